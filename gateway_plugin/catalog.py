@@ -1,0 +1,185 @@
+"""The catalog: which models there are. ``models.yaml``, parsed once, unknown keys refused.
+
+Used by the service and the CLI, and by the Serve application, which gets the same frozen values.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gateway_plugin.errors import ConfigError, ModelNotFound
+
+MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._/:@-]{0,127}")
+"""What a model may be called: safe in the edge's maps and on its socket, whose commands are separated by ``;``."""
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration_s(value: object) -> float:
+    """Seconds of ``90``, ``"90s"``, ``"10m"`` or ``"1h30m"``; ``-1`` stands for "for ever". Raises ``ValueError``."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected a duration such as 90, '10m' or -1, got {value!r}")
+    if isinstance(value, int | float):
+        seconds = float(value)
+    else:
+        text = value.strip()
+        try:
+            seconds = float(text)
+        except ValueError:
+            if not text or _DURATION.sub("", text):
+                raise ValueError(f"expected a duration such as 90, '10m' or -1, got {value!r}") from None
+            seconds = sum(float(n) * _UNIT_S[unit] for n, unit in _DURATION.findall(text))
+    if seconds < 0 and seconds != -1:
+        raise ValueError(f"a duration is 0 or more, or -1 for 'for ever', got {value!r}")
+    if seconds != seconds or seconds == float("inf"):
+        raise ValueError(f"a duration is a finite number of seconds, got {value!r}")
+    return seconds
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration_s)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Frozen):
+    """One catalog entry: where the weights are, what they need, how long to keep them."""
+
+    name: str
+    source: str
+    """``prepared:NAME`` (built by ``gateway models prepare``), a local folder, or a hub repository ``org/name``."""
+    task: Literal["generate", "embed"] = "generate"
+    aliases: tuple[str, ...] = ()
+    engine: Literal["vllm", "command"] = "vllm"
+    command: tuple[str, ...] = ()
+    """For ``engine: command``: argv of an OpenAI-compatible server; see ``serve.agent.argv`` for the placeholders."""
+    args: tuple[str, ...] = ()
+    """Further arguments for vLLM."""
+    env: dict[str, str] = Field(default_factory=dict)
+    gpus: int = Field(default=0, ge=0, le=64)
+    memory_gib: float = Field(gt=0, le=100_000)
+    """Per GPU when ``gpus`` > 0, else of the node's engine memory."""
+    replicas_max: int = Field(default=1, ge=1, le=8)
+    pinned: bool = False
+    keep_alive_s: Duration = Field(default=-1.0, alias="keep_alive")
+    """Unload after so long without a request, even if nobody needs the room. ``-1``: never. ``0``: at once."""
+    min_residency_s: Duration = Field(default=0.0, alias="min_residency")
+    load_timeout_s: Duration = Field(default=900.0, alias="load_timeout")
+    drain_timeout_s: Duration = Field(default=600.0, alias="drain_timeout")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @field_validator("name", "aliases")
+    @classmethod
+    def _safe_name(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in (value,) if isinstance(value, str) else value:
+            if not MODEL_NAME.fullmatch(name):
+                raise ValueError(f"a model name matches {MODEL_NAME.pattern}, got {name!r}")
+        return value
+
+    @field_validator("load_timeout_s", "drain_timeout_s", "min_residency_s")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if value < 0:
+            raise ValueError("-1 ('for ever') is not possible here")
+        return value
+
+    @model_validator(mode="after")
+    def _command_fits_engine(self) -> Model:
+        if (self.engine == "command") != bool(self.command):
+            raise ValueError("'command' is given exactly when 'engine: command' is")
+        return self
+
+    @property
+    def memory_mib(self) -> int:
+        """Memory in whole MiB, per GPU when ``gpus`` > 0."""
+        return max(1, round(self.memory_gib * 1024))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and every alias."""
+        return (self.name, *self.aliases)
+
+
+class Catalog(_Frozen):
+    """Every model that the gateway may load."""
+
+    models: tuple[Model, ...]
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Catalog:
+        seen: dict[str, str] = {}
+        for model in self.models:
+            for name in model.names:
+                if name in seen:
+                    raise ValueError(f"the name '{name}' of model '{model.name}' is taken by model '{seen[name]}'")
+                seen[name] = model.name
+        return self
+
+    def find(self, name: str) -> Model:
+        """The model with this name or alias. Raises ``ModelNotFound``."""
+        for model in self.models:
+            if name in model.names:
+                return model
+        raise ModelNotFound(name, tuple(model.name for model in self.models))
+
+
+def parse_catalog(document: object, origin: str) -> Catalog:
+    """The catalog in a parsed YAML document ``{"models": {NAME: {...}}}``.
+
+    Raises:
+        ConfigError: one line that names ``origin``, the key and what was expected.
+    """
+    if not isinstance(document, dict) or not isinstance(document.get("models"), dict):
+        raise ConfigError(f"{origin}: models: expected a mapping of model names to entries")
+    unknown = sorted(str(key) for key in document if key != "models")
+    if unknown:
+        raise ConfigError(f"{origin}: {unknown[0]}: unknown key; expected only 'models'")
+    entries: list[dict[str, Any]] = []
+    for name, entry in document["models"].items():
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{origin}: models.{name}: expected a mapping such as 'source: ...'")
+        if "name" in entry:
+            raise ConfigError(f"{origin}: models.{name}.name: unknown key; the name is the entry's own key")
+        entries.append({"name": str(name), **entry})
+    try:
+        return Catalog.model_validate({"models": entries})
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_first_problem(error, entries)}") from None
+
+
+def _first_problem(error: ValidationError, entries: list[dict[str, Any]]) -> str:
+    problem = error.errors()[0]
+    path = list(problem["loc"])
+    if len(path) >= 2 and path[0] == "models" and isinstance(path[1], int):
+        path[1] = entries[path[1]]["name"]
+    what = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        what = f"unknown key; expected one of {', '.join(sorted(_keys()))}"
+    key = ".".join(str(part) for part in path) or "models"
+    return f"{key}: {what}"
+
+
+def _keys() -> set[str]:
+    return {field.alias or name for name, field in Model.model_fields.items()} - {"name"}
+
+
+def load_catalog(path: Path) -> Catalog:
+    """The catalog in the YAML file ``path``. Raises ``ConfigError``."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}: is not valid YAML{where}: {first}") from None
+    return parse_catalog(document, str(path))

@@ -1,0 +1,179 @@
+"""The errors of the gateway: each knows its HTTP status, its code, its exit code, and survives pickling.
+
+A ``GatewayError`` crosses process borders (ingress, controller, CLI, Parsl workers), so every subclass is rebuilt from
+the arguments it was made with. ``code`` is stable and documented; the message is for people and says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class GatewayError(Exception):
+    """Base of every error that the gateway reports to a user.
+
+    Attributes:
+        status: HTTP status of the answer that carries it.
+        code: stable, machine-readable name (``error.code`` in OpenAI's form).
+        exit_code: exit code of a CLI command that ends with it (sysexits.h where one fits).
+        retry_after_s: when a retry makes sense, in seconds; ``None`` when it does not.
+    """
+
+    status: int = 500
+    code: str = "internal_error"
+    kind: str = "server_error"
+    exit_code: int = 70
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        state: str | None = None,
+        eta_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.state = state
+        self.eta_s = eta_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), dict(self.__dict__))
+
+    def body(self) -> dict[str, Any]:
+        """The error in OpenAI's form: ``{"error": {"message", "type", "code", "param", "state"?, "eta_s"?}}``."""
+        error: dict[str, Any] = {"message": self.message, "type": self.kind, "code": self.code, "param": None}
+        if self.state is not None:
+            error["state"] = self.state
+        if self.status == 503:
+            error["eta_s"] = self.eta_s
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        """Extra response headers: ``Retry-After`` in whole seconds, always there on a 503."""
+        if self.retry_after_s is not None:
+            return {"Retry-After": str(max(1, round(self.retry_after_s)))}
+        return {"Retry-After": "5"} if self.status == 503 else {}
+
+
+def _rebuild(cls: type[GatewayError], attributes: Mapping[str, Any]) -> GatewayError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, attributes.get("message", ""))
+    error.__dict__.update(attributes)
+    return error
+
+
+class InvalidRequest(GatewayError):
+    """The request itself is wrong: no JSON, no model, a bad option."""
+
+    status, code, kind, exit_code = 400, "invalid_request", "invalid_request_error", 64
+
+
+class ConfigError(GatewayError):
+    """A catalog, site or option is unknown or impossible. The message names the file, the key and what was expected."""
+
+    status, code, kind, exit_code = 400, "invalid_configuration", "invalid_request_error", 2
+
+
+class InvalidKey(GatewayError):
+    """No API key, more than one, or one that the gateway does not know."""
+
+    status, code, kind, exit_code = 401, "invalid_api_key", "authentication_error", 77
+
+
+class Forbidden(GatewayError):
+    """The key is known but its role may not do this."""
+
+    status, code, kind, exit_code = 403, "forbidden", "permission_error", 77
+
+
+class ModelNotFound(GatewayError):
+    """No catalog entry or alias has this name."""
+
+    status, code, kind, exit_code = 404, "model_not_found", "invalid_request_error", 66
+
+    def __init__(self, model: str, known: tuple[str, ...] = ()) -> None:
+        hint = f" Known models: {', '.join(known[:8])}." if known else ""
+        super().__init__(f"The model '{model}' is not in the catalog.{hint}")
+        self.model = model
+
+
+class NotFound(GatewayError):
+    """No such path, key or block."""
+
+    status, code, kind, exit_code = 404, "not_found", "invalid_request_error", 66
+
+
+class BodyTooLarge(GatewayError):
+    """The request body is over the gateway's limit."""
+
+    status, code, kind, exit_code = 413, "body_too_large", "invalid_request_error", 65
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The request body is larger than the gateway's limit of {limit_bytes} bytes.")
+        self.limit_bytes = limit_bytes
+
+
+class ModelQueueFull(GatewayError):
+    """Too many requests already wait: for this model, or in all."""
+
+    status, code, exit_code = 503, "model_queue_full", 75
+
+    def __init__(self, model: str, limit: int, retry_after_s: float = 5.0) -> None:
+        super().__init__(
+            f"{limit} requests already wait for models, the gateway's limit; '{model}' was not queued. Try again later.",
+            retry_after_s=retry_after_s,
+            state="queue_full",
+            eta_s=retry_after_s,
+        )
+        self.model = model
+
+
+class ModelUnavailable(GatewayError):
+    """The model could not be made ready: its engine failed, and the message carries the engine's own last words."""
+
+    status, code, exit_code = 503, "model_unavailable", 75
+
+
+class NoRoom(GatewayError):
+    """The model is larger than anything this site could ever give it."""
+
+    status, code, exit_code = 503, "no_room", 75
+
+
+class WaitDeadline(GatewayError):
+    """The model was not ready within the time that the request may wait."""
+
+    status, code, exit_code = 503, "wait_deadline", 75
+
+
+class NotRouted(GatewayError):
+    """An engine that was said to be ready could not be reached through the edge."""
+
+    status, code, exit_code = 503, "not_routed", 75
+
+
+class RequestKilledEngine(GatewayError):
+    """Two engines died while they worked on this request; it is not given to a third."""
+
+    status, code, exit_code = 500, "request_killed_engine", 70
+
+
+class Unloaded(GatewayError):
+    """The model was unloaded by an administrator while the request waited for it."""
+
+    status, code, exit_code = 503, "model_unloaded", 75
+
+
+class GatewayUnreachable(GatewayError):
+    """Nothing answers at the gateway's address."""
+
+    status, code, exit_code = 503, "gateway_unreachable", 69
+
+
+class ServiceError(GatewayError):
+    """The gateway could not be started or stopped: a port in use, a missing package, a part that died."""
+
+    status, code, exit_code = 500, "service_error", 69

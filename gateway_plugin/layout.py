@@ -1,0 +1,241 @@
+"""Where things lie: the state folder (shared, kept) and the run folder (this node's own, sockets and PID files).
+
+Every path of the gateway is spelled here and nowhere else. Both folders are 0700 and belong to the user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_plugin.errors import ServiceError
+
+
+def default_state_root() -> Path:
+    """``$GATEWAY_STATE``, else ``$XDG_STATE_HOME/gateway-plugin``, else ``~/.local/state/gateway-plugin``."""
+    explicit = os.environ.get("GATEWAY_STATE")
+    if explicit:
+        return Path(explicit).expanduser().absolute()
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "gateway-plugin"
+
+
+def weights_root() -> Path:
+    """Where prepared weights lie: ``$GATEWAY_WEIGHTS``, else ``$XDG_CACHE_HOME/gateway-plugin/models``, else under ``~/.cache``."""
+    explicit = os.environ.get("GATEWAY_WEIGHTS")
+    if explicit:
+        return Path(explicit).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gateway-plugin" / "models"
+
+
+def private_folder(path: Path) -> Path:
+    """Make ``path`` a 0700 folder of this user. Raises ``ServiceError`` if it is somebody else's or a link."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ServiceError(f"{path} is not a folder of this user; remove it or set another place (GATEWAY_STATE, TMPDIR).")
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        path.chmod(0o700)
+    return path
+
+
+def write_private(path: Path, content: str | bytes) -> None:
+    """Write a 0600 file atomically: a reader sees the old content or the new one, and nobody else sees either."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All paths of one gateway, from the path of its state folder.
+
+    The run folder lies on the node's own disk (AF_UNIX paths end at 107 characters and do not work on every shared file
+    system), its name follows from the user and the state folder, so that two gateways never share one.
+    """
+
+    state: Path
+
+    @property
+    def run(self) -> Path:
+        """``/tmp/gw-<uid>-<hash>``: sockets, PID files, engine records of this node."""
+        digest = hashlib.sha256(str(self.state).encode()).hexdigest()[:8]
+        return Path(os.environ.get("GATEWAY_RUN_ROOT", "/tmp")) / f"gw-{os.getuid()}-{digest}"
+
+    def make(self) -> None:
+        """Create every folder, 0700."""
+        for folder in (self.state, self.run, self.edge, self.tls, self.logs, self.engine_logs, self.blocks, self.block_scripts,
+                       self.engine_records, self.controller, self.ray_tables):
+            private_folder(folder)
+
+    # --- service ---
+    @property
+    def service_json(self) -> Path:
+        """What runs: site, catalog, ports, supervisor's PID and start time."""
+        return self.state / "service.json"
+
+    @property
+    def supervisor_status(self) -> Path:
+        """Rewritten by the supervisor with every change: what it waits for, PIDs, restarts."""
+        return self.run / "supervisor.json"
+
+    @property
+    def catalog_json(self) -> Path:
+        """The catalog as the Serve application was given it."""
+        return self.state / "catalog.json"
+
+    @property
+    def ray_token(self) -> Path:
+        return self.state / "ray.token"
+
+    @property
+    def ray_tables(self) -> Path:
+        """GCS tables in RocksDB; local disk."""
+        return self.run / "gcs"
+
+    @property
+    def ray_temp(self) -> Path:
+        return self.run / "ray"
+
+    @property
+    def cluster_yaml(self) -> Path:
+        """The autoscaler's configuration."""
+        return self.state / "cluster.yaml"
+
+    # --- keys ---
+    @property
+    def keys_json(self) -> Path:
+        """Names, roles and SHA-256 of API keys."""
+        return self.state / "keys.json"
+
+    @property
+    def admin_key(self) -> Path:
+        """The CLI's own admin key, in the clear, 0600."""
+        return self.state / "admin.key"
+
+    # --- certificates ---
+    @property
+    def tls(self) -> Path:
+        return self.state / "tls"
+
+    @property
+    def ca(self) -> Path:
+        return self.tls / "ca.pem"
+
+    @property
+    def edge_identity(self) -> Path:
+        """Client certificate and key of the edge, one PEM."""
+        return self.tls / "edge.pem"
+
+    @property
+    def agent_identity(self) -> Path:
+        """Client certificate and key of node agents, one PEM."""
+        return self.tls / "agent.pem"
+
+    @property
+    def engine_certificate(self) -> Path:
+        return self.tls / "engine.crt"
+
+    @property
+    def engine_key(self) -> Path:
+        return self.tls / "engine.key"
+
+    @property
+    def serve_certificate(self) -> Path:
+        return self.tls / "serve.crt"
+
+    @property
+    def serve_key(self) -> Path:
+        return self.tls / "serve.key"
+
+    @property
+    def edge_secret(self) -> Path:
+        """What the edge shows to the ingress in ``x-gateway-edge``."""
+        return self.tls / "edge.secret"
+
+    # --- edge ---
+    @property
+    def edge(self) -> Path:
+        return self.state / "edge"
+
+    @property
+    def edge_config(self) -> Path:
+        return self.edge / "haproxy.cfg"
+
+    @property
+    def keys_map(self) -> Path:
+        """SHA-256 of a key -> ``role:name``."""
+        return self.edge / "keys.map"
+
+    @property
+    def models_map(self) -> Path:
+        """Model name or alias -> slot."""
+        return self.edge / "models.map"
+
+    @property
+    def slot_keys_map(self) -> Path:
+        """Slot -> key of the engines in it."""
+        return self.edge / "slotkeys.map"
+
+    @property
+    def servers_state(self) -> Path:
+        return self.edge / "servers.state"
+
+    @property
+    def edge_socket(self) -> Path:
+        """The edge's administration socket."""
+        return self.run / "edge.sock"
+
+    @property
+    def inner_door(self) -> Path:
+        """Where the ingress sends a request back through the edge."""
+        return self.run / "inner.sock"
+
+    # --- blocks, engines, controller ---
+    @property
+    def blocks(self) -> Path:
+        return self.state / "blocks"
+
+    @property
+    def block_scripts(self) -> Path:
+        return self.blocks / "scripts"
+
+    @property
+    def ledger(self) -> Path:
+        return self.blocks / "ledger.json"
+
+    @property
+    def engine_records(self) -> Path:
+        """One JSON file an engine of this node: PID, start time, port, model, generation."""
+        return self.run / "engines"
+
+    @property
+    def controller(self) -> Path:
+        """Recorded events (``events.jsonl``), pins and wishes (``wishes.json``)."""
+        return self.state / "controller"
+
+    # --- logs ---
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def usage_log(self) -> Path:
+        return self.logs / "usage.jsonl"
+
+    @property
+    def engine_logs(self) -> Path:
+        return self.logs / "engines"

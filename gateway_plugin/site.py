@@ -1,0 +1,179 @@
+"""A site: one cluster (or laptop) that the plugin is installed on, as a Python value.
+
+A site file is ordinary Python with one module-level ``site = Site(...)``. It says what Parsl and Ray must know of the
+machines, and nothing about models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gateway_plugin.errors import ConfigError
+
+_TYPE_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
+_SITE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class NodeType(_Frozen):
+    """One kind of block: the Parsl provider that gives it and what a node of it holds."""
+
+    name: str
+    provider: Any
+    """A Parsl ``ExecutionProvider`` with one node a block."""
+    cpus: int = Field(ge=1)
+    gpus: int = Field(default=0, ge=0)
+    gpu_memory_gib: float = Field(default=0.0, ge=0)
+    """Of one GPU, as far as engines may use it."""
+    engine_memory_gib: float = Field(default=0.0, ge=0)
+    """Host memory that engines without a GPU may use together."""
+    min_blocks: int = Field(default=0, ge=0)
+    max_blocks: int = Field(default=1, ge=0)
+    worker_init: str = ""
+    """Shell lines run on the node before Ray starts: modules, virtual environment."""
+    engines_on_loopback: bool = False
+    """Engines listen on 127.0.0.1: for blocks on the gateway's own machine."""
+    node_address: str = "auto"
+    """``auto``: the address that routes to the head. Else a shell expression that prints it."""
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _TYPE_NAME.fullmatch(value) or value == "head":
+            raise ValueError(f"a node type's name matches {_TYPE_NAME.pattern} and is not 'head', got {value!r}")
+        return value
+
+    @field_validator("provider")
+    @classmethod
+    def _provider(cls, value: Any) -> Any:
+        for verb in ("submit", "status", "cancel"):
+            if not callable(getattr(value, verb, None)):
+                raise ValueError(f"expected a Parsl ExecutionProvider, got {type(value).__name__}")
+        if getattr(value, "nodes_per_block", 1) != 1:
+            raise ValueError("one block is one Ray node: nodes_per_block must be 1")
+        return value
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> NodeType:
+        if self.gpus and not self.gpu_memory_gib:
+            raise ValueError("gpu_memory_gib is needed where gpus is above 0")
+        if not self.gpus and not self.engine_memory_gib:
+            raise ValueError("either gpus or engine_memory_gib must be above 0")
+        if self.min_blocks > self.max_blocks:
+            raise ValueError(f"min_blocks ({self.min_blocks}) is above max_blocks ({self.max_blocks})")
+        return self
+
+
+class Limits(_Frozen):
+    """Bounds that a refusal names."""
+
+    body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    waiting_requests: int = Field(default=1000, ge=1)
+    """Requests that may wait for models at a time, all models together."""
+    wait_s: float = Field(default=1800.0, gt=0)
+    """How long one request may wait for its model."""
+    in_flight_per_key: int = Field(default=512, ge=1)
+    requests_per_key_10s: int = Field(default=100_000, ge=1)
+    abandoned_load_grace_s: float = Field(default=2.0, ge=0)
+    """How long a load goes on that nobody waits for any more."""
+
+
+class Site(_Frozen):
+    """Where the gateway runs and what it may ask the scheduler for."""
+
+    name: str
+    node_types: tuple[NodeType, ...] = Field(min_length=1)
+    bind: str = "127.0.0.1"
+    """Address of the front door. Anything but loopback wants ``certificate``."""
+    port: int = Field(default=8180, ge=1024, le=65535)
+    certificate: Path | None = None
+    """PEM file with certificate chain and key of the front door."""
+    ray_port: int = Field(default=6390, ge=1024, le=65535)
+    serve_port: int = Field(default=8181, ge=1024, le=65535)
+    head_address: str = "auto"
+    """Address of this machine that blocks can reach; ``auto``: that of the default route's interface."""
+    block_idle_s: float = Field(default=300.0, ge=5)
+    """How long a block without an engine and without demand is kept."""
+    queue_wait_max_s: float = Field(default=7 * 86400.0, ge=60)
+    """Longest time a job may be pending before Ray gives it up."""
+    limits: Limits = Limits()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _SITE_NAME.fullmatch(value):
+            raise ValueError(f"a site's name matches {_SITE_NAME.pattern}, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Site:
+        names = [node_type.name for node_type in self.node_types]
+        if len(set(names)) != len(names):
+            raise ValueError("node_types: two of them have the same name")
+        if self.bind not in ("127.0.0.1", "::1", "localhost") and self.certificate is None:
+            raise ValueError(f"bind={self.bind!r} is open to others: give a 'certificate', or bind to 127.0.0.1")
+        if len({self.port, self.ray_port, self.serve_port}) != 3:
+            raise ValueError("port, ray_port and serve_port must differ")
+        return self
+
+    def node_type(self, name: str) -> NodeType:
+        """The node type called ``name``. Raises ``ConfigError``."""
+        for node_type in self.node_types:
+            if node_type.name == name:
+                return node_type
+        raise ConfigError(f"site {self.name}: no node type is called {name!r}")
+
+
+def load_site(reference: str) -> Site:
+    """The site called ``reference``: a name in ``parsl_configs`` (``local``), ``package.module``, or a ``.py`` file.
+
+    Raises:
+        ConfigError: one line that names the file, the key and what was expected.
+    """
+    try:
+        module = _load_module(reference)
+        site = getattr(module, "site", None)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        what = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            what = "unknown key"
+        raise ConfigError(f"{reference}: {error.title}{'.' + key if key else ''}: {what}") from None
+    if not isinstance(site, Site):
+        raise ConfigError(f"{reference}: expected a module-level 'site = Site(...)'")
+    return site
+
+
+def _load_module(reference: str) -> Any:
+    if reference.endswith(".py") or "/" in reference:
+        path = Path(reference).expanduser().resolve()
+        if not path.is_file():
+            raise ConfigError(f"{reference}: no such site file")
+        spec = importlib.util.spec_from_file_location(f"gateway_site_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"{reference}: is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        try:
+            spec.loader.exec_module(module)
+        except (SyntaxError, NameError, TypeError, ImportError) as error:
+            raise ConfigError(f"{reference}: {type(error).__name__}: {error}") from None
+        return module
+    name = reference if "." in reference else f"parsl_configs.{reference}"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            raise ConfigError(f"{reference}: no such site; give a name in parsl_configs/ or a .py file") from None
+        raise ConfigError(f"{reference}: a package is missing: {error.name}") from None

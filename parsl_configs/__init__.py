@@ -1,0 +1,1 @@
+"""Sites: values only, one file each."""

@@ -1,0 +1,102 @@
+"""What is to be done. Data only; ``serve.controller.performer`` does it and reports back with events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway_plugin.catalog import Model
+from gateway_plugin.errors import GatewayError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The one answer of a waiter: go (``None``), or why not."""
+
+    ticket: str
+    error: GatewayError | None = None
+
+
+@dataclass(frozen=True)
+class StartEngine:
+    """To the node's agent. Outcome: ``EngineListening``/``EngineReady``, or ``EngineExited``."""
+
+    engine: str
+    node: str
+    model: Model
+    gpus: tuple[int, ...]
+    slot: int
+    """Its key is the slot's."""
+    epoch: int
+    generation: int
+
+
+@dataclass(frozen=True)
+class StopEngine:
+    """To the node's agent: end the process group. Outcome: ``EngineExited``."""
+
+    engine: str
+    node: str
+    epoch: int
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class OpenRoute:
+    """To the edge: address, health up, state ready. Outcome: ``RouteOpened`` or ``RouteRefused``."""
+
+    engine: str
+    slot: int
+    server: int
+    address: str
+
+
+@dataclass(frozen=True)
+class DrainRoute:
+    """To the edge: no new request. Its counters follow in ``EdgeSeen`` every 50 ms."""
+
+    engine: str
+    slot: int
+    server: int
+
+
+@dataclass(frozen=True)
+class CloseRoute:
+    """To the edge: ``maint``. Outcome: ``RouteClosed``."""
+
+    engine: str
+    slot: int
+    server: int
+
+
+@dataclass(frozen=True)
+class SyncSlots:
+    """To the edge: these models are in these slots, under these names; a slot that is new to its model gets a new key.
+
+    ``names``: every name and alias -> slot. Models without a slot are not in it (they take the cold path).
+    """
+
+    names: Mapping[str, int]
+    fresh: tuple[int, ...] = ()
+    """Slots whose tenant changed: a new engine key."""
+
+
+@dataclass(frozen=True)
+class CreateAgent:
+    """Ask Ray for one more node agent of this type; pending, it makes the autoscaler submit a block."""
+
+    node: str
+    type: str
+    block: str = ""
+    """Given when the agent died and its node lives: make it again there or nowhere."""
+
+
+@dataclass(frozen=True)
+class KillAgent:
+    """Give the node back: the agent ends, the node is idle, the autoscaler cancels the block."""
+
+    node: str
+
+
+Effect = Answer | StartEngine | StopEngine | OpenRoute | DrainRoute | CloseRoute | SyncSlots | CreateAgent | KillAgent

@@ -1,0 +1,224 @@
+"""What happens to the fleet. Each event is one fact, reported by the part that owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway_plugin.catalog import Model
+
+
+@dataclass(frozen=True)
+class FoundEngine:
+    """An engine process that an agent has, told after (re)connecting."""
+
+    id: str
+    model: str
+    gpus: tuple[int, ...]
+    memory_mib: int
+    generation: int
+    started: float
+    address: str
+    ready: bool
+    """It answered a real request."""
+    loaded_s: float | None = None
+
+
+@dataclass(frozen=True)
+class FoundServer:
+    """A server that the edge has open or draining."""
+
+    slot: int
+    server: int
+    address: str
+    up: bool
+    draining: bool
+    in_flight: int
+    idle_s: float
+    """Seconds since its last session began; -1 if there was none."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A controller began its life. ``slots`` and ``servers`` are what the edge has, ``nodes`` the agents found alive."""
+
+    epoch: int
+    slots: Mapping[str, int]
+    servers: tuple[FoundServer, ...]
+    nodes: tuple[str, ...]
+    pinned: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class CatalogChanged:
+    """The catalog as it is now, whole."""
+
+    models: tuple[Model, ...]
+
+
+@dataclass(frozen=True)
+class NodeJoined:
+    """An agent is up (or was found again) and says what its node holds and which engines it has."""
+
+    node: str
+    type: str
+    block: str
+    address: str
+    host_mib: int
+    gpu_mib: tuple[int, ...]
+    engines: tuple[FoundEngine, ...] = ()
+
+
+@dataclass(frozen=True)
+class NodeGone:
+    """An agent died or could not be reached any more. ``node_alive``: only the agent died, its node is still there."""
+
+    node: str
+    reason: str
+    node_alive: bool = False
+
+
+@dataclass(frozen=True)
+class NodeFailed:
+    """An agent that was asked for could not be created."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class EngineListening:
+    engine: str
+    generation: int
+    address: str
+
+
+@dataclass(frozen=True)
+class EngineReady:
+    """It answered one real request. ``load_s``: from start of the process."""
+
+    engine: str
+    generation: int
+    address: str
+    load_s: float
+
+
+@dataclass(frozen=True)
+class EngineExited:
+    """Its process is gone (asked to or not) and its memory free. ``reason`` ends with its own last words if it failed."""
+
+    engine: str
+    generation: int
+    reason: str
+    expected: bool
+
+
+@dataclass(frozen=True)
+class RouteOpened:
+    """The edge itself reports the server UP."""
+
+    engine: str
+
+
+@dataclass(frozen=True)
+class RouteRefused:
+    """The edge did not take the command, or the server did not come UP in time."""
+
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RouteClosed:
+    """The server is in ``maint`` and its place free."""
+
+    engine: str
+
+
+@dataclass(frozen=True)
+class ServerSeen:
+    engine: str
+    up: bool
+    in_flight: int
+    last_used: float
+    """Wall clock; 0 if never."""
+
+
+@dataclass(frozen=True)
+class EdgeSeen:
+    """Counters read from the edge: all of them once a second, draining ones every 50 ms."""
+
+    servers: tuple[ServerSeen, ...]
+
+
+@dataclass(frozen=True)
+class Acquire:
+    """A request waits for ``model`` (a name or an alias)."""
+
+    ticket: str
+    model: str
+    wait_s: float
+    not_routed: bool = False
+    """It was told to go before and the edge had no usable server."""
+
+
+@dataclass(frozen=True)
+class WaiterLeft:
+    """Its client is gone."""
+
+    ticket: str
+
+
+@dataclass(frozen=True)
+class LoadAsked:
+    """``gateway models load``."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class UnloadAsked:
+    """``gateway models unload``: drained, stopped, its pin and its wish forgotten; its waiters are refused."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class PinChanged:
+    model: str
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class NodeDrainAsked:
+    """``gateway blocks drain``."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed; deadlines are looked at."""
+
+
+Event = (
+    Started
+    | CatalogChanged
+    | NodeJoined
+    | NodeGone
+    | NodeFailed
+    | EngineListening
+    | EngineReady
+    | EngineExited
+    | RouteOpened
+    | RouteRefused
+    | RouteClosed
+    | EdgeSeen
+    | Acquire
+    | WaiterLeft
+    | LoadAsked
+    | UnloadAsked
+    | PinChanged
+    | NodeDrainAsked
+    | Tick
+)
