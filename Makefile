@@ -1,0 +1,42 @@
+# Two commands for a newcomer: make demo, make test. The rest: make help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench-gateway venv clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The environment is built once for a given set of pinned lists: its stamp carries their hash, so that neither a fresh
+# checkout's file times nor a switch of branches builds it again for nothing.
+LISTS := requirements/cpu.txt requirements/dev.txt requirements/torch.txt requirements/make_venv.sh
+HASH := $(shell cat $(LISTS) | sha256sum | cut -c1-12)
+STAMP := $(VENV)/.complete-$(HASH)
+TESTS ?= tests
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
+
+$(STAMP):
+	@sh requirements/make_venv.sh "$(abspath $(VENV))"
+	@rm -f $(VENV)/.complete-*
+	@touch $@
+
+venv: $(STAMP) ## The virtual environment .venv with every pinned package
+
+demo: $(STAMP) ## Two real models on this machine, room for one: the quickstart, from nothing to an answer
+	@exec $(BIN)/python examples/run_demo.py
+
+test: $(STAMP) ## Every test; says what it skipped and why
+	$(BIN)/python -m pytest -rs --durations=10 $(TESTS)
+
+check: $(STAMP) ## Linter, formatter, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_architecture.py
+
+bench-gateway: $(STAMP) ## What the gateway adds to an engine: build/bench/gateway.json
+	$(BIN)/python -m benchmarks.gateway
+
+clean: ## Remove .venv, build/ and caches (not the prepared weights)
+	rm -rf $(VENV) $(VENV).log build .mypy_cache .ruff_cache .pytest_cache .hypothesis runinfo *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
