@@ -183,3 +183,12 @@ def load_catalog(path: Path) -> Catalog:
         where = f" in line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path}: is not valid YAML{where}: {first}") from None
     return parse_catalog(document, str(path))
+
+
+def catalog_document(catalog: Catalog) -> dict[str, Any]:
+    """The catalog as ``parse_catalog`` reads it, ready for JSON: ``{"models": {NAME: {...}}}``."""
+    entries = {
+        model.name: model.model_dump(mode="json", by_alias=True, exclude={"name"}, exclude_defaults=True)
+        for model in catalog.models
+    }
+    return {"models": entries}

@@ -239,3 +239,30 @@ class Layout:
     @property
     def engine_logs(self) -> Path:
         return self.logs / "engines"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.logs / "supervisor.log"
+
+    @property
+    def edge_log(self) -> Path:
+        return self.logs / "edge.log"
+
+    @property
+    def head_log(self) -> Path:
+        """What ``ray start`` says; Ray's own logs lie under ``ray_temp``."""
+        return self.logs / "ray-head.log"
+
+    @property
+    def deploy_log(self) -> Path:
+        return self.logs / "deploy.log"
+
+    @property
+    def service_lock(self) -> Path:
+        """Locked by ``up`` and ``down`` while they change what runs."""
+        return self.state / "service.lock"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Locked by the supervisor as long as it lives: there is one."""
+        return self.run / "supervisor.lock"
