@@ -173,6 +173,12 @@ class GatewayUnreachable(GatewayError):
     status, code, exit_code = 503, "gateway_unreachable", 69
 
 
+class EdgeError(GatewayError):
+    """The edge cannot be reached on its socket, or refused a command."""
+
+    status, code, exit_code = 503, "edge_error", 69
+
+
 class ServiceError(GatewayError):
     """The gateway could not be started or stopped: a port in use, a missing package, a part that died."""
 

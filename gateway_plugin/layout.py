@@ -38,7 +38,9 @@ def private_folder(path: Path) -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise ServiceError(f"{path} is not a folder of this user; remove it or set another place (GATEWAY_STATE, TMPDIR).")
+        raise ServiceError(
+            f"{path} is not a folder of this user; remove it or set another place (GATEWAY_STATE, TMPDIR)."
+        )
     if stat.S_IMODE(found.st_mode) != 0o700:
         path.chmod(0o700)
     return path
@@ -77,8 +79,19 @@ class Layout:
 
     def make(self) -> None:
         """Create every folder, 0700."""
-        for folder in (self.state, self.run, self.edge, self.tls, self.logs, self.engine_logs, self.blocks, self.block_scripts,
-                       self.engine_records, self.controller, self.ray_tables):
+        for folder in (
+            self.state,
+            self.run,
+            self.edge,
+            self.tls,
+            self.logs,
+            self.engine_logs,
+            self.blocks,
+            self.block_scripts,
+            self.engine_records,
+            self.controller,
+            self.ray_tables,
+        ):
             private_folder(folder)
 
     # --- service ---
@@ -134,6 +147,11 @@ class Layout:
     @property
     def ca(self) -> Path:
         return self.tls / "ca.pem"
+
+    @property
+    def ca_key(self) -> Path:
+        """What signs certificates; read by ``make_authority`` alone."""
+        return self.tls / "ca.key"
 
     @property
     def edge_identity(self) -> Path:
@@ -203,6 +221,11 @@ class Layout:
     def inner_door(self) -> Path:
         """Where the ingress sends a request back through the edge."""
         return self.run / "inner.sock"
+
+    @property
+    def cold_door(self) -> Path:
+        """The slots' backup server, inside the edge: the way to the ingress."""
+        return self.run / "cold.sock"
 
     # --- blocks, engines, controller ---
     @property

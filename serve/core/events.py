@@ -40,7 +40,7 @@ class FoundServer:
 
 @dataclass(frozen=True)
 class Started:
-    """A controller began its life. ``slots`` and ``servers`` are what the edge has, ``nodes`` the agents found alive."""
+    """A controller began its life. ``slots`` and ``servers``: what the edge has; ``nodes``: the agents found alive."""
 
     epoch: int
     slots: Mapping[str, int]
@@ -105,7 +105,7 @@ class EngineReady:
 
 @dataclass(frozen=True)
 class EngineExited:
-    """Its process is gone (asked to or not) and its memory free. ``reason`` ends with its own last words if it failed."""
+    """Its process is gone (asked to or not), its memory free. ``reason`` ends with its own last words if it failed."""
 
     engine: str
     generation: int

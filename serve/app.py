@@ -1,0 +1,109 @@
+"""Composition root of the Serve application: the only place that sees controller, ingress and agent together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve as ray_serve
+
+from gateway_plugin.errors import ConfigError
+from gateway_plugin.layout import Layout
+from gateway_plugin.service.record import read_record
+from gateway_plugin.site import NodeType, Site
+from serve.agent.actor import AgentSettings, NodeAgent
+from serve.controller.deployment import Controller
+from serve.core.fleet import NodeKind, Policy
+from serve.ingress.http import Ingress
+
+_ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+"""Both need the edge's sockets, which are on the head's machine."""
+
+
+class RayNodeAgent(NodeAgent):
+    """A node agent that knows where Ray put it."""
+
+    async def ray_node(self) -> str:
+        """Ray's id of the node."""
+        found: str = ray.get_runtime_context().get_node_id()
+        return found
+
+
+def node_kind(node_type: NodeType) -> NodeKind:
+    """What the core must know of a node type. Pure."""
+    return NodeKind(
+        name=node_type.name,
+        host_mib=int(node_type.engine_memory_gib * 1024),
+        gpu_mib=(int(node_type.gpu_memory_gib * 1024),) * node_type.gpus,
+        min_nodes=node_type.min_blocks,
+        max_nodes=node_type.max_blocks,
+    )
+
+
+def policy(site: Site) -> Policy:
+    """The core's numbers, from the site's. Pure."""
+    return Policy(
+        kinds=tuple(node_kind(node_type) for node_type in site.node_types),
+        waiting_max=site.limits.waiting_requests,
+        abandoned_load_grace_s=site.limits.abandoned_load_grace_s,
+        block_idle_s=site.block_idle_s,
+    )
+
+
+class AgentMaker:
+    """(node, kind) -> class and arguments of its agent."""
+
+    def __init__(self, state: str, site: Site) -> None:
+        self._state = state
+        self._on_loopback = {node_type.name: node_type.engines_on_loopback for node_type in site.node_types}
+
+    def __call__(self, node: str, kind: NodeKind) -> tuple[type[Any], tuple[Any, ...]]:
+        settings = AgentSettings(
+            node=node,
+            type=kind.name,
+            state=self._state,
+            host_mib=kind.host_mib,
+            gpu_mib=kind.gpu_mib,
+            on_loopback=self._on_loopback[kind.name],
+        )
+        return RayNodeAgent, (settings,)
+
+
+def build(args: dict[str, str]) -> ray_serve.Application:
+    """The application of the gateway whose state folder is ``args["state"]``.
+
+    Raises:
+        ConfigError: the folder has no ``service.json``, or its site cannot be loaded.
+    """
+    state = args.get("state")
+    if not state:
+        raise ConfigError("serve.app:build wants the argument 'state', the gateway's state folder")
+    record = read_record(Layout(Path(state)))
+    if record is None:
+        raise ConfigError(f"{state} has no service.json; start the gateway with 'gateway up'")
+    site = record.load_site()
+    bound = site.limits.waiting_requests + 200
+    controller = ray_serve.deployment(
+        Controller,
+        name="controller",
+        num_replicas=1,
+        max_ongoing_requests=bound,
+        graceful_shutdown_timeout_s=2.0,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2.0,
+        health_check_timeout_s=20.0,
+        ray_actor_options=_ON_HEAD,
+    ).bind(state, policy(site), AgentMaker(state, site))
+    ingress = ray_serve.deployment(
+        ray_serve.ingress()(Ingress),
+        name="ingress",
+        num_replicas=1,
+        max_ongoing_requests=bound,
+        graceful_shutdown_timeout_s=2.0,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2.0,
+        health_check_timeout_s=20.0,
+        ray_actor_options=_ON_HEAD,
+    ).bind(state, site.limits, controller)
+    return ingress

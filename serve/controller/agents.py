@@ -1,0 +1,163 @@
+"""Node agents as Ray actors: made, found again, watched, ended. What they say becomes events.
+
+An agent is detached and named after its node, so that it outlives the controller, and is never restarted by Ray, which
+would ask for a block behind the policy's back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from serve.core.events import EngineExited, Event, NodeFailed, NodeGone
+from serve.core.fleet import NodeKind
+
+log = logging.getLogger("gateway.controller")
+
+NAMESPACE = "gateway"
+_PREFIX = "gateway-agent-"
+_POLL_S = 20.0
+_LOST = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError, ray.exceptions.ActorUnavailableError)
+
+MakeAgent = Callable[[str, NodeKind], tuple[type[Any], tuple[Any, ...]]]
+"""(node, kind) -> the agent's class and the arguments it is made with. Given by ``serve.app``."""
+
+
+def agents_alive() -> tuple[str, ...]:
+    """Nodes whose agents exist (pending ones too), found by their names. Blocking: call it in a thread."""
+    found = ray.util.list_named_actors(all_namespaces=True)
+    names = [entry["name"] for entry in found if entry["namespace"] == NAMESPACE]
+    return tuple(sorted(name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)))
+
+
+class Agents:
+    """Handles of the agents, one watcher each."""
+
+    def __init__(self, kinds: tuple[NodeKind, ...], make: MakeAgent, post: Callable[[Event], None]) -> None:
+        self._kinds: Mapping[str, NodeKind] = {kind.name: kind for kind in kinds}
+        self._make = make
+        self._post = post
+        self._handles: dict[str, Any] = {}
+        self._ray_nodes: dict[str, str] = {}  # node -> Ray's id of the node its agent ran on
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+
+    def find(self, node: str) -> None:
+        """Take over the agent that an earlier controller made."""
+        try:
+            handle = ray.get_actor(_PREFIX + node, namespace=NAMESPACE)
+        except ValueError:
+            self._post(NodeGone(node, "its agent is gone"))
+            return
+        self._watch(node, handle)
+
+    def create(self, node: str, kind_name: str, block: str) -> None:
+        """Make an agent. With ``block``, only on the node where it was before: there or nowhere."""
+        kind = self._kinds.get(kind_name)
+        if kind is None:
+            self._post(NodeFailed(node, f"the site has no node type {kind_name!r} any more"))
+            return
+        agent_class, arguments = self._make(node, kind)
+        options: dict[str, Any] = {
+            "name": _PREFIX + node,
+            "namespace": NAMESPACE,
+            "lifetime": "detached",
+            "max_restarts": 0,
+            "num_cpus": 0,
+            "resources": {f"gateway_{kind.name}": 1},
+            "max_concurrency": 1000,
+        }
+        if block:
+            ray_node = self._ray_nodes.get(node)
+            if ray_node is None:
+                self._post(NodeFailed(node, f"nobody knows where block {block} is"))
+                return
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(ray_node, soft=False)
+        try:
+            handle = ray.remote(agent_class).options(**options).remote(*arguments)
+        except ValueError as error:  # the name is taken: its agent lives after all
+            log.warning("agent-exists", extra={"node": node, "error": str(error)})
+            self.find(node)
+            return
+        self._watch(node, handle)
+
+    def kill(self, node: str) -> None:
+        """End the agent; its node becomes idle and the autoscaler gives the block back."""
+        handle = self._handles.get(node)
+        if handle is None:
+            try:
+                handle = ray.get_actor(_PREFIX + node, namespace=NAMESPACE)
+            except ValueError:
+                return
+        ray.kill(handle)
+
+    def call(self, node: str, verb: str, *arguments: Any) -> Any:
+        """The awaitable of one call. Raises ``KeyError`` for a node without agent."""
+        return getattr(self._handles[node], verb).remote(*arguments)
+
+    def stop(self) -> None:
+        """Watch no more (the agents live on)."""
+        for watcher in self._watchers.values():
+            watcher.cancel()
+
+    def watching(self) -> tuple[asyncio.Task[None], ...]:
+        """The watchers' tasks: none may end while its agent lives."""
+        return tuple(self._watchers.values())
+
+    def _watch(self, node: str, handle: Any) -> None:
+        self._handles[node] = handle
+        previous = self._watchers.pop(node, None)
+        if previous is not None:
+            previous.cancel()
+        task = asyncio.create_task(self._follow(node, handle), name=f"watch-{node}")
+        self._watchers[node] = task
+
+    async def _follow(self, node: str, handle: Any) -> None:
+        joined = False
+        try:
+            self._ray_nodes[node] = await handle.ray_node.remote()
+            self._post(await handle.describe.remote())
+            joined = True
+            after = 0
+            while True:
+                after, events = await handle.events.remote(after, _POLL_S)
+                for event in events:
+                    self._post(event)
+        except _LOST as error:
+            reason = _first_line(error)
+            if self._handles.get(node) is handle:
+                del self._handles[node]
+            if not joined:
+                self._post(NodeFailed(node, reason))
+                return
+            alive = await asyncio.to_thread(_ray_node_alive, self._ray_nodes.get(node, ""))
+            self._post(NodeGone(node, reason, node_alive=alive))
+        except ray.exceptions.RayTaskError as error:  # the agent itself raised: a defect, or a node it cannot serve on
+            log.exception("agent-defect", extra={"node": node})
+            ray.kill(handle)
+            self._handles.pop(node, None)
+            self._post(NodeFailed(node, _first_line(error)) if not joined else NodeGone(node, _first_line(error)))
+
+    async def command(self, node: str, verb: str, command: Any, *arguments: Any) -> None:
+        """Send one engine command; what the agent refuses comes back as the engine's exit."""
+        try:
+            await self.call(node, verb, command, *arguments)
+        except (KeyError, *_LOST) as error:
+            # The watcher reports the node; here it only matters that the engine is not waited for.
+            log.warning("agent-unreachable", extra={"node": node, "verb": verb, "error": _first_line(error)})
+        except ray.exceptions.RayTaskError as error:
+            log.exception("agent-refused", extra={"node": node, "verb": verb})
+            self._post(EngineExited(command.engine, command.generation, _first_line(error), expected=False))
+
+
+def _ray_node_alive(ray_node: str) -> bool:
+    return any(entry["NodeID"] == ray_node and entry["Alive"] for entry in ray.nodes())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else lines[0])[:400] if lines else repr(error)

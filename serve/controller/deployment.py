@@ -1,0 +1,238 @@
+"""The controller: a mailbox, one loop, the only writer of the fleet. A Serve deployment with exactly one replica."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from gateway_plugin.edge.runtime import EdgeRuntime
+
+from gateway_plugin.catalog import Catalog, parse_catalog
+from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound
+from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.logs import log_events
+from serve.controller.agents import Agents, MakeAgent, agents_alive
+from serve.controller.journal import Journal
+from serve.controller.metrics import Metrics
+from serve.controller.observer import Observer, found_servers
+from serve.controller.performer import Performer
+from serve.core.effects import Answer
+from serve.core.events import (
+    Acquire,
+    CatalogChanged,
+    EngineExited,
+    Event,
+    FoundServer,
+    LoadAsked,
+    NodeDrainAsked,
+    PinChanged,
+    Started,
+    Tick,
+    UnloadAsked,
+    WaiterLeft,
+)
+from serve.core.fleet import EngineState, Fleet, Policy
+from serve.core.step import initial, step
+from serve.core.view import models_view, nodes_view, status_view
+
+log = logging.getLogger("gateway.controller")
+
+_TICK_S = 0.25
+_DEATHS_KEPT = 8
+
+
+class Controller:
+    """Decides what is loaded where and which routes are open."""
+
+    def __init__(self, state: str, policy: Policy, make_agent: MakeAgent) -> None:
+        self._layout = Layout(Path(state))
+        log_events("gateway.controller", self._layout.logs / "controller.log")
+        self.fleet: Fleet = initial(policy)
+        self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._open: dict[str, asyncio.Future[GatewayError | None]] = {}
+        self._deaths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS_KEPT))
+        self._journal = Journal(self._layout.controller)
+        self._metrics = Metrics()
+        self._edge = EdgeRuntime(self._layout)
+        self._agents = Agents(policy.kinds, make_agent, self.post)
+        self._performer = Performer(self._edge, self._agents, self.post, self._answer)
+        self._observer = Observer(self._edge, self, self.post, self._performer.start_all)
+        self._catalog_pins: frozenset[str] = frozenset()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._begun = asyncio.Event()
+        self._spawn(self._begin(), "begin")
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Something happened. The only way in."""
+        self._mailbox.put_nowait(event)
+
+    async def _run(self) -> None:
+        while True:
+            event = await self._mailbox.get()
+            now = time.time()
+            self._journal.record(event, now)
+            before = self.fleet
+            self._metrics.count(before, event)
+            self._count_death(before, event, now)
+            self.fleet, effects = step(before, event, now)
+            self._performer.start_all(effects)
+            if self.fleet.pinned != before.pinned:
+                self._keep_pins()
+
+    async def _begin(self) -> None:
+        """Ask the edge and the agents what there is, then start the loop with it."""
+        catalog = self._read_catalog()
+        slots, servers = await self._edge_as_it_is(catalog)
+        nodes = await asyncio.to_thread(agents_alive)
+        pinned, unpinned = self._journal.pins()
+        self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
+        self.post(CatalogChanged(catalog.models))
+        self.post(Started(self._journal.next_epoch(), slots, servers, nodes, pinned))
+        for name in unpinned & self._catalog_pins:
+            self.post(PinChanged(name, pinned=False))
+        for node in nodes:
+            self._agents.find(node)
+        self._spawn(self._run(), "loop")
+        self._spawn(self._performer.run(), "performer")
+        self._spawn(self._observer.watch_all(), "observer")
+        self._spawn(self._observer.watch_draining(), "observer-draining")
+        self._spawn(self._tick(), "tick")
+        self._begun.set()
+        log.info("controller-started", extra={"nodes": nodes, "servers": len(servers)})
+
+    async def _edge_as_it_is(self, catalog: Catalog) -> tuple[dict[str, int], tuple[FoundServer, ...]]:
+        while True:
+            try:
+                tenants = await self._edge.tenants()
+                stats = await self._edge.servers()
+            except (OSError, GatewayError) as error:
+                log.warning("edge-not-yet", extra={"error": str(error)})
+                await asyncio.sleep(0.2)
+                continue
+            names = {model.name for model in catalog.models}
+            slots = {name: slot for name, slot in tenants.items() if name in names}
+            return slots, found_servers(stats)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self.post(Tick())
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    def check_health(self) -> None:
+        """Serve asks this; a loop that ended is a controller that must be replaced."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                log.critical("controller-broken", exc_info=task.exception(), extra={"task": task.get_name()})
+                raise RuntimeError(f"the controller's {task.get_name()} ended") from task.exception()
+
+    def _answer(self, answer: Answer) -> None:
+        future = self._open.pop(answer.ticket, None)
+        if future is not None and not future.done():
+            future.set_result(answer.error)
+
+    def _count_death(self, before: Fleet, event: Event, now: float) -> None:
+        if isinstance(event, EngineExited) and not event.expected:
+            engine = before.engines.get(event.engine)
+            if engine is not None and engine.generation == event.generation and engine.state is EngineState.READY:
+                self._deaths[engine.model].append(now)
+
+    def _keep_pins(self) -> None:
+        self._journal.keep_pins(self.fleet.pinned - self._catalog_pins, self._catalog_pins - self.fleet.pinned)
+
+    def _read_catalog(self) -> Catalog:
+        path = self._layout.catalog_json
+        return parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path))
+
+    # --- verbs, called by the ingress -----------------------------------------------------------------------------
+
+    async def acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> dict[str, Any]:
+        """Wait until ``model`` may be asked for.
+
+        Returns ``{"error": GatewayError | None, "deaths": [...]}``, the latest deaths of its engines in wall-clock seconds.
+        A caller that goes away cancels this call, and its wait.
+        """
+        await self._begun.wait()
+        future: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
+        self._open[ticket] = future
+        self.post(Acquire(ticket, model, wait_s, not_routed))
+        try:
+            error = await future
+        except asyncio.CancelledError:
+            self._open.pop(ticket, None)
+            self.post(WaiterLeft(ticket))
+            raise
+        name = self.fleet.names.get(model, model)
+        return {"error": error, "deaths": list(self._deaths[name]) if name in self._deaths else []}
+
+    async def outlook(self, model: str) -> dict[str, Any]:
+        """``{"state", "eta_s"}`` of a model, for keep-alive comments."""
+        name = self.fleet.names.get(model, model)
+        for entry in models_view(self.fleet, time.time()):
+            if entry["id"] == name:
+                return {"state": entry["state"], "eta_s": entry["eta_s"]}
+        return {"state": "unknown", "eta_s": None}
+
+    async def ready(self) -> bool:
+        """The loop runs and agents and edge have reported."""
+        return self._begun.is_set() and self.fleet.settled
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Every model with its state."""
+        return models_view(self.fleet, time.time())
+
+    async def status(self) -> dict[str, Any]:
+        """All there is to see."""
+        return {**status_view(self.fleet, time.time()), "edge_reachable": self._observer.reachable, "pid": os.getpid()}
+
+    async def blocks(self) -> list[dict[str, Any]]:
+        """Nodes with their blocks."""
+        return nodes_view(self.fleet, time.time())
+
+    async def metrics(self) -> bytes:
+        """Prometheus text."""
+        return self._metrics.text(self.fleet, self._observer.requests)
+
+    async def administer(self, verb: str, model: str) -> GatewayError | None:
+        """``load``, ``unload``, ``pin`` or ``unpin``. Returns what is wrong with it, or ``None``."""
+        name = self.fleet.names.get(model)
+        if name is None:
+            return ModelNotFound(model, tuple(sorted(self.fleet.models)))
+        events: dict[str, Event] = {
+            "load": LoadAsked(name),
+            "unload": UnloadAsked(name),
+            "pin": PinChanged(name, pinned=True),
+            "unpin": PinChanged(name, pinned=False),
+        }
+        self.post(events[verb])
+        return None
+
+    async def apply(self, document: object) -> GatewayError | None:
+        """Take another catalog. Returns what is wrong with it, or ``None``; it is kept for the next controller."""
+        try:
+            catalog = parse_catalog(document, "catalog")
+        except GatewayError as error:
+            return error
+        write_private(self._layout.catalog_json, json.dumps(document))
+        self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
+        self.post(CatalogChanged(catalog.models))
+        return None
+
+    async def drain_block(self, block: str) -> GatewayError | None:
+        """Give a block (or node) back once its engines are drained."""
+        for node in self.fleet.nodes.values():
+            if block in (node.block, node.id):
+                self.post(NodeDrainAsked(node.id))
+                return None
+        return NotFound(f"No block is called {block!r}; see 'gateway blocks list'.")

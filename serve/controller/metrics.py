@@ -1,0 +1,83 @@
+"""Prometheus metrics of the controller: gauges from the fleet as it is, histograms and counters from what happened."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serve.core.events import EngineExited, EngineReady, Event
+from serve.core.fleet import Fleet, NodePhase
+from serve.core.view import engines_by_state, routes_by_state, waiting_by_model
+
+_LOAD_BUCKETS_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
+
+
+class Metrics:
+    """One registry; nothing global, so that a test can make as many as it likes."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._loads = Histogram(
+            "gateway_load_seconds",
+            "From the start of an engine's process to its first real answer",
+            ["model"],
+            buckets=_LOAD_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._exits = Counter(
+            "gateway_engine_exits", "Engine processes that ended", ["model", "expected"], registry=self.registry
+        )
+        self._switches = Gauge(
+            "gateway_switches_total",
+            "Models evicted to make room for another, since this controller began",
+            registry=self.registry,
+        )
+        self._requests = Gauge(
+            "gateway_requests_total",
+            "Requests given to engines by the edge, since this controller began",
+            ["model"],
+            registry=self.registry,
+        )
+        self._waiting = Gauge(
+            "gateway_waiting_requests", "Requests waiting for a model", ["model"], registry=self.registry
+        )
+        self._in_flight = Gauge(
+            "gateway_in_flight_requests", "Requests inside engines", ["model"], registry=self.registry
+        )
+        self._engines = Gauge("gateway_engines", "Engines by state", ["state"], registry=self.registry)
+        self._routes = Gauge("gateway_routes", "Routes by state", ["state"], registry=self.registry)
+        self._nodes = Gauge("gateway_nodes", "Nodes by phase", ["phase"], registry=self.registry)
+        self._epoch = Gauge("gateway_controller_epoch", "Lives of the controller so far", registry=self.registry)
+
+    def count(self, before: Fleet, event: Event) -> None:
+        """Count what ``event`` says about a fleet that was ``before``."""
+        if isinstance(event, EngineReady | EngineExited):
+            engine = before.engines.get(event.engine)
+            if engine is None or engine.generation != event.generation:
+                return
+            if isinstance(event, EngineReady):
+                self._loads.labels(engine.model).observe(event.load_s)
+            else:
+                self._exits.labels(engine.model, str(event.expected).lower()).inc()
+
+    def text(self, fleet: Fleet, requests: dict[str, int]) -> bytes:
+        """The exposition of ``fleet`` now. ``requests``: model -> requests that the edge gave to its engines."""
+        self._switches.set(fleet.switches)
+        self._epoch.set(fleet.epoch)
+        for gauge in (self._requests, self._waiting, self._in_flight):
+            gauge.clear()
+        for name, count in requests.items():
+            self._requests.labels(name).set(count)
+        for name in fleet.models:
+            self._waiting.labels(name).set(0)
+            self._in_flight.labels(name).set(0)
+        for name, count in waiting_by_model(fleet).items():
+            self._waiting.labels(name).set(count)
+        for engine in fleet.engines.values():
+            self._in_flight.labels(engine.model).inc(engine.in_flight)
+        for state, count in engines_by_state(fleet).items():
+            self._engines.labels(state).set(count)
+        for state, count in routes_by_state(fleet).items():
+            self._routes.labels(state).set(count)
+        for phase in NodePhase:
+            self._nodes.labels(phase.value).set(sum(node.phase is phase for node in fleet.nodes.values()))
+        return generate_latest(self.registry)

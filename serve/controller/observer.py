@@ -1,0 +1,138 @@
+"""Reads the edge's counters and turns them into events: all once a second, draining routes every 50 ms."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
+
+from gateway_plugin.errors import GatewayError
+from serve.core.drift import differences, repairs
+from serve.core.effects import Effect
+from serve.core.events import EdgeSeen, Event, FoundServer, ServerSeen
+from serve.core.fleet import Engine, Fleet, RouteState
+
+log = logging.getLogger("gateway.controller")
+
+_ALL_S = 1.0
+_DRAINING_S = 0.05
+
+
+class Known(Protocol):
+    """Who knows the fleet as it is now."""
+
+    fleet: Fleet
+
+
+def seen(fleet: Fleet, stats: Iterable[ServerStat], now: float) -> EdgeSeen:
+    """What the edge's counters say of the fleet's engines. Pure.
+
+    An engine whose route should be open but whose server the edge does not list is reported as not up.
+    """
+    by_place = {(stat.slot, stat.server): stat for stat in stats}
+    found = []
+    for engine in fleet.engines.values():
+        slot = fleet.slots.get(engine.model)
+        if slot is None or engine.server is None or engine.route is RouteState.NONE:
+            continue
+        stat = by_place.get((slot, engine.server))
+        if stat is None or stat.address != engine.address:
+            found.append(ServerSeen(engine.id, up=False, in_flight=0, last_used=0.0))
+        else:
+            last_used = now - stat.idle_s if stat.idle_s >= 0 else 0.0
+            found.append(ServerSeen(engine.id, stat.up, stat.in_flight, last_used))
+    return EdgeSeen(tuple(found))
+
+
+def found_servers(stats: Iterable[ServerStat]) -> tuple[FoundServer, ...]:
+    """The edge's counters in the core's words."""
+    return tuple(
+        FoundServer(stat.slot, stat.server, stat.address, stat.up, stat.draining, stat.in_flight, stat.idle_s)
+        for stat in stats
+    )
+
+
+def draining(fleet: Fleet) -> tuple[Engine, ...]:
+    """Engines whose routes are asked for often."""
+    return tuple(engine for engine in fleet.engines.values() if engine.route is RouteState.DRAINING)
+
+
+class Observer:
+    """Polls the edge; keeps how many requests each model's engines were given."""
+
+    def __init__(
+        self,
+        edge: EdgeRuntime,
+        known: Known,
+        post: Callable[[Event], None],
+        mend: Callable[[tuple[Effect, ...]], None],
+    ) -> None:
+        self._edge = edge
+        self._known = known
+        self._post = post
+        self._mend = mend
+        self._drift: frozenset[Effect] = frozenset()
+        self.requests: dict[str, int] = {}
+        """Model -> requests given to its engines since this controller began."""
+        self._totals: dict[tuple[int, int], int] = {}
+        self.reachable = True
+
+    async def watch_all(self) -> None:
+        """Once a second, everything."""
+        while True:
+            await self._read(None)
+            await asyncio.sleep(_ALL_S)
+
+    async def watch_draining(self) -> None:
+        """Every 50 ms, what drains."""
+        while True:
+            slots = {self._known.fleet.slots.get(engine.model) for engine in draining(self._known.fleet)}
+            wanted = tuple(sorted(slot for slot in slots if slot is not None))
+            if wanted:
+                await self._read(wanted)
+            await asyncio.sleep(_DRAINING_S)
+
+    async def _read(self, slots: tuple[int, ...] | None) -> None:
+        try:
+            stats = await self._edge.servers(slots)
+        except (OSError, GatewayError) as error:
+            if self.reachable:  # one line a change, not one a second
+                log.warning("edge-unreachable", extra={"error": str(error)})
+            self.reachable = False
+            return
+        self.reachable = True
+        fleet = self._known.fleet
+        if slots is None:
+            self._count(fleet, stats)
+            self._compare(fleet, stats)
+            event = seen(fleet, stats, time.time())
+        else:
+            full = seen(fleet, stats, time.time())
+            inside = {engine.id for engine in fleet.engines.values() if fleet.slots.get(engine.model) in slots}
+            event = EdgeSeen(tuple(server for server in full.servers if server.engine in inside))
+        if event.servers:
+            self._post(event)
+
+    def _count(self, fleet: Fleet, stats: Iterable[ServerStat]) -> None:
+        tenants = {slot: model for model, slot in fleet.slots.items()}
+        for stat in stats:
+            place = (stat.slot, stat.server)
+            before, self._totals[place] = self._totals.get(place), stat.total
+            if before is None or stat.slot not in tenants:
+                continue
+            more = stat.total - before if stat.total >= before else stat.total  # an edge that restarted counts from 0
+            model = tenants[stat.slot]
+            self.requests[model] = self.requests.get(model, 0) + more
+
+    def _compare(self, fleet: Fleet, stats: tuple[ServerStat, ...]) -> None:
+        servers = found_servers(stats)
+        effects = repairs(self._drift, fleet, servers)
+        self._drift = differences(fleet, servers)
+        if effects:
+            log.warning("edge-drift", extra={"effects": repr(effects)})
+            self._mend(effects)
+            self._drift = frozenset()

@@ -1,0 +1,44 @@
+"""What the edge has and the fleet does not know of, or the other way round: what must be put right.
+
+Both sides move while one looks at the other, so a difference counts only when it has lasted: ``repairs`` is given the
+differences of the last look and returns effects only for those that are still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from serve.core.effects import CloseRoute, Effect, OpenRoute
+from serve.core.events import FoundServer
+from serve.core.fleet import EngineState, Fleet, RouteState
+
+
+def differences(fleet: Fleet, servers: Iterable[FoundServer]) -> frozenset[Effect]:
+    """Effects that would make edge and fleet equal, looked at once.
+
+    (1) a server that is open at the edge and belongs to no engine: close it;
+    (2) an engine whose route is open in the fleet and whose server the edge does not have: open it again.
+    """
+    if not fleet.settled:
+        return frozenset()
+    wanted = {}
+    for engine in fleet.engines.values():
+        slot = fleet.slots.get(engine.model)
+        if slot is not None and engine.server is not None and engine.route is not RouteState.NONE:
+            wanted[(slot, engine.server)] = engine
+    found = {(server.slot, server.server): server for server in servers}
+    effects: set[Effect] = set()
+    for slot, index in found:
+        if (slot, index) not in wanted:  # (1)
+            effects.add(CloseRoute(f"unknown-slot{slot}-e{index}", slot, index))
+    for (slot, index), engine in wanted.items():
+        there = found.get((slot, index))
+        missing = there is None or there.address != engine.address
+        if missing and engine.state is EngineState.READY and engine.route is RouteState.OPEN:  # (2)
+            effects.add(OpenRoute(engine.id, slot, index, engine.address))
+    return frozenset(effects)
+
+
+def repairs(before: frozenset[Effect], fleet: Fleet, servers: Iterable[FoundServer]) -> tuple[Effect, ...]:
+    """The differences that were there the last time and still are, in a stable order."""
+    return tuple(sorted(before & differences(fleet, servers), key=repr))

@@ -1,0 +1,124 @@
+"""What people and programs are shown of the fleet: plain data, ready for JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from serve.core.fleet import Engine, EngineState, Fleet, Node, RouteState
+from serve.core.waiting import eta_s, model_state
+
+
+def model_view(fleet: Fleet, name: str, now: float) -> dict[str, Any]:
+    """One model, as ``GET /v1/models`` lists it: OpenAI's keys, then ours."""
+    model = fleet.models[name]
+    engines = [engine for engine in fleet.engines.values() if engine.model == name]
+    failure = fleet.failures.get(name)
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "gateway",
+        "task": model.task,
+        "aliases": list(model.aliases),
+        "state": model_state(fleet, name),
+        "eta_s": eta_s(fleet, name, now),
+        "pinned": name in fleet.pinned,
+        "in_flight": sum(engine.in_flight for engine in engines),
+        "waiting": sum(waiter.model == name for waiter in fleet.waiters.values()),
+        "nodes": sorted({engine.node for engine in engines}),
+        "reason": failure.reason if failure is not None else None,
+    }
+
+
+def models_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
+    """Every model of the catalog, by name."""
+    return [model_view(fleet, name, now) for name in sorted(fleet.models)]
+
+
+def engine_view(engine: Engine, now: float) -> dict[str, Any]:
+    """One engine and its route."""
+    return {
+        "id": engine.id,
+        "model": engine.model,
+        "node": engine.node,
+        "gpus": list(engine.gpus),
+        "memory_mib": engine.memory_mib,
+        "state": engine.state.value,
+        "route": engine.route.value,
+        "up": engine.up,
+        "in_flight": engine.in_flight,
+        "age_s": round(max(0.0, now - engine.started), 1),
+        "loaded_s": engine.loaded_s,
+        "address": engine.address,
+        "stop_reason": engine.stop_reason or None,
+    }
+
+
+def node_view(fleet: Fleet, node: Node, now: float) -> dict[str, Any]:
+    """One node and what is free on it."""
+    host, gpus = node.host_mib, list(node.gpu_mib)
+    models = []
+    for engine in fleet.engines.values():
+        if engine.node != node.id:
+            continue
+        models.append(engine.model)
+        if not engine.gpus:
+            host -= engine.memory_mib
+        for index in engine.gpus:
+            if index < len(gpus):
+                gpus[index] -= engine.memory_mib
+    return {
+        "id": node.id,
+        "type": node.type,
+        "phase": node.phase.value,
+        "block": node.block,
+        "address": node.address,
+        "host_mib": node.host_mib,
+        "gpu_mib": list(node.gpu_mib),
+        "free_mib": host,
+        "free_gpu_mib": gpus,
+        "models": sorted(models),
+        "age_s": round(max(0.0, now - node.since), 1),
+    }
+
+
+def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
+    """Every node, by id."""
+    return [node_view(fleet, fleet.nodes[name], now) for name in sorted(fleet.nodes)]
+
+
+def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
+    """The whole of it, as ``GET /gateway/v1/status`` shows it."""
+    return {
+        "state": "ready" if fleet.settled else "starting",
+        "epoch": fleet.epoch,
+        "models": models_view(fleet, now),
+        "engines": [engine_view(fleet.engines[name], now) for name in sorted(fleet.engines)],
+        "nodes": nodes_view(fleet, now),
+        "waiting": len(fleet.waiters),
+        "switches": fleet.switches,
+        "policy": {
+            "slots": fleet.policy.slots,
+            "waiting_max": fleet.policy.waiting_max,
+            "block_idle_s": fleet.policy.block_idle_s,
+            "kinds": [kind.name for kind in fleet.policy.kinds],
+        },
+    }
+
+
+def engines_by_state(fleet: Fleet) -> dict[str, int]:
+    """How many engines are in each state; every state is there."""
+    found = Counter(engine.state for engine in fleet.engines.values())
+    return {state.value: found[state] for state in EngineState}
+
+
+def routes_by_state(fleet: Fleet) -> dict[str, int]:
+    """How many routes are in each state; every state but ``none`` is there."""
+    found = Counter(engine.route for engine in fleet.engines.values())
+    return {state.value: found[state] for state in RouteState if state is not RouteState.NONE}
+
+
+def waiting_by_model(fleet: Fleet) -> dict[str, int]:
+    """How many requests wait for each model that anybody waits for."""
+    return dict(Counter(waiter.model for waiter in fleet.waiters.values()))

@@ -1,0 +1,175 @@
+"""A cold request: wait for its model, send it back through the edge, pass the answer on.
+
+The edge sends a request here when no engine could take it: the model is cold, or its engine died before the first byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from gateway_plugin.errors import GatewayError, NotRouted, RequestKilledEngine
+from serve.ingress.body import Ask, parse_ask, read_bounded
+from serve.ingress.relay import Relay, is_not_routed, response_headers
+from serve.ingress.waiting import Waiting
+
+log = logging.getLogger("gateway.ingress")
+
+KEEP_ALIVE_S = 10.0
+"""A streaming client that waits longer gets SSE comments from here on."""
+
+_NOT_ROUTED_MAX = 3
+_BACK_OFF_S = 0.2
+_DEATHS_MAX = 2
+_DEATH_NEWS_S = 1.0
+"""A dead engine is noticed by its agent within this time."""
+
+
+class StreamBroken(ConnectionError):
+    """The engine broke off in the middle of an answer; the transfer must break off too, visibly."""
+
+
+@dataclass(frozen=True)
+class Errand:
+    """One request on its way: what it asks, where it goes, when it came and when it gives up."""
+
+    ask: Ask
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    arrived: float
+    """Wall-clock seconds at which the edge took it."""
+    deadline: float
+    """Monotonic seconds."""
+
+
+class Inference:
+    """Handles every inference path."""
+
+    def __init__(self, waiting: Waiting, relay: Relay, body_bytes_max: int) -> None:
+        self._waiting = waiting
+        self._relay = relay
+        self._body_bytes_max = body_bytes_max
+
+    async def handle(self, request: Request) -> Response:
+        """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
+        deadline = self._waiting.deadline()
+        body = await read_bounded(request, self._body_bytes_max)
+        ask = parse_ask(body, request.headers.get("x-gateway-model"))
+        query = request.scope["query_string"].decode("latin-1")
+        target = request.url.path + (f"?{query}" if query else "")
+        errand = Errand(
+            ask, request.method, target, dict(request.headers), arrived_at(request.headers, time.time()), deadline
+        )
+        work = asyncio.create_task(self._fetch(errand))
+        try:
+            if ask.stream:
+                done, _ = await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
+                if not done:
+                    return StreamingResponse(self._slow_stream(ask.model, work), media_type="text/event-stream")
+            upstream = await work
+        except BaseException:
+            work.cancel()
+            raise
+        return StreamingResponse(pieces(upstream), upstream.status_code, response_headers(upstream))
+
+    async def _fetch(self, errand: Errand) -> httpx.Response:
+        """The engine's response once it begins.
+
+        (1) acquire; (2) two of the model's engines died while they had the request -> refuse it; (3) send;
+        (4) answered: done; (5) not routed too often -> give up; (6) else acquire again, backing off.
+        """
+        model = errand.ask.model
+        held = [(errand.arrived, time.time() + _DEATH_NEWS_S)]  # the edge may have tried an engine before it came here
+        not_routed = 0
+        while True:
+            granted = await self._waiting.acquire(model, errand.deadline, not_routed=not_routed > 0)  # (1)
+            if deaths_within(granted.deaths, held) >= _DEATHS_MAX:  # (2)
+                raise RequestKilledEngine(
+                    f"{_DEATHS_MAX} engines of '{model}' died while they worked on this request; "
+                    "it is not given to another. Change the request before you send it again."
+                )
+            sent_at = time.time()
+            try:
+                response = await self._relay.send(errand.method, errand.target, errand.headers, errand.ask)  # (3)
+                if not is_not_routed(response):
+                    return response  # (4)
+                await response.aclose()
+            except httpx.TransportError as error:  # the edge restarts, or broke off before the first byte
+                log.warning("inner-door-broken", extra={"error": type(error).__name__, "model": model})
+            held.append((sent_at, time.time() + _DEATH_NEWS_S))
+            not_routed += 1
+            if not_routed > _NOT_ROUTED_MAX:  # (5)
+                raise NotRouted(
+                    f"An engine of '{model}' was ready, but the request could not be brought to it "
+                    f"in {not_routed} tries. Try again; if it goes on, see 'gateway status'.",
+                    retry_after_s=5.0,
+                    state="not_routed",
+                )
+            await asyncio.sleep(_BACK_OFF_S * 2 ** (not_routed - 1))  # (6)
+
+    async def _slow_stream(self, model: str, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
+        """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors."""
+        try:
+            while not work.done():
+                state, eta = await self._waiting.outlook(model)
+                expected = f", ready in about {eta:.0f} s" if eta is not None else ""
+                yield f": {model} is {state}{expected}\n\n".encode()
+                await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
+            try:
+                upstream = work.result()
+            except GatewayError as error:
+                yield sse_error(error.body())
+                return
+            if upstream.status_code != 200:
+                yield sse_error(await upstream.aread())
+                await upstream.aclose()
+                return
+            async for piece in pieces(upstream):
+                yield piece
+        finally:
+            work.cancel()
+
+
+def deaths_within(deaths: Iterable[float], held: Sequence[tuple[float, float]]) -> int:
+    """How many of ``deaths`` fall into a span ``(from, to)`` in which an engine had the request."""
+    return sum(any(begin <= at <= end for begin, end in held) for at in set(deaths))
+
+
+async def pieces(upstream: httpx.Response) -> AsyncIterator[bytes]:
+    """The response's bytes as they come. Raises ``StreamBroken`` if the engine breaks off."""
+    try:
+        async for piece in upstream.aiter_raw():
+            yield piece
+    except httpx.TransportError as error:
+        raise StreamBroken(f"the engine broke off: {type(error).__name__}") from error
+    finally:
+        await upstream.aclose()
+
+
+def sse_error(body: Mapping[str, object] | bytes) -> bytes:
+    """An SSE ``error`` event. A body that is no JSON object is wrapped in OpenAI's form."""
+    if isinstance(body, bytes):
+        try:
+            parsed = json.loads(body)
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            text = body.decode("utf-8", "replace")[:500]
+            parsed = {"error": {"message": text, "type": "server_error", "code": "engine_error", "param": None}}
+        body = parsed
+    return b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"
+
+
+def arrived_at(headers: Mapping[str, str], now: float) -> float:
+    """When the edge took the request (``x-gateway-arrived``, ms since the epoch); ``now`` if it does not say."""
+    stamp = headers.get("x-gateway-arrived", "")
+    return int(stamp) / 1000 if stamp.isdigit() else now

@@ -1,0 +1,78 @@
+"""A controller's handle as the ingress sees it, played by a script: what ``acquire`` answers, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any
+
+from ray.exceptions import ActorDiedError
+
+from gateway_plugin.errors import GatewayError
+
+Granting = Callable[[], Awaitable[GatewayError | None]]
+
+
+class Response:
+    """Like Serve's ``DeploymentResponse``: awaitable and cancellable."""
+
+    def __init__(self, work: Awaitable[Any]) -> None:
+        self._task = asyncio.ensure_future(work)
+        self.cancelled = False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._task.__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._task.cancel()
+
+
+class _Verb:
+    def __init__(self, call: Callable[..., Awaitable[Any]], responses: list[Response]) -> None:
+        self._call = call
+        self._responses = responses
+
+    def remote(self, *arguments: Any) -> Response:
+        response = Response(self._call(*arguments))
+        self._responses.append(response)
+        return response
+
+
+class ScriptedController:
+    """Answers ``acquire`` from ``grants`` (the last one again and again); every verb returns what it is given."""
+
+    def __init__(self, *grants: GatewayError | type[BaseException] | float | None, **verbs: Any) -> None:
+        self.grants = list(grants) or [None]
+        self.deaths: list[float] = []
+        self.asked: list[tuple[str, bool]] = []
+        self.told: list[tuple[str, tuple[Any, ...]]] = []
+        self.responses: list[Response] = []
+        self._verbs = verbs
+
+    def __getattr__(self, name: str) -> _Verb:
+        if name == "acquire":
+            return _Verb(self._acquire, self.responses)
+        if name == "outlook":
+            return _Verb(self._outlook, self.responses)
+        return _Verb(lambda *arguments: self._verb(name, arguments), self.responses)
+
+    async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> dict[str, Any]:
+        self.asked.append((model, not_routed))
+        grant = self.grants.pop(0) if len(self.grants) > 1 else self.grants[0]
+        if isinstance(grant, float):
+            await asyncio.sleep(grant)
+            grant = None
+        if isinstance(grant, type):
+            raise ActorDiedError() if grant is ActorDiedError else grant()
+        return {"error": grant, "deaths": list(self.deaths)}
+
+    async def _outlook(self, model: str) -> dict[str, Any]:
+        return {"state": "loading", "eta_s": 12.0}
+
+    async def _verb(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        self.told.append((name, arguments))
+        answer = self._verbs[name]
+        if isinstance(answer, type):
+            raise answer()
+        return answer

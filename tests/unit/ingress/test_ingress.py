@@ -1,0 +1,267 @@
+"""The ingress's own behaviour: who may ask it, what it refuses, how it waits and goes back through the edge."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from ray.exceptions import ActorDiedError
+from starlette.applications import Starlette
+
+from gateway_plugin.errors import ModelQueueFull, ModelUnavailable
+from gateway_plugin.layout import Layout
+from gateway_plugin.site import Limits
+from serve.ingress import inference
+from serve.ingress.http import Ingress
+from tests.support.controllers import ScriptedController
+from tests.support.inner_doors import CUT, NOT_ROUTED, answer, inner_door
+
+SECRET = "the-edge-knows"
+CHAT = {"model": "m", "messages": []}
+
+
+@asynccontextmanager
+async def ingress(
+    tmp_path: Path,
+    controller: ScriptedController,
+    door: Path | None = None,
+    limits: Limits | None = None,
+    **headers: str,
+) -> AsyncIterator[httpx.AsyncClient]:
+    layout = Layout(tmp_path)
+    for folder in (layout.tls, layout.logs):
+        folder.mkdir(parents=True, exist_ok=True)
+    layout.edge_secret.write_text(SECRET + "\n")
+    made = Ingress(str(tmp_path), limits or Limits(), controller)
+    if door is not None:
+        made._inference._relay = inference.Relay(door)
+    app: Starlette = made.application()
+    shown = {"x-gateway-edge": SECRET, "x-gateway-role": "user", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://ingress", headers=shown) as client:
+        yield client
+
+
+async def test_answers_only_what_carries_the_edges_secret(tmp_path: Path) -> None:
+    controller = ScriptedController(models=[])
+    async with ingress(tmp_path, controller) as client:
+        for wrong in ("", "the-edge-know", SECRET + "x"):
+            response = await client.get("/v1/models", headers={"x-gateway-edge": wrong})
+            assert response.status_code == 403
+        assert controller.told == []
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/gateway/v1/status", "/gateway/v1/blocks", "/metrics"])
+async def test_administration_needs_the_admin_role(tmp_path: Path, path: str) -> None:
+    controller = ScriptedController(status={}, blocks=[], metrics=b"")
+    async with ingress(tmp_path, controller) as client:
+        assert (await client.get(path)).status_code == 403
+        assert (await client.get(path, headers={"x-gateway-role": "admin"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"not json", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[1]", "must be a JSON object"),
+        (b"{}", "has no 'model'"),
+        (b'{"model": 5}', "not a name"),
+        (b'{"model": "a;set server slot1/e1 weight 7"}', "not a name"),
+    ],
+)
+async def test_a_bad_body_is_refused_before_anybody_waits(tmp_path: Path, body: bytes, says: str) -> None:
+    controller = ScriptedController()
+    async with ingress(tmp_path, controller) as client:
+        response = await client.post("/v1/chat/completions", content=body)
+    assert response.status_code == 400
+    assert says in response.json()["error"]["message"]
+    assert controller.asked == []
+
+
+async def test_a_body_over_the_limit_is_refused_with_the_limit(tmp_path: Path) -> None:
+    async with ingress(tmp_path, ScriptedController(), limits=Limits(body_bytes=2048)) as client:
+        response = await client.post("/v1/chat/completions", json={**CHAT, "pad": "x" * 4096})
+    assert response.status_code == 413
+    assert "2048 bytes" in response.json()["error"]["message"]
+
+
+async def test_waits_then_goes_back_through_the_edge_with_the_model_named(tmp_path: Path) -> None:
+    controller = ScriptedController()
+    async with inner_door(answer(200, b'{"id": 1}', "x-engine: e")) as door:
+        async with ingress(tmp_path, controller, door.path, x_gateway_request="r1") as client:
+            response = await client.post("/v1/chat/completions?a=1", json=CHAT)
+    assert response.status_code == 200
+    assert response.json() == {"id": 1}
+    assert response.headers["x-engine"] == "e"
+    assert controller.asked == [("m", False)]
+    head, _, body = door.requests[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/chat/completions?a=1 ")
+    assert b"x-gateway-model: m" in head
+    assert b"x-gateway-request: r1" in head
+    assert SECRET.encode() not in head
+    assert b"x-gateway-role" not in head
+    assert json.loads(body) == CHAT
+
+
+async def test_an_engines_error_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    async with inner_door(answer(422, b'{"error": "engine says no"}')) as door:
+        async with ingress(tmp_path, ScriptedController(), door.path) as client:
+            response = await client.post("/v1/chat/completions", json=CHAT)
+    assert (response.status_code, response.content) == (422, b'{"error": "engine says no"}')
+
+
+async def test_a_stamped_request_is_answered_at_once_and_never_waits(tmp_path: Path) -> None:
+    controller = ScriptedController()
+    async with ingress(tmp_path, controller) as client:
+        response = await client.post("/v1/chat/completions", json=CHAT, headers={"x-gateway-stamp": "1"})
+    assert response.status_code == 503
+    assert response.headers["x-gateway-not-routed"] == "1"
+    assert controller.asked == []
+
+
+async def test_not_routed_is_news_for_the_controller_and_tried_again(tmp_path: Path) -> None:
+    controller = ScriptedController()
+    async with inner_door(NOT_ROUTED, NOT_ROUTED, answer(200)) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            response = await client.post("/v1/chat/completions", json=CHAT)
+    assert response.status_code == 200
+    assert controller.asked == [("m", False), ("m", True), ("m", True)]
+
+
+async def test_not_routed_again_and_again_ends_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "_BACK_OFF_S", 0.001)
+    controller = ScriptedController()
+    async with inner_door(NOT_ROUTED) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            response = await client.post("/v1/chat/completions", json=CHAT)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "not_routed"
+    assert len(door.requests) == 4
+    assert "retry-after" in response.headers
+
+
+async def test_a_request_under_which_two_engines_died_is_refused(tmp_path: Path) -> None:
+    now = time.time()
+    controller = ScriptedController()
+    controller.deaths = [now + 0.01, now + 0.02]
+    async with inner_door(NOT_ROUTED, answer(200)) as door:
+        headers = {"x_gateway_arrived": str(int(now * 1000))}
+        async with ingress(tmp_path, controller, door.path, **headers) as client:
+            response = await client.post("/v1/chat/completions", json=CHAT)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "request_killed_engine"
+
+
+async def test_deaths_before_the_request_came_are_not_its_fault(tmp_path: Path) -> None:
+    controller = ScriptedController()
+    controller.deaths = [time.time() - 100, time.time() - 50]
+    async with inner_door(NOT_ROUTED, answer(200)) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+
+async def test_a_controller_that_restarts_is_asked_again(tmp_path: Path) -> None:
+    controller = ScriptedController(ActorDiedError, ActorDiedError, None)
+    async with inner_door() as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    assert len(controller.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ModelQueueFull("m", 3), "model_queue_full"),
+        (ModelUnavailable("no CUDA", retry_after_s=30, state="failed", eta_s=30.0), "model_unavailable"),
+    ],
+)
+async def test_a_refusal_carries_code_state_eta_and_retry_after(
+    tmp_path: Path, error: ModelUnavailable, code: str
+) -> None:
+    async with ingress(tmp_path, ScriptedController(error)) as client:
+        response = await client.post("/v1/chat/completions", json=CHAT)
+    body = response.json()["error"]
+    assert response.status_code == 503
+    assert body["code"] == code
+    assert {"state", "eta_s", "message", "type"} <= set(body)
+    assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_a_slow_stream_gets_comments_then_the_engines_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
+    async with inner_door(answer(200, b"data: x\n\n")) as door:
+        async with ingress(tmp_path, ScriptedController(0.2), door.path) as client:
+            response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = response.text.split("\n\n")
+    assert lines[0] == ": m is loading, ready in about 12 s"
+    assert response.text.endswith("data: x\n\n")
+
+
+async def test_a_failure_after_the_200_is_an_sse_error_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
+
+    class Slow(ScriptedController):
+        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> dict[str, object]:
+            await asyncio.sleep(0.12)
+            return {"error": ModelUnavailable("out of memory"), "deaths": []}
+
+    async with ingress(tmp_path, Slow()) as client:
+        response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    event = response.text.rstrip().split("\n\n")[-1]
+    assert event.startswith("event: error\ndata: ")
+    assert json.loads(event.split("data: ")[1])["error"]["code"] == "model_unavailable"
+
+
+async def test_a_stream_whose_engine_dies_breaks_off(tmp_path: Path) -> None:
+    async with inner_door(CUT) as door:
+        async with ingress(tmp_path, ScriptedController(), door.path) as client:
+            with pytest.raises(inference.StreamBroken):
+                await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+
+
+async def test_a_client_that_leaves_cancels_its_wait(tmp_path: Path) -> None:
+    controller = ScriptedController(60.0)
+    async with ingress(tmp_path, controller) as client:
+        request = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
+        while not controller.responses:
+            await asyncio.sleep(0)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        while not controller.responses[0].cancelled:
+            await asyncio.sleep(0)
+
+
+async def test_a_controller_that_is_away_is_a_503_that_says_so(tmp_path: Path) -> None:
+    async with ingress(tmp_path, ScriptedController(models=ActorDiedError)) as client:
+        response = await client.get("/v1/models")
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "controller_restarting"
+    assert "retry-after" in response.headers
+
+
+async def test_unknown_paths_and_methods_are_404_in_openais_form(tmp_path: Path) -> None:
+    async with ingress(tmp_path, ScriptedController()) as client:
+        for method, path in (("GET", "/collective_rpc"), ("DELETE", "/v1/models"), ("GET", "/v1/chat/completions")):
+            response = await client.request(method, path)
+            assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+
+
+async def test_a_model_is_found_by_its_alias(tmp_path: Path) -> None:
+    models = [{"id": "a/b", "aliases": ["c"]}]
+    async with ingress(tmp_path, ScriptedController(models=models)) as client:
+        assert (await client.get("/v1/models/a/b")).json()["id"] == "a/b"
+        assert (await client.get("/v1/models/c")).json()["id"] == "a/b"
+        assert (await client.get("/v1/models/d")).status_code == 404
