@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def claim(folder: Path, mib: int, room_mib: int = 0) -> bool:
-    """Count ``mib`` for this process. False, and not counted, if all would hold more than ``room_mib`` (0: no limit)."""
+    """Count ``mib`` for this process. False, not counted, if all would hold more than ``room_mib`` (0: no limit)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

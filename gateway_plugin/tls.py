@@ -1,0 +1,173 @@
+"""The gateway's private certificate authority: who may be an engine, who may call one.
+
+Engines and Serve listen on a network that is shared with strangers. So engines serve TLS and demand a client
+certificate of this authority, and the edge demands theirs. The authority signs nothing but the four certificates here:
+two for servers (``engine.gateway``, ``serve.gateway``), two for clients (``edge``, ``agent``), each good for its own
+side only, so that a stolen engine key opens no engine.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from gateway_plugin.layout import Layout, private_folder, write_private
+
+ENGINE_NAME = "engine.gateway"
+"""The name in every engine's certificate; clients ask for it whatever the engine's address."""
+SERVE_NAME = "serve.gateway"
+"""The name in the ingress's certificate."""
+
+_CA_LIFE = datetime.timedelta(days=3650)
+_LIFE = datetime.timedelta(days=398)
+_RENEW_BEFORE = datetime.timedelta(days=30)
+_SKEW = datetime.timedelta(hours=1)
+"""Certificates begin in the past: the clocks of a cluster's nodes differ."""
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    name: str
+    certificate: Path
+    key: Path
+    """The same path as ``certificate`` where both lie in one PEM file."""
+    server: bool
+
+
+def make_authority(layout: Layout, now: datetime.datetime | None = None) -> None:
+    """Make what is missing, broken or near its end (30 days) among the authority and its certificates; keep the rest.
+
+    A new authority makes every certificate anew. All files are 0600. ``now`` is for tests.
+    """
+    moment = now or datetime.datetime.now(datetime.UTC)
+    private_folder(layout.tls)
+    authority = _load(layout.ca, layout.ca_key)
+    if authority is None or _near_end(authority[0], moment):
+        authority = _new_authority(moment)
+        _store(layout.ca, layout.ca_key, *authority)
+    for leaf in _leaves(layout):
+        found = _load(leaf.certificate, leaf.key)
+        if found is None or _near_end(found[0], moment) or not _signed_by(found[0], authority[0]):
+            _store(leaf.certificate, leaf.key, *_new_leaf(leaf, authority, moment))
+
+
+def _leaves(layout: Layout) -> tuple[_Leaf, ...]:
+    return (
+        _Leaf(ENGINE_NAME, layout.engine_certificate, layout.engine_key, server=True),
+        _Leaf(SERVE_NAME, layout.serve_certificate, layout.serve_key, server=True),
+        _Leaf("edge", layout.edge_identity, layout.edge_identity, server=False),
+        _Leaf("agent", layout.agent_identity, layout.agent_identity, server=False),
+    )
+
+
+_Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def _load(certificate: Path, key: Path) -> _Pair | None:
+    """The pair on disk; ``None`` if it is missing, unreadable as PEM, or does not belong together."""
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != found.public_key():
+        return None
+    return found, private
+
+
+def _store(certificate: Path, key: Path, found: x509.Certificate, private: ec.EllipticCurvePrivateKey) -> None:
+    secret = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = found.public_bytes(serialization.Encoding.PEM)
+    if certificate == key:
+        write_private(certificate, public + secret)
+        return
+    write_private(key, secret)  # first, so that a certificate never lies beside a key that is not its own for long
+    write_private(certificate, public)
+
+
+def _near_end(certificate: x509.Certificate, now: datetime.datetime) -> bool:
+    return certificate.not_valid_after_utc - now < _RENEW_BEFORE
+
+
+def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    now: datetime.datetime,
+    life: datetime.timedelta,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + life)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _new_authority(now: datetime.datetime) -> _Pair:
+    private = ec.generate_private_key(ec.SECP256R1())
+    # A name of its own, so that a certificate of an earlier authority is never looked for under this one.
+    name = _name(f"gateway authority {x509.random_serial_number():x}"[:64])
+    certificate = (
+        _builder(name, name, private.public_key(), now, _CA_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    return certificate, private
+
+
+def _new_leaf(leaf: _Leaf, authority: _Pair, now: datetime.datetime) -> _Pair:
+    issuer, signer = authority
+    private = ec.generate_private_key(ec.SECP256R1())
+    purpose = ExtendedKeyUsageOID.SERVER_AUTH if leaf.server else ExtendedKeyUsageOID.CLIENT_AUTH
+    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    builder = (
+        _builder(_name(leaf.name), issuer.subject, private.public_key(), now, _LIFE)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+    )
+    if leaf.server:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(leaf.name)]), critical=False)
+    return builder.sign(signer, hashes.SHA256()), private
