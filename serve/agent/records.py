@@ -1,0 +1,122 @@
+"""What a node remembers of its engines, on its own disk, so that whoever comes next adopts or ends them.
+
+One JSON file an engine, 0600, in the node's 0700 run folder. It holds the engine's key: an agent made anew must ask an
+engine one real request before it says that it is ready, and the slot may have another key by then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from gateway_plugin.layout import Layout, private_folder, write_private
+
+_START_TOLERANCE_S = 2.0
+"""``psutil`` counts a start from the boot time, whole seconds that move when the clock is set."""
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """One engine process: enough to find it again, to know that it is the same one, and to ask it."""
+
+    engine: str
+    model: str
+    task: str
+    node: str
+    block: str
+    pid: int
+    """Leader of its own session and process group."""
+    started: float
+    """Wall clock, as ``psutil`` tells it; a process with this PID and another start is a stranger."""
+    host: str
+    port: int
+    epoch: int
+    generation: int
+    gpus: tuple[int, ...]
+    memory_mib: int
+    log: str
+    key: str = dataclasses.field(repr=False)
+    ready: bool = False
+    loaded_s: float | None = None
+
+    @property
+    def address(self) -> str:
+        """``host:port``."""
+        return f"{self.host}:{self.port}"
+
+
+def record_path(layout: Layout, engine: str) -> Path:
+    """The file of ``engine``'s record."""
+    return layout.engine_records / f"{file_name(engine)}.json"
+
+
+def file_name(engine: str) -> str:
+    """``engine`` as a file's name: what is no letter, digit, ``.``, ``-`` or ``_`` becomes ``_``."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", engine)
+
+
+def write(layout: Layout, record: EngineRecord) -> None:
+    """Write or replace a record, atomically, 0600."""
+    private_folder(layout.engine_records)
+    write_private(record_path(layout, record.engine), json.dumps(dataclasses.asdict(record)))
+
+
+def remove(layout: Layout, engine: str) -> None:
+    """Forget an engine that is gone."""
+    record_path(layout, engine).unlink(missing_ok=True)
+
+
+def read_all(layout: Layout) -> Iterator[EngineRecord]:
+    """Every record on this node. A file that is no record is removed: it can be nobody's engine."""
+    for path in sorted(layout.engine_records.glob("*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            yield EngineRecord(**{**document, "gpus": tuple(document["gpus"])})
+        except FileNotFoundError:
+            continue  # another block's agent removed it meanwhile
+        except (ValueError, TypeError, KeyError):
+            path.unlink(missing_ok=True)
+
+
+def alive(pid: int, started: float) -> bool:
+    """Whether the process ``pid`` of this user, started then, still runs. A zombie does not run."""
+    try:
+        process = psutil.Process(pid)
+        return (
+            abs(process.create_time() - started) < _START_TOLERANCE_S
+            and process.uids().real == os.getuid()
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        return False
+
+
+def group_members(pid: int, started: float) -> tuple[int, ...]:
+    """Living processes of the session and process group that ``pid`` led, the leader itself included.
+
+    The kernel gives a PID to nobody else while a session of that number has members; so where a process that started
+    at another time has the PID, nothing is left of the group.
+    """
+    try:
+        if abs(psutil.Process(pid).create_time() - started) >= _START_TOLERANCE_S:
+            return ()
+    except psutil.NoSuchProcess:
+        pass  # the leader is gone; others may not be
+    return tuple(other for other in psutil.pids() if _belongs(other, pid))
+
+
+def _belongs(pid: int, leader: int) -> bool:
+    try:
+        if os.getsid(pid) != leader and os.getpgid(pid) != leader:
+            return False
+        process = psutil.Process(pid)
+        return process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+        return False  # gone meanwhile, or somebody else's
