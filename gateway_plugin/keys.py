@@ -77,7 +77,7 @@ class KeyStore:
             raise ServiceError(f"{path} is damaged ({error}); restore it, or remove it and make new keys.") from error
 
     def revoke(self, name: str) -> None:
-        """Forget a key: it is refused from now on. Raises ``NotFound``, or ``EdgeError`` if the running edge refused."""
+        """Forget a key: it is refused from now on. Raises ``NotFound``, ``EdgeError`` if the running edge refused."""
         with self._locked():
             keys = self.list()
             gone = next((key for key in keys if key.name == name), None)

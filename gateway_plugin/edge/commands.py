@@ -147,7 +147,7 @@ def parse_servers(answer: str) -> tuple[ServerStat, ...]:
 
 
 def parse_map(text: str, *, numbered: bool) -> dict[str, str]:
-    """Key and value of each line: of a map file, or (``numbered``) of ``show map``, which begins each with an address."""
+    """Key and value of each line: of a map file, or (``numbered``) of ``show map``, whose lines have a number first."""
     entries: dict[str, str] = {}
     for line in text.splitlines():
         words = line.split()

@@ -1,0 +1,209 @@
+"""The edge's configuration: pure text from settings. What it must refuse is in ``docs/design.md``, Security.
+
+Three doors share one process: the front door (callers), the inner door (requests that the ingress sends back) and the
+cold door (inside: where a slot without a usable engine hands its requests on). A slot is a backend with
+room for several engines; which model is in which slot, and where its engines are, changes at run time over the socket.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_plugin.edge.answers import answer, own_errors
+from gateway_plugin.edge.front import FrontSettings, front_door, inner_door
+from gateway_plugin.errors import ServiceError
+from gateway_plugin.layout import Layout
+from gateway_plugin.site import Site
+from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME
+
+BUFFER_BYTES = 65536
+"""A request's head and the part of its body that is looked at must fit in here."""
+HEAD_BYTES = BUFFER_BYTES - 1024
+"""What is left of it for a head: HAProxy keeps 1024 bytes to rewrite headers in."""
+_STREAM_S = 3600
+"""Longest silence on a connection in use."""
+_PATH = re.compile(r"/[A-Za-z0-9._@=+/-]+")
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    """Everything that the configuration depends on."""
+
+    bind: str
+    port: int
+    certificate: Path | None
+    serve_port: int
+    secret: str
+    """What the edge shows to the ingress."""
+    body_bytes: int
+    in_flight_per_key: int
+    requests_per_key_10s: int
+    wait_s: float
+    """Longest wait of a request at the ingress; the edge waits longer."""
+    max_connections: int
+    slots: int
+    servers_per_slot: int
+    threads: int
+    socket: Path
+    inner_door: Path
+    cold_door: Path
+    keys_map: Path
+    models_map: Path
+    slot_keys_map: Path
+    servers_state: Path
+    ca: Path
+    identity: Path
+
+    @classmethod
+    def of(
+        cls,
+        layout: Layout,
+        site: Site,
+        secret: str,
+        max_connections: int,
+        slots: int = 64,
+        servers_per_slot: int = 8,
+        threads: int = 1,
+    ) -> EdgeSettings:
+        """Settings of ``site``; the number of slots and servers is that of ``serve.core.fleet.Policy``."""
+        return cls(
+            bind=site.bind,
+            port=site.port,
+            certificate=site.certificate,
+            serve_port=site.serve_port,
+            secret=secret,
+            body_bytes=site.limits.body_bytes,
+            in_flight_per_key=site.limits.in_flight_per_key,
+            requests_per_key_10s=site.limits.requests_per_key_10s,
+            wait_s=site.limits.wait_s,
+            max_connections=max_connections,
+            slots=slots,
+            servers_per_slot=servers_per_slot,
+            threads=threads,
+            socket=layout.edge_socket,
+            inner_door=layout.inner_door,
+            cold_door=layout.cold_door,
+            keys_map=layout.keys_map,
+            models_map=layout.models_map,
+            slot_keys_map=layout.slot_keys_map,
+            servers_state=layout.servers_state,
+            ca=layout.ca,
+            identity=layout.edge_identity,
+        )
+
+
+def max_connections(descriptors: int, slots: int = 64, servers_per_slot: int = 8) -> int:
+    """How many callers fit into ``descriptors`` open files: two each, beside one for every check and a reserve.
+
+    Raises:
+        ServiceError: there would be fewer than 100.
+    """
+    spare = (descriptors - 256 - slots * servers_per_slot) // 2
+    if spare < 100:
+        raise ServiceError(f"The limit of {descriptors} open files is too low for the edge; raise it (ulimit -Hn).")
+    return min(spare, 8192)
+
+
+def render(settings: EdgeSettings) -> str:
+    """The text of ``haproxy.cfg``. Raises ``ServiceError`` if a path cannot be written there."""
+    for path in (settings.socket, settings.keys_map, settings.ca, settings.identity, settings.certificate):
+        if path is not None and not _PATH.fullmatch(str(path)):
+            raise ServiceError(f"{path}: the edge needs a path of letters, digits and . _ @ = + / - only.")
+    sections = (
+        _global(settings),
+        _defaults(settings),
+        front_door(
+            FrontSettings(
+                listen=_listen(settings),
+                keys_map=settings.keys_map,
+                models_map=settings.models_map,
+                body_bytes=settings.body_bytes,
+                buffer_bytes=BUFFER_BYTES,
+                in_flight_per_key=settings.in_flight_per_key,
+                requests_per_key_10s=settings.requests_per_key_10s,
+            )
+        ),
+        inner_door(settings.inner_door, settings.models_map),
+        _cold(settings),
+        *(_slot(settings, number) for number in range(settings.slots)),
+    )
+    return "\n".join(sections)
+
+
+def _global(settings: EdgeSettings) -> str:
+    return f"""\
+# Written by the gateway; changed by 'gateway up' only.
+global
+  maxconn {settings.max_connections}
+  nbthread {settings.threads}
+  tune.bufsize {BUFFER_BYTES}
+  hard-stop-after 10s
+  stats socket {settings.socket} mode 600 level admin
+  server-state-file {settings.servers_state}
+  ssl-server-verify required
+  ssl-default-server-options ssl-min-ver TLSv1.2
+  ssl-default-bind-options ssl-min-ver TLSv1.2
+"""
+
+
+def _defaults(settings: EdgeSettings) -> str:
+    errors = "\n".join(f"  http-error {answer(error)}" for error in own_errors(HEAD_BYTES))
+    return f"""\
+defaults
+  mode http
+  timeout connect 20s       # with the TLS handshake: an engine too busy to shake hands for a while is not a dead one
+  timeout client {_STREAM_S}s
+  timeout server {max(_STREAM_S, round(settings.wait_s) + 600)}s
+  timeout tunnel {_STREAM_S}s
+  timeout http-request 30s
+  timeout http-keep-alive 75s
+  timeout check 10s
+  retries 6
+  option redispatch 1
+  retry-on conn-failure empty-response
+  option abortonclose
+  option http-no-delay      # without it the first token of a stream waits up to 200 ms
+  option dontlognull
+  http-reuse always
+  load-server-state-from-file global
+{errors}
+"""
+
+
+def _listen(settings: EdgeSettings) -> str:
+    host = {"localhost": "127.0.0.1"}.get(settings.bind, settings.bind)
+    address = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
+    # HTTP/1.1 only: in HTTP/2 every request is in absolute form, which the front door refuses.
+    return f"{address} ssl crt {settings.certificate} alpn http/1.1" if settings.certificate else address
+
+
+def _cold(settings: EdgeSettings) -> str:
+    return f"""\
+frontend cold_door
+  bind unix@{settings.cold_door} mode 600
+  default_backend ingress
+
+backend ingress
+  # Verified: on a shared node anybody may bind a port that is free for a moment.
+  http-request del-header authorization
+  http-request del-header x-api-key
+  http-request set-header x-gateway-edge {settings.secret}
+  server ingress 127.0.0.1:{settings.serve_port} ssl ca-file {settings.ca} verify required verifyhost {SERVE_NAME}
+"""
+
+
+def _slot(settings: EdgeSettings, number: int) -> str:
+    """One backend. A refused connection marks a server down at once; a slow check takes three times 10 s."""
+    return f"""\
+backend slot{number}
+  balance leastconn
+  http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.slot_keys_map})]"
+  option httpchk GET /health
+  http-check expect status 200
+  default-server check inter 2s fastinter 300ms fall 3 rise 1 observe layer4 error-limit 1 on-error mark-down
+  default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {ENGINE_NAME}
+  server-template e 0-{settings.servers_per_slot - 1} 127.0.0.1:1 disabled
+  server cold unix@{settings.cold_door} backup no-check no-ssl
+"""

