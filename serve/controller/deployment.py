@@ -12,9 +12,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.edge.runtime import EdgeRuntime
-
 from gateway_plugin.catalog import Catalog, parse_catalog
+from gateway_plugin.edge.runtime import EdgeRuntime
 from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.logs import log_events
@@ -160,7 +159,8 @@ class Controller:
     async def acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> dict[str, Any]:
         """Wait until ``model`` may be asked for.
 
-        Returns ``{"error": GatewayError | None, "deaths": [...]}``, the latest deaths of its engines in wall-clock seconds.
+        Returns ``{"error": GatewayError | None, "deaths": [...]}``; deaths: when its engines last died, wall-clock
+        seconds.
         A caller that goes away cancels this call, and its wait.
         """
         await self._begun.wait()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Protocol
 
 from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
-
 from gateway_plugin.errors import GatewayError
 from serve.core.drift import differences, repairs
 from serve.core.effects import Effect
@@ -28,24 +27,26 @@ class Known(Protocol):
     fleet: Fleet
 
 
-def seen(fleet: Fleet, stats: Iterable[ServerStat], now: float) -> EdgeSeen:
-    """What the edge's counters say of the fleet's engines. Pure.
+def seen(fleet: Fleet, stats: Iterable[ServerStat], read_at: float, slots: Container[int] | None = None) -> EdgeSeen:
+    """What the edge's counters say of the fleet's engines (of those in ``slots``, if given). Pure.
 
-    An engine whose route should be open but whose server the edge does not list is reported as not up.
+    ``read_at``: wall-clock seconds just before the edge was asked. An engine whose route should be open but whose
+    server the edge does not list is reported as not up.
     """
     by_place = {(stat.slot, stat.server): stat for stat in stats}
     found = []
     for engine in fleet.engines.values():
-        slot = fleet.slots.get(engine.model)
-        if slot is None or engine.server is None or engine.route is RouteState.NONE:
+        if engine.slot is None or engine.server is None or engine.route is RouteState.NONE:
             continue
-        stat = by_place.get((slot, engine.server))
+        if slots is not None and engine.slot not in slots:
+            continue
+        stat = by_place.get((engine.slot, engine.server))
         if stat is None or stat.address != engine.address:
             found.append(ServerSeen(engine.id, up=False, in_flight=0, last_used=0.0))
         else:
-            last_used = now - stat.idle_s if stat.idle_s >= 0 else 0.0
+            last_used = read_at - stat.idle_s if stat.idle_s >= 0 else 0.0
             found.append(ServerSeen(engine.id, stat.up, stat.in_flight, last_used))
-    return EdgeSeen(tuple(found))
+    return EdgeSeen(tuple(found), read_at)
 
 
 def found_servers(stats: Iterable[ServerStat]) -> tuple[FoundServer, ...]:
@@ -90,13 +91,14 @@ class Observer:
     async def watch_draining(self) -> None:
         """Every 50 ms, what drains."""
         while True:
-            slots = {self._known.fleet.slots.get(engine.model) for engine in draining(self._known.fleet)}
+            slots = {engine.slot for engine in draining(self._known.fleet)}
             wanted = tuple(sorted(slot for slot in slots if slot is not None))
             if wanted:
                 await self._read(wanted)
             await asyncio.sleep(_DRAINING_S)
 
     async def _read(self, slots: tuple[int, ...] | None) -> None:
+        read_at = time.time()
         try:
             stats = await self._edge.servers(slots)
         except (OSError, GatewayError) as error:
@@ -109,11 +111,7 @@ class Observer:
         if slots is None:
             self._count(fleet, stats)
             self._compare(fleet, stats)
-            event = seen(fleet, stats, time.time())
-        else:
-            full = seen(fleet, stats, time.time())
-            inside = {engine.id for engine in fleet.engines.values() if fleet.slots.get(engine.model) in slots}
-            event = EdgeSeen(tuple(server for server in full.servers if server.engine in inside))
+        event = seen(fleet, stats, read_at, slots)
         if event.servers:
             self._post(event)
 

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from gateway_plugin.edge.runtime import EdgeRuntime
-
 from gateway_plugin.errors import GatewayError
 from serve.controller.agents import Agents
 from serve.core.effects import (
@@ -28,7 +27,7 @@ from serve.core.effects import (
     StopEngine,
     SyncSlots,
 )
-from serve.core.events import Event, RouteClosed, RouteOpened, RouteRefused
+from serve.core.events import Event, RouteClosed, RouteDrained, RouteOpened, RouteRefused
 
 log = logging.getLogger("gateway.controller")
 
@@ -79,12 +78,12 @@ class Performer:
                     self._post(RouteRefused(engine, error))
                 else:
                     self._spawn(self._until_up(effect))
-            case DrainRoute(_, slot, server):
-                await self._at_the_edge(lambda: self._edge.drain(slot, server), "drain")
-                await self._drained(effect)
+            case DrainRoute(engine, slot, server):
+                error = await self._at_the_edge(lambda: self._edge.drain(slot, server), "drain")
+                self._post(RouteDrained(engine) if error is None else RouteRefused(engine, error))
             case CloseRoute(engine, slot, server):
-                await self._at_the_edge(lambda: self._edge.close(slot, server), "close")
-                self._post(RouteClosed(engine))
+                error = await self._at_the_edge(lambda: self._edge.close(slot, server), "close")
+                self._post(RouteClosed(engine) if error is None else RouteRefused(engine, error))
             case StartEngine(node=node, slot=slot):
                 self._spawn(self._agents.command(node, "start", effect, self._edge.slot_key(slot)))
             case StopEngine(node=node):
@@ -93,9 +92,6 @@ class Performer:
                 self._agents.create(node, kind, block)
             case KillAgent(node):
                 self._agents.kill(node)
-
-    async def _drained(self, effect: DrainRoute) -> None:
-        """Hook for the acknowledgement of a drain."""
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

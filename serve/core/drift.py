@@ -16,20 +16,20 @@ from serve.core.fleet import EngineState, Fleet, RouteState
 def differences(fleet: Fleet, servers: Iterable[FoundServer]) -> frozenset[Effect]:
     """Effects that would make edge and fleet equal, looked at once.
 
-    (1) a server that is open at the edge and belongs to no engine: close it;
+    (1) a server that is open at the edge, belongs to no engine and is not being closed: close it;
     (2) an engine whose route is open in the fleet and whose server the edge does not have: open it again.
     """
     if not fleet.settled:
         return frozenset()
     wanted = {}
     for engine in fleet.engines.values():
-        slot = fleet.slots.get(engine.model)
-        if slot is not None and engine.server is not None and engine.route is not RouteState.NONE:
-            wanted[(slot, engine.server)] = engine
+        if engine.slot is not None and engine.server is not None and engine.route is not RouteState.NONE:
+            wanted[(engine.slot, engine.server)] = engine
+    closing = {(route.slot, route.server) for route in fleet.closing.values()}
     found = {(server.slot, server.server): server for server in servers}
     effects: set[Effect] = set()
     for slot, index in found:
-        if (slot, index) not in wanted:  # (1)
+        if (slot, index) not in wanted and (slot, index) not in closing:  # (1)
             effects.add(CloseRoute(f"unknown-slot{slot}-e{index}", slot, index))
     for (slot, index), engine in wanted.items():
         there = found.get((slot, index))

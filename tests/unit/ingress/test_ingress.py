@@ -19,6 +19,7 @@ from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import inference
 from serve.ingress.http import Ingress
+from serve.ingress.relay import Relay
 from tests.support.controllers import ScriptedController
 from tests.support.inner_doors import CUT, NOT_ROUTED, answer, inner_door
 
@@ -40,7 +41,7 @@ async def ingress(
     layout.edge_secret.write_text(SECRET + "\n")
     made = Ingress(str(tmp_path), limits or Limits(), controller)
     if door is not None:
-        made._inference._relay = inference.Relay(door)
+        made._inference._relay = Relay(door)
     app: Starlette = made.application()
     shown = {"x-gateway-edge": SECRET, "x-gateway-role": "user", **{k.replace("_", "-"): v for k, v in headers.items()}}
     transport = httpx.ASGITransport(app=app)
@@ -153,8 +154,7 @@ async def test_a_request_under_which_two_engines_died_is_refused(tmp_path: Path)
     controller = ScriptedController()
     controller.deaths = [now + 0.01, now + 0.02]
     async with inner_door(NOT_ROUTED, answer(200)) as door:
-        headers = {"x_gateway_arrived": str(int(now * 1000))}
-        async with ingress(tmp_path, controller, door.path, **headers) as client:
+        async with ingress(tmp_path, controller, door.path, x_gateway_arrived=str(int(now * 1000))) as client:
             response = await client.post("/v1/chat/completions", json=CHAT)
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "request_killed_engine"

@@ -1,0 +1,69 @@
+"""From the edge's counters to events: pure parts of the observer, and what edge and fleet owe each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway_plugin.catalog import Model
+from gateway_plugin.edge.runtime import ServerStat
+from serve.controller.observer import draining, found_servers, seen
+from serve.core.drift import differences, repairs
+from serve.core.effects import CloseRoute, OpenRoute
+from serve.core.fleet import Engine, EngineState, Fleet, Policy, RouteState
+
+ENGINE = Engine(
+    id="e1", model="m", node="n", gpus=(), memory_mib=1, generation=1, state=EngineState.READY, since=0.0, started=0.0,
+    address="127.0.0.1:9", slot=3, route=RouteState.OPEN, server=2, up=True,
+)  # fmt: skip
+FLEET = Fleet(
+    Policy(), models={"m": Model(name="m", source="x", memory_gib=1)}, engines={"e1": ENGINE}, slots={"m": 3},
+    settled=True,
+)  # fmt: skip
+SERVER = ServerStat(slot=3, server=2, address="127.0.0.1:9", up=True, draining=False, in_flight=4, idle_s=10.0, total=7)
+
+
+def test_counters_become_last_used_and_in_flight() -> None:
+    (found,) = seen(FLEET, [SERVER], 100.0).servers
+    assert (found.engine, found.up, found.in_flight, found.last_used) == ("e1", True, 4, 90.0)
+
+
+def test_a_server_never_used_has_no_last_use() -> None:
+    (found,) = seen(FLEET, [replace(SERVER, idle_s=-1)], 100.0).servers
+    assert found.last_used == 0.0
+
+
+def test_an_engine_that_the_edge_does_not_have_is_not_up() -> None:
+    for stats in ([], [replace(SERVER, address="127.0.0.1:10")], [replace(SERVER, server=1)]):
+        (found,) = seen(FLEET, stats, 100.0).servers
+        assert not found.up
+
+
+def test_only_draining_routes_are_asked_for_often() -> None:
+    assert draining(FLEET) == ()
+    engine = replace(ENGINE, route=RouteState.DRAINING)
+    assert draining(replace(FLEET, engines={"e1": engine})) == (engine,)
+
+
+def test_edge_and_fleet_agree() -> None:
+    assert differences(FLEET, found_servers([SERVER])) == frozenset()
+
+
+def test_a_server_of_nobody_is_closed_and_a_lost_one_opened_when_it_lasts() -> None:
+    stray = replace(SERVER, slot=9, server=0)
+    servers = found_servers([stray])
+    first = differences(FLEET, servers)
+    assert repairs(frozenset(), FLEET, servers) == ()
+    assert repairs(first, FLEET, servers) == (
+        CloseRoute("unknown-slot9-e0", 9, 0),
+        OpenRoute("e1", 3, 2, "127.0.0.1:9"),
+    )
+    assert repairs(first, FLEET, found_servers([SERVER])) == ()
+
+
+def test_nothing_is_repaired_before_the_fleet_has_settled() -> None:
+    assert differences(replace(FLEET, settled=False), found_servers([SERVER])) == frozenset()
+
+
+def test_an_engine_that_drains_is_left_alone() -> None:
+    fleet = replace(FLEET, engines={"e1": replace(ENGINE, state=EngineState.DRAINING, route=RouteState.DRAINING)})
+    assert differences(fleet, ()) == frozenset()
