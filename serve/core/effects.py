@@ -54,7 +54,11 @@ class OpenRoute:
 
 @dataclass(frozen=True)
 class DrainRoute:
-    """To the edge: no new request. Its counters follow in ``EdgeSeen`` every 50 ms."""
+    """To the edge: no new request. Outcome: ``RouteDrained`` or ``RouteRefused``; then its counters follow in
+    ``EdgeSeen`` every 50 ms.
+
+    At most one route command is under way for an engine, so outcomes cannot be mistaken and order needs no care.
+    """
 
     engine: str
     slot: int
@@ -63,7 +67,7 @@ class DrainRoute:
 
 @dataclass(frozen=True)
 class CloseRoute:
-    """To the edge: ``maint``. Outcome: ``RouteClosed``."""
+    """To the edge: ``maint``. Outcome: ``RouteClosed`` or ``RouteRefused``."""
 
     engine: str
     slot: int

@@ -122,10 +122,17 @@ class RouteOpened:
 
 @dataclass(frozen=True)
 class RouteRefused:
-    """The edge did not take the command, or the server did not come UP in time."""
+    """The edge did not take the command (open, drain or close), or the server did not come UP in time."""
 
     engine: str
     reason: str
+
+
+@dataclass(frozen=True)
+class RouteDrained:
+    """The edge took ``DrainRoute``: no new request from here on. Counters count only if asked for after this."""
+
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,8 @@ class EdgeSeen:
     """Counters read from the edge: all of them once a second, draining ones every 50 ms."""
 
     servers: tuple[ServerSeen, ...]
+    read_at: float
+    """The controller's clock just before the edge was asked: a count read before a drain must not end it."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +221,7 @@ Event = (
     | EngineExited
     | RouteOpened
     | RouteRefused
+    | RouteDrained
     | RouteClosed
     | EdgeSeen
     | Acquire

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway_plugin.catalog import Model
+from serve.core.events import FoundServer
 
 
 class EngineState(Enum):
@@ -40,6 +41,9 @@ class NodePhase(Enum):
     UP = "up"
     LEAVING = "leaving"
     """Takes no new engine; its engines drain; then its agent is killed and the block goes."""
+    ORPHANED = "orphaned"
+    """Its agent died, the node lives, a new agent was asked for there. Takes no new engine and no command; the engines
+    that it had run on and keep their routes until the new agent says what exists."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,15 @@ class Node:
     block: str = ""
     """The block's name (Ray's instance id)."""
     idle_since: float | None = None
-    """Since when it has held no engine."""
+    """Since when it has held no engine; while PENDING: since when nobody has needed it."""
+    drain_asked: bool = False
+    """``gateway blocks drain``; survives the death of its agent."""
+    free_host_mib: int = 0
+    """Kept by ``serve.core.change``: ``host_mib`` less what its engines hold."""
+    free_gpu_mib: tuple[int, ...] = ()
+    """Kept by ``serve.core.change``, by index."""
+    engines: tuple[str, ...] = ()
+    """Kept by ``serve.core.change``: ids of the engines on it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,24 @@ class Engine:
     orphaned_since: float | None = None
     """While LOADING: since when nobody has waited for it."""
     stop_reason: str = ""
-    """Why it drains or stops: evicted, idle, unloaded, abandoned, failed, node-leaving."""
+    """Why it drains or stops: evicted, idle (these two can be taken back), unloaded, abandoned, failed, load-timeout,
+    node-leaving, catalog, over-committed, no-slot."""
+    stop_sent: bool = False
+    """While STOPPING: the agent was told (it cannot be while its node is ORPHANED)."""
+    slot: int | None = None
+    """The slot at the edge that it was started for; its key is the slot's."""
+    drained: bool = False
+    """While its route is DRAINING: the edge acknowledged the drain (``RouteDrained``)."""
+    quiet: bool = False
+    """Counters read after that acknowledgement said that nothing is in flight."""
+    fresh_from: float = 0.0
+    """Counters that the edge was asked for before this are stale and ignored."""
+    answered_at: float = 0.0
+    """When it became ready or a waiter was last told to go to it: that request may still be on its way."""
+    refusals: int = 0
+    """Times in a row that the edge refused a command for its route."""
+    retry_at: float = 0.0
+    """No command for its route before this."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +142,22 @@ class Failure:
     retry_at: float
     reason: str
     """The engine's own last words."""
+    after_ready: bool = False
+    """It died soon after it was ready; forgotten only when an engine stays up for ``crash_window_s``."""
+
+
+@dataclass(frozen=True)
+class ClosingRoute:
+    """A server at the edge whose engine is gone or going. Its place is free after ``RouteClosed``."""
+
+    engine: str
+    slot: int
+    server: int
+    since: float
+    pending: bool
+    """An earlier command for it has not been acknowledged; ``CloseRoute`` must not overtake it."""
+    asked: bool = False
+    retry_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -144,6 +189,19 @@ class Policy:
     """After so many failed loads in a row the waiters get the engine's last words instead of another try."""
     load_guess_s: float = 60.0
     """Expected load time of a model never loaded here."""
+    first_use_grace_s: float = 2.0
+    """So long after a waiter was told to go its engine is not idle, unless it was used since."""
+    crash_window_s: float = 5.0
+    """An engine that dies so soon after it was ready counts as a failure; the first one costs no back-off."""
+    growth_after_s: float = 2.0
+    """A waiting model asks for a node after so long, or at once if no node here could hold it even empty."""
+    settle_s: float = 30.0
+    """After a restart: how long agents that were found may take to report."""
+    route_retry_s: float = 0.25
+    """After a refused route command; doubles with each in a row."""
+    route_refusals_max: int = 6
+    command_retry_s: float = 30.0
+    """A stop without an outcome is sent again; an unacknowledged route command is taken for lost after twice that."""
 
 
 @dataclass(frozen=True)
@@ -174,3 +232,17 @@ class Fleet:
     """Source of engine ids, node ids and generations."""
     settled: bool = False
     """False from the start until agents and edge have reported; until then nothing is started or stopped."""
+    queues: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Index: model -> tickets of its waiters, oldest first."""
+    model_engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Index: model -> ids of its engines."""
+    closing: Mapping[str, ClosingRoute] = field(default_factory=dict)
+    """By engine id: servers on their way to ``maint``."""
+    kind_failures: Mapping[str, Failure] = field(default_factory=dict)
+    """Node types whose last agent could not be created."""
+    unsettled: frozenset[str] = frozenset()
+    """Nodes found at the start that have not reported yet."""
+    found: tuple[FoundServer, ...] = ()
+    """Servers found at the start that no engine was matched to yet."""
+    started_at: float = 0.0
+    """When ``Started`` came."""

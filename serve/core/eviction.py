@@ -1,0 +1,104 @@
+"""Whom to evict so that another model can be loaded: idle engines, least recently used first, the fewest on one node.
+
+Busy engines are never victims here. The issue on switching adds that a model whose waiter has waited ``max_wait_s`` may
+drain a busy engine, and that victims are weighed by priority and reload cost: both belong into ``_order`` and ``idle``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from serve.core.change import Change, ready_at
+from serve.core.fleet import Engine, EngineState, NodePhase, RouteState
+
+
+class Need(NamedTuple):
+    """What one engine of a model takes: ``mib`` on each of ``gpus`` devices, or of the host where ``gpus`` is 0."""
+
+    gpus: int
+    mib: int
+
+
+class Room(NamedTuple):
+    """Free memory of one node in MiB: of the host, and of each GPU by index."""
+
+    host: int
+    gpus: tuple[int, ...]
+
+    def devices(self, need: Need, within: Room | None = None) -> tuple[int, ...] | None:
+        """The devices to take, tightest fit first, ties by index: ``()`` for the host, ``None`` if it does not fit.
+
+        ``within``: it must fit there too, on the same devices.
+        """
+        if need.gpus == 0:
+            return () if self.host >= need.mib and (within is None or within.host >= need.mib) else None
+        fit = [
+            (free, index)
+            for index, free in enumerate(self.gpus)
+            if free >= need.mib and (within is None or within.gpus[index] >= need.mib)
+        ]
+        fit.sort()
+        return tuple(sorted(index for _, index in fit[: need.gpus])) if len(fit) >= need.gpus else None
+
+    def add(self, gpus: tuple[int, ...], mib: int) -> Room:
+        """With ``mib`` more (or less) on these devices, or on the host where there are none."""
+        if not gpus:
+            return Room(self.host + mib, self.gpus)
+        return Room(self.host, tuple(free + mib if index in gpus else free for index, free in enumerate(self.gpus)))
+
+
+def idle(change: Change, engine: Engine) -> bool:
+    """Nothing is in flight on it, and no request that was just told to go to it can be on its way."""
+    return (
+        engine.state is EngineState.READY
+        and engine.route is not RouteState.OPENING
+        and engine.in_flight == 0
+        and (
+            engine.last_used > engine.answered_at
+            or change.now >= engine.answered_at + change.policy.first_use_grace_s
+        )
+    )  # fmt: skip
+
+
+def evictable(change: Change, engine: Engine) -> bool:
+    """Idle, wanted by nobody (pins are wants), resident for long enough, on a node that can be told to stop it."""
+    if not idle(change, engine) or change.wanted(engine.model):
+        return False
+    model = change.models.get(engine.model)
+    resident = model is None or change.now >= ready_at(engine) + model.min_residency_s
+    return resident and change.nodes.rows[engine.node].phase is NodePhase.UP
+
+
+def _order(engine: Engine) -> tuple[float, str]:
+    return max(engine.last_used, ready_at(engine)), engine.id
+
+
+def least_recent(engines: Iterable[Engine]) -> Engine:
+    return min(engines, key=_order)
+
+
+def victims(candidates: Iterable[Engine], room: Room, need: Need) -> tuple[Engine, ...] | None:
+    """The fewest of one node's evictable engines without which ``need`` fits into ``room``, or ``None``.
+
+    (1) take the least recently used until it fits; (2) spare, most recent first, those that it fits without.
+    """
+    chosen: list[Engine] = []
+    for engine in sorted(candidates, key=_order):
+        if room.devices(need) is not None:
+            break
+        chosen.append(engine)  # (1)
+        room = room.add(engine.gpus, engine.memory_mib)
+    if room.devices(need) is None:
+        return None
+    for engine in reversed(tuple(chosen)):
+        without = room.add(engine.gpus, -engine.memory_mib)
+        if without.devices(need) is not None:  # (2)
+            chosen.remove(engine)
+            room = without
+    return tuple(chosen)
+
+
+def cost(chosen: tuple[Engine, ...]) -> tuple[float, int]:
+    """Of several nodes' victims those are the cheapest whose most recently used was used longest ago."""
+    return max(_order(engine)[0] for engine in chosen), len(chosen)

@@ -1,0 +1,227 @@
+"""Where wanted models go. Everything is decided afresh in every step, in the order of the oldest waiters.
+
+``now`` is what is free on a node; ``later`` adds what drains or stops there and takes off what models earlier in the
+order are going to use. A model starts where it fits into both: so room that is being freed goes to the one that waits
+longest, and nobody evicts twice for the same room.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from gateway_plugin.catalog import Model
+from serve.core.change import Change, live
+from serve.core.effects import StartEngine
+from serve.core.eviction import Need, Room, cost, evictable, least_recent, victims
+from serve.core.fleet import Engine, EngineState, Node, NodeKind, NodePhase
+from serve.core.routes import can_take_back, free_slot, retire, take_back, take_slot
+
+
+def need_of(model: Model) -> Need:
+    return Need(model.gpus, model.memory_mib)
+
+
+def holds(thing: Node | NodeKind, need: Need) -> bool:
+    """Whether it would fit if nothing else were there."""
+    if need.gpus == 0:
+        return thing.host_mib >= need.mib
+    return sum(1 for total in thing.gpu_mib if total >= need.mib) >= need.gpus
+
+
+def could_ever_hold(kinds: tuple[NodeKind, ...], nodes: Mapping[str, Node], need: Need) -> bool:
+    """Whether any node here, or any that may be asked for, is large enough."""
+    return any(kind.max_nodes > 0 and holds(kind, need) for kind in kinds) or any(
+        holds(node, need) for node in nodes.values()
+    )
+
+
+def wanted_order(change: Change) -> list[str]:
+    """Models that are wanted: those with waiters by their oldest, then pins and wishes; ties by name."""
+    waiters = change.waiters.rows
+    queued = sorted((waiters[tickets[0]].since, model) for model, tickets in change.queues.rows.items())
+    unasked = sorted(model for model in change.pinned | change.wished if model not in change.queues.rows)
+    return [model for model in (*(model for _, model in queued), *unasked) if model in change.models]
+
+
+class _Plan:
+    """What one pass knows: free room now, and later."""
+
+    def __init__(self, change: Change) -> None:
+        self.change = change
+        self.delta: dict[str, Room] = {}
+        """Node -> what is being freed there less what is promised."""
+        self.idle: dict[str, list[Engine]] | None = None
+        """Node -> evictable engines; looked for when first needed."""
+        for engine in change.engines.rows.values():
+            if engine.state in (EngineState.DRAINING, EngineState.STOPPING):
+                self.promise(engine.node, engine.gpus, engine.memory_mib)
+
+    def promise(self, node: str, gpus: tuple[int, ...], mib: int) -> None:
+        delta = self.delta.get(node) or Room(0, (0,) * len(self.change.nodes.rows[node].gpu_mib))
+        self.delta[node] = delta.add(gpus, mib)
+
+    def now(self, node: Node) -> Room:
+        return Room(node.free_host_mib, node.free_gpu_mib)
+
+    def later(self, node: Node) -> Room:
+        delta = self.delta.get(node.id)
+        if delta is None:
+            return self.now(node)
+        gpus = tuple(free + more for free, more in zip(node.free_gpu_mib, delta.gpus, strict=True))
+        return Room(node.free_host_mib + delta.host, gpus)
+
+    def best(self, need: Need, *, at_once: bool) -> tuple[Node, tuple[int, ...]] | None:
+        """The node and devices of the tightest fit, ties by id; CPU models keep off nodes with GPUs if they can."""
+        best: tuple[tuple[bool, int, str], Node, tuple[int, ...]] | None = None
+        for node in self.change.nodes.rows.values():
+            if node.phase is not NodePhase.UP or not holds(node, need):
+                continue
+            if at_once and need.gpus == 0 and node.free_host_mib < need.mib:
+                continue
+            later = self.later(node)
+            devices = self.now(node).devices(need, within=later) if at_once else later.devices(need)
+            if devices is None:
+                continue
+            left = later.host - need.mib if not devices else sum(later.gpus[gpu] - need.mib for gpu in devices)
+            key = (need.gpus == 0 and bool(node.gpu_mib), left, node.id)
+            if best is None or key < best[0]:
+                best = (key, node, devices)
+        return None if best is None else best[1:]
+
+    def idle_engines(self) -> dict[str, list[Engine]]:
+        if self.idle is None:
+            self.idle = {}
+            for engine in self.change.engines.rows.values():
+                if evictable(self.change, engine):
+                    self.idle.setdefault(engine.node, []).append(engine)
+        return self.idle
+
+    def cheapest(self, need: Need) -> tuple[Node, tuple[Engine, ...]] | None:
+        """The node and its engines to evict; see ``serve.core.eviction``."""
+        change = self.change
+        best: tuple[tuple[float, int, str], Node, tuple[Engine, ...]] | None = None
+        for node_id, engines in self.idle_engines().items():
+            node = change.nodes.rows[node_id]
+            if not holds(node, need):
+                continue
+            chosen = victims(engines, self.later(node), need)
+            if chosen:
+                key = (*cost(chosen), node_id)
+                if best is None or key < best[0]:
+                    best = (key, node, chosen)
+        return None if best is None else best[1:]
+
+
+def place_wanted(change: Change) -> tuple[str, ...]:
+    """See to every wanted model that has no engine; returns those that found no room, in order.
+
+    (1) an engine of it is ready or loading: nothing to do;
+    (2) its last load failed and its back-off is not over: not now;
+    (3) its own engine drains, and nobody who waits longer needs that room: take it back;
+    (4) no slot at the edge: wait for one, and free one if none is being freed;
+    (5) it fits into free room, the tightest fit: start;
+    (6) it fits into room that is being freed: wait for it;
+    (7) it fits once idle engines of one node are gone: evict the cheapest such set;
+    (8) no room.
+    """
+    plan: _Plan | None = None
+    unplaced: list[str] = []
+    hopeless: list[Need] = []
+    for name in wanted_order(change):
+        engines = change.engines_of(name)
+        if any(live(engine) for engine in engines):  # (1)
+            continue
+        failure = change.failures.rows.get(name)
+        if failure is not None and change.now < failure.retry_at:  # (2)
+            continue
+        plan = plan or _Plan(change)
+        need = need_of(change.models[name])
+        own = next((e for e in engines if can_take_back(e) and _spared(plan, e)), None)
+        if own is not None:  # (3)
+            take_back(change, own)  # if the edge has not acknowledged the drain yet, then in a later step
+            plan.promise(own.node, own.gpus, -own.memory_mib)
+            continue
+        slot = free_slot(change, name)
+        if slot is None:  # (4)
+            _evict_for_slot(plan)
+            continue
+        # Room only shrinks during the pass: what needs no less than one that found none need not look again.
+        if any(_no_less(need, other) for other in hopeless):
+            unplaced.append(name)
+            continue
+        fit = plan.best(need, at_once=True)
+        if fit is not None:  # (5)
+            _start(change, name, fit[0], fit[1], slot)
+            continue
+        if (fit := plan.best(need, at_once=False)) is not None:  # (6)
+            plan.promise(fit[0].id, fit[1], -need.mib)
+            continue
+        if (chosen := plan.cheapest(need)) is not None:  # (7)
+            _evict(plan, chosen[0], chosen[1], need)
+            continue
+        hopeless.append(need)
+        unplaced.append(name)  # (8)
+    return tuple(unplaced)
+
+
+def _no_less(need: Need, other: Need) -> bool:
+    return (need.gpus == 0) == (other.gpus == 0) and need.gpus >= other.gpus and need.mib >= other.mib
+
+
+def _spared(plan: _Plan, engine: Engine) -> bool:
+    """Whether the room that ``engine`` is giving up is still there for itself, after those who wait longer."""
+    node = plan.change.nodes.rows[engine.node]
+    if node.phase is not NodePhase.UP:
+        return False
+    later = plan.later(node)
+    if not engine.gpus:
+        return later.host >= engine.memory_mib
+    return all(later.gpus[gpu] >= engine.memory_mib for gpu in engine.gpus)
+
+
+def _start(change: Change, name: str, node: Node, gpus: tuple[int, ...], slot: int) -> None:
+    take_slot(change, name, slot)
+    serial = change.next_serial()
+    model = change.models[name]
+    label = re.sub(r"[^A-Za-z0-9.]+", "-", name)[:40]
+    engine = Engine(
+        id=f"{label}-{change.epoch}-{serial}",
+        model=name,
+        node=node.id,
+        gpus=gpus,
+        memory_mib=model.memory_mib,
+        generation=serial,
+        state=EngineState.LOADING,
+        since=change.now,
+        started=change.now,
+        slot=slot,
+    )
+    change.add_engine(engine)
+    change.emit(StartEngine(engine.id, node.id, model, gpus, slot, change.epoch, engine.generation))
+
+
+def _evict(plan: _Plan, node: Node, chosen: tuple[Engine, ...], need: Need) -> None:
+    for engine in chosen:
+        retire(plan.change, engine, "evicted")
+        plan.promise(node.id, engine.gpus, engine.memory_mib)
+        plan.idle_engines()[node.id].remove(engine)
+    devices = plan.later(node).devices(need)
+    assert devices is not None, "victims make room"
+    plan.promise(node.id, devices, -need.mib)
+    plan.change.switches += 1
+
+
+def _evict_for_slot(plan: _Plan) -> None:
+    """More models than slots: the least recently used idle engine goes, one at a time."""
+    change = plan.change
+    going = (EngineState.DRAINING, EngineState.STOPPING)
+    if change.closing.rows or any(engine.state in going for engine in change.engines.rows.values()):
+        return
+    idle = [engine for engines in plan.idle_engines().values() for engine in engines]
+    if idle:
+        victim = least_recent(idle)
+        plan.idle_engines()[victim.node].remove(victim)
+        retire(change, victim, "evicted")
+        plan.promise(victim.node, victim.gpus, victim.memory_mib)
+        change.switches += 1

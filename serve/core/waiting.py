@@ -1,0 +1,221 @@
+"""Waiters: who waits for what, what each is told, and what is known of how long it takes."""
+
+from __future__ import annotations
+
+from gateway_plugin.catalog import Model
+from gateway_plugin.errors import (
+    GatewayError,
+    ModelNotFound,
+    ModelQueueFull,
+    ModelUnavailable,
+    NoRoom,
+    WaitDeadline,
+)
+from serve.core.change import Change, live
+from serve.core.effects import Answer, Effect
+from serve.core.events import Acquire, WaiterLeft
+from serve.core.fleet import Engine, EngineState, Failure, Fleet, Node, NodeKind, NodePhase, RouteState, Waiter
+from serve.core.placement import could_ever_hold, holds, need_of
+from serve.core.routes import doubt
+
+_PROMISE_STEP_S = 0.5
+"""``Engine.answered_at`` is not rewritten for every answer of a busy model."""
+
+
+def serving(engine: Engine) -> bool:
+    """A request sent to the edge now finds it."""
+    return engine.state is EngineState.READY and engine.route is RouteState.OPEN and engine.up
+
+
+def go_at_once(fleet: Fleet, event: Acquire, now: float) -> tuple[Fleet, tuple[Effect, ...]] | None:
+    """The short way for a model that serves: no settling, mostly no change. ``None``: the long way."""
+    model = fleet.names.get(event.model)
+    if model is None or event.not_routed or event.ticket in fleet.waiters:
+        return None
+    for engine in fleet.model_engines.get(model, ()):
+        if serving(fleet.engines[engine]):
+            answer = (Answer(event.ticket),)
+            if now < fleet.engines[engine].answered_at + _PROMISE_STEP_S:
+                return fleet, answer
+            change = Change(fleet, now)
+            _promise(change, model)
+            return change.commit(), answer
+    return None
+
+
+def _promise(change: Change, model: str) -> None:
+    """A request is on its way to any of these: they are not idle for a moment."""
+    for engine in change.engines_of(model):
+        if serving(engine):
+            change.set_engine(engine, answered_at=change.now)
+
+
+def acquire(change: Change, event: Acquire) -> None:
+    """One request for a model that does not serve (``go_at_once`` saw to those that do).
+
+    (1) it waits already; (2) unknown model (before the catalog is known: wait and see); (3) it was told to go and the
+    edge had no usable server; (4) larger than anything here; (5) its loads failed too often and the back-off is not
+    over; (6) too many wait; (7) wait.
+    """
+    if event.ticket in change.waiters.rows:  # (1)
+        return
+    name = change.names.get(event.model)
+    if name is None and (change.settled or change.models):  # (2)
+        change.emit(Answer(event.ticket, ModelNotFound(event.model, tuple(change.models))))
+        return
+    if name is not None and event.not_routed:  # (3)
+        doubt(change, name)
+    model = change.models.get(name or "")
+    failure = change.failures.rows.get(name or "")
+    if model is not None and change.settled and not any(map(live, change.engines_of(model.name))):
+        if not could_ever_hold(change.policy.kinds, change.nodes.rows, need_of(model)):  # (4)
+            change.emit(Answer(event.ticket, _no_room(change, model)))
+            return
+        if failure is not None and failure.count >= change.policy.failures_per_wait and change.now < failure.retry_at:
+            change.emit(Answer(event.ticket, _unavailable(model.name, failure, change.now)))  # (5)
+            return
+    if len(change.waiters.rows) >= change.policy.waiting_max:  # (6)
+        change.emit(Answer(event.ticket, ModelQueueFull(event.model, change.policy.waiting_max)))
+        return
+    waiter = Waiter(event.ticket, name or event.model, since=change.now, deadline=change.now + event.wait_s)
+    change.add_waiter(waiter)  # (7)
+
+
+def waiter_left(change: Change, event: WaiterLeft) -> None:
+    if event.ticket in change.waiters.rows:
+        change.drop_waiter(event.ticket)
+
+
+def answer_all(change: Change, model: str, error: GatewayError | None) -> None:
+    """One answer for every waiter of ``model``, in the order they came."""
+    for ticket in change.queues.rows.get(model, ()):
+        change.drop_waiter(ticket)
+        change.emit(Answer(ticket, error))
+
+
+def answer_ready(change: Change) -> None:
+    """Tell the waiters of every model that serves to go."""
+    for model in sorted(change.queues.rows):
+        if any(serving(engine) for engine in change.engines_of(model)):
+            answer_all(change, model, None)
+            _promise(change, model)
+
+
+def answer_overdue(change: Change) -> None:
+    """Refuse waiters whose deadline has passed, with the state of their model."""
+    fleet: Fleet | None = None
+    for waiter in list(change.waiters.rows.values()):
+        if change.now >= waiter.deadline:
+            fleet = fleet or change.commit()
+            state = model_state(fleet, waiter.model)
+            eta = eta_s(fleet, waiter.model, change.now)
+            change.drop_waiter(waiter.ticket)
+            waited = change.now - waiter.since
+            error = WaitDeadline(
+                f"The model '{waiter.model}' was not ready after {waited:.0f} s (state: {state}). Try again later.",
+                retry_after_s=5.0 if eta is None else max(1.0, eta),
+                state=state,
+                eta_s=eta,
+            )
+            change.emit(Answer(waiter.ticket, error))
+
+
+def resolve_names(change: Change) -> None:
+    """The catalog is known: waiters that came before get their model, or hear that there is none."""
+    for waiter in list(change.waiters.rows.values()):
+        name = change.names.get(waiter.model)
+        if name == waiter.model:
+            continue
+        change.drop_waiter(waiter.ticket)
+        if name is None:
+            change.emit(Answer(waiter.ticket, ModelNotFound(waiter.model, tuple(change.models))))
+        else:
+            change.add_waiter(Waiter(waiter.ticket, name, waiter.since, waiter.deadline))
+
+
+def refuse_hopeless(change: Change, unplaced: tuple[str, ...]) -> None:
+    """Waiters for models that nothing here could ever hold."""
+    for name in unplaced:
+        model = change.models[name]
+        if not could_ever_hold(change.policy.kinds, change.nodes.rows, need_of(model)):
+            answer_all(change, name, _no_room(change, model))
+
+
+def record_failure(change: Change, model: str, reason: str, *, after_ready: bool = False) -> None:
+    """Count a failed load, or an engine that died soon after it was ready, and refuse waiters who saw enough of them.
+
+    Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none.
+    """
+    last = change.failures.rows.get(model)
+    count = 1 + (last.count if last is not None else 0)
+    policy = change.policy
+    doublings = min(count - 1 - after_ready, 30)
+    delay = 0.0 if doublings < 0 else min(policy.retry_max_s, policy.retry_first_s * 2.0**doublings)
+    failure = Failure(count, change.now, change.now + delay, reason, after_ready)
+    change.failures.put(model, failure)
+    if count >= policy.failures_per_wait:
+        change.wished = change.wished - {model}
+        answer_all(change, model, _unavailable(model, failure, change.now))
+
+
+def _unavailable(model: str, failure: Failure, now: float) -> ModelUnavailable:
+    wait_s = max(1.0, failure.retry_at - now)
+    return ModelUnavailable(
+        f"The engine of model '{model}' failed {failure.count} times in a row, the last time with: {failure.reason} "
+        f"It is tried again for requests that come after {wait_s:.0f} s.",
+        retry_after_s=wait_s,
+        state="failed",
+        eta_s=None,
+    )
+
+
+def _no_room(change: Change, model: Model) -> NoRoom:
+    need = f"{model.gpus} GPUs with {model.memory_mib} MiB each" if model.gpus else f"{model.memory_mib} MiB"
+    things: tuple[NodeKind | Node, ...] = (*change.policy.kinds, *change.nodes.rows.values())
+    most = max((max(thing.gpu_mib, default=0) if model.gpus else thing.host_mib for thing in things), default=0)
+    where = f"at most {max((len(t.gpu_mib) for t in things), default=0)} GPUs with {most}" if model.gpus else f"{most}"
+    return NoRoom(
+        f"The model '{model.name}' needs {need}; a node of this site has {where} MiB. "
+        "Give it less memory in the catalog, or the site larger nodes.",
+        retry_after_s=300.0,
+        state="cold",
+    )
+
+
+# --- what can be told ---
+def model_state(fleet: Fleet, model: str) -> str:
+    """``ready``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true."""
+    engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
+    if any(engine.state is EngineState.READY and engine.route is RouteState.OPEN for engine in engines):
+        return "ready"
+    if any(live(engine) for engine in engines):
+        return "loading"
+    if model in fleet.failures:
+        return "failed"
+    if model in fleet.queues:
+        return "queued"
+    return "draining" if engines else "cold"
+
+
+def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
+    """Expected seconds until ``model`` serves, if it were wanted now; ``None``: nobody knows.
+
+    (1) it serves: 0; (2) it loads: what is left of its last load's time, at least 1; (3) back-off: its rest and a load;
+    (4) a node must be had first: unknown; (5) a load.
+    """
+    engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
+    if any(serving(engine) for engine in engines):  # (1)
+        return 0.0
+    load = fleet.load_s.get(model, fleet.policy.load_guess_s)
+    loading = [engine for engine in engines if live(engine)]
+    if loading:  # (2)
+        return max(1.0, load - (now - min(engine.started for engine in loading)))
+    failure = fleet.failures.get(model)
+    if failure is not None and now < failure.retry_at:  # (3)
+        return failure.retry_at - now + load
+    entry = fleet.models.get(model)
+    if entry is None or not any(
+        node.phase is NodePhase.UP and holds(node, need_of(entry)) for node in fleet.nodes.values()
+    ):  # (4)
+        return None
+    return load  # (5)
