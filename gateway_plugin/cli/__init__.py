@@ -1,0 +1,1 @@
+"""The command line ``gateway``: parse, call one function, show a table or JSON."""

@@ -1,0 +1,87 @@
+"""``gateway chat`` and ``gateway embed``: use a model from the shell."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway_plugin.cli.connection import connect
+from gateway_plugin.cli.output import json_option, read_terminal, settings, show
+from gateway_plugin.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from gateway_plugin.client import Client
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt", nargs=-1)
+@click.option("--system", help="System message.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Tokens of an answer at most.")
+@click.option("--temperature", type=click.FloatRange(0, 2))
+@json_option
+def chat(
+    model: str, prompt: tuple[str, ...], system: str | None, max_tokens: int | None, temperature: float | None
+) -> None:
+    """Ask a model; the answer is streamed. Without PROMPT: stdin, or a conversation on a terminal."""
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    options = {name: value for name, value in options.items() if value is not None}
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    with connect() as client:
+        if prompt or not read_terminal():
+            text = " ".join(prompt) if prompt else sys.stdin.read().strip()
+            if not text:
+                raise InvalidRequest("There is nothing to ask: give a prompt, or pipe one in.")
+            messages.append({"role": "user", "content": text})
+            _ask(client, model, messages, options)
+            return
+        click.echo("Ctrl-D ends.", err=True)
+        while (line := _read_line()) is not None:
+            if line.strip():
+                messages.append({"role": "user", "content": line})
+                messages.append({"role": "assistant", "content": _ask(client, model, messages, options)})
+
+
+def _read_line() -> str | None:
+    try:
+        return input("> ")
+    except EOFError:
+        click.echo()
+        return None
+
+
+def _ask(client: Client, model: str, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
+    create: Any = client.openai.chat.completions.create  # its overloads want typed dictionaries of every role
+    if settings().json:
+        answer = create(model=model, messages=messages, **options)
+        content: str = answer.choices[0].message.content or ""
+        show(answer.model_dump(exclude_none=True), lambda: None)
+        return content
+    words: list[str] = []
+    for chunk in create(model=model, messages=messages, stream=True, **options):
+        for choice in chunk.choices:
+            if choice.delta.content:
+                words.append(choice.delta.content)
+                click.echo(choice.delta.content, nl=False)
+    click.echo()
+    return "".join(words)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("texts", nargs=-1)
+@json_option
+def embed(model: str, texts: tuple[str, ...]) -> None:
+    """Print the vector of every text (arguments, or the lines of stdin) as JSON, one line each."""
+    import json
+
+    chosen = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not chosen:
+        raise InvalidRequest("There is nothing to embed: give texts, or pipe them in, one a line.")
+    with connect() as client:
+        answer = client.openai.embeddings.create(model=model, input=chosen, encoding_format="float")
+    vectors = [entry.embedding for entry in answer.data]
+    document = {"model": model, "data": [{"text": t, "embedding": v} for t, v in zip(chosen, vectors, strict=True)]}
+    show(document, lambda: click.echo("\n".join(json.dumps(vector) for vector in vectors)))

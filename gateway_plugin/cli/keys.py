@@ -1,0 +1,56 @@
+"""``gateway keys``: make, list and revoke API keys. Works on the state folder, whether the gateway is up or not."""
+
+from __future__ import annotations
+
+import datetime
+
+import click
+
+from gateway_plugin.cli.output import json_option, say, settings, show, table
+from gateway_plugin.layout import Layout
+
+
+@click.group()
+def keys() -> None:
+    """API keys: create, list, revoke."""
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(("user", "admin")), default="user", show_default=True)
+@json_option
+def create(name: str, role: str) -> None:
+    """Make a key. Its secret is printed once and stored nowhere."""
+    from gateway_plugin.keys import KeyStore
+
+    secret = KeyStore(Layout(settings().state)).create(name, "admin" if role == "admin" else "user")
+    document = {"name": name, "role": role, "secret": secret}
+
+    def human() -> None:
+        click.echo(f"{role} key '{name}'; it cannot be shown again:", err=True)
+        click.echo(secret)
+
+    show(document, human)
+
+
+@keys.command("list")
+@json_option
+def list_keys() -> None:
+    """Names, roles and dates; no secrets."""
+    from gateway_plugin.keys import KeyStore
+
+    found = KeyStore(Layout(settings().state)).list()
+    rows = [(key.name, key.role, f"{datetime.datetime.fromtimestamp(key.created):%Y-%m-%d %H:%M}") for key in found]
+    document = [{"name": key.name, "role": key.role, "created": key.created} for key in found]
+    show(document, lambda: table(("key", "role", "created"), rows))
+
+
+@keys.command()
+@click.argument("name")
+@json_option
+def revoke(name: str) -> None:
+    """Refuse a key from now on."""
+    from gateway_plugin.keys import KeyStore
+
+    KeyStore(Layout(settings().state)).revoke(name)
+    show({"name": name, "revoked": True}, lambda: say(f"'{name}' is revoked"))

@@ -1,0 +1,85 @@
+"""``gateway``: the group, its options, and what happens to errors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway_plugin import __version__
+from gateway_plugin.cli import blocks, chat, controller, keys, models, service
+from gateway_plugin.cli.output import Settings, report_error
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.layout import default_state_root
+
+_EPILOG = """\b
+Exit codes:
+  0    done (status: it serves)
+  1    doctor found something that forbids a start
+  2    wrong command line, catalog or site: nothing was started
+  3    status: the gateway does not serve
+  64   the request is wrong            65   a body is too large
+  66   no such model, key, block, log  69   it cannot be started, or reached
+  70   internal error                  75   not now: try again later
+  77   no or wrong API key, or not allowed
+  130  interrupted
+
+\b
+Environment:
+  GATEWAY_STATE      state folder, as --state
+  GATEWAY_URL        address of a gateway elsewhere, for models, chat, embed, blocks
+  GATEWAY_API_KEY    key for it
+  GATEWAY_WEIGHTS    where prepared weights lie
+"""
+
+
+class GatewayCommands(click.Group):
+    """The group; a ``GatewayError`` becomes one line and an exit code, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Raises ``Exit`` with the error's own code."""
+        try:
+            return super().invoke(ctx)
+        except GatewayError as error:
+            found = ctx.find_root().obj
+            report_error(error, as_json=isinstance(found, Settings) and found.json)
+            raise click.exceptions.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
+
+
+@click.group(
+    cls=GatewayCommands,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="gateway")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="GATEWAY_STATE",
+    help="State folder of the gateway.",
+)
+@click.pass_context
+def cli(context: click.Context, state: Path | None) -> None:
+    """Language models on batch clusters: start the gateway, look after it, and use it."""
+    explicit = context.get_parameter_source("state") is click.core.ParameterSource.COMMANDLINE
+    context.obj = Settings((state or default_state_root()).expanduser().absolute(), explicit)
+
+
+for command in (service.up, service.down, service.status, service.doctor, service.logs):
+    cli.add_command(command)
+for command in (models.models, keys.keys, blocks.blocks, chat.chat, chat.embed, controller.controller):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point of the command ``gateway``."""
+    cli(prog_name="gateway")
+
+
+if __name__ == "__main__":
+    sys.exit(main())  # type: ignore[func-returns-value]

@@ -1,0 +1,153 @@
+"""``gateway models``: prepare weights, look at models, load and unload them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from gateway_plugin.cli.connection import connect
+from gateway_plugin.cli.output import Steps, json_option, say, settings, show, table
+
+_COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
+
+
+@click.group()
+def models() -> None:
+    """Models: prepare, list, show, load, unload, pin, unpin, apply."""
+
+
+@models.command()
+@click.argument("names", nargs=-1)
+@json_option
+def prepare(names: tuple[str, ...]) -> None:
+    """Build the weights of NAMES (default: all there are recipes for) into the cache folder, once."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from gateway_plugin import weights
+
+    console = Console(stderr=True, highlight=False, quiet=settings().json)
+    columns = (TextColumn("{task.fields[model]}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    said: dict[str, str] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks = {}
+
+        def report(step: weights.Progress) -> None:
+            if step.name not in tasks:
+                tasks[step.name] = bar.add_task(step.step, total=1.0, model=step.name)
+            bar.update(tasks[step.name], completed=step.fraction, description=step.step)
+            if not console.is_terminal and said.get(step.name) != step.step:
+                said[step.name] = step.step
+                console.print(f"{step.name}: {step.step}")
+
+        folders = weights.prepare(names or None, progress=report)
+    document = {name: str(folder) for name, folder in folders.items()}
+    show(document, lambda: table(("model", "folder"), document.items()))
+
+
+@models.command("list")
+@json_option
+def list_models() -> None:
+    """Every model of the catalog and its state."""
+    with connect() as client:
+        found = client.models()
+    rows = [
+        (m.name, m.task, m.state, "yes" if m.pinned else "", m.in_flight, m.waiting, _eta(m.eta_s),
+         " ".join(m.nodes), " ".join(m.aliases), m.reason)
+        for m in found
+    ]  # fmt: skip
+    show([asdict(model) for model in found], lambda: table(_COLUMNS, rows))
+
+
+@models.command("show")
+@click.argument("name")
+@json_option
+def show_model(name: str) -> None:
+    """One model, by name or alias."""
+    with connect() as client:
+        document = asdict(client.model(name))
+    show(document, lambda: table(("", name), document.items()))
+
+
+@models.command()
+@click.argument("name")
+@click.option("--wait", is_flag=True, help="Wait until it is ready.")
+@click.option("--timeout", default=1800.0, show_default=True, help="Seconds to wait with --wait.")
+@json_option
+def load(name: str, wait: bool, timeout: float) -> None:
+    """Have a model loaded."""
+    from gateway_plugin.errors import ModelUnavailable, WaitDeadline
+
+    began = time.monotonic()
+    with connect() as client, Steps("loading") as steps:
+        client.load(name)
+        found = client.model(name)
+        failed_before = found.state == "failed"
+        while wait and not found.ready:
+            elapsed_s = time.monotonic() - began
+            note = f"ready in about {_eta(found.eta_s)}" if found.eta_s is not None else found.reason or ""
+            steps.update([(found.name, found.state, note)], elapsed_s)
+            failed_before = failed_before and found.state == "failed"
+            if found.state == "failed" and (not failed_before or elapsed_s > 10):
+                raise ModelUnavailable(
+                    f"The model '{found.name}' fails to load: {found.reason or 'no reason is known'}"
+                )
+            if elapsed_s > timeout:
+                words = f"The model '{found.name}' is {found.state} and was not ready within {timeout:.0f} s."
+                raise WaitDeadline(words, state=found.state, eta_s=found.eta_s)
+            time.sleep(0.5)
+            found = client.model(name)
+    seconds = time.monotonic() - began
+    words = f"{found.name} is ready after {seconds:.1f} s" if found.ready else f"{found.name}: {found.state}"
+    show({"model": found.name, "state": found.state, "seconds": round(seconds, 2)}, lambda: click.echo(words))
+
+
+def _verb(verb: str, name: str, words: str) -> None:
+    with connect() as client:
+        getattr(client, verb)(name)
+    show({"model": name, "done": verb}, lambda: say(words))
+
+
+@models.command()
+@click.argument("name")
+@json_option
+def unload(name: str) -> None:
+    """Drain a model's engines and stop them."""
+    _verb("unload", name, f"{name} is being unloaded")
+
+
+@models.command()
+@click.argument("name")
+@json_option
+def pin(name: str) -> None:
+    """Load a model and never evict it."""
+    _verb("pin", name, f"{name} is pinned")
+
+
+@models.command()
+@click.argument("name")
+@json_option
+def unpin(name: str) -> None:
+    """Let a model be evicted again."""
+    _verb("unpin", name, f"{name} may be evicted")
+
+
+@models.command()
+@click.argument("catalog", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
+def apply(catalog: Path) -> None:
+    """Put another catalog in force while the gateway runs."""
+    from gateway_plugin.catalog import catalog_document, load_catalog
+
+    wanted = load_catalog(catalog)
+    with connect() as client:
+        client.apply(catalog_document(wanted))
+    names = [model.name for model in wanted.models]
+    show({"models": names}, lambda: say(f"in force: {', '.join(names)}"))
+
+
+def _eta(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.0f} s"

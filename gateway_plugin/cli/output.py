@@ -1,0 +1,145 @@
+"""How the command line speaks: tables for people, JSON for programs, errors in one line, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import click
+
+from gateway_plugin.errors import GatewayError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_COLOURS = {
+    **dict.fromkeys(("ready", "running", "ok", "open", "up", "active"), "green"),
+    **dict.fromkeys(("loading", "starting", "waiting", "draining", "degraded", "warn", "pending", "queued"), "yellow"),
+    **dict.fromkeys(("failed", "dead", "fail", "silent", "down"), "red"),
+}
+
+
+@dataclass
+class Settings:
+    """Of one run of ``gateway``."""
+
+    state: Path
+    """State folder; where ``--state`` does not say one, the default."""
+    explicit_state: bool = False
+    """``--state`` was given: it goes before ``GATEWAY_URL``."""
+    json: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def settings() -> Settings:
+    """Those of the running command."""
+    found = click.get_current_context().find_root().obj
+    if not isinstance(found, Settings):
+        raise TypeError("the group has not run")
+    return found
+
+
+def _set_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and isinstance(context.find_root().obj, Settings):
+        context.find_root().obj.json = True
+
+
+def json_option(command: Command) -> Command:
+    """The option ``--json``."""
+    return click.option(
+        "--json", is_flag=True, expose_value=False, is_eager=True, callback=_set_json, help="Print JSON, for programs."
+    )(command)
+
+
+def show(document: Any, human: Callable[[], None]) -> None:
+    """Print ``document`` as JSON, or have ``human`` print what people read."""
+    if settings().json:
+        click.echo(json.dumps(document, indent=2, default=str))
+    else:
+        human()
+
+
+def say(words: str) -> None:
+    """One line for people; nothing where a program reads."""
+    if not settings().json:
+        click.echo(words)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    """Print a table on stdout; ``None`` is an empty cell, states are coloured."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)  # a pipe has no width: do not fold what a program may read
+    console.print(make_table(columns, rows, title))
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Any:
+    """The ``rich`` table."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*columns, title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for row in rows:
+        cells = ["" if cell is None else str(cell) for cell in row]
+        made.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
+    return made
+
+
+def report_error(error: GatewayError, as_json: bool) -> None:
+    """``error: message`` on stderr; the body in OpenAI's form on stdout where a program reads."""
+    if as_json:
+        click.echo(json.dumps(error.body()))
+    else:
+        click.echo(f"error: {error.message}", err=True)
+
+
+class Steps:
+    """Steps that are being waited for, live on a terminal, a line for every change elsewhere. Writes to stderr."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+
+        self._title = title
+        self._console = Console(stderr=True, highlight=False)
+        self._live: Any = None
+        self._last: dict[str, tuple[str, str]] = {}
+        self._quiet = settings().json
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, refresh_per_second=8, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, rows: Sequence[tuple[str, str, str]], elapsed_s: float) -> None:
+        """Show ``(what, phase, note)`` rows as they are after ``elapsed_s`` seconds."""
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._live.update(make_table((self._title, f"{elapsed_s:.0f} s", ""), rows))
+            return
+        for what, phase, note in rows:
+            if self._last.get(what) != (phase, note):
+                self._last[what] = (phase, note)
+                words = f"{elapsed_s:6.1f} s  {what}: {phase}{f' ({note})' if note else ''}"
+                click.echo(words, err=True)
+
+
+def read_terminal() -> bool:
+    """Whether a person types on stdin."""
+    return sys.stdin.isatty()

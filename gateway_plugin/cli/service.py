@@ -1,0 +1,195 @@
+"""``gateway up``, ``down``, ``status``, ``doctor``, ``logs``."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway_plugin.cli.output import Steps, json_option, make_table, settings, show, table
+from gateway_plugin.layout import Layout
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--site", help="Name in parsl_configs (local), package.module, or a .py file. Default: as before, or local."
+)
+@click.option("--models", type=_FILE, help="Catalog. Default: as before, or models.yaml.")
+@click.option("--port", type=click.IntRange(1024, 65535), help="Port of the front door instead of the site's.")
+@click.option("--timeout", default=300.0, show_default=True, help="Seconds to wait until it serves.")
+@json_option
+def up(site: str | None, models: Path | None, port: int | None, timeout: float) -> None:
+    """Start the gateway and wait until it serves.
+
+    Running again is safe: what is up stays, what lived through a crash is taken over.
+    """
+    from gateway_plugin.service import lifecycle
+
+    chosen = settings()
+    try:
+        with Steps("starting") as steps:
+            result = lifecycle.up(
+                chosen.state, site, models, port=port, timeout_s=timeout,
+                report=lambda progress: steps.update(progress.parts, progress.elapsed_s),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        click.echo(f"ended what was started; logs: {Layout(chosen.state).logs}", err=True)
+        raise
+    words = {
+        lifecycle.Outcome.STARTED: f"up at {result.url} after {result.seconds:.1f} s",
+        lifecycle.Outcome.ADOPTED: f"up again at {result.url} after {result.seconds:.1f} s; what lived was taken over",
+        lifecycle.Outcome.ALREADY_UP: f"already up at {result.url}",
+    }[result.outcome]
+    document = {"outcome": result.outcome.value, "url": result.url, "seconds": round(result.seconds, 2)}
+    show(document, lambda: click.echo(words))
+
+
+@click.command()
+@click.option("--force", is_flag=True, help="Kill without asking; what is in flight is lost.")
+@click.option("--timeout", default=90.0, show_default=True, help="Seconds that an orderly end may take.")
+@json_option
+def down(force: bool, timeout: float) -> None:
+    """End everything that belongs to the gateway; nothing is left."""
+    from gateway_plugin.service import lifecycle
+
+    with Steps("ending") as steps:
+        result = lifecycle.down(
+            settings().state, forced=force, timeout_s=timeout,
+            report=lambda progress: steps.update(progress.parts, progress.elapsed_s),
+        )  # fmt: skip
+    nothing = result.outcome is lifecycle.Outcome.NOTHING_RAN
+    words = "nothing ran" if nothing else f"down after {result.seconds:.1f} s; no process and no socket is left"
+    show({"outcome": result.outcome.value, "seconds": round(result.seconds, 2)}, lambda: click.echo(words))
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
+@json_option
+def status(watch: bool) -> None:
+    """Show what runs. Exit code 3 if the gateway does not serve."""
+    from gateway_plugin.service.status import report
+
+    state = settings().state
+    found = report(state)
+    if watch and not settings().json:
+        from rich.console import Group
+        from rich.live import Live
+
+        with Live(refresh_per_second=4, screen=True) as live:
+            while True:
+                live.update(Group(*_status_parts(found)))
+                time.sleep(1.0)
+                found = report(state)
+    while watch:
+        show(found, lambda: None)
+        time.sleep(1.0)
+        found = report(state)
+    show(found, lambda: _print(_status_parts(found)))
+    if found["state"] not in ("ready", "remote"):
+        raise click.exceptions.Exit(3)
+
+
+def _print(parts: list[Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    for part in parts:
+        console.print(part)
+
+
+def _status_parts(found: dict[str, Any]) -> list[Any]:
+    where = f" at {found['url']} (site {found['site']} on {found['host']})" if found["url"] else ""
+    parts: list[Any] = [f"gateway: {found['state']}{where}"]
+    if found["parts"]:
+        rows = [
+            (name, part["state"], part["pid"], _age(part["age_s"]), part["restarts"], part["last_error"])
+            for name, part in found["parts"].items()
+        ]
+        parts.append(make_table(("part", "state", "pid", "age", "restarts", "last error"), rows))
+    gateway = found["gateway"]
+    if gateway is None:
+        if found["gateway_error"]:
+            parts.append(f"status over HTTP: {found['gateway_error']}")
+        if found["routes"]:
+            routes = [(r["model"], r["state"], r["in_flight"], r["server"], r["address"]) for r in found["routes"]]
+            parts.append(make_table(("model", "route", "in flight", "server", "address"), routes, "routes of the edge"))
+        return parts
+    models = [
+        (m["id"], m["state"], "yes" if m.get("pinned") else "", m.get("in_flight"), m.get("waiting"),
+         _age(m.get("eta_s")), m.get("reason"))
+        for m in gateway.get("models", ())
+    ]  # fmt: skip
+    parts.append(make_table(("model", "state", "pinned", "in flight", "waiting", "ready in", "reason"), models))
+    engines = [
+        (e["id"], e["model"], e["node"], e["state"], e.get("route"), e.get("in_flight"), _age(e.get("age_s")))
+        for e in gateway.get("engines", ())
+    ]
+    if engines:
+        parts.append(make_table(("engine", "model", "node", "state", "route", "in flight", "age"), engines))
+    nodes = [
+        (n["id"], n.get("type"), n.get("phase"), n.get("block"), f"{n.get('free_mib')} of {n.get('host_mib')} MiB",
+         _age(n.get("age_s")))
+        for n in gateway.get("nodes", ())
+    ]  # fmt: skip
+    if nodes:
+        parts.append(make_table(("node", "type", "phase", "block", "free", "age"), nodes))
+    parts.append(f"waiting requests: {gateway.get('waiting', 0)}   switches: {gateway.get('switches', 0)}")
+    return parts
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@click.command()
+@click.option("--site", help="Site to check. Default: the one that runs, or local.")
+@click.option("--models", type=_FILE, help="Catalog to check. Default: the one that runs.")
+@json_option
+def doctor(site: str | None, models: Path | None) -> None:
+    """Check everything that a start needs. Exit code 1 if something forbids it."""
+    from gateway_plugin.service.doctor import examine
+    from gateway_plugin.service.preflight import failures
+
+    checks = examine(settings().state, site, models)
+    document = [
+        {"name": c.name, "verdict": c.verdict.value, "found": c.found, "advice": c.advice or None} for c in checks
+    ]
+    rows = [(c.verdict.value, c.name, c.found, c.advice) for c in checks]
+    show(document, lambda: table(("", "check", "found", "what to do"), rows))
+    if failures(checks):
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("what", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added.")
+@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(0), help="Lines from the end.")
+@json_option
+def logs(what: str | None, follow: bool, lines: int) -> None:
+    """Show a log: supervisor, edge, usage, ray, controller, engine:NAME ... Without WHAT, list what there is."""
+    from gateway_plugin.service import logs as log_files
+
+    layout = Layout(settings().state)
+    if what is None:
+        found = log_files.find_logs(layout)
+        document = [{"name": name, "path": str(path), "bytes": path.stat().st_size} for name, path in found.items()]
+        show(document, lambda: table(("log", "bytes", "path"), [(d["name"], d["bytes"], d["path"]) for d in document]))
+        return
+    path = log_files.log_named(layout, what)
+    last = log_files.last_lines(path, lines)
+    if settings().json and not follow:
+        show({"name": what, "path": str(path), "lines": last}, lambda: None)
+        return
+    for line in itertools.chain(last, log_files.follow(path) if follow else ()):
+        click.echo(line)

@@ -1,0 +1,69 @@
+"""Deploy the Serve application on the head that runs, then leave: a short-lived driver of the supervisor's.
+
+Ray keeps the application from then on, also over a restart of the head, so that this does nothing when it is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gateway_plugin.errors import ServiceError
+from gateway_plugin.layout import Layout
+from gateway_plugin.service.record import read_record
+
+APPLICATION = "gateway"
+NAMESPACE = "gateway"
+_KEPT_BY_SERVE = frozenset({"RUNNING", "DEPLOYING", "UNHEALTHY"})
+"""States in which Serve itself brings the application back; deploying again would replace every replica."""
+
+
+def main() -> int:
+    """Entry point: exit code 0 when the application is deployed or Serve recovers it."""
+    parser = argparse.ArgumentParser(prog="gateway-deploy")
+    parser.add_argument("--state", type=Path, required=True)
+    layout = Layout(parser.parse_args().state)
+    record = read_record(layout)
+    if record is None:
+        raise ServiceError(f"{layout.service_json} is missing; 'gateway up' writes it.")
+
+    import ray
+    from ray import serve as ray_serve
+
+    address = f"{record.head_address}:{record.ray_port}"
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
+    found = _application_state(ray_serve)
+    if found in _KEPT_BY_SERVE:
+        _say(f"application is {found}: nothing to do")
+        return 0
+    _say(f"application is {found}: deploying")
+    ray_serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": "127.0.0.1",
+            "port": record.serve_port,
+            "ssl_certfile": str(layout.serve_certificate),
+            "ssl_keyfile": str(layout.serve_key),
+        },
+    )
+    application = importlib.import_module("serve.app").build({"state": str(layout.state)})
+    ray_serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+    _say("application is running")
+    return 0
+
+
+def _application_state(ray_serve: Any) -> str:
+    application = ray_serve.status().applications.get(APPLICATION)
+    return "ABSENT" if application is None else str(application.status.value)
+
+
+def _say(words: str) -> None:
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), words, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

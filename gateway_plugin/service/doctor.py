@@ -1,0 +1,67 @@
+"""``gateway doctor``: everything that ``up`` checks, and what runs, each with what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gateway_plugin.catalog import Catalog, load_catalog
+from gateway_plugin.errors import ConfigError, GatewayError
+from gateway_plugin.layout import Layout
+from gateway_plugin.service.preflight import Check, Verdict, before_start, edge_binary, open_files, python_version
+from gateway_plugin.service.record import on_this_host, read_record
+from gateway_plugin.service.status import report
+from gateway_plugin.site import Site, load_site
+
+
+def examine(state: Path, site_reference: str | None, models: Path | None) -> tuple[Check, ...]:
+    """All checks. Without ``site_reference`` and ``models``, those of the gateway in ``state`` are taken."""
+    layout = Layout(state.expanduser().absolute())
+    checks: list[Check] = []
+    try:
+        record = read_record(layout)
+    except GatewayError as error:
+        record = None
+        checks.append(Check("service.json", Verdict.FAIL, error.message, "'gateway down', then remove it"))
+    site, problem = _site(site_reference or (record.site_reference if record else "local"))
+    checks.append(problem)
+    catalog = Catalog(models=())
+    chosen = models or (Path(record.catalog) if record else None)
+    if chosen is not None:
+        try:
+            catalog = load_catalog(chosen)
+            checks.append(Check("catalog", Verdict.OK, f"{chosen}: {len(catalog.models)} models"))
+        except ConfigError as error:
+            checks.append(Check("catalog", Verdict.FAIL, error.message, "correct the file"))
+    running, ours = _running(layout)
+    if site is None:
+        checks += [python_version(), edge_binary(), open_files()]
+    else:
+        if record is not None and ours and record.site == site.name:
+            site = Site(**{**dict(site), "port": record.port})
+            ours = frozenset((record.port, record.ray_port, record.serve_port))
+        checks += before_start(layout, site, catalog, ours)
+    if record is not None and not on_this_host(record):
+        running = Check("service", Verdict.WARN, f"runs on {record.host}", "run 'gateway doctor' there")
+    return (*checks, running)
+
+
+def _site(reference: str) -> tuple[Site | None, Check]:
+    try:
+        site = load_site(reference)
+    except ConfigError as error:
+        return None, Check("site", Verdict.FAIL, error.message, "correct the site file, or choose another with --site")
+    kinds = ", ".join(f"{node_type.name} x {node_type.max_blocks}" for node_type in site.node_types)
+    return site, Check("site", Verdict.OK, f"{site.name}: {kinds}")
+
+
+def _running(layout: Layout) -> tuple[Check, frozenset[int]]:
+    found: dict[str, Any] = report(layout.state)
+    if found["state"] == "down":
+        return Check("service", Verdict.OK, "down"), frozenset()
+    words = ", ".join(f"{name} {part['state']}" for name, part in found["parts"].items())
+    if found["state"] == "ready":
+        return Check("service", Verdict.OK, f"ready at {found['url']}"), frozenset({1})
+    problem = found["gateway_error"] or words
+    advice = "'gateway status' and 'gateway logs' say more; 'gateway up' takes over what lives"
+    return Check("service", Verdict.WARN, f"{found['state']}: {problem}", advice), frozenset({1})

@@ -1,0 +1,144 @@
+"""End what is ours and nothing else: head, blocks, engines, edge. Used by the supervisor, and by ``down`` without one.
+
+The head goes first: a living autoscaler would replace the blocks that are cancelled. Every process is known by PID and
+start time, by our own state folder in its arguments, or by Ray's folder; nobody else's is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import psutil
+
+from gateway_plugin.blocks import processes as block_processes
+from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.blocks.leave import members, read_records
+from gateway_plugin.blocks.ledger import Ledger
+from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.layout import Layout
+from gateway_plugin.service import ray_head
+from gateway_plugin.service.processes import Mark, alive, arguments, end, find_own
+from gateway_plugin.service.record import part_mark, read_status
+from gateway_plugin.site import Site
+
+BLOCKS_DEADLINE_S = CANCEL_GRACE_S + 15.0
+EDGE_GRACE_S = 3.0
+ENGINE_GRACE_S = 5.0
+HEAD_GRACE_S = 5.0
+
+Tell = Callable[[str], None]
+
+
+def end_everything(
+    layout: Layout, site: Site | None, tell: Tell, *, keep: Mark | None = None, forced: bool = False
+) -> tuple[str, ...]:
+    """End all that belongs to this gateway, but ``keep``, the supervisor that calls.
+
+    ``site`` is needed to cancel blocks; ``None`` (it cannot be loaded any more) leaves them, and says so. ``forced``
+    kills without asking first.
+
+    Returns:
+        What could not be ended, in words: normally nothing.
+    """
+    left: list[str] = []
+    tell("supervisor")
+    others = [known for known in supervisors_of(layout) if keep is None or known.pid != keep.pid]
+    left += _names("supervisor", (known.pid for known in end(others, grace_s=0.0)))
+    left += _names("deployment", (known.pid for known in end(find_own(_module("deploy", layout)), grace_s=0.0)))
+    tell("Ray head")
+    head = part_mark(read_status(layout), "head")
+    left += _names("Ray head", end_head(layout, head, grace_s=0.0 if forced else HEAD_GRACE_S))
+    tell("blocks")
+    left += end_blocks(layout, site, forced)
+    tell("engines")
+    left += _names("engine", end_engines(layout, 0.0 if forced else ENGINE_GRACE_S))
+    tell("edge")
+    edges = end(edges_of(layout), grace_s=0.0 if forced else EDGE_GRACE_S)
+    left += _names("edge", (known.pid for known in edges))
+    if not left:
+        for path in (layout.edge_socket, layout.inner_door, layout.supervisor_status, *layout.run.glob("*.sock")):
+            path.unlink(missing_ok=True)
+    return tuple(left)
+
+
+def supervisors_of(layout: Layout) -> tuple[Mark, ...]:
+    """Living supervisors of this state folder."""
+    return find_own(_module("supervisor", layout))
+
+
+def edges_of(layout: Layout) -> tuple[Mark, ...]:
+    """Living HAProxy processes that run with this gateway's configuration."""
+    return find_own(("-f", str(layout.edge_config)))
+
+
+def head_runs(layout: Layout) -> bool:
+    """Whether anything of this gateway's Ray head lives."""
+    return bool(ray_head.leftover_processes(layout))
+
+
+def end_head(layout: Layout, head: Mark | None, *, grace_s: float) -> tuple[int, ...]:
+    """End ``ray start --head`` and whatever uses its folder; blocks live on. Returns PIDs of what still lives."""
+    if head is not None and alive(head) and "--head" in arguments(head.pid):
+        end([head], grace_s=grace_s)
+    return tuple(process.pid for process in ray_head.end_leftovers(layout, grace_s))
+
+
+def end_engines(layout: Layout, grace_s: float) -> tuple[int, ...]:
+    """End every engine that is recorded on this node, its whole process group. Returns PIDs of what still lives."""
+    records = read_records(layout.engine_records) if layout.engine_records.is_dir() else ()
+
+    def found() -> list[psutil.Process]:
+        return [process for record in records for process in members(record)]
+
+    left = block_processes.end(found, grace_s)
+    if not left:
+        for record in records:
+            record.path.unlink(missing_ok=True)
+    return tuple(process.pid for process in left)
+
+
+def open_pool(layout: Layout, site: Site) -> BlockPool:
+    """The blocks of the ledger, without Ray. Only where no autoscaler lives: the ledger has one writer."""
+    return BlockPool(
+        Ledger(layout.ledger),
+        {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types},
+        {node_type.name: node_type.max_blocks for node_type in site.node_types},
+    )
+
+
+def has_blocks(layout: Layout, site: Site | None) -> bool:
+    """Whether the ledger names a block whose job is pending or running. Changes nothing."""
+    blocks = [block for block in Ledger(layout.ledger).read().values() if not block.phase.ended]
+    if site is None:
+        return bool(blocks)
+    for block in blocks:
+        seen = jobs_for(site.node_type(block.type).provider, layout).look([block]).get(block.name)
+        if block.job is not None and (seen is None or not seen.phase.ended):
+            return True
+    return False
+
+
+def end_blocks(layout: Layout, site: Site | None, forced: bool) -> list[str]:
+    """Cancel every block that the ledger names and wait. Returns what could not be ended, in words."""
+    try:
+        if site is None:
+            held = [block for block in Ledger(layout.ledger).read().values() if not block.phase.ended]
+            return [f"block {block.name} (its site cannot be loaded)" for block in held]
+        if not layout.ledger.exists():
+            return []
+        pool = open_pool(layout, site)
+        if forced:
+            for block in pool.holding():
+                jobs_for(site.node_type(block.type).provider, layout).cancel(block, forced=True)
+        return [f"block {block.name}" for block in end_all(pool, BLOCKS_DEADLINE_S)]
+    except GatewayError as error:
+        return [error.message]
+
+
+def _module(name: str, layout: Layout) -> tuple[str, ...]:
+    return ("-m", f"gateway_plugin.service.{name}", "--state", str(layout.state))
+
+
+def _names(what: str, pids: Iterable[int]) -> list[str]:
+    return [f"{what} (pid {pid})" for pid in pids]

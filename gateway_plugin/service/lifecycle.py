@@ -1,0 +1,354 @@
+"""``gateway up`` and ``gateway down``: from nothing to serving, and back to nothing.
+
+``up`` numbers its cases: (1) nothing can start from a wrong catalog or site; (2) a supervisor lives: it is up, or will
+be, or was started for something else; (3) its supervisor died and parts live on: adopted; (4) nothing lives: a fresh start;
+(5) it does not come up: everything that this ``up`` started is ended, and the reason told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gateway_plugin.catalog import Catalog, catalog_document, load_catalog, parse_catalog
+from gateway_plugin.edge import process as edge_process
+from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
+from gateway_plugin.keys import KeyStore
+from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.service import ray_head
+from gateway_plugin.service.ending import edges_of, end_everything, has_blocks, head_runs, supervisors_of
+from gateway_plugin.service.logs import last_lines
+from gateway_plugin.service.plan import Phase
+from gateway_plugin.service.preflight import before_start, failures
+from gateway_plugin.service.processes import Mark, alive, end, mark
+from gateway_plugin.service.record import (
+    ServiceRecord,
+    answers,
+    on_this_host,
+    read_record,
+    read_status,
+    record_of,
+    with_port,
+    write_record,
+)
+from gateway_plugin.site import Site, load_site
+from gateway_plugin.tls import make_authority
+
+UP_TIMEOUT_S = 300.0
+DOWN_TIMEOUT_S = 90.0
+ADMIN_KEY_NAME = "admin-cli"
+_DEATHS_GIVEN_UP = 4
+_POLL_S = 0.2
+
+
+class Outcome(StrEnum):
+    """How ``up`` or ``down`` ended."""
+
+    STARTED = "started"
+    ALREADY_UP = "already up"
+    ADOPTED = "adopted"
+    """The supervisor is new; what lived on was taken over."""
+    ENDED = "ended"
+    NOTHING_RAN = "nothing ran"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is being waited for, for a display: part -> (phase, what it says). ``done``: it serves, or has ended."""
+
+    parts: tuple[tuple[str, str, str], ...]
+    elapsed_s: float
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of ``up`` and ``down``."""
+
+    outcome: Outcome
+    url: str
+    seconds: float
+
+
+Report = Callable[[Progress], None]
+
+
+def up(
+    state: Path,
+    site_reference: str | None,
+    models: Path | None,
+    *,
+    port: int | None = None,
+    timeout_s: float = UP_TIMEOUT_S,
+    report: Report = lambda progress: None,
+) -> Result:
+    """Start the gateway and wait until it serves.
+
+    Without ``site_reference`` and ``models`` those of the last ``up`` in this state folder are taken, else ``local`` and
+    ``models.yaml``.
+
+    Raises:
+        ConfigError: catalog or site are wrong; nothing was started.
+        ServiceError: a check failed, something else runs, or it did not come up (and was ended again).
+    """
+    began = time.monotonic()
+    layout = Layout(state.expanduser().absolute())
+    known = _known(layout) if layout.state.is_dir() else None
+    models, catalog = _catalog(layout, known, models)  # (1)
+    reference = site_reference or (known.site_reference if known is not None else "local")
+    if port is None and site_reference is None and known is not None:
+        port = known.port
+    site = _site(reference, port)
+    private_folder(layout.state)
+    with _locked(layout):
+        known = _known(layout)
+        wanted = record_of(site, reference, models, ray_head.head_address(site))
+        supervisors = supervisors_of(layout)
+        living = _anything_lives(layout, site)
+        if living and known is not None:
+            _refuse_another(layout, known, wanted, catalog)
+        if supervisors and known is not None:  # (2)
+            _wait_until_ready(layout, known, None, timeout_s, began, report)
+            return Result(Outcome.ALREADY_UP, known.url, time.monotonic() - began)
+        ours = frozenset((site.port, site.ray_port, site.serve_port)) if living else frozenset[int]()
+        failed = failures(before_start(layout, site, catalog, ours))
+        if failed:
+            words = "; ".join(f"{check.name}: {check.found}. {check.advice}" for check in failed)
+            raise ServiceError(f"nothing was started: {words}")
+        _prepare(layout, site, catalog, wanted, keep=living)
+        try:
+            supervisor = _start_supervisor(layout)
+            _wait_until_ready(layout, wanted, supervisor, timeout_s, began, report)
+        except (GatewayError, KeyboardInterrupt) as error:  # (5)
+            _undo(layout, site, everything=not living)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
+        return Result(Outcome.ADOPTED if living else Outcome.STARTED, wanted.url, time.monotonic() - began)  # (3), (4)
+
+
+def down(
+    state: Path, *, forced: bool = False, timeout_s: float = DOWN_TIMEOUT_S, report: Report = lambda progress: None
+) -> Result:
+    """End everything that belongs to the gateway in ``state``, with or without its supervisor.
+
+    Raises:
+        ServiceError: something could not be ended; names it.
+    """
+    began = time.monotonic()
+    layout = Layout(state.expanduser().absolute())
+    if not layout.state.is_dir():
+        return Result(Outcome.NOTHING_RAN, "", 0.0)
+
+    def tell(what: str) -> None:
+        report(Progress(((what, "ending", ""),), time.monotonic() - began))
+
+    with _locked(layout):
+        record = _known(layout)
+        url = record.url if record is not None else ""
+        site = _site_or_none(record)
+        supervisors = supervisors_of(layout)
+        if not _anything_lives(layout, site):
+            end_everything(layout, site, tell, forced=True)  # engines without anybody, sockets
+            _forget(layout)
+            return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began)
+        if supervisors and not forced:
+            tell("supervisor")
+            for known in supervisors:
+                os.kill(known.pid, signal.SIGTERM)
+            while any(alive(known) for known in supervisors) and time.monotonic() - began < timeout_s:
+                tell("head, blocks, edge")
+                time.sleep(_POLL_S)
+        end(supervisors, grace_s=0.0)
+        left = end_everything(layout, site, tell, forced=forced)
+        if left:
+            raise ServiceError(f"could not be ended: {', '.join(left)}. Try 'gateway down --force'.")
+        _forget(layout)
+        return Result(Outcome.ENDED, url, time.monotonic() - began)
+
+
+def _known(layout: Layout) -> ServiceRecord | None:
+    record = read_record(layout)
+    if record is not None and not on_this_host(record) and record.supervisor is not None:
+        raise ServiceError(
+            f"the gateway of {layout.state} runs on {record.host}: run this command there "
+            f"(if that machine is gone for good, remove {layout.service_json})."
+        )
+    return record
+
+
+def _catalog(layout: Layout, known: ServiceRecord | None, models: Path | None) -> tuple[Path, Catalog]:
+    if models is None and known is not None and layout.catalog_json.exists():
+        document = json.loads(layout.catalog_json.read_text(encoding="utf-8"))  # with what ``models apply`` changed
+        return Path(known.catalog), parse_catalog(document, str(layout.catalog_json))
+    chosen = models or Path("models.yaml")
+    return chosen, load_catalog(chosen)
+
+
+def _site(reference: str, port: int | None) -> Site:
+    try:
+        return with_port(load_site(reference), port)
+    except ValidationError as error:
+        raise ConfigError(f"--port {port}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def _site_or_none(record: ServiceRecord | None) -> Site | None:
+    if record is None:
+        return None
+    try:
+        return record.load_site()
+    except ConfigError:
+        return None
+
+
+def _anything_lives(layout: Layout, site: Site | None) -> bool:
+    return bool(supervisors_of(layout) or edges_of(layout) or head_runs(layout) or has_blocks(layout, site))
+
+
+def _refuse_another(layout: Layout, known: ServiceRecord, wanted: ServiceRecord, catalog: Catalog) -> None:
+    if replace(known, supervisor=None, catalog=wanted.catalog) != wanted:
+        raise ServiceError(
+            f"a gateway with another site or port (site {known.site_reference}, {known.url}) runs in {layout.state}: "
+            "'gateway down' first, or give another --state."
+        )
+    try:
+        present = parse_catalog(json.loads(layout.catalog_json.read_text(encoding="utf-8")), str(layout.catalog_json))
+    except (OSError, ValueError, ConfigError):
+        return
+    if present != catalog:
+        raise ServiceError(
+            f"the gateway is up at {known.url} with another catalog: 'gateway models apply {wanted.catalog}' "
+            "changes the models while it runs; or 'gateway down' first."
+        )
+
+
+def _prepare(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecord, keep: bool) -> None:
+    """Write all that the parts read. ``keep``: routes and Ray's tables of what lives on stay as they are."""
+    layout.make()
+    if not keep:
+        _forget(layout)
+        layout.make()
+    make_authority(layout)
+    if not layout.ray_token.exists():
+        write_private(layout.ray_token, secrets.token_hex(32))
+    if not (keep and layout.catalog_json.exists()):
+        write_private(layout.catalog_json, json.dumps(catalog_document(catalog), indent=1))
+    store = KeyStore(layout)
+    if not layout.admin_key.exists():
+        if any(key.name == ADMIN_KEY_NAME for key in store.list()):
+            store.revoke(ADMIN_KEY_NAME)
+        write_private(layout.admin_key, store.create(ADMIN_KEY_NAME, "admin"))
+    if not edges_of(layout):
+        edge_process.prepare(layout, site)
+    write_record(layout, record)
+
+
+def _forget(layout: Layout) -> None:
+    """What the parts remember of a run that is over: Ray's tables and folder, routes, the supervisor's status."""
+    for folder in (layout.ray_tables, layout.ray_temp):
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in (layout.servers_state, layout.models_map, layout.slot_keys_map, layout.supervisor_status):
+        path.unlink(missing_ok=True)
+    record = read_record(layout)
+    if record is not None and record.supervisor is not None:
+        write_record(layout, replace(record, supervisor=None))
+
+
+def _start_supervisor(layout: Layout) -> subprocess.Popen[bytes]:
+    argv = (sys.executable, "-m", "gateway_plugin.service.supervisor", "--state", str(layout.state))
+    descriptor = os.open(layout.supervisor_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "ab") as output:
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
+        )
+
+
+def _wait_until_ready(
+    layout: Layout,
+    record: ServiceRecord,
+    started: subprocess.Popen[bytes] | None,
+    timeout_s: float,
+    began: float,
+    report: Report,
+) -> None:
+    own = mark(started.pid) if started is not None else None
+    while True:
+        elapsed_s = time.monotonic() - began
+        status = read_status(layout) or {}
+        current = own is None or status.get("supervisor") == own.document()
+        parts: dict[str, Any] = status.get("parts", {}) if current else {}
+        ready = bool(parts) and answers(record, "/ready", 1.0)
+        report(_progress(parts, ready, elapsed_s))
+        if ready:
+            return
+        if started is not None and started.poll() is not None:
+            raise ServiceError(_why("supervisor", f"ended with exit code {started.returncode}", layout.supervisor_log))
+        for name, part in parts.items():
+            if part["deaths"] >= _DEATHS_GIVEN_UP or (name == "serve" and part["deaths"] >= 2):
+                raise ServiceError(_why(name, part["last_error"], log_of_part(layout, name)))
+        if elapsed_s > timeout_s:
+            waiting = next((name for name, part in parts.items() if part["phase"] != Phase.RUNNING.value), "serve")
+            why = _why(waiting, f"not ready within {timeout_s:.0f} s", log_of_part(layout, waiting))
+            raise ServiceError(why)
+        time.sleep(_POLL_S)
+
+
+def log_of_part(layout: Layout, part: str) -> Path:
+    """The log in which a part says why it does not come up."""
+    logs = {"edge": layout.edge_log, "head": layout.head_log, "serve": layout.deploy_log}
+    return logs.get(part, layout.supervisor_log)
+
+
+def _why(part: str, what: str, log: Path) -> str:
+    lines = "".join(f"\n    {line}" for line in last_lines(log, 8))
+    return f"{part}: {what}. Last lines of {log}:{lines or ' (empty)'}"
+
+
+_TITLES = (("edge", "edge"), ("head", "Ray head"), ("serve", "application"))
+
+
+def _progress(parts: dict[str, Any], ready: bool, elapsed_s: float) -> Progress:
+    rows = [("supervisor", "running" if parts else "starting", "")]
+    for name, title in _TITLES:
+        part = parts.get(name, {"phase": "down", "last_error": "", "restarts": 0})
+        waiting = name == "serve" and part["phase"] == "down" and not part["last_error"]
+        rows.append((title, "waiting" if waiting or not parts else part["phase"], part["last_error"]))
+    rows.append(("ready", "running" if ready else "waiting", ""))
+    return Progress(tuple(rows), elapsed_s, ready)
+
+
+def _undo(layout: Layout, site: Site, everything: bool) -> None:
+    """End what this ``up`` started. What lived before stays: streams may pass through it."""
+    if everything:
+        supervisors: tuple[Mark, ...] = supervisors_of(layout)
+        end(supervisors, grace_s=0.0)
+        end_everything(layout, site, lambda what: None)
+        _forget(layout)
+    else:
+        end(supervisors_of(layout), grace_s=0.0)
+
+
+@contextlib.contextmanager
+def _locked(layout: Layout) -> Iterator[None]:
+    """One ``up`` or ``down`` at a time. Raises ``ServiceError`` if another is at work."""
+    with layout.service_lock.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(f"another 'gateway up' or 'down' is at work in {layout.state}; wait for it.") from None
+        yield

@@ -1,0 +1,262 @@
+"""What must be true before anything starts, each a check with what to do about it. Used by ``up`` and ``doctor``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from gateway_plugin.catalog import Catalog
+from gateway_plugin.edge import process as edge_process
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.layout import Layout
+from gateway_plugin.site import Site
+from gateway_plugin.weights import resolve
+
+_DISK_FAIL_MIB = 500
+_DISK_WARN_MIB = 3000
+_FILES_WARN = 4096
+_SOCKET_PATH_MAX = 107
+_RAY_TEMP_MAX = 44
+"""Ray makes socket paths of 63 characters more below its folder."""
+
+
+class Verdict(StrEnum):
+    """What a check found."""
+
+    OK = "ok"
+    WARN = "warn"
+    """It will run, but not as it should."""
+    FAIL = "fail"
+    """It cannot run."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was looked at, what was found, and what to do if it is not well."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+def before_start(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
+    """Every check that ``up`` wants passed. ``ours``: ports that the gateway's own living parts hold."""
+    return (
+        python_version(),
+        *packages(site, catalog),
+        edge_binary(),
+        *ports(site, ours),
+        *folders(layout),
+        *disk(layout),
+        open_files(),
+        *weights(catalog),
+        *memory(site),
+    )
+
+
+def python_version(version: tuple[int, ...] = sys.version_info[:2]) -> Check:
+    """Python 3.11 or newer."""
+    words = ".".join(str(number) for number in version)
+    if version < (3, 11):
+        return Check("python", Verdict.FAIL, words, "use Python 3.11 or newer")
+    return Check("python", Verdict.OK, words)
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def packages(site: Site, catalog: Catalog, installed: Callable[[str], bool] = _installed) -> tuple[Check, ...]:
+    """The service's packages, and vLLM where engines run on this machine in this environment. Nothing is imported."""
+    checks = [
+        Check("package " + module, Verdict.OK, "installed")
+        if installed(module)
+        else Check("package " + module, Verdict.FAIL, "missing", "pip install 'gateway-plugin[serve]'")
+        for module in ("ray", "parsl", "psutil", "cryptography")
+    ]
+    here = [node_type for node_type in site.node_types if node_type.engines_on_loopback and not node_type.worker_init]
+    if here and any(model.engine == "vllm" for model in catalog.models):
+        if installed("vllm"):
+            checks.append(Check("package vllm", Verdict.OK, "installed"))
+        else:
+            advice = "see requirements/cpu.txt, or pip install 'gateway-plugin[gpu]'"
+            checks.append(Check("package vllm", Verdict.FAIL, "missing, and engines run on this machine", advice))
+    return tuple(checks)
+
+
+def edge_binary() -> Check:
+    """HAProxy is there and runs."""
+    try:
+        return Check("edge program", Verdict.OK, str(edge_process.binary()))
+    except GatewayError as error:
+        return Check(
+            "edge program", Verdict.FAIL, error.message, "pip install 'gateway-plugin[serve]' or install haproxy"
+        )
+
+
+def ports(site: Site, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
+    """The front door's, Ray's and Serve's port are free, or held by this gateway."""
+    checks: list[Check] = []
+    for what, host, port in (
+        ("front door", site.bind, site.port),
+        ("Ray", "0.0.0.0", site.ray_port),  # noqa: S104 - tried, closed again at once
+        ("Serve", "127.0.0.1", site.serve_port),
+    ):
+        name = f"port {port} ({what})"
+        if port in ours:
+            checks.append(Check(name, Verdict.OK, "held by this gateway"))
+            continue
+        problem = bind_problem(host, port)
+        if problem is None:
+            checks.append(Check(name, Verdict.OK, "free"))
+            continue
+        holder = port_holder(port)
+        words = f"{problem}{f' (pid {holder})' if holder else ''}"
+        advice = "end that process, or choose another port" + (
+            " (--port)" if what == "front door" else " in the site file"
+        )
+        checks.append(Check(name, Verdict.FAIL, words, advice))
+    return tuple(checks)
+
+
+def bind_problem(host: str, port: int) -> str | None:
+    """Why nobody could listen on ``host:port`` now; ``None`` if one could."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            return "in use" if error.errno == 98 else f"cannot listen on {host}: {error.strerror}"
+    return None
+
+
+def port_holder(port: int) -> int | None:
+    """PID of the process that listens on ``port``, if this user may see it."""
+    inodes: set[str] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A: LISTEN
+                inodes.add(f"socket:[{fields[9]}]")
+    for entry in Path("/proc").iterdir() if inodes else ():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if any(os.readlink(link) in inodes for link in (entry / "fd").iterdir()):
+                return int(entry.name)
+        except OSError:
+            continue  # gone, or another user's
+    return None
+
+
+def folders(layout: Layout) -> tuple[Check, ...]:
+    """State and run folder belong to this user alone; socket paths are short enough."""
+    checks: list[Check] = []
+    for name, folder in (("state folder", layout.state), ("run folder", layout.run)):
+        advice = "set another place: GATEWAY_STATE or --state for the state folder, GATEWAY_RUN_ROOT for the run folder"
+        if not folder.exists():
+            parent = next(parent for parent in folder.parents if parent.exists())
+            writable = os.access(parent, os.W_OK | os.X_OK)
+            words = f"{folder} can be made" if writable else f"{folder} cannot be made: {parent} is not writable"
+            checks.append(Check(name, Verdict.OK if writable else Verdict.FAIL, words, "" if writable else advice))
+            continue
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            checks.append(Check(name, Verdict.FAIL, f"{folder} is not a folder of this user", advice))
+        elif stat.S_IMODE(found.st_mode) & 0o077:
+            mode = oct(stat.S_IMODE(found.st_mode))[2:]
+            checks.append(Check(name, Verdict.WARN, f"{folder} has mode {mode}", "'gateway up' will make it 700"))
+        else:
+            checks.append(Check(name, Verdict.OK, str(folder)))
+    longest = len(str(layout.inner_door)) + 8
+    if longest > _SOCKET_PATH_MAX or len(str(layout.ray_temp)) > _RAY_TEMP_MAX:
+        words = f"{layout.run} is too long a path for sockets"
+        checks.append(Check("socket paths", Verdict.FAIL, words, "set GATEWAY_RUN_ROOT to a short path on local disk"))
+    return tuple(checks)
+
+
+def disk(layout: Layout) -> tuple[Check, ...]:
+    """Room where state and run folder lie."""
+    checks: list[Check] = []
+    for name, folder in (("disk of state", layout.state), ("disk of run", layout.run)):
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        free_mib = shutil.disk_usage(place).free // 2**20
+        words = f"{free_mib / 1024:.1f} GiB free at {place}"
+        if free_mib < _DISK_FAIL_MIB:
+            checks.append(Check(name, Verdict.FAIL, words, f"make room: at least {_DISK_FAIL_MIB} MiB"))
+        elif free_mib < _DISK_WARN_MIB:
+            checks.append(Check(name, Verdict.WARN, words, "logs and Ray's spilled objects want a few GiB"))
+        else:
+            checks.append(Check(name, Verdict.OK, words))
+    return tuple(checks)
+
+
+def open_files() -> Check:
+    """The descriptor limit: the edge takes two for every connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _FILES_WARN:
+        return Check(
+            "open files", Verdict.WARN, f"limit {soft} (hard {hard})", f"raise it: ulimit -n {_FILES_WARN * 4}"
+        )
+    return Check("open files", Verdict.OK, f"limit {soft}")
+
+
+def weights(catalog: Catalog) -> tuple[Check, ...]:
+    """Weights that are said to be on this machine's disk are there."""
+    checks: list[Check] = []
+    for model in catalog.models:
+        if model.engine == "command":
+            continue
+        try:
+            checks.append(Check(f"weights of {model.name}", Verdict.OK, resolve(model)))
+        except GatewayError as error:
+            what, _, advice = error.message.partition("; ")
+            checks.append(
+                Check(f"weights of {model.name}", Verdict.FAIL, what, advice or "correct 'source' in the catalog")
+            )
+    return tuple(checks)
+
+
+def memory(site: Site) -> tuple[Check, ...]:
+    """Memory for the engines that may run on this machine."""
+    wanted = sum(
+        node_type.engine_memory_gib * node_type.max_blocks
+        for node_type in site.node_types
+        if node_type.engines_on_loopback
+    )
+    if not wanted:
+        return ()
+    available = _available_gib()
+    words = f"{available:.1f} GiB available, engines may use {wanted:.1f}"
+    if available < wanted + 1.5:
+        advice = "lower engine_memory_gib in the site file, or end other programs"
+        return (Check("memory", Verdict.WARN, words, advice),)
+    return (Check("memory", Verdict.OK, words),)
+
+
+def _available_gib() -> float:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) / 2**20
+    return 0.0
+
+
+def failures(checks: Iterable[Check]) -> tuple[Check, ...]:
+    """The checks that forbid a start."""
+    return tuple(check for check in checks if check.verdict is Verdict.FAIL)

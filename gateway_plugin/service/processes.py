@@ -1,0 +1,153 @@
+"""Processes by PID and start time: is it still the one we started, what belongs to it, end it.
+
+A PID alone says nothing after a crash or a reboot: it may be somebody else's by now. All of it reads ``/proc``, so that
+``gateway status`` needs no package for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+_CLOCK_SLACK_S = 2.0
+"""The boot time that start times are counted from moves a little when the clock is set."""
+
+
+@dataclass(frozen=True, order=True)
+class Mark:
+    """One process for good: its PID and when it started (seconds since the epoch)."""
+
+    pid: int
+    started: float
+
+    def document(self) -> dict[str, float]:
+        """As it stands in ``service.json``: ``{"pid", "started"}``."""
+        return {"pid": self.pid, "started": self.started}
+
+
+def read_mark(document: object) -> Mark | None:
+    """The mark in ``{"pid", "started"}``; ``None`` if it is not one."""
+    if not isinstance(document, dict):
+        return None
+    pid, started = document.get("pid"), document.get("started")
+    if not isinstance(pid, int) or not isinstance(started, int | float) or pid <= 0:
+        return None
+    return Mark(pid, float(started))
+
+
+def parse_stat(text: str) -> tuple[str, int, int, int]:
+    """State letter, parent's PID, process group and start (clock ticks since boot) of a ``/proc/PID/stat`` line."""
+    fields = text.rpartition(")")[2].split()  # the program's name may hold blanks and brackets
+    return fields[0], int(fields[1]), int(fields[2]), int(fields[19])
+
+
+def _stat(pid: int) -> tuple[str, int, int, int] | None:
+    try:
+        return parse_stat((_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _boot_time_s() -> float:
+    for line in (_PROC / "stat").read_text().splitlines():
+        if line.startswith("btime "):
+            return float(line.split()[1])
+    raise OSError("/proc/stat has no btime")
+
+
+def mark(pid: int) -> Mark | None:
+    """The mark of the living process ``pid``; ``None`` if there is none or it is a zombie."""
+    found = _stat(pid)
+    if found is None or found[0] in "ZX":
+        return None
+    return Mark(pid, _boot_time_s() + found[3] / os.sysconf("SC_CLK_TCK"))
+
+
+def alive(known: Mark | None) -> bool:
+    """Whether that very process still runs; a zombie does not."""
+    if known is None:
+        return False
+    now = mark(known.pid)
+    return now is not None and abs(now.started - known.started) <= _CLOCK_SLACK_S
+
+
+def arguments(pid: int) -> tuple[str, ...]:
+    """The command line of ``pid``; empty if it is gone or another user's."""
+    try:
+        raw = (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return ()
+    return tuple(part.decode(errors="replace") for part in raw.split(b"\0")[:-1])
+
+
+def own_processes() -> tuple[int, ...]:
+    """PIDs of this user's processes, this one left out, ascending."""
+    found: list[int] = []
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if entry.stat().st_uid == os.getuid():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return tuple(sorted(found))
+
+
+def find_own(words: tuple[str, ...]) -> tuple[Mark, ...]:
+    """This user's living processes whose arguments hold ``words``, one after the other, each a whole argument."""
+    found: list[Mark] = []
+    for pid in own_processes():
+        line = arguments(pid)
+        if any(line[at : at + len(words)] == words for at in range(len(line) - len(words) + 1)):
+            known = mark(pid)
+            if known is not None:
+                found.append(known)
+    return tuple(found)
+
+
+def descendants(pid: int) -> tuple[Mark, ...]:
+    """Living children of ``pid``, their children and so on; ``pid`` itself left out."""
+    children: dict[int, list[int]] = {}
+    for other in own_processes():
+        stat = _stat(other)
+        if stat is not None:
+            children.setdefault(stat[1], []).append(other)
+    found: list[Mark] = []
+    todo = [pid]
+    while todo:
+        for child in children.get(todo.pop(), []):
+            todo.append(child)
+            known = mark(child)
+            if known is not None:
+                found.append(known)
+    return tuple(found)
+
+
+def end(marks: Iterable[Mark], *, grace_s: float, kill_wait_s: float = 5.0) -> tuple[Mark, ...]:
+    """End these processes: SIGTERM, SIGKILL after ``grace_s``. Returns what still lives; 0 s of grace kills at once."""
+    left = [known for known in marks if alive(known) and known.pid != os.getpid()]
+    if grace_s > 0:
+        left = _signal_and_wait(left, signal.SIGTERM, grace_s)
+    return tuple(_signal_and_wait(left, signal.SIGKILL, kill_wait_s))
+
+
+def _signal_and_wait(marks: list[Mark], number: signal.Signals, wait_s: float) -> list[Mark]:
+    for known in marks:
+        if alive(known):
+            try:
+                os.kill(known.pid, number)
+            except ProcessLookupError:
+                continue
+    deadline = time.monotonic() + wait_s
+    left = marks
+    while True:
+        left = [known for known in left if alive(known)]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)

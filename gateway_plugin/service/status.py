@@ -1,0 +1,149 @@
+"""``gateway status``: the truth from three sources: the supervisor's notes checked against living processes, the
+gateway's own status over HTTP, and, where that is silent, the edge's routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gateway_plugin.errors import GatewayError, GatewayUnreachable
+from gateway_plugin.layout import Layout
+from gateway_plugin.service.processes import Mark, alive
+from gateway_plugin.service.record import (
+    ServiceRecord,
+    answers,
+    on_this_host,
+    part_mark,
+    part_phase,
+    read_record,
+    read_status,
+)
+
+_PARTS = ("supervisor", "edge", "head", "serve")
+
+Ask = Callable[[Layout], Mapping[str, Any]]
+
+
+def ask_gateway(layout: Layout) -> Mapping[str, Any]:
+    """``GET /gateway/v1/status`` with the CLI's own admin key, not waited for longer than 5 s. Raises ``GatewayError``."""
+    import httpx
+
+    from gateway_plugin.answers import parse_error
+    from gateway_plugin.client import find_gateway
+
+    url, key = find_gateway(state=layout.state)
+    headers = {"Authorization": f"Bearer {key}"}
+    try:
+        response = httpx.get(f"{url}/gateway/v1/status", headers=headers, timeout=5.0, trust_env=False)
+        document: Mapping[str, Any] = response.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise GatewayUnreachable(f"{url} does not answer ({type(error).__name__}: {error})") from None
+    if not response.is_success:
+        raise parse_error(response.status_code, document, response.headers)
+    return document
+
+
+def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
+    """All there is to say of the gateway in ``state``.
+
+    Returns ``{"state", "url", "site", "host", "parts": {NAME: {"state","pid","age_s","restarts","last_error"}},
+    "gateway": status over HTTP or None, "gateway_error", "routes": edge's servers when the gateway is silent}``.
+    ``state`` is one of: ``down``; ``ready``; ``starting``; ``degraded`` (something is not there, warm requests may
+    pass); ``remote`` (it runs on another machine, whose processes cannot be seen from here).
+    """
+    layout = Layout(state.expanduser().absolute())
+    record = read_record(layout) if layout.state.is_dir() else None
+    if record is None:
+        return {"state": "down", "url": None, "site": None, "host": None, "parts": {}, **_silent(None), "routes": []}
+    here = on_this_host(record)
+    parts = _parts(layout, record) if here else {}
+    head = {"url": record.url, "site": record.site, "host": record.host, "parts": parts}
+    if here and all(part["state"] in ("down", "dead") for part in parts.values()):
+        return {"state": "down", **head, **_silent(None), "routes": []}
+    try:
+        gateway = ask(layout)
+    except GatewayError as error:
+        state_word = _without_gateway(parts, here)
+        return {"state": state_word, **head, **_silent(error.message), "routes": _routes(layout)}
+    whole = all(part["state"] == "running" for part in parts.values())
+    state_word = "ready" if gateway.get("state") == "ready" and whole else "starting" if whole else "degraded"
+    if not here:
+        state_word = "remote"
+    return {"state": state_word, **head, "gateway": gateway, "gateway_error": None, "routes": []}
+
+
+def _silent(error: str | None) -> dict[str, Any]:
+    return {"gateway": None, "gateway_error": error}
+
+
+def _without_gateway(parts: Mapping[str, Mapping[str, Any]], here: bool) -> str:
+    if not here:
+        return "remote"
+    restarted = any(part["restarts"] for part in parts.values())
+    dead = any(part["state"] == "dead" for part in parts.values())
+    return "degraded" if restarted or dead else "starting"
+
+
+def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
+    now = time.time()
+    status = read_status(layout)
+    notes: Mapping[str, Any] = (status or {}).get("parts", {})
+    supervised = alive(record.supervisor)
+    parts = {"supervisor": _part("running" if supervised else "dead", record.supervisor, {}, now)}
+    if record.supervisor is None:
+        parts["supervisor"]["state"] = "down"
+    for name in ("edge", "head"):
+        known = part_mark(status, name)
+        state = part_phase(status, name).value if alive(known) else "dead" if known is not None else "down"
+        if not supervised and state == "starting":
+            state = "running"  # nobody is left to note that it answers
+        if name == "edge" and state == "running" and not answers(record, "/health", 1.0):
+            state = "silent"
+        parts[name] = _part(state, known if alive(known) else None, notes.get(name, {}), now)
+    serve = part_phase(status, "serve").value if supervised else "unknown"
+    if parts["head"]["state"] in ("dead", "down"):
+        serve = "down"
+    parts["serve"] = _part(serve, None, notes.get("serve", {}), now)
+    if serve == "unknown" and answers(record, "/ready", 1.0):
+        parts["serve"]["state"] = "running"
+    return {name: parts[name] for name in _PARTS}
+
+
+def _part(state: str, known: Mark | None, notes: Mapping[str, Any], now: float) -> dict[str, Any]:
+    return {
+        "state": state,
+        "pid": known.pid if known is not None else None,
+        "age_s": round(now - known.started, 1) if known is not None else None,
+        "restarts": notes.get("restarts", 0),
+        "last_error": notes.get("last_error", ""),
+    }
+
+
+def _routes(layout: Layout) -> list[dict[str, Any]]:
+    """The edge's open routes, asked over its socket; empty if it is silent too."""
+    from gateway_plugin.edge.runtime import EdgeRuntime
+
+    async def servers() -> list[dict[str, Any]]:
+        edge = EdgeRuntime(layout)
+        names: dict[int, str] = {}
+        for name, slot in (await edge.tenants()).items():
+            names.setdefault(slot, name)
+        return [
+            {
+                "model": names.get(server.slot, "?"),
+                "server": f"slot{server.slot}/{server.server}",
+                "address": server.address,
+                "state": "draining" if server.draining else "open" if server.up else "down",
+                "in_flight": server.in_flight,
+            }
+            for server in await edge.servers()
+        ]
+
+    try:
+        return asyncio.run(servers())
+    except (GatewayError, OSError):
+        return []

@@ -1,0 +1,315 @@
+"""The supervisor: one process in a session of its own that keeps edge, Ray head and application alive.
+
+Run as ``python -m gateway_plugin.service.supervisor --state DIR`` by ``gateway up``. ``plan.decide`` decides; this
+module looks, starts and ends. SIGTERM ends everything in order. After ``kill -9`` the parts live on, and the next supervisor
+takes them over by PID and start time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gateway_plugin.blocks.cluster import cluster_yaml
+from gateway_plugin.edge import process as edge_process
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.service import ray_head
+from gateway_plugin.service.ending import end_everything, end_head
+from gateway_plugin.service.plan import Action, PartName, Phase, Plan, Seen, adopted, could_not_start, decide, with_mark
+from gateway_plugin.service.processes import Mark, alive, arguments, descendants, mark
+from gateway_plugin.service.record import (
+    ServiceRecord,
+    answers,
+    connects,
+    part_mark,
+    plan_document,
+    read_record,
+    read_status,
+    write_record,
+)
+from gateway_plugin.site import Site
+
+log = logging.getLogger("gateway.supervisor")
+
+_LOOK_S = 0.1
+_PROBE_S = 0.5
+_HEAD_PARTS = ("gcs_server", "raylet")
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What was asked over the network, in a thread: it may take longer than a look may."""
+
+    edge_answers: bool = False
+    head_answers: bool = False
+    ready: bool = False
+    head_whole: bool = True
+
+
+def main() -> int:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(prog="gateway-supervisor")
+    parser.add_argument("--state", type=Path, required=True)
+    options = parser.parse_args()
+    os.umask(0o077)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    layout = Layout(options.state)
+    with layout.supervisor_lock.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("another supervisor holds %s", layout.supervisor_lock)
+            return 75
+        try:
+            return Supervisor(layout).run()
+        except GatewayError as error:
+            log.warning("%s", error.message)
+            return error.exit_code
+
+
+class Supervisor:
+    """The shell around ``plan.decide``. One thread looks and acts; one more asks the doors."""
+
+    def __init__(self, layout: Layout) -> None:
+        record = read_record(layout)
+        own = mark(os.getpid())
+        if record is None or own is None:
+            raise GatewayError(f"{layout.service_json} is missing; 'gateway up' writes it.")
+        self._layout = layout
+        self._own = own
+        self._record: ServiceRecord = replace(record, supervisor=own)
+        write_record(layout, self._record)
+        self._site: Site = record.load_site()
+        self._children: dict[PartName, subprocess.Popen[bytes]] = {}
+        self._ends: dict[PartName, str] = {}
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="probe")
+        self._probing: Future[Probes] | None = None
+        self._probed_at = 0.0
+        self._probes = Probes()
+        self._written: Mapping[str, Any] = {}
+
+    def run(self) -> int:
+        """Keep everything alive until SIGTERM, then end it. Returns the exit code."""
+        signal.signal(signal.SIGTERM, self._asked_to_stop)
+        signal.signal(signal.SIGINT, self._asked_to_stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        plan = self._adopt(time.time())
+        log.info("start pid=%d state=%s", self._own.pid, self._layout.state)
+        while not self._stop.is_set():
+            now = time.time()
+            seen = self._look(plan, now)
+            after, actions = decide(plan, seen, now)
+            self._tell(plan, after)
+            plan = after
+            for action in actions:
+                plan = self._perform(action, plan, now)
+            self._write("running", plan, now)
+            self._stop.wait(_LOOK_S)
+        return self._end(plan)
+
+    def _asked_to_stop(self, number: int, _frame: FrameType | None) -> None:
+        log.info("stop signal=%s", signal.Signals(number).name)
+        self._stop.set()
+
+    # --- looking ---
+
+    def _adopt(self, now: float) -> Plan:
+        status = read_status(self._layout)
+        edge, head = part_mark(status, "edge"), part_mark(status, "head")
+        driver = part_mark(status, "serve")
+        if driver is not None and alive(driver) and "gateway_plugin.service.deploy" in arguments(driver.pid):
+            os.kill(driver.pid, signal.SIGTERM)  # its exit code could not be read; deploying again costs nothing
+        edge = (
+            edge if edge is not None and alive(edge) and str(self._layout.edge_config) in arguments(edge.pid) else None
+        )
+        head = head if head is not None and alive(head) and _is_ray_start(head) else None
+        log.info("adopt edge=%s head=%s", edge and edge.pid, head and head.pid)
+        return adopted(edge, head, now)
+
+    def _look(self, plan: Plan, now: float) -> Seen:
+        self._probe(plan, now)
+        edge_alive = self._alive(PartName.EDGE, plan.edge.mark)
+        head_alive = self._alive(PartName.HEAD, plan.head.mark)
+        deploy_alive = self._alive(PartName.SERVE, plan.serve.mark)
+        head_end = self._ends.get(PartName.HEAD, "")
+        if head_alive and plan.head.phase is Phase.RUNNING and not self._probes.head_whole:
+            head_alive, head_end = False, "its GCS or raylet ended"
+        return Seen(
+            edge_alive=edge_alive,
+            edge_answers=self._probes.edge_answers,
+            edge_end=self._ends.get(PartName.EDGE, ""),
+            head_alive=head_alive,
+            head_answers=self._probes.head_answers,
+            head_end=head_end,
+            deploy_alive=deploy_alive,
+            deploy_ok=self._ends.get(PartName.SERVE) == "",
+            deploy_end=self._ends.get(PartName.SERVE, ""),
+            ready=self._probes.ready,
+        )
+
+    def _alive(self, name: PartName, known: Mark | None) -> bool:
+        child = self._children.get(name)
+        if child is None:
+            return alive(known)  # adopted
+        code = child.poll()
+        if code is not None:
+            self._ends[name] = _end_words(code)
+        return code is None
+
+    def _probe(self, plan: Plan, now: float) -> None:
+        if self._probing is not None and self._probing.done():
+            self._probes, self._probing = self._probing.result(), None
+        if self._probing is None and now - self._probed_at >= _PROBE_S:
+            self._probed_at = now
+            self._probing = self._pool.submit(self._ask, plan.head.mark)
+
+    def _ask(self, head: Mark | None) -> Probes:
+        record = self._record
+        edge = answers(record, "/health", 1.0)
+        return Probes(
+            edge_answers=edge,
+            head_answers=connects(record.head_address, record.ray_port, 0.5),
+            ready=edge and answers(record, "/ready", 2.0),
+            head_whole=head is None or _head_whole(head),
+        )
+
+    def _forget_probes(self, **changed: bool) -> None:
+        """What was seen before a start or an end says nothing of the part that is there now."""
+        self._probes = replace(self._probes, **changed)
+        self._probing, self._probed_at = None, 0.0
+
+    # --- acting ---
+
+    def _perform(self, action: Action, plan: Plan, now: float) -> Plan:
+        log.info("action %s", action.value)
+        if action is Action.END_HEAD:
+            self._forget_probes(head_answers=False, head_whole=True)
+            child = self._children.pop(PartName.HEAD, None)
+            end_head(self._layout, mark(child.pid) if child else None, grace_s=2.0)
+            return plan
+        if action is Action.END_DEPLOY:
+            driver = self._children.pop(PartName.SERVE, None)
+            if driver is not None:
+                driver.kill()
+                driver.wait()
+            return plan
+        starts: dict[Action, tuple[PartName, Callable[[], subprocess.Popen[bytes]]]] = {
+            Action.START_EDGE: (PartName.EDGE, self._start_edge),
+            Action.START_HEAD: (PartName.HEAD, self._start_head),
+            Action.START_DEPLOY: (PartName.SERVE, self._start_deploy),
+        }
+        name, start = starts[action]
+        self._ends.pop(name, None)
+        try:
+            child = start()
+        except (OSError, GatewayError) as error:
+            log.warning("start of %s failed: %s", name.value, error)
+            return could_not_start(plan, name, str(error), now)
+        self._children[name] = child
+        return with_mark(plan, name, mark(child.pid) or Mark(child.pid, now))
+
+    def _start_edge(self) -> subprocess.Popen[bytes]:
+        self._forget_probes(edge_answers=False, ready=False)
+        edge_process.check(self._layout)
+        return self._spawn(edge_process.argv(self._layout), os.environ, self._layout.usage_log, self._layout.edge_log)
+
+    def _start_head(self) -> subprocess.Popen[bytes]:
+        self._forget_probes(head_answers=False, head_whole=True)
+        end_head(self._layout, None, grace_s=2.0)
+        ray_head.clear_leftovers(self._layout)
+        record = self._record
+        address = f"{record.head_address}:{record.ray_port}"
+        document = cluster_yaml(self._site, record.site_reference, self._layout, address)
+        write_private(self._layout.cluster_yaml, json.dumps(document, indent=1))  # JSON is YAML
+        argv = ray_head.head_argv(self._layout, self._site, record.head_address, sys.executable)
+        environment = ray_head.head_env(self._layout, self._site, os.environ)
+        return self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
+
+    def _start_deploy(self) -> subprocess.Popen[bytes]:
+        argv = (sys.executable, "-m", "gateway_plugin.service.deploy", "--state", str(self._layout.state))
+        environment = ray_head.driver_env(self._layout, os.environ)
+        return self._spawn(argv, environment, self._layout.deploy_log, self._layout.deploy_log)
+
+    def _spawn(
+        self, argv: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path
+    ) -> subprocess.Popen[bytes]:
+        """A child in a session of its own: Ray's reaper ends its whole process group, and that must not be ours."""
+        with _append(out) as output, _append(err) as errors:
+            return subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=dict(environment),
+                start_new_session=True, cwd="/",
+            )  # fmt: skip
+
+    # --- telling ---
+
+    def _tell(self, before: Plan, after: Plan) -> None:
+        for name in PartName:
+            was, now = getattr(before, name.value), getattr(after, name.value)
+            if was.phase is not now.phase:
+                log.info("%s %s -> %s restarts=%d %s", name.value, was.phase, now.phase, now.restarts, now.error)
+
+    def _write(self, stage: str, plan: Plan, now: float) -> None:
+        document = plan_document(plan, stage, self._own, now)
+        lasting = {key: value for key, value in document.items() if key != "updated"}
+        if lasting != self._written:
+            self._written = lasting
+            write_private(self._layout.supervisor_status, json.dumps(document, indent=1))
+
+    def _end(self, plan: Plan) -> int:
+        self._write("stopping", plan, time.time())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for child in self._children.values():
+            child.poll()
+
+        def tell(what: str) -> None:
+            log.info("end %s", what)
+            for child in self._children.values():
+                child.poll()
+
+        left = end_everything(self._layout, self._site, tell, keep=self._own)
+        log.info("ended left=%s", left)
+        return 1 if left else 0
+
+
+def _is_ray_start(head: Mark) -> bool:
+    line = arguments(head.pid)
+    return "start" in line and "--head" in line
+
+
+def _head_whole(head: Mark) -> bool:
+    """Whether GCS and raylet are there: ``ray start --block`` goes on when one of them ended on SIGTERM."""
+    programs = {Path(line[0]).name for child in descendants(head.pid) if (line := arguments(child.pid))}
+    return all(part in programs for part in _HEAD_PARTS)
+
+
+def _end_words(code: int) -> str:
+    """How a process ended, for people; empty when all was well."""
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _append(path: Path) -> Any:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
