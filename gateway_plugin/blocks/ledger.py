@@ -1,0 +1,139 @@
+"""The ledger: which blocks were asked for, and where their jobs are. One JSON file, written before anything is done.
+
+Ray's autoscaler and Parsl's providers keep what they know in memory; the ledger is what is left when their process is
+gone. A block is written down as ``submitting`` before its job is submitted, so that no job can exist that the ledger
+does not name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from gateway_plugin.errors import ServiceError
+from gateway_plugin.layout import write_private
+
+_VERSION = 1
+_ENDED_KEPT = 50
+"""Blocks that ended are kept for people to look at; so many of them."""
+
+
+class BlockPhase(Enum):
+    """Where a block is. Ended phases are final: the first one stays."""
+
+    SUBMITTING = "submitting"
+    """Written down, and the scheduler may or may not have its job: it is looked for before it is given up."""
+    PENDING = "pending"
+    """In the scheduler's queue. Counts against ``max_blocks``."""
+    RUNNING = "running"
+    """Its job runs. Whether Ray has started in it is Ray's to say."""
+    CANCELLING = "cancelling"
+    """Told to end; its job is not seen to have ended yet, so that it still holds its place."""
+    COMPLETED = "completed"
+    """Left on its own, with exit code 0: given back by Ray."""
+    CANCELLED = "cancelled"
+    """Ended because it was told to."""
+    FAILED = "failed"
+    """Left with another exit code, or was never accepted; ``reason`` says more."""
+    EXPIRED = "expired"
+    """Walltime ended: normal, never counts as a failure."""
+    LOST = "lost"
+    """Gone without a word: killed from outside, the machine rebooted, or its submit never happened."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the block holds nothing any more."""
+        return self in _ENDED
+
+
+_ENDED = frozenset({BlockPhase.COMPLETED, BlockPhase.CANCELLED, BlockPhase.FAILED, BlockPhase.EXPIRED, BlockPhase.LOST})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scheduler's job, so that it can be recognised later.
+
+    For a local job ``pid`` and ``started`` (seconds since the epoch, as ``psutil`` says) name its process: a PID alone
+    is given to somebody else some day. ``script`` is the file that runs, where the scheduler tells.
+    """
+
+    id: str
+    pid: int | None = None
+    started: float | None = None
+    script: str | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block. ``name`` is its Ray instance id and part of its job's name. Times are seconds since the epoch."""
+
+    name: str
+    type: str
+    phase: BlockPhase
+    asked_at: float
+    job: Job | None = None
+    ended_at: float | None = None
+    reason: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Ray's tags, as its autoscaler set them."""
+
+    def ending(self, phase: BlockPhase, now: float, reason: str | None = None) -> Block:
+        """This block, ended; unchanged if it had ended before."""
+        return self if self.phase.ended else replace(self, phase=phase, ended_at=now, reason=reason or self.reason)
+
+
+def to_document(blocks: Iterable[Block]) -> dict[str, Any]:
+    """The ledger's JSON: ``{"version": 1, "blocks": [{"name", "type", "phase", "asked_at", "job", ...}]}``."""
+    return {"version": _VERSION, "blocks": [{**asdict(block), "phase": block.phase.value} for block in blocks]}
+
+
+def from_document(document: Mapping[str, Any]) -> tuple[Block, ...]:
+    """The blocks in a ledger's JSON. Raises ``ValueError``, ``KeyError`` or ``TypeError`` when it is none."""
+    if document["version"] != _VERSION:
+        raise ValueError(f"version {document['version']}, expected {_VERSION}")
+    return tuple(
+        Block(
+            **{
+                **entry,
+                "phase": BlockPhase(entry["phase"]),
+                "job": Job(**entry["job"]) if entry["job"] is not None else None,
+            }
+        )
+        for entry in document["blocks"]
+    )
+
+
+def pruned(blocks: Mapping[str, Block], keep: int = _ENDED_KEPT) -> dict[str, Block]:
+    """All blocks that have not ended, and the ``keep`` that ended last."""
+    ended = sorted((b for b in blocks.values() if b.phase.ended), key=lambda b: (b.ended_at or 0.0, b.name))
+    dropped = {block.name for block in ended[: max(0, len(ended) - keep)]}
+    return {name: block for name, block in blocks.items() if name not in dropped}
+
+
+class Ledger:
+    """The ledger's file. One writer at a time: the autoscaler's process, or ``down`` after that has ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Block]:
+        """Every block written down, by name. Raises ``ServiceError`` if the file cannot be understood."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        try:
+            return {block.name: block for block in from_document(json.loads(text))}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServiceError(
+                f"{self.path} cannot be understood ({type(error).__name__}: {error}). It names the jobs that are "
+                "running: look at them with the scheduler's own commands, end them, then remove the file."
+            ) from None
+
+    def write(self, blocks: Mapping[str, Block]) -> None:
+        """Replace the file, 0600, atomically; it is on disk when this returns."""
+        write_private(self.path, json.dumps(to_document(pruned(blocks).values()), indent=1, sort_keys=True) + "\n")

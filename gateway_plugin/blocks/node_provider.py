@@ -1,0 +1,150 @@
+"""Ray's autoscaler (v2) over the site's Parsl providers. One block = one Ray node = one job.
+
+Ray makes one of these in the head's monitor process, from ``cluster.yaml``: ``provider: {type: external, module:
+gateway_plugin.blocks.node_provider.ParslNodeProvider, site: ..., state: ..., head_address: ...}``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from parsl.providers import LocalProvider
+from ray.autoscaler.node_provider import NodeProvider
+from ray.autoscaler.tags import (
+    NODE_KIND_HEAD,
+    NODE_KIND_WORKER,
+    STATUS_UP_TO_DATE,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_NAME,
+    TAG_RAY_NODE_STATUS,
+    TAG_RAY_USER_NODE_TYPE,
+)
+
+from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.blocks.ledger import BlockPhase, Ledger
+from gateway_plugin.blocks.pool import BlockPool
+from gateway_plugin.blocks.script import block_script
+from gateway_plugin.layout import Layout
+from gateway_plugin.site import NodeType, Site, load_site
+
+log = logging.getLogger(__name__)
+
+HEAD = "head"
+"""The head's instance id and node type."""
+
+
+def block_name(node_type: str) -> str:
+    """A name nobody has had: ``gw-TYPE-xxxxxxxx``. It is the Ray instance id and part of the job's name."""
+    return f"gw-{node_type}-{secrets.token_hex(4)}"
+
+
+def open_pool(site: Site, layout: Layout) -> BlockPool:
+    """The blocks of a gateway, taken over from its ledger. Raises ``ConfigError``, ``ServiceError``."""
+    layout.make()
+    return BlockPool(
+        Ledger(layout.ledger),
+        {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types},
+        {node_type.name: node_type.max_blocks for node_type in site.node_types},
+    )
+
+
+def script_for(name: str, node_type: NodeType, layout: Layout, head_address: str) -> str:
+    """The job's text; a block on this machine uses this very interpreter, any other what ``worker_init`` sets up."""
+    if isinstance(node_type.provider, LocalProvider):
+        return block_script(name, node_type, layout, head_address, sys.executable, os.path.dirname(sys.executable))
+    return block_script(name, node_type, layout, head_address)
+
+
+class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
+    """Ray's ``NodeProvider``. Nodes are named by their block; the head is ``head`` and never ours to end."""
+
+    def __init__(self, provider_config: Mapping[str, Any], cluster_name: str) -> None:
+        super().__init__(provider_config, cluster_name)
+        self._layout = Layout(Path(provider_config["state"]))
+        self._site = load_site(provider_config["site"])
+        self._head_address: str = provider_config["head_address"]
+        self.pool = open_pool(self._site, self._layout)
+        # Ray reads cluster.yaml every two seconds and each time complains of two fields that it put there itself.
+        logging.getLogger("ray.autoscaler._private.util").setLevel(logging.ERROR)
+        self._head_tags = {
+            TAG_RAY_NODE_KIND: NODE_KIND_HEAD,
+            TAG_RAY_USER_NODE_TYPE: HEAD,
+            TAG_RAY_NODE_NAME: HEAD,
+            TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
+        }
+
+    def non_terminated_nodes(self, tag_filters: Mapping[str, str]) -> list[str]:
+        """Head and every block that holds a place, one that is ending too: Ray must not think its room free."""
+        names = [HEAD, *(block.name for block in self.pool.refresh())]
+        return [name for name in names if tag_filters.items() <= self.node_tags(name).items()]
+
+    def is_running(self, node_id: str) -> bool:
+        """Whether the job runs; Ray itself says whether the node has joined."""
+        block = self.pool.find(node_id)
+        return node_id == HEAD or (block is not None and block.phase is BlockPhase.RUNNING)
+
+    def is_terminated(self, node_id: str) -> bool:
+        """Whether the job is gone."""
+        block = self.pool.find(node_id)
+        return node_id != HEAD and (block is None or block.phase.ended)
+
+    def node_tags(self, node_id: str) -> dict[str, str]:
+        """Ray's tags; none for a block that is not known."""
+        if node_id == HEAD:
+            return dict(self._head_tags)
+        block = self.pool.find(node_id)
+        return {} if block is None else dict(block.tags)
+
+    def set_node_tags(self, node_id: str, tags: Mapping[str, str]) -> None:
+        """Add tags, in the ledger too."""
+        if node_id == HEAD:
+            self._head_tags.update(tags)
+        else:
+            self.pool.tag(node_id, tags)
+
+    def external_ip(self, node_id: str) -> str:
+        """v2 matches nodes by instance id and asks for addresses only to show them."""
+        return node_id
+
+    def internal_ip(self, node_id: str) -> str:
+        """See ``external_ip``."""
+        return node_id
+
+    def create_node(self, node_config: Mapping[str, Any], tags: Mapping[str, str], count: int) -> None:
+        """Submit ``count`` blocks of the type in ``tags``. Raises ``ServiceError``; Ray asks again later."""
+        node_type = self._site.node_type(tags[TAG_RAY_USER_NODE_TYPE])
+        for _ in range(count):
+            name = block_name(node_type.name)
+            own = {**tags, TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_NODE_NAME: name}
+            script = script_for(name, node_type, self._layout, self._head_address)
+            self.pool.submit(name, node_type.name, script, {**own, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE})
+
+    def create_node_with_resources_and_labels(
+        self,
+        node_config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        count: int,
+        resources: Mapping[str, float],
+        labels: Mapping[str, str],
+    ) -> None:
+        """As ``create_node``: what a node holds is the site's word, from which ``resources`` was made."""
+        self.create_node(node_config, tags, count)
+
+    def terminate_node(self, node_id: str) -> None:
+        """Tell one block to end."""
+        self.terminate_nodes([node_id])
+
+    def terminate_nodes(self, node_ids: list[str]) -> None:
+        """Tell blocks to end. Unknown ones and the head are left alone."""
+        self.pool.cancel(node_ids)
+
+    @staticmethod
+    def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
+        """Ray's hook to complete ``cluster.yaml``: it is complete."""
+        return cluster_config

@@ -1,0 +1,237 @@
+"""The blocks: one state, one ledger, one lock; what Ray's provider and ``down`` act on. No Ray in here.
+
+Every change is in the ledger before it is acted on. A scheduler's command runs outside the lock, so that a slow
+``sbatch`` never hides the other blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from gateway_plugin.blocks.jobs import Jobs, Seen
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
+from gateway_plugin.errors import GatewayError, ServiceError
+
+log = logging.getLogger(__name__)
+
+CANCEL_GRACE_S = 40.0
+"""How long a block may clean up before it is ended without being asked: Ray 10 s, engines 10 s, and room."""
+
+_LIVED_S = 60.0
+_RETRY_MAX_S = 300.0
+_SUBMITS = BlockPhase.SUBMITTING
+_CANCELS = BlockPhase.CANCELLING
+
+
+def after_look(block: Block, seen: Seen | None, now: float) -> Block:
+    """The block after one look at its job.
+
+    (1) ended: the first end stays. (2) nothing can be said: unchanged. (3) told to end and gone: cancelled, whatever
+    the scheduler calls it. (4) told to end and still there: unchanged. (5) gone. (6) pending or running: as seen.
+    """
+    if block.phase.ended or seen is None:  # (1) (2)
+        return block
+    if block.phase is _CANCELS:
+        if seen.phase.ended:  # (3)
+            return block.ending(BlockPhase.CANCELLED, now)
+        return block  # (4)
+    if seen.phase.ended:  # (5)
+        return block.ending(seen.phase, now, seen.reason)
+    return replace(block, phase=seen.phase, reason=seen.reason)  # (6)
+
+
+def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: float, now: float) -> Block:
+    """A block whose submit was cut short, after its job was looked for.
+
+    (1) found: it is that job. (2) not yet, and it may still show up: unchanged. (3) it never started.
+    """
+    if found is not None:  # (1)
+        return replace(block, job=found, phase=_CANCELS if block.phase is _CANCELS else BlockPhase.PENDING)
+    if waited_s < in_doubt_s:  # (2)
+        return block
+    return block.ending(BlockPhase.LOST, now, "its submit was cut short and no job of its name was found")  # (3)
+
+
+def retry_at(blocks: Iterable[Block], node_type: str) -> float:
+    """When the next block of this type may be asked for, in seconds since the epoch; 0: at once.
+
+    Blocks that fail as they start (a broken ``worker_init``, a refused job) would otherwise be asked for again every
+    two seconds. (1) The first failure is free. (2) Each further one in a row doubles the wait, from 4 s to 5 minutes.
+    (3) A block that lived, or was given back, ends the row; a cancelled one says nothing.
+    """
+    ended = sorted(
+        (block for block in blocks if block.type == node_type and block.phase.ended),
+        key=lambda block: block.ended_at or 0.0,
+        reverse=True,
+    )
+    failures: list[float] = []
+    for block in ended:
+        if block.phase is BlockPhase.CANCELLED:
+            continue
+        ended_at = block.ended_at or 0.0
+        if block.phase not in (BlockPhase.FAILED, BlockPhase.LOST) or ended_at - block.asked_at > _LIVED_S:  # (3)
+            break
+        failures.append(ended_at)
+    if len(failures) < 2:  # (1)
+        return 0.0
+    return failures[0] + min(2.0 ** len(failures), _RETRY_MAX_S)  # (2)
+
+
+class BlockPool:
+    """All blocks of a gateway. Thread-safe. A new pool over the same ledger takes over every block in it."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        jobs: Mapping[str, Jobs],
+        max_blocks: Mapping[str, int],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ledger = ledger
+        self._jobs = jobs
+        self._max_blocks = max_blocks
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._blocks = ledger.read()
+        self._submitting: set[str] = set()
+        """Being submitted by this very process: not in doubt."""
+        self._adopted_at = clock()
+        self._doubted_at: dict[str, float] = {}
+        self._cancelled_at: dict[str, float] = {}
+        for block in self.holding():
+            log.info("block adopted name=%s phase=%s job=%s", block.name, block.phase.value, block.job and block.job.id)
+
+    def holding(self) -> tuple[Block, ...]:
+        """Every block that may hold a place: all that have not ended, oldest first."""
+        with self._lock:
+            return tuple(
+                sorted((b for b in self._blocks.values() if not b.phase.ended), key=lambda b: (b.asked_at, b.name))
+            )
+
+    def find(self, name: str) -> Block | None:
+        """The block ``name``, ended or not."""
+        with self._lock:
+            return self._blocks.get(name)
+
+    def tag(self, name: str, tags: Mapping[str, str]) -> None:
+        """Add Ray's tags to a block."""
+        with self._lock:
+            block = self._blocks[name]
+            self._put(replace(block, tags={**block.tags, **tags}))
+
+    def submit(self, name: str, node_type: str, script: str, tags: Mapping[str, str]) -> Block:
+        """Ask for one block: written down, then submitted, then its job written down.
+
+        Raises:
+            ServiceError: the type has its ``max_blocks`` already (one that is still ending counts); its blocks keep
+                failing; or the scheduler refused: then this one has ended as ``failed`` with the scheduler's words.
+        """
+        with self._lock:
+            taken = [block.name for block in self.holding() if block.type == node_type]
+            if len(taken) >= self._max_blocks[node_type]:
+                raise ServiceError(f"no more than {self._max_blocks[node_type]} blocks of type {node_type}: {taken}")
+            if (wait_s := retry_at(self._blocks.values(), node_type) - self._clock()) > 0:
+                raise ServiceError(f"blocks of type {node_type} keep failing; the next is asked for in {wait_s:.0f} s")
+            self._submitting.add(name)
+            self._put(Block(name=name, type=node_type, phase=_SUBMITS, asked_at=self._clock(), tags=dict(tags)))
+        try:
+            job = self._jobs[node_type].submit(name, script)
+        except GatewayError as error:
+            with self._lock:
+                self._put(self._blocks[name].ending(BlockPhase.FAILED, self._clock(), error.message))
+            raise
+        finally:  # after anything else (a command that timed out) the job may be there or not: refresh looks for it
+            with self._lock:
+                self._submitting.discard(name)
+                self._doubted_at[name] = self._clock()
+        with self._lock:
+            block = self._blocks[name]  # it may have been cancelled meanwhile: then the next refresh tells the job
+            block = replace(block, job=job, phase=BlockPhase.PENDING if block.phase is _SUBMITS else block.phase)
+            self._put(block)
+            return block
+
+    def cancel(self, names: Iterable[str]) -> None:
+        """Tell blocks to end. They hold their place until their job is seen to be gone. Unknown or ended: nothing."""
+        told = []
+        with self._lock:
+            for name in names:
+                block = self._blocks.get(name)
+                if block is not None and not block.phase.ended and block.phase is not _CANCELS:
+                    block = replace(block, phase=_CANCELS)
+                    self._put(block)
+                    self._cancelled_at[name] = self._clock()
+                    told.append(block)
+        for block in told:
+            if block.job is not None:
+                self._jobs[block.type].cancel(block, forced=False)
+
+    def refresh(self) -> tuple[Block, ...]:
+        """Look at every job, write down what changed, search for jobs in doubt, press those that do not end.
+
+        Gives what holds a place after it.
+        """
+        now = self._clock()
+        held = [block for block in self.holding() if block.name not in self._submitting]
+        for block in held:
+            if block.job is None:
+                jobs = self._jobs[block.type]
+                waited_s = now - self._doubted_at.get(block.name, self._adopted_at)
+                self._change(block, after_search(block, jobs.find(block.name), waited_s, jobs.in_doubt_s, now))
+        known = [block for block in held if block.job is not None]
+        for node_type, jobs in self._jobs.items():
+            blocks = [block for block in known if block.type == node_type]
+            seen = jobs.look(blocks) if blocks else {}
+            for block in blocks:
+                self._change(block, after_look(block, seen.get(block.name), now))
+        for block in self.holding():
+            if block.phase is _CANCELS and block.job is not None:
+                since = self._cancelled_at.setdefault(block.name, now)
+                self._jobs[block.type].cancel(block, forced=now - since > CANCEL_GRACE_S)
+        return self.holding()
+
+    def _change(self, before: Block, after: Block) -> None:
+        """Take over what was learnt of a block while the lock was free; it may have been cancelled meanwhile."""
+        if after == before:
+            return
+        with self._lock:
+            current = self._blocks[before.name]
+            if current.phase is _CANCELS:
+                phase = BlockPhase.CANCELLED if after.phase.ended else _CANCELS
+            else:
+                phase = after.phase
+            ended_at, reason = after.ended_at, after.reason
+            self._put(replace(current, job=after.job, phase=phase, ended_at=ended_at, reason=reason))
+        if after.phase.ended and after.phase is not BlockPhase.COMPLETED:
+            self._jobs[after.type].cancel(after, forced=True)  # whoever killed its script did not clean up after it
+
+    def _put(self, block: Block) -> None:
+        before = self._blocks.get(block.name)
+        self._blocks[block.name] = block
+        self._ledger.write(self._blocks)
+        if before is None or before.phase is not block.phase:
+            log.info(
+                "block %s name=%s type=%s job=%s reason=%s",
+                block.phase.value,
+                block.name,
+                block.type,
+                block.job.id if block.job else None,
+                block.reason,
+            )
+
+
+def end_all(pool: BlockPool, deadline_s: float, pause_s: float = 0.2) -> tuple[Block, ...]:
+    """Cancel every block and wait for them to be gone, without Ray: for ``down``, after the head has ended.
+
+    Gives the blocks that were still there at the deadline: normally none.
+    """
+    until = time.monotonic() + deadline_s
+    pool.cancel([block.name for block in pool.holding()])
+    while left := pool.refresh():
+        if time.monotonic() > until:
+            break
+        time.sleep(pause_s)
+    return left

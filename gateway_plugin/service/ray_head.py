@@ -1,0 +1,182 @@
+"""The Ray head: its command line, its environment, and what is left of an earlier one.
+
+No port but ``ray_port`` is fixed, so that two gateways can share a machine. Ray's traffic is authenticated by token and
+not encrypted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from gateway_plugin.blocks.cluster import cluster_yaml
+from gateway_plugin.blocks.processes import end, folder_processes
+from gateway_plugin.blocks.script import OBJECT_STORE_BYTES, RECONNECT_S
+from gateway_plugin.errors import ConfigError, ServiceError
+from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.site import Site
+
+_AF_UNIX_MAX = 107
+_SESSION_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""What Ray puts below its temporary folder, with the longest PID."""
+
+PENDING_UNWANTED_S = 30
+"""How long a block that is still in the queue is kept when nobody needs it any more."""
+
+
+def head_address(site: Site) -> str:
+    """The IP address of this machine that blocks can reach.
+
+    (1) the site says it (a name is looked up). (2) The interface of the default route (no packet is sent).
+    (3) Without a route: an interface that is up and not loopback. (4) None: 127.0.0.1, for blocks on this machine.
+
+    Raises:
+        ConfigError: the site's name has no address.
+    """
+    if site.head_address != "auto":  # (1)
+        try:
+            return socket.gethostbyname(site.head_address)
+        except OSError as error:
+            raise ConfigError(
+                f"site {site.name}: head_address: {site.head_address!r} has no address: {error}"
+            ) from None
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # (2)
+        probe.connect(("198.51.100.1", 9))  # an address reserved for documentation: only the default route leads there
+        return str(probe.getsockname()[0])
+    states = psutil.net_if_stats()
+    for name, addresses in sorted(psutil.net_if_addrs().items()):  # (3)
+        for address in addresses:
+            up = name in states and states[name].isup
+            if up and address.family is socket.AF_INET and not address.address.startswith("127."):
+                return str(address.address)
+    return "127.0.0.1"  # (4)
+
+
+def head_argv(layout: Layout, site: Site, head_ip: str, python: str) -> tuple[str, ...]:
+    """``ray start --head --block``; it stays, and leaves when a part of the head dies.
+
+    Args:
+        python: the interpreter with Ray in it (``sys.executable``).
+
+    Raises:
+        ServiceError: the run folder's path is too long for Ray's sockets.
+    """
+    room = _AF_UNIX_MAX - _SESSION_TAIL
+    if len(str(layout.ray_temp)) > room:
+        raise ServiceError(
+            f"{layout.ray_temp} is too long for Ray's sockets ({room} characters at most): set GATEWAY_RUN_ROOT to a "
+            "shorter folder on a local disk."
+        )
+    return (
+        *(python, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        f"--port={site.ray_port}",
+        f"--node-ip-address={head_ip}",
+        f"--temp-dir={layout.ray_temp}",
+        f"--autoscaling-config={layout.cluster_yaml}",
+        "--num-cpus=0",  # nothing of a model's runs on the head
+        "--num-gpus=0",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        "--include-dashboard=false",
+        "--dashboard-host=127.0.0.1",
+        "--dashboard-agent-listen-port=0",
+        "--min-worker-port=0",  # from the system, not Ray's 10002 to 19999, which every Ray of a machine would share
+        "--max-worker-port=0",
+        "--include-log-monitor=false",
+        "--disable-usage-stats",
+    )
+
+
+def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[str, str]:
+    """The head's environment: ``base_env`` without any of Ray's settings in it, and ours.
+
+    A driver needs of these ``driver_env`` only.
+    """
+    return {
+        **driver_env(layout, base_env),
+        "RAY_CLOUD_INSTANCE_ID": "head",
+        "RAY_NODE_TYPE_NAME": "head",
+        "RAY_START_HOOK": f"{__name__}.{without_client_server.__name__}",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_gcs_storage": "rocksdb",
+        "RAY_gcs_storage_path": str(layout.ray_tables),
+        "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(round(site.queue_wait_max_s)),
+        "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": str(PENDING_UNWANTED_S),
+        "AUTOSCALER_UPDATE_INTERVAL_S": "2",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # there is no other head to drain to
+        "AUTOSCALER_METRIC_PORT": "0",  # fixed otherwise, and two heads would fight for them
+        "DASHBOARD_METRIC_PORT": "0",
+    }
+
+
+def driver_env(layout: Layout, base_env: Mapping[str, str]) -> dict[str, str]:
+    """What a process needs to join this gateway's Ray, and nothing that points it to another."""
+    return {
+        **{key: value for key, value in base_env.items() if not key.startswith("RAY_")},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_S),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "GATEWAY_STATE": str(layout.state),
+    }
+
+
+def without_client_server(parameters: Any, head: bool) -> None:
+    """Called by ``ray start`` (``RAY_START_HOOK``) with its parameters: no Ray client server.
+
+    It is a process of 100 MB that nobody here uses, on a port (10001) that a second gateway would want too, and no
+    option of ``ray start`` leaves it out.
+    """
+    parameters.ray_client_server_port = None
+
+
+def prepare(layout: Layout, site: Site, site_reference: str, head_ip: str) -> None:
+    """Write what the head reads: the token (kept if there is one: blocks have it) and the autoscaler's file."""
+    if not layout.ray_token.exists():
+        write_private(layout.ray_token, secrets.token_hex(32))
+    document = cluster_yaml(site, site_reference, layout, f"{head_ip}:{site.ray_port}")
+    write_private(layout.cluster_yaml, yaml.safe_dump(document, sort_keys=False))
+    clear_leftovers(layout)
+
+
+def clear_leftovers(layout: Layout) -> None:
+    """Before the head starts: forget the note of an earlier head.
+
+    ``ray start`` believes it when it finds the address in it in some process's command line, and a block's has it.
+    """
+    (layout.ray_temp / "ray_current_cluster").unlink(missing_ok=True)
+
+
+def leftover_processes(layout: Layout) -> list[psutil.Process]:
+    """What is left of this gateway's earlier head: every process of this user that uses the head's temporary folder.
+
+    This process and its ancestors are never among them; blocks are not either, they have folders of their own.
+    A driver that is still connected to that head is.
+    """
+    return folder_processes(layout.ray_temp)
+
+
+def end_leftovers(layout: Layout, grace_s: float = 0.0) -> list[psutil.Process]:
+    """End them all. Gives those that could not be ended: normally none."""
+    return end(lambda: leftover_processes(layout), grace_s)
+
+
+def ray_sessions(layout: Layout) -> list[Path]:
+    """Ray's session folders of this head, oldest first: logs, one for every start."""
+    return sorted(path for path in layout.ray_temp.glob("session_2*") if path.is_dir() and not path.is_symlink())
+
+
+def forget(layout: Layout) -> None:
+    """After ``down``, when head and blocks are gone: remove Ray's tables, its temporary folder and its logs.
+
+    A head that found the old tables would believe in actors and applications whose blocks are gone.
+    """
+    shutil.rmtree(layout.ray_tables, ignore_errors=True)
+    shutil.rmtree(layout.ray_temp, ignore_errors=True)
