@@ -194,6 +194,11 @@ class Layout:
         return self.edge / "haproxy.cfg"
 
     @property
+    def edge_script(self) -> Path:
+        """How the edge refuses."""
+        return self.edge / "refuse.lua"
+
+    @property
     def keys_map(self) -> Path:
         """SHA-256 of a key -> ``role:name``."""
         return self.edge / "keys.map"

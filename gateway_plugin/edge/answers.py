@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from gateway_plugin.errors import (
     BodyTooLarge,
@@ -50,34 +52,101 @@ class UpstreamTimeout(GatewayError):
     status, code = 504, "timeout"
 
 
-def own_errors(header_bytes: int) -> tuple[GatewayError, ...]:
-    """One error for every status that HAProxy may answer on its own account."""
+def own_errors() -> tuple[GatewayError, ...]:
+    """One error for every status that HAProxy may answer on its own account.
+
+    What is no HTTP at all never gets so far: HAProxy closes it with a few words of HTML.
+    """
     return (
-        InvalidRequest(f"The request is malformed, or its head is over the gateway's limit of {header_bytes} bytes."),
+        InvalidRequest("The request is malformed."),
         InvalidKey("This needs a valid API key."),
         Forbidden("This is not allowed."),
         NotFound("There is no such path."),
         MethodNotAllowed("The method is not allowed."),
         RequestTimeout("The request did not arrive within the gateway's limit of 30 seconds."),
-        _with_status(BodyTooLarge(0), "The request body is larger than the gateway's limit."),
+        _with_message(BodyTooLarge(0), "The request body is larger than the gateway's limit."),
         RateLimited("A limit of this API key is reached. Try again later.", retry_after_s=1),
-        _with_status(GatewayError(""), "The gateway's edge failed on this request."),
+        GatewayError("The gateway's edge failed on this request."),
         EngineBroke("What serves the model broke off before it had answered. Try again."),
         Unavailable("Nothing can take this request now; the gateway is starting, or was stopped.", state="unavailable"),
         UpstreamTimeout("What serves the model did not answer in time."),
     )
 
 
-def _with_status(error: GatewayError, message: str) -> GatewayError:
+def _with_message(error: GatewayError, message: str) -> GatewayError:
     error.message = message
     return error
 
 
-def answer(error: GatewayError) -> str:
-    """``status S content-type application/json string '...' hdr NAME VALUE``, for ``return`` and ``http-error``."""
-    headers = "".join(f" hdr {name} {value}" for name, value in error.headers().items())
-    if error.status == 401:
-        headers += " hdr WWW-Authenticate Bearer"
+def http_error(error: GatewayError) -> str:
+    """A configuration line that replaces HAProxy's own answer of this status."""
     # In HAProxy's strong quotes, which take everything but themselves and ends of lines; JSON can do without both.
     body = json.dumps(error.body()).replace("'", r"\u0027")
-    return f"status {error.status} content-type application/json string '{body}'{headers}"
+    headers = "".join(f" hdr {name} {value}" for name, value in error.headers().items())
+    return f"  http-error status {error.status} content-type application/json string '{body}'{headers}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error that the front door gives by a rule of its own."""
+
+    name: str
+    """Of the service in ``refuse.lua``."""
+    error: GatewayError
+
+    def when(self, condition: str) -> str:
+        """The rule: refuse if ``condition`` holds, and look no further."""
+        return f"  http-request use-service lua.refuse_{self.name} if {condition}"
+
+
+def refuse_script(refusals: Iterable[Refusal], drain_bytes: int) -> str:
+    """``refuse.lua``: one service for each refusal.
+
+    Why Lua: HAProxy's own ``return`` closes while the caller is still sending. Past some 200 KiB the system then resets
+    the connection, and the caller reads "connection reset" where "401" or "413" was written. This answers at once, and
+    then reads on for a while, keeping nothing.
+    """
+    entries = "".join(
+        f"refuse({_lua(r.name)}, {r.error.status}, {_headers(r.error)}, {_body(r.error)})\n" for r in refusals
+    )
+    return _SCRIPT.replace("DRAIN_BYTES", str(drain_bytes)) + entries
+
+
+_SCRIPT = """\
+-- Written by the gateway; changed by 'gateway up' only.
+local function refuse(name, status, headers, body)
+  core.register_service("refuse_" .. name, "http", function(applet)
+    applet:set_status(status)
+    for key, value in pairs(headers) do applet:add_header(key, value) end
+    applet:add_header("content-type", "application/json")
+    applet:add_header("content-length", tostring(#body))
+    applet:start_response()
+    if applet.method ~= "HEAD" then applet:send(body) end
+    local left, stop = DRAIN_BYTES, core.now().sec + 30
+    while left > 0 and core.now().sec < stop do
+      local piece = applet:receive(16384)
+      if piece == nil or #piece == 0 then break end
+      left = left - #piece
+    end
+  end)
+end
+"""
+
+
+def _headers(error: GatewayError) -> str:
+    headers = dict(error.headers())
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return "{" + ", ".join(f"[{_lua(name)}] = {_lua(value)}" for name, value in headers.items()) + "}"
+
+
+def _body(error: GatewayError) -> str:
+    return _lua(json.dumps(error.body()))
+
+
+def _lua(text: str) -> str:
+    """A Lua string. Raises ``ValueError`` for what JSON would have escaped anyway."""
+    if not text.isascii() or not text.isprintable():
+        raise ValueError(f"cannot be written into the edge's script: {text!r}")
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -11,17 +11,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.edge.answers import answer, own_errors
-from gateway_plugin.edge.front import FrontSettings, front_door, inner_door
+from gateway_plugin.edge.answers import http_error, own_errors, refuse_script
+from gateway_plugin.edge.front import BUFFER_BYTES, FrontSettings, front_door, inner_door
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Site
 from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME
 
-BUFFER_BYTES = 65536
-"""A request's head and the part of its body that is looked at must fit in here."""
-HEAD_BYTES = BUFFER_BYTES - 1024
-"""What is left of it for a head: HAProxy keeps 1024 bytes to rewrite headers in."""
 _STREAM_S = 3600
 """Longest silence on a connection in use."""
 _PATH = re.compile(r"/[A-Za-z0-9._@=+/-]+")
@@ -46,6 +42,7 @@ class EdgeSettings:
     slots: int
     servers_per_slot: int
     threads: int
+    script: Path
     socket: Path
     inner_door: Path
     cold_door: Path
@@ -82,6 +79,7 @@ class EdgeSettings:
             slots=slots,
             servers_per_slot=servers_per_slot,
             threads=threads,
+            script=layout.edge_script,
             socket=layout.edge_socket,
             inner_door=layout.inner_door,
             cold_door=layout.cold_door,
@@ -114,22 +112,28 @@ def render(settings: EdgeSettings) -> str:
     sections = (
         _global(settings),
         _defaults(settings),
-        front_door(
-            FrontSettings(
-                listen=_listen(settings),
-                keys_map=settings.keys_map,
-                models_map=settings.models_map,
-                body_bytes=settings.body_bytes,
-                buffer_bytes=BUFFER_BYTES,
-                in_flight_per_key=settings.in_flight_per_key,
-                requests_per_key_10s=settings.requests_per_key_10s,
-            )
-        ),
+        front_door(_front(settings)),
         inner_door(settings.inner_door, settings.models_map),
         _cold(settings),
         *(_slot(settings, number) for number in range(settings.slots)),
     )
     return "\n".join(sections)
+
+
+def script(settings: EdgeSettings) -> str:
+    """The text of ``refuse.lua``, which the configuration loads."""
+    return refuse_script(_front(settings).refusals, drain_bytes=4 * settings.body_bytes)
+
+
+def _front(settings: EdgeSettings) -> FrontSettings:
+    return FrontSettings(
+        listen=_listen(settings),
+        keys_map=settings.keys_map,
+        models_map=settings.models_map,
+        body_bytes=settings.body_bytes,
+        in_flight_per_key=settings.in_flight_per_key,
+        requests_per_key_10s=settings.requests_per_key_10s,
+    )
 
 
 def _global(settings: EdgeSettings) -> str:
@@ -140,6 +144,7 @@ global
   nbthread {settings.threads}
   tune.bufsize {BUFFER_BYTES}
   hard-stop-after 10s
+  lua-load {settings.script}
   stats socket {settings.socket} mode 600 level admin
   server-state-file {settings.servers_state}
   ssl-server-verify required
@@ -149,7 +154,7 @@ global
 
 
 def _defaults(settings: EdgeSettings) -> str:
-    errors = "\n".join(f"  http-error {answer(error)}" for error in own_errors(HEAD_BYTES))
+    errors = "\n".join(http_error(error) for error in own_errors())
     return f"""\
 defaults
   mode http

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.catalog import MODEL_NAME
-from gateway_plugin.edge.answers import MethodNotAllowed, RateLimited, answer
+from gateway_plugin.edge.answers import MethodNotAllowed, RateLimited, Refusal
 from gateway_plugin.errors import BodyTooLarge, Forbidden, InvalidKey, InvalidRequest, NotFound
 
 INFERENCE = (
@@ -30,6 +30,11 @@ INFERENCE = (
     "/detokenize",
 )
 """What goes through to an engine, with POST: these paths and no other."""
+
+BUFFER_BYTES = 65536
+"""A request's head and the part of its body that is looked at must fit in here."""
+HEAD_BYTES = BUFFER_BYTES // 2
+"""Of the request's headers, so that some of the body always fits beside them."""
 
 # \z, not $: that would let a name end in a newline, and a header with it.
 _MODEL = rf"^{MODEL_NAME.pattern}\z"
@@ -63,6 +68,21 @@ _ONE_PLAIN = (
 )
 
 
+_NOT_A_PATH = Refusal("not_a_path", InvalidRequest("The request target is not a path."))
+_HEAD_TOO_LARGE = Refusal(
+    "head_too_large", InvalidRequest(f"The request's head is over the gateway's limit of {HEAD_BYTES} bytes.")
+)
+_GET_WITH_BODY = Refusal("get_with_body", InvalidRequest("A GET has no body here."))
+_NO_KEY = Refusal(
+    "no_key", InvalidKey("Give exactly one API key: as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'.")
+)
+_UNKNOWN_KEY = Refusal("unknown_key", InvalidKey("This API key is not known here; it may have been revoked."))
+_WRONG_METHOD = Refusal("method", MethodNotAllowed("The path is served, but not with this method."))
+_NO_PATH = Refusal("path", NotFound("There is no such path."))
+_NOT_ADMIN = Refusal("role", Forbidden("This needs an admin key."))
+_NOT_A_MODEL = Refusal("model", InvalidRequest("The header x-gateway-model does not name one model."))
+
+
 @dataclass(frozen=True)
 class FrontSettings:
     """What the front door depends on."""
@@ -72,9 +92,40 @@ class FrontSettings:
     keys_map: Path
     models_map: Path
     body_bytes: int
-    buffer_bytes: int
     in_flight_per_key: int
     requests_per_key_10s: int
+
+    @property
+    def too_fast(self) -> Refusal:
+        """The key's rate."""
+        limit = f"This key made over {self.requests_per_key_10s} requests within 10 s, its limit."
+        return Refusal("too_fast", RateLimited(limit, retry_after_s=5))
+
+    @property
+    def too_many(self) -> Refusal:
+        """What the key has in flight."""
+        limit = f"This key has over {self.in_flight_per_key} requests in flight, its limit."
+        return Refusal("too_many", RateLimited(limit, retry_after_s=1))
+
+    @property
+    def too_large(self) -> Refusal:
+        """The body's announced length."""
+        return Refusal("body_too_large", BodyTooLarge(self.body_bytes))
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """All that the doors may say."""
+        fixed = (
+            _NOT_A_PATH,
+            _HEAD_TOO_LARGE,
+            _GET_WITH_BODY,
+            _NO_KEY,
+            _UNKNOWN_KEY,
+            _WRONG_METHOD,
+            _NO_PATH,
+            _NOT_ADMIN,
+        )
+        return (*fixed, _NOT_A_MODEL, self.too_fast, self.too_many, self.too_large)
 
 
 def front_door(settings: FrontSettings) -> str:
@@ -84,9 +135,9 @@ def front_door(settings: FrontSettings) -> str:
             _begin(settings),
             _who(settings.keys_map),
             _limits(settings),
-            _what(settings.body_bytes),
+            _what(settings),
             _tell(),
-            _where(settings),
+            _where(settings.models_map),
             "backend limits\n  stick-table type string len 64 size 10k expire 1h store http_req_rate(10s),conn_cur\n",
         )
     )
@@ -96,6 +147,7 @@ def _begin(settings: FrontSettings) -> str:
     return f"""\
 frontend front
   bind {settings.listen}
+  timeout client 60s        # of a caller that is to send or to read; one that waits for an answer may wait longer
   log stdout format raw daemon info
   log-format '{_USAGE}'
   unique-id-format %[uuid()]
@@ -112,9 +164,10 @@ frontend front
   acl chunked req.fhdr_cnt(transfer-encoding) gt 0
   acl has_body req.hdr_val(content-length) gt 0
 
-  # 1. Not a plain path of this server.
-  http-request return {answer(InvalidRequest("The request target is not a path."))} unless {{ url_beg / }}
-  http-request return {answer(InvalidRequest("A GET has no body here."))} if is_get has_body or is_get chunked
+  # 1. Not a plain request of this server.
+{_NOT_A_PATH.when("!{ url_beg / }")}
+{_HEAD_TOO_LARGE.when(f"{{ req.hdrs,length gt {HEAD_BYTES} }}")}
+{_GET_WITH_BODY.when("is_get has_body or is_get chunked")}
 
   # 2. What needs no key.
   http-request set-log-level silent if no_key_needed is_get
@@ -125,51 +178,40 @@ frontend front
 
 
 def _who(keys_map: Path) -> str:
-    none = InvalidKey("Give exactly one API key: as Authorization: Bearer KEY, or as x-api-key: KEY.")
-    unknown = InvalidKey("This API key is not known here; it may have been revoked.")
     return f"""\
   # 3. Exactly one credential, of a known key.
   http-request set-var(txn.who) 'req.fhdr(authorization),word(2," "),sha2(256),hex,map_str({keys_map})' if {_ONE_BEARER}
   http-request set-var(txn.who) req.fhdr(x-api-key),sha2(256),hex,map_str({keys_map}) if {_ONE_PLAIN}
-  http-request return {answer(unknown)} if !{_FOUND_KEY} {_ONE_BEARER} or !{_FOUND_KEY} {_ONE_PLAIN}
-  http-request return {answer(none)} unless {_FOUND_KEY}
+{_UNKNOWN_KEY.when(f"!{_FOUND_KEY} {_ONE_BEARER} or !{_FOUND_KEY} {_ONE_PLAIN}")}
+{_NO_KEY.when(f"!{_FOUND_KEY}")}
   http-request set-var(txn.role) var(txn.who),field(1,:)
   http-request set-var(txn.key) var(txn.who),field(2,:)
 """
 
 
 def _limits(settings: FrontSettings) -> str:
-    fast = RateLimited(
-        f"This key made over {settings.requests_per_key_10s} requests in 10 s, its limit.", retry_after_s=5
-    )
-    full = RateLimited(
-        f"This key has over {settings.in_flight_per_key} requests in flight, its limit.", retry_after_s=1
-    )
     return f"""\
   # 4. What one key may ask for.
   http-request track-sc0 var(txn.key) table limits
-  http-request return {answer(fast)} if {{ sc_http_req_rate(0,limits) gt {settings.requests_per_key_10s} }}
-  http-request return {answer(full)} if {{ sc_conn_cur(0,limits) gt {settings.in_flight_per_key} }}
+{settings.too_fast.when(f"{{ sc_http_req_rate(0,limits) gt {settings.requests_per_key_10s} }}")}
+{settings.too_many.when(f"{{ sc_conn_cur(0,limits) gt {settings.in_flight_per_key} }}")}
 """
 
 
-def _what(body_bytes: int) -> str:
-    model = InvalidRequest("x-gateway-model is not one model name.")
+def _what(settings: FrontSettings) -> str:
     named = "{ req.fhdr_cnt(x-gateway-model) gt 0 }"
-    method = answer(MethodNotAllowed("The path is served, but not with this method."))
-    nothing = answer(NotFound("There is no such path."))
     return f"""\
   # 5. An allow-list: engines have other paths that are nobody's business.
-  http-request return {method} if !is_post inference or !is_get list or !is_get card !dots or !is_get metrics
-  http-request return {method} if !is_get !is_post admin or no_key_needed
-  http-request return {nothing} unless inference or list or card !dots or metrics or admin
+{_WRONG_METHOD.when("!is_post inference or !is_get list or !is_get card !dots or !is_get metrics")}
+{_WRONG_METHOD.when("!is_get !is_post admin or no_key_needed")}
+{_NO_PATH.when("!inference !list !metrics !admin !card or card dots")}
   http-request set-var(txn.route) path if inference or list or metrics or admin
   http-request set-var(txn.route) str(/v1/models/NAME) if card
   acl is_admin var(txn.role) -m str admin
-  http-request return {answer(Forbidden("This needs an admin key."))} if metrics !is_admin or admin !is_admin
-  http-request return {answer(BodyTooLarge(body_bytes))} if {{ req.hdr_val(content-length) gt {body_bytes} }}
-  http-request return {answer(model)} if {named} !{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}
-  http-request return {answer(model)} if {{ req.fhdr_cnt(x-gateway-model) gt 1 }}
+{_NOT_ADMIN.when("metrics !is_admin or admin !is_admin")}
+{settings.too_large.when(f"{{ req.hdr_val(content-length) gt {settings.body_bytes} }}")}
+{_NOT_A_MODEL.when(f"{named} !{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}")}
+{_NOT_A_MODEL.when("{ req.fhdr_cnt(x-gateway-model) gt 1 }")}
   http-request set-var(txn.model) req.fhdr(x-gateway-model) if inference {named}
 """
 
@@ -192,18 +234,18 @@ def _tell() -> str:
 """
 
 
-def _where(settings: FrontSettings) -> str:
-    # A chunked body says its length only with its end. Past this it may not have been seen whole, and only the ingress
-    # can hold it to the limit; half the buffer, because head and body share it.
-    seen = settings.buffer_bytes // 2
+def _where(models_map: Path) -> str:
+    # A chunked body says its length only with its end. Past half the buffer (the head may take the other half) it may
+    # not have been seen whole, and only the ingress can hold it to the limit.
     return f"""\
   # 7. Which model, and so which slot; the body is awaited only here.
   http-request wait-for-body time 30s if inference
   http-request set-var(txn.model) req.body,json_query('$.model') if inference !{_HAS_MODEL}
-  http-request set-var(txn.slot) var(txn.model),map_str({settings.models_map}) if inference {_HAS_MODEL}
-  http-request unset-var(txn.model) if {_HAS_MODEL} !{_HAS_SLOT} !{{ var(txn.model) -m reg {_MODEL} }}
+  # A name before it is anything: to a map, a name that goes on after a NUL is the name before it.
+  http-request unset-var(txn.model) if {_HAS_MODEL} !{{ var(txn.model) -m reg {_MODEL} }}
+  http-request set-var(txn.slot) var(txn.model),map_str({models_map}) if {_HAS_MODEL}
   http-request set-var(txn.head) req.hdrs,length if chunked
-  http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {seen} }}
+  http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {BUFFER_BYTES // 2} }}
   http-request set-header x-gateway-model %[var(txn.model)] if {_HAS_MODEL}
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
   default_backend ingress
@@ -213,13 +255,13 @@ def _where(settings: FrontSettings) -> str:
 def inner_door(socket: Path, models_map: Path) -> str:
     """Where the ingress sends a request back through the edge, naming its model: stamped, so that it cannot circle."""
     one = "{ req.fhdr_cnt(x-gateway-model) eq 1 }"
-    model = InvalidRequest("x-gateway-model must name one model.")
+    pattern = f"{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}"
     return f"""\
 frontend inner_door
   bind unix@{socket} mode 600
 {_PATHS}
-  http-request return {answer(NotFound("There is no such path."))} unless is_post inference
-  http-request return {answer(model)} unless {one} {{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}
+{_NO_PATH.when("!is_post or !inference")}
+{_NOT_A_MODEL.when(f"!{one} or !{pattern}")}
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-stamp 1

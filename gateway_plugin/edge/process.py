@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from gateway_plugin.edge.config import EdgeSettings, max_connections, render
+from gateway_plugin.edge.config import EdgeSettings, max_connections, render, script
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout, private_folder, write_private
@@ -45,6 +45,7 @@ def prepare(layout: Layout, site: Site, *, slots: int = 64, servers_per_slot: in
         servers_per_slot=servers_per_slot,
         threads=threads,
     )
+    write_private(layout.edge_script, script(settings))
     write_private(layout.edge_config, render(settings))
 
 

@@ -1,0 +1,289 @@
+"""A real edge for tests: HAProxy on folders of its own, a stand-in ingress behind it, fake engines beside it.
+
+async with running_edge() as edge:
+    await edge.add_engine("tiny")
+    answer = await edge.ask("tiny", "hello")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gateway_plugin.edge import process
+from gateway_plugin.edge.commands import ask
+from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
+from gateway_plugin.keys import KeyStore
+from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.site import Limits, NodeType, Site
+from gateway_plugin.tls import ENGINE_NAME
+from tests.support.raw_http import Exchange, Request, listen, tls_context
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class NoProvider:
+    """A site must name a provider; the edge never asks it."""
+
+    nodes_per_block = 1
+
+    def submit(self) -> None:
+        raise AssertionError("not for submitting")
+
+    def status(self) -> None:
+        raise AssertionError("not for asking")
+
+    def cancel(self) -> None:
+        raise AssertionError("not for cancelling")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago, outside the range that the system hands out by itself where it can be."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def edge_site(port: int, serve_port: int, limits: Limits | None = None) -> Site:
+    """A site with what the edge reads of one."""
+    node_type = NodeType(name="cpu", provider=NoProvider(), cpus=1, engine_memory_gib=1)
+    return Site(name="edge", node_types=(node_type,), port=port, serve_port=serve_port, limits=limits or Limits())
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 10.0) -> None:
+    """Wait for ``condition``; fail with ``what`` when it does not come."""
+    deadline = time.monotonic() + within_s
+    while not await condition():
+        assert time.monotonic() < deadline, f"{what}: not within {within_s} s"
+        await asyncio.sleep(0.02)
+
+
+@dataclass
+class FakeEngine:
+    """One fake engine process and its place at the edge."""
+
+    child: subprocess.Popen[str]
+    address: str
+    slot: int
+    server: int
+    record: Path
+
+    def kill(self) -> None:
+        """As the out-of-memory killer would."""
+        self.child.kill()
+        self.child.wait()
+
+    def seen(self) -> list[dict[str, Any]]:
+        """What it received: path, headers, body size of each request but health checks."""
+        return [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []
+
+
+@dataclass
+class Edge:
+    """The edge under test and all that is around it."""
+
+    layout: Layout
+    site: Site
+    user_key: str
+    admin_key: str
+    runtime: EdgeRuntime
+    cold: list[Request] = field(default_factory=list)
+    """Every request that reached the ingress."""
+    engines: list[FakeEngine] = field(default_factory=list)
+    names: dict[str, int] = field(default_factory=dict)
+    child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.site.port}"
+
+    # --- the edge's process ---
+    async def start(self) -> None:
+        """Start HAProxy and wait until it listens."""
+        process.check(self.layout)
+        with self.layout.usage_log.open("ab") as out, (self.layout.logs / "edge.log").open("ab") as err:
+            self.child = subprocess.Popen(process.argv(self.layout), stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+
+        async def answers() -> bool:
+            try:
+                async with httpx.AsyncClient() as client:
+                    return (await client.get(f"{self.url}/health")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await until(answers, f"the edge answers on {self.url}")
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        assert self.child is not None
+        self.child.kill()
+        self.child.wait()
+
+    def usage(self) -> list[dict[str, Any]]:
+        """The usage log."""
+        return [json.loads(line) for line in self.layout.usage_log.read_text().splitlines()]
+
+    # --- engines ---
+    async def start_engine(self, name: str, *options: str, slot: int | None = None, server: int = 0) -> FakeEngine:
+        """A fake engine over mutual TLS with the slot's key, not routed yet."""
+        if slot is None:
+            slot = self.names.get(name, len(set(self.names.values())))
+        if name not in self.names:
+            self.names[name] = slot
+            await self.runtime.sync_slots(self.names, (slot,))
+        record = self.layout.state / f"seen-{len(self.engines)}.jsonl"
+        argv = [sys.executable, "-m", "tests.support.fake_engine", "--model", name, "--record", str(record), *options]
+        if "--ssl-certfile" not in options:
+            argv += engine_tls(self.layout)
+        environment = {**os.environ, "VLLM_API_KEY": self.runtime.slot_key(slot)}
+        child = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+        assert child.stdout is not None
+        line = await asyncio.to_thread(child.stdout.readline)
+        assert line.startswith("listening "), line
+        engine = FakeEngine(child, line.split()[1], slot, server, record)
+        self.engines.append(engine)
+        return engine
+
+    async def add_engine(self, name: str, *options: str, slot: int | None = None, server: int = 0) -> FakeEngine:
+        """A fake engine with its route open."""
+        engine = await self.start_engine(name, *options, slot=slot, server=server)
+        await self.runtime.open(engine.slot, engine.server, engine.address)
+        await until(lambda: self.is_up(engine), "the edge reports the engine up")
+        return engine
+
+    async def is_up(self, engine: FakeEngine) -> bool:
+        stat = await self.stat(engine)
+        return stat is not None and stat.up
+
+    async def stat(self, engine: FakeEngine) -> ServerStat | None:
+        """The edge's word on an engine; ``None`` in ``maint``."""
+        found = await self.runtime.servers((engine.slot,))
+        return next((stat for stat in found if stat.server == engine.server), None)
+
+    # --- callers ---
+    def client(self, key: str | None = None, **options: Any) -> httpx.AsyncClient:
+        """A client of the front door, with the user's key if no other is given (``""``: without one)."""
+        given = self.user_key if key is None else key
+        headers = {"authorization": f"Bearer {given}"} if given else {}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30, **options)
+
+    async def ask(self, model: str, text: str, **more: Any) -> httpx.Response:
+        """One chat completion."""
+        async with self.client() as client:
+            return await client.post("/v1/chat/completions", json=chat(model, text, **more))
+
+    async def raw(self, data: bytes, within_s: float = 5.0) -> tuple[int, str]:
+        """Send these bytes and no more; the answer's status (0: none came in time) and all of its text."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.site.port)
+        got = b""
+        try:
+            async with asyncio.timeout(within_s):
+                writer.write(data)
+                await writer.drain()
+                while not _whole(got):
+                    piece = await reader.read(65536)
+                    if not piece:
+                        break
+                    got += piece
+        except TimeoutError:
+            return 0, ""
+        except ConnectionError:
+            pass  # refused while we were still sending: what counts is what it said before
+        finally:
+            writer.close()
+        return int(got.split(b" ", 2)[1]) if got else 0, got.decode("latin-1")
+
+    def socket(self, command: str) -> str:
+        """A raw command on the administration socket."""
+        return ask(self.layout.edge_socket, command)
+
+    def _ingress(self, exchange: Exchange) -> None:
+        """Stands for Serve: says what it got, and keeps it."""
+        self.cold.append(exchange.request)
+        body = {"cold": True, "bytes": len(exchange.request.body), "path": exchange.request.target}
+        exchange.send(200, json.dumps(body).encode())
+
+
+def _whole(answer: bytes) -> bool:
+    """Whether this is a whole answer with a content-length."""
+    head, found, body = answer.partition(b"\r\n\r\n")
+    length = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), None)
+    return bool(found) and length is not None and len(body) >= length
+
+
+def chat(model: str, text: str, **more: Any) -> dict[str, Any]:
+    """A chat request's body."""
+    return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+
+
+def engine_tls(layout: Layout) -> list[str]:
+    """An engine's TLS options: its own certificate, and the demand for one of the gateway's."""
+    return [
+        *("--ssl-keyfile", str(layout.engine_key), "--ssl-certfile", str(layout.engine_certificate)),
+        *("--ssl-ca-certs", str(layout.ca), "--ssl-cert-reqs", "2"),
+    ]
+
+
+def gateway_tls(layout: Layout, identity: Path | None = None) -> ssl.SSLContext:
+    """A client's context that trusts the gateway's authority, with the certificate in ``identity``."""
+    context = ssl.create_default_context(cafile=str(layout.ca))
+    if identity is not None:
+        context.load_cert_chain(identity)
+    return context
+
+
+def engine_name() -> str:
+    """The name to ask an engine's certificate for."""
+    return ENGINE_NAME
+
+
+@asynccontextmanager
+async def running_edge(
+    limits: Limits | None = None, slots: int = 4, servers_per_slot: int = 3, threads: int = 1
+) -> AsyncIterator[Edge]:
+    """An edge with a stand-in ingress, a user's and an admin's key; ends every process it started."""
+    folder = Path(tempfile.mkdtemp(prefix="gwt", dir="/tmp"))  # short: sockets lie in it
+    before = os.environ.get("GATEWAY_RUN_ROOT")
+    os.environ["GATEWAY_RUN_ROOT"] = str(folder)
+    layout = Layout(folder / "state")
+    site = edge_site(free_port(), free_port(), limits)
+    edge: Edge | None = None
+    try:
+        process.prepare(layout, site, slots=slots, servers_per_slot=servers_per_slot, threads=threads)
+        store = KeyStore(layout)
+        edge = Edge(layout, site, store.create("ann", "user"), store.create("root", "admin"), EdgeRuntime(layout))
+        write_private(layout.admin_key, edge.admin_key)
+        tls = tls_context(str(layout.serve_key), str(layout.serve_certificate), None, 0)
+        ingress = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=tls)
+        await edge.start()
+        try:
+            yield edge
+        finally:
+            ingress.close()
+    finally:
+        for child in [*(engine.child for engine in edge.engines), edge.child] if edge is not None else []:
+            if child is not None:
+                child.kill()
+                child.wait()
+                if child.stdout is not None:
+                    child.stdout.close()
+        if before is None:
+            del os.environ["GATEWAY_RUN_ROOT"]
+        else:
+            os.environ["GATEWAY_RUN_ROOT"] = before
+        shutil.rmtree(folder, ignore_errors=True)
