@@ -1,0 +1,151 @@
+"""What the gateway's own routes answer, parsed: values for what is well, a ``GatewayError`` for what is not.
+
+A client may be older than the gateway that it talks to, so keys that it does not know are left alone here. (Files that
+people write are another matter: there an unknown key is refused.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway_plugin.errors import (
+    BodyTooLarge,
+    Forbidden,
+    GatewayError,
+    InvalidKey,
+    InvalidRequest,
+    ModelUnavailable,
+    NotFound,
+)
+
+READY = "ready"
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model of the catalog and how it is."""
+
+    name: str
+    task: str
+    """``generate`` or ``embed``."""
+    state: str
+    """``cold``, ``loading``, ``ready``, ``draining``, ``failed`` or ``queued``."""
+    aliases: tuple[str, ...] = ()
+    eta_s: float | None = None
+    """Seconds until it is expected to be ready, where that can be said."""
+    pinned: bool = False
+    in_flight: int = 0
+    """Requests that its engines work on."""
+    waiting: int = 0
+    """Requests that wait for it."""
+    nodes: tuple[str, ...] = ()
+    reason: str | None = None
+    """Why its last load failed: the engine's own last words."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request now is answered without a load."""
+        return self.state == READY
+
+
+@dataclass(frozen=True)
+class Status:
+    """The gateway as a whole."""
+
+    state: str
+    """``ready``, or ``starting`` until it knows what its agents and its edge have."""
+    models: tuple[ModelInfo, ...]
+    engines: tuple[Mapping[str, Any], ...]
+    """``id model node state route in_flight age_s address`` and more; see docs/http.md."""
+    nodes: tuple[Mapping[str, Any], ...]
+    """``id type phase block host_mib gpu_mib free_mib age_s`` and more."""
+    waiting: int
+    switches: int
+    """Engines evicted so that another model could be loaded, since the gateway's first start."""
+    document: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    """The whole answer, as it came."""
+
+    def model(self, name: str) -> ModelInfo | None:
+        """The model with this name or alias."""
+        return next((model for model in self.models if name == model.name or name in model.aliases), None)
+
+
+def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
+    """One entry of ``GET /v1/models``."""
+    return ModelInfo(
+        name=entry["id"],
+        task=entry.get("task", "generate"),
+        state=entry.get("state", READY),
+        aliases=tuple(entry.get("aliases") or ()),
+        eta_s=entry.get("eta_s"),
+        pinned=bool(entry.get("pinned")),
+        in_flight=int(entry.get("in_flight") or 0),
+        waiting=int(entry.get("waiting") or 0),
+        nodes=tuple(entry.get("nodes") or ()),
+        reason=entry.get("reason"),
+    )
+
+
+def parse_status(document: Mapping[str, Any]) -> Status:
+    """The answer of ``GET /gateway/v1/status``."""
+    return Status(
+        state=document["state"],
+        models=tuple(parse_model(entry) for entry in document.get("models", ())),
+        engines=tuple(document.get("engines", ())),
+        nodes=tuple(document.get("nodes", ())),
+        waiting=int(document.get("waiting", 0)),
+        switches=int(document.get("switches", 0)),
+        document=document,
+    )
+
+
+_BY_STATUS: Mapping[int, type[GatewayError]] = {
+    400: InvalidRequest,
+    401: InvalidKey,
+    403: Forbidden,
+    404: NotFound,
+    413: BodyTooLarge,
+    422: InvalidRequest,
+    503: ModelUnavailable,
+}
+
+
+def parse_error(status: int, body: object, headers: Mapping[str, str]) -> GatewayError:
+    """The error in an answer: by its code where that is one of ours, by its status where an engine wrote it.
+
+    ``body`` is parsed JSON in OpenAI's form, or anything else (then the status alone speaks).
+    """
+    said = body.get("error") if isinstance(body, Mapping) else None
+    said = said if isinstance(said, Mapping) else {}
+    message = said.get("message")
+    cls = _BY_CODE.get(str(said.get("code"))) or _BY_STATUS.get(status, GatewayError)
+    error = cls.__new__(cls)  # each class has its own arguments; the message was made with them already
+    GatewayError.__init__(
+        error,
+        message if isinstance(message, str) and message else f"The gateway answered with HTTP status {status}.",
+        retry_after_s=_seconds(headers.get("retry-after")),
+        state=said.get("state") if isinstance(said.get("state"), str) else None,
+        eta_s=_seconds(said.get("eta_s")),
+    )
+    if error.status != status:
+        error.status = status
+    return error
+
+
+def _seconds(value: object) -> float | None:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None  # no such header, or a date: then nothing is known
+
+
+def _family(cls: type[GatewayError]) -> Iterator[type[GatewayError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from _family(child)
+
+
+_BY_CODE: Mapping[str, type[GatewayError]] = {cls.code: cls for cls in _family(GatewayError)}

@@ -1,0 +1,220 @@
+"""Parsl apps: language models as tasks of a workflow.
+
+    from gateway_plugin.apps import chat, embed, map_chat
+
+    summary = chat("Summarise: ...", "smollm2-135m-instruct", max_tokens=60)   # an AppFuture of the answer's text
+    vectors = embed([text, summary], "all-minilm-l6-v2")                       # takes futures as inputs
+    answers = map_chat(prompts, "smollm2-135m-instruct")                       # one task, many requests at a time
+
+A task finds the gateway where it runs: ``$GATEWAY_URL`` and ``$GATEWAY_API_KEY`` in the worker's environment, else the
+state folder of a gateway on this machine or file system. Neither URL nor key travels with a task unless you name a URL.
+Errors are ``GatewayError``s, raised by the future's ``result()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gateway_plugin.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    from parsl.app.futures import AppFuture
+    from parsl.dataflow.dflow import DataFlowKernel
+
+    from gateway_plugin.client import Client
+
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A user's words, or messages in OpenAI's form."""
+
+_EMBED_BATCH = 256
+_CLIENTS = 4
+
+
+class Apps:
+    """The three apps, bound to executors and to a gateway. The module's own are ``Apps()``.
+
+    Args:
+        executors: labels of the Parsl executors that may run the tasks; ``"all"`` of them.
+        url: of the gateway, if the worker's environment shall not say it. The key is found on the worker.
+        state: state folder of the gateway, as seen from the worker.
+        data_flow_kernel: Parsl's; by default the one that is loaded when an app is called.
+    """
+
+    def __init__(
+        self,
+        executors: Sequence[str] | Literal["all"] = "all",
+        *,
+        url: str | None = None,
+        state: str | Path | None = None,
+        data_flow_kernel: DataFlowKernel | None = None,
+    ) -> None:
+        self._executors: Any = executors if executors == "all" else list(executors)
+        self._where = (url, str(state) if state is not None else None)
+        self._dfk = data_flow_kernel
+
+    def chat(self, prompt: Prompt | Future[Any], model: str, *, system: str | None = None, **options: Any) -> AppFuture:
+        """An ``AppFuture`` of the answer's text.
+
+        Args:
+            prompt: text, messages, or a future of either.
+            system: a system message put before it.
+            options: passed on to ``chat.completions.create``: ``temperature``, ``max_tokens``, ...
+        """
+        return self._chat(prompt, model, system, options, self._where)
+
+    def embed(self, texts: str | Sequence[str | Future[str]] | Future[Any], model: str) -> AppFuture:
+        """An ``AppFuture`` of one vector (a list of floats) per text, in order; for a single text, of a list of one.
+
+        Args:
+            texts: a text, a list whose members may be futures, or a future of a list.
+        """
+        parts, whole = _inputs(texts)
+        return self._embed(model, whole, self._where, inputs=parts)
+
+    def map_chat(
+        self,
+        prompts: Sequence[Prompt | Future[Any]] | Future[Any],
+        model: str,
+        *,
+        system: str | None = None,
+        concurrency: int = 16,
+        return_errors: bool = False,
+        **options: Any,
+    ) -> AppFuture:
+        """An ``AppFuture`` of the answers' texts, in order: one task that keeps ``concurrency`` requests in flight.
+
+        Better than one ``chat`` per prompt for many short prompts: the engine batches them, Parsl carries one task.
+
+        Args:
+            prompts: a list whose members may be futures, or a future of a list.
+            return_errors: put a ``GatewayError`` in an answer's place; otherwise the first one ends the whole.
+        """
+        if concurrency < 1:
+            raise ConfigError(f"map_chat: concurrency: expected 1 or more, got {concurrency}")
+        parts, whole = _inputs(prompts)
+        return self._map_chat(model, whole, system, options, concurrency, return_errors, self._where, inputs=parts)
+
+    # Bound when first called: importing this module takes neither Parsl nor a loaded kernel.
+    @cached_property
+    def _chat(self) -> Any:
+        return self._bind(_run_chat)
+
+    @cached_property
+    def _embed(self) -> Any:
+        return self._bind(_run_embed)
+
+    @cached_property
+    def _map_chat(self) -> Any:
+        return self._bind(_run_map_chat)
+
+    def _bind(self, body: Any) -> Any:
+        try:
+            from parsl import python_app
+        except ImportError:
+            raise ConfigError("Parsl is not installed: pip install 'gateway-plugin[apps]'") from None
+        return python_app(body, data_flow_kernel=self._dfk, executors=self._executors)
+
+
+def _inputs(given: Any) -> tuple[list[Any], bool]:
+    """Parsl resolves futures in ``inputs``. ``True``: the one member stands for the whole list."""
+    if isinstance(given, str | Future):
+        return [given], True
+    return list(given), False
+
+
+def _members(inputs: Sequence[Any], whole: bool) -> list[Any]:
+    if not whole:
+        return list(inputs)
+    return [inputs[0]] if isinstance(inputs[0], str) else list(inputs[0])
+
+
+# --- what runs on the worker ---
+
+Where = tuple[str | None, str | None]
+
+
+@lru_cache(maxsize=_CLIENTS)
+def _connected(url: str, key: str) -> Client:
+    from gateway_plugin.client import Client
+
+    return Client(url, key)
+
+
+def _client(where: Where) -> Client:
+    """One client per gateway and process, so that tasks share connections; found anew, since keys may be renewed."""
+    from gateway_plugin.locate import find_gateway
+
+    url, state = where
+    return _connected(*find_gateway(url, None, state))
+
+
+def _run_chat(prompt: Any, model: str, system: str | None, options: dict[str, Any], where: Where) -> str:
+    return _answer(_client(where), prompt, model, system, options)
+
+
+def _answer(client: Client, prompt: Any, model: str, system: str | None, options: dict[str, Any]) -> str:
+    import openai
+
+    from gateway_plugin.client import gateway_error
+
+    messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
+    try:
+        reply = client.openai.chat.completions.create(model=model, messages=messages, **options)
+    except openai.OpenAIError as error:
+        raise gateway_error(error, client.url) from None  # openai's own does not survive pickling
+    return reply.choices[0].message.content or ""
+
+
+def _run_embed(model: str, whole: bool, where: Where, inputs: Sequence[Any] = ()) -> list[list[float]]:
+    import openai
+
+    from gateway_plugin.client import gateway_error
+
+    client, texts = _client(where), _members(inputs, whole)
+    vectors: list[list[float]] = []
+    try:
+        for start in range(0, len(texts), _EMBED_BATCH):
+            reply = client.openai.embeddings.create(model=model, input=texts[start : start + _EMBED_BATCH])
+            vectors += [list(item.embedding) for item in sorted(reply.data, key=lambda item: item.index)]
+    except openai.OpenAIError as error:
+        raise gateway_error(error, client.url) from None
+    return vectors
+
+
+def _run_map_chat(
+    model: str,
+    whole: bool,
+    system: str | None,
+    options: dict[str, Any],
+    concurrency: int,
+    return_errors: bool,
+    where: Where,
+    inputs: Sequence[Any] = (),
+) -> list[Any]:
+    client, prompts = _client(where), _members(inputs, whole)
+
+    def one(prompt: Any) -> str | GatewayError:
+        try:
+            return _answer(client, prompt, model, system, options)
+        except GatewayError as error:
+            if return_errors:
+                return error
+            raise
+
+    pool = ThreadPoolExecutor(max_workers=min(concurrency, max(1, len(prompts))), thread_name_prefix="map_chat")
+    try:
+        return list(pool.map(one, prompts))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_default = Apps()
+chat = _default.chat
+embed = _default.embed
+map_chat = _default.map_chat

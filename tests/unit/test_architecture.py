@@ -1,0 +1,205 @@
+"""The import rules of docs/design.md ("Files"), read from the sources; and how little the client needs to be imported."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+OURS = ("gateway_plugin", "parsl_configs", "serve")
+IMPURE = {
+    "aiohttp", "asyncio", "concurrent", "datetime", "http", "httpx", "io", "logging", "multiprocessing", "os",
+    "pathlib", "psutil", "random", "ray", "requests", "secrets", "select", "selectors", "shutil", "signal", "socket",
+    "ssl", "starlette", "subprocess", "sys", "tempfile", "threading", "time", "urllib", "uuid",
+}  # fmt: skip
+"""What a decision may not know of: the clock, the machine, the network, other processes, chance."""
+IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "compile", "__import__"}
+SHELLS = ("serve.ingress", "serve.controller", "serve.agent")
+LIGHT = (
+    "gateway_plugin", "gateway_plugin.client", "gateway_plugin.apps", "gateway_plugin.answers", "gateway_plugin.locate",
+    "gateway_plugin.errors", "gateway_plugin.catalog", "gateway_plugin.layout",
+)  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def sources(package: str) -> Iterator[tuple[str, ast.Module]]:
+    """Every module of ``package`` (dotted): its name and its syntax tree."""
+    place = ROOT.joinpath(*package.split("."))
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    for path in files:
+        yield module_name(path), ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every module that is imported, wherever in the file: ``from a import b`` counts as ``a`` and as ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            assert node.module is not None
+            yield node.module, node.lineno
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def breaches(package: str, allowed: tuple[str, ...]) -> list[str]:
+    """Imports of our own modules that are not under ``allowed``."""
+    found = []
+    for name, tree in sources(package):
+        for module, line in imports(tree):
+            # "from a.b import thing": a.b.thing is a name, unless there is such a module
+            if not within(module, OURS) or not exists(module):
+                continue
+            if not within(module, allowed) and not any(rule.startswith(module + ".") for rule in allowed):
+                found.append(f"{name}:{line} imports {module}")
+    return found
+
+
+def exists(module: str) -> bool:
+    place = ROOT.joinpath(*module.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def test_there_are_sources_to_judge() -> None:
+    names = {name for package in OURS for name, _ in sources(package)}
+    assert {"serve.core.fleet", "gateway_plugin.client", "serve.controller.deployment", "serve.ingress.http"} <= names
+
+
+def test_the_core_imports_only_itself_and_two_shared_vocabularies() -> None:
+    assert breaches("serve.core", ("serve.core", "gateway_plugin.catalog", "gateway_plugin.errors")) == []
+
+
+def test_the_core_is_pure() -> None:
+    found = []
+    for name, tree in sources("serve.core"):
+        found += [f"{name}:{line} imports {m}" for m, line in imports(tree) if m.split(".")[0] in IMPURE]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_BUILTINS:
+                found.append(f"{name}:{node.lineno} calls {node.func.id}()")
+            if isinstance(node, ast.Global | ast.Nonlocal | ast.AsyncFunctionDef | ast.Await):
+                found.append(f"{name}:{node.lineno} {type(node).__name__}")
+    assert found == []
+
+
+def test_the_cores_values_are_frozen() -> None:
+    found = []
+    for name, tree in sources("serve.core"):
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            for decorator in node.decorator_list:
+                text = ast.unparse(decorator)
+                if text.split("(")[0].endswith("dataclass") and "frozen=True" not in text:
+                    found.append(f"{name}:{node.lineno} {node.name} is not frozen")
+    assert found == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_shells_never_import_each_other(shell: str) -> None:
+    others = tuple(other for other in SHELLS if other != shell)
+    found = [
+        f"{name}:{line} imports {module}"
+        for name, tree in sources(shell)
+        for module, line in imports(tree)
+        if within(module, (*others, "serve.app"))
+    ]
+    assert found == []
+
+
+def test_of_the_edge_only_the_controller_knows_and_only_its_run_time() -> None:
+    for shell in SHELLS:
+        edge = [
+            f"{name}:{line} imports {module}"
+            for name, tree in sources(shell)
+            for module, line in imports(tree)
+            if within(module, ("gateway_plugin.edge",)) and exists(module)
+        ]
+        if shell == "serve.controller":
+            edge = [line for line in edge if not line.endswith(("gateway_plugin.edge", "gateway_plugin.edge.runtime"))]
+        assert edge == []
+
+
+def test_the_shells_know_nothing_of_service_blocks_and_cli() -> None:
+    forbidden = tuple(f"gateway_plugin.{part}" for part in ("service", "blocks", "cli", "client", "apps"))
+    found = [
+        f"{name}:{line} imports {module}"
+        for shell in SHELLS
+        for name, tree in sources(shell)
+        for module, line in imports(tree)
+        if within(module, forbidden) and exists(module)
+    ]
+    assert found == []
+
+
+def test_the_plugin_imports_nothing_of_serve() -> None:
+    assert breaches("gateway_plugin", ("gateway_plugin", "parsl_configs")) == []
+
+
+def test_site_files_are_values_of_parsl_and_the_plugin() -> None:
+    found = []
+    for name, tree in sources("parsl_configs"):
+        for module, line in imports(tree):
+            top = module.split(".")[0]
+            if top == "gateway_plugin":
+                allowed = module == top or not exists(module) or within(module, ("gateway_plugin.site",))
+            else:
+                allowed = top in {"__future__", "parsl"} or top in sys.stdlib_module_names
+            if not allowed:
+                found.append(f"{name}:{line} imports {module}")
+    assert found == []
+
+
+def test_nobody_takes_rays_serve_for_ours() -> None:
+    found = []
+    for package in (*OURS, "tests", "examples"):
+        for name, tree in sources(package):
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.module == "ray":
+                    found += [
+                        f"{name}:{node.lineno}" for a in node.names if a.name == "serve" and a.asname != "ray_serve"
+                    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_the_client_side_imports_without_the_heavy_packages(module: str) -> None:
+    blocked = ("ray", "vllm", "torch", "parsl", "transformers", "numpy", "starlette", "cryptography", "psutil")
+    program = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError("No module named " + repr(name) + " (blocked)", name=name)
+sys.meta_path.insert(0, Blocker())
+import {module}
+assert not set({blocked!r}) & set(sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_nothing_names_the_machine_it_was_written_on() -> None:
+    # a path of somebody's home or checkout in a source file works for nobody else
+    found = []
+    for package in (*OURS, "tests", "examples"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path == Path(__file__):
+                continue
+            found += [
+                f"{path}" for word in ("/home/", "/work/main", "/root/") if word in path.read_text(encoding="utf-8")
+            ]
+    assert found == []

@@ -1,0 +1,286 @@
+"""The client's own half: where it finds the gateway, what it makes of answers. ``httpx`` talks to a function here."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway_plugin.answers import parse_error, parse_status
+from gateway_plugin.client import Client
+from gateway_plugin.errors import (
+    Forbidden,
+    GatewayError,
+    GatewayUnreachable,
+    InvalidKey,
+    InvalidRequest,
+    ModelNotFound,
+    ModelQueueFull,
+    ModelUnavailable,
+    WaitDeadline,
+)
+from gateway_plugin.layout import Layout
+from gateway_plugin.locate import find_gateway, on_loopback
+
+URL = "http://127.0.0.1:8180"
+
+
+@pytest.fixture(autouse=True)
+def _no_gateway_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("GATEWAY_URL", "GATEWAY_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "none"))
+
+
+def local_gateway(state: Path, url: str = URL, key: str | None = "admin-secret") -> Layout:
+    layout = Layout(state)
+    state.mkdir(parents=True)
+    layout.service_json.write_text(json.dumps({"url": url}))
+    if key is not None:
+        layout.admin_key.write_text(key + "\n")
+    return layout
+
+
+def model(state: str = "ready", name: str = "tiny", **more: Any) -> dict[str, Any]:
+    return {"id": name, "object": "model", "task": "generate", "aliases": ["t"], "state": state, **more}
+
+
+def client(answer: Callable[[httpx.Request], httpx.Response]) -> Client:
+    return Client(URL, "secret", transport=httpx.MockTransport(answer))
+
+
+def scripted(*answers: tuple[int, Any]) -> tuple[Client, list[httpx.Request]]:
+    """A client whose requests get ``answers`` in order (the last one again and again), and the requests it sent."""
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        status, body = answers[min(len(sent), len(answers) - 1)]
+        sent.append(request)
+        return httpx.Response(status, json=body)
+
+    return client(answer), sent
+
+
+# --- where the gateway is ---
+
+
+def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_URL", "http://elsewhere:1")
+    monkeypatch.setenv("GATEWAY_API_KEY", "other")
+    assert find_gateway("http://here:2/v1/", "mine") == ("http://here:2", "mine")
+
+
+def test_the_environment_goes_before_the_local_gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    local_gateway(tmp_path / "s")
+    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "s"))
+    monkeypatch.setenv("GATEWAY_URL", "http://elsewhere:1")
+    monkeypatch.setenv("GATEWAY_API_KEY", "other")
+    assert find_gateway() == ("http://elsewhere:1", "other")
+
+
+def test_the_local_gateway_is_found_by_its_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    local_gateway(tmp_path / "s")
+    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "s"))
+    assert find_gateway() == (URL, "admin-secret")
+
+
+def test_a_state_folder_that_is_named_goes_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    local_gateway(tmp_path / "s")
+    monkeypatch.setenv("GATEWAY_URL", "http://elsewhere:1")
+    monkeypatch.setenv("GATEWAY_API_KEY", "other")
+    assert find_gateway(state=tmp_path / "s") == (URL, "admin-secret")
+
+
+def test_the_local_admin_key_goes_to_no_other_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    local_gateway(tmp_path / "s")
+    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "s"))
+    with pytest.raises(InvalidKey, match="GATEWAY_API_KEY"):
+        find_gateway("http://127.0.0.1:9999")
+    monkeypatch.setenv("GATEWAY_URL", "https://somewhere.example")
+    with pytest.raises(InvalidKey):
+        find_gateway()
+
+
+def test_without_any_gateway_it_says_what_to_do() -> None:
+    with pytest.raises(GatewayUnreachable, match="gateway up"):
+        Client()
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(GatewayError, match="http://host:port"):
+        find_gateway("localhost:8180", "k")
+
+
+@pytest.mark.parametrize(
+    ("url", "is_local"),
+    [
+        (URL, True),
+        ("http://localhost:1", True),
+        ("http://[::1]:1", True),
+        ("https://gateway.example", False),
+        ("http://10.0.0.1:1", False),
+    ],
+)
+def test_only_loopback_bypasses_the_proxy(url: str, is_local: bool) -> None:
+    assert on_loopback(url) is is_local
+
+
+def test_neither_a_client_nor_its_openai_shows_the_key() -> None:
+    with Client(URL, "very-secret") as gateway:
+        assert "very-secret" not in repr(gateway) + str(vars(gateway)["_http"])
+        assert str(gateway.openai.base_url) == f"{URL}/v1/"
+        assert gateway.openai.api_key == "very-secret"
+        assert gateway.async_openai.api_key == "very-secret"
+
+
+# --- answers ---
+
+
+def test_models_are_parsed_and_unknown_keys_left_alone() -> None:
+    gateway, sent = scripted((200, {"object": "list", "data": [model("loading", eta_s=12.5, nodes=["n1"], new_key=1)]}))
+    (found,) = gateway.models()
+    assert (found.name, found.state, found.eta_s, found.nodes, found.ready) == ("tiny", "loading", 12.5, ("n1",), False)
+    assert sent[0].headers["authorization"] == "Bearer secret"
+
+
+def test_a_model_name_with_a_slash_stays_in_one_path() -> None:
+    gateway, sent = scripted((200, model(name="org/name")))
+    gateway.model("org/name")
+    assert sent[0].url.raw_path == b"/v1/models/org/name"
+
+
+def test_status_keeps_the_whole_document() -> None:
+    document = {
+        "state": "ready",
+        "models": [model()],
+        "engines": [],
+        "nodes": [],
+        "waiting": 1,
+        "switches": 7,
+        "epoch": 3,
+    }
+    status = parse_status(document)
+    assert (status.switches, status.waiting, status.document["epoch"]) == (7, 1, 3)
+    assert status.model("t") is status.model("tiny") is not None
+    assert status.model("nobody") is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelNotFound("x", ("a", "b")),
+        ModelQueueFull("m", 10, 7.0),
+        InvalidKey("no"),
+        Forbidden("no"),
+        ModelUnavailable("gone", retry_after_s=3.0, state="failed", eta_s=4.0),
+        WaitDeadline("late", state="loading", eta_s=9.0, retry_after_s=9.0),
+    ],
+)
+def test_an_error_comes_back_as_it_went(error: GatewayError) -> None:
+    headers = {key.lower(): value for key, value in error.headers().items()}
+    found = parse_error(error.status, json.loads(json.dumps(error.body())), headers)
+    assert type(found) is type(error)
+    for again in (found, pickle.loads(pickle.dumps(found))):
+        assert (again.message, again.status, again.state) == (error.message, error.status, error.state)
+        assert (again.eta_s, again.retry_after_s) == (error.eta_s, error.retry_after_s)
+
+
+def test_an_engines_own_error_is_told_by_its_status() -> None:
+    body = {"error": {"message": "max_tokens must be at least 1", "type": "BadRequestError", "code": 400}}
+    found = parse_error(400, body, {})
+    assert isinstance(found, InvalidRequest)
+    assert found.message == "max_tokens must be at least 1"
+
+
+@pytest.mark.parametrize("body", [None, [], "oops", {"error": "text"}, {"detail": "x"}, {"error": {"message": None}}])
+def test_any_body_makes_an_error_with_its_status(body: object) -> None:
+    found = parse_error(502, body, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"})
+    assert type(found) is GatewayError
+    assert found.status == 502
+    assert "502" in found.message
+
+
+def test_nothing_listening_is_said_with_the_address_and_the_way_out() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("Connection refused")
+
+    with pytest.raises(GatewayUnreachable, match=rf"{URL} does not answer .*refused.*gateway up"):
+        client(refuse).models()
+
+
+def test_something_else_on_the_port_is_said() -> None:
+    with pytest.raises(GatewayUnreachable, match="is not a gateway"):
+        client(lambda request: httpx.Response(200, text="<html>")).models()
+
+
+@pytest.mark.parametrize(
+    ("call", "path", "body"),
+    [
+        (lambda c: c.load("m"), "/gateway/v1/models/load", {"model": "m"}),
+        (lambda c: c.unload("m"), "/gateway/v1/models/unload", {"model": "m"}),
+        (lambda c: c.pin("m"), "/gateway/v1/models/pin", {"model": "m"}),
+        (lambda c: c.unpin("m"), "/gateway/v1/models/unpin", {"model": "m"}),
+        (lambda c: c.apply({"models": {}}), "/gateway/v1/models/apply", {"models": {}}),
+        (lambda c: c.drain_block("b"), "/gateway/v1/blocks/drain", {"block": "b"}),
+    ],
+)
+def test_the_verbs_post_what_the_design_says(call: Callable[[Client], None], path: str, body: dict[str, Any]) -> None:
+    gateway, sent = scripted((200, {"ok": True}))
+    call(gateway)
+    assert (sent[0].method, sent[0].url.path, json.loads(sent[0].content)) == ("POST", path, body)
+
+
+# --- waiting ---
+
+
+def test_a_ready_model_is_not_asked_for() -> None:
+    gateway, sent = scripted((200, model()))
+    assert gateway.wait_until_ready("tiny").ready
+    assert len(sent) == 1
+
+
+def test_a_cold_model_is_asked_for_once_and_waited_for() -> None:
+    gateway, sent = scripted((200, model("cold")), (200, {"ok": True}), (200, model("loading")), (200, model()))
+    assert gateway.wait_until_ready("tiny", poll_s=0).ready
+    assert [request.url.path for request in sent].count("/gateway/v1/models/load") == 1
+
+
+@pytest.mark.parametrize(("task", "path"), [("generate", "/v1/chat/completions"), ("embed", "/v1/embeddings")])
+def test_a_users_key_touches_the_model_instead(task: str, path: str) -> None:
+    gateway, sent = scripted(
+        (200, model("cold") | {"task": task}), (403, Forbidden("no").body()), (200, {"choices": []}), (200, model())
+    )
+    assert gateway.wait_until_ready("tiny", poll_s=0).ready
+    assert sent[2].url.path == path
+
+
+def test_an_old_failure_does_not_end_the_wait() -> None:
+    failed = (200, model("failed", reason="old"))
+    gateway, _ = scripted(failed, (200, {"ok": True}), failed, failed, (200, model("loading")), (200, model()))
+    assert gateway.wait_until_ready("tiny", poll_s=0).ready
+
+
+def test_a_failure_that_lasts_is_told_with_the_engines_last_words() -> None:
+    gateway, _ = scripted((200, model("cold")), (200, {"ok": True}), (200, model("failed", reason="no such file")))
+    with pytest.raises(ModelUnavailable, match="no such file"):
+        gateway.wait_until_ready("tiny", poll_s=0, failed_s=0)
+
+
+def test_the_wait_ends_at_its_deadline() -> None:
+    gateway, _ = scripted((200, model("cold")), (200, {"ok": True}), (200, model("loading", eta_s=40.0)))
+    with pytest.raises(WaitDeadline, match="is loading") as caught:
+        gateway.wait_until_ready("tiny", timeout_s=0, poll_s=0)
+    assert caught.value.eta_s == 40.0
+
+
+def test_an_unknown_model_is_told_at_once() -> None:
+    gateway, _ = scripted((404, ModelNotFound("nobody").body()))
+    with pytest.raises(ModelNotFound, match="nobody"):
+        gateway.wait_until_ready("nobody")
