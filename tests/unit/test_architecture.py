@@ -1,4 +1,4 @@
-"""The import rules of docs/design.md ("Files"), read from the sources; and how little the client needs to be imported."""
+"""The import rules of docs/design.md ("Files"), read from the sources; and how little it takes to import the client."""
 
 from __future__ import annotations
 
