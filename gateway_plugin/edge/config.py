@@ -200,14 +200,17 @@ backend ingress
 
 
 def _slot(settings: EdgeSettings, number: int) -> str:
-    """One backend. A refused connection marks a server down at once; a slow check takes three times 10 s."""
+    """One backend. A refused connection marks a server down at once; an engine that is silent is given half a minute.
+
+    ``inter`` also bounds a check's connection and handshake: a short one condemns an engine that is merely busy.
+    """
     return f"""\
 backend slot{number}
   balance leastconn
   http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.slot_keys_map})]"
   option httpchk GET /health
   http-check expect status 200
-  default-server check inter 2s fastinter 300ms fall 3 rise 1 observe layer4 error-limit 1 on-error mark-down
+  default-server check inter 10s fastinter 1s downinter 2s fall 3 rise 1 observe layer4 error-limit 1 on-error mark-down
   default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {ENGINE_NAME}
   server-template e 0-{settings.servers_per_slot - 1} 127.0.0.1:1 disabled
   server cold unix@{settings.cold_door} backup no-check no-ssl

@@ -36,13 +36,13 @@ def post(path: str, *headers: str, body: bytes = BODY, method: str = "POST", ver
 
 async def test_exactly_one_credential(edge: Edge, engine: FakeEngine) -> None:
     key, other = edge.user_key, edge.admin_key
-    good = [
+    good: list[tuple[str, ...]] = [
         (f"authorization: Bearer {key}",),
         (f"Authorization: bearer {key}",),
         (f"AUTHORIZATION: BEARER  {key}",),
         (f"x-api-key: {key}",),
     ]
-    bad = [
+    bad: list[tuple[str, ...]] = [
         (),
         ("authorization: Bearer",),
         ("authorization: Bearer ",),

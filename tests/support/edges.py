@@ -107,6 +107,13 @@ class Edge:
     engines: list[FakeEngine] = field(default_factory=list)
     names: dict[str, int] = field(default_factory=dict)
     child: subprocess.Popen[bytes] | None = None
+    ingress: asyncio.AbstractServer | None = None
+
+    def stop_ingress(self) -> None:
+        """Leave Serve's port to others."""
+        if self.ingress is not None:
+            self.ingress.close()
+        self.ingress = None
 
     @property
     def url(self) -> str:
@@ -269,12 +276,12 @@ async def running_edge(
         edge = Edge(layout, site, store.create("ann", "user"), store.create("root", "admin"), EdgeRuntime(layout))
         write_private(layout.admin_key, edge.admin_key)
         tls = tls_context(str(layout.serve_key), str(layout.serve_certificate), None, 0)
-        ingress = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=tls)
+        edge.ingress = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=tls)
         await edge.start()
         try:
             yield edge
         finally:
-            ingress.close()
+            edge.stop_ingress()
     finally:
         for child in [*(engine.child for engine in edge.engines), edge.child] if edge is not None else []:
             if child is not None:

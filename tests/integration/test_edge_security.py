@@ -1,0 +1,225 @@
+"""What stands between the gateway and strangers on the same machine and network: certificates, sockets, names, keys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound
+from gateway_plugin.keys import KeyStore
+from gateway_plugin.layout import Layout
+from gateway_plugin.tls import make_authority
+from tests.support.edges import Edge, chat, gateway_tls, running_edge, until
+from tests.support.raw_http import tls_context
+
+pytestmark = pytest.mark.integration
+
+NOBODY = 65534
+
+
+@pytest.fixture
+async def edge() -> AsyncIterator[Edge]:
+    async with running_edge() as running:
+        yield running
+
+
+async def test_no_name_becomes_a_command(edge: Edge) -> None:
+    await edge.add_engine("tiny")
+    before = edge.socket("show servers state")
+    for name in (
+        "x;set server slot0/e0 state maint",
+        "x slot0",
+        "x\nset server slot0/e0 state maint",
+        "",
+        "5",
+        "x" * 129,
+    ):
+        with pytest.raises(EdgeError):
+            await edge.runtime.sync_slots({"tiny": 0, name: 1}, ())
+    for address in (
+        "127.0.0.1:80;disable server slot0/e0",
+        "127.0.0.1 port 1;x:80",
+        "localhost:80",
+        "127.0.0.1:0",
+        "x",
+    ):
+        with pytest.raises(EdgeError):
+            await edge.runtime.open(1, 0, address)
+    for slot, server in ((99, 0), (0, 99), (-1, 0)):
+        with pytest.raises(EdgeError):
+            await edge.runtime.open(slot, server, "127.0.0.1:80")
+        with pytest.raises(EdgeError):
+            await edge.runtime.drain(slot, server)
+    for bad in ("ann;disable server slot0/e0", "a b", "a:b", "", "-x", 'a"b'):
+        with pytest.raises(InvalidRequest):
+            KeyStore(edge.layout).create(bad, "user")
+    assert await edge.runtime.tenants() == {"tiny": 0}
+    assert edge.socket("show servers state").splitlines()[2].split()[:7] == before.splitlines()[2].split()[:7]
+    assert (await edge.ask("tiny", "hello")).json()["model"] == "tiny"
+
+
+async def test_an_engine_refuses_who_has_no_certificate(edge: Edge) -> None:
+    engine = await edge.add_engine("tiny")
+    layout = edge.layout
+    key = {"authorization": f"Bearer {edge.runtime.slot_key(0)}"}
+    url = f"https://{engine.address}"
+    named = {"sni_hostname": "engine.gateway"}
+
+    async def call(context: ssl.SSLContext, path: str) -> int:
+        async with httpx.AsyncClient(verify=context) as client:
+            answer = await client.post(url + path, json=chat("tiny", "x"), headers=key, extensions=named)
+            return answer.status_code
+
+    assert await call(gateway_tls(layout, layout.edge_identity), "/v1/chat/completions") == 200
+    assert await call(gateway_tls(layout, layout.agent_identity), "/v1/chat/completions") == 200
+    stranger = Layout(layout.state.parent / "other")
+    stranger.state.mkdir(mode=0o700)
+    make_authority(stranger)
+    foreign = gateway_tls(layout)
+    foreign.load_cert_chain(stranger.edge_identity)
+    engines_own = gateway_tls(layout)
+    engines_own.load_cert_chain(layout.engine_certificate, layout.engine_key)  # good for serving only
+    for context in (gateway_tls(layout), foreign, engines_own):
+        for path in ("/health", "/v1/chat/completions", "/sleep"):
+            with pytest.raises(httpx.TransportError):
+                await call(context, path)
+    with pytest.raises(httpx.TransportError):
+        async with httpx.AsyncClient() as client:
+            await client.get(f"http://{engine.address}/health")
+    assert [seen["path"] for seen in engine.seen()] == ["/v1/chat/completions"] * 2
+
+
+async def test_an_impostor_on_an_engines_port_gets_nothing(edge: Edge) -> None:
+    """Somebody binds the port that an engine left: without the authority's certificate the edge tells it nothing."""
+    stranger = Layout(edge.layout.state.parent / "other")
+    stranger.state.mkdir(mode=0o700)
+    make_authority(stranger)
+    for tls in (
+        ["--ssl-keyfile", str(stranger.engine_key), "--ssl-certfile", str(stranger.engine_certificate)],
+        ["--ssl-keyfile", str(edge.layout.serve_key), "--ssl-certfile", str(edge.layout.serve_certificate)],
+    ):
+        impostor = await edge.start_engine("tiny", *tls)
+        await edge.runtime.open(0, 0, impostor.address)
+        assert (await edge.ask("tiny", "my prompt")).json()["cold"] is True
+        assert impostor.seen() == []
+        impostor.kill()
+
+
+async def test_an_impostor_on_serves_port_gets_nothing(edge: Edge) -> None:
+    stranger = Layout(edge.layout.state.parent / "other")
+    stranger.state.mkdir(mode=0o700)
+    make_authority(stranger)
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(65536))
+        writer.close()
+
+    tls = tls_context(str(stranger.serve_key), str(stranger.serve_certificate), None, 0)
+    edge.stop_ingress()
+    server = await asyncio.start_server(listen, "127.0.0.1", edge.site.serve_port, ssl=tls)
+    answer = await edge.ask("unknown", "my prompt")
+    server.close()
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "unavailable"
+    assert int(answer.headers["retry-after"]) > 0
+    assert b"".join(heard) == b""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+async def test_another_user_of_the_machine(edge: Edge) -> None:
+    """Sockets and files: not to be opened; neither with the folder's protection alone nor with the socket's own."""
+    layout = edge.layout
+    sockets = (layout.edge_socket, layout.inner_door, layout.cold_door)
+    maps = (layout.edge_config, layout.keys_map, layout.slot_keys_map, layout.keys_json, layout.edge_secret)
+    keys = (layout.ca_key, layout.engine_key, layout.serve_key, layout.edge_identity, layout.agent_identity)
+    secrets = (*maps, *keys)
+    for path in (*sockets, *secrets):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    for folder in (layout.run, layout.state, layout.tls, layout.edge):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
+    assert all(_as_nobody(path) == "PermissionError" for path in (*sockets, *secrets))
+    for folder in {layout.run.parent, layout.run, layout.state, layout.tls, layout.edge}:
+        folder.chmod(0o755)
+    assert all(_as_nobody(path) == "PermissionError" for path in (*sockets, *secrets))
+
+
+def _as_nobody(path: Path) -> str:
+    program = (
+        "import socket, sys\n"
+        "try:\n"
+        "    if sys.argv[1].endswith('.sock'):\n"
+        "        socket.socket(socket.AF_UNIX).connect(sys.argv[1])\n"
+        "    else:\n"
+        "        open(sys.argv[1]).read()\n"
+        "    print('opened')\n"
+        "except OSError as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    done = subprocess.run(
+        ("/usr/bin/python3", "-c", program, str(path)),
+        capture_output=True, text=True, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", check=False,
+    )  # fmt: skip
+    return done.stdout.strip() or done.stderr
+
+
+async def test_no_secret_in_a_command_line(edge: Edge) -> None:
+    engine = await edge.add_engine("tiny")
+    assert edge.child is not None
+    said = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (edge.child.pid, engine.child.pid))
+    for secret in (edge.layout.edge_secret.read_text(), edge.runtime.slot_key(0), edge.user_key):
+        assert secret.encode() not in said
+    assert sys.executable.encode() in said
+
+
+async def test_keys_work_at_once_and_no_longer(edge: Edge) -> None:
+    store = KeyStore(edge.layout)
+    await edge.add_engine("tiny")
+
+    async def status(key: str) -> int:
+        async with edge.client(key) as client:
+            return (await client.get("/v1/models")).status_code
+
+    fresh = store.create("new", "user")
+    assert await status(fresh) == 200
+    store.revoke("new")
+    assert await status(fresh) == 401
+    with pytest.raises(NotFound):
+        store.revoke("new")
+    again = store.create("new", "admin")
+    assert await status(fresh) == 401
+    assert await status(again) == 200
+    on_disk = edge.layout.keys_json.read_text() + edge.layout.keys_map.read_text()
+    assert again not in on_disk
+    edge.kill()
+    away = store.create("made-while-away", "user")
+    store.revoke("new")
+    await edge.start()
+    assert await status(away) == 200
+    assert await status(again) == 401
+
+
+async def test_a_slow_caller_without_a_key_holds_nothing_up(edge: Edge) -> None:
+    """Fifty callers that announce bodies and send none; others are served meanwhile."""
+    await edge.add_engine("tiny")
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: e\r\ncontent-length: 100000\r\n\r\n"
+    idle = [await asyncio.open_connection("127.0.0.1", edge.site.port) for _ in range(50)]
+    for _, writer in idle:
+        writer.write(head)
+    assert (await edge.ask("tiny", "hello")).json()["model"] == "tiny"
+
+    async def all_refused() -> bool:
+        return len(edge.cold) == 0 and all(reader._buffer for reader, _ in idle)  # type: ignore[attr-defined]
+
+    await until(all_refused, "all fifty have their answer")
+    for _, writer in idle:
+        writer.close()
