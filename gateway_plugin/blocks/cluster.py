@@ -8,7 +8,7 @@ from gateway_plugin.blocks.script import block_resource
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Site
 
-NODE_IDLE_S = 8.0
+NODE_IDLE_S = 6.0
 """How long Ray keeps a node without an agent. How long a block is kept is the controller's policy (it keeps the agent
 there); Ray gives back what no agent holds, soon, because nobody is in charge of it."""
 

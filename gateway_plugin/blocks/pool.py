@@ -197,6 +197,9 @@ class BlockPool:
         """Take over what was learnt of a block while the lock was free; it may have been cancelled meanwhile."""
         if after == before:
             return
+        if after.phase.ended and after.phase is not BlockPhase.COMPLETED:
+            # Whoever killed its script did not clean up after it; it holds its place until nothing of it is left.
+            self._jobs[after.type].cancel(after, forced=True)
         with self._lock:
             current = self._blocks[before.name]
             if current.phase is _CANCELS:
@@ -205,8 +208,6 @@ class BlockPool:
                 phase = after.phase
             ended_at, reason = after.ended_at, after.reason
             self._put(replace(current, job=after.job, phase=phase, ended_at=ended_at, reason=reason))
-        if after.phase.ended and after.phase is not BlockPhase.COMPLETED:
-            self._jobs[after.type].cancel(after, forced=True)  # whoever killed its script did not clean up after it
 
     def _put(self, block: Block) -> None:
         before = self._blocks.get(block.name)

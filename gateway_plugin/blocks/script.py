@@ -155,7 +155,14 @@ mkdir -p -m 700 "$RUN" "$RECORDS" "$FOLDER" && [ -O "$RUN" ] || {{ echo "$RUN is
 RAY=$!
 up=
 while running; do
-  if raylet; then up=1; elif [ -n "$up" ]; then leave "Ray gave this node back"; exit 0; fi
+  if raylet; then
+    up=1
+  elif [ -n "$up" ]; then
+    # Drained: ray start stays, and would for ever. Crashed: it notices within a second, and ends.
+    for ((i = 0; i < 20; i++)); do running && sleep 0.1 || break; done
+    running && {{ leave "Ray gave this node back"; exit 0; }}
+    break
+  fi
   sleep 0.5 & wait $!
 done
 wait "$RAY"; code=$?

@@ -199,7 +199,11 @@ class LocalCluster:
         return out.strip()
 
     def stop(self) -> None:
-        """End the head, then every block, and forget Ray's tables, as ``down`` does. Raises ``RuntimeError`` if something could not be ended."""
+        """End the head, then every block, and forget Ray's tables, as ``down`` does.
+
+        Raises:
+            RuntimeError: something could not be ended.
+        """
         left = ray_head.end_leftovers(self.layout, grace_s=2.0)
         if self.head is not None:
             self.head.wait(10)

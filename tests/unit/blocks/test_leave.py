@@ -1,0 +1,154 @@
+"""Real processes: what ``leave`` ends and what it must not touch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gateway_plugin.blocks.leave import end_engines, main, read_records
+from gateway_plugin.blocks.processes import BLOCK_MARK, carries_mark, end, same_process, uses_folder
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(300)"
+FAMILY = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {STUBBORN!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(300)
+"""
+
+
+class Engines:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(
+        self, block: str, code: str = "print(flush=True); import time; time.sleep(300)"
+    ) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            env={**os.environ, BLOCK_MARK: block},
+        )
+        self.processes.append(process)
+        return process
+
+    def record(self, name: str, block: str, pid: int, started: float) -> Path:
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps({"engine": name, "block": block, "pid": pid, "started": started, "port": 1}))
+        return path
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Iterator[Engines]:
+    engines = Engines(tmp_path)
+    yield engines
+    for process in engines.processes:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        finally:
+            process.communicate()
+
+
+def started(process: subprocess.Popen[bytes]) -> float:
+    return psutil.Process(process.pid).create_time()
+
+
+def said(process: subprocess.Popen[bytes]) -> bytes:
+    """Its next line: it is up."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_it_ends_a_whole_engine_and_only_its_own_block_s(engines: Engines) -> None:
+    mine, theirs = engines.start("b1", FAMILY), engines.start("b2")
+    child = int(said(mine))
+    record = engines.record("mine", "b1", mine.pid, started(mine))
+    other = engines.record("theirs", "b2", theirs.pid, started(theirs))
+    assert end_engines(engines.folder, "b1", grace_s=0.3) == []
+    assert gone(mine.pid)
+    assert gone(child)  # it ignored the first asking
+    assert not gone(theirs.pid)
+    assert (record.exists(), other.exists()) == (False, True)
+
+
+def test_an_engine_whose_leader_died_is_still_ended(engines: Engines) -> None:
+    leader = engines.start("b1", FAMILY)
+    child = int(said(leader))
+    engines.record("e", "b1", leader.pid, started(leader))
+    leader.kill()
+    leader.wait()
+    assert not gone(child)
+    assert end_engines(engines.folder, "b1", grace_s=0) == []
+    assert gone(child)
+
+
+def test_a_pid_with_another_start_time_is_never_touched(engines: Engines) -> None:
+    stranger = engines.start("b1")
+    record = engines.record("e", "b1", stranger.pid, started(stranger) - 60)
+    assert end_engines(engines.folder, "b1", grace_s=0) == []
+    assert not gone(stranger.pid)
+    assert not record.exists()
+
+
+def test_a_broken_record_saves_nobody(engines: Engines, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = engines.start("b1")
+    (engines.folder / "a.json").write_text("{")
+    (engines.folder / "b.json").write_text('{"block": "b1"}')
+    engines.record("c", "b1", mine.pid, started(mine))
+    arguments = ["--records", str(engines.folder), "--block", "b1", "--folder", str(engines.folder / "none")]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(arguments) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert gone(mine.pid)
+    assert capsys.readouterr().err.count("not an engine record") >= 2
+    assert [record.path.name for record in read_records(engines.folder)] == []
+
+
+def test_what_carries_the_block_s_mark_goes_too(engines: Engines) -> None:
+    orphan, other = engines.start("gw-a-0000aaaa"), engines.start("gw-a-0000aaab")
+    said(orphan)
+    said(other)
+    arguments = ["--records", str(engines.folder), "--block", "gw-a-0000aaaa", "--folder", str(engines.folder / "none")]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(arguments) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert gone(orphan.pid)
+    assert not gone(other.pid)
+
+
+def test_ours_by_start_time_mark_and_folder(engines: Engines, tmp_path: Path) -> None:
+    folder = tmp_path / "ray"
+    folder.mkdir()
+    code = f"f = open({str(folder / 'x')!r}, 'w'); print(flush=True); import time; time.sleep(300)"
+    process = engines.start("b1", code)
+    said(process)
+    ours = psutil.Process(process.pid)
+    assert carries_mark(ours, "b1")
+    assert not carries_mark(ours, "b")
+    assert uses_folder(ours, folder)
+    assert not uses_folder(ours, tmp_path / "ra")
+    assert same_process(ours.pid, ours.create_time()) == ours
+    assert same_process(ours.pid, ours.create_time() + 10) is None
+    assert same_process(None, 1.0) is None
+    assert end(lambda: [ours] if not gone(ours.pid) else [], grace_s=0) == []

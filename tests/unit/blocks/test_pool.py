@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_plugin.blocks.jobs import Seen
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
+from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, after_look, after_search, retry_at
+from gateway_plugin.errors import ServiceError
+from tests.support.queue import QueueJobs, QueueProvider, Scheduler
+
+NAME = "gw-a-1"
+BLOCK = Block(name=NAME, type="a", phase=BlockPhase.RUNNING, asked_at=0.0, job=Job("7"))
+phases = st.sampled_from(BlockPhase)
+
+
+@given(phases, phases.filter(lambda p: p is not BlockPhase.SUBMITTING))
+def test_the_first_end_stays(before: BlockPhase, seen: BlockPhase) -> None:
+    block = replace(BLOCK, phase=before)
+    after = after_look(block, Seen(seen), now=5.0)
+    if before.ended:
+        assert after == block
+    elif before is BlockPhase.CANCELLING:
+        assert after.phase is (BlockPhase.CANCELLED if seen.ended else BlockPhase.CANCELLING)
+    else:
+        assert after.phase is seen
+    assert (after.ended_at is not None) == (after.phase.ended and not before.ended)
+
+
+def test_silence_is_not_an_end() -> None:
+    assert after_look(BLOCK, None, now=5.0) == BLOCK
+
+
+def test_a_block_in_doubt_is_searched_before_it_is_given_up() -> None:
+    doubt = replace(BLOCK, phase=BlockPhase.SUBMITTING, job=None)
+    assert after_search(doubt, Job("9"), 0.0, 30.0, 1.0).job == Job("9")
+    assert after_search(doubt, None, 29.0, 30.0, 1.0) == doubt
+    assert after_search(doubt, None, 30.0, 30.0, 1.0).phase is BlockPhase.LOST
+    told = replace(doubt, phase=BlockPhase.CANCELLING)
+    assert after_search(told, Job("9"), 0.0, 30.0, 1.0).phase is BlockPhase.CANCELLING
+
+
+def failed(at: float, phase: BlockPhase = BlockPhase.FAILED, lived_s: float = 1.0) -> Block:
+    return replace(BLOCK, name=f"b{at}", phase=phase, asked_at=at - lived_s, ended_at=at)
+
+
+def test_blocks_that_keep_failing_are_asked_for_less_and_less() -> None:
+    assert retry_at([], "a") == 0.0
+    assert retry_at([failed(10)], "a") == 0.0
+    assert retry_at([failed(10), failed(20)], "a") == 24.0
+    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.LOST)], "a") == 38.0
+    assert retry_at([failed(t) for t in range(20)], "a") == 19.0 + 300.0
+    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.CANCELLED)], "a") == 24.0
+    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.COMPLETED)], "a") == 0.0
+    assert retry_at([failed(10), failed(120, lived_s=100), failed(130)], "a") == 0.0
+    assert retry_at([failed(10), failed(20)], "other") == 0.0
+
+
+class Story:
+    """A pool over a fake queue with a clock in hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 1000.0
+        self.scheduler = Scheduler()
+        self.ledger = Ledger(folder / "ledger.json")
+        self.pool = self.new_pool()
+
+    def new_pool(self) -> BlockPool:
+        jobs = QueueJobs(QueueProvider(self.scheduler))
+        return BlockPool(self.ledger, {"a": jobs}, {"a": 4}, clock=lambda: self.now)
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    return Story(tmp_path)
+
+
+def test_a_refused_submit_says_what_the_scheduler_said(story: Story) -> None:
+    story.scheduler.refuse = "invalid partition specified: gpus"
+    with pytest.raises(ServiceError, match="invalid partition"):
+        story.pool.submit(NAME, "a", "", {})
+    block = story.ledger.read()[NAME]
+    assert block.phase is BlockPhase.FAILED
+    assert block.reason is not None
+    assert "invalid partition" in block.reason
+    assert story.pool.holding() == ()
+
+
+def test_a_submit_that_timed_out_is_searched_and_not_repeated(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = QueueJobs.submit
+
+    def cut_short(self: QueueJobs, name: str, script: str) -> Job:
+        submit(self, name, script)
+        raise TimeoutError("sbatch did not answer")
+
+    monkeypatch.setattr(QueueJobs, "submit", cut_short)
+    with pytest.raises(TimeoutError):
+        story.pool.submit(NAME, "a", "", {})
+    (block,) = story.pool.refresh()
+    assert (block.phase, block.job) == (BlockPhase.PENDING, Job("1001"))
+
+
+def test_a_cancel_during_the_submit_reaches_the_job(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = QueueJobs.submit
+
+    def meanwhile(self: QueueJobs, name: str, script: str) -> Job:
+        assert story.ledger.read()[name].phase is BlockPhase.SUBMITTING  # written down before there is a job
+        story.pool.cancel([name])
+        return submit(self, name, script)
+
+    monkeypatch.setattr(QueueJobs, "submit", meanwhile)
+    assert story.pool.submit(NAME, "a", "", {}).phase is BlockPhase.CANCELLING
+    story.pool.refresh()
+    story.pool.refresh()
+    assert story.ledger.read()[NAME].phase is BlockPhase.CANCELLED
+
+
+def test_a_silent_scheduler_changes_nothing(story: Story) -> None:
+    story.pool.submit(NAME, "a", "", {})
+    story.scheduler.move(NAME, BlockPhase.RUNNING)
+    (running,) = story.pool.refresh()
+    story.scheduler.silent = True
+    story.now += 86400
+    assert story.pool.refresh() == (running,)
+    assert story.new_pool().refresh() == (running,)
+
+
+def test_a_block_that_does_not_end_is_pressed(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    pressed: list[bool] = []
+    monkeypatch.setattr(QueueJobs, "cancel", lambda self, block, forced: pressed.append(forced))
+    story.pool.submit(NAME, "a", "", {})
+    story.pool.cancel([NAME])
+    story.pool.refresh()
+    story.now += CANCEL_GRACE_S + 1
+    story.pool.refresh()
+    assert pressed == [False, False, True]
+    assert [block.phase for block in story.pool.holding()] == [BlockPhase.CANCELLING]  # it holds its place until gone
+
+
+def test_unknown_names_are_left_alone(story: Story) -> None:
+    story.pool.cancel(["head", "gw-a-none"])
+    assert story.pool.find("head") is None
