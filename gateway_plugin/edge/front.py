@@ -265,6 +265,7 @@ frontend inner_door
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-stamp 1
+  http-request wait-for-body time 30s
   http-request set-var(txn.slot) req.fhdr(x-gateway-model),map_str({models_map})
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
   default_backend ingress

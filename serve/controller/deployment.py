@@ -39,7 +39,7 @@ from serve.core.events import (
 )
 from serve.core.fleet import EngineState, Fleet, Policy
 from serve.core.step import initial, step
-from serve.core.view import models_view, nodes_view, status_view
+from serve.core.view import model_view, models_view, nodes_view, status_view
 
 log = logging.getLogger("gateway.controller")
 
@@ -156,11 +156,9 @@ class Controller:
 
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
-    async def acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> dict[str, Any]:
-        """Wait until ``model`` may be asked for.
+    async def acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+        """Wait until ``model`` may be asked for (``None``), or until it is known why not.
 
-        Returns ``{"error": GatewayError | None, "deaths": [...]}``; deaths: when its engines last died, wall-clock
-        seconds.
         A caller that goes away cancels this call, and its wait.
         """
         await self._begun.wait()
@@ -168,21 +166,19 @@ class Controller:
         self._open[ticket] = future
         self.post(Acquire(ticket, model, wait_s, not_routed))
         try:
-            error = await future
+            return await future
         except asyncio.CancelledError:
             self._open.pop(ticket, None)
             self.post(WaiterLeft(ticket))
             raise
-        name = self.fleet.names.get(model, model)
-        return {"error": error, "deaths": list(self._deaths[name]) if name in self._deaths else []}
 
     async def outlook(self, model: str) -> dict[str, Any]:
-        """``{"state", "eta_s"}`` of a model, for keep-alive comments."""
-        name = self.fleet.names.get(model, model)
-        for entry in models_view(self.fleet, time.time()):
-            if entry["id"] == name:
-                return {"state": entry["state"], "eta_s": entry["eta_s"]}
-        return {"state": "unknown", "eta_s": None}
+        """``{"state", "eta_s", "deaths"}`` of a model; deaths: when its engines last died, wall-clock seconds."""
+        name = self.fleet.names.get(model)
+        if name is None:
+            return {"state": "unknown", "eta_s": None, "deaths": []}
+        entry = model_view(self.fleet, name, time.time())
+        return {"state": entry["state"], "eta_s": entry["eta_s"], "deaths": list(self._deaths.get(name, ()))}
 
     async def ready(self) -> bool:
         """The loop runs and agents and edge have reported."""

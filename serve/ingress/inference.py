@@ -84,19 +84,19 @@ class Inference:
     async def _fetch(self, errand: Errand) -> httpx.Response:
         """The engine's response once it begins.
 
-        (1) acquire; (2) two of the model's engines died while they had the request -> refuse it; (3) send;
-        (4) answered: done; (5) not routed too often -> give up; (6) else acquire again, backing off.
+        (1) two of the model's engines died while they had the request -> refuse it; (2) acquire; (3) send;
+        (4) answered: done; (5) not routed too often -> give up; (6) else again, backing off.
         """
         model = errand.ask.model
         held = [(errand.arrived, time.time() + _DEATH_NEWS_S)]  # the edge may have tried an engine before it came here
         not_routed = 0
         while True:
-            granted = await self._waiting.acquire(model, errand.deadline, not_routed=not_routed > 0)  # (1)
-            if deaths_within(granted.deaths, held) >= _DEATHS_MAX:  # (2)
+            if deaths_within(await self._waiting.deaths(model), held) >= _DEATHS_MAX:  # (1)
                 raise RequestKilledEngine(
                     f"{_DEATHS_MAX} engines of '{model}' died while they worked on this request; "
                     "it is not given to another. Change the request before you send it again."
                 )
+            await self._waiting.acquire(model, errand.deadline, not_routed=not_routed > 0)  # (2)
             sent_at = time.time()
             try:
                 response = await self._relay.send(errand.method, errand.target, errand.headers, errand.ask)  # (3)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayError
@@ -17,16 +16,10 @@ from gateway_plugin.errors import GatewayError, WaitDeadline
 log = logging.getLogger("gateway.ingress")
 
 _AGAIN_S = 0.25
+_LOOK_S = 2.0
 
 LOST = (RayError, RayServeException)
 """A controller that died, restarts, or cannot be reached yet."""
-
-
-@dataclass(frozen=True)
-class Granted:
-    """The model may be asked for. ``deaths``: when its engines last died, wall-clock seconds."""
-
-    deaths: tuple[float, ...]
 
 
 class Waiting:
@@ -40,7 +33,7 @@ class Waiting:
         """Monotonic seconds at which a request that came now gives up."""
         return time.monotonic() + self._wait_max_s
 
-    async def acquire(self, model: str, deadline: float, *, not_routed: bool = False) -> Granted:
+    async def acquire(self, model: str, deadline: float, *, not_routed: bool = False) -> None:
         """Wait until ``model`` is ready. Raises the ``GatewayError`` that says why it will not be."""
         while True:
             left = deadline - time.monotonic()
@@ -53,7 +46,7 @@ class Waiting:
             ticket = uuid.uuid4().hex
             response = self._controller.acquire.remote(ticket, model, left, not_routed)
             try:
-                answer: dict[str, Any] = await asyncio.wait_for(response, left + 5.0)
+                error: GatewayError | None = await asyncio.wait_for(response, left + 5.0)
             except asyncio.CancelledError:
                 response.cancel()
                 raise
@@ -63,18 +56,28 @@ class Waiting:
             except BackPressureError:
                 await asyncio.sleep(_AGAIN_S)
                 continue
-            except LOST as error:
-                log.warning("controller-lost", extra={"error": type(error).__name__})
+            except LOST as lost:
+                log.warning("controller-lost", extra={"error": type(lost).__name__})
                 await asyncio.sleep(_AGAIN_S)
                 continue
-            if isinstance(answer["error"], GatewayError):
-                raise answer["error"]
-            return Granted(tuple(answer["deaths"]))
+            if error is not None:
+                raise error
+            return
 
     async def outlook(self, model: str) -> tuple[str, float | None]:
         """State and expected seconds of a model that is waited for; ``waiting`` when the controller is away."""
+        found = await self._look(model)
+        return (found["state"], found["eta_s"]) if found else ("waiting", None)
+
+    async def deaths(self, model: str) -> tuple[float, ...]:
+        """When the model's engines last died, wall-clock seconds; none known when the controller is away."""
+        found = await self._look(model)
+        return tuple(found["deaths"]) if found else ()
+
+    async def _look(self, model: str) -> dict[str, Any] | None:
         try:
-            found = await asyncio.wait_for(self._controller.outlook.remote(model), 2.0)
-        except (TimeoutError, *LOST):
-            return "waiting", None
-        return found["state"], found["eta_s"]
+            found: dict[str, Any] = await asyncio.wait_for(self._controller.outlook.remote(model), _LOOK_S)
+        except (TimeoutError, *LOST) as error:
+            log.warning("controller-away", extra={"error": type(error).__name__})
+            return None
+        return found

@@ -57,7 +57,7 @@ class ScriptedController:
             return _Verb(self._outlook, self.responses)
         return _Verb(lambda *arguments: self._verb(name, arguments), self.responses)
 
-    async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> dict[str, Any]:
+    async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
         self.asked.append((model, not_routed))
         grant = self.grants.pop(0) if len(self.grants) > 1 else self.grants[0]
         if isinstance(grant, float):
@@ -65,10 +65,10 @@ class ScriptedController:
             grant = None
         if isinstance(grant, type):
             raise ActorDiedError() if grant is ActorDiedError else grant()
-        return {"error": grant, "deaths": list(self.deaths)}
+        return grant
 
     async def _outlook(self, model: str) -> dict[str, Any]:
-        return {"state": "loading", "eta_s": 12.0}
+        return {"state": "loading", "eta_s": 12.0, "deaths": list(self.deaths)}
 
     async def _verb(self, name: str, arguments: tuple[Any, ...]) -> Any:
         self.told.append((name, arguments))

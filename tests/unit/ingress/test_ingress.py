@@ -213,9 +213,9 @@ async def test_a_failure_after_the_200_is_an_sse_error_event(tmp_path: Path, mon
     monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
 
     class Slow(ScriptedController):
-        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> dict[str, object]:
+        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> ModelUnavailable:
             await asyncio.sleep(0.12)
-            return {"error": ModelUnavailable("out of memory"), "deaths": []}
+            return ModelUnavailable("out of memory")
 
     async with ingress(tmp_path, Slow()) as client:
         response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
@@ -235,13 +235,15 @@ async def test_a_client_that_leaves_cancels_its_wait(tmp_path: Path) -> None:
     controller = ScriptedController(60.0)
     async with ingress(tmp_path, controller) as client:
         request = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
-        while not controller.responses:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            while not controller.asked:
+                await asyncio.sleep(0)
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
-        while not controller.responses[0].cancelled:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            while not controller.responses[-1].cancelled:
+                await asyncio.sleep(0)
 
 
 async def test_a_controller_that_is_away_is_a_503_that_says_so(tmp_path: Path) -> None:
