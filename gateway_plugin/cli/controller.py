@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,30 @@ def controller() -> None:
 
 @controller.command()
 @click.argument("log", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--site", help="Site that the log is of. Default: the one that runs, or local.")
 @json_option
-def replay(log: Path) -> None:
+def replay(log: Path, site: str | None) -> None:
     """Feed the events in LOG (controller/events.jsonl) to the core again; prints every event with its effects."""
-    record: Any = importlib.import_module("serve.core.record")  # the client's package never imports the application
-    for entry in record.replay(_documents(log)):
-        if settings().json:
-            click.echo(json.dumps(entry))
-        else:
-            effects = "; ".join(str(effect) for effect in entry["effects"]) or "-"
-            click.echo(f"{entry['at']:.3f}  {entry['event']}  ->  {effects}")
+    from gateway_plugin.layout import Layout
+    from gateway_plugin.service.record import read_record
+    from gateway_plugin.site import load_site
 
-
-def _documents(log: Path) -> Iterator[dict[str, Any]]:
+    known = read_record(Layout(settings().state))
+    chosen = load_site(site or (known.site_reference if known is not None else "local"))
+    # By name: this package never imports the application's (docs/design.md, who may import whom).
+    policy: Any = importlib.import_module("serve.app").policy(chosen)
+    record: Any = importlib.import_module("serve.core.record")
     try:
         with log.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    raise ConfigError(f"{log}: line {number}: is not JSON") from None
+            for event, effects in record.replay(policy, lines):
+                if settings().json:
+                    document = {**record.event_to_json(event), "effects": [_document(effect) for effect in effects]}
+                    click.echo(json.dumps(document, default=str))
+                else:
+                    click.echo(f"{event}\n" + "".join(f"    {effect}\n" for effect in effects), nl=False)
     except OSError as error:
         raise ConfigError(f"{log}: cannot be read: {error.strerror}") from None
+
+
+def _document(effect: Any) -> dict[str, Any]:
+    return {"effect": type(effect).__name__, **asdict(effect)}

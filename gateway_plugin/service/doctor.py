@@ -8,8 +8,9 @@ from typing import Any
 from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout
+from gateway_plugin.service.lifecycle import ports_held
 from gateway_plugin.service.preflight import Check, Verdict, before_start, edge_binary, open_files, python_version
-from gateway_plugin.service.record import on_this_host, read_record
+from gateway_plugin.service.record import on_this_host, read_record, with_port
 from gateway_plugin.service.status import report
 from gateway_plugin.site import Site, load_site
 
@@ -33,14 +34,13 @@ def examine(state: Path, site_reference: str | None, models: Path | None) -> tup
             checks.append(Check("catalog", Verdict.OK, f"{chosen}: {len(catalog.models)} models"))
         except ConfigError as error:
             checks.append(Check("catalog", Verdict.FAIL, error.message, "correct the file"))
-    running, ours = _running(layout)
+    running = _running(layout)
     if site is None:
         checks += [python_version(), edge_binary(), open_files()]
     else:
-        if record is not None and ours and record.site == site.name:
-            site = Site(**{**dict(site), "port": record.port})
-            ours = frozenset((record.port, record.ray_port, record.serve_port))
-        checks += before_start(layout, site, catalog, ours)
+        if record is not None and record.site == site.name:
+            site = with_port(site, record.port)
+        checks += before_start(layout, site, catalog, ports_held(layout, site))
     if record is not None and not on_this_host(record):
         running = Check("service", Verdict.WARN, f"runs on {record.host}", "run 'gateway doctor' there")
     return (*checks, running)
@@ -55,13 +55,13 @@ def _site(reference: str) -> tuple[Site | None, Check]:
     return site, Check("site", Verdict.OK, f"{site.name}: {kinds}")
 
 
-def _running(layout: Layout) -> tuple[Check, frozenset[int]]:
+def _running(layout: Layout) -> Check:
     found: dict[str, Any] = report(layout.state)
     if found["state"] == "down":
-        return Check("service", Verdict.OK, "down"), frozenset()
+        return Check("service", Verdict.OK, "down")
     words = ", ".join(f"{name} {part['state']}" for name, part in found["parts"].items())
     if found["state"] == "ready":
-        return Check("service", Verdict.OK, f"ready at {found['url']}"), frozenset({1})
+        return Check("service", Verdict.OK, f"ready at {found['url']}")
     problem = found["gateway_error"] or words
     advice = "'gateway status' and 'gateway logs' say more; 'gateway up' takes over what lives"
-    return Check("service", Verdict.WARN, f"{found['state']}: {problem}", advice), frozenset({1})
+    return Check("service", Verdict.WARN, f"{found['state']}: {problem}", advice)

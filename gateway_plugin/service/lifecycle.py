@@ -1,8 +1,8 @@
 """``gateway up`` and ``gateway down``: from nothing to serving, and back to nothing.
 
 ``up`` numbers its cases: (1) nothing can start from a wrong catalog or site; (2) a supervisor lives: it is up, or will
-be, or was started for something else; (3) its supervisor died and parts live on: adopted; (4) nothing lives: a fresh start;
-(5) it does not come up: everything that this ``up`` started is ended, and the reason told.
+be, or was started for something else; (3) its supervisor died and parts live on: adopted; (4) nothing lives: a fresh
+start; (5) it does not come up: everything that this ``up`` started is ended, and the reason told.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,17 +23,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway_plugin.catalog import Catalog, catalog_document, load_catalog, parse_catalog
-from gateway_plugin.edge import process as edge_process
+from gateway_plugin.catalog import Catalog, load_catalog, parse_catalog
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
-from gateway_plugin.keys import KeyStore
-from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.ending import edges_of, end_everything, has_blocks, head_runs, supervisors_of
 from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.plan import Phase
 from gateway_plugin.service.preflight import before_start, failures
 from gateway_plugin.service.processes import Mark, alive, end, mark
+from gateway_plugin.service.provision import forget, provision
 from gateway_plugin.service.record import (
     ServiceRecord,
     answers,
@@ -44,14 +41,11 @@ from gateway_plugin.service.record import (
     read_status,
     record_of,
     with_port,
-    write_record,
 )
 from gateway_plugin.site import Site, load_site
-from gateway_plugin.tls import make_authority
 
 UP_TIMEOUT_S = 300.0
 DOWN_TIMEOUT_S = 90.0
-ADMIN_KEY_NAME = "admin-cli"
 _DEATHS_GIVEN_UP = 4
 _POLL_S = 0.2
 
@@ -99,8 +93,8 @@ def up(
 ) -> Result:
     """Start the gateway and wait until it serves.
 
-    Without ``site_reference`` and ``models`` those of the last ``up`` in this state folder are taken, else ``local`` and
-    ``models.yaml``.
+    Without ``site_reference`` and ``models`` those of the last ``up`` in this state folder are taken, else ``local``
+    and ``models.yaml``.
 
     Raises:
         ConfigError: catalog or site are wrong; nothing was started.
@@ -125,12 +119,11 @@ def up(
         if supervisors and known is not None:  # (2)
             _wait_until_ready(layout, known, None, timeout_s, began, report)
             return Result(Outcome.ALREADY_UP, known.url, time.monotonic() - began)
-        ours = frozenset((site.port, site.ray_port, site.serve_port)) if living else frozenset[int]()
-        failed = failures(before_start(layout, site, catalog, ours))
+        failed = failures(before_start(layout, site, catalog, ports_held(layout, site)))
         if failed:
             words = "; ".join(f"{check.name}: {check.found}. {check.advice}" for check in failed)
             raise ServiceError(f"nothing was started: {words}")
-        _prepare(layout, site, catalog, wanted, keep=living)
+        provision(layout, site, catalog, wanted, keep=living)
         try:
             supervisor = _start_supervisor(layout)
             _wait_until_ready(layout, wanted, supervisor, timeout_s, began, report)
@@ -165,7 +158,7 @@ def down(
         supervisors = supervisors_of(layout)
         if not _anything_lives(layout, site):
             end_everything(layout, site, tell, forced=True)  # engines without anybody, sockets
-            _forget(layout)
+            forget(layout)
             return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began)
         if supervisors and not forced:
             tell("supervisor")
@@ -178,7 +171,7 @@ def down(
         left = end_everything(layout, site, tell, forced=forced)
         if left:
             raise ServiceError(f"could not be ended: {', '.join(left)}. Try 'gateway down --force'.")
-        _forget(layout)
+        forget(layout)
         return Result(Outcome.ENDED, url, time.monotonic() - began)
 
 
@@ -220,6 +213,13 @@ def _anything_lives(layout: Layout, site: Site | None) -> bool:
     return bool(supervisors_of(layout) or edges_of(layout) or head_runs(layout) or has_blocks(layout, site))
 
 
+def ports_held(layout: Layout, site: Site) -> frozenset[int]:
+    """The site's ports that living parts of this gateway hold."""
+    edge = {site.port} if edges_of(layout) else set()
+    head = {site.ray_port, site.serve_port} if head_runs(layout) else set()
+    return frozenset(edge | head)
+
+
 def _refuse_another(layout: Layout, known: ServiceRecord, wanted: ServiceRecord, catalog: Catalog) -> None:
     if replace(known, supervisor=None, catalog=wanted.catalog) != wanted:
         raise ServiceError(
@@ -235,38 +235,6 @@ def _refuse_another(layout: Layout, known: ServiceRecord, wanted: ServiceRecord,
             f"the gateway is up at {known.url} with another catalog: 'gateway models apply {wanted.catalog}' "
             "changes the models while it runs; or 'gateway down' first."
         )
-
-
-def _prepare(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecord, keep: bool) -> None:
-    """Write all that the parts read. ``keep``: routes and Ray's tables of what lives on stay as they are."""
-    layout.make()
-    if not keep:
-        _forget(layout)
-        layout.make()
-    make_authority(layout)
-    if not layout.ray_token.exists():
-        write_private(layout.ray_token, secrets.token_hex(32))
-    if not (keep and layout.catalog_json.exists()):
-        write_private(layout.catalog_json, json.dumps(catalog_document(catalog), indent=1))
-    store = KeyStore(layout)
-    if not layout.admin_key.exists():
-        if any(key.name == ADMIN_KEY_NAME for key in store.list()):
-            store.revoke(ADMIN_KEY_NAME)
-        write_private(layout.admin_key, store.create(ADMIN_KEY_NAME, "admin"))
-    if not edges_of(layout):
-        edge_process.prepare(layout, site)
-    write_record(layout, record)
-
-
-def _forget(layout: Layout) -> None:
-    """What the parts remember of a run that is over: Ray's tables and folder, routes, the supervisor's status."""
-    for folder in (layout.ray_tables, layout.ray_temp):
-        shutil.rmtree(folder, ignore_errors=True)
-    for path in (layout.servers_state, layout.models_map, layout.slot_keys_map, layout.supervisor_status):
-        path.unlink(missing_ok=True)
-    record = read_record(layout)
-    if record is not None and record.supervisor is not None:
-        write_record(layout, replace(record, supervisor=None))
 
 
 def _start_supervisor(layout: Layout) -> subprocess.Popen[bytes]:
@@ -338,7 +306,7 @@ def _undo(layout: Layout, site: Site, everything: bool) -> None:
         supervisors: tuple[Mark, ...] = supervisors_of(layout)
         end(supervisors, grace_s=0.0)
         end_everything(layout, site, lambda what: None)
-        _forget(layout)
+        forget(layout)
     else:
         end(supervisors_of(layout), grace_s=0.0)
 
@@ -346,7 +314,8 @@ def _undo(layout: Layout, site: Site, everything: bool) -> None:
 @contextlib.contextmanager
 def _locked(layout: Layout) -> Iterator[None]:
     """One ``up`` or ``down`` at a time. Raises ``ServiceError`` if another is at work."""
-    with layout.service_lock.open("w") as lock:
+    descriptor = os.open(layout.service_lock, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -29,11 +29,11 @@ Ask = Callable[[Layout], Mapping[str, Any]]
 
 
 def ask_gateway(layout: Layout) -> Mapping[str, Any]:
-    """``GET /gateway/v1/status`` with the CLI's own admin key, not waited for longer than 5 s. Raises ``GatewayError``."""
+    """``GET /gateway/v1/status`` with the CLI's own admin key, within 5 s. Raises ``GatewayError``."""
     import httpx
 
     from gateway_plugin.answers import parse_error
-    from gateway_plugin.client import find_gateway
+    from gateway_plugin.locate import find_gateway
 
     url, key = find_gateway(state=layout.state)
     headers = {"Authorization": f"Bearer {key}"}

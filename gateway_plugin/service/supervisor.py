@@ -1,8 +1,8 @@
 """The supervisor: one process in a session of its own that keeps edge, Ray head and application alive.
 
 Run as ``python -m gateway_plugin.service.supervisor --state DIR`` by ``gateway up``. ``plan.decide`` decides; this
-module looks, starts and ends. SIGTERM ends everything in order. After ``kill -9`` the parts live on, and the next supervisor
-takes them over by PID and start time.
+module looks, starts and ends. SIGTERM ends everything in order. After ``kill -9`` the parts live on, and the next
+supervisor takes them over by PID and start time.
 """
 
 from __future__ import annotations
@@ -182,11 +182,14 @@ class Supervisor:
     def _ask(self, head: Mark | None) -> Probes:
         record = self._record
         edge = answers(record, "/health", 1.0)
+        whole = head is not None and _head_whole(head)
+        head_answers = whole and connects(record.head_address, record.ray_port, 0.5)
         return Probes(
             edge_answers=edge,
-            head_answers=connects(record.head_address, record.ray_port, 0.5),
-            ready=edge and answers(record, "/ready", 2.0),
-            head_whole=head is None or _head_whole(head),
+            head_answers=head_answers,
+            # Without a head nobody could say so, and the edge would try for seconds.
+            ready=edge and head_answers and answers(record, "/ready", 2.0),
+            head_whole=whole,
         )
 
     def _forget_probes(self, **changed: bool) -> None:
@@ -201,7 +204,7 @@ class Supervisor:
         if action is Action.END_HEAD:
             self._forget_probes(head_answers=False, head_whole=True)
             child = self._children.pop(PartName.HEAD, None)
-            end_head(self._layout, mark(child.pid) if child else None, grace_s=2.0)
+            end_head(self._layout, mark(child.pid) if child else None, grace_s=0.5)
             return plan
         if action is Action.END_DEPLOY:
             driver = self._children.pop(PartName.SERVE, None)
@@ -226,12 +229,11 @@ class Supervisor:
 
     def _start_edge(self) -> subprocess.Popen[bytes]:
         self._forget_probes(edge_answers=False, ready=False)
-        edge_process.check(self._layout)
         return self._spawn(edge_process.argv(self._layout), os.environ, self._layout.usage_log, self._layout.edge_log)
 
     def _start_head(self) -> subprocess.Popen[bytes]:
         self._forget_probes(head_answers=False, head_whole=True)
-        end_head(self._layout, None, grace_s=2.0)
+        end_head(self._layout, None, grace_s=0.5)
         ray_head.clear_leftovers(self._layout)
         record = self._record
         address = f"{record.head_address}:{record.ray_port}"

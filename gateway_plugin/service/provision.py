@@ -1,0 +1,57 @@
+"""What lies in the state folder before the parts start, and what is forgotten when they have ended."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from dataclasses import replace
+
+from gateway_plugin.catalog import Catalog, catalog_document
+from gateway_plugin.edge import process as edge_process
+from gateway_plugin.keys import KeyStore
+from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.service.ending import edges_of
+from gateway_plugin.service.record import ServiceRecord, read_record, write_record
+from gateway_plugin.site import Site
+from gateway_plugin.tls import make_authority
+
+ADMIN_KEY_NAME = "admin-cli"
+"""The CLI's own key."""
+
+
+def provision(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecord, keep: bool) -> None:
+    """Write all that the parts read. ``keep``: routes and Ray's tables of what lives on stay as they are.
+
+    Raises:
+        ServiceError: a folder is somebody else's, or HAProxy refuses the edge's configuration.
+    """
+    layout.make()
+    if not keep:
+        forget(layout)
+        layout.make()
+    make_authority(layout)
+    if not layout.ray_token.exists():
+        write_private(layout.ray_token, secrets.token_hex(32))
+    if not (keep and layout.catalog_json.exists()):
+        write_private(layout.catalog_json, json.dumps(catalog_document(catalog), indent=1))
+    store = KeyStore(layout)
+    if not layout.admin_key.exists():
+        if any(key.name == ADMIN_KEY_NAME for key in store.list()):
+            store.revoke(ADMIN_KEY_NAME)
+        write_private(layout.admin_key, store.create(ADMIN_KEY_NAME, "admin"))
+    if not edges_of(layout):
+        edge_process.prepare(layout, site)
+        edge_process.check(layout)
+    write_record(layout, record)
+
+
+def forget(layout: Layout) -> None:
+    """What the parts remember of a run that is over: Ray's tables and folder, routes, the supervisor's status."""
+    for folder in (layout.ray_tables, layout.ray_temp):
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in (layout.servers_state, layout.models_map, layout.slot_keys_map, layout.supervisor_status):
+        path.unlink(missing_ok=True)
+    record = read_record(layout)
+    if record is not None and record.supervisor is not None:
+        write_record(layout, replace(record, supervisor=None))

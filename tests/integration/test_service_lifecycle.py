@@ -1,0 +1,208 @@
+"""``gateway up`` and ``down`` as a user runs them: twice, with something else, after a crash, failing, interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.support.gateways import ROOT, Gateway, fake_model, gateway, wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+
+def models(memory: Path) -> dict[str, Any]:
+    return {"alpha": fake_model(memory), "beta": fake_model(memory, memory_gib=0.2)}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Gateway]:
+    with gateway(models) as made:
+        yield made
+
+
+def parts(made: Gateway) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(made.layout.supervisor_status.read_text())
+    return {"supervisor": found["supervisor"], **found["parts"]}
+
+
+def answers(made: Gateway) -> bool:
+    try:
+        return made.chat("alpha").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def status(made: Gateway) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(made.cli("status", "--json", check=False).stdout)
+    return found
+
+
+def test_a_second_up_says_that_it_is_up(running: Gateway) -> None:
+    before = parts(running)
+    done = running.cli("up", "--site", str(running.site), "--models", str(running.catalog))
+    assert "already up" in done.stdout
+    assert running.url in done.stdout
+    assert {name: part["pid"] for name, part in parts(running).items()} == {
+        name: part["pid"] for name, part in before.items()
+    }
+
+
+def test_up_without_options_takes_those_of_before(running: Gateway) -> None:
+    assert json.loads(running.cli("up", "--json").stdout)["outcome"] == "already up"
+
+
+def test_up_with_another_catalog_or_port_says_what_to_do(running: Gateway) -> None:
+    other = running.folder / "other.yaml"
+    other.write_text(yaml.safe_dump({"models": {"gamma": fake_model(running.folder / "memory")}}))
+    done = running.cli("up", "--site", str(running.site), "--models", str(other), check=False)
+    assert done.returncode == 69
+    assert f"gateway models apply {other}" in done.stderr
+    catalog = str(running.catalog)
+    done = running.cli("up", "--site", str(running.site), "--models", catalog, "--port", "39999", check=False)
+    assert done.returncode == 69
+    assert "gateway down" in done.stderr
+
+
+def test_commands_work_on_a_running_gateway(running: Gateway) -> None:
+    assert "ready after" in running.cli("models", "load", "alpha", "--wait").stdout
+    assert "alpha pid=" in running.cli("chat", "alpha", "hello").stdout
+    listed = json.loads(running.cli("models", "list", "--json").stdout)
+    assert {model["name"]: model["state"] for model in listed}["alpha"] == "ready"
+    assert running.cli("models", "show", "nobody", check=False).returncode == 66
+    assert len(json.loads(running.cli("blocks", "list", "--json").stdout)) == 1
+    found = status(running)
+    assert (found["state"], found["gateway"]["engines"][0]["model"]) == ("ready", "alpha")
+    assert {part["state"] for part in found["parts"].values()} == {"running"}
+    names = {log["name"] for log in json.loads(running.cli("logs", "--json").stdout)}
+    assert {"supervisor", "edge", "usage", "ray", "deploy", "controller", "ingress"} <= names
+    assert running.cli("doctor").returncode == 0
+    secret = json.loads(running.cli("keys", "create", "ann", "--json").stdout)["secret"]
+    listing = httpx.get(f"{running.url}/v1/models", headers={"x-api-key": secret})
+    assert listing.status_code == 200
+    running.cli("keys", "revoke", "ann")
+    assert httpx.get(f"{running.url}/v1/models", headers={"x-api-key": secret}).status_code == 401
+
+
+def test_files_with_secrets_are_nobody_elses(running: Gateway) -> None:
+    assert answers(running)
+    assert running.layout.state.stat().st_mode & 0o777 == 0o700
+    assert running.layout.run.stat().st_mode & 0o777 == 0o700
+    for path in (running.layout.usage_log, running.layout.admin_key, running.layout.ray_token):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    secrets = [running.key, running.layout.ray_token.read_text().strip()]
+    for process in running.processes():
+        assert not any(secret in " ".join(process.cmdline()) for secret in secrets), process
+
+
+def test_a_killed_edge_is_back_within_a_second_or_two_with_its_routes(running: Gateway) -> None:
+    assert answers(running)
+    engines, before = running.engine_pids(), parts(running)["edge"]
+    os.kill(before["pid"], signal.SIGKILL)
+    began = time.monotonic()
+    wait_for(lambda: answers(running), 10, "the edge is back")
+    assert time.monotonic() - began < 3.0
+    assert running.engine_pids() == engines
+    after = wait_for(lambda: parts(running)["edge"]["phase"] == "running" and parts(running)["edge"], 10, "noted")
+    assert after["restarts"] == before["restarts"] + 1
+    assert after["pid"] != before["pid"]
+
+
+def test_after_a_killed_supervisor_all_goes_on_and_up_takes_it_over(running: Gateway) -> None:
+    assert answers(running)
+    engines, before = running.engine_pids(), parts(running)
+    os.kill(before["supervisor"]["pid"], signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(before["supervisor"]["pid"]), 10, "the supervisor is gone")
+    assert answers(running)
+    found = status(running)
+    assert (found["state"], found["parts"]["supervisor"]["state"]) == ("degraded", "dead")
+    assert found["parts"]["edge"]["state"] == found["parts"]["head"]["state"] == "running"
+
+    assert json.loads(running.cli("up", "--json").stdout)["outcome"] == "adopted"
+
+    after = parts(running)
+    assert after["edge"]["pid"] == before["edge"]["pid"]
+    assert after["head"]["pid"] == before["head"]["pid"]
+    assert after["supervisor"]["pid"] != before["supervisor"]["pid"]
+    assert running.engine_pids() == engines
+    wait_for(lambda: status(running)["state"] == "ready", 30, "all is well again")
+
+
+def test_an_adopted_edge_and_head_are_kept_alive_too(running: Gateway) -> None:
+    assert answers(running)
+    engines, before = running.engine_pids(), parts(running)
+    os.kill(before["edge"]["pid"], signal.SIGKILL)
+    wait_for(lambda: answers(running), 10, "the edge is back")
+    head = psutil.Process(before["head"]["pid"])
+    raylet = next(child for child in head.children() if child.name() == "raylet")
+    raylet.send_signal(signal.SIGTERM)  # 'ray start --block' takes that for an orderly end and stays
+    wait_for(lambda: parts(running)["head"]["restarts"] > before["head"]["restarts"], 30, "the head's end is seen")
+    assert answers(running)
+    wait_for(lambda: status(running)["state"] == "ready", 90, "the head is back")
+    assert running.engine_pids() == engines
+
+
+def test_down_finds_everything_without_a_supervisor_and_says_so() -> None:
+    with gateway(models) as made:
+        assert answers(made)
+        os.kill(parts(made)["supervisor"]["pid"], signal.SIGKILL)
+        done = made.cli("down")
+        assert "no process and no socket is left" in done.stdout
+        assert made.processes() == []
+        assert "nothing ran" in made.cli("down").stdout
+        assert made.cli("status", check=False).returncode == 3
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{made.url}/health")
+
+
+def test_a_port_in_use_is_named_and_nothing_is_started() -> None:
+    with gateway(models, start=False) as made, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        arguments = ("up", "--site", str(made.site), "--models", str(made.catalog), "--port", str(port))
+        done = made.cli(*arguments, check=False)
+        assert done.returncode == 69
+        assert f"port {port}" in done.stderr
+        assert f"pid {os.getpid()}" in done.stderr
+        assert made.processes() == []
+
+
+def test_an_edge_that_does_not_start_is_told_with_its_log_and_nothing_is_left() -> None:
+    with gateway(models, start=False) as made:
+        fake = made.folder / "haproxy"
+        fake.write_text("#!/bin/sh\n[ $1 = -c ] && exit 0\necho the disk is on fire >&2\nexit 3\n")
+        fake.chmod(0o700)
+        made.environment["GATEWAY_HAPROXY"] = str(fake)
+        done = made.cli("up", "--site", str(made.site), "--models", str(made.catalog), check=False)
+        assert done.returncode == 69
+        assert "edge: exit code 3" in done.stderr
+        assert "the disk is on fire" in done.stderr
+        assert str(made.layout.logs) in done.stderr
+        assert made.processes() == []
+
+
+@pytest.mark.parametrize("after_s", [1.0, 4.0, 8.0])
+def test_ctrl_c_in_the_middle_of_up_leaves_nothing_and_says_where_the_logs_are(after_s: float) -> None:
+    with gateway(models, start=False) as made:
+        argv = [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(made.layout.state), "up"]
+        argv += ["--site", str(made.site), "--models", str(made.catalog)]
+        with subprocess.Popen(argv, env=made.environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
+            time.sleep(after_s)  # the moment is the point: before, while and after the parts start
+            child.send_signal(signal.SIGINT)
+            _, words = child.communicate(timeout=60)
+        assert child.returncode == 130, words
+        assert str(made.layout.logs) in words
+        assert made.processes() == []

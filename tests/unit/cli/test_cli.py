@@ -1,0 +1,142 @@
+"""The command line: parsing, exit codes, JSON, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway_plugin import __version__
+from gateway_plugin.cli.main import cli
+
+
+def gateway(state: Path, *arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner(env={"GATEWAY_URL": "", "GATEWAY_API_KEY": ""}).invoke(
+        cli, ["--state", str(state), *arguments], input=stdin, catch_exceptions=False
+    )
+
+
+def test_version_and_help_with_exit_codes(tmp_path: Path) -> None:
+    assert __version__ in gateway(tmp_path, "--version").stdout
+    words = gateway(tmp_path, "--help").stdout
+    assert "Exit codes" in words
+    assert all(name in words for name in ("up", "down", "status", "doctor", "logs", "models", "keys", "blocks", "chat"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["up", "down", "status", "doctor", "logs", "models prepare", "models list", "models show", "models load",
+     "models unload", "models pin", "models unpin", "models apply", "keys create", "keys list", "keys revoke",
+     "blocks list", "blocks drain", "chat", "embed", "controller replay"],
+)  # fmt: skip
+def test_every_command_explains_itself_and_speaks_json(tmp_path: Path, path: str) -> None:
+    done = gateway(tmp_path, *path.split(), "--help")
+    assert done.exit_code == 0
+    assert "--json" in done.stdout
+
+
+def test_a_wrong_command_line_is_2(tmp_path: Path) -> None:
+    assert gateway(tmp_path, "up", "--nonsense").exit_code == 2
+    assert gateway(tmp_path, "nonsense").exit_code == 2
+    assert gateway(tmp_path, "up", "--port", "80").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("models: {m: {source: x, memory_gib: 1, colour: red}}", "models.m.colour"),
+        ("models: {m: {source: x, memory_gib: -1}}", "models.m.memory_gib"),
+        ("models: [", "YAML"),
+        ("modles: {}", "models"),
+    ],
+)
+def test_a_wrong_catalog_is_one_line_and_2_and_nothing_is_made(tmp_path: Path, text: str, expected: str) -> None:
+    catalog = tmp_path / "models.yaml"
+    catalog.write_text(text)
+    state = tmp_path / "state"
+    done = gateway(state, "up", "--site", "local", "--models", str(catalog))
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {catalog}")
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not state.exists()
+
+
+def test_a_wrong_site_is_2_and_an_error_is_json_where_asked_for(tmp_path: Path) -> None:
+    catalog = tmp_path / "models.yaml"
+    catalog.write_text("models: {}")
+    done = gateway(tmp_path / "state", "up", "--site", "atlantis", "--models", str(catalog), "--json")
+    assert done.exit_code == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "invalid_configuration"
+    assert "atlantis" in error["message"]
+
+
+def test_status_of_nothing_is_3_and_down_of_nothing_is_0(tmp_path: Path) -> None:
+    done = gateway(tmp_path / "state", "status", "--json")
+    assert done.exit_code == 3
+    assert json.loads(done.stdout)["state"] == "down"
+    done = gateway(tmp_path / "state", "down")
+    assert (done.exit_code, done.stdout) == (0, "nothing ran\n")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_client_command_without_a_gateway_says_what_to_do(tmp_path: Path) -> None:
+    done = gateway(tmp_path / "state", "models", "list")
+    assert done.exit_code == 69
+    assert "gateway up" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_keys_are_made_once_listed_without_secrets_and_revoked(tmp_path: Path) -> None:
+    made = gateway(tmp_path, "keys", "create", "ann", "--role", "admin", "--json")
+    secret = json.loads(made.stdout)["secret"]
+    assert gateway(tmp_path, "keys", "create", "ann").exit_code == 64
+    listed = gateway(tmp_path, "keys", "list", "--json")
+    assert [(key["name"], key["role"]) for key in json.loads(listed.stdout)] == [("ann", "admin")]
+    assert secret not in listed.stdout
+    assert secret not in (tmp_path / "keys.json").read_text()
+    assert gateway(tmp_path, "keys", "revoke", "ann").exit_code == 0
+    assert gateway(tmp_path, "keys", "revoke", "ann").exit_code == 66
+    bare = gateway(tmp_path, "keys", "create", "bob")
+    assert bare.stdout.strip().startswith("gw-")
+    assert len(bare.stdout.strip().splitlines()) == 1
+
+
+def test_logs_without_any(tmp_path: Path) -> None:
+    assert json.loads(gateway(tmp_path, "logs", "--json").stdout) == []
+    done = gateway(tmp_path, "logs", "edge")
+    assert done.exit_code == 66
+
+
+def test_an_empty_prompt_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "service.json").write_text(json.dumps({"url": "http://127.0.0.1:9"}))
+    (tmp_path / "admin.key").write_text("gw-x")
+    assert gateway(tmp_path, "chat", "m", stdin="").exit_code == 64
+    assert gateway(tmp_path, "embed", "m", stdin="").exit_code == 64
+    assert gateway(tmp_path, "chat", "m", stdin="hello").exit_code == 69
+
+
+def test_doctor_fails_on_a_wrong_catalog(tmp_path: Path) -> None:
+    catalog = tmp_path / "models.yaml"
+    catalog.write_text("models: {m: {}}")
+    done = gateway(tmp_path / "state", "doctor", "--site", "local", "--models", str(catalog), "--json")
+    assert done.exit_code == 1
+    assert next(c["name"] for c in json.loads(done.stdout) if c["verdict"] == "fail") == "catalog"
+
+
+def test_the_client_commands_need_no_ray() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = sys.modules['parsl'] = sys.modules['psutil'] = None\n"
+        "from gateway_plugin.cli.main import cli\n"
+        "from gateway_plugin.cli.connection import connect\n"
+        "import gateway_plugin.client\n"
+        "cli(['--state', '/nonexistent/gateway', 'models', 'list'], prog_name='gateway')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 69, done.stderr
+    assert "gateway up" in done.stderr

@@ -1,0 +1,90 @@
+"""Is it still the process that we started?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from gateway_plugin.service.processes import (
+    Mark,
+    alive,
+    arguments,
+    descendants,
+    end,
+    find_own,
+    mark,
+    parse_stat,
+    read_mark,
+)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "a-word", "of ours"])
+    yield child
+    child.kill()
+    child.wait()
+
+
+def test_a_programs_name_may_hold_blanks_and_brackets() -> None:
+    line = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 12345 99 1"
+    assert parse_stat(line) == ("S", 1, 7, 12345)
+
+
+def test_a_mark_says_when_the_process_started_as_psutil_does() -> None:
+    own = mark(os.getpid())
+    assert own is not None
+    assert own.started == pytest.approx(psutil.Process().create_time(), abs=1.0)
+
+
+def test_another_process_with_the_same_pid_is_not_ours(sleeper: subprocess.Popen[bytes]) -> None:
+    known = mark(sleeper.pid)
+    assert known is not None
+    assert alive(known)
+    assert not alive(replace(known, started=known.started - 60))
+    assert end([replace(known, started=known.started - 60)], grace_s=0.0) == ()
+    assert sleeper.poll() is None
+
+
+def test_a_zombie_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
+    known = mark(sleeper.pid)
+    assert end([known] if known else [], grace_s=5.0) == ()
+    assert not alive(known)
+    assert psutil.Process(sleeper.pid).status() == psutil.STATUS_ZOMBIE  # nobody has collected it yet
+
+
+def test_what_ignores_sigterm_is_killed() -> None:
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        known = mark(child.pid)
+        assert known is not None
+        assert end([known], grace_s=0.1) == ()
+        assert child.wait() == -9
+
+
+def test_processes_are_found_by_whole_arguments_in_a_row(sleeper: subprocess.Popen[bytes]) -> None:
+    assert sleeper.pid in [known.pid for known in find_own(("a-word", "of ours"))]
+    assert find_own(("a-word", "of")) == ()
+    assert find_own(("of ours", "a-word")) == ()
+    assert arguments(sleeper.pid)[-1] == "of ours"
+
+
+def test_descendants_are_found(sleeper: subprocess.Popen[bytes]) -> None:
+    assert sleeper.pid in [known.pid for known in descendants(os.getpid())]
+
+
+@pytest.mark.parametrize("document", [None, 3, {}, {"pid": "7", "started": 1}, {"pid": 7}, {"pid": -1, "started": 1.0}])
+def test_a_damaged_mark_is_none(document: object) -> None:
+    assert read_mark(document) is None
+
+
+def test_a_mark_survives_its_document() -> None:
+    assert read_mark(Mark(7, 1.5).document()) == Mark(7, 1.5)

@@ -1,0 +1,107 @@
+"""What is written down, and what is told from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gateway_plugin.catalog import catalog_document, parse_catalog
+from gateway_plugin.errors import GatewayUnreachable, NotFound, ServiceError
+from gateway_plugin.layout import Layout
+from gateway_plugin.service.logs import find_logs, last_lines, log_named
+from gateway_plugin.service.plan import Part, Phase, Plan
+from gateway_plugin.service.processes import Mark, mark
+from gateway_plugin.service.record import part_mark, part_phase, plan_document, read_record, record_of, write_record
+from gateway_plugin.service.status import report
+from tests.unit.service.test_preflight import site
+
+
+def test_a_record_survives_its_file(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
+    write_record(layout, record)
+    assert read_record(layout) == record
+    assert record.url == "http://127.0.0.1:20011"
+    assert layout.service_json.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.service_json.write_text("{")
+    with pytest.raises(ServiceError, match=r"service\.json"):
+        read_record(layout)
+    layout.service_json.write_text(json.dumps({"site": "x"}))
+    with pytest.raises(ServiceError, match="version"):
+        read_record(layout)
+
+
+def test_a_catalog_survives_its_document() -> None:
+    entries = {
+        "a": {"source": "org/a", "memory_gib": 1.5, "keep_alive": "10m", "aliases": ["b"], "pinned": True},
+        "c": {"source": "/w", "memory_gib": 2, "engine": "command", "command": ["x", "{port}"], "env": {"K": "v"}},
+    }
+    catalog = parse_catalog({"models": entries}, "test")
+    document = json.loads(json.dumps(catalog_document(catalog)))
+    assert parse_catalog(document, "again") == catalog
+
+
+def _silent(layout: Layout) -> dict[str, object]:
+    raise GatewayUnreachable("nobody answers")
+
+
+def test_status_does_not_believe_notes_of_the_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    layout = Layout(tmp_path / "state")
+    layout.state.mkdir()
+    layout.run.mkdir()
+    gone = Mark(2**22 - 3, 1.0)
+    record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
+    write_record(layout, record.__class__(**{**record.__dict__, "supervisor": gone}))
+    part = Part(Phase.RUNNING, gone)
+    layout.supervisor_status.write_text(json.dumps(plan_document(Plan(part, part, part), "running", gone, 0.0)))
+
+    found = report(layout.state, ask=_silent)
+
+    assert found["state"] == "down"
+    assert found["parts"]["edge"]["state"] == found["parts"]["supervisor"]["state"] == "dead"
+
+
+def test_status_shows_what_lives_when_the_supervisor_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    layout = Layout(tmp_path / "state")
+    layout.state.mkdir()
+    layout.run.mkdir()
+    living = mark(os.getpid())
+    assert living is not None
+    record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
+    write_record(layout, record.__class__(**{**record.__dict__, "supervisor": Mark(2**22 - 3, 1.0)}))
+    plan = Plan(Part(), Part(Phase.RUNNING, living), Part(Phase.RUNNING))
+    layout.supervisor_status.write_text(json.dumps(plan_document(plan, "running", living, 0.0)))
+
+    found = report(layout.state, ask=_silent)
+
+    assert found["state"] == "degraded"
+    head = found["parts"]["head"]
+    assert (head["state"], head["pid"], head["restarts"]) == ("running", os.getpid(), 0)
+    assert found["gateway_error"] == "nobody answers"
+
+
+def test_a_status_without_parts_is_down(tmp_path: Path) -> None:
+    assert report(tmp_path / "nowhere", ask=_silent)["state"] == "down"
+    assert part_mark(None, "edge") is None
+    assert part_phase(None, "edge") is Phase.DOWN
+
+
+def test_logs_are_found_by_name_and_read_from_the_end(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.engine_logs.mkdir(parents=True)
+    (layout.engine_logs / "alpha-1-2.log").write_text("".join(f"line {n}\n" for n in range(100)))
+    layout.edge_log.write_text("")
+    assert set(find_logs(layout)) == {"engine:alpha-1-2", "edge"}
+    assert last_lines(log_named(layout, "engine:alpha"), 2) == ["line 98", "line 99"]
+    assert last_lines(tmp_path / "none", 5) == []
+    with pytest.raises(NotFound, match="engine:alpha-1-2"):
+        log_named(layout, "nope")
