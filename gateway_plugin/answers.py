@@ -16,7 +16,6 @@ from gateway_plugin.errors import (
     GatewayError,
     InvalidKey,
     InvalidRequest,
-    ModelUnavailable,
     NotFound,
 )
 
@@ -64,7 +63,7 @@ class Status:
     """``id type phase block host_mib gpu_mib free_mib age_s`` and more."""
     waiting: int
     switches: int
-    """Engines evicted so that another model could be loaded, since the gateway's first start."""
+    """Engines evicted so that another model could be loaded, since the controller began."""
     document: Mapping[str, Any] = field(repr=False, default_factory=dict)
     """The whole answer, as it came."""
 
@@ -109,19 +108,23 @@ _BY_STATUS: Mapping[int, type[GatewayError]] = {
     404: NotFound,
     413: BodyTooLarge,
     422: InvalidRequest,
-    503: ModelUnavailable,
 }
+_TRY_LATER = frozenset({408, 429, 502, 503, 504})
+_TRY_LATER_EXIT = 75
 
 
 def parse_error(status: int, body: object, headers: Mapping[str, str]) -> GatewayError:
-    """The error in an answer: by its code where that is one of ours, by its status where an engine wrote it.
+    """The error in an answer: by its code where that is one of these classes, else by its status.
+
+    A code without a class here (the edge's own, or an engine's) is kept as the error's ``code``.
 
     ``body`` is parsed JSON in OpenAI's form, or anything else (then the status alone speaks).
     """
     said = body.get("error") if isinstance(body, Mapping) else None
     said = said if isinstance(said, Mapping) else {}
     message = said.get("message")
-    cls = _BY_CODE.get(str(said.get("code"))) or _BY_STATUS.get(status, GatewayError)
+    code = said.get("code")
+    cls = _BY_CODE.get(str(code)) or _BY_STATUS.get(status, GatewayError)
     error = cls.__new__(cls)  # each class has its own arguments; the message was made with them already
     GatewayError.__init__(
         error,
@@ -132,6 +135,10 @@ def parse_error(status: int, body: object, headers: Mapping[str, str]) -> Gatewa
     )
     if error.status != status:
         error.status = status
+    if isinstance(code, str) and code != error.code:
+        error.code = code
+    if cls is GatewayError and status in _TRY_LATER:
+        error.exit_code = _TRY_LATER_EXIT
     return error
 
 

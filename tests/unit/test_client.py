@@ -199,6 +199,13 @@ def test_an_engines_own_error_is_told_by_its_status() -> None:
     assert found.message == "max_tokens must be at least 1"
 
 
+def test_a_code_without_a_class_is_kept_and_may_be_tried_again() -> None:
+    body = {"error": {"message": "over its limit", "type": "rate_limit_error", "code": "rate_limited", "param": None}}
+    found = parse_error(429, body, {"retry-after": "5"})
+    assert (type(found), found.code, found.status, found.retry_after_s) == (GatewayError, "rate_limited", 429, 5.0)
+    assert (found.exit_code, pickle.loads(pickle.dumps(found)).code) == (75, "rate_limited")
+
+
 @pytest.mark.parametrize("body", [None, [], "oops", {"error": "text"}, {"detail": "x"}, {"error": {"message": None}}])
 def test_any_body_makes_an_error_with_its_status(body: object) -> None:
     found = parse_error(502, body, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"})
