@@ -79,9 +79,17 @@ def warm(running: Gateway, model: str) -> int:
     return pid_of(running, model)
 
 
+def command_line(process: psutil.Process) -> str:
+    """Empty if it ended while we looked."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def named(running: Gateway, words: str) -> list[psutil.Process]:
     """This gateway's processes with ``words`` in their command line (Ray puts an actor's name there)."""
-    return [process for process in running.processes() if words in " ".join(process.cmdline())]
+    return [process for process in running.processes() if words in command_line(process)]
 
 
 def serving_again(running: Gateway) -> dict[str, Any] | None:
@@ -136,7 +144,7 @@ def test_a_model_that_fails_to_load_says_why_and_harms_no_other(running: Gateway
 
 def test_a_killed_edge_is_back_with_the_same_routes(running: Gateway) -> None:
     before = warm(running, "a")
-    edge = next(process for process in named(running, "haproxy") if "haproxy.cfg" in " ".join(process.cmdline()))
+    edge = next(process for process in named(running, "haproxy") if "haproxy.cfg" in command_line(process))
     edge.kill()
     began = time.monotonic()
 
@@ -213,8 +221,8 @@ def kill_head(running: Gateway) -> None:
         process
         for process in running.processes()
         if process.pid not in spared
-        and "haproxy" not in process.name()
-        and "gateway_plugin.service.supervisor" not in " ".join(process.cmdline())
+        and "haproxy.cfg" not in command_line(process)
+        and "gateway_plugin.service.supervisor" not in command_line(process)
     ]
     killed = [process.pid for process in head]
     for process in head:
