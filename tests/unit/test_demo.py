@@ -1,0 +1,53 @@
+"""What the demo says of what it sees."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from examples.run_demo import Seen, Tally, changes, tally, when
+from gateway_plugin.answers import ModelInfo, Status
+
+
+def status(**more: Any) -> Status:
+    model = ModelInfo("tiny", "generate", **more)
+    return Status("ready", (model,), (), (), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ("cold", {"state": "loading", "eta_s": 29.6}, "loading (about 30 s)"),
+        ("loading", {"state": "ready"}, "ready after 27 s"),
+        ("ready", {"state": "draining"}, "draining, to make room"),
+        ("draining", {"state": "cold"}, "evicted"),
+        ("ready", {"state": "cold"}, "evicted"),
+        ("queued", {"state": "cold"}, "not loaded"),
+        ("loading", {"state": "failed", "reason": "no such file"}, "failed: no such file"),
+    ],
+)
+def test_each_change_is_said_once(before: str, now: dict[str, Any], words: str) -> None:
+    found = list(changes({"tiny": Seen(before, 3.0)}, status(**now), 30.0))
+    assert found == [("tiny", Seen(now["state"], 30.0), words)]
+    assert list(changes({"tiny": found[0][1]}, status(**now), 31.0)) == []
+
+
+def test_a_model_that_was_never_loaded_is_not_spoken_of() -> None:
+    assert list(changes({}, status(state="cold"), 1.0)) == []
+
+
+def test_requests_are_counted_from_the_usage_log() -> None:
+    lines = [
+        json.dumps({"path": "/v1/embeddings", "status": 200}),
+        json.dumps({"path": "/v1/chat/completions", "status": 503}),
+        json.dumps({"path": "/gateway/v1/status", "status": 200}),
+        '{"path": "/v1/embe',
+    ]
+    assert tally(iter(lines)) == Tally(requests=2, failed=1)
+
+
+@pytest.mark.parametrize(("line", "time"), [('{"time": 12.5}', 12.5), ("{", 0.0), ("[]", 0.0), ('{"time": null}', 0.0)])
+def test_a_line_without_a_time_is_old(line: str, time: float) -> None:
+    assert when(line) == time
