@@ -107,10 +107,10 @@ class NodeAgent:
         self._seen[command.engine] = command.generation
         if command.generation <= self._stopped.get(command.engine, -1):
             return  # its end was reported when it was asked for
-        former = self._watchers.get(command.engine)
+        former = self._engines.get(command.engine)
         if former is not None:  # an older generation: its memory first
-            self._engines[command.engine].stop("replaced by a newer generation")
-            await asyncio.wait([former])
+            former.stop("replaced by a newer generation")
+            await asyncio.wait([self._watchers[command.engine]])
             if command.generation <= self._stopped.get(command.engine, -1):
                 self._report(
                     EngineExited(command.engine, command.generation, "stopped before it started", expected=True)

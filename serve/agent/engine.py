@@ -56,7 +56,7 @@ def free_port(host: str) -> int:
 
 
 def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> tuple[subprocess.Popen[bytes], float]:
-    """Start a process in a session and group of its own, its output appended to ``log`` (0600).
+    """Start a process in a session and group of its own, its output in ``log`` (0600; a former one becomes ``.log.1``).
 
     Returns:
         The process and when it started (``psutil``'s wall clock).
@@ -64,6 +64,8 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> tuple[sub
     Raises:
         OSError: the program or the log's folder is not there.
     """
+    with contextlib.suppress(FileNotFoundError):
+        log.replace(log.with_name(f"{log.name}.1"))  # nobody takes a former process's last words for this one's
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         process = subprocess.Popen(

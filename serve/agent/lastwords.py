@@ -15,6 +15,7 @@ _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Inter
 _FATAL = re.compile(r"\b(?:fatal|error|out of memory|killed|abort(?:ed)?|segmentation fault)\b", re.IGNORECASE)
 _SAYS_NOTHING = re.compile(r"See root cause above|Engine core initialization failed|^SystemExit\b|Warning\b")
 _FRAME = re.compile(r"^(?:\s|Traceback \(|During handling|The above exception|[~^]+$)")
+_NEXT_TRACEBACK = re.compile(r"^(?:Traceback \(|During handling|The above exception|\s+File \")")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -33,7 +34,7 @@ def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
     if reasons:  # (1)
         chosen = [lines[reasons[-1]]]
         for line in lines[reasons[-1] + 1 :]:
-            if len(chosen) == _LINES or _FRAME.match(line) or _EXCEPTION.match(line):
+            if len(chosen) == _LINES or _NEXT_TRACEBACK.match(line) or _EXCEPTION.match(line):
                 break
             chosen.append(line)
     else:

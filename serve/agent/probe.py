@@ -12,9 +12,7 @@ import httpx
 
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import Layout
-
-ENGINE_NAME = "engine.gateway"
-"""The name in every engine's certificate, wherever the engine runs."""
+from gateway_plugin.tls import ENGINE_NAME
 
 
 class ProbeFailed(GatewayError):

@@ -1,0 +1,278 @@
+"""What every engine must do for its node agent, the fake one and vLLM alike.
+
+An engine starts once a module and a row of ``ROWS``; the tests use it in the order in which they stand, the last one
+ends it: one row by a command, the other with ``kill -9`` of its leader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from gateway_plugin.catalog import Model, load_catalog
+from gateway_plugin.layout import Layout
+from gateway_plugin.weights import prepare
+from serve.agent import records
+from serve.agent.engine import Timing
+from serve.agent.records import EngineRecord
+from serve.core.events import EngineExited, EngineListening, EngineReady
+from tests.support.agents import KEY, NAMED, QUICK, AgentHost, engine_client, fake_model, private_layout
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "models.yaml"
+
+PATHS = (
+    *("/health", "/ping", "/version", "/metrics", "/load", "/docs", "/openapi.json", "/v1/models", "/tokenizer_info"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/score"),
+    *(
+        "/invocations",
+        "/inference/v1/generate",
+        "/pooling",
+        "/classify",
+        "/score",
+        "/rerank",
+        "/v1/rerank",
+        "/v2/rerank",
+    ),
+    *("/tokenize", "/detokenize", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/audio/transcriptions"),
+    *(
+        "/sleep",
+        "/wake_up",
+        "/is_sleeping",
+        "/collective_rpc",
+        "/reset_prefix_cache",
+        "/reset_mm_cache",
+        "/server_info",
+    ),
+    *(
+        "/update_weights",
+        "/start_profile",
+        "/stop_profile",
+        "/scale_elastic_ep",
+        "/is_scaling_elastic_ep",
+        "/abort_requests",
+    ),
+    *("/pause", "/resume", "/", "/no-such-path"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine to be tested, and how it ends."""
+
+    kind: str
+    task: str
+    end: str
+
+    @property
+    def load_timeout_s(self) -> float:
+        return 15.0 if self.kind == "fake" else 240.0
+
+    def model(self) -> Model:
+        if self.kind == "fake":
+            return fake_model("tiny", self.task, "--children", "2", "--load-delay-s", "0.2")
+        name = {"generate": "smollm2", "embed": "minilm"}[self.task]
+        model = load_catalog(EXAMPLE).find(name)
+        prepare([model.source.removeprefix("prepared:")])
+        return model
+
+    def broken_model(self) -> Model:
+        """One that ends while it starts."""
+        if self.kind == "fake":
+            return fake_model("tiny", self.task, "--crash-on-start")
+        return self.model().model_copy(update={"args": ("--max-model-len", "99999999")})
+
+
+ROWS = [
+    pytest.param(Row("fake", "generate", "stop"), id="fake-generate"),
+    pytest.param(Row("fake", "embed", "kill"), id="fake-embed"),
+    pytest.param(Row("vllm", "generate", "stop"), id="vllm-generate", marks=pytest.mark.live),
+    pytest.param(Row("vllm", "embed", "kill"), id="vllm-embed", marks=pytest.mark.live),
+]
+
+
+@dataclass
+class Running:
+    """An engine that is ready."""
+
+    row: Row
+    host: AgentHost
+    model: Model
+    record: EngineRecord
+    order: tuple[str, ...]
+
+    @property
+    def layout(self) -> Layout:
+        return self.host.layout
+
+    def client(self, key: str = KEY, context: ssl.SSLContext | None = None) -> httpx.Client:
+        return engine_client(self.layout, self.record.address, key, context)
+
+
+@pytest.fixture(scope="module")
+def layout() -> Iterator[Layout]:
+    with private_layout() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def engine(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Running]:
+    row: Row = request.param
+    host = AgentHost(layout, timing=QUICK if row.kind == "fake" else Timing())
+    try:
+        model = row.model()
+        begun = time.monotonic()
+        host.start(model)
+        assert time.monotonic() - begun < 2, "start must return at once"
+        listening = host.wait(EngineListening, timeout_s=row.load_timeout_s)
+        ready = host.wait(EngineReady, timeout_s=row.load_timeout_s)
+        print(f"{row}: ready after {ready.load_s:.1f} s")
+        assert listening.address == ready.address
+        assert 0 < ready.load_s <= time.monotonic() - begun + 2.5  # the wall clock's start is rounded
+        yield Running(row, host, model, host.record(), (listening.address, ready.address))
+    finally:
+        host.close()
+
+
+def test_keeps_its_key_and_log_to_itself(engine: Running) -> None:
+    group = [psutil.Process(pid) for pid in records.group_members(engine.record.pid, engine.record.started)]
+    assert len(group) >= 2, "the test wants an engine with children"
+    assert all(KEY not in word for process in group for word in process.cmdline())
+    log = Path(engine.record.log)
+    record = records.record_path(engine.layout, engine.record.engine)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (log, record)} == {0o600}
+    assert KEY not in log.read_text()
+
+
+def test_answers_over_mutual_tls_with_its_key(engine: Running) -> None:
+    with engine.client() as client:
+        assert client.get("/health", extensions=NAMED).status_code == 200
+        cards = client.get("/v1/models", extensions=NAMED).json()["data"]
+        assert {card["id"] for card in cards} == set(engine.model.names)
+        for name in engine.model.names:
+            said = ask(client, engine.row.task, name)
+            assert said, name
+    if engine.row.kind == "vllm" and engine.row.task == "generate":
+        assert "Paris" in said
+
+
+def test_embeddings_mean_something(engine: Running) -> None:
+    if (engine.row.kind, engine.row.task) != ("vllm", "embed"):
+        pytest.skip("only a real embedding model knows")
+    texts = ["The cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rose in March."]
+    with engine.client() as client:
+        body = {"model": engine.model.name, "input": texts}
+        data = client.post("/v1/embeddings", json=body, extensions=NAMED).json()["data"]
+    cat, kitten, rates = (item["embedding"] for item in data)
+    assert len(cat) == 384
+    assert dot(cat, kitten) > 0.5 > 0.3 > dot(cat, rates)
+
+
+def test_refuses_everybody_without_the_gateways_certificate(engine: Running) -> None:
+    """Its key guards only some paths; TLS guards all of them, before a byte of HTTP is read."""
+    layout = engine.layout
+    nobody = ssl.create_default_context(cafile=str(layout.ca))
+    server = ssl.create_default_context(cafile=str(layout.ca))
+    server.load_cert_chain(str(layout.engine_certificate), str(layout.engine_key))  # stolen from a node: opens nothing
+    with private_layout() as other:
+        stranger = ssl.create_default_context(cafile=str(layout.ca))
+        stranger.load_cert_chain(str(other.agent_identity))
+    for who, context in {"nobody": nobody, "an engine": server, "another gateway": stranger}.items():
+        for path in PATHS:
+            for method in ("GET", "POST"):
+                with engine.client(context=context) as client, pytest.raises(httpx.TransportError):
+                    answer = client.request(method, path, extensions=NAMED)
+                    pytest.fail(f"{who}: {method} {path} was answered {answer.status_code}")
+
+
+def test_refuses_plain_http(engine: Running) -> None:
+    for path in PATHS:
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://{engine.record.address}{path}", timeout=10, trust_env=False)
+
+
+def test_refuses_a_wrong_key(engine: Running) -> None:
+    path, body = request_of(engine.row.task, engine.model.name)
+    for key in ("", "wrong", KEY[:-1], KEY + "0"):
+        with engine.client(key) as client:
+            assert client.get("/v1/models", extensions=NAMED).status_code == 401
+            assert client.post(path, json=body, extensions=NAMED).status_code == 401
+
+
+def test_is_adopted_by_the_next_agent(engine: Running) -> None:
+    engine.host.crash()
+    (found,) = engine.host.describe().engines
+    assert found.ready
+    assert found.address == engine.record.address
+    assert found.loaded_s == engine.record.loaded_s
+    assert engine.host.wait(EngineReady).load_s == engine.record.loaded_s
+    again = engine.host.record()
+    assert (again.pid, again.started) == (engine.record.pid, engine.record.started)
+
+
+def test_its_end_leaves_nothing(engine: Running) -> None:
+    pid, started = engine.record.pid, engine.record.started
+    members = records.group_members(pid, started)
+    assert len(members) >= 2
+    begun = time.monotonic()
+    if engine.row.end == "stop":
+        engine.host.stop(reason="evicted")
+    else:
+        os.kill(pid, signal.SIGKILL)
+    exited = engine.host.wait(EngineExited, timeout_s=30)
+    print(f"{engine.row}: gone after {time.monotonic() - begun:.1f} s: {exited.reason}")
+    # At the very moment when it is reported, not a while later: its memory is given to another.
+    assert records.group_members(pid, started) == ()
+    assert not any(psutil.pid_exists(member) and records.alive(member, started) for member in members)
+    assert exited.expected == (engine.row.end == "stop")
+    if engine.row.end == "stop":
+        assert exited.reason == "evicted"
+    assert engine.host.describe().engines == ()
+    assert not records.record_path(engine.layout, engine.record.engine).exists()
+
+
+@pytest.mark.parametrize("row", [ROWS[0], ROWS[2]])
+def test_one_that_fails_to_start_leaves_its_last_words(row: Row, layout: Layout) -> None:
+    host = AgentHost(layout)
+    try:
+        host.start(row.broken_model(), engine="broken")
+        exited = host.wait(EngineExited, engine="broken", timeout_s=row.load_timeout_s)
+    finally:
+        host.close()
+    assert not exited.expected
+    assert "exit code" in exited.reason
+    wanted = "asked to crash on start" if row.kind == "fake" else "max_model_len"
+    assert wanted in exited.reason
+    assert len(exited.reason) < 700
+    assert KEY not in exited.reason
+
+
+def request_of(task: str, model: str) -> tuple[str, dict[str, Any]]:
+    if task == "embed":
+        return "/v1/embeddings", {"model": model, "input": ["hello"]}
+    question = {"role": "user", "content": "What is the capital of France?"}
+    return "/v1/chat/completions", {"model": model, "messages": [question], "max_tokens": 16, "temperature": 0}
+
+
+def ask(client: httpx.Client, task: str, model: str) -> str:
+    path, body = request_of(task, model)
+    answer = client.post(path, json=body, extensions=NAMED)
+    assert answer.status_code == 200, answer.text
+    if task == "embed":
+        return json.dumps(answer.json()["data"][0]["embedding"])
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))

@@ -1,0 +1,321 @@
+"""The node agent's manners, with fake engines: commands of old epochs, repeats, races, hangs, what others left."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from gateway_plugin.layout import Layout
+from serve.agent import records
+from serve.agent.actor import AgentSettings, NodeAgent
+from serve.core.effects import StopEngine
+from serve.core.events import EngineExited, EngineListening, EngineReady
+from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
+
+
+@pytest.fixture
+def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
+    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "block-a")
+    with private_layout() as made:
+        yield made
+
+
+@pytest.fixture
+def host(layout: Layout) -> Iterator[AgentHost]:
+    made = AgentHost(layout)
+    yield made
+    made.close()
+
+
+def test_it_describes_its_node(host: AgentHost) -> None:
+    node = host.describe()
+    assert (node.node, node.type, node.block, node.address) == ("node1", "local", "block-a", "127.0.0.1")
+    assert (node.host_mib, node.gpu_mib, node.engines) == (4096, (), ())
+
+
+def test_an_engine_is_found_from_its_start_on(host: AgentHost) -> None:
+    host.start(fake_model(memory_gib=0.5), generation=4)
+    (found,) = host.describe().engines
+    assert (found.id, found.model, found.generation, found.memory_mib) == ("e1", "tiny", 4, 512)
+    assert (found.ready, found.address) == (False, "")
+    ready = host.wait(EngineReady)
+    (found,) = host.describe().engines
+    assert (found.ready, found.address, found.loaded_s) == (True, ready.address, ready.load_s)
+
+
+def test_listening_is_not_ready(host: AgentHost) -> None:
+    host.start(fake_model("tiny", "generate", "--load-visibly", "--load-delay-s", "1.0"))
+    host.wait(EngineListening)
+    assert not host.describe().engines[0].ready
+    assert host.wait(EngineReady).load_s >= 0.9
+
+
+def test_healthy_and_unable_to_answer_is_not_ready(host: AgentHost) -> None:
+    """It says 200 to /health and 404 to every generation: an embedding engine under a wrong task."""
+    model = fake_model("tiny", "embed").model_copy(update={"task": "generate"})
+    host.start(model)
+    host.wait(EngineListening)
+    exited = host.wait(EngineExited)
+    assert not exited.expected
+    assert "/v1/completions" in exited.reason
+    assert "404" in exited.reason
+    assert not any(isinstance(event, EngineReady) for event in host.seen)
+
+
+def test_a_repeated_start_starts_nothing(host: AgentHost) -> None:
+    for _ in range(3):
+        host.start(fake_model())
+    host.wait(EngineReady)
+    pid = host.record().pid
+    host.start(fake_model())
+    assert host.record().pid == pid
+    os.kill(pid, signal.SIGKILL)
+    assert not host.wait(EngineExited).expected
+    host.start(fake_model())  # the same generation: its end was told, the controller decides what comes next
+    assert host.describe().engines == ()
+
+
+def test_a_newer_generation_waits_for_the_end_of_the_older(host: AgentHost) -> None:
+    host.start(fake_model("tiny", "generate", "--ignore-sigterm"), generation=1)
+    host.wait(EngineReady)
+    old = host.record()
+    host.start(fake_model(), generation=2)
+    assert records.group_members(old.pid, old.started) == ()
+    assert host.wait(EngineExited).generation == 1
+    assert host.wait(EngineReady).generation == 2
+
+
+def test_commands_of_an_older_epoch_are_dropped(host: AgentHost) -> None:
+    host.start(fake_model(), engine="new", epoch=5)
+    host.start(fake_model(), engine="old", epoch=4)
+    host.stop(engine="new", epoch=4)
+    host.wait(EngineReady, engine="new")
+    assert [engine.id for engine in host.describe().engines] == ["new"]
+    assert not any(isinstance(event, EngineExited) for event in host.seen)
+
+
+def test_the_epoch_outlives_the_agent(host: AgentHost) -> None:
+    host.start(fake_model(), epoch=5)
+    host.wait(EngineReady)
+    host.crash()
+    host.stop(epoch=4)
+    assert len(host.describe().engines) == 1
+
+
+def test_stopping_what_is_not_there_is_answered(host: AgentHost) -> None:
+    host.stop(engine="ghost", generation=3)
+    exited = host.wait(EngineExited, engine="ghost")
+    assert (exited.expected, exited.generation) == (True, 3)
+
+
+def test_a_start_overtaken_by_its_stop_starts_nothing(host: AgentHost) -> None:
+    host.stop(generation=3)
+    host.start(fake_model(), generation=3)
+    assert host.describe().engines == ()
+    host.start(fake_model(), generation=4)
+    assert len(host.describe().engines) == 1
+
+
+def test_an_engine_stopped_while_it_loads_says_how_far_it_came(host: AgentHost) -> None:
+    host.start(fake_model("tiny", "generate", "--load-delay-s", "60"))
+    host.stop(reason="abandoned")
+    exited = host.wait(EngineExited)
+    assert exited.expected
+    assert exited.reason.startswith("abandoned; it was not ready (never listened)")
+
+
+def test_one_that_ignores_sigterm_is_killed(host: AgentHost) -> None:
+    host.start(fake_model("tiny", "generate", "--ignore-sigterm", "--children", "1"))
+    host.wait(EngineReady)
+    record = host.record()
+    begun = time.monotonic()
+    host.stop()
+    assert host.wait(EngineExited).expected
+    assert time.monotonic() - begun >= host.timing.grace_s
+    assert records.group_members(record.pid, record.started) == ()
+
+
+def test_children_of_a_killed_leader_are_gone_when_it_is_reported(host: AgentHost) -> None:
+    host.start(fake_model("tiny", "generate", "--children", "3"))
+    host.wait(EngineReady)
+    record = host.record()
+    assert len(records.group_members(record.pid, record.started)) == 4
+    os.kill(record.pid, signal.SIGKILL)
+    exited = host.wait(EngineExited)
+    assert records.group_members(record.pid, record.started) == ()
+    assert not exited.expected
+    assert "SIGKILL" in exited.reason
+
+
+def test_one_that_hangs_is_ended(host: AgentHost) -> None:
+    host.start(fake_model("tiny", "generate", "--hang-after", "2"))  # the first is the agent's own
+    address = host.wait(EngineReady).address
+    with engine_client(host.layout, address) as client:
+        client.post("/v1/completions", json={"prompt": "x"}, extensions=NAMED)
+    exited = host.wait(EngineExited)
+    assert not exited.expected
+    assert exited.reason.startswith("hung: no good health for")
+
+
+def test_one_that_is_merely_busy_is_left_alone(host: AgentHost) -> None:
+    """A request that takes longer than ``hang_after_s`` while /health answers."""
+    host.start(fake_model())
+    address = host.wait(EngineReady).address
+    with engine_client(host.layout, address) as client, ThreadPoolExecutor(1) as pool:
+        body = {"prompt": f"@sleep={3 * host.timing.hang_after_s}"}
+        answer = pool.submit(client.post, "/v1/completions", json=body, extensions=NAMED)
+        assert answer.result(30).status_code == 200
+    host.poll()
+    assert not any(isinstance(event, EngineExited) for event in host.seen)
+
+
+def test_one_stopped_by_a_signal_hangs(host: AgentHost) -> None:
+    host.start(fake_model())
+    host.wait(EngineReady)
+    os.kill(host.record().pid, signal.SIGSTOP)
+    assert "hung" in host.wait(EngineExited).reason  # SIGKILL ends a stopped process, SIGTERM does not
+
+
+def test_a_program_that_does_not_exist(host: AgentHost) -> None:
+    host.start(fake_model(command=("/no/such/engine", "{port}")))
+    exited = host.wait(EngineExited)
+    assert "/no/such/engine" in exited.reason
+    assert not exited.expected
+    assert list(host.layout.engine_records.iterdir()) == []
+
+
+def test_weights_that_are_not_there(host: AgentHost) -> None:
+    model = fake_model(engine="vllm", command=(), source="/no/such/weights")
+    host.start(model)
+    assert "/no/such/weights" in host.wait(EngineExited).reason
+
+
+def test_one_broken_engine_harms_no_other(host: AgentHost) -> None:
+    host.start(fake_model("good"), engine="good")
+    host.start(fake_model("bad", "generate", "--crash-on-start"), engine="bad")
+    assert "asked to crash on start" in host.wait(EngineExited, engine="bad").reason
+    host.wait(EngineReady, engine="good")
+    assert [engine.id for engine in host.describe().engines] == ["good"]
+
+
+def test_events_wait_and_are_numbered(layout: Layout) -> None:
+    async def story() -> None:
+        agent = NodeAgent(AgentSettings("n", "local", str(layout.state), 1, (), on_loopback=True))
+        assert await agent.events(0, 0.01) == (0, ())
+        pollers = [asyncio.create_task(agent.events(0, 30)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await agent.stop(StopEngine("ghost", "n", 1, 1, "x"))
+        for last, events in await asyncio.wait_for(asyncio.gather(*pollers), 5):
+            assert last == 1
+            assert [event.engine for event in events] == ["ghost"]
+        await agent.stop(StopEngine("ghost2", "n", 1, 1, "x"))
+        last, events = await agent.events(1, 5)
+        assert (last, [event.engine for event in events]) == (2, ["ghost2"])
+        assert (await agent.events(2, 0.01)) == (2, ())
+        assert len((await agent.events(0, 5))[1]) == 2
+        last, events = await agent.events(77, 5)  # numbers of an agent that is no more
+        assert (last, len(events)) == (2, 2)
+
+    asyncio.run(story())
+
+
+def test_an_agent_made_again_finds_an_engine_that_still_loads(host: AgentHost) -> None:
+    host.start(fake_model("tiny", "generate", "--load-visibly", "--load-delay-s", "1"))
+    pid = host.record().pid
+    host.crash()
+    (found,) = host.describe().engines
+    assert not found.ready
+    assert host.wait(EngineReady).load_s >= 0.9
+    assert host.record().pid == pid
+
+
+def test_an_engine_that_died_while_nobody_looked_is_reported(host: AgentHost) -> None:
+    host.start(fake_model("tiny", "generate", "--children", "2"))
+    host.wait(EngineReady)
+    record = host.record()
+    host.crash()
+    os.kill(record.pid, signal.SIGKILL)  # its children stay, and hold its memory
+    assert eventually(lambda: not records.alive(record.pid, record.started))
+    assert len(records.group_members(record.pid, record.started)) == 2
+    assert host.describe().engines == ()
+    assert records.group_members(record.pid, record.started) == ()
+    assert not host.wait(EngineExited).expected
+    assert list(host.layout.engine_records.iterdir()) == []
+
+
+def test_an_adopted_engine_that_dies_is_reported(host: AgentHost) -> None:
+    host.start(fake_model("tiny", "generate", "--children", "1"))
+    host.wait(EngineReady)
+    record = host.record()
+    host.crash()
+    host.wait(EngineReady)
+    os.kill(record.pid, signal.SIGKILL)
+    assert not host.wait(EngineExited).expected
+    assert records.group_members(record.pid, record.started) == ()
+
+
+def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> None:
+    first = AgentHost(layout, node="node1")
+    second = AgentHost(layout, node="node2")
+    try:
+        first.start(fake_model())
+        first.wait(EngineReady)
+        record = first.record()
+        first.call(first.agent.shutdown(end_engines=False))
+        assert second.describe().engines == ()
+        assert records.group_members(record.pid, record.started) == ()
+        assert list(layout.engine_records.iterdir()) == []
+    finally:
+        first.close()
+        second.close()
+
+
+def test_another_blocks_engines_are_left_alone(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = AgentHost(layout, node="node1")
+    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "block-b")
+    second = AgentHost(layout, node="node2")
+    try:
+        first.start(fake_model())
+        first.wait(EngineReady)
+        assert second.describe().engines == ()
+        assert records.alive(first.record().pid, first.record().started)
+    finally:
+        first.close()
+        second.close()
+
+
+def test_a_stranger_with_a_recorded_pid_is_not_touched(host: AgentHost) -> None:
+    host.start(fake_model())
+    host.wait(EngineReady)
+    record = host.record()
+    host.stop()
+    host.wait(EngineExited)
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        started = psutil.Process(stranger.pid).create_time()
+        records.write(host.layout, dataclasses.replace(record, pid=stranger.pid, started=started - 3600))
+        host.crash()
+        assert host.describe().engines == ()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_shutdown_leaves_no_process(host: AgentHost) -> None:
+    for name in ("e1", "e2"):
+        host.start(fake_model("tiny", "generate", "--children", "1"), engine=name)
+        host.wait(EngineReady, engine=name)
+    found = [host.record(name) for name in ("e1", "e2")]
+    host.call(host.agent.shutdown())
+    assert all(records.group_members(record.pid, record.started) == () for record in found)
+    assert list(host.layout.engine_records.iterdir()) == []

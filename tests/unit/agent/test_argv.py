@@ -1,0 +1,128 @@
+"""The engine's command line and environment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from gateway_plugin.catalog import Model
+from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
+
+TLS = TlsFiles(Path("/t/engine.key"), Path("/t/engine.crt"), Path("/t/ca.pem"))
+BIND = Bind("10.0.0.7", 40123)
+
+
+def model(**fields: Any) -> Model:
+    return Model.model_validate({"name": "m", "source": "/weights/m", "memory_gib": 40, **fields})
+
+
+def value(argv: tuple[str, ...], option: str) -> str:
+    """What counts: the last of its kind."""
+    return argv[len(argv) - argv[::-1].index(option)]
+
+
+def test_vllm_serves_tls_and_demands_a_certificate() -> None:
+    argv = engine_argv(model(), "/weights/m", BIND, TLS)
+    assert argv[:3] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+    options = {"--ssl-keyfile": "/t/engine.key", "--ssl-certfile": "/t/engine.crt", "--ssl-ca-certs": "/t/ca.pem"}
+    assert {option: value(argv, option) for option in options} == options
+    assert value(argv, "--ssl-cert-reqs") == "2"
+    assert (value(argv, "--host"), value(argv, "--port")) == ("10.0.0.7", "40123")
+
+
+def test_every_name_is_served() -> None:
+    argv = engine_argv(model(aliases=("a", "org/b")), "/weights/m", BIND, TLS)
+    at = argv.index("--served-model-name")
+    assert argv[at + 1 : at + 4] == ("m", "a", "org/b")
+
+
+def test_without_a_gpu_float32_and_a_bounded_cache() -> None:
+    argv = engine_argv(model(), "/weights/m", BIND, TLS)
+    assert value(argv, "--dtype") == "float32"
+    assert "--enforce-eager" in argv
+    assert value(argv, "--kv-cache-memory-bytes") == str(2**30)
+    assert "--tensor-parallel-size" not in argv
+
+
+def test_on_gpus_it_takes_its_share_of_each_and_no_more() -> None:
+    argv = engine_argv(model(gpus=4), "/weights/m", BIND, TLS, gpu_total_mib=81920)
+    assert value(argv, "--tensor-parallel-size") == "4"
+    assert value(argv, "--gpu-memory-utilization") == "0.500"
+    assert "--dtype" not in argv
+    whole = engine_argv(model(gpus=1, memory_gib=80), "/weights/m", BIND, TLS, gpu_total_mib=81920)
+    assert value(whole, "--gpu-memory-utilization") == "0.950"
+    assert "--gpu-memory-utilization" not in engine_argv(model(gpus=1), "/weights/m", BIND, TLS)
+
+
+def test_the_catalogs_arguments_come_last() -> None:
+    argv = engine_argv(model(args=("--dtype", "bfloat16")), "/weights/m", BIND, TLS)
+    assert argv[-2:] == ("--dtype", "bfloat16")
+    assert value(argv, "--dtype") == "bfloat16"
+
+
+def test_a_template_is_filled_in() -> None:
+    command = (
+        "{python}",
+        "-m",
+        "x",
+        "--at={host}:{port}",
+        "--as={names}",
+        "{source}",
+        "{keyfile},{certfile}",
+        "{cafile}",
+    )
+    entry = model(engine="command", command=command, aliases=("a",), args=("-v",))
+    argv = engine_argv(entry, "org/w", BIND, TLS)
+    assert argv == (
+        *(sys.executable, "-m", "x", "--at=10.0.0.7:40123", "--as=m", "--as=a", "org/w"),
+        *("/t/engine.key,/t/engine.crt", "/t/ca.pem", "-v"),
+    )
+
+
+def test_a_templates_other_braces_stay() -> None:
+    entry = model(engine="command", command=("run", '{"rope": {"factor": 2}}', "{unknown}"))
+    assert engine_argv(entry, "", BIND, TLS)[1:] == ('{"rope": {"factor": 2}}', "{unknown}")
+
+
+def test_weights_are_looked_for_only_where_they_are_spoken_of() -> None:
+    assert needs_source(model())
+    assert needs_source(model(engine="command", command=("run", "--w={source}")))
+    assert not needs_source(model(engine="command", command=("run", "{name}")))
+
+
+def test_the_environment_has_the_key_and_no_secret_of_the_gateway() -> None:
+    secrets = {"RAY_AUTH_TOKEN": "t", "GATEWAY_ADMIN_KEY": "s", "AWS_SECRET_ACCESS_KEY": "s", "VLLM_API_KEY": "other"}
+    rays_own = {"OMP_NUM_THREADS": "1", "RAY_JOB_ID": "1", "LD_PRELOAD": "x.so"}
+    env = engine_env(model(), "the-key", (), (), {**secrets, **rays_own, "PATH": "/bin", "HF_HOME": "/hf"})
+    assert env["VLLM_API_KEY"] == "the-key"
+    assert (env["PATH"], env["HF_HOME"]) == ("/bin", "/hf")
+    assert not (env.keys() & {*(secrets.keys() - {"VLLM_API_KEY"}), *rays_own})
+
+
+def test_the_key_is_not_the_catalogs_to_set() -> None:
+    assert engine_env(model(env={"VLLM_API_KEY": "mine"}), "the-key", (), (), {})["VLLM_API_KEY"] == "the-key"
+
+
+def test_the_catalogs_environment_wins_over_defaults() -> None:
+    env = engine_env(model(env={"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "HF_HUB_OFFLINE": "0"}), "k", (), (), {})
+    assert (env["VLLM_ENABLE_V1_MULTIPROCESSING"], env["HF_HUB_OFFLINE"]) == ("1", "0")
+
+
+def test_only_its_own_gpus_are_visible_under_the_batch_systems_names() -> None:
+    four = model(gpus=2)
+    assert engine_env(four, "k", (1, 3), (), {})["CUDA_VISIBLE_DEVICES"] == "1,3"
+    assert engine_env(four, "k", (0, 1), ("GPU-a", "GPU-b"), {})["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+    assert engine_env(model(), "k", (), ("2", "3"), {})["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_the_blocks_own_word_on_its_gpus_comes_first() -> None:
+    assert visible_devices({"GATEWAY_VISIBLE_DEVICES": "2, 3", "CUDA_VISIBLE_DEVICES": ""}) == ("2", "3")
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": "5"}) == ("5",)
+    assert visible_devices({}) == ()
+
+
+def test_a_hub_is_asked_only_for_what_is_not_here() -> None:
+    assert "HF_HUB_OFFLINE" not in engine_env(model(source="org/name"), "k", (), (), {})
+    for local in ("/weights/m", "~/m", "prepared:smollm2-135m-instruct"):
+        assert engine_env(model(source=local), "k", (), (), {})["HF_HUB_OFFLINE"] == "1"

@@ -1,0 +1,119 @@
+"""What a node remembers of its engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gateway_plugin.layout import Layout
+from serve.agent import records
+from serve.agent.records import EngineRecord
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    made = Layout(tmp_path / "state")
+    made.make()
+    return made
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    started = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    yield started
+    started.kill()
+    started.wait()
+
+
+def record(engine: str = "e1", pid: int = 4_000_000, started: float = 1000.0) -> EngineRecord:
+    return EngineRecord(
+        engine=engine,
+        model="org/m",
+        task="generate",
+        node="n1",
+        block="b1",
+        pid=pid,
+        started=started,
+        host="127.0.0.1",
+        port=4000,
+        epoch=3,
+        generation=7,
+        gpus=(0, 2),
+        memory_mib=512,
+        log="/l",
+        key="s3cret",
+    )
+
+
+def test_a_record_comes_back_as_it_was(layout: Layout) -> None:
+    ready = dataclasses.replace(record(), ready=True, loaded_s=23.5)
+    records.write(layout, record())
+    records.write(layout, ready)
+    assert tuple(records.read_all(layout)) == (ready,)
+    records.remove(layout, "e1")
+    records.remove(layout, "e1")
+    assert tuple(records.read_all(layout)) == ()
+
+
+def test_a_record_is_nobody_elses_business(layout: Layout) -> None:
+    records.write(layout, record())
+    assert stat.S_IMODE(records.record_path(layout, "e1").stat().st_mode) == 0o600
+    assert "s3cret" not in repr(record())
+
+
+def test_a_broken_file_is_removed(layout: Layout) -> None:
+    for name, text in {"a": "{", "b": "[]", "c": '{"engine": "x", "gpus": []}', "d": '{"gpus": 3}'}.items():
+        (layout.engine_records / f"{name}.json").write_text(text)
+    records.write(layout, record())
+    assert [found.engine for found in records.read_all(layout)] == ["e1"]
+    assert len(list(layout.engine_records.iterdir())) == 1
+
+
+def test_an_engines_name_does_not_leave_the_folder(layout: Layout) -> None:
+    assert records.record_path(layout, "../../etc/x").parent == layout.engine_records
+
+
+def test_alive_is_the_same_process_and_not_another_with_its_pid(process: subprocess.Popen[bytes]) -> None:
+    started = psutil.Process(process.pid).create_time()
+    assert records.alive(process.pid, started)
+    assert not records.alive(process.pid, started - 60)
+    process.kill()
+    process.wait(10)
+    assert not records.alive(process.pid, started)
+
+
+def test_a_zombie_is_not_alive(process: subprocess.Popen[bytes]) -> None:
+    started = psutil.Process(process.pid).create_time()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
+    assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
+    assert not records.alive(process.pid, started)
+    assert records.group_members(process.pid, started) == ()
+
+
+def test_a_group_outlives_its_leader() -> None:
+    leader = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE)
+    assert leader.stdout is not None
+    child = int(leader.stdout.readline())
+    started = psutil.Process(leader.pid).create_time()
+    assert set(records.group_members(leader.pid, started)) == {leader.pid, child}
+    leader.kill()
+    leader.wait(10)
+    try:
+        assert records.group_members(leader.pid, started) == (child,)
+    finally:
+        os.kill(child, 9)
+        leader.stdout.close()
+
+
+def test_a_stranger_with_the_leaders_pid_has_no_group_of_ours(process: subprocess.Popen[bytes]) -> None:
+    started = psutil.Process(process.pid).create_time()
+    assert records.group_members(process.pid, started - 60) == ()
