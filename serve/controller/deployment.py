@@ -103,7 +103,7 @@ class Controller:
         self._spawn(self._run(), "loop")
         self._spawn(self._performer.run(), "performer")
         self._spawn(self._observer.watch_all(), "observer")
-        self._spawn(self._observer.watch_draining(), "observer-draining")
+        self._spawn(self._observer.watch_closely(), "observer-closely")
         self._spawn(self._tick(), "tick")
         self._begun.set()
         log.info("controller-started", extra={"nodes": nodes, "servers": len(servers)})

@@ -1,4 +1,4 @@
-"""Reads the edge's counters and turns them into events: all once a second, draining routes every 50 ms."""
+"""Reads the edge's counters and turns them into events: all once a second, what somebody waits for every 50 ms."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gateway_plugin.errors import GatewayError
 from serve.core.drift import differences, repairs
 from serve.core.effects import Effect
 from serve.core.events import EdgeSeen, Event, FoundServer, ServerSeen
-from serve.core.fleet import Engine, Fleet, RouteState
+from serve.core.fleet import EngineState, Fleet, RouteState
 
 log = logging.getLogger("gateway.controller")
 
 _ALL_S = 1.0
-_DRAINING_S = 0.05
+_CLOSELY_S = 0.05
 
 
 class Known(Protocol):
@@ -57,9 +57,23 @@ def found_servers(stats: Iterable[ServerStat]) -> tuple[FoundServer, ...]:
     )
 
 
-def draining(fleet: Fleet) -> tuple[Engine, ...]:
-    """Engines whose routes are asked for often."""
-    return tuple(engine for engine in fleet.engines.values() if engine.route is RouteState.DRAINING)
+def watched(fleet: Fleet, now: float) -> frozenset[int]:
+    """Slots that are asked for often. Pure.
+
+    (1) a route drains: its engine may stop as soon as nothing is in flight;
+    (2) somebody waits for room and an engine has not been seen in use since its waiters were told to go: it can make
+    room as soon as it has been, not only when the grace for their requests is over.
+    """
+    grace_s = fleet.policy.first_use_grace_s
+    slots = set()
+    for engine in fleet.engines.values():
+        unused = engine.last_used <= engine.answered_at and now < engine.answered_at + grace_s
+        if engine.slot is not None and (
+            engine.route is RouteState.DRAINING  # (1)
+            or (fleet.waiters and engine.state is EngineState.READY and unused)  # (2)
+        ):
+            slots.add(engine.slot)
+    return frozenset(slots)
 
 
 class Observer:
@@ -88,14 +102,13 @@ class Observer:
             await self._read(None)
             await asyncio.sleep(_ALL_S)
 
-    async def watch_draining(self) -> None:
-        """Every 50 ms, what drains."""
+    async def watch_closely(self) -> None:
+        """Every 50 ms, what somebody waits for."""
         while True:
-            slots = {engine.slot for engine in draining(self._known.fleet)}
-            wanted = tuple(sorted(slot for slot in slots if slot is not None))
-            if wanted:
-                await self._read(wanted)
-            await asyncio.sleep(_DRAINING_S)
+            slots = watched(self._known.fleet, time.time())
+            if slots:
+                await self._read(tuple(sorted(slots)))
+            await asyncio.sleep(_CLOSELY_S)
 
     async def _read(self, slots: tuple[int, ...] | None) -> None:
         read_at = time.time()

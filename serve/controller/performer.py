@@ -8,10 +8,12 @@ the command, and comes back from disk with everything it had taken before.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from gateway_plugin.catalog import Model
 from gateway_plugin.edge.runtime import EdgeRuntime
 from gateway_plugin.errors import GatewayError
 from serve.controller.agents import Agents
@@ -60,7 +62,7 @@ class Performer:
             if isinstance(effect, Answer):
                 self._answer(effect)
             else:
-                log.info("effect", extra={"effect": repr(effect)})
+                log.info(type(effect).__name__, extra=fields(effect))
                 self._queue.put_nowait(effect)
 
     async def run(self) -> None:
@@ -134,3 +136,9 @@ class Performer:
                 await asyncio.sleep(_EDGE_RETRY_S)
             else:
                 return None
+
+
+def fields(effect: Effect) -> dict[str, object]:
+    """What the log says of an effect: its plain values. A model only by name, since its environment may hold secrets."""
+    shown = {item.name: getattr(effect, item.name) for item in dataclasses.fields(effect)}
+    return {name: value.name if isinstance(value, Model) else value for name, value in shown.items()}

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.edge.runtime import ServerStat
-from serve.controller.observer import draining, found_servers, seen
+from serve.controller.observer import found_servers, seen, watched
 from serve.core.drift import differences, repairs
 from serve.core.effects import CloseRoute, OpenRoute
-from serve.core.fleet import Engine, EngineState, Fleet, Policy, RouteState
+from serve.core.fleet import Engine, EngineState, Fleet, Policy, RouteState, Waiter
 
 ENGINE = Engine(
     id="e1", model="m", node="n", gpus=(), memory_mib=1, generation=1, state=EngineState.READY, since=0.0, started=0.0,
@@ -38,10 +38,21 @@ def test_an_engine_that_the_edge_does_not_have_is_not_up() -> None:
         assert not found.up
 
 
-def test_only_draining_routes_are_asked_for_often() -> None:
-    assert draining(FLEET) == ()
-    engine = replace(ENGINE, route=RouteState.DRAINING)
-    assert draining(replace(FLEET, engines={"e1": engine})) == (engine,)
+def test_draining_routes_are_watched_closely() -> None:
+    assert watched(FLEET, 100.0) == frozenset()
+    assert watched(replace(FLEET, engines={"e1": replace(ENGINE, route=RouteState.DRAINING)}), 100.0) == {3}
+
+
+def test_an_engine_not_seen_in_use_yet_is_watched_while_somebody_waits_and_its_grace_lasts() -> None:
+    waiting = replace(FLEET, waiters={"t": Waiter("t", "other", 0.0, 9.0)})
+    fresh = {"e1": replace(ENGINE, answered_at=99.0)}
+    assert watched(replace(waiting, engines=fresh), 100.0) == {3}
+    assert watched(replace(waiting, engines=fresh), 99.0 + Policy().first_use_grace_s) == frozenset()
+    assert watched(replace(FLEET, engines=fresh), 100.0) == frozenset()
+    assert (
+        watched(replace(waiting, engines={"e1": replace(ENGINE, answered_at=99.0, last_used=99.5)}), 100.0)
+        == frozenset()
+    )
 
 
 def test_edge_and_fleet_agree() -> None:
