@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from gateway_plugin.blocks.processes import block_processes, carries_mark, end, own_processes, same_process
+from gateway_plugin.blocks.processes import block_processes, carries_mark, end, own_processes, same_process, writes_to
 
 TERM_GRACE_S = 10.0
 """How long an engine has between being asked to end and being killed."""
@@ -30,6 +30,8 @@ class EngineRecord:
     block: str
     pid: int
     started: float
+    log: str = ""
+    """The file that its output goes to, and that of its children."""
 
 
 def read_records(folder: Path) -> tuple[EngineRecord, ...]:
@@ -38,7 +40,8 @@ def read_records(folder: Path) -> tuple[EngineRecord, ...]:
     for path in sorted(folder.glob("*.json")):
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            records.append(EngineRecord(path, str(document["block"]), int(document["pid"]), float(document["started"])))
+            pid, started, log = int(document["pid"]), float(document["started"]), str(document.get("log", ""))
+            records.append(EngineRecord(path, str(document["block"]), pid, started, log))
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"leave: {path}: not an engine record: {type(error).__name__}: {error}", file=sys.stderr)
     return tuple(records)
@@ -47,14 +50,15 @@ def read_records(folder: Path) -> tuple[EngineRecord, ...]:
 def members(record: EngineRecord) -> list[psutil.Process]:
     """The live processes of an engine: its process group, if its leader is the recorded one.
 
-    When the leader is gone, a group with its number is the engine's only if its processes carry the block's name.
+    When the leader is gone, a group with its number is the engine's only if its processes carry the block's name, or
+    write to the engine's log: vLLM's core gives itself a title, which overwrites its environment.
     """
     leader = same_process(record.pid, record.started)
     if leader is None and psutil.pid_exists(record.pid):
         return []  # somebody else's by now
     group = [process for process in own_processes() if _group_of(process) == record.pid]
     if leader is None:
-        return [process for process in group if carries_mark(process, record.block)]
+        return [p for p in group if carries_mark(p, record.block) or writes_to(p, record.log)]
     return group if leader in group else [leader, *leader.children(recursive=True)]
 
 

@@ -69,6 +69,14 @@ def uses_folder(process: psutil.Process, folder: Path) -> bool:
     return False
 
 
+def writes_to(process: psutil.Process, log: str) -> bool:
+    """Whether the standard output or error of ``process`` is the file ``log``."""
+    try:
+        return bool(log) and any(os.path.samefile(f"/proc/{process.pid}/fd/{number}", log) for number in (1, 2))
+    except OSError:
+        return False  # it ended while we looked, or is closed to us
+
+
 def block_processes(block: str, folder: Path) -> list[psutil.Process]:
     """Everything that runs in block ``block`` on this machine, whose temporary folder is ``folder``."""
     return [process for process in own_processes() if carries_mark(process, block) or uses_folder(process, folder)]

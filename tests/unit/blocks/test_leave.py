@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,32 @@ def test_an_engine_whose_leader_died_is_still_ended(engines: Engines) -> None:
     leader.kill()
     leader.wait()
     assert not gone(child)
+    assert end_engines(engines.folder, "b1", grace_s=0) == []
+    assert gone(child)
+
+
+def test_an_engine_whose_leader_died_is_known_by_its_log(engines: Engines) -> None:
+    """vLLM's core overwrites its environment with its title: no mark is left on it."""
+    log = engines.folder / "e.log"
+    child_code = "import time; time.sleep(300)"
+    leader_code = f"import subprocess, sys, time; c = subprocess.Popen([sys.executable, '-c', {child_code!r}])"
+    with log.open("wb") as output:
+        leader = subprocess.Popen(
+            [sys.executable, "-c", f"{leader_code}; print(c.pid, flush=True); time.sleep(300)"],
+            start_new_session=True,
+            stdout=output,
+            stderr=output,
+        )
+    engines.processes.append(leader)
+    until = time.monotonic() + 10
+    while not log.read_text().endswith("\n") and time.monotonic() < until:
+        time.sleep(0.02)
+    child = int(log.read_text())
+    record = engines.record("e", "b1", leader.pid, started(leader))
+    record.write_text(json.dumps({**json.loads(record.read_text()), "log": str(log)}))
+    leader.kill()
+    leader.wait()
+    assert not carries_mark(psutil.Process(child), "b1")
     assert end_engines(engines.folder, "b1", grace_s=0) == []
     assert gone(child)
 
