@@ -139,6 +139,6 @@ class Performer:
 
 
 def fields(effect: Effect) -> dict[str, object]:
-    """What the log says of an effect: its plain values. A model only by name, since its environment may hold secrets."""
+    """What the log says of an effect. A model only by name: its environment may hold secrets."""
     shown = {item.name: getattr(effect, item.name) for item in dataclasses.fields(effect)}
     return {name: value.name if isinstance(value, Model) else value for name, value in shown.items()}
