@@ -170,10 +170,10 @@ frontend front
 {_GET_WITH_BODY.when("is_get has_body or is_get chunked")}
 
   # 2. What needs no key.
-  http-request set-log-level silent if no_key_needed is_get
+  http-request set-log-level silent if is_get no_key_needed
   http-request return status 200 content-type application/json string '{{"status":"ok"}}' if is_get {{ path /health }}
-  http-request del-header x-gateway- -m beg if no_key_needed is_get
-  http-request allow if no_key_needed is_get
+  http-request del-header x-gateway- -m beg if is_get no_key_needed
+  http-request allow if is_get no_key_needed
 """
 
 
@@ -202,13 +202,15 @@ def _what(settings: FrontSettings) -> str:
     named = "{ req.fhdr_cnt(x-gateway-model) gt 0 }"
     return f"""\
   # 5. An allow-list: engines have other paths that are nobody's business.
-{_WRONG_METHOD.when("!is_post inference or !is_get list or !is_get card !dots or !is_get metrics")}
-{_WRONG_METHOD.when("!is_get !is_post admin or no_key_needed")}
-{_NO_PATH.when("!inference !list !metrics !admin !card or card dots")}
+  # (A warm request is an inference path: the rest is looked at only where it is none.)
+{_WRONG_METHOD.when("inference !is_post")}
+{_WRONG_METHOD.when("!inference !is_get list or !inference !is_get metrics or !inference !is_get card !dots")}
+{_WRONG_METHOD.when("!inference !is_get !is_post admin or !inference no_key_needed")}
+{_NO_PATH.when("!inference !list !metrics !admin !card or !inference card dots")}
   http-request set-var(txn.route) path if inference or list or metrics or admin
-  http-request set-var(txn.route) str(/v1/models/NAME) if card
+  http-request set-var(txn.route) str(/v1/models/NAME) if !inference card
   acl is_admin var(txn.role) -m str admin
-{_NOT_ADMIN.when("metrics !is_admin or admin !is_admin")}
+{_NOT_ADMIN.when("!inference metrics !is_admin or !inference admin !is_admin")}
 {settings.too_large.when(f"{{ req.hdr_val(content-length) gt {settings.body_bytes} }}")}
 {_NOT_A_MODEL.when(f"{named} !{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}")}
 {_NOT_A_MODEL.when("{ req.fhdr_cnt(x-gateway-model) gt 1 }")}
@@ -228,8 +230,8 @@ def _tell() -> str:
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
 .if feature(PROMEX)
-  http-request set-query no-maint if { path /metrics/edge }
-  http-request use-service prometheus-exporter if { path /metrics/edge }
+  http-request set-query no-maint if is_get { path /metrics/edge }
+  http-request use-service prometheus-exporter if is_get { path /metrics/edge }
 .endif
 """
 

@@ -146,15 +146,25 @@ class Edge:
         return [json.loads(line) for line in self.layout.usage_log.read_text().splitlines()]
 
     # --- engines ---
-    async def start_engine(self, name: str, *options: str, slot: int | None = None, server: int = 0) -> FakeEngine:
-        """A fake engine over mutual TLS with the slot's key, not routed yet."""
+    async def start_engine(
+        self,
+        name: str,
+        *options: str,
+        slot: int | None = None,
+        server: int = 0,
+        recording: bool = True,
+        module: str = "tests.support.fake_engine",
+    ) -> FakeEngine:
+        """A fake engine over mutual TLS with the slot's key, not routed yet. ``module``: another program like it."""
         if slot is None:
             slot = self.names.get(name, len(set(self.names.values())))
         if name not in self.names:
             self.names[name] = slot
             await self.runtime.sync_slots(self.names, (slot,))
         record = self.layout.state / f"seen-{len(self.engines)}.jsonl"
-        argv = [sys.executable, "-m", "tests.support.fake_engine", "--model", name, "--record", str(record), *options]
+        argv = [sys.executable, "-m", module, "--model", name, *options]
+        if recording:
+            argv += ["--record", str(record)]
         if "--ssl-certfile" not in options:
             argv += engine_tls(self.layout)
         environment = {**os.environ, "VLLM_API_KEY": self.runtime.slot_key(slot)}
