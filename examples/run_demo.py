@@ -1,7 +1,8 @@
 """What ``make demo`` runs: weights, gateway up, the quickstart with every change of a model's state, gateway down.
 
 Ends with ``demo ok: 2 models, N switches, R requests, 0 failed`` and exit code 0, or says what went wrong and where the
-logs are. Uses a state folder of its own (build/demo, or $DEMO_STATE), so that a gateway of yours is left alone. Ctrl-C ends everything.
+logs are. Uses a state folder of its own (build/demo, or $DEMO_STATE), so that a gateway of yours is left alone. Ctrl-C
+ends everything.
 """
 
 from __future__ import annotations

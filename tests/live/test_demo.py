@@ -57,7 +57,8 @@ class Demo:
     def finish(self) -> int:
         """Read the rest. Returns the exit code."""
         assert self.process.stdout is not None
-        self.said += [line.rstrip("\n") for line in self.process.stdout]
+        with self.process.stdout:
+            self.said += [line.rstrip("\n") for line in self.process.stdout]
         return self.process.wait(timeout=60)
 
     def interrupt(self) -> None:
@@ -87,16 +88,8 @@ def demo() -> Iterator[Demo]:
             made.interrupt()
             made.finish()
         if made.processes():
-            command = [
-                sys.executable,
-                "-m",
-                "gateway_plugin.cli.main",
-                "--state",
-                str(made.layout.state),
-                "down",
-                "--force",
-            ]
-            subprocess.run(command, check=False, capture_output=True)
+            gateway = [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(made.layout.state)]
+            subprocess.run([*gateway, "down", "--force"], check=False, capture_output=True)
 
 
 def nothing_left(demo: Demo) -> bool:
