@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from gateway_plugin.layout import default_state_root
 
 _EPILOG = """\b
 Exit codes:
-  0    done (status: it serves)
+  0    done (status: it is ready)
   1    doctor found something that forbids a start
   2    wrong command line, catalog or site: nothing was started
-  3    status: the gateway does not serve
+  3    status: the gateway is not ready
   64   the request is wrong            65   a body is too large
   66   no such model, key, block, log  69   it cannot be started, or reached
   70   internal error                  75   not now: try again later
@@ -47,6 +48,7 @@ class GatewayCommands(click.Group):
             report_error(error, as_json=isinstance(found, Settings) and found.json)
             raise click.exceptions.Exit(error.exit_code) from None
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed once more while leaving: the exit code stays
             click.echo("interrupted", err=True)
             raise click.exceptions.Exit(130) from None
 

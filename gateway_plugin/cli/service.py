@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float) 
     from gateway_plugin.service import lifecycle
 
     chosen = settings()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal or a time limit cleans up as Ctrl-C does
+        signal.signal(number, signal.default_int_handler)
     try:
         with Steps("starting") as steps:
             result = lifecycle.up(
@@ -38,6 +41,7 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float) 
                 report=lambda progress: steps.update(progress.parts, progress.elapsed_s),
             )  # fmt: skip
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over; a second Ctrl-C changes nothing
         click.echo(f"ended what was started; logs: {Layout(chosen.state).logs}", err=True)
         raise
     words = {
@@ -71,7 +75,7 @@ def down(force: bool, timeout: float) -> None:
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 @json_option
 def status(watch: bool) -> None:
-    """Show what runs. Exit code 3 if the gateway does not serve."""
+    """Show what runs. Exit code 3 if the gateway is not ready."""
     from gateway_plugin.service.status import report
 
     state = settings().state

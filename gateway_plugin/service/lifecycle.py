@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from gateway_plugin.catalog import Catalog, load_catalog, parse_catalog
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.service import ray_head
-from gateway_plugin.service.ending import edges_of, end_everything, has_blocks, head_runs, supervisors_of
+from gateway_plugin.service.ending import edges_of, end_engines, end_everything, has_blocks, head_runs, supervisors_of
 from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.plan import Phase
 from gateway_plugin.service.preflight import before_start, failures
@@ -123,12 +124,15 @@ def up(
         if failed:
             words = "; ".join(f"{check.name}: {check.found}. {check.advice}" for check in failed)
             raise ServiceError(f"nothing was started: {words}")
+        if not living:
+            end_engines(layout, grace_s=5.0)  # of a block that was killed: nobody else is in charge of them
         provision(layout, site, catalog, wanted, keep=living)
         try:
             supervisor = _start_supervisor(layout)
             _wait_until_ready(layout, wanted, supervisor, timeout_s, began, report)
         except (GatewayError, KeyboardInterrupt) as error:  # (5)
-            _undo(layout, site, everything=not living)
+            with _undisturbed():
+                _undo(layout, site, everything=not living)
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
@@ -309,6 +313,20 @@ def _undo(layout: Layout, site: Site, everything: bool) -> None:
         forget(layout)
     else:
         end(supervisors_of(layout), grace_s=0.0)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Cleaning up goes on when Ctrl-C is pressed once more."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

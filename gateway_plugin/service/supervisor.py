@@ -24,6 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from gateway_plugin.blocks.cluster import cluster_yaml
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import GatewayError
@@ -95,6 +97,7 @@ class Supervisor:
         self._record: ServiceRecord = replace(record, supervisor=own)
         write_record(layout, self._record)
         self._site: Site = record.load_site()
+        self._plan = Plan()
         self._children: dict[PartName, subprocess.Popen[bytes]] = {}
         self._ends: dict[PartName, str] = {}
         self._stop = threading.Event()
@@ -109,19 +112,24 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._asked_to_stop)
         signal.signal(signal.SIGINT, self._asked_to_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        plan = self._adopt(time.time())
+        self._plan = self._adopt(time.time())
         log.info("start pid=%d state=%s", self._own.pid, self._layout.state)
         while not self._stop.is_set():
-            now = time.time()
-            seen = self._look(plan, now)
-            after, actions = decide(plan, seen, now)
-            self._tell(plan, after)
-            plan = after
-            for action in actions:
-                plan = self._perform(action, plan, now)
-            self._write("running", plan, now)
+            try:
+                self._turn(time.time())
+            except (OSError, GatewayError):
+                log.exception("turn failed")  # a full disk, say; the parts are not to be left alone for that
+                self._stop.wait(1.0)
             self._stop.wait(_LOOK_S)
-        return self._end(plan)
+        return self._end()
+
+    def _turn(self, now: float) -> None:
+        before = self._plan
+        self._plan, actions = decide(before, self._look(before, now), now)
+        self._tell(before, self._plan)
+        for action in actions:
+            self._plan = self._perform(action, self._plan, now)  # kept at once: what was started must not be forgotten
+        self._write("running", self._plan, now)
 
     def _asked_to_stop(self, number: int, _frame: FrameType | None) -> None:
         log.info("stop signal=%s", signal.Signals(number).name)
@@ -201,6 +209,13 @@ class Supervisor:
 
     def _perform(self, action: Action, plan: Plan, now: float) -> Plan:
         log.info("action %s", action.value)
+        try:
+            return self._act(action, plan, now)
+        except psutil.Error as error:
+            log.warning("action %s: %s", action.value, error)
+            return plan
+
+    def _act(self, action: Action, plan: Plan, now: float) -> Plan:
         if action is Action.END_HEAD:
             self._forget_probes(head_answers=False, head_whole=True)
             child = self._children.pop(PartName.HEAD, None)
@@ -269,12 +284,16 @@ class Supervisor:
     def _write(self, stage: str, plan: Plan, now: float) -> None:
         document = plan_document(plan, stage, self._own, now)
         lasting = {key: value for key, value in document.items() if key != "updated"}
-        if lasting != self._written:
-            self._written = lasting
+        if lasting == self._written:
+            return
+        try:
             write_private(self._layout.supervisor_status, json.dumps(document, indent=1))
+            self._written = lasting
+        except OSError as error:  # tried again with the next look
+            log.warning("%s cannot be written: %s", self._layout.supervisor_status, error)
 
-    def _end(self, plan: Plan) -> int:
-        self._write("stopping", plan, time.time())
+    def _end(self) -> int:
+        self._write("stopping", self._plan, time.time())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in self._children.values():
             child.poll()

@@ -194,14 +194,25 @@ def test_an_edge_that_does_not_start_is_told_with_its_log_and_nothing_is_left() 
         assert made.processes() == []
 
 
-@pytest.mark.parametrize("after_s", [1.0, 4.0, 8.0])
-def test_ctrl_c_in_the_middle_of_up_leaves_nothing_and_says_where_the_logs_are(after_s: float) -> None:
+@pytest.mark.parametrize("moment", ["before the supervisor", "edge", "head", "serve"])
+def test_ctrl_c_in_the_middle_of_up_leaves_nothing_and_says_where_the_logs_are(moment: str) -> None:
     with gateway(models, start=False) as made:
+
+        def begun() -> bool:
+            if moment == "before the supervisor":
+                return made.layout.service_lock.exists()
+            try:
+                return bool(parts(made)[moment]["phase"] == "starting")
+            except FileNotFoundError:
+                return False
+
         argv = [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(made.layout.state), "up"]
         argv += ["--site", str(made.site), "--models", str(made.catalog)]
         with subprocess.Popen(argv, env=made.environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
-            time.sleep(after_s)  # the moment is the point: before, while and after the parts start
+            wait_for(begun, 60, f"{moment} starts")
             child.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            child.send_signal(signal.SIGINT)  # people press it twice; cleaning up is not to be interrupted
             _, words = child.communicate(timeout=60)
         assert child.returncode == 130, words
         assert str(made.layout.logs) in words

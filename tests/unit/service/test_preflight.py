@@ -32,9 +32,14 @@ class NoProvider:
     def cancel(self) -> None: ...
 
 
-def site(port: int = 20011, **node: object) -> Site:
+def site(port: int = 20011, worker_init: str = "", engines_on_loopback: bool = True) -> Site:
     kind = NodeType(
-        name="local", provider=NoProvider(), cpus=1, engine_memory_gib=1, **{"engines_on_loopback": True, **node}
+        name="local",
+        provider=NoProvider(),
+        cpus=1,
+        engine_memory_gib=1,
+        worker_init=worker_init,
+        engines_on_loopback=engines_on_loopback,
     )
     return Site(name="test", node_types=(kind,), port=port, ray_port=20012, serve_port=20013)
 
@@ -65,11 +70,15 @@ def test_a_missing_package_says_what_to_install() -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "missing"),
-    [({}, ["package vllm"]), ({"worker_init": "module load vllm"}, []), ({"engines_on_loopback": False}, [])],
+    ("place", "missing"),
+    [
+        (site(), ["package vllm"]),
+        (site(worker_init="module load vllm"), []),
+        (site(engines_on_loopback=False), []),
+    ],
 )
-def test_vllm_is_wanted_only_where_engines_run_in_this_environment(node: dict[str, object], missing: list[str]) -> None:
-    found = failures(packages(site(**node), VLLM, installed=lambda module: module != "vllm"))  # type: ignore[arg-type]
+def test_vllm_is_wanted_only_where_engines_run_in_this_environment(place: Site, missing: list[str]) -> None:
+    found = failures(packages(place, VLLM, installed=lambda module: module != "vllm"))
     assert [check.name for check in found] == missing
 
 
