@@ -8,7 +8,7 @@ room for several engines; which model is in which slot, and where its engines ar
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gateway_plugin.edge.answers import http_error, own_errors, refuse_script
@@ -106,8 +106,8 @@ def max_connections(descriptors: int, slots: int = 64, servers_per_slot: int = 8
 
 def render(settings: EdgeSettings) -> str:
     """The text of ``haproxy.cfg``. Raises ``ServiceError`` if a path cannot be written there."""
-    for path in (settings.socket, settings.keys_map, settings.ca, settings.identity, settings.certificate):
-        if path is not None and not _PATH.fullmatch(str(path)):
+    for path in (getattr(settings, field.name) for field in fields(settings)):
+        if isinstance(path, Path) and not _PATH.fullmatch(str(path)):
             raise ServiceError(f"{path}: the edge needs a path of letters, digits and . _ @ = + / - only.")
     sections = (
         _global(settings),

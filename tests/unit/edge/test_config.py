@@ -1,0 +1,158 @@
+"""The configuration's text: what must be in it, and what must never get into it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway_plugin.edge.answers import Refusal, own_errors, refuse_script
+from gateway_plugin.edge.config import EdgeSettings, max_connections, render, script
+from gateway_plugin.edge.front import INFERENCE
+from gateway_plugin.errors import InvalidRequest, ServiceError
+from gateway_plugin.layout import Layout
+from gateway_plugin.site import Limits
+from tests.support.edges import edge_site
+
+
+def settings(**changes: object) -> EdgeSettings:
+    made = EdgeSettings.of(Layout(Path("/state")), edge_site(8180, 8181), "SECRET", 1000, slots=2, servers_per_slot=3)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def section(text: str, name: str) -> str:
+    """One section of a configuration."""
+    found = re.search(rf"^{re.escape(name)}\n(.*?)(?=^[a-z]|\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found is not None, name
+    return found[1]
+
+
+def test_doors_are_private_and_the_front_is_on_loopback() -> None:
+    text = render(settings())
+    assert re.findall(r"^  bind (.*)$", text, re.MULTILINE) == [
+        "127.0.0.1:8180",
+        f"unix@{settings().inner_door} mode 600",
+        f"unix@{settings().cold_door} mode 600",
+    ]
+    assert f"stats socket {settings().socket} mode 600 level admin" in text
+
+
+@pytest.mark.parametrize(
+    ("bind", "listens"), [("::1", "[::1]:8180"), ("localhost", "127.0.0.1:8180"), ("0.0.0.0", "0.0.0.0:8180")]
+)
+def test_addresses(bind: str, listens: str) -> None:
+    assert f"  bind {listens}\n" in render(settings(bind=bind))
+
+
+def test_a_certificate_makes_the_front_door_tls() -> None:
+    text = render(settings(certificate=Path("/etc/gw/cert.pem")))
+    assert "  bind 127.0.0.1:8180 ssl crt /etc/gw/cert.pem alpn http/1.1\n" in text
+
+
+def test_every_server_is_verified() -> None:
+    text = render(settings())
+    assert "ssl-server-verify required" in text
+    for line in text.splitlines():
+        assert "verify none" not in line
+    for slot in range(2):
+        backend = section(text, f"backend slot{slot}")
+        assert "verify required verifyhost engine.gateway" in backend
+        assert f"crt {settings().identity}" in backend
+        assert f"map_str({settings().slot_keys_map})" in backend
+        assert "server-template e 0-2 127.0.0.1:1 disabled" in backend
+        assert "backup" in backend
+    assert "verify required verifyhost serve.gateway" in section(text, "backend ingress")
+    assert "backend slot2" not in text
+
+
+def test_the_secret_is_said_to_the_ingress_alone() -> None:
+    text = render(settings())
+    assert text.count("SECRET") == 1
+    assert "SECRET" in section(text, "backend ingress")
+    assert "SECRET" not in script(settings())
+
+
+def test_a_caller_is_known_before_its_body_is_awaited() -> None:
+    """And before that nothing it said about itself counts."""
+    front = section(render(settings()), "frontend front")
+    order = ["url_beg", "refuse_no_key", "track-sc0", "refuse_method", "refuse_path", "refuse_role"]
+    order += ["refuse_body_too_large", "del-header x-gateway- -m beg\n", "set-header x-gateway-role", "wait-for-body"]
+    order += ["json_query", "use_backend"]
+    places = [front.index(word) for word in order]
+    assert places == sorted(places)
+    assert "http-buffer-request" not in render(settings())
+
+
+def test_the_allow_list_is_exact() -> None:
+    front = section(render(settings()), "frontend front")
+    (line,) = [line for line in front.splitlines() if line.startswith("  acl inference ")]
+    assert line == "  acl inference path " + " ".join(INFERENCE)
+    for path in ("/sleep", "/wake_up", "/collective_rpc", "/invocations", "/update_weights", "/inference/v1/generate"):
+        assert path not in INFERENCE
+
+
+def test_patterns_do_not_end_before_a_newline() -> None:
+    front = section(render(settings()), "frontend front")
+    for pattern in re.findall(r"(?:-m reg|path_reg)(?: -i)? (\S+)", front):
+        assert "$" not in pattern
+        assert r"\z" in pattern or pattern.startswith("'^bearer"), pattern
+
+
+@pytest.mark.parametrize(
+    "path", ["/a b/keys.map", "/a;b/keys.map", "/a,b/keys.map", "/a'b/k", "/a)b/k", "/a\nb", "/a#b"]
+)
+def test_a_path_that_would_break_the_text_is_refused(path: str) -> None:
+    for changed in ({"keys_map": Path(path)}, {"models_map": Path(path)}, {"certificate": Path(path)}):
+        with pytest.raises(ServiceError, match="letters, digits"):
+            render(settings(**changed))
+
+
+def test_limits_are_those_of_the_site() -> None:
+    limits = Limits(body_bytes=5000, in_flight_per_key=7, requests_per_key_10s=11, wait_s=9000)
+    made = EdgeSettings.of(Layout(Path("/state")), edge_site(8180, 8181, limits), "SECRET", 1000)
+    text = render(made)
+    assert "gt 5000 }" in text
+    assert "sc_conn_cur(0,limits) gt 7" in text
+    assert "sc_http_req_rate(0,limits) gt 11" in text
+    assert "timeout server 9600s" in text
+    assert "5000 bytes" in script(made)
+
+
+def test_connections_follow_from_open_files() -> None:
+    assert max_connections(4096) == (4096 - 256 - 512) // 2
+    assert max_connections(10**6) == 8192
+    with pytest.raises(ServiceError, match="900 open files"):
+        max_connections(900)
+
+
+def test_own_errors_are_one_a_status_in_openais_form() -> None:
+    errors = own_errors()
+    assert len({error.status for error in errors}) == len(errors)
+    assert {400, 401, 403, 404, 405, 408, 413, 429, 500, 502, 503, 504} == {error.status for error in errors}
+    defaults = section(render(settings()), "defaults")
+    for line in defaults.splitlines():
+        if "http-error" in line:
+            body = json.loads(line.split("'")[1])
+            assert set(body["error"]) >= {"message", "type", "code", "param"}
+    unavailable = next(line for line in defaults.splitlines() if "http-error status 503" in line)
+    assert "hdr Retry-After" in unavailable
+    assert {"state", "eta_s"} <= set(json.loads(unavailable.split("'")[1])["error"])
+
+
+def test_the_script_has_every_refusal_that_the_rules_name() -> None:
+    named = set(re.findall(r"lua\.refuse_(\w+)", render(settings())))
+    there = set(re.findall(r'^refuse\("(\w+)"', script(settings()), re.MULTILINE))
+    assert named == there
+    assert "WWW-Authenticate" in script(settings())
+
+
+def test_the_script_cannot_be_broken_by_a_message() -> None:
+    text = refuse_script([Refusal("x", InvalidRequest('a "quoted" \\ back\nslash\'s é'))], 1)
+    (line,) = [line for line in text.splitlines() if line.startswith("refuse(")]
+    inside = line.rpartition(', "')[2].removesuffix('")')
+    assert json.loads(inside.replace('\\"', '"').replace("\\\\", "\\"))["error"]["message"].startswith(
+        'a "quoted" \\ back'
+    )
