@@ -6,8 +6,11 @@ import re
 
 _LIMIT = 600
 _LINES = 5
+_LOOKED_AT = 200
+"""Lines from the end: what went wrong long before is not why it ended."""
+_HARMLESS = ("DEBUG", "INFO", "WARNING")
 _PREFIX = re.compile(
-    r"^(?:\((?:[\w:]+ )+pid=\d+\)\s*)?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL|FATAL)\s*:?\s+)?"
+    r"^(?:\((?:[\w:]+ )+pid=\d+\)\s*)?(?:(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL|FATAL)\s*:?\s+)?"
     r"(?:\d\d(?:\d\d)?-\d\d(?:-\d\d)?[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?\s+)?(?:\[[\w./]+(?::\d+)?\]\s?)?"
 )
 """As vLLM writes it: ``(EngineCore pid=12) ERROR 11-22 16:02:19 [core.py:1510] ``."""
@@ -28,8 +31,10 @@ def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
     for secret in secrets:
         if secret:
             log = log.replace(secret, "***")
-    lines = [_PREFIX.sub("", _COLOUR.sub("", line)).rstrip() for line in log.splitlines()]
-    lines = [line for line in lines if line.strip()]
+    whole = [_COLOUR.sub("", line).rstrip() for line in log.splitlines() if line.strip()][-_LOOKED_AT:]
+    harmless = {line for line in whole if (found := _PREFIX.match(line)) and found["level"] in _HARMLESS}
+    told = [(_PREFIX.sub("", line), line in harmless) for line in whole]
+    lines = [line for line, _ in told if line.strip()]
     reasons = [i for i, line in enumerate(lines) if _EXCEPTION.match(line) and not _SAYS_NOTHING.search(line)]
     if reasons:  # (1)
         chosen = [lines[reasons[-1]]]
@@ -39,7 +44,7 @@ def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
             chosen.append(line)
     else:
         said = [line.strip() for line in lines if not _FRAME.match(line)]
-        errors = [line for line in said if _FATAL.search(line)]
+        errors = [line.strip() for line, fine in told if not fine and not _FRAME.match(line) and _FATAL.search(line)]
         chosen = errors[-_LINES:] or said[-_LINES:]  # (2), (3)
     return _short(" | ".join(dict.fromkeys(line.strip() for line in chosen)))
 

@@ -65,3 +65,16 @@ def test_it_is_short() -> None:
 def test_warnings_are_no_reason() -> None:
     log = "RuntimeError: out of luck\nUserWarning: something is deprecated\nDeprecationWarning: old\n"
     assert last_words(log) == "RuntimeError: out of luck"
+
+
+def test_a_warning_that_speaks_of_errors_is_none() -> None:
+    log = (
+        "(APIServer pid=9) WARNING 11-22 16:02:10 [system_utils.py:255] May cause errors like `OSError: [Errno 24]`\n"
+        "INFO:     Application startup complete.\n"
+    )
+    assert last_words(log).endswith("Application startup complete.")
+
+
+def test_what_went_wrong_long_before_is_not_why_it_ended() -> None:
+    log = "ValueError: one bad request\n" + "".join(f"served {i}\n" for i in range(300)) + "bye\n"
+    assert last_words(log).endswith("served 299 | bye")
