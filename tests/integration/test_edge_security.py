@@ -223,3 +223,24 @@ async def test_a_slow_caller_without_a_key_holds_nothing_up(edge: Edge) -> None:
     await until(all_refused, "all fifty have their answer")
     for _, writer in idle:
         writer.close()
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+async def test_a_front_door_with_a_certificate_speaks_tls_only() -> None:
+    async with running_edge(tls=True) as edge:
+        await edge.add_engine("tiny")
+        assert edge.url.startswith("https://")
+        assert (await edge.ask("tiny", "hello")).json()["model"] == "tiny"
+        assert (await edge.ask("unknown", "hello")).json()["cold"] is True
+        async with edge.client() as client:
+            assert (await client.get("/v1/models")).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            async with httpx.AsyncClient() as plain:
+                await plain.get(edge.url.replace("https", "http") + "/health")
+        old = gateway_tls(edge.layout)
+        old.check_hostname = False
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+        old.minimum_version = ssl.TLSVersion.TLSv1
+        with pytest.raises(httpx.TransportError):
+            async with httpx.AsyncClient(verify=old) as client:
+                await client.get(f"{edge.url}/health")

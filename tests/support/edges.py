@@ -31,7 +31,7 @@ from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.site import Limits, NodeType, Site
-from gateway_plugin.tls import ENGINE_NAME
+from gateway_plugin.tls import ENGINE_NAME, make_authority
 from tests.support.raw_http import Exchange, Request, listen, tls_context
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,10 +59,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def edge_site(port: int, serve_port: int, limits: Limits | None = None) -> Site:
+def edge_site(port: int, serve_port: int, limits: Limits | None = None, certificate: Path | None = None) -> Site:
     """A site with what the edge reads of one."""
-    node_type = NodeType(name="cpu", provider=NoProvider(), cpus=1, engine_memory_gib=1)
-    return Site(name="edge", node_types=(node_type,), port=port, serve_port=serve_port, limits=limits or Limits())
+    return Site(
+        name="edge",
+        node_types=(NodeType(name="cpu", provider=NoProvider(), cpus=1, engine_memory_gib=1),),
+        port=port,
+        serve_port=serve_port,
+        limits=limits or Limits(),
+        certificate=certificate,
+    )
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 10.0) -> None:
@@ -117,7 +123,7 @@ class Edge:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.site.port}"
+        return f"{'https' if self.site.certificate else 'http'}://127.0.0.1:{self.site.port}"
 
     # --- the edge's process ---
     async def start(self) -> None:
@@ -128,8 +134,8 @@ class Edge:
 
         async def answers() -> bool:
             try:
-                async with httpx.AsyncClient() as client:
-                    return (await client.get(f"{self.url}/health")).status_code == 200
+                async with self.client("") as client:
+                    return (await client.get("/health")).status_code == 200
             except httpx.TransportError:
                 return False
 
@@ -197,7 +203,11 @@ class Edge:
         """A client of the front door, with the user's key if no other is given (``""``: without one)."""
         given = self.user_key if key is None else key
         headers = {"authorization": f"Bearer {given}"} if given else {}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30, **options)
+        trust: ssl.SSLContext | bool = False
+        if self.site.certificate:
+            trust = gateway_tls(self.layout)
+            trust.check_hostname = False  # the certificate at hand is Serve's
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30, verify=trust, **options)
 
     async def ask(self, model: str, text: str, **more: Any) -> httpx.Response:
         """One chat completion."""
@@ -271,22 +281,30 @@ def engine_name() -> str:
 
 @asynccontextmanager
 async def running_edge(
-    limits: Limits | None = None, slots: int = 4, servers_per_slot: int = 3, threads: int = 1
+    limits: Limits | None = None, slots: int = 4, servers_per_slot: int = 3, threads: int = 1, tls: bool = False
 ) -> AsyncIterator[Edge]:
-    """An edge with a stand-in ingress, a user's and an admin's key; ends every process it started."""
+    """An edge with a stand-in ingress, a user's and an admin's key; ends every process it started.
+
+    ``tls``: the front door has a certificate (Serve's, for want of another).
+    """
     folder = Path(tempfile.mkdtemp(prefix="gwt", dir="/tmp"))  # short: sockets lie in it
     before = os.environ.get("GATEWAY_RUN_ROOT")
     os.environ["GATEWAY_RUN_ROOT"] = str(folder)
     layout = Layout(folder / "state")
-    site = edge_site(free_port(), free_port(), limits)
     edge: Edge | None = None
     try:
+        certificate = folder / "front.pem" if tls else None
+        if certificate is not None:
+            layout.make()
+            make_authority(layout)
+            write_private(certificate, layout.serve_certificate.read_bytes() + layout.serve_key.read_bytes())
+        site = edge_site(free_port(), free_port(), limits, certificate)
         process.prepare(layout, site, slots=slots, servers_per_slot=servers_per_slot, threads=threads)
         store = KeyStore(layout)
         edge = Edge(layout, site, store.create("ann", "user"), store.create("root", "admin"), EdgeRuntime(layout))
         write_private(layout.admin_key, edge.admin_key)
-        tls = tls_context(str(layout.serve_key), str(layout.serve_certificate), None, 0)
-        edge.ingress = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=tls)
+        serving = tls_context(str(layout.serve_key), str(layout.serve_certificate), None, 0)
+        edge.ingress = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=serving)
         await edge.start()
         try:
             yield edge
