@@ -89,6 +89,8 @@ def review(change: Change) -> None:
                 record_failure(change, engine.model, "the edge did not take its route.")
             elif (
                 model.keep_alive_s >= 0
+                and engine.in_flight == 0
+                and now >= engine.last_used + model.keep_alive_s
                 and now >= max(engine.last_used, engine.answered_at, ready_at(engine)) + model.keep_alive_s
                 and now >= ready_at(engine) + model.min_residency_s
                 and idle(change, engine)

@@ -1,7 +1,8 @@
 """Whom to evict so that another model can be loaded: idle engines, least recently used first, the fewest on one node.
 
 Busy engines are never victims here. The issue on switching adds that a model whose waiter has waited ``max_wait_s`` may
-drain a busy engine, and that victims are weighed by priority and reload cost: both belong into ``_order`` and ``idle``.
+drain a busy engine, and that victims are weighed by priority and reload cost: both belong into ``idle`` and
+``used_at``.
 """
 
 from __future__ import annotations
@@ -70,8 +71,13 @@ def evictable(change: Change, engine: Engine) -> bool:
     return resident and change.nodes.rows[engine.node].phase is NodePhase.UP
 
 
+def used_at(engine: Engine) -> float:
+    """When it was last used, or became ready."""
+    return max(engine.last_used, ready_at(engine))
+
+
 def _order(engine: Engine) -> tuple[float, str]:
-    return max(engine.last_used, ready_at(engine)), engine.id
+    return used_at(engine), engine.id
 
 
 def least_recent(engines: Iterable[Engine]) -> Engine:
@@ -101,4 +107,4 @@ def victims(candidates: Iterable[Engine], room: Room, need: Need) -> tuple[Engin
 
 def cost(chosen: tuple[Engine, ...]) -> tuple[float, int]:
     """Of several nodes' victims those are the cheapest whose most recently used was used longest ago."""
-    return max(_order(engine)[0] for engine in chosen), len(chosen)
+    return max(used_at(engine) for engine in chosen), len(chosen)

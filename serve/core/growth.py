@@ -8,7 +8,7 @@ from serve.core.change import Change, live
 from serve.core.effects import CreateAgent, KillAgent
 from serve.core.eviction import Need, Room
 from serve.core.fleet import Node, NodeKind, NodePhase
-from serve.core.placement import could_ever_hold, holds, need_of
+from serve.core.placement import holds, need_of
 
 
 def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
@@ -23,22 +23,33 @@ def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
     (7) a node empty for ``block_idle_s`` goes, if no wanted model could use it.
     """
     pending: dict[str, Room] = {}
+    empty: list[Node] = []
     count: dict[str, int] = {}
+    staying: dict[str, int] = {}
+    kinds = {kind.name: kind for kind in change.policy.kinds}
     for node in list(change.nodes.rows.values()):
         if node.drain_asked and not node.engines and node.phase in (NodePhase.LEAVING, NodePhase.PENDING):  # (1)
             _give_back(change, node)
             continue
         count[node.type] = count.get(node.type, 0) + 1
-        if node.phase is NodePhase.PENDING and (kind := _kind(change, node.type)) is not None:
-            pending[node.id] = Room(kind.host_mib, kind.gpu_mib)
+        if node.drain_asked:
+            continue
+        staying[node.type] = staying.get(node.type, 0) + 1
+        if node.phase is NodePhase.PENDING:
+            if node.type in kinds:
+                pending[node.id] = Room(kinds[node.type].host_mib, kinds[node.type].gpu_mib)
+        elif node.phase is NodePhase.UP and not node.engines:
+            empty.append(node)
+    asked: set[str] = set()
     needed: set[str] = set()
     for name in unplaced:
         need = need_of(change.models[name])
         credit = next((node for node in sorted(pending) if pending[node].devices(need) is not None), None)
-        if credit is None and _pressing(change, name, need):  # (3)
+        if credit is None:
             kind = _smallest(change, need, count)
-            if kind is not None:  # (4)
+            if kind is not None and _pressing(change, name, need):  # (3), (4)
                 credit = _ask(change, kind, count)
+                asked.add(credit)
                 pending[credit] = Room(kind.host_mib, kind.gpu_mib)
         if credit is not None:  # (2)
             devices = pending[credit].devices(need)
@@ -46,38 +57,28 @@ def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
                 pending[credit] = pending[credit].add(devices, -need.mib)
                 needed.add(credit)
     for kind in change.policy.kinds:  # (5)
-        staying = [n for n in change.nodes.rows.values() if n.type == kind.name and not n.drain_asked]
-        for _ in range(len(staying), kind.min_nodes):
+        there = staying.get(kind.name, 0) + sum(change.nodes.rows[node].type == kind.name for node in asked)
+        for _ in range(there, kind.min_nodes):
             if count.get(kind.name, 0) < kind.max_nodes and _may_ask(change, kind):
                 needed.add(_ask(change, kind, count))
-    _give_back_unneeded(change, needed)
+    spare = {name: many - (kinds[name].min_nodes if name in kinds else 0) for name, many in staying.items()}
+    _give_back_unneeded(change, [node for node in sorted(pending) if node not in needed], empty, spare)
 
 
-def _give_back_unneeded(change: Change, needed: set[str]) -> None:
+def _give_back_unneeded(change: Change, pending: list[str], empty: list[Node], spare: dict[str, int]) -> None:
+    """``pending``: those that nobody needs; ``spare``: how many nodes of a type are above its ``min_nodes``."""
     now, policy = change.now, change.policy
-    least = {kind.name: kind.min_nodes for kind in policy.kinds}
-    spare: dict[str, int] = {}
-    for node in change.nodes.rows.values():
-        spare[node.type] = spare.get(node.type, -least.get(node.type, 0)) + (not node.drain_asked)
-    due: list[tuple[int, float, Node]] = []
-    for node in list(change.nodes.rows.values()):
-        if node.phase is NodePhase.PENDING:
-            if node.id in needed or spare[node.type] <= 0:
-                if node.idle_since is not None:
-                    change.nodes.put(node.id, replace(node, idle_since=None))
-            elif node.idle_since is None:
-                change.nodes.put(node.id, replace(node, idle_since=now))
-            elif now >= node.idle_since + policy.abandoned_load_grace_s:
-                due.append((0, node.idle_since, node))
-        elif (
-            node.phase is NodePhase.UP
-            and not node.engines
-            and node.idle_since is not None
-            and now >= node.idle_since + policy.block_idle_s
-            and not _of_use(change, node)
-        ):
-            due.append((1, node.idle_since, node))
-    for _, _, node in sorted(due, key=lambda one: (one[0], one[1], one[2].id)):  # (6), (7)
+    for node in [node for node in change.nodes.rows.values() if node.phase is NodePhase.PENDING]:
+        unneeded = node.id in pending and spare.get(node.type, 0) > 0
+        if unneeded and node.idle_since is None:
+            change.nodes.put(node.id, replace(node, idle_since=now))
+        elif not unneeded and node.idle_since is not None:
+            change.nodes.put(node.id, replace(node, idle_since=None))
+    due = [change.nodes.rows[node] for node in pending]
+    due = [n for n in due if n.idle_since is not None and now >= n.idle_since + policy.abandoned_load_grace_s]
+    long_empty = [n for n in empty if n.idle_since is not None and now >= n.idle_since + policy.block_idle_s]
+    long_empty.sort(key=lambda node: (node.idle_since, node.id))
+    for node in (*due, *(node for node in long_empty if not _of_use(change, node))):  # (6), (7)
         if spare[node.type] > 0:
             spare[node.type] -= 1
             _give_back(change, node)
@@ -107,10 +108,6 @@ def _ask(change: Change, kind: NodeKind, count: dict[str, int]) -> str:
     return node.id
 
 
-def _kind(change: Change, name: str) -> NodeKind | None:
-    return next((kind for kind in change.policy.kinds if kind.name == name), None)
-
-
 def _may_ask(change: Change, kind: NodeKind) -> bool:
     failure = change.kind_failures.rows.get(kind.name)
     return failure is None or change.now >= failure.retry_at
@@ -126,8 +123,7 @@ def _smallest(change: Change, need: Need, count: dict[str, int]) -> NodeKind | N
 
 
 def _pressing(change: Change, model: str, need: Need) -> bool:
-    up = {node.id: node for node in change.nodes.rows.values() if node.phase is NodePhase.UP}
-    if not could_ever_hold((), up, need):
-        return True
     tickets = change.queues.rows.get(model)
-    return tickets is None or change.now >= change.waiters.rows[tickets[0]].since + change.policy.growth_after_s
+    if tickets is None or change.now >= change.waiters.rows[tickets[0]].since + change.policy.growth_after_s:
+        return True
+    return not any(node.phase is NodePhase.UP and holds(node, need) for node in change.nodes.rows.values())

@@ -1,8 +1,8 @@
 """Where wanted models go. Everything is decided afresh in every step, in the order of the oldest waiters.
 
-``now`` is what is free on a node; ``later`` adds what drains or stops there and takes off what models earlier in the
-order are going to use. A model starts where it fits into both: so room that is being freed goes to the one that waits
-longest, and nobody evicts twice for the same room.
+``now`` is what is free on a node; ``later`` adds what drains or stops there. A model that waits for room to be freed
+takes what it needs off both: off ``later`` all of it, off ``now`` as much as is there. One that comes after it starts
+where it fits into what is left: so room goes to the one that waits longest, and nobody evicts twice for the same room.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from gateway_plugin.catalog import Model
 from serve.core.change import Change, live
 from serve.core.effects import StartEngine
-from serve.core.eviction import Need, Room, cost, evictable, least_recent, victims
+from serve.core.eviction import Need, Room, cost, evictable, least_recent, used_at, victims
 from serve.core.fleet import Engine, EngineState, Node, NodeKind, NodePhase
-from serve.core.routes import can_take_back, free_slot, retire, take_back, take_slot
+from serve.core.routes import can_take_back, free_slot, retire, slots_in_use, take_back, take_slot
 
 
 def need_of(model: Model) -> Need:
@@ -51,34 +51,53 @@ class _Plan:
         self.change = change
         self.delta: dict[str, Room] = {}
         """Node -> what is being freed there less what is promised."""
+        self.held: dict[str, Room] = {}
+        """Node -> free room that is kept for models that wait for more to be freed there."""
+        self.in_use = slots_in_use(change)
         self.idle: dict[str, list[Engine]] | None = None
         """Node -> evictable engines; looked for when first needed."""
         for engine in change.engines.rows.values():
             if engine.state in (EngineState.DRAINING, EngineState.STOPPING):
                 self.promise(engine.node, engine.gpus, engine.memory_mib)
 
+    def reserve(self, node: Node, gpus: tuple[int, ...], mib: int) -> None:
+        """Keep room for a model that cannot start yet."""
+        now = self.now(node)
+        held = self.held.get(node.id) or Room(0, (0,) * len(node.gpu_mib))
+        for gpu in gpus:
+            held = held.add((gpu,), min(mib, max(0, now.gpus[gpu])))
+        if not gpus:
+            held = held.add((), min(mib, max(0, now.host)))
+        self.held[node.id] = held
+        self.promise(node.id, gpus, -mib)
+
     def promise(self, node: str, gpus: tuple[int, ...], mib: int) -> None:
         delta = self.delta.get(node) or Room(0, (0,) * len(self.change.nodes.rows[node].gpu_mib))
         self.delta[node] = delta.add(gpus, mib)
 
     def now(self, node: Node) -> Room:
-        return Room(node.free_host_mib, node.free_gpu_mib)
+        held = self.held.get(node.id)
+        if held is None:
+            return Room(node.free_host_mib, node.free_gpu_mib)
+        gpus = tuple(free - kept for free, kept in zip(node.free_gpu_mib, held.gpus, strict=True))
+        return Room(node.free_host_mib - held.host, gpus)
 
     def later(self, node: Node) -> Room:
         delta = self.delta.get(node.id)
         if delta is None:
-            return self.now(node)
+            return Room(node.free_host_mib, node.free_gpu_mib)
         gpus = tuple(free + more for free, more in zip(node.free_gpu_mib, delta.gpus, strict=True))
         return Room(node.free_host_mib + delta.host, gpus)
 
     def best(self, need: Need, *, at_once: bool) -> tuple[Node, tuple[int, ...]] | None:
         """The node and devices of the tightest fit, ties by id; CPU models keep off nodes with GPUs if they can."""
         best: tuple[tuple[bool, int, str], Node, tuple[int, ...]] | None = None
-        for node in self.change.nodes.rows.values():
-            if node.phase is not NodePhase.UP or not holds(node, need):
+        nodes = self.change.nodes.rows
+        for node in nodes.values() if at_once else [nodes[freeing] for freeing in self.delta]:
+            if node.phase is not NodePhase.UP:
                 continue
-            if at_once and need.gpus == 0 and node.free_host_mib < need.mib:
-                continue
+            if at_once and (max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib) < need.mib:
+                continue  # the quick way past a full node
             later = self.later(node)
             devices = self.now(node).devices(need, within=later) if at_once else later.devices(need)
             if devices is None:
@@ -90,11 +109,12 @@ class _Plan:
         return None if best is None else best[1:]
 
     def idle_engines(self) -> dict[str, list[Engine]]:
+        """Node -> its evictable engines; nodes with the least recently used ones first."""
         if self.idle is None:
+            idle = [engine for engine in self.change.engines.rows.values() if evictable(self.change, engine)]
             self.idle = {}
-            for engine in self.change.engines.rows.values():
-                if evictable(self.change, engine):
-                    self.idle.setdefault(engine.node, []).append(engine)
+            for engine in sorted(idle, key=lambda one: (used_at(one), one.node, one.id)):
+                self.idle.setdefault(engine.node, []).append(engine)
         return self.idle
 
     def cheapest(self, need: Need) -> tuple[Node, tuple[Engine, ...]] | None:
@@ -102,6 +122,8 @@ class _Plan:
         change = self.change
         best: tuple[tuple[float, int, str], Node, tuple[Engine, ...]] | None = None
         for node_id, engines in self.idle_engines().items():
+            if best is not None and engines and (used_at(engines[0]), 1, node_id) > best[0]:
+                break  # every set on this node and those after it costs more
             node = change.nodes.rows[node_id]
             if not holds(node, need):
                 continue
@@ -127,6 +149,7 @@ def place_wanted(change: Change) -> tuple[str, ...]:
     """
     plan: _Plan | None = None
     unplaced: list[str] = []
+    full: list[Need] = []
     hopeless: list[Need] = []
     for name in wanted_order(change):
         engines = change.engines_of(name)
@@ -142,20 +165,22 @@ def place_wanted(change: Change) -> tuple[str, ...]:
             take_back(change, own)  # if the edge has not acknowledged the drain yet, then in a later step
             plan.promise(own.node, own.gpus, -own.memory_mib)
             continue
-        slot = free_slot(change, name)
+        # Free room only shrinks during the pass: what needs no less than one that found none need not look again.
+        if any(_no_less(need, other) for other in hopeless):  # (8)
+            unplaced.append(name)
+            continue
+        slot = free_slot(change, name, plan.in_use)
         if slot is None:  # (4)
             _evict_for_slot(plan)
             continue
-        # Room only shrinks during the pass: what needs no less than one that found none need not look again.
-        if any(_no_less(need, other) for other in hopeless):
-            unplaced.append(name)
-            continue
-        fit = plan.best(need, at_once=True)
+        fit = None if any(_no_less(need, other) for other in full) else plan.best(need, at_once=True)
         if fit is not None:  # (5)
             _start(change, name, fit[0], fit[1], slot)
+            plan.in_use.add(slot)
             continue
+        full.append(need)
         if (fit := plan.best(need, at_once=False)) is not None:  # (6)
-            plan.promise(fit[0].id, fit[1], -need.mib)
+            plan.reserve(fit[0], fit[1], need.mib)
             continue
         if (chosen := plan.cheapest(need)) is not None:  # (7)
             _evict(plan, chosen[0], chosen[1], need)
@@ -208,7 +233,7 @@ def _evict(plan: _Plan, node: Node, chosen: tuple[Engine, ...], need: Need) -> N
         plan.idle_engines()[node.id].remove(engine)
     devices = plan.later(node).devices(need)
     assert devices is not None, "victims make room"
-    plan.promise(node.id, devices, -need.mib)
+    plan.reserve(node, devices, need.mib)
     plan.change.switches += 1
 
 

@@ -205,14 +205,18 @@ def _stop(change: Change, engine: Engine) -> None:
 
 
 # --- slots ---
-def free_slot(change: Change, model: str) -> int | None:
+def slots_in_use(change: Change) -> set[int]:
+    """Slots with an engine or a server, whoever has them."""
+    in_use = {closing.slot for closing in change.closing.rows.values()}
+    return in_use | {engine.slot for engine in change.engines.rows.values() if engine.slot is not None}
+
+
+def free_slot(change: Change, model: str, in_use: set[int]) -> int | None:
     """The slot ``model`` may have: (1) its own; (2) one that nobody has; (3) one whose model has no engine, rather one
     that nobody wants; (4) none. A slot with any engine or server of an earlier tenant is in use."""
     slot = change.slots.rows.get(model)
     if slot is not None:  # (1)
         return slot
-    in_use = {closing.slot for closing in change.closing.rows.values()}
-    in_use |= {engine.slot for engine in change.engines.rows.values() if engine.slot is not None}
     tenants = {slot: tenant for tenant, slot in change.slots.rows.items()}
     free = (index for index in range(change.policy.slots) if index not in in_use)
     return min(  # (2), (3), (4)

@@ -55,6 +55,10 @@ class Story:
     def tick(self, after: float = 0.0) -> tuple[Effect, ...]:
         return self.on(ev.Tick(), after)
 
+    def did(self) -> tuple[Effect, ...]:
+        """All effects of the last event."""
+        return self.effects
+
     def said(self, kind: type[E]) -> tuple[E, ...]:
         """Effects of one kind of the last event."""
         return tuple(effect for effect in self.effects if isinstance(effect, kind))

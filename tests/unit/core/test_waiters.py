@@ -1,0 +1,238 @@
+"""Stories of waiters: what each is told, and when."""
+
+from __future__ import annotations
+
+import itertools
+
+from gateway_plugin.errors import (
+    GatewayError,
+    ModelNotFound,
+    ModelQueueFull,
+    ModelUnavailable,
+    NoRoom,
+    Unloaded,
+    WaitDeadline,
+)
+from serve.core import events as ev
+from serve.core.effects import Answer, CloseRoute, DrainRoute, StartEngine, StopEngine
+from serve.core.step import initial
+from serve.core.waiting import model_state
+from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
+
+
+def told(story: Story, ticket: str) -> GatewayError:
+    """The error that ``ticket`` was answered with."""
+    error = story.answers()[ticket].error
+    assert error is not None
+    return error
+
+
+def fail(story: Story, model: str, times: int) -> None:
+    """Its load fails; time passes until the next try begins."""
+    for _ in range(times):
+        while not story.fleet.model_engines.get(model):
+            story.tick(1)
+        story.exited(model, "exit code 1: out of memory")
+
+
+def test_an_unknown_model_is_said_to_be_unknown() -> None:
+    story = begin(a_model("a"))
+    error = told(story, story.ask("zzz"))
+    assert isinstance(error, ModelNotFound)
+    assert "a" in error.message
+
+
+def test_an_alias_waits_for_its_model() -> None:
+    story = begin(a_model("a", aliases=("gpt-4",)))
+    ticket = story.ask("gpt-4")
+    story.loaded("a")
+    assert story.answers()[ticket].error is None
+
+
+def test_a_model_larger_than_any_node_is_refused_at_once() -> None:
+    story = begin(a_model("huge", 100), a_model("gpu", 1, gpus=1))
+    assert isinstance(told(story, story.ask("huge")), NoRoom)
+    assert isinstance(told(story, story.ask("gpu")), NoRoom)
+    assert not story.fleet.waiters
+
+
+def test_the_queue_is_bounded() -> None:
+    story = begin(a_model("a"), policy=a_policy(waiting_max=2))
+    tickets = [story.ask("a") for _ in range(3)]
+    error = told(story, tickets[2])
+    assert isinstance(error, ModelQueueFull)
+    assert "Retry-After" in error.headers()
+    assert set(story.fleet.waiters) == set(tickets[:2])
+
+
+def test_the_deadline_says_state_and_expectation() -> None:
+    story = begin(a_model("a"))
+    ticket = story.ask("a", wait_s=30)
+    story.tick(29)
+    assert not story.effects
+    story.tick(1)
+    error = told(story, ticket)
+    assert isinstance(error, WaitDeadline)
+    assert (error.state, error.eta_s) == ("loading", 30.0)
+
+
+def test_a_load_that_nobody_wants_any_more_is_stopped_after_a_grace() -> None:
+    story = begin(a_model("a"))
+    ticket = story.ask("a")
+    story.on(ev.WaiterLeft(ticket), 1)
+    story.tick(1)
+    assert not story.effects
+    story.tick(1)
+    assert [stop.reason for stop in story.said(StopEngine)] == ["abandoned"]
+
+
+def test_somebody_new_keeps_the_load_alive() -> None:
+    story = begin(a_model("a"))
+    story.on(ev.WaiterLeft(story.ask("a")))
+    ticket = story.ask("a", after=1.5)
+    story.tick(10)
+    assert not story.effects
+    story.loaded("a")
+    assert story.answers()[ticket].error is None
+
+
+def test_a_wish_is_a_load_without_a_waiter() -> None:
+    story = begin(a_model("a"))
+    story.on(ev.LoadAsked("a"))
+    story.tick(10)
+    story.loaded("a")
+    assert not story.fleet.wished
+
+
+def test_a_failed_load_is_tried_again_with_back_off_and_the_waiter_waits_on() -> None:
+    story = begin(a_model("a"))
+    ticket = story.ask("a")
+    story.exited("a")
+    story.tick(1.9)
+    assert not story.said(StartEngine)
+    story.tick(0.2)
+    assert story.said(StartEngine)
+    story.exited("a")
+    story.tick(3.9)
+    assert not story.said(StartEngine), "twice as long"
+    story.tick(0.2)
+    story.loaded("a")
+    assert story.answers()[ticket].error is None
+    assert not story.fleet.failures, "a success resets"
+
+
+def test_after_three_failures_waiters_get_the_last_words_and_harm_is_done_to_nobody_else() -> None:
+    story = begin(a_model("bad", 2), a_model("good", 2))
+    good = story.ask("good")
+    story.loaded("good")
+    ticket = story.ask("bad")
+    fail(story, "bad", 3)
+    error = told(story, ticket)
+    assert isinstance(error, ModelUnavailable)
+    assert "out of memory" in error.message
+    assert model_state(story.fleet, "bad") == "failed"
+    at_once = told(story, story.ask("bad"))
+    assert at_once.retry_after_s is not None
+    assert at_once.retry_after_s <= 8.0
+    assert not story.said(StartEngine)
+    story.tick(8)
+    late = story.ask("bad")
+    assert story.said(StartEngine), "one new try"
+    story.exited("bad")
+    assert isinstance(told(story, late), ModelUnavailable)
+    assert story.answers()[good].error is None
+    assert not story.ever(DrainRoute)
+
+
+def test_a_load_that_takes_too_long_is_a_failure() -> None:
+    story = begin(a_model("a", load_timeout=100))
+    story.ask("a")
+    story.tick(99)
+    assert not story.effects
+    story.tick(1)
+    assert [stop.reason for stop in story.said(StopEngine)] == ["load-timeout"]
+    assert "not ready within 100 s" in story.fleet.failures["a"].reason
+
+
+def test_an_engine_that_dies_is_loaded_again_when_somebody_asks_at_once() -> None:
+    story = begin(a_model("a"))
+    story.ask("a")
+    story.loaded("a")
+    story.on(ev.EngineExited("a-1-1", 1, "killed", False), 60)
+    assert story.effects == (CloseRoute("a-1-1", 0, 0),)
+    assert not story.fleet.failures
+    story.ask("a")
+    assert story.said(StartEngine)
+
+
+def test_an_engine_that_dies_as_soon_as_it_is_ready_again_and_again_is_not_loaded_for_ever() -> None:
+    story = begin(a_model("a", pinned=True))
+    story.tick()
+    starts = []
+    for _ in range(5):
+        while not story.fleet.model_engines.get("a"):
+            story.tick(1)
+        starts.append(story.now)
+        story.loaded("a")
+        story.exited("a", "killed by signal 11")
+    gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    assert gaps[0] < 12, "the first time may be an accident"
+    assert gaps == sorted(gaps)
+    assert gaps[-1] > gaps[0] + 5
+
+
+def test_unload_refuses_waiters_and_drains_and_a_new_request_loads_afresh() -> None:
+    story = begin(a_model("a", pinned=True))
+    story.tick()
+    story.loaded("a")
+    story.seen("a", in_flight=1)
+    story.on(ev.UnloadAsked("a"))
+    assert story.said(DrainRoute)
+    assert not story.fleet.pinned
+    late = story.ask("a")
+    story.drained("a")
+    assert story.said(StopEngine), "not taken back"
+    story.exited("a", expected=True)
+    assert story.ever(StartEngine)[-1].model.name == "a"
+    story.on(ev.UnloadAsked("a"))
+    assert isinstance(told(story, late), Unloaded)
+    assert story.said(StopEngine), "a load is stopped at once"
+
+
+def test_a_model_that_leaves_the_catalog_is_drained_and_its_waiters_hear_of_it() -> None:
+    story = begin(a_model("a", 2), a_model("b", 2))
+    story.ask("a")
+    story.loaded("a")
+    story.seen("a", in_flight=1)
+    ticket = story.ask("b")
+    story.on(ev.CatalogChanged(()))
+    assert isinstance(told(story, ticket), ModelNotFound)
+    assert [drain.engine for drain in story.said(DrainRoute)] == ["a-1-1"]
+    assert [stop.engine for stop in story.said(StopEngine)] == ["b-1-2"]
+    story.drained("a")
+    assert [stop.reason for stop in story.said(StopEngine)] == ["catalog"]
+
+
+def test_a_changed_model_is_loaded_again_but_one_kept_longer_is_not() -> None:
+    story = begin(a_model("a"))
+    story.ask("a")
+    story.loaded("a")
+    story.on(ev.CatalogChanged((a_model("a", keep_alive=90),)))
+    assert not story.said(DrainRoute)
+    story.on(ev.CatalogChanged((a_model("a", keep_alive=90, args=("--dtype", "float32")),)))
+    assert story.said(DrainRoute)
+
+
+def test_requests_before_the_controller_has_settled_wait() -> None:
+    story = Story(initial(a_policy(a_kind())))
+    early = story.ask("a")
+    assert not story.effects
+    story.on(ev.CatalogChanged((a_model("a"),)))
+    story.on(ev.Started(1, {}, (), ("cpu-0-0",)))
+    unknown = story.ask("zzz")
+    assert isinstance(told(story, unknown), ModelNotFound)
+    assert not story.ever(StartEngine)
+    story.join()
+    assert story.said(StartEngine)
+    story.loaded("a")
+    assert story.effects == (Answer(early),)

@@ -1,0 +1,445 @@
+"""A small world that does what the core says, with delays and accidents, and knows the truth.
+
+It holds agents with engine processes, an edge with servers, clients with requests; it counts what is in flight itself
+and checks, at every effect and at every command carried out, what must never happen. Commands to the edge are carried
+out in any order; outcomes and counters arrive late. Word from one agent arrives in the order it was sent.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway_plugin.catalog import Model
+from serve.core import events as ev
+from serve.core.effects import (
+    Answer,
+    CloseRoute,
+    CreateAgent,
+    DrainRoute,
+    Effect,
+    KillAgent,
+    OpenRoute,
+    StartEngine,
+    StopEngine,
+    SyncSlots,
+)
+from serve.core.fleet import EngineState, Fleet, Policy, RouteState
+from serve.core.placement import need_of
+from serve.core.step import initial, step
+
+GIB = 1024
+
+
+@dataclass
+class Process:
+    """An engine process, as the operating system has it."""
+
+    id: str
+    model: str
+    gpus: tuple[int, ...]
+    memory_mib: int
+    generation: int
+    started: float
+    address: str
+    ready: bool = False
+    stopping: bool = False
+
+
+@dataclass
+class Agent:
+    """A node's agent; ``word`` is what it said and nobody has heard yet."""
+
+    id: str
+    type: str
+    up: bool = False
+    processes: dict[str, Process] = field(default_factory=dict)
+    word: list[ev.Event] = field(default_factory=list)
+    commands: list[StartEngine | StopEngine] = field(default_factory=list)
+
+
+@dataclass
+class Server:
+    """One server at the edge."""
+
+    address: str
+    state: str = "ready"
+    """``ready`` or ``drain``; in ``maint`` it is left out."""
+    in_flight: int = 0
+    last: float = -1.0
+
+
+RouteCommand = OpenRoute | DrainRoute | CloseRoute
+
+
+class World:
+    def __init__(self, policy: Policy, models: tuple[Model, ...], seed: int = 0) -> None:
+        self.policy = policy
+        self.models = {model.name: model for model in models}
+        self.random = random.Random(seed)
+        self.now = 1000.0
+        self.epoch = 0
+        self.fleet: Fleet = initial(policy)
+        self.agents: dict[str, Agent] = {}
+        self.names: dict[str, int] = {}
+        self.servers: dict[tuple[int, int], Server] = {}
+        self.edge_commands: list[RouteCommand] = []
+        self.opening: list[OpenRoute] = []
+        """Carried out; the server's coming up has not been seen yet."""
+        self.edge_word: list[ev.Event] = []
+        self.counts: list[ev.EdgeSeen] = []
+        """Asked for, not arrived."""
+        self.waiting: dict[str, tuple[str, float]] = {}
+        """Ticket -> model and deadline of a call that has no answer yet."""
+        self.answered: dict[str, int] = {}
+        self.tickets = 0
+        self.requests: list[tuple[int, int]] = []
+        """In flight, by server."""
+        self.drain_asked: dict[str, float] = {}
+        self.log: list[tuple[ev.Event, float, tuple[Effect, ...]]] = []
+        self.quiet = False
+        """No more accidents."""
+        self.restart()
+
+    # --- the controller ---
+    def tell(self, event: ev.Event) -> None:
+        """One event into the core; its effects are checked and taken up."""
+        self.fleet, effects = step(self.fleet, event, self.now)
+        self.log.append((event, self.now, effects))
+        for effect in effects:
+            self.take_up(effect)
+        self.check()
+
+    def restart(self) -> None:
+        """The controller dies: what was under way to it or from it is lost, and the next one is told what there is."""
+        for command in self.edge_commands:
+            if self.random.random() < 0.5:
+                self.carry_out_at_edge(command)
+        self.epoch += 1
+        self.edge_commands, self.opening, self.edge_word, self.counts, self.log = [], [], [], [], []
+        for agent in list(self.agents.values()):
+            agent.word, agent.commands = [], []
+        self.drain_asked = {}
+        self.fleet = initial(self.policy)
+        self.tell(ev.CatalogChanged(tuple(self.models.values())))
+        self.tell(ev.Started(self.epoch, dict(self.names), self.found_servers(), tuple(sorted(self.agents))))
+        for agent in self.agents.values():
+            if agent.up:
+                agent.word = [self.describe(agent)]
+        for ticket, (model, deadline) in list(self.waiting.items()):
+            self.tell(ev.Acquire(ticket, model, max(0.0, deadline - self.now)))
+
+    def take_up(self, effect: Effect) -> None:
+        """Check an effect against the truth, then put it on its way."""
+        match effect:
+            case Answer(ticket, error):
+                assert ticket in self.waiting, f"{ticket} was answered twice or never asked"
+                model, deadline = self.waiting.pop(ticket)
+                self.answered[ticket] = self.answered.get(ticket, 0) + 1
+                if error is None:
+                    self.send(model, deadline, again=True)
+            case StartEngine(engine, node, model):
+                assert node in self.agents
+                assert engine not in self.processes()
+                assert not any(
+                    p.model == model.name and not p.ready for p in self.processes().values() if not p.stopping
+                )
+                assert self.names[model.name] == effect.slot
+                self.command(self.agents[node], effect)
+            case StopEngine(engine, node):
+                assert node in self.agents
+                assert engine in self.fleet.engines
+                self.check_stop(effect)
+                self.command(self.agents[node], effect)
+            case OpenRoute(engine, slot, server):
+                assert self.fleet.engines[engine].state is EngineState.READY
+                process = self.processes().get(engine)
+                assert process is None or process.ready, "a route to an engine that is not ready"
+                there = self.servers.get((slot, server))
+                assert there is None or there.address == effect.address, "the server is another engine's"
+                self.add_route_command(effect)
+            case DrainRoute(engine):
+                assert self.fleet.engines[engine].state is EngineState.DRAINING
+                self.drain_asked.setdefault(engine, self.now)
+                self.add_route_command(effect)
+            case CloseRoute(engine, slot, server):
+                assert (slot, server) in self.servers or self.fleet.closing[engine]
+                self.add_route_command(effect)
+            case SyncSlots(names, fresh):
+                self.check_slots(names, fresh)
+                self.names = dict(names)
+            case CreateAgent(node, kind, block):
+                assert block or node not in self.agents
+                assert not block or node in self.agents
+                self.agents.setdefault(node, Agent(node, kind))
+            case KillAgent(node):
+                if node in self.agents:
+                    assert not self.agents[node].processes, "a node was given back with engines on it"
+                    del self.agents[node]
+
+    def add_route_command(self, effect: RouteCommand) -> None:
+        under_way = [c.engine for c in (*self.edge_commands, *self.opening)]
+        assert effect.engine not in under_way, "two route commands for one engine at a time"
+        self.edge_commands.append(effect)
+
+    def check_stop(self, effect: StopEngine) -> None:
+        """No engine is stopped with a request in flight, unless its drain deadline passed."""
+        process = self.processes().get(effect.engine)
+        if process is None or not process.ready:
+            return
+        timeout = self.models[process.model].drain_timeout_s
+        overdue = self.now >= self.fleet.engines[effect.engine].since and any(
+            self.now >= asked + timeout for asked in [self.drain_asked.get(effect.engine, self.now)]
+        )
+        busy = sum(s.in_flight for s in self.servers.values() if s.address == process.address)
+        assert overdue or busy == 0, f"{effect.engine} stopped ({effect.reason}) with {busy} in flight"
+
+    def check_slots(self, names: Any, fresh: tuple[int, ...]) -> None:
+        for slot in fresh:
+            assert not any(server.in_flight for (s, _), server in self.servers.items() if s == slot)
+        model_of = {name: model.name for model in self.models.values() for name in model.names}
+        for name, slot in names.items():
+            for tenant, other in self.names.items():
+                if other == slot and model_of[tenant] != model_of[name]:
+                    running = [p.id for p in self.processes().values() if p.model == model_of[tenant]]
+                    assert not running, f"a slot was taken from {running}"
+
+    def check(self) -> None:
+        """What must hold after every event."""
+        fleet = self.fleet
+        loading: dict[str, int] = {}
+        for engine in fleet.engines.values():
+            if engine.route is RouteState.OPEN:
+                assert engine.state in (EngineState.READY, EngineState.DRAINING)
+            if engine.state is EngineState.LOADING:
+                loading[engine.model] = loading.get(engine.model, 0) + 1
+        assert all(count == 1 for count in loading.values())
+        places = [(e.slot, e.server) for e in fleet.engines.values() if e.server is not None]
+        places += [(c.slot, c.server) for c in fleet.closing.values()]
+        assert len(places) == len(set(places)), "two engines on one server"
+        assert set(fleet.waiters) == set(self.waiting) or not set(fleet.waiters) - set(self.waiting)
+        assert {t for tickets in fleet.queues.values() for t in tickets} == set(fleet.waiters)
+        for node in fleet.nodes.values():
+            host, gpus = node.host_mib, list(node.gpu_mib)
+            for engine in (fleet.engines[one] for one in node.engines):
+                if not engine.gpus:
+                    host -= engine.memory_mib
+                for gpu in engine.gpus:
+                    gpus[gpu] -= engine.memory_mib
+            assert (host, tuple(gpus)) == (node.free_host_mib, node.free_gpu_mib)
+            assert min((host, *gpus)) >= 0, "over-committed"
+        assert sum(len(node.engines) for node in fleet.nodes.values()) == len(fleet.engines)
+        for kind in self.policy.kinds:
+            assert sum(node.type == kind.name for node in fleet.nodes.values()) <= kind.max_nodes
+
+    # --- agents ---
+    def processes(self) -> dict[str, Process]:
+        return {id: process for agent in self.agents.values() for id, process in agent.processes.items()}
+
+    def describe(self, agent: Agent) -> ev.NodeJoined:
+        kind = next(kind for kind in self.policy.kinds if kind.name == agent.type)
+        found = tuple(
+            ev.FoundEngine(p.id, p.model, p.gpus, p.memory_mib, p.generation, p.started, p.address, p.ready)
+            for p in agent.processes.values()
+        )
+        return ev.NodeJoined(agent.id, agent.type, f"block-{agent.id}", "10.0.0.1", kind.host_mib, kind.gpu_mib, found)
+
+    def agent_comes_up(self, agent: Agent) -> None:
+        agent.up = True
+        agent.word.append(self.describe(agent))
+
+    def command(self, agent: Agent, effect: StartEngine | StopEngine) -> None:
+        """What is sent to an agent that died meanwhile is lost."""
+        if agent.up:
+            agent.commands.append(effect)
+
+    def obey(self, agent: Agent) -> None:
+        """The agent carries out its oldest command."""
+        command = agent.commands.pop(0)
+        if command.epoch != self.epoch:
+            return
+        if isinstance(command, StopEngine):
+            process = agent.processes.pop(command.engine, None)
+            if process is not None:
+                agent.word.append(ev.EngineExited(process.id, process.generation, "stopped", True))
+            return
+        model = command.model
+        need = need_of(model)
+        address = f"{agent.id}:{self.epoch}.{command.generation}"
+        process = Process(
+            command.engine, model.name, command.gpus, need.mib, command.generation, self.now, address
+        )  # fmt: skip
+        agent.processes[process.id] = process
+        kind = next(kind for kind in self.policy.kinds if kind.name == agent.type)
+        held = [0] * len(kind.gpu_mib)
+        for one in agent.processes.values():
+            for gpu in one.gpus:
+                held[gpu] += one.memory_mib
+        assert sum(one.memory_mib for one in agent.processes.values() if not one.gpus) <= kind.host_mib
+        assert all(used <= total for used, total in zip(held, kind.gpu_mib, strict=True))
+
+    def finish_load(self, agent: Agent, process: Process) -> None:
+        process.ready = True
+        agent.word.append(ev.EngineReady(process.id, process.generation, process.address, self.now - process.started))
+
+    def crash(self, agent: Agent, process: Process) -> None:
+        """The process dies, and every request on it with it."""
+        del agent.processes[process.id]
+        self.cut(process)
+        agent.word.append(ev.EngineExited(process.id, process.generation, "exit code 1: boom", False))
+
+    def cut(self, process: Process) -> None:
+        for place, server in self.servers.items():
+            if server.address == process.address:
+                server.in_flight = 0
+                self.requests = [request for request in self.requests if request != place]
+
+    def lose_agent(self, agent: Agent, node_alive: bool) -> None:
+        agent.up = False
+        agent.commands = []
+        agent.word.append(ev.NodeGone(agent.id, "died", node_alive))
+        if not node_alive:
+            for process in agent.processes.values():
+                self.cut(process)
+            agent.processes = {}
+
+    def hear(self, agent: Agent) -> None:
+        """The controller hears the agent's oldest word."""
+        event = agent.word.pop(0)
+        self.tell(event)
+        if isinstance(event, ev.NodeGone) and agent.id not in self.fleet.nodes:
+            for process in agent.processes.values():  # the block script ends what is recorded
+                self.cut(process)
+            self.agents.pop(agent.id, None)
+
+    # --- the edge ---
+    def found_servers(self) -> tuple[ev.FoundServer, ...]:
+        up = {process.address for process in self.processes().values()}
+        return tuple(
+            ev.FoundServer(
+                slot, index, s.address, s.address in up, s.state == "drain", s.in_flight,
+                -1 if s.last < 0 else self.now - s.last,
+            )
+            for (slot, index), s in sorted(self.servers.items())
+        )  # fmt: skip
+
+    def carry_out_at_edge(self, command: RouteCommand) -> None:
+        place = (command.slot, command.server)
+        match command:
+            case OpenRoute():
+                there = self.servers.get(place)
+                if there is None:
+                    self.servers[place] = Server(command.address)
+                else:
+                    assert there.address == command.address, "an address was changed under requests"
+                    there.state = "ready"
+                self.opening.append(command)
+            case DrainRoute():
+                if place in self.servers:
+                    self.servers[place].state = "drain"
+                self.edge_word.append(ev.RouteDrained(command.engine))
+            case CloseRoute():
+                self.servers.pop(place, None)
+                self.requests = [request for request in self.requests if request != place]
+                self.edge_word.append(ev.RouteClosed(command.engine))
+
+    def come_up(self, command: OpenRoute) -> None:
+        """The server is seen UP, if its engine is there."""
+        self.opening.remove(command)
+        alive = any(process.address == command.address for process in self.processes().values())
+        self.edge_word.append(ev.RouteOpened(command.engine) if alive else ev.RouteRefused(command.engine, "down"))
+
+    def count(self) -> None:
+        """The counters are asked for now; they arrive when they arrive."""
+        up = {process.address for process in self.processes().values()}
+        rows = []
+        for engine in self.fleet.engines.values():
+            if engine.server is None or engine.slot is None:
+                continue
+            server = self.servers.get((engine.slot, engine.server))
+            if server is None or server.address != engine.address:
+                if engine.route is not RouteState.OPENING:
+                    rows.append(ev.ServerSeen(engine.id, False, 0, 0.0))
+            else:
+                rows.append(ev.ServerSeen(engine.id, server.address in up, server.in_flight, max(0.0, server.last)))
+        self.counts.append(ev.EdgeSeen(tuple(rows), self.now))
+
+    # --- clients ---
+    def usable(self, model: str) -> tuple[int, int] | None:
+        slot = self.names.get(model)
+        up = {process.address for process in self.processes().values() if process.ready}
+        for place, server in sorted(self.servers.items()):
+            if place[0] == slot and server.state == "ready" and server.address in up:
+                return place
+        return None
+
+    def send(self, model: str, deadline: float, again: bool) -> None:
+        """A request reaches the edge: an engine, or the cold path."""
+        place = self.usable(model)
+        if place is not None:
+            self.servers[place].in_flight += 1
+            self.servers[place].last = self.now
+            self.requests.append(place)
+            return
+        self.tickets += 1
+        ticket = f"t{self.tickets}"
+        self.waiting[ticket] = (model, deadline)
+        event = ev.Acquire(ticket, model, max(0.0, deadline - self.now), not_routed=again)
+        self.edge_word.append(event)
+
+    def request(self, model: str, wait_s: float = 60.0) -> None:
+        self.send(model, self.now + wait_s, again=False)
+
+    def leave(self, ticket: str) -> None:
+        """A client goes away while it waits."""
+        del self.waiting[ticket]
+        self.edge_word = [e for e in self.edge_word if not (isinstance(e, ev.Acquire) and e.ticket == ticket)]
+        self.tell(ev.WaiterLeft(ticket))
+
+    def end_request(self, index: int) -> None:
+        place = self.requests.pop(index)
+        if place in self.servers:
+            self.servers[place].in_flight -= 1
+
+    # --- everything goes well from here on ---
+    def run_out(self, seconds: float) -> None:
+        """No more accidents: everything under way arrives, requests end, time passes."""
+        end = self.now + seconds
+        while self.now < end:
+            for _ in range(50):
+                if not self.one_thing():
+                    break
+            while self.requests:
+                self.end_request(0)
+            self.count()
+            while self.counts:
+                self.tell(self.counts.pop(0))
+            self.now += 0.5
+            self.tell(ev.Tick())
+
+    def one_thing(self) -> bool:
+        for agent in list(self.agents.values()):
+            if agent.word:
+                self.hear(agent)
+                return True
+            if not agent.up:
+                self.agent_comes_up(agent)
+                return True
+            if agent.commands:
+                self.obey(agent)
+                return True
+            for process in agent.processes.values():
+                if not process.ready:
+                    self.finish_load(agent, process)
+                    return True
+        if self.edge_commands:
+            self.carry_out_at_edge(self.edge_commands.pop(0))
+            return True
+        if self.opening:
+            self.come_up(self.opening[0])
+            return True
+        if self.edge_word:
+            self.tell(self.edge_word.pop(0))
+            return True
+        return False
