@@ -117,6 +117,8 @@ def _belongs(pid: int, leader: int) -> bool:
         if os.getsid(pid) != leader and os.getpgid(pid) != leader:
             return False
         process = psutil.Process(pid)
-        return process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE
+        # Of a killed process the first thread may be a zombie while others still give the device's memory back.
+        ended = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+        return process.uids().real == os.getuid() and not ended
     except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
         return False  # gone meanwhile, or somebody else's
