@@ -152,7 +152,7 @@ class EngineProcess:
             await self._probe.close()
         expected = self._stop.is_set()
         await end_group(self.record.pid, self.record.started, self._timing.grace_s)
-        while self._child is not None and self._child.poll() is None:
+        while self._child is not None and self._child.poll() is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # its last thread; and no zombie stays
         await asyncio.to_thread(records.remove, self._layout, self.record.engine)
         reason = self._told() if expected else self._with_last_words(why or self._how_it_ended())
