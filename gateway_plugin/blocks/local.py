@@ -18,7 +18,7 @@ from gateway_plugin.blocks.jobs import Seen
 from gateway_plugin.blocks.leave import end_engines
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.processes import block_processes, end, own_processes, same_process
-from gateway_plugin.blocks.script import block_folder, block_log
+from gateway_plugin.blocks.script import TOLD_TO_END, block_folder, block_log
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
 
@@ -55,6 +55,8 @@ class LocalJobs:
         code = _exit_code(job.script)
         if code == 0:
             return Seen(BlockPhase.COMPLETED)
+        if code == TOLD_TO_END:
+            return Seen(BlockPhase.CANCELLED)
         if code is not None:
             return Seen(
                 BlockPhase.FAILED, f"its script left with exit code {code}{_last_words(block_log(self._layout, name))}"

@@ -37,7 +37,7 @@ def after_look(block: Block, seen: Seen | None, now: float) -> Block:
         return block
     if block.phase is _CANCELS:
         if seen.phase.ended:  # (3)
-            return block.ending(BlockPhase.CANCELLED, now)
+            return block.ending(BlockPhase.CANCELLED, now, seen.reason)
         return block  # (4)
     if seen.phase.ended:  # (5)
         return block.ending(seen.phase, now, seen.reason)

@@ -21,6 +21,9 @@ OBJECT_STORE_BYTES = 80_000_000
 RECONNECT_S = 600
 """How long blocks wait for a head that went away before they give up."""
 
+TOLD_TO_END = 143
+"""Exit code of a block that was told to end, as the shell has it for SIGTERM."""
+
 RAY_STOP_GRACE_S = 10
 """How long Ray has to end in a block before it is killed."""
 
@@ -95,6 +98,7 @@ def block_script(
         worker_init=node_type.worker_init,
         address=address,
         start=" ".join(start),
+        told=TOLD_TO_END,
         stop_tenths=RAY_STOP_GRACE_S * 10,
     )
 
@@ -147,25 +151,33 @@ raylet() {{  # Ray's own process for this node is there: a child of ray start
   done
   return 1
 }}
-trap 'leave "told to"; exit 143' TERM INT HUP
+trap 'leave "told to"; exit {told}' TERM INT HUP
 echo "$(date +%FT%T%z) block $NAME on $(uname -n), head $HEAD"
 mkdir -p -m 700 "$RUN" "$RECORDS" "$FOLDER" && [ -O "$RUN" ] || {{ echo "$RUN is not ours"; exit 73; }}
 {address}
-{start} &
-RAY=$!
-up=
-while running; do
-  if raylet; then
-    up=1
-  elif [ -n "$up" ]; then
-    # Drained: ray start stays, and would for ever. Crashed: it notices within a second, and ends.
-    for ((i = 0; i < 20; i++)); do running && sleep 0.1 || break; done
-    running && {{ leave "Ray gave this node back"; exit 0; }}
-    break
-  fi
-  sleep 0.5 & wait $!
+for attempt in 1 2; do  # Ray's node gives up where its helpers take 15 s to import, as they may the first time
+  rm -f "$FOLDER/ray_current_cluster"
+  {start} &
+  RAY=$!
+  seen=
+  while running; do
+    if raylet; then
+      seen=1
+    elif [ -e "$FOLDER/ray_current_cluster" ]; then
+      # Drained: ray start stays, and would for ever. Crashed: it notices within a second, and ends.
+      for ((i = 0; i < 20; i++)); do running && sleep 0.1 || break; done
+      running && {{ leave "Ray gave this node back"; exit 0; }}
+      break
+    elif [ -n "$seen" ]; then
+      kill "$RAY" 2>/dev/null  # it would wait on, for a node that is gone
+      break
+    fi
+    sleep 0.5 & wait $!
+  done
+  wait "$RAY"; code=$?
+  [ -e "$FOLDER/ray_current_cluster" ] && break
+  echo "$(date +%FT%T%z) Ray did not start, exit code $code"
 done
-wait "$RAY"; code=$?
 leave "ray start ended with exit code $code"
 exit "$((code ? code : 1))"
 """

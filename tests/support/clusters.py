@@ -72,7 +72,10 @@ def write_local_site(
     path: Path, max_blocks: int = 1, engine_memory_gib: float = 3.0, cpus: int = 2, **ports: int
 ) -> Path:
     """A site file like ``parsl_configs/local.py`` on free ports (``port``, ``ray_port``, ``serve_port``)."""
-    ports = {**{name: free_port() for name in ("port", "ray_port", "serve_port")}, **ports}
+    for name in ("port", "ray_port", "serve_port"):
+        while name not in ports:
+            if (port := free_port()) not in ports.values():
+                ports[name] = port
     text = _SITE.format(max_blocks=max_blocks, engine_memory_gib=engine_memory_gib, cpus=cpus, **ports)
     path.write_text(text, encoding="utf-8")
     return path
@@ -86,6 +89,14 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0, p
             raise TimeoutError(f"{what}: not within {timeout_s:.0f} s")
         time.sleep(pause_s)
     return value
+
+
+def command_line(process: psutil.Process) -> str:
+    """Its arguments, joined; empty for one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 class LocalCluster:
@@ -104,7 +115,17 @@ class LocalCluster:
         return f"{self.head_ip}:{self.site.ray_port}"
 
     def start(self) -> LocalCluster:
-        """Start the head and wait until it says that it has started."""
+        """Start the head and wait until it says that it has started; as the supervisor, try again if it does not.
+
+        Ray's node gives up where its helpers take 15 s to import, which they do on a machine under load.
+        """
+        for _ in range(2):
+            with contextlib.suppress(RuntimeError):
+                return self._start()
+            ray_head.end_leftovers(self.layout)
+        return self._start()
+
+    def _start(self) -> LocalCluster:
         layout = self.layout
         layout.make()
         ray_head.prepare(layout, self.site, self.site_reference, self.head_ip)
@@ -142,16 +163,16 @@ class LocalCluster:
 
     def process(self, part: str) -> psutil.Process:
         """The one process of the head with ``part`` in its command line, such as ``gcs_server`` or ``monitor.py``."""
-        (found,) = [process for process in self.head_processes() if part in " ".join(process.cmdline())]
+        (found,) = [process for process in self.head_processes() if part in command_line(process)]
         return found
 
     def kill_head(self) -> None:
         """SIGKILL to everything of the head at once. Blocks are left alone."""
         victims = self.head_processes()
-        for process in victims:
-            process.suspend()
-        for process in victims:
-            process.kill()
+        for verb in ("suspend", "kill"):
+            for process in victims:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    getattr(process, verb)()
         psutil.wait_procs(victims, timeout=10)
         if self.head is not None:
             self.head.wait(10)

@@ -1,0 +1,121 @@
+"""A real Ray head and real blocks: growth, giving back, and everything of the head killed while a block runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from gateway_plugin.blocks.ledger import Block, BlockPhase
+from gateway_plugin.blocks.processes import block_processes
+from gateway_plugin.blocks.script import block_folder
+from tests.support.clusters import LocalCluster, local_cluster, wait_for
+
+pytestmark = pytest.mark.integration
+
+AGENT = """
+import json, os, subprocess, sys
+@ray.remote
+class Agent:
+    def __init__(self):
+        self.asked = 0
+    def ask(self):
+        self.asked += 1
+        return {"pid": os.getpid(), "asked": self.asked, "block": os.environ["RAY_CLOUD_INSTANCE_ID"],
+                "run_root": os.environ["GATEWAY_RUN_ROOT"], "umask": os.umask(0o077)}
+agent = Agent.options(name="agent", lifetime="detached", num_cpus=0, resources={"gateway_local": 1}).remote()
+print(json.dumps(ray.get(agent.ask.remote())))
+"""
+ASK = "import json; print(json.dumps(ray.get(ray.get_actor('agent').ask.remote())))"
+GIVEN_BACK = (BlockPhase.COMPLETED, BlockPhase.CANCELLED)
+"""Ray drains a node and then, if its job has not left by itself yet, cancels it."""
+KILL = "ray.kill(ray.get_actor('agent'))"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[LocalCluster]:
+    with local_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: LocalCluster) -> Iterator[LocalCluster]:
+    """The cluster with no block, whatever the test before left."""
+    yield running
+    if running.blocks():
+        given_back(running)
+
+
+def asked(cluster: LocalCluster, code: str) -> dict[str, object]:
+    answer: dict[str, object] = json.loads(cluster.drive(code))
+    return answer
+
+
+def only_block(cluster: LocalCluster) -> Block:
+    (block,) = cluster.blocks()
+    return block
+
+
+def given_back(cluster: LocalCluster) -> Block:
+    """Kill the agent; the block as it ended."""
+    block = only_block(cluster)
+    cluster.drive(KILL)
+    wait_for(lambda: not cluster.blocks(), "the block's end", timeout_s=60)
+    (ended,) = [known for known in cluster.blocks(ended=True) if known.name == block.name]
+    return ended
+
+
+def left_of(cluster: LocalCluster, block: Block) -> list[psutil.Process]:
+    return block_processes(block.name, block_folder(cluster.layout.run, block.name))
+
+
+def test_an_agent_gets_a_block_and_its_end_gives_the_block_back(
+    cluster: LocalCluster, record_property: Callable[[str, object], None]
+) -> None:
+    began = time.monotonic()
+    answer = asked(cluster, AGENT)
+    record_property("seconds_to_a_node", round(time.monotonic() - began, 1))
+    block = only_block(cluster)
+    assert answer["block"] == block.name
+    assert answer["run_root"] == str(cluster.layout.run.parent)
+    assert answer["umask"] == 0o077
+    assert left_of(cluster, block)
+    began = time.monotonic()
+    ended = given_back(cluster)
+    record_property("seconds_to_give_back", round(time.monotonic() - began, 1))
+    assert ended.phase in GIVEN_BACK
+    assert ended.reason is None
+    assert left_of(cluster, block) == []
+    assert not block_folder(cluster.layout.run, block.name).exists()
+
+
+def test_the_whole_head_is_killed_and_comes_back_to_the_same_block_and_agent(cluster: LocalCluster) -> None:
+    before = asked(cluster, AGENT)
+    block = only_block(cluster)
+    cluster.kill_head()
+    assert cluster.head_processes() == []
+    cluster.restart_head()
+    after = asked(cluster, ASK)
+    assert (after["pid"], after["asked"]) == (before["pid"], 2)  # the same process with the same memory
+    same = only_block(cluster)
+    assert (same.name, same.job, same.phase) == (block.name, block.job, BlockPhase.RUNNING)
+    ended = given_back(cluster)
+    assert ended.name == block.name
+    assert left_of(cluster, block) == []
+
+
+def test_one_part_of_the_head_is_killed_and_the_head_leaves_and_comes_back(cluster: LocalCluster) -> None:
+    before = asked(cluster, AGENT)
+    block = only_block(cluster)
+    for part in ("autoscaler/v2/monitor.py", "gcs_server", "raylet/raylet", "ray.scripts.scripts"):
+        cluster.process(part).kill()
+        assert cluster.head is not None
+        # ray start --head --block notices within seconds: that is the supervisor's sign.
+        assert cluster.head.wait(20) != 0, part
+        cluster.restart_head()
+        assert asked(cluster, ASK)["pid"] == before["pid"], part
+        assert only_block(cluster).job == block.job, part
+    assert given_back(cluster).phase in GIVEN_BACK
