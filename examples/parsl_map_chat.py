@@ -2,7 +2,7 @@
 
     python examples/parsl_map_chat.py
 
-The task runs in worker processes here (HighThroughputExecutor), as it would on a cluster's nodes. A prompt that fails
+The task runs in a worker process here (HighThroughputExecutor), as it would on a cluster's node. A prompt that fails
 does not take the others with it: ``return_errors=True`` puts the error in its place.
 """
 
@@ -20,7 +20,7 @@ from gateway_plugin.apps import map_chat
 from gateway_plugin.errors import GatewayError
 
 MODEL = "smollm2-135m-instruct"
-TEXTS = Path(__file__).parent / "texts"
+COUNTRIES = ("France", "Italy", "Japan", "Spain", "Egypt", "Germany", "Greece", "Portugal", "Austria", "Norway")
 
 # Parsl starts its programs by name; they lie beside this interpreter.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -31,14 +31,11 @@ config = Config(
 )
 
 if __name__ == "__main__":
-    texts = [file.read_text(encoding="utf-8").strip() for file in sorted(TEXTS.glob("*.txt"))]
+    prompts = [f"What is the capital of {country}?" for country in COUNTRIES]
     began = time.monotonic()
     with parsl.load(config):
-        titles = map_chat(
-            texts, MODEL, system="Give the text a title of at most five words.", concurrency=8, return_errors=True,
-            temperature=0, max_tokens=16,
-        )  # fmt: skip
-        for text, title in zip(texts, titles.result(), strict=True):
-            shown = f"({title.code}) {title.message}" if isinstance(title, GatewayError) else title
-            print(f"{shown.strip():45}  {text[:70]}...")
-    print(f"{len(texts)} answers in {time.monotonic() - began:.1f} s")
+        answers = map_chat(prompts, MODEL, concurrency=8, return_errors=True, temperature=0, max_tokens=24).result()
+    for prompt, answer in zip(prompts, answers, strict=True):
+        shown = f"({answer.code}) {answer.message}" if isinstance(answer, GatewayError) else answer
+        print(f"{prompt:36} {shown.strip()}")
+    print(f"{len(prompts)} answers in {time.monotonic() - began:.1f} s")
