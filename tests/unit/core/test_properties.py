@@ -13,7 +13,8 @@ from serve.core import events as ev
 from serve.core.fleet import EngineState
 from serve.core.record import event_to_json, replay
 from tests.support.fleets import a_kind, a_model, a_policy
-from tests.unit.core.world import Process, World
+from tests.unit.core.things import Process
+from tests.unit.core.world import World
 
 MODELS = (
     a_model("a", 4, aliases=("a-alias",), keep_alive=20),

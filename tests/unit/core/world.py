@@ -8,8 +8,6 @@ out in any order; outcomes and counters arrive late. Word from one agent arrives
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
-from typing import Any
 
 from gateway_plugin.catalog import Model
 from serve.core import events as ev
@@ -28,47 +26,8 @@ from serve.core.effects import (
 from serve.core.fleet import EngineState, Fleet, Policy, RouteState
 from serve.core.placement import need_of
 from serve.core.step import initial, step
-
-GIB = 1024
-
-
-@dataclass
-class Process:
-    """An engine process, as the operating system has it."""
-
-    id: str
-    model: str
-    gpus: tuple[int, ...]
-    memory_mib: int
-    generation: int
-    started: float
-    address: str
-    ready: bool = False
-    stopping: bool = False
-
-
-@dataclass
-class Agent:
-    """A node's agent; ``word`` is what it said and nobody has heard yet."""
-
-    id: str
-    type: str
-    up: bool = False
-    processes: dict[str, Process] = field(default_factory=dict)
-    word: list[ev.Event] = field(default_factory=list)
-    commands: list[StartEngine | StopEngine] = field(default_factory=list)
-
-
-@dataclass
-class Server:
-    """One server at the edge."""
-
-    address: str
-    state: str = "ready"
-    """``ready`` or ``drain``; in ``maint`` it is left out."""
-    in_flight: int = 0
-    last: float = -1.0
-
+from tests.unit.core.things import Agent, Process, Server
+from tests.unit.core.truth import check, check_slots, check_stop
 
 RouteCommand = OpenRoute | DrainRoute | CloseRoute
 
@@ -81,6 +40,8 @@ class World:
         self.now = 1000.0
         self.epoch = 0
         self.fleet: Fleet = initial(policy)
+        self.before = self.fleet
+        """The fleet before the event that is being worked in."""
         self.agents: dict[str, Agent] = {}
         self.names: dict[str, int] = {}
         self.servers: dict[tuple[int, int], Server] = {}
@@ -96,20 +57,18 @@ class World:
         self.tickets = 0
         self.requests: list[tuple[int, int]] = []
         """In flight, by server."""
-        self.drain_asked: dict[str, float] = {}
         self.log: list[tuple[ev.Event, float, tuple[Effect, ...]]] = []
-        self.quiet = False
-        """No more accidents."""
         self.restart()
 
     # --- the controller ---
     def tell(self, event: ev.Event) -> None:
         """One event into the core; its effects are checked and taken up."""
+        self.before = self.fleet
         self.fleet, effects = step(self.fleet, event, self.now)
         self.log.append((event, self.now, effects))
         for effect in effects:
             self.take_up(effect)
-        self.check()
+        check(self)
 
     def restart(self) -> None:
         """The controller dies: what was under way to it or from it is lost, and the next one is told what there is."""
@@ -120,7 +79,6 @@ class World:
         self.edge_commands, self.opening, self.edge_word, self.counts, self.log = [], [], [], [], []
         for agent in list(self.agents.values()):
             agent.word, agent.commands = [], []
-        self.drain_asked = {}
         self.fleet = initial(self.policy)
         self.tell(ev.CatalogChanged(tuple(self.models.values())))
         self.tell(ev.Started(self.epoch, dict(self.names), self.found_servers(), tuple(sorted(self.agents))))
@@ -150,7 +108,7 @@ class World:
             case StopEngine(engine, node):
                 assert node in self.agents
                 assert engine in self.fleet.engines
-                self.check_stop(effect)
+                check_stop(self, effect)
                 self.command(self.agents[node], effect)
             case OpenRoute(engine, slot, server):
                 assert self.fleet.engines[engine].state is EngineState.READY
@@ -161,13 +119,12 @@ class World:
                 self.add_route_command(effect)
             case DrainRoute(engine):
                 assert self.fleet.engines[engine].state is EngineState.DRAINING
-                self.drain_asked.setdefault(engine, self.now)
                 self.add_route_command(effect)
             case CloseRoute(engine, slot, server):
                 assert (slot, server) in self.servers or self.fleet.closing[engine]
                 self.add_route_command(effect)
             case SyncSlots(names, fresh):
-                self.check_slots(names, fresh)
+                check_slots(self, names, fresh)
                 self.names = dict(names)
             case CreateAgent(node, kind, block):
                 assert block or node not in self.agents
@@ -182,56 +139,6 @@ class World:
         under_way = [c.engine for c in (*self.edge_commands, *self.opening)]
         assert effect.engine not in under_way, "two route commands for one engine at a time"
         self.edge_commands.append(effect)
-
-    def check_stop(self, effect: StopEngine) -> None:
-        """No engine is stopped with a request in flight, unless its drain deadline passed."""
-        process = self.processes().get(effect.engine)
-        if process is None or not process.ready:
-            return
-        timeout = self.models[process.model].drain_timeout_s
-        overdue = self.now >= self.fleet.engines[effect.engine].since and any(
-            self.now >= asked + timeout for asked in [self.drain_asked.get(effect.engine, self.now)]
-        )
-        busy = sum(s.in_flight for s in self.servers.values() if s.address == process.address)
-        assert overdue or busy == 0, f"{effect.engine} stopped ({effect.reason}) with {busy} in flight"
-
-    def check_slots(self, names: Any, fresh: tuple[int, ...]) -> None:
-        for slot in fresh:
-            assert not any(server.in_flight for (s, _), server in self.servers.items() if s == slot)
-        model_of = {name: model.name for model in self.models.values() for name in model.names}
-        for name, slot in names.items():
-            for tenant, other in self.names.items():
-                if other == slot and model_of[tenant] != model_of[name]:
-                    running = [p.id for p in self.processes().values() if p.model == model_of[tenant]]
-                    assert not running, f"a slot was taken from {running}"
-
-    def check(self) -> None:
-        """What must hold after every event."""
-        fleet = self.fleet
-        loading: dict[str, int] = {}
-        for engine in fleet.engines.values():
-            if engine.route is RouteState.OPEN:
-                assert engine.state in (EngineState.READY, EngineState.DRAINING)
-            if engine.state is EngineState.LOADING:
-                loading[engine.model] = loading.get(engine.model, 0) + 1
-        assert all(count == 1 for count in loading.values())
-        places = [(e.slot, e.server) for e in fleet.engines.values() if e.server is not None]
-        places += [(c.slot, c.server) for c in fleet.closing.values()]
-        assert len(places) == len(set(places)), "two engines on one server"
-        assert set(fleet.waiters) == set(self.waiting) or not set(fleet.waiters) - set(self.waiting)
-        assert {t for tickets in fleet.queues.values() for t in tickets} == set(fleet.waiters)
-        for node in fleet.nodes.values():
-            host, gpus = node.host_mib, list(node.gpu_mib)
-            for engine in (fleet.engines[one] for one in node.engines):
-                if not engine.gpus:
-                    host -= engine.memory_mib
-                for gpu in engine.gpus:
-                    gpus[gpu] -= engine.memory_mib
-            assert (host, tuple(gpus)) == (node.free_host_mib, node.free_gpu_mib)
-            assert min((host, *gpus)) >= 0, "over-committed"
-        assert sum(len(node.engines) for node in fleet.nodes.values()) == len(fleet.engines)
-        for kind in self.policy.kinds:
-            assert sum(node.type == kind.name for node in fleet.nodes.values()) <= kind.max_nodes
 
     # --- agents ---
     def processes(self) -> dict[str, Process]:
@@ -267,9 +174,7 @@ class World:
         model = command.model
         need = need_of(model)
         address = f"{agent.id}:{self.epoch}.{command.generation}"
-        process = Process(
-            command.engine, model.name, command.gpus, need.mib, command.generation, self.now, address
-        )  # fmt: skip
+        process = Process(command.engine, model.name, command.gpus, need.mib, command.generation, self.now, address)
         agent.processes[process.id] = process
         kind = next(kind for kind in self.policy.kinds if kind.name == agent.type)
         held = [0] * len(kind.gpu_mib)

@@ -1,0 +1,46 @@
+"""What the world is made of, as it really is: processes, agents, servers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from serve.core import events as ev
+from serve.core.effects import StartEngine, StopEngine
+
+
+@dataclass
+class Process:
+    """An engine process, as the operating system has it."""
+
+    id: str
+    model: str
+    gpus: tuple[int, ...]
+    memory_mib: int
+    generation: int
+    started: float
+    address: str
+    ready: bool = False
+    stopping: bool = False
+
+
+@dataclass
+class Agent:
+    """A node's agent; ``word`` is what it said and nobody has heard yet."""
+
+    id: str
+    type: str
+    up: bool = False
+    processes: dict[str, Process] = field(default_factory=dict)
+    word: list[ev.Event] = field(default_factory=list)
+    commands: list[StartEngine | StopEngine] = field(default_factory=list)
+
+
+@dataclass
+class Server:
+    """One server at the edge."""
+
+    address: str
+    state: str = "ready"
+    """``ready`` or ``drain``; in ``maint`` it is left out."""
+    in_flight: int = 0
+    last: float = -1.0
