@@ -123,7 +123,7 @@ class ModelQueueFull(GatewayError):
 
     def __init__(self, model: str, limit: int, retry_after_s: float = 5.0) -> None:
         super().__init__(
-            f"{limit} requests already wait for models, the gateway's limit; '{model}' was not queued. Try again later.",
+            f"{limit} requests wait for models already, the gateway's limit; '{model}' was not queued. Try again.",
             retry_after_s=retry_after_s,
             state="queue_full",
             eta_s=retry_after_s,

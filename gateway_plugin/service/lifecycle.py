@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,7 @@ def down(
         if not _anything_lives(layout, site):
             end_everything(layout, site, tell, forced=True)  # engines without anybody, sockets
             forget(layout)
+            shutil.rmtree(layout.run, ignore_errors=True)
             return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began)
         if supervisors and not forced:
             tell("supervisor")
@@ -176,6 +178,7 @@ def down(
         if left:
             raise ServiceError(f"could not be ended: {', '.join(left)}. Try 'gateway down --force'.")
         forget(layout)
+        shutil.rmtree(layout.run, ignore_errors=True)
         return Result(Outcome.ENDED, url, time.monotonic() - began)
 
 

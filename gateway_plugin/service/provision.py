@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 from dataclasses import replace
 
 from gateway_plugin.catalog import Catalog, catalog_document
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.service import ray_head
 from gateway_plugin.service.ending import edges_of
 from gateway_plugin.service.record import ServiceRecord, read_record, write_record
 from gateway_plugin.site import Site
@@ -48,8 +48,7 @@ def provision(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecor
 
 def forget(layout: Layout) -> None:
     """What the parts remember of a run that is over: Ray's tables and folder, routes, the supervisor's status."""
-    for folder in (layout.ray_tables, layout.ray_temp):
-        shutil.rmtree(folder, ignore_errors=True)
+    ray_head.forget(layout)
     for path in (layout.servers_state, layout.models_map, layout.slot_keys_map, layout.supervisor_status):
         path.unlink(missing_ok=True)
     record = read_record(layout)
