@@ -25,7 +25,7 @@ def default_state_root() -> Path:
 
 
 def weights_root() -> Path:
-    """Prepared weights: ``$GATEWAY_WEIGHTS``, else ``gateway-plugin/models`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Where prepared weights lie: ``$GATEWAY_WEIGHTS``, else in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
     explicit = os.environ.get("GATEWAY_WEIGHTS")
     if explicit:
         return Path(explicit).expanduser().absolute()

@@ -138,6 +138,8 @@ def engine_env(
     """
     env = {name: value for name, value in environ.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)}
     env["VLLM_NO_USAGE_STATS"] = "1"
+    # vLLM closes idle connections after 5 s; the edge would find some of its pool dead and pause before it tries again.
+    env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
     env["PYTHONUNBUFFERED"] = "1"  # its last words must reach the log
     env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[gpu] if gpu < len(visible) else str(gpu) for gpu in gpus)
     if is_local(model.source):

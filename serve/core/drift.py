@@ -23,7 +23,7 @@ def differences(fleet: Fleet, servers: Iterable[FoundServer]) -> frozenset[Effec
         return frozenset()
     wanted = {}
     for engine in fleet.engines.values():
-        if engine.slot is not None and engine.server is not None and engine.route is not RouteState.NONE:
+        if engine.slot is not None and engine.server is not None:  # a refused route keeps its place for the next try
             wanted[(engine.slot, engine.server)] = engine
     closing = {(route.slot, route.server) for route in fleet.closing.values()}
     found = {(server.slot, server.server): server for server in servers}

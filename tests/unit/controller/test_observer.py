@@ -78,3 +78,8 @@ def test_nothing_is_repaired_before_the_fleet_has_settled() -> None:
 def test_an_engine_that_drains_is_left_alone() -> None:
     fleet = replace(FLEET, engines={"e1": replace(ENGINE, state=EngineState.DRAINING, route=RouteState.DRAINING)})
     assert differences(fleet, ()) == frozenset()
+
+
+def test_the_place_of_a_refused_route_is_kept_for_the_next_try() -> None:
+    fleet = replace(FLEET, engines={"e1": replace(ENGINE, route=RouteState.NONE)})
+    assert differences(fleet, found_servers([SERVER])) == frozenset()
