@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from click.testing import CliRunner, Result
 
 from gateway_plugin import __version__
 from gateway_plugin.cli.main import cli
+from gateway_plugin.keys import KeyStore
+from gateway_plugin.layout import Layout
 
 
 def gateway(state: Path, *arguments: str, stdin: str | None = None) -> Result:
@@ -105,6 +108,18 @@ def test_keys_are_made_once_listed_without_secrets_and_revoked(tmp_path: Path) -
     bare = gateway(tmp_path, "keys", "create", "bob")
     assert bare.stdout.strip().startswith("gw-")
     assert len(bare.stdout.strip().splitlines()) == 1
+
+
+def test_revoking_its_own_key_leaves_the_command_line_with_a_new_one(tmp_path: Path) -> None:
+    KeyStore(Layout(tmp_path)).keep_cli_key()
+    before = (tmp_path / "admin.key").read_text()
+    done = gateway(tmp_path, "keys", "revoke", "admin-cli")
+    assert done.exit_code == 0
+    assert "a new one" in done.output
+    after = (tmp_path / "admin.key").read_text()
+    assert after not in (before, "")
+    (key,) = KeyStore(Layout(tmp_path)).list()
+    assert key.sha256 == hashlib.sha256(after.encode()).hexdigest()
 
 
 def test_logs_without_any(tmp_path: Path) -> None:
