@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -187,6 +192,81 @@ def test_metrics_and_the_usage_log_tell_what_happened(running: Gateway) -> None:
     assert {"a", "b"} <= {entry["model"] for entry in chats}
     assert "xxxx" not in running.layout.usage_log.read_text()
     assert running.key not in running.layout.usage_log.read_text()
+
+
+def _serve_port(running: Gateway) -> int:
+    return int(json.loads(running.layout.service_json.read_text())["serve_port"])
+
+
+def test_serves_own_port_answers_nobody_but_the_edge(running: Gateway) -> None:
+    port = _serve_port(running)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{port}/v1/models")
+    for headers in ({}, {"x-gateway-edge": "guess"}, {"x-gateway-role": "admin"}, running_key(running)):
+        found = httpx.get(f"https://127.0.0.1:{port}/gateway/v1/status", headers=headers, verify=_stranger())
+        assert (found.status_code, found.json()["error"]["code"]) == (403, "forbidden")
+
+
+def running_key(running: Gateway) -> dict[str, str]:
+    return {"authorization": f"Bearer {running.key}"}
+
+
+def _stranger() -> ssl.SSLContext:
+    """Somebody who does not care whom he talks to."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_of_the_machine_reaches_no_socket_no_secret_and_no_engine(running: Gateway) -> None:
+    assert running.chat("a").status_code == 200
+    engine = next(engine["address"] for engine in running.status()["engines"] if engine["model"] == "a")
+    tries = {
+        "edge": f"connect(socket.AF_UNIX, {str(running.layout.edge_socket)!r})",
+        "inner": f"connect(socket.AF_UNIX, {str(running.layout.inner_door)!r})",
+        "cold": f"connect(socket.AF_UNIX, {str(running.layout.cold_door)!r})",
+        "secret": f"open({str(running.layout.edge_secret)!r})",
+        "key": f"open({str(running.layout.admin_key)!r})",
+        "token": f"open({str(running.layout.ray_token)!r})",
+        "records": f"os.listdir({str(running.layout.engine_records)!r})",
+        "engine": f"ask({engine!r})",
+        "serve": f"ask('127.0.0.1:{_serve_port(running)}')",
+    }
+    program = """
+import os, socket, ssl, sys
+def connect(family, address):
+    with socket.socket(family) as s: s.connect(address)
+def ask(address):
+    host, port = address.split(":")
+    context = ssl.create_default_context(); context.check_hostname = False; context.verify_mode = ssl.CERT_NONE
+    with socket.create_connection((host, int(port))) as plain, context.wrap_socket(plain) as s:
+        s.sendall(b"GET /v1/models HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n")
+        answer = s.recv(4096)
+        assert not answer or b" 200 " in answer.split(b"\\r\\n")[0], "refused: " + repr(answer[:60])
+        if not answer: raise ConnectionError("closed")
+"""
+    for name, attempt in tries.items():
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", f"{program}\n{attempt}"], user=65534, group=65534, extra_groups=[],
+            cwd="/", capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode != 0, f"another user got through: {name}"
+        shut_out = r"PermissionError|ssl\.SSL|ConnectionError|ConnectionReset|refused: b'HTTP/1.1 403"
+        assert re.search(shut_out, done.stderr), (name, done.stderr)
+
+
+def test_ray_refuses_a_driver_without_the_token(running: Gateway) -> None:
+    record = json.loads(running.layout.service_json.read_text())
+    address = f"{record['head_address']}:{record['ray_port']}"
+    environment = {**running.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "HOME": "/nonexistent"}
+    program = f"import ray; ray.init(address={address!r}, log_to_driver=False); print(len(ray.nodes()))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0
+    assert "auth" in (done.stdout + done.stderr).lower()
 
 
 def test_a_catalog_applied_at_run_time_adds_and_removes(running: Gateway) -> None:
