@@ -90,9 +90,15 @@ def test_two_node_types_of_one_name_are_refused() -> None:
             " colour='red')",
             "Site.colour: unknown key",
         ),
-        ("site = Sight()", "NameError"),
-        ("import nothing_like_this", "ModuleNotFoundError"),
-        ("site = Site(", "SyntaxError"),
+        ("site = Sight()", ": line 6: NameError"),
+        ("import nothing_like_this", ": line 6: ModuleNotFoundError"),
+        ("site = Site(", ": line 6: SyntaxError"),
+        ("import os\nbind = os.environ['NO_SUCH_VARIABLE']", ": line 7: KeyError: 'NO_SUCH_VARIABLE'"),
+        ("def half(number):\n    return number / 0\n\n\nhalf(1)", ": line 7: ZeroDivisionError: division by zero"),
+        ("LocalProvider(colour='red')", ": line 6: TypeError"),
+        ("import json\njson.loads('{')", ": line 7: JSONDecodeError"),
+        ("raise RuntimeError('two\\nlines')", ": line 6: RuntimeError: two lines"),
+        ("open('/no/such/file')", ": line 6: FileNotFoundError"),
     ],
 )
 def test_a_wrong_site_file_is_told_with_file_and_key(tmp_path: Path, text: str, says: str) -> None:
@@ -105,3 +111,14 @@ def test_a_wrong_site_file_is_told_with_file_and_key(tmp_path: Path, text: str, 
 def test_what_is_no_site_at_all() -> None:
     assert "no such site; give a name in parsl_configs/" in complaint("atlantis")
     assert "no such site file" in complaint("./atlantis.py")
+    assert "no such site" in complaint("no_such_package.site")
+
+
+def test_a_site_that_is_a_module_is_told_with_its_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "our_sites"
+    package.mkdir()
+    (package / "big.py").write_text("import os\nname = os.environ['NO_SUCH_VARIABLE']\n")
+    (package / "broken.py").write_text("site = (\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert complaint("our_sites.big") == "our_sites.big: line 2: KeyError: 'NO_SUCH_VARIABLE'"
+    assert complaint("our_sites.broken").startswith("our_sites.broken: line 1: SyntaxError")
