@@ -155,3 +155,24 @@ def test_the_client_commands_need_no_ray() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 69, done.stderr
     assert "gateway up" in done.stderr
+
+
+def test_a_provider_that_cannot_work_is_2_and_in_one_line(tmp_path: Path) -> None:
+    place = tmp_path / "queue.py"
+    place.write_text(
+        "from parsl.providers import PBSProProvider\n"
+        "from gateway_plugin.site import NodeType, Site\n"
+        "kind = NodeType(name='q', provider=PBSProProvider(), cpus=1, engine_memory_gib=1)\n"
+        "site = Site(name='queue', node_types=(kind,))\n"
+    )
+    catalog = tmp_path / "models.yaml"
+    catalog.write_text("models: {}")
+    state = tmp_path / "state"
+    done = gateway(state, "up", "--site", str(place), "--models", str(catalog))
+    assert done.exit_code == 2
+    assert "provider of q: PBSProProvider" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (state / "service.json").exists()
+    doctor = gateway(state, "doctor", "--site", str(place), "--models", str(catalog), "--json")
+    assert doctor.exit_code == 1
+    assert "provider of q" in [c["name"] for c in json.loads(doctor.stdout) if c["verdict"] == "fail"]
