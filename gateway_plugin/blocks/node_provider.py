@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.blocks.jobs import jobs_for, script_place
 from gateway_plugin.blocks.ledger import BlockPhase, Ledger
 from gateway_plugin.blocks.pool import BlockPool
 from gateway_plugin.blocks.script import block_script
 from gateway_plugin.layout import Layout
+from gateway_plugin.pruning import KEPT, prune
 from gateway_plugin.site import NodeType, Site, load_site
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,16 @@ def script_for(name: str, node_type: NodeType, layout: Layout, head_address: str
     if isinstance(node_type.provider, LocalProvider):
         return block_script(name, node_type, layout, head_address, sys.executable, os.path.dirname(sys.executable))
     return block_script(name, node_type, layout, head_address)
+
+
+def prune_blocks(layout: Layout, living: Collection[str], keep: int = KEPT) -> None:
+    """Remove logs and job files of the oldest blocks that are over. ``living``: the blocks that hold a place."""
+
+    def block_of(file: Path) -> str:
+        return file.name.removeprefix("block-").partition(".")[0]
+
+    files = (*layout.logs.glob("block-gw-*.log"), *script_place(layout).glob("gw-*.*"))
+    prune(files, block_of, living, keep)
 
 
 class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
@@ -123,6 +134,7 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
             name = block_name(node_type.name)
             own = {**tags, TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_NODE_NAME: name}
             script = script_for(name, node_type, self._layout, self._head_address)
+            prune_blocks(self._layout, [block.name for block in self.pool.holding()])
             self.pool.submit(name, node_type.name, script, {**own, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE})
 
     def create_node_with_resources_and_labels(

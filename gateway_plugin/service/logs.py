@@ -32,8 +32,9 @@ def find_logs(layout: Layout) -> dict[str, Path]:
     for path in sorted(layout.logs.glob("block-*.log")):
         candidates[f"block:{path.stem.removeprefix('block-')}"] = path
     scripts = script_place(layout)
-    for path in (*sorted(scripts.glob("*.stdout")), *sorted(scripts.glob("*.stderr"))):
-        candidates[f"job:{path.name}"] = path
+    for path in sorted(scripts.glob("gw-*")):
+        if path.suffix in (".out", ".err", ".stdout", ".stderr"):  # Parsl's providers differ
+            candidates[f"job:{path.name}"] = path
     session = layout.ray_temp / "session_latest" / "logs"
     by_time = sorted(session.glob("serve/*.log"), key=lambda path: path.stat().st_mtime)  # a later replica replaces
     for path in by_time:

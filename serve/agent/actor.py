@@ -24,7 +24,7 @@ from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.weights import resolve
 from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
-from serve.agent.engine import EngineProcess, Timing, end_group, free_port, spawn, tail
+from serve.agent.engine import EngineProcess, Timing, end_group, free_port, prune_engine_logs, spawn, tail
 from serve.agent.lastwords import last_words
 from serve.agent.probe import Probe, client_context
 from serve.agent.records import EngineRecord
@@ -179,6 +179,7 @@ class NodeAgent:
         argv = engine_argv(model, source, bind, tls, self._gpu_total_mib)
         env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ)
         log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
+        prune_engine_logs(layout, [records.file_name(engine) for engine in (command.engine, *self._engines)])
         child, started = spawn(argv, env, log)
         record = EngineRecord(
             engine=command.engine,

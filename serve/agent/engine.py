@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -19,6 +19,7 @@ from typing import Literal, cast
 import psutil
 
 from gateway_plugin.layout import Layout
+from gateway_plugin.pruning import KEPT, mark_in_use, prune
 from serve.agent import records
 from serve.agent.lastwords import last_words
 from serve.agent.probe import Health, Probe, ProbeFailed
@@ -68,6 +69,7 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> tuple[sub
         log.replace(log.with_name(f"{log.name}.1"))  # nobody takes a former process's last words for this one's
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
+        mark_in_use(output)
         process = subprocess.Popen(
             argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
@@ -77,6 +79,15 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> tuple[sub
         return process, psutil.Process(process.pid).create_time()
     except psutil.NoSuchProcess:
         return process, time.time()  # dead already; not reaped, so nobody else has its PID
+
+
+def prune_engine_logs(layout: Layout, living: Collection[str], keep: int = KEPT) -> None:
+    """Remove the oldest logs of engines that are over, on whatever node they were. ``living``: names known to live."""
+
+    def engine_of(log: Path) -> str:
+        return log.name.removesuffix(".1").removesuffix(".log")
+
+    prune(layout.engine_logs.glob("*.log*"), engine_of, living, keep)
 
 
 async def end_group(pid: int, started: float, grace_s: float) -> None:

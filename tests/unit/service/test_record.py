@@ -122,7 +122,7 @@ def test_the_gateways_own_logs_go_by_the_names_of_its_parts_and_serves_by_serves
         "controller": layout.logs / "controller.log",
         "ingress": layout.logs / "ingress.log",
         "block:gw-cpu-01234567": layout.logs / "block-gw-cpu-01234567.log",
-        "job:parsl.gw-cpu-01234567.1.submit.stderr": layout.block_scripts / "parsl.gw-cpu-01234567.1.submit.stderr",
+        "job:gw-cpu-01234567.1.sh.err": layout.block_scripts / "gw-cpu-01234567.1.sh.err",
         "serve:replica-controller": serve / "replica_gateway_controller_abc123.log",
         "serve:replica-ingress": serve / "replica_gateway_ingress_abc123.log",
         "serve:proxy": serve / "proxy_10.0.0.1.log",
