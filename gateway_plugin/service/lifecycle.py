@@ -163,24 +163,30 @@ def down(
         site = _site_or_none(record)
         supervisors = supervisors_of(layout)
         if not _anything_lives(layout, site):
-            end_everything(layout, site, tell, forced=True)  # engines without anybody, sockets
+            _all_ended(end_everything(layout, site, tell, forced=True), forced)  # engines without anybody, sockets
             forget(layout)
             shutil.rmtree(layout.run, ignore_errors=True)
             return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began)
         if supervisors and not forced:
             tell("supervisor")
             for known in supervisors:
-                os.kill(known.pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it ended between the two looks
+                    os.kill(known.pid, signal.SIGTERM)
             while any(alive(known) for known in supervisors) and time.monotonic() - began < timeout_s:
                 tell("head, blocks, edge")
                 time.sleep(_POLL_S)
         end(supervisors, grace_s=0.0)
-        left = end_everything(layout, site, tell, forced=forced)
-        if left:
-            raise ServiceError(f"could not be ended: {', '.join(left)}. Try 'gateway down --force'.")
+        _all_ended(end_everything(layout, site, tell, forced=forced), forced)
         forget(layout)
         shutil.rmtree(layout.run, ignore_errors=True)
         return Result(Outcome.ENDED, url, time.monotonic() - began)
+
+
+def _all_ended(left: tuple[str, ...], forced: bool) -> None:
+    """Raises ``ServiceError`` if something is left: then the records of it must stay, so that it is found again."""
+    if left:
+        advice = "End that by hand, then run it again." if forced else "Try 'gateway down --force'."
+        raise ServiceError(f"could not be ended: {', '.join(left)}. {advice}")
 
 
 def _known(layout: Layout) -> ServiceRecord | None:
