@@ -6,15 +6,17 @@ start time, by our own state folder in its arguments, or by Ray's folder; nobody
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 import psutil
 
 from gateway_plugin.blocks import processes as block_processes
-from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.blocks.jobs import Jobs, jobs_for, script_folder
 from gateway_plugin.blocks.leave import members, read_records
-from gateway_plugin.blocks.ledger import Ledger
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
+from gateway_plugin.blocks.processes import same_process
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import Layout
 from gateway_plugin.service import ray_head
@@ -35,8 +37,8 @@ def end_everything(
 ) -> tuple[str, ...]:
     """End all that belongs to this gateway, but ``keep``, the supervisor that calls.
 
-    ``site`` is needed to cancel blocks; ``None`` (it cannot be loaded any more) leaves them, and says so. ``forced``
-    kills without asking first.
+    ``site`` is needed to cancel blocks. Without it (``None``: it cannot be loaded any more) they are left, and named;
+    ``forced`` ends those of this machine all the same. ``forced`` kills without asking first.
 
     Returns:
         What could not be ended, in words: normally nothing.
@@ -98,11 +100,11 @@ def open_pool(layout: Layout, site: Site) -> BlockPool:
 
 
 def has_blocks(layout: Layout, site: Site | None) -> bool:
-    """Whether the ledger names a block whose job is pending or running. Changes nothing."""
-    blocks = [block for block in Ledger(layout.ledger).read().values() if not block.phase.ended]
-    if site is None:
-        return bool(blocks)
-    for block in blocks:
+    """Whether the ledger names a block whose job is pending or running, or cannot be asked for. Changes nothing."""
+    ours, orphans = _held(layout, site)
+    if site is None or orphans:
+        return bool(orphans)
+    for block in ours:
         seen = jobs_for(site.node_type(block.type).provider, layout).look([block]).get(block.name)
         if block.job is not None and (seen is None or not seen.phase.ended):
             return True
@@ -110,20 +112,66 @@ def has_blocks(layout: Layout, site: Site | None) -> bool:
 
 
 def end_blocks(layout: Layout, site: Site | None, forced: bool) -> list[str]:
-    """Cancel every block that the ledger names and wait. Returns what could not be ended, in words."""
+    """Cancel every block that the ledger names and wait. Returns what could not be ended, in words.
+
+    Blocks that the site does not know (any more) are left, and with ``forced`` ended if they are of this machine.
+    """
     try:
-        if site is None:
-            held = [block for block in Ledger(layout.ledger).read().values() if not block.phase.ended]
-            return [f"block {block.name} (its site cannot be loaded)" for block in held]
-        if not layout.ledger.exists():
-            return []
-        pool = open_pool(layout, site)
-        if forced:
-            for block in pool.holding():
+        ours, orphans = _held(layout, site)
+        if orphans and not forced:
+            return [f"block {block.name} (its site cannot be loaded, or has no {block.type!r})" for block in orphans]
+        if forced and site is not None:
+            for block in ours:
                 jobs_for(site.node_type(block.type).provider, layout).cancel(block, forced=True)
-        return [f"block {block.name}" for block in end_all(pool, BLOCKS_DEADLINE_S)]
+        left = _end_orphans(layout, orphans)
+        if left or site is None or not ours:
+            return left
+        return [f"block {block.name}" for block in end_all(open_pool(layout, site), BLOCKS_DEADLINE_S)]
     except GatewayError as error:
         return [error.message]
+
+
+def _held(layout: Layout, site: Site | None) -> tuple[list[Block], list[Block]]:
+    """Blocks of the ledger that have not ended: those of the site's node types, and the others."""
+    types = {node_type.name for node_type in site.node_types} if site is not None else set()
+    held = [block for block in Ledger(layout.ledger).read().values() if not block.phase.ended]
+    return [block for block in held if block.type in types], [block for block in held if block.type not in types]
+
+
+def _end_orphans(layout: Layout, orphans: list[Block]) -> list[str]:
+    """End blocks of this machine by PID, start time and mark, without their site, and note them as lost.
+
+    A job in a queue cannot be cancelled without its provider: it is named, and stays in the ledger.
+    """
+    if not orphans:
+        return []
+    jobs = _local_jobs(layout)
+    ledger = Ledger(layout.ledger)
+    left: list[str] = []
+    for block in orphans:
+        if block.job is not None and block.job.pid is None:
+            left.append(f"block {block.name} (job {block.job.id}: end it with the scheduler's own command)")
+            continue
+        jobs.cancel(block, forced=True)
+
+        def keeper(job: Job | None = block.job) -> list[psutil.Process]:
+            found = same_process(job.pid, job.started) if job is not None else None
+            return [] if found is None else [found]
+
+        if block_processes.end(keeper, 0.0) or jobs.find(block.name) is not None:
+            left.append(f"block {block.name}")
+            continue
+        lost = block.ending(BlockPhase.LOST, time.time(), "ended by force; its site could not be loaded")
+        ledger.write({**ledger.read(), block.name: lost})
+    return left
+
+
+def _local_jobs(layout: Layout) -> Jobs:
+    from parsl.providers import LocalProvider
+
+    from gateway_plugin.blocks.local import LocalJobs
+
+    return LocalJobs(LocalProvider(), script_folder(layout), layout)
 
 
 def _names(what: str, pids: Iterable[int]) -> list[str]:
