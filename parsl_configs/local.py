@@ -16,7 +16,7 @@ site = Site(
             provider=LocalProvider(launcher=SimpleLauncher(), init_blocks=0, min_blocks=0, max_blocks=1),
             # What Ray may count on; engines share the cores without being held to a number.
             cpus=os.cpu_count() or 1,
-            # Host memory for engines, in GiB. The demo's models need 2.5 and 1.0: room for one at a time, on purpose.
+            # Host memory for engines, in GiB. The demo's models need 2.8 and 1.6: room for one at a time, on purpose.
             # Raise it to what the machine can spare to keep several models loaded.
             engine_memory_gib=3.0,
             # One machine, one block.

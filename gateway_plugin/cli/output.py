@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -32,7 +32,6 @@ class Settings:
     explicit_state: bool = False
     """``--state`` was given: it goes before ``GATEWAY_URL``."""
     json: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def settings() -> Settings:

@@ -32,8 +32,7 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float) 
     from gateway_plugin.service import lifecycle
 
     chosen = settings()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal or a time limit cleans up as Ctrl-C does
-        signal.signal(number, signal.default_int_handler)
+    interrupt_on_signals()
     try:
         with Steps("starting") as steps:
             result = lifecycle.up(
@@ -50,7 +49,16 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float) 
         lifecycle.Outcome.ALREADY_UP: f"already up at {result.url}",
     }[result.outcome]
     document = {"outcome": result.outcome.value, "url": result.url, "seconds": round(result.seconds, 2)}
+    if result.note:
+        click.echo(result.note, err=True)
     show(document, lambda: click.echo(words))
+
+
+def interrupt_on_signals() -> None:
+    """A closed terminal or a time limit cleans up as Ctrl-C does; under ``nohup`` a closed terminal is nothing."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 @click.command()

@@ -176,3 +176,22 @@ def test_a_provider_that_cannot_work_is_2_and_in_one_line(tmp_path: Path) -> Non
     doctor = gateway(state, "doctor", "--site", str(place), "--models", str(catalog), "--json")
     assert doctor.exit_code == 1
     assert "provider of q" in [c["name"] for c in json.loads(doctor.stdout) if c["verdict"] == "fail"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name", "says"),
+    [(["nohup"], "SIGHUP", "lives"), ([], "SIGHUP", "interrupted"), (["nohup"], "SIGTERM", "interrupted")],
+)
+def test_a_closed_terminal_interrupts_up_unless_it_runs_under_nohup(prefix: list[str], name: str, says: str) -> None:
+    code = (
+        "import os, signal\n"
+        "from gateway_plugin.cli.service import interrupt_on_signals\n"
+        "interrupt_on_signals()\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    print('lives')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == says, done.stderr
