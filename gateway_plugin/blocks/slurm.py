@@ -71,7 +71,7 @@ class SlurmJobs:
         self._layout = layout
         self._clock = clock
         self._ends: dict[str, Seen] = {}
-        """How jobs ended, by id: Slurm forgets, and the first end stays."""
+        """How blocks ended, by name (an id may be another job's one day): Slurm forgets, and the first end stays."""
         self._absent_since: dict[str, float] = {}
         self._told_at: dict[tuple[str, bool], float] = {}
         provider.script_dir = str(scripts)  # an executor would set it
@@ -105,7 +105,7 @@ class SlurmJobs:
         """For each job: (1) the end that was seen. (2) what the queue says. (3) what the records say that outlive it.
         (4) unknown to all of them, again and again: lost."""
         jobs = {block.name: block.job for block in blocks if block.job is not None}
-        seen = {name: self._ends[job.id] for name, job in jobs.items() if job.id in self._ends}  # (1)
+        seen = {name: self._ends[name] for name in jobs if name in self._ends}  # (1)
         asked = {name: job for name, job in jobs.items() if name not in seen}
         if not asked:
             return seen
@@ -115,12 +115,12 @@ class SlurmJobs:
             gone = {name: job for name, job in asked.items() if name not in here}
             here |= self._records(gone)  # (3)
             for name, row in here.items():
-                self._absent_since.pop(row.id, None)
+                self._absent_since.pop(name, None)
                 if (found := self._meaning(name, row)) is not None:
                     seen[name] = found
             for name, job in gone.items():
-                if name not in here and self._is_lost(job):  # (4)
-                    seen[name] = self._ends[job.id]
+                if name not in here and self._is_lost(name, job):  # (4)
+                    seen[name] = self._ends[name]
         except SlurmSilent as silence:
             log.warning("slurm silent said=%s", silence.message)
         return seen
@@ -128,18 +128,18 @@ class SlurmJobs:
     def cancel(self, block: Block, forced: bool) -> None:
         """A controller that does not answer is told again on the next refresh."""
         job = block.job
-        if job is None or job.id in self._ends:
+        if job is None or block.name in self._ends:
             return
         now = self._clock()
-        if now - self._told_at.get((job.id, forced), -TELL_AGAIN_S) < TELL_AGAIN_S:
+        if now - self._told_at.get((block.name, forced), float("-inf")) < TELL_AGAIN_S:
             return
-        name = Path(job.script).name if job.script is not None else None
+        job_name = Path(job.script).name if job.script is not None else None
         try:
-            self._ask(words.cancel_argv(job.id, name, forced, self._provider.clusters))
+            self._ask(words.cancel_argv(job.id, job_name, forced, self._provider.clusters))
         except SlurmSilent as silence:
             log.warning("slurm cancel failed block=%s job=%s said=%s", block.name, job.id, silence.message)
             return
-        self._told_at[job.id, forced] = now
+        self._told_at[block.name, forced] = now
 
     def _queue(self) -> tuple[words.Row, ...]:
         return words.parse_queue(self._ask(words.queue_argv(os.getuid(), self._provider.clusters)))
@@ -160,7 +160,7 @@ class SlurmJobs:
                 rows = ()  # a site without accounting, or its database is away
             # Accounting is told late: a job that runs there and not in the queue is no job that runs.
             ended = [row for row in rows if row.ended and row.id in left]
-            found |= {left[row.id]: row for row in ended if _same(row, left[row.id])}
+            found |= {left[row.id]: row for row in ended if _same(row, left[row.id]) or words.nameless(row)}
         return found
 
     def _meaning(self, name: str, row: words.Row) -> Seen | None:
@@ -174,14 +174,14 @@ class SlurmJobs:
             if seen.phase is BlockPhase.FAILED:
                 outputs = (block_log(self._layout, name), self._scripts / f"{row.name}.stderr")
                 seen = replace(seen, reason=f"{seen.reason}{last_words(*outputs)}")
-            self._ends[row.id] = seen
+            self._ends[name] = seen
         return seen
 
-    def _is_lost(self, job: Job) -> bool:
+    def _is_lost(self, name: str, job: Job) -> bool:
         now = self._clock()
-        if now - self._absent_since.setdefault(job.id, now) < GONE_AFTER_S:
+        if now - self._absent_since.setdefault(name, now) < GONE_AFTER_S:
             return False
-        self._ends[job.id] = Seen(BlockPhase.LOST, f"Slurm has no record of job {job.id} (any more)")
+        self._ends[name] = Seen(BlockPhase.LOST, f"Slurm has no record of job {job.id} (any more)")
         return True
 
     def _ask(self, argv: Sequence[str]) -> str:

@@ -184,7 +184,8 @@ def _why_ended(row: Row) -> str | None:
         words = f"its script was ended by signal {signal}"
     elif row.state == "FAILED" and code not in ("", "0"):
         words = f"its script left with exit code {code}"
-    elif row.reason is not None:
+    elif row.reason is not None and (row.state != "CANCELLED" or row.reason.startswith("by ")):
+        # The queue goes on giving the reason why a cancelled job had been waiting.
         words = f"{words} ({row.reason})"
     return f"{words} on {row.node}" if row.node is not None else words
 
@@ -192,6 +193,11 @@ def _why_ended(row: Row) -> str | None:
 def belongs_to(job_name: str, block: str) -> bool:
     """Whether a job is block's: Parsl calls it ``BLOCK.<seconds>.<fraction>``."""
     return job_name == block or job_name.startswith(f"{block}.")
+
+
+def nameless(row: Row) -> bool:
+    """Whether accounting lost the job's name: it does where a short job's end is told before its start."""
+    return row.name in ("allocation", "")
 
 
 def unknown_job(stderr: str) -> bool:

@@ -69,6 +69,7 @@ class VirtualSlurm:
             database_port=database,
             node_ports=tuple(nodes),
         )
+        self._database: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Everything, until each node has registered with the controller."""
@@ -94,8 +95,9 @@ class VirtualSlurm:
         """This process's environment, with this cluster in it."""
         return {**os.environ, "SLURM_CONF": str(self.places.conf)}
 
-    def start_controller(self) -> None:
-        self.run("slurmctld", "-f", str(self.places.conf))
+    def start_controller(self, *options: str) -> None:
+        """``-c``: without the memory of its last life."""
+        self.run("slurmctld", "-f", str(self.places.conf), *options)
         wait_for(lambda: " UP" in self.run("scontrol", "ping", check=False), "slurmctld", timeout_s=30)
 
     def stop_controller(self) -> None:
@@ -125,6 +127,8 @@ class VirtualSlurm:
         nodes = [f"slurmd.{node_name(number)}" for number in range(1, self.shape.nodes + 1)]
         for daemon in (*nodes, "slurmctld", "slurmdbd", "mariadbd", "munged"):
             self._end(daemon)
+        if self._database is not None:
+            self._database.wait(_GRACE_S)
         if self.shape.namespaces:
             network.take_down(self.places, self.shape.nodes)
         self._end_leftovers()
@@ -169,7 +173,7 @@ class VirtualSlurm:
         self.run("mariadb-install-db", "--no-defaults", "--user=mysql", f"--datadir={data}", *unused)
         small = ("--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=OFF")
         with open(places.log("mariadbd"), "wb") as log:
-            subprocess.Popen(
+            self._database = subprocess.Popen(
                 (
                     *(*_as("mysql"), "mariadbd", "--no-defaults", f"--datadir={data}", f"--socket={door}"),
                     *(f"--pid-file={places.pid_file('mariadbd')}", "--bind-address=127.0.0.1"),
