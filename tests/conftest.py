@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.slurm.virtual import VirtualSlurm, missing, virtual_slurm
+if TYPE_CHECKING:
+    from tests.support.slurm.virtual import VirtualSlurm
 
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[VirtualSlurm]:
     """One virtual Slurm for the whole run; tests take ``slurm``."""
+    from tests.support.slurm.virtual import missing, virtual_slurm  # imports Ray: not for tests that need no Slurm
+
     if (reason := missing()) is not None:
         pytest.skip(reason)
     with virtual_slurm() as cluster:
