@@ -156,7 +156,8 @@ def parse_catalog(document: object, origin: str) -> Catalog:
 
 
 def _first_problem(error: ValidationError, entries: list[dict[str, Any]]) -> str:
-    problem = error.errors()[0]
+    # a misspelt key is told before the required one that is missing because of it
+    problem = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")[0]
     path = list(problem["loc"])
     if len(path) >= 2 and path[0] == "models" and isinstance(path[1], int):
         path[1] = entries[path[1]]["name"]

@@ -26,6 +26,9 @@ Role = Literal["user", "admin"]
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 """What a key may be called: it goes into headers, maps and the usage log."""
 
+CLI_KEY_NAME = "admin-cli"
+"""The command line's own admin key, in the clear in ``admin.key``. Never without one: it is how keys are made."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -56,8 +59,7 @@ class KeyStore:
             raise InvalidRequest(f"A key's name matches {KEY_NAME.pattern}, got {name!r}.")
         if role not in get_args(Role):
             raise InvalidRequest(f"A key's role is one of {', '.join(get_args(Role))}, got {role!r}.")
-        secret = "gw-" + secrets.token_urlsafe(32)
-        key = Key(name, role, hashlib.sha256(secret.encode()).hexdigest(), time.time())
+        secret, key = _made(name, role)
         with self._locked():
             keys = self.list()
             if any(other.name == name for other in keys):
@@ -77,14 +79,48 @@ class KeyStore:
             raise ServiceError(f"{path} is damaged ({error}); restore it, or remove it and make new keys.") from error
 
     def revoke(self, name: str) -> None:
-        """Forget a key: it is refused from now on. Raises ``NotFound``, ``EdgeError`` if the running edge refused."""
+        """Forget a key: it is refused from now on. That of the command line is replaced by a new one at once.
+
+        Raises:
+            NotFound: there is no such key.
+            EdgeError: the running edge refused.
+        """
         with self._locked():
             keys = self.list()
             gone = next((key for key in keys if key.name == name), None)
             if gone is None:
                 raise NotFound(f"There is no key called '{name}'; 'gateway keys list' shows those there are.")
+            if name == CLI_KEY_NAME:
+                self._renew_cli_key(keys)
+                return
             self._write(tuple(key for key in keys if key is not gone))
             self._tell(delete_from_map(self._layout.keys_map, _hash(gone)))
+
+    def keep_cli_key(self) -> None:
+        """See to it that ``admin.key`` holds a key that the store knows as an administrator's; else make it anew.
+
+        Raises:
+            ServiceError: the store is damaged.
+            EdgeError: the running edge refused.
+        """
+        with self._locked():
+            keys = self.list()
+            try:
+                held = self._layout.admin_key.read_text(encoding="utf-8").strip()
+            except (FileNotFoundError, UnicodeDecodeError):
+                held = ""
+            if not any(key.sha256 == _digest(held) and key.role == "admin" for key in keys):
+                self._renew_cli_key(keys)
+
+    def _renew_cli_key(self, keys: tuple[Key, ...]) -> None:
+        """The new one is in force, and in ``admin.key``, before the edge forgets the old one."""
+        secret, key = _made(CLI_KEY_NAME, "admin")
+        self._write((*(other for other in keys if other.name != CLI_KEY_NAME), key))
+        write_private(self._layout.admin_key, secret)
+        self._tell(add_to_map(self._layout.keys_map, _hash(key), _value(key)))
+        for gone in keys:
+            if gone.name == CLI_KEY_NAME:
+                self._tell(delete_from_map(self._layout.keys_map, _hash(gone)))
 
     def write_map(self) -> None:
         """Make ``keys.map`` equal to ``keys.json``: before the edge starts."""
@@ -122,6 +158,15 @@ class KeyStore:
             path.chmod(0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _made(name: str, role: Role) -> tuple[str, Key]:
+    secret = "gw-" + secrets.token_urlsafe(32)
+    return secret, Key(name, role, _digest(secret), time.time())
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _hash(key: Key) -> str:

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,9 @@ def load_site(reference: str) -> Site:
         ConfigError: one line that names the file, the key and what was expected.
     """
     try:
-        module = _load_module(reference)
-        site = getattr(module, "site", None)
+        site = getattr(_load_module(reference), "site", None)
+    except ConfigError:
+        raise
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
@@ -150,14 +152,51 @@ def load_site(reference: str) -> Site:
         if problem["type"] == "extra_forbidden":
             what = "unknown key"
         raise ConfigError(f"{reference}: {error.title}{'.' + key if key else ''}: {what}") from None
+    except Exception as error:  # noqa: BLE001 - a site is a program: whatever it raises is a mistake in it
+        raise ConfigError(f"{reference}: {_where(reference, error)}{_what(error)}") from None
     if not isinstance(site, Site):
         raise ConfigError(f"{reference}: expected a module-level 'site = Site(...)'")
     return site
 
 
+def _where(reference: str, error: Exception) -> str:
+    """The line of the site that an error came from: the last one of its own, not of a package that it called."""
+    if isinstance(error, SyntaxError):
+        name = "" if error.filename is None or _is_site(error.filename, reference) else f"{error.filename} "
+        return f"{name}line {error.lineno}: " if error.lineno else name
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_site(frame.filename, reference)]
+    return f"line {frames[-1].lineno}: " if frames else ""
+
+
+def _is_site(file: str, reference: str) -> bool:
+    if _is_path(reference):
+        return Path(file) == _site_path(reference)
+    return Path(file).with_suffix("").as_posix().endswith("/" + _module_name(reference).replace(".", "/"))
+
+
+def _what(error: Exception) -> str:
+    """The error in one line, with its type: a KeyError says nothing else but the key."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg}"
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _is_path(reference: str) -> bool:
+    return reference.endswith(".py") or "/" in reference
+
+
+def _site_path(reference: str) -> Path:
+    return Path(reference).expanduser().resolve()
+
+
+def _module_name(reference: str) -> str:
+    return reference if "." in reference else f"parsl_configs.{reference}"
+
+
 def _load_module(reference: str) -> Any:
-    if reference.endswith(".py") or "/" in reference:
-        path = Path(reference).expanduser().resolve()
+    if _is_path(reference):
+        path = _site_path(reference)
         if not path.is_file():
             raise ConfigError(f"{reference}: no such site file")
         spec = importlib.util.spec_from_file_location(f"gateway_site_{path.stem}", path)
@@ -165,15 +204,12 @@ def _load_module(reference: str) -> Any:
             raise ConfigError(f"{reference}: is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        try:
-            spec.loader.exec_module(module)
-        except (SyntaxError, NameError, TypeError, ImportError) as error:
-            raise ConfigError(f"{reference}: {type(error).__name__}: {error}") from None
+        spec.loader.exec_module(module)
         return module
-    name = reference if "." in reference else f"parsl_configs.{reference}"
+    name = _module_name(reference)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name == name:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ConfigError(f"{reference}: no such site; give a name in parsl_configs/ or a .py file") from None
-        raise ConfigError(f"{reference}: a package is missing: {error.name}") from None
+        raise

@@ -88,9 +88,14 @@ def jobs_for(provider: Any, layout: Layout) -> Jobs:
 
 
 def script_folder(layout: Layout) -> Path:
-    """Where job scripts lie: in the state folder, or in the run folder if that path needs quoting (Parsl does none)."""
+    """Where job scripts lie, made if it is not there."""
+    return private_folder(script_place(layout))
+
+
+def script_place(layout: Layout) -> Path:
+    """In the state folder, or in the run folder if that path needs quoting (Parsl does none)."""
     scripts = layout.block_scripts
-    return private_folder(scripts if shlex.quote(str(scripts)) == str(scripts) else layout.run / "scripts")
+    return scripts if shlex.quote(str(scripts)) == str(scripts) else layout.run / "scripts"
 
 
 def shared_script_folder(layout: Layout) -> Path:

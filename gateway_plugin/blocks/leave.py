@@ -16,7 +16,15 @@ from pathlib import Path
 
 import psutil
 
-from gateway_plugin.blocks.processes import block_processes, carries_mark, end, own_processes, same_process, writes_to
+from gateway_plugin.blocks.processes import (
+    START_TOLERANCE_S,
+    block_processes,
+    carries_mark,
+    end,
+    own_processes,
+    same_process,
+    writes_to,
+)
 
 TERM_GRACE_S = 10.0
 """How long an engine has between being asked to end and being killed."""
@@ -54,12 +62,21 @@ def members(record: EngineRecord) -> list[psutil.Process]:
     write to the engine's log: vLLM's core gives itself a title, which overwrites its environment.
     """
     leader = same_process(record.pid, record.started)
-    if leader is None and psutil.pid_exists(record.pid):
-        return []  # somebody else's by now
+    if leader is None and _is_strangers(record):
+        return []
     group = [process for process in own_processes() if _group_of(process) == record.pid]
     if leader is None:
         return [p for p in group if carries_mark(p, record.block) or writes_to(p, record.log)]
     return group if leader in group else [leader, *leader.children(recursive=True)]
+
+
+def _is_strangers(record: EngineRecord) -> bool:
+    """Whether the recorded PID is somebody else's by now. A leader that is dead but not reaped has still its own."""
+    try:
+        process = psutil.Process(record.pid)
+        return abs(process.create_time() - record.started) > START_TOLERANCE_S or process.uids().real != os.getuid()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _group_of(process: psutil.Process) -> int | None:

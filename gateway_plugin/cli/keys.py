@@ -49,8 +49,10 @@ def list_keys() -> None:
 @click.argument("name")
 @json_option
 def revoke(name: str) -> None:
-    """Refuse a key from now on."""
-    from gateway_plugin.keys import KeyStore
+    """Refuse a key from now on. The command line's own, admin-cli, is replaced by a new one at once."""
+    from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 
     KeyStore(Layout(settings().state)).revoke(name)
-    show({"name": name, "revoked": True}, lambda: say(f"'{name}' is revoked"))
+    replaced = name == CLI_KEY_NAME
+    words = f"'{name}' is revoked" + ("; a new one lies in admin.key of the state folder" if replaced else "")
+    show({"name": name, "revoked": True, "replaced": replaced}, lambda: say(words))

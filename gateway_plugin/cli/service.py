@@ -181,7 +181,10 @@ def doctor(site: str | None, models: Path | None) -> None:
 @click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(0), help="Lines from the end.")
 @json_option
 def logs(what: str | None, follow: bool, lines: int) -> None:
-    """Show a log: supervisor, edge, usage, ray, controller, engine:NAME ... Without WHAT, list what there is."""
+    """Show a log: controller, ingress, edge, usage, supervisor, ray, engine:NAME, block:NAME ...
+
+    Without WHAT, list what there is. The beginning of a NAME is enough: the newest of those is shown.
+    """
     from gateway_plugin.service import logs as log_files
 
     layout = Layout(settings().state)

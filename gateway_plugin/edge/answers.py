@@ -8,48 +8,18 @@ from dataclasses import dataclass
 
 from gateway_plugin.errors import (
     BodyTooLarge,
+    EngineBroke,
     Forbidden,
     GatewayError,
     InvalidKey,
     InvalidRequest,
+    MethodNotAllowed,
     NotFound,
+    RateLimited,
+    RequestTimeout,
+    Unavailable,
+    UpstreamTimeout,
 )
-
-
-class MethodNotAllowed(GatewayError):
-    """The path is served, with another method."""
-
-    status, code, kind = 405, "method_not_allowed", "invalid_request_error"
-
-
-class RequestTimeout(GatewayError):
-    """The client was too slow in sending its request."""
-
-    status, code, kind = 408, "request_timeout", "invalid_request_error"
-
-
-class RateLimited(GatewayError):
-    """A key's limit was reached; the message says which."""
-
-    status, code, kind, exit_code = 429, "rate_limited", "rate_limit_error", 75
-
-
-class EngineBroke(GatewayError):
-    """The engine, or the ingress, broke off before it had answered."""
-
-    status, code = 502, "engine_broke_off"
-
-
-class Unavailable(GatewayError):
-    """Neither an engine nor the ingress takes requests now."""
-
-    status, code = 503, "unavailable"
-
-
-class UpstreamTimeout(GatewayError):
-    """No answer within the edge's longest wait."""
-
-    status, code = 504, "timeout"
 
 
 def own_errors() -> tuple[GatewayError, ...]:

@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.catalog import MODEL_NAME
-from gateway_plugin.edge.answers import MethodNotAllowed, RateLimited, Refusal
-from gateway_plugin.errors import BodyTooLarge, Forbidden, InvalidKey, InvalidRequest, NotFound
+from gateway_plugin.edge.answers import Refusal
+from gateway_plugin.errors import (
+    BodyTooLarge,
+    Forbidden,
+    InvalidKey,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RateLimited,
+)
 
 INFERENCE = (
     "/v1/chat/completions",

@@ -8,8 +8,9 @@ from typing import Any
 from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout
+from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.lifecycle import ports_held
-from gateway_plugin.service.preflight import Check, Verdict, before_start, edge_binary, open_files, python_version
+from gateway_plugin.service.preflight import edge_binary, every_check, open_files, python_version
 from gateway_plugin.service.record import on_this_host, read_record, with_port
 from gateway_plugin.service.status import report
 from gateway_plugin.site import Site, load_site
@@ -40,7 +41,7 @@ def examine(state: Path, site_reference: str | None, models: Path | None) -> tup
     else:
         if record is not None and record.site == site.name:
             site = with_port(site, record.port)
-        checks += before_start(layout, site, catalog, ports_held(layout, site))
+        checks += every_check(layout, site, catalog, ports_held(layout, site))
     if record is not None and not on_this_host(record):
         running = Check("service", Verdict.WARN, f"runs on {record.host}", "run 'gateway doctor' there")
     return (*checks, running)

@@ -18,8 +18,8 @@ from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import Layout
 from gateway_plugin.service import ray_head
-from gateway_plugin.service.processes import Mark, alive, arguments, end, find_own
-from gateway_plugin.service.record import part_mark, read_status
+from gateway_plugin.service.living import deployments_of, edges_of, heads_of, supervisors_of
+from gateway_plugin.service.processes import Mark, alive, arguments, end
 from gateway_plugin.site import Site
 
 BLOCKS_DEADLINE_S = CANCEL_GRACE_S + 15.0
@@ -45,9 +45,9 @@ def end_everything(
     tell("supervisor")
     others = [known for known in supervisors_of(layout) if keep is None or known.pid != keep.pid]
     left += _names("supervisor", (known.pid for known in end(others, grace_s=0.0)))
-    left += _names("deployment", (known.pid for known in end(find_own(_module("deploy", layout)), grace_s=0.0)))
+    left += _names("deployment", (known.pid for known in end(deployments_of(layout), grace_s=0.0)))
     tell("Ray head")
-    head = part_mark(read_status(layout), "head")
+    head = next(iter(heads_of(layout)), None)
     left += _names("Ray head", end_head(layout, head, grace_s=0.0 if forced else HEAD_GRACE_S))
     tell("blocks")
     left += end_blocks(layout, site, forced)
@@ -60,16 +60,6 @@ def end_everything(
         for path in (layout.edge_socket, layout.inner_door, layout.supervisor_status, *layout.run.glob("*.sock")):
             path.unlink(missing_ok=True)
     return tuple(left)
-
-
-def supervisors_of(layout: Layout) -> tuple[Mark, ...]:
-    """Living supervisors of this state folder."""
-    return find_own(_module("supervisor", layout))
-
-
-def edges_of(layout: Layout) -> tuple[Mark, ...]:
-    """Living HAProxy processes that run with this gateway's configuration."""
-    return find_own(("-f", str(layout.edge_config)))
 
 
 def head_runs(layout: Layout) -> bool:
@@ -134,10 +124,6 @@ def end_blocks(layout: Layout, site: Site | None, forced: bool) -> list[str]:
         return [f"block {block.name}" for block in end_all(pool, BLOCKS_DEADLINE_S)]
     except GatewayError as error:
         return [error.message]
-
-
-def _module(name: str, layout: Layout) -> tuple[str, ...]:
-    return ("-m", f"gateway_plugin.service.{name}", "--state", str(layout.state))
 
 
 def _names(what: str, pids: Iterable[int]) -> list[str]:

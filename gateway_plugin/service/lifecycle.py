@@ -29,7 +29,8 @@ from gateway_plugin.catalog import Catalog, load_catalog, parse_catalog
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.service import ray_head
-from gateway_plugin.service.ending import edges_of, end_engines, end_everything, has_blocks, head_runs, supervisors_of
+from gateway_plugin.service.ending import end_engines, end_everything, has_blocks, head_runs
+from gateway_plugin.service.living import edges_of, supervisors_of
 from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.plan import Phase
 from gateway_plugin.service.preflight import before_start, failures

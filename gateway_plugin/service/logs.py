@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gateway_plugin.blocks.jobs import script_place
 from gateway_plugin.errors import NotFound
 from gateway_plugin.layout import Layout
 
@@ -13,26 +14,32 @@ _TAIL_BYTES = 256 * 1024
 
 
 def find_logs(layout: Layout) -> dict[str, Path]:
-    """Name -> file of every log that exists: the parts, ``engine:NAME``, ``block:NAME``, Serve's, Ray's own."""
+    """Name -> file of every log that exists: the parts, ``engine:NAME``, ``block:NAME``, Serve's, Ray's own.
+
+    ``serve:NAME`` is what Ray Serve says of its processes; of several replicas' logs the newest.
+    """
     candidates: dict[str, Path] = {
         "supervisor": layout.supervisor_log,
         "edge": layout.edge_log,
         "usage": layout.usage_log,
+        "controller": layout.logs / "controller.log",
+        "ingress": layout.logs / "ingress.log",
         "ray": layout.head_log,
         "deploy": layout.deploy_log,
     }
     for path in sorted(layout.engine_logs.glob("*.log")):
         candidates[f"engine:{path.stem}"] = path
-    for path in (*sorted(layout.block_scripts.glob("*.stdout")), *sorted(layout.block_scripts.glob("*.stderr"))):
-        candidates[f"block:{path.name}"] = path
+    for path in sorted(layout.logs.glob("block-*.log")):
+        candidates[f"block:{path.stem.removeprefix('block-')}"] = path
+    scripts = script_place(layout)
+    for path in (*sorted(scripts.glob("*.stdout")), *sorted(scripts.glob("*.stderr"))):
+        candidates[f"job:{path.name}"] = path
     session = layout.ray_temp / "session_latest" / "logs"
     by_time = sorted(session.glob("serve/*.log"), key=lambda path: path.stat().st_mtime)  # a later replica replaces
     for path in by_time:
         words = path.stem.split("_")
-        if words[0] == "replica" and len(words) >= 3:
-            candidates[words[2]] = path  # replica_gateway_controller_ID.log
-        else:
-            candidates[f"serve:{words[0]}"] = path
+        replica = words[0] == "replica" and len(words) >= 3  # replica_gateway_controller_ID.log
+        candidates[f"serve:{'replica-' + words[2] if replica else words[0]}"] = path
     for name in ("gcs_server.out", "raylet.out", "monitor.log", "autoscaler.log"):
         candidates[f"ray:{name.partition('.')[0]}"] = session / name
     return {name: path for name, path in candidates.items() if path.is_file()}

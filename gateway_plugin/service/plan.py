@@ -16,7 +16,8 @@ HEALTHY_S = 10.0
 BACK_OFF_FIRST_S = 0.5
 BACK_OFF_MAX_S = 30.0
 HEAD_START_LIMIT_S = 120.0
-DEPLOY_LIMIT_S = 300.0
+DEPLOY_LIMIT_S = 120.0
+"""Well below the 300 s that ``up`` waits, so that a hanging deployment is tried again before ``up`` gives up."""
 NOT_READY_LIMIT_S = 60.0
 """A deployed application that was not ready for so long is looked at, and deployed again if it is gone."""
 

@@ -9,15 +9,17 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
+from gateway_plugin.blocks.jobs import jobs_for
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge import process as edge_process
-from gateway_plugin.errors import GatewayError
+from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout
+from gateway_plugin.service.checks import Check, Verdict
+from gateway_plugin.service.room import fit
 from gateway_plugin.site import Site
 from gateway_plugin.weights import resolve
 
@@ -29,31 +31,26 @@ _RAY_TEMP_MAX = 44
 """Ray makes socket paths of 63 characters more below its folder."""
 
 
-class Verdict(StrEnum):
-    """What a check found."""
-
-    OK = "ok"
-    WARN = "warn"
-    """It will run, but not as it should."""
-    FAIL = "fail"
-    """It cannot run."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check: what was looked at, what was found, and what to do if it is not well."""
-
-    name: str
-    verdict: Verdict
-    found: str
-    advice: str = ""
-
-
 def before_start(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
-    """Every check that ``up`` wants passed. ``ours``: ports that the gateway's own living parts hold."""
+    """Every check that ``up`` wants passed. ``ours``: ports that the gateway's own living parts hold.
+
+    Raises:
+        ConfigError: site or catalog cannot work, whatever the machine is like.
+    """
+    checks = every_check(layout, site, catalog, ours)
+    wrong = [check for check in failures(checks) if check.configuration]
+    if wrong:
+        raise ConfigError("; ".join(f"{check.name}: {check.found}; {check.advice}" for check in wrong))
+    return checks
+
+
+def every_check(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
+    """All checks, for showing: of site, catalog and machine. ``ours`` as for ``before_start``."""
     return (
         python_version(),
         *packages(site, catalog),
+        *providers(site),
+        *fit(site, catalog),
         edge_binary(),
         *ports(site, ours),
         *folders(layout),
@@ -91,6 +88,22 @@ def packages(site: Site, catalog: Catalog, installed: Callable[[str], bool] = _i
         else:
             advice = "see requirements/cpu.txt, or pip install 'gateway-plugin[gpu]'"
             checks.append(Check("package vllm", Verdict.FAIL, "missing, and engines run on this machine", advice))
+    return tuple(checks)
+
+
+def providers(site: Site) -> tuple[Check, ...]:
+    """The blocks of each node type's provider can be run and found again."""
+    checks: list[Check] = []
+    with tempfile.TemporaryDirectory(prefix="gw-") as scratch:  # nothing is made in the state folder by looking
+        for node_type in site.node_types:
+            name = f"provider of {node_type.name}"
+            try:
+                jobs_for(node_type.provider, Layout(Path(scratch)))
+            except GatewayError as error:
+                advice = f"give node type '{node_type.name}' another provider in the site file"
+                checks.append(Check(name, Verdict.FAIL, error.message, advice, configuration=True))
+            else:
+                checks.append(Check(name, Verdict.OK, type(node_type.provider).__name__))
     return tuple(checks)
 
 

@@ -11,13 +11,10 @@ from gateway_plugin.edge import process as edge_process
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import ray_head
-from gateway_plugin.service.ending import edges_of
+from gateway_plugin.service.living import edges_of
 from gateway_plugin.service.record import ServiceRecord, read_record, write_record
 from gateway_plugin.site import Site
 from gateway_plugin.tls import make_authority
-
-ADMIN_KEY_NAME = "admin-cli"
-"""The CLI's own key."""
 
 
 def provision(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecord, keep: bool) -> None:
@@ -35,11 +32,7 @@ def provision(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecor
         write_private(layout.ray_token, secrets.token_hex(32))
     if not (keep and layout.catalog_json.exists()):
         write_private(layout.catalog_json, json.dumps(catalog_document(catalog), indent=1))
-    store = KeyStore(layout)
-    if not layout.admin_key.exists():
-        if any(key.name == ADMIN_KEY_NAME for key in store.list()):
-            store.revoke(ADMIN_KEY_NAME)
-        write_private(layout.admin_key, store.create(ADMIN_KEY_NAME, "admin"))
+    KeyStore(layout).keep_cli_key()
     if not edges_of(layout):
         edge_process.prepare(layout, site)
         edge_process.check(layout)

@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway_plugin.errors import GatewayError, GatewayUnreachable
 from gateway_plugin.layout import Layout
+from gateway_plugin.service.living import edges_of, heads_of, supervisors_of
 from gateway_plugin.service.processes import Mark, alive
 from gateway_plugin.service.record import (
     ServiceRecord,
@@ -92,13 +93,16 @@ def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
     now = time.time()
     status = read_status(layout)
     notes: Mapping[str, Any] = (status or {}).get("parts", {})
-    supervised = alive(record.supervisor)
-    parts = {"supervisor": _part("running" if supervised else "dead", record.supervisor, {}, now)}
-    if record.supervisor is None:
+    supervisor = record.supervisor if alive(record.supervisor) else next(iter(supervisors_of(layout)), None)
+    supervised = supervisor is not None
+    parts = {"supervisor": _part("running" if supervised else "dead", supervisor or record.supervisor, {}, now)}
+    if not supervised and record.supervisor is None:
         parts["supervisor"]["state"] = "down"
-    for name in ("edge", "head"):
+    for name, living in (("edge", edges_of), ("head", heads_of)):
         known = part_mark(status, name)
         state = part_phase(status, name).value if alive(known) else "dead" if known is not None else "down"
+        if not alive(known) and (found := living(layout)):  # the notes are gone, or older than it
+            known, state = found[0], "running"
         if not supervised and state == "starting":
             state = "running"  # nobody is left to note that it answers
         if name == "edge" and state == "running" and not answers(record, "/health", 1.0):

@@ -2,7 +2,7 @@
 
 Run as ``python -m gateway_plugin.service.supervisor --state DIR`` by ``gateway up``. ``plan.decide`` decides; this
 module looks, starts and ends. SIGTERM ends everything in order. After ``kill -9`` the parts live on, and the next
-supervisor takes them over by PID and start time.
+supervisor finds them among the processes and takes them over.
 """
 
 from __future__ import annotations
@@ -28,20 +28,19 @@ import psutil
 
 from gateway_plugin.blocks.cluster import cluster_yaml
 from gateway_plugin.edge import process as edge_process
-from gateway_plugin.errors import GatewayError
+from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.ending import end_everything, end_head
+from gateway_plugin.service.living import deployments_of, edges_of, heads_of
 from gateway_plugin.service.plan import Action, PartName, Phase, Plan, Seen, adopted, could_not_start, decide, with_mark
-from gateway_plugin.service.processes import Mark, alive, arguments, descendants, mark
+from gateway_plugin.service.processes import Mark, alive, arguments, descendants, end, mark
 from gateway_plugin.service.record import (
     ServiceRecord,
     answers,
     connects,
-    part_mark,
     plan_document,
     read_record,
-    read_status,
     write_record,
 )
 from gateway_plugin.site import Site
@@ -138,15 +137,11 @@ class Supervisor:
     # --- looking ---
 
     def _adopt(self, now: float) -> Plan:
-        status = read_status(self._layout)
-        edge, head = part_mark(status, "edge"), part_mark(status, "head")
-        driver = part_mark(status, "serve")
-        if driver is not None and alive(driver) and "gateway_plugin.service.deploy" in arguments(driver.pid):
-            os.kill(driver.pid, signal.SIGTERM)  # its exit code could not be read; deploying again costs nothing
-        edge = (
-            edge if edge is not None and alive(edge) and str(self._layout.edge_config) in arguments(edge.pid) else None
-        )
-        head = head if head is not None and alive(head) and _is_ray_start(head) else None
+        """What lives, whatever an earlier supervisor noted. Of several edges one is kept: they share the port."""
+        end(deployments_of(self._layout), grace_s=0.5)  # an exit code could not be read; deploying again costs nothing
+        edges, heads = edges_of(self._layout), heads_of(self._layout)
+        end((*edges[1:], *heads[1:]), grace_s=0.5)
+        edge, head = next(iter(edges), None), next(iter(heads), None)
         log.info("adopt edge=%s head=%s", edge and edge.pid, head and head.pid)
         return adopted(edge, head, now)
 
@@ -244,6 +239,8 @@ class Supervisor:
 
     def _start_edge(self) -> subprocess.Popen[bytes]:
         self._forget_probes(edge_answers=False, ready=False)
+        if end(edges_of(self._layout), grace_s=0.0):  # the kernel would deal connections out to both
+            raise ServiceError("an earlier edge cannot be ended")
         return self._spawn(edge_process.argv(self._layout), os.environ, self._layout.usage_log, self._layout.edge_log)
 
     def _start_head(self) -> subprocess.Popen[bytes]:
@@ -306,11 +303,6 @@ class Supervisor:
         left = end_everything(self._layout, self._site, tell, keep=self._own)
         log.info("ended left=%s", left)
         return 1 if left else 0
-
-
-def _is_ray_start(head: Mark) -> bool:
-    line = arguments(head.pid)
-    return "start" in line and "--head" in line
 
 
 def _head_whole(head: Mark) -> bool:

@@ -99,15 +99,6 @@ class Agents:
         """The awaitable of one call. Raises ``KeyError`` for a node without agent."""
         return getattr(self._handles[node], verb).remote(*arguments)
 
-    def stop(self) -> None:
-        """Watch no more (the agents live on)."""
-        for watcher in self._watchers.values():
-            watcher.cancel()
-
-    def watching(self) -> tuple[asyncio.Task[None], ...]:
-        """The watchers' tasks: none may end while its agent lives."""
-        return tuple(self._watchers.values())
-
     def _watch(self, node: str, handle: Any) -> None:
         self._handles[node] = handle
         previous = self._watchers.pop(node, None)
@@ -127,7 +118,12 @@ class Agents:
                 after, events = await handle.events.remote(after, _POLL_S)
                 for event in events:
                     self._post(event)
-        except _LOST as error:
+        except ray.exceptions.RayTaskError as error:  # the agent itself raised: a defect, or a node it cannot serve on
+            log.exception("agent-defect", extra={"node": node})
+            ray.kill(handle)
+            self._handles.pop(node, None)
+            self._post(NodeFailed(node, _first_line(error)) if not joined else NodeGone(node, _first_line(error)))
+        except ray.exceptions.RayError as error:
             reason = _first_line(error)
             if self._handles.get(node) is handle:
                 del self._handles[node]
@@ -136,11 +132,6 @@ class Agents:
                 return
             alive = await asyncio.to_thread(_ray_node_alive, self._ray_nodes.get(node, ""))
             self._post(NodeGone(node, reason, node_alive=alive))
-        except ray.exceptions.RayTaskError as error:  # the agent itself raised: a defect, or a node it cannot serve on
-            log.exception("agent-defect", extra={"node": node})
-            ray.kill(handle)
-            self._handles.pop(node, None)
-            self._post(NodeFailed(node, _first_line(error)) if not joined else NodeGone(node, _first_line(error)))
 
     async def command(self, node: str, verb: str, command: Any, *arguments: Any) -> None:
         """Send one engine command; what the agent refuses comes back as the engine's exit."""

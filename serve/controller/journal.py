@@ -6,12 +6,15 @@ Everything else it can be told again by the agents and the edge.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import IO
 
 from gateway_plugin.layout import write_private
-from serve.core.events import Event
+from serve.core.events import CatalogChanged, Event
 from serve.core.record import event_to_json
+
+log = logging.getLogger("gateway.controller")
 
 _LOG_BYTES_MAX = 20_000_000
 
@@ -23,12 +26,16 @@ class Journal:
         self._folder = folder
         self._log: IO[str] | None = None
         self._written = 0
+        self._broken = False
 
     def next_epoch(self) -> int:
         """One more than the last controller's."""
         path = self._folder / "epoch"
         epoch = (int(path.read_text()) if path.exists() else 0) + 1
-        write_private(path, str(epoch))
+        try:
+            write_private(path, str(epoch))
+        except OSError:
+            log.exception("journal-unwritable", extra={"path": str(path)})
         return epoch
 
     def pins(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -46,7 +53,16 @@ class Journal:
         )
 
     def record(self, event: Event, now: float) -> None:
-        """Append one event. The log is kept to twice ``_LOG_BYTES_MAX``: the current file and the one before."""
+        """Append one event; after a failure nothing more is written. Kept: the current file and the one before."""
+        if self._broken:
+            return
+        try:
+            self._append(_without_secrets(event), now)
+        except OSError:  # a full disk must not stop the models: the log is for people
+            log.exception("journal-unwritable", extra={"path": str(self._folder)})
+            self._broken = True
+
+    def _append(self, event: Event, now: float) -> None:
         line = json.dumps({"at": now, **event_to_json(event)}, separators=(",", ":")) + "\n"
         if self._log is None or self._written > _LOG_BYTES_MAX:
             self._log = self._open()
@@ -63,3 +79,11 @@ class Journal:
         path.touch(mode=0o600)
         self._written = 0
         return path.open("a", encoding="utf-8")
+
+
+def _without_secrets(event: Event) -> Event:
+    """An engine's environment may hold tokens; decisions do not look at it."""
+    if not isinstance(event, CatalogChanged):
+        return event
+    hidden = (model.model_copy(update={"env": dict.fromkeys(model.env, "***")}) for model in event.models)
+    return CatalogChanged(tuple(hidden))

@@ -16,6 +16,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._told: dict[str, int] = {}  # model -> its requests, and "" -> switches, as last exposed
         self._loads = Histogram(
             "gateway_load_seconds",
             "From the start of an engine's process to its first real answer",
@@ -26,13 +27,13 @@ class Metrics:
         self._exits = Counter(
             "gateway_engine_exits", "Engine processes that ended", ["model", "expected"], registry=self.registry
         )
-        self._switches = Gauge(
-            "gateway_switches_total",
+        self._switches = Counter(
+            "gateway_switches",
             "Models evicted to make room for another, since this controller began",
             registry=self.registry,
         )
-        self._requests = Gauge(
-            "gateway_requests_total",
+        self._requests = Counter(
+            "gateway_requests",
             "Requests given to engines by the edge, since this controller began",
             ["model"],
             registry=self.registry,
@@ -61,12 +62,14 @@ class Metrics:
 
     def text(self, fleet: Fleet, requests: dict[str, int]) -> bytes:
         """The exposition of ``fleet`` now. ``requests``: model -> requests that the edge gave to its engines."""
-        self._switches.set(fleet.switches)
+        self._switches.inc(fleet.switches - self._told.get("", 0))
+        self._told[""] = fleet.switches
         self._epoch.set(fleet.epoch)
-        for gauge in (self._requests, self._waiting, self._in_flight):
+        for gauge in (self._waiting, self._in_flight):
             gauge.clear()
         for name, count in requests.items():
-            self._requests.labels(name).set(count)
+            self._requests.labels(name).inc(count - self._told.get(name, 0))
+            self._told[name] = count
         for name in fleet.models:
             self._waiting.labels(name).set(0)
             self._in_flight.labels(name).set(0)

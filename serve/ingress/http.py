@@ -38,7 +38,7 @@ INFERENCE_PATHS = (
     "/v1/messages/count_tokens", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score", "/pooling",
     "/tokenize", "/detokenize",
 )  # fmt: skip
-"""The edge has the same list (``gateway_plugin.edge.config``); a test holds them equal."""
+"""The edge has the same list (``gateway_plugin.edge.front``); a test holds them equal."""
 
 
 class EdgeOnly:

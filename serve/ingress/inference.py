@@ -9,12 +9,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.errors import GatewayError, NotRouted, RequestKilledEngine
 from serve.ingress.body import Ask, parse_ask, read_bounded
@@ -74,12 +76,16 @@ class Inference:
             if ask.stream:
                 done, _ = await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
                 if not done:
-                    return StreamingResponse(self._slow_stream(ask.model, work), media_type="text/event-stream")
+                    return ClosedAfter(
+                        self._slow_stream(ask.model, work), lambda: abandon(work), media_type="text/event-stream"
+                    )
             upstream = await work
         except BaseException:
-            work.cancel()
+            await abandon(work)
             raise
-        return StreamingResponse(pieces(upstream), upstream.status_code, response_headers(upstream))
+        return ClosedAfter(
+            pieces(upstream), upstream.aclose, status_code=upstream.status_code, headers=response_headers(upstream)
+        )
 
     async def _fetch(self, errand: Errand) -> httpx.Response:
         """The engine's response once it begins.
@@ -118,30 +124,50 @@ class Inference:
 
     async def _slow_stream(self, model: str, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
         """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors."""
+        while not work.done():
+            state, eta = await self._waiting.outlook(model)
+            expected = f", ready in about {eta:.0f} s" if eta is not None else ""
+            yield f": {model} is {state}{expected}\n\n".encode()
+            await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
         try:
-            while not work.done():
-                state, eta = await self._waiting.outlook(model)
-                expected = f", ready in about {eta:.0f} s" if eta is not None else ""
-                yield f": {model} is {state}{expected}\n\n".encode()
-                await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
-            try:
-                upstream = work.result()
-            except GatewayError as error:
-                yield sse_error(error.body())
-                return
-            if upstream.status_code != 200:
-                yield sse_error(await upstream.aread())
-                await upstream.aclose()
-                return
-            async for piece in pieces(upstream):
-                yield piece
-        finally:
-            work.cancel()
+            upstream = work.result()
+        except GatewayError as error:
+            yield sse_error(error.body())
+            return
+        if upstream.status_code != 200:
+            yield sse_error(await upstream.aread())
+            return
+        async for piece in pieces(upstream):
+            yield piece
 
 
 def deaths_within(deaths: Iterable[float], held: Sequence[tuple[float, float]]) -> int:
     """How many of ``deaths`` fall into a span ``(from, to)`` in which an engine had the request."""
     return sum(any(begin <= at <= end for begin, end in held) for at in set(deaths))
+
+
+class ClosedAfter(StreamingResponse):
+    """A stream that gives back what it holds however it ends, also when its client left before the first byte."""
+
+    def __init__(self, content: AsyncIterator[bytes], close: Callable[[], Awaitable[None]], **options: Any) -> None:
+        super().__init__(content, **options)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, then close."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._close()
+
+
+async def abandon(work: asyncio.Task[httpx.Response]) -> None:
+    """End ``work``; a response that it has already is closed, so that the edge does not count it for ever."""
+    if not work.done():
+        work.cancel()
+        await asyncio.wait({work})
+    if not work.cancelled() and work.exception() is None:
+        await work.result().aclose()
 
 
 async def pieces(upstream: httpx.Response) -> AsyncIterator[bytes]:

@@ -28,7 +28,6 @@ class Relay:
     def __init__(self, inner_door: Path) -> None:
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(inner_door), limits=httpx.Limits(max_connections=None)),
-            base_url="http://inner",
             timeout=httpx.Timeout(None, connect=5.0),
         )
 
@@ -46,7 +45,8 @@ class Relay:
             if name in headers:
                 kept[name] = headers[name]
         kept["x-gateway-model"] = ask.model
-        request = self._client.build_request(method, path, headers=kept, content=ask.body)
+        # Not the client's build_request: it would add headers that the caller did not send.
+        request = httpx.Request(method, f"http://inner{path}", headers=kept, content=ask.body)
         return await self._client.send(request, stream=True)
 
 

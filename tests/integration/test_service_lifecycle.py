@@ -143,6 +143,34 @@ def test_after_a_killed_supervisor_all_goes_on_and_up_takes_it_over(running: Gat
     wait_for(lambda: status(running)["state"] == "ready", 30, "all is well again")
 
 
+@pytest.mark.parametrize("notes", ["gone", "stale"])
+def test_up_takes_over_what_lives_without_the_supervisors_notes(running: Gateway, notes: str) -> None:
+    assert answers(running)
+    engines, before = running.engine_pids(), parts(running)
+    os.kill(before["supervisor"]["pid"], signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(before["supervisor"]["pid"]), 10, "the supervisor is gone")
+    if notes == "gone":
+        running.layout.supervisor_status.unlink()
+    else:
+        written = json.loads(running.layout.supervisor_status.read_text())
+        for part in written["parts"].values():
+            part.update(pid=1, started=1.0)
+        running.layout.supervisor_status.write_text(json.dumps(written))
+    found = status(running)["parts"]
+    assert {name: (found[name]["state"], found[name]["pid"]) for name in ("edge", "head")} == {
+        name: ("running", before[name]["pid"]) for name in ("edge", "head")
+    }
+
+    assert json.loads(running.cli("up", "--json").stdout)["outcome"] == "adopted"
+
+    after = parts(running)
+    assert after["head"]["pid"] == before["head"]["pid"]
+    edges = [process.pid for process in running.processes() if str(running.layout.edge_config) in process.cmdline()]
+    assert edges == [after["edge"]["pid"]] == [before["edge"]["pid"]]
+    assert running.engine_pids() == engines
+    wait_for(lambda: status(running)["state"] == "ready", 30, "all is well again")
+
+
 def test_an_adopted_edge_and_head_are_kept_alive_too(running: Gateway) -> None:
     assert answers(running)
     engines, before = running.engine_pids(), parts(running)

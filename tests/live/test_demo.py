@@ -66,16 +66,20 @@ class Demo:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def processes(self) -> list[str]:
-        """Every process whose command line or environment speaks of this demo's folders."""
+        """Every process whose command line, environment or output speaks of this demo's folders.
+
+        vLLM's core writes its title over the first two; its output still goes to a log of ours.
+        """
         marks = (str(self.layout.state), str(self.layout.run))
         found = []
         for process in psutil.process_iter():
             try:
-                words = [*process.cmdline(), *process.environ().values()]
+                outputs = (f"/proc/{process.pid}/fd/{number}" for number in (1, 2))
+                words = [*process.cmdline(), *process.environ().values(), *map(os.readlink, outputs)]
                 if process.status() != psutil.STATUS_ZOMBIE and any(mark in word for word in words for mark in marks):
                     found.append(" ".join(process.cmdline())[:150])
-            except psutil.Error:
-                continue  # it ended just now
+            except (psutil.Error, OSError):
+                continue  # it ended just now, or has no output
         return found
 
 

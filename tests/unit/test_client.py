@@ -200,10 +200,10 @@ def test_an_engines_own_error_is_told_by_its_status() -> None:
 
 
 def test_a_code_without_a_class_is_kept_and_may_be_tried_again() -> None:
-    body = {"error": {"message": "over its limit", "type": "rate_limit_error", "code": "rate_limited", "param": None}}
+    body = {"error": {"message": "over its limit", "type": "rate_limit_error", "code": "too_hot", "param": None}}
     found = parse_error(429, body, {"retry-after": "5"})
-    assert (type(found), found.code, found.status, found.retry_after_s) == (GatewayError, "rate_limited", 429, 5.0)
-    assert (found.exit_code, pickle.loads(pickle.dumps(found)).code) == (75, "rate_limited")
+    assert (type(found), found.code, found.status, found.retry_after_s) == (GatewayError, "too_hot", 429, 5.0)
+    assert (found.exit_code, pickle.loads(pickle.dumps(found)).code) == (75, "too_hot")
 
 
 @pytest.mark.parametrize("body", [None, [], "oops", {"error": "text"}, {"detail": "x"}, {"error": {"message": None}}])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway_plugin.errors import InvalidRequest, NotFound, ServiceError
-from gateway_plugin.keys import KeyStore
+from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 from gateway_plugin.layout import Layout
 
 
@@ -78,3 +78,42 @@ def test_a_lost_map_is_written_again_and_a_damaged_store_is_not_overwritten(layo
     with pytest.raises(ServiceError, match="damaged"):
         store.create("bob", "user")
     assert layout.keys_json.read_text() == '{"keys": [{"name": "ann"'
+
+
+def admitted(layout: Layout) -> bool:
+    """Whether the edge would let the command line in as an administrator."""
+    digest = hashlib.sha256(layout.admin_key.read_bytes()).hexdigest().upper()
+    return f"{digest} admin:{CLI_KEY_NAME}\n" in layout.keys_map.read_text()
+
+
+def test_revoking_the_command_lines_own_key_replaces_it(layout: Layout) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    store.keep_cli_key()
+    before = layout.admin_key.read_text()
+    assert admitted(layout)
+    store.revoke(CLI_KEY_NAME)
+    assert layout.admin_key.read_text() != before
+    assert admitted(layout)
+    assert hashlib.sha256(before.encode()).hexdigest().upper() not in layout.keys_map.read_text()
+    assert [key.name for key in store.list()] == ["ann", CLI_KEY_NAME]
+    assert stat.S_IMODE(layout.admin_key.stat().st_mode) == 0o600
+
+
+def test_a_command_lines_key_that_the_store_does_not_know_is_made_anew(layout: Layout) -> None:
+    store = KeyStore(layout)
+    store.keep_cli_key()
+    kept = layout.admin_key.read_text()
+    store.keep_cli_key()
+    assert layout.admin_key.read_text() == kept
+    for spoil in (
+        lambda: layout.admin_key.write_text("gw-unknown"),
+        lambda: layout.admin_key.write_bytes(b""),
+        lambda: layout.admin_key.unlink(),
+        lambda: layout.keys_json.unlink(),
+        lambda: layout.admin_key.write_text(store.create("ann", "user")),
+    ):
+        spoil()
+        store.keep_cli_key()
+        assert admitted(layout)
+        assert sum(key.name == CLI_KEY_NAME for key in store.list()) == 1

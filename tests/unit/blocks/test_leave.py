@@ -100,6 +100,21 @@ def test_an_engine_whose_leader_died_is_still_ended(engines: Engines) -> None:
     assert gone(child)
 
 
+def test_an_engine_whose_leader_is_dead_but_not_reaped_is_still_ended(engines: Engines) -> None:
+    """Its agent was killed first: for a while the leader is a zombie, and its children hold the memory."""
+    leader = engines.start("b1", FAMILY)
+    child = int(said(leader))
+    record = engines.record("e", "b1", leader.pid, started(leader))
+    leader.kill()
+    until = time.monotonic() + 10
+    while psutil.Process(leader.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not gone(child)
+    assert end_engines(engines.folder, "b1", grace_s=0) == []
+    assert gone(child)
+    assert not record.exists()
+
+
 def test_an_engine_whose_leader_died_is_known_by_its_log(engines: Engines) -> None:
     """vLLM's core overwrites its environment with its title: no mark is left on it."""
     log = engines.folder / "e.log"

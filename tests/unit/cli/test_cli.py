@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from click.testing import CliRunner, Result
 
 from gateway_plugin import __version__
 from gateway_plugin.cli.main import cli
+from gateway_plugin.keys import KeyStore
+from gateway_plugin.layout import Layout
 
 
 def gateway(state: Path, *arguments: str, stdin: str | None = None) -> Result:
@@ -107,6 +110,18 @@ def test_keys_are_made_once_listed_without_secrets_and_revoked(tmp_path: Path) -
     assert len(bare.stdout.strip().splitlines()) == 1
 
 
+def test_revoking_its_own_key_leaves_the_command_line_with_a_new_one(tmp_path: Path) -> None:
+    KeyStore(Layout(tmp_path)).keep_cli_key()
+    before = (tmp_path / "admin.key").read_text()
+    done = gateway(tmp_path, "keys", "revoke", "admin-cli")
+    assert done.exit_code == 0
+    assert "a new one" in done.output
+    after = (tmp_path / "admin.key").read_text()
+    assert after not in (before, "")
+    (key,) = KeyStore(Layout(tmp_path)).list()
+    assert key.sha256 == hashlib.sha256(after.encode()).hexdigest()
+
+
 def test_logs_without_any(tmp_path: Path) -> None:
     assert json.loads(gateway(tmp_path, "logs", "--json").stdout) == []
     done = gateway(tmp_path, "logs", "edge")
@@ -140,3 +155,24 @@ def test_the_client_commands_need_no_ray() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 69, done.stderr
     assert "gateway up" in done.stderr
+
+
+def test_a_provider_that_cannot_work_is_2_and_in_one_line(tmp_path: Path) -> None:
+    place = tmp_path / "queue.py"
+    place.write_text(
+        "from parsl.providers import PBSProProvider\n"
+        "from gateway_plugin.site import NodeType, Site\n"
+        "kind = NodeType(name='q', provider=PBSProProvider(), cpus=1, engine_memory_gib=1)\n"
+        "site = Site(name='queue', node_types=(kind,))\n"
+    )
+    catalog = tmp_path / "models.yaml"
+    catalog.write_text("models: {}")
+    state = tmp_path / "state"
+    done = gateway(state, "up", "--site", str(place), "--models", str(catalog))
+    assert done.exit_code == 2
+    assert "provider of q: PBSProProvider" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (state / "service.json").exists()
+    doctor = gateway(state, "doctor", "--site", str(place), "--models", str(catalog), "--json")
+    assert doctor.exit_code == 1
+    assert "provider of q" in [c["name"] for c in json.loads(doctor.stdout) if c["verdict"] == "fail"]

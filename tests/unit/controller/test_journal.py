@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway_plugin.catalog import Model
 from serve.controller import journal
 from serve.controller.journal import Journal
-from serve.core.events import Tick
+from serve.core.events import CatalogChanged, Tick
 
 
 def test_every_life_has_a_higher_epoch(tmp_path: Path) -> None:
@@ -40,3 +41,18 @@ def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for second in range(100):
         kept.record(Tick(), float(second))
     assert sum(path.stat().st_size for path in tmp_path.glob("events*")) < 600
+
+
+def test_secrets_of_the_catalog_stay_out_of_the_log(tmp_path: Path) -> None:
+    model = Model(name="m", source="x", memory_gib=1, env={"HF_TOKEN": "hf_secret"})
+    Journal(tmp_path).record(CatalogChanged((model,)), 1.0)
+    text = (tmp_path / "events.jsonl").read_text()
+    assert "HF_TOKEN" in text
+    assert "hf_secret" not in text
+
+
+def test_a_folder_that_cannot_be_written_costs_the_log_and_nothing_else(tmp_path: Path) -> None:
+    gone = Journal(tmp_path / "gone")
+    gone.record(Tick(), 1.0)
+    gone.record(Tick(), 2.0)
+    assert gone.next_epoch() == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -14,11 +15,12 @@ import pytest
 from ray.exceptions import ActorDiedError
 from starlette.applications import Starlette
 
+from gateway_plugin.edge import front
 from gateway_plugin.errors import ModelQueueFull, ModelUnavailable
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import inference
-from serve.ingress.http import Ingress
+from serve.ingress.http import INFERENCE_PATHS, Ingress
 from serve.ingress.relay import Relay
 from tests.support.controllers import ScriptedController
 from tests.support.inner_doors import CUT, NOT_ROUTED, answer, inner_door
@@ -267,3 +269,60 @@ async def test_a_model_is_found_by_its_alias(tmp_path: Path) -> None:
         assert (await client.get("/v1/models/a/b")).json()["id"] == "a/b"
         assert (await client.get("/v1/models/c")).json()["id"] == "a/b"
         assert (await client.get("/v1/models/d")).status_code == 404
+
+
+class _Upstream(httpx.Response):
+    """Says whether it was given back."""
+
+    def __init__(self) -> None:
+        super().__init__(200, stream=httpx.ByteStream(b""))
+        self.closed = 0
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+async def test_an_abandoned_answer_is_given_back_and_an_abandoned_wait_is_ended() -> None:
+    upstream = _Upstream()
+
+    async def answered() -> httpx.Response:
+        return upstream
+
+    done = asyncio.create_task(answered())
+    await done
+    await inference.abandon(done)
+    assert upstream.closed == 1
+
+    waiting: asyncio.Task[httpx.Response] = asyncio.create_task(asyncio.sleep(60, upstream))
+    await inference.abandon(waiting)
+    assert waiting.cancelled()
+
+
+async def test_a_stream_whose_client_left_before_the_first_byte_is_given_back() -> None:
+    upstream = _Upstream()
+    response = inference.ClosedAfter(inference.pieces(upstream), upstream.aclose)
+
+    async def gone(*_: object) -> None:
+        raise ConnectionResetError
+
+    async def disconnect() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    with contextlib.suppress(ConnectionResetError):
+        await response({"type": "http", "asgi": {"spec_version": "2.3"}}, disconnect, gone)
+    assert upstream.closed >= 1
+
+
+async def test_nothing_is_added_to_what_the_caller_sent(tmp_path: Path) -> None:
+    async with inner_door() as door:
+        async with ingress(tmp_path, ScriptedController(), door.path) as client:
+            for name in ("accept", "accept-encoding", "user-agent"):
+                del client.headers[name]
+            await client.post("/v1/chat/completions", json=CHAT)
+    head = door.requests[0].partition(b"\r\n\r\n")[0].lower()
+    for added in (b"accept:", b"accept-encoding:", b"user-agent:"):
+        assert b"\r\n" + added not in head
+
+
+def test_edge_and_ingress_serve_the_same_inference_paths() -> None:
+    assert set(INFERENCE_PATHS) == set(front.INFERENCE)

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from parsl.launchers import SimpleLauncher
+from parsl.providers import LocalProvider, PBSProProvider
 
-from gateway_plugin.catalog import parse_catalog
+from gateway_plugin.catalog import Catalog, parse_catalog
+from gateway_plugin.errors import ConfigError
 from gateway_plugin.layout import Layout
+from gateway_plugin.service.checks import Verdict
 from gateway_plugin.service.preflight import (
-    Verdict,
+    before_start,
     bind_problem,
+    every_check,
     failures,
     folders,
     packages,
     port_holder,
     ports,
+    providers,
     python_version,
     weights,
 )
+from gateway_plugin.service.room import fit
 from gateway_plugin.site import NodeType, Site
+from serve.app import node_kind
+from serve.core.placement import holds, need_of
 
 
 class NoProvider:
@@ -106,3 +116,88 @@ def test_weights_that_are_not_prepared_say_what_to_run(monkeypatch: pytest.Monke
 def test_an_old_python_is_refused() -> None:
     assert python_version((3, 10)).verdict is Verdict.FAIL
     assert python_version((3, 12)).verdict is Verdict.OK
+
+
+CPU = NodeType(name="cpu", provider=NoProvider(), cpus=1, engine_memory_gib=4, max_blocks=2)
+GPU = NodeType(name="gpu", provider=NoProvider(), cpus=1, gpus=4, gpu_memory_gib=38, max_blocks=1)
+
+
+def catalog(**models: Mapping[str, object]) -> Catalog:
+    return parse_catalog({"models": {name: {"source": "x", **entry} for name, entry in models.items()}}, "test")
+
+
+def test_a_provider_whose_jobs_cannot_be_found_again_is_told_before_the_start(tmp_path: Path) -> None:
+    good = LocalProvider(launcher=SimpleLauncher(), init_blocks=0, max_blocks=1)
+    kinds = (NodeType(name="here", provider=good, cpus=1, engine_memory_gib=1), GPU)
+    here, there = providers(Site(name="s", node_types=kinds))
+    assert (here.verdict, there.verdict) == (Verdict.OK, Verdict.FAIL)
+    assert there.name == "provider of gpu"
+    assert "NoProvider" in there.found
+    assert "'gpu'" in there.advice
+    layout = Layout(tmp_path / "state")
+    with pytest.raises(ConfigError, match="provider of gpu: NoProvider") as told:
+        before_start(layout, Site(name="s", node_types=kinds), catalog())
+    assert "\n" not in told.value.message
+    assert there in every_check(layout, Site(name="s", node_types=kinds), catalog())
+    assert not layout.state.exists()
+
+
+def test_a_provider_of_parsl_without_jobs_of_ours_is_refused() -> None:
+    kind = NodeType(name="pbs", provider=PBSProProvider(), cpus=1, engine_memory_gib=1)
+    (found,) = providers(Site(name="s", node_types=(kind,)))
+    assert found.verdict is Verdict.FAIL
+    assert "PBSProProvider" in found.found
+
+
+@pytest.mark.parametrize(
+    ("entry", "needs"),
+    [
+        ({"memory_gib": 5}, "5 GiB of engine memory"),
+        ({"memory_gib": 4.001}, "4.001 GiB"),
+        ({"memory_gib": 39, "gpus": 1}, "1 GPUs with 39 GiB each"),
+        ({"memory_gib": 1, "gpus": 5}, "5 GPUs with 1 GiB each"),
+    ],
+)
+def test_a_model_that_fits_nowhere_is_told_with_numbers(tmp_path: Path, entry: dict[str, object], needs: str) -> None:
+    place = Site(name="s", node_types=(CPU, GPU))
+    found = failures(fit(place, catalog(small={"memory_gib": 1}, big=entry)))
+    assert [check.name for check in found] == ["room for big"]
+    assert needs in found[0].found
+    assert "cpu" in found[0].found
+    assert "gpu" in found[0].found
+    with pytest.raises(ConfigError, match="room for big"):
+        before_start(Layout(tmp_path), place, catalog(big=entry))
+
+
+def test_what_just_fits_is_well_and_no_blocks_hold_nothing() -> None:
+    place = Site(name="s", node_types=(CPU, GPU))
+    just = catalog(a={"memory_gib": 4}, b={"memory_gib": 38, "gpus": 4})
+    assert [check.verdict for check in fit(place, just)] == [Verdict.OK]
+    none = CPU.model_copy(update={"max_blocks": 0})
+    (found,) = fit(Site(name="s", node_types=(none,)), catalog(a={"memory_gib": 1}))
+    assert found.verdict is Verdict.FAIL
+    assert "max_blocks is 0" in found.found
+
+
+def test_the_rule_is_the_placements() -> None:
+    for gib in (3.9, 3.9995, 4.0, 4.0004, 4.0006, 4.1):
+        for gpus in (0, 1, 2, 3):
+            entry = {"memory_gib": gib, "gpus": gpus}
+            kind = NodeType(name="n", provider=NoProvider(), cpus=1, gpus=2, gpu_memory_gib=4, engine_memory_gib=4)
+            place, models = Site(name="s", node_types=(kind,)), catalog(m=entry)
+            holds_it = holds(node_kind(kind), need_of(models.models[0]))
+            assert (not failures(fit(place, models))) == holds_it, entry
+
+
+def test_pins_that_cannot_all_be_loaded_are_a_warning() -> None:
+    place = Site(name="s", node_types=(CPU, GPU))
+    pinned = {f"m{n}": {"memory_gib": 3, "pinned": True} for n in range(3)}  # 9 GiB, two blocks of 4
+    warned = [check for check in fit(place, catalog(**pinned)) if check.verdict is Verdict.WARN]
+    assert [check.name for check in warned] == ["room for pins"]
+    assert "9.0 GiB of engine memory" in warned[0].found
+    assert "8.0" in warned[0].found
+    assert "m0, m1, m2" in warned[0].found
+    on_gpus = {f"g{n}": {"memory_gib": 38, "gpus": 4, "pinned": True} for n in range(2)}
+    assert "GPU memory" in fit(place, catalog(**on_gpus))[-1].found
+    del pinned["m2"]
+    assert all(check.verdict is Verdict.OK for check in fit(place, catalog(**pinned)))

@@ -27,6 +27,8 @@ from gateway_plugin.service.processes import (
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "a-word", "of ours"])
+    while arguments(child.pid)[-1:] != ("of ours",):
+        assert child.poll() is None  # between fork and exec it still has our own command line
     yield child
     child.kill()
     child.wait()

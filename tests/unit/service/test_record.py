@@ -19,6 +19,11 @@ from gateway_plugin.service.status import report
 from tests.unit.service.test_preflight import site
 
 
+@pytest.fixture(autouse=True)
+def _own_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+
+
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
@@ -105,3 +110,26 @@ def test_logs_are_found_by_name_and_read_from_the_end(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "none", 5) == []
     with pytest.raises(NotFound, match="engine:alpha-1-2"):
         log_named(layout, "nope")
+
+
+def test_the_gateways_own_logs_go_by_the_names_of_its_parts_and_serves_by_serves(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.block_scripts.mkdir(parents=True)
+    serve = layout.ray_temp / "session_latest" / "logs" / "serve"
+    serve.mkdir(parents=True)
+    layout.logs.mkdir()
+    files = {
+        "controller": layout.logs / "controller.log",
+        "ingress": layout.logs / "ingress.log",
+        "block:gw-cpu-01234567": layout.logs / "block-gw-cpu-01234567.log",
+        "job:parsl.gw-cpu-01234567.1.submit.stderr": layout.block_scripts / "parsl.gw-cpu-01234567.1.submit.stderr",
+        "serve:replica-controller": serve / "replica_gateway_controller_abc123.log",
+        "serve:replica-ingress": serve / "replica_gateway_ingress_abc123.log",
+        "serve:proxy": serve / "proxy_10.0.0.1.log",
+    }
+    for name, path in files.items():
+        path.write_text(f"said by {name}\n")
+    assert set(find_logs(layout)) == set(files)
+    for name in files:
+        assert last_lines(log_named(layout, name), 1) == [f"said by {name}"]
+    assert last_lines(log_named(layout, "block:gw-cpu"), 1) == ["said by block:gw-cpu-01234567"]

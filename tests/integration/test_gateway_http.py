@@ -1,0 +1,283 @@
+"""The whole gateway over HTTP, cold and warm: what a client sees while models come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from gateway_plugin import Client
+from tests.support.gateways import Gateway, chat_body, fake_model, gateway, wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+WAITING_MAX = 30
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Gateway]:
+    with gateway(
+        lambda memory: {
+            "a": fake_model(memory, "--load-delay-s", "1", aliases=["first"]),
+            "b": fake_model(memory, "--load-delay-s", "1"),
+            "brief": fake_model(memory, memory_gib=0.1, keep_alive="1s"),
+            "slow": fake_model(memory, "--load-delay-s", "12", memory_gib=0.1),
+            "vectors": fake_model(memory, "--task", "embed", memory_gib=0.1, task="embed"),
+        },
+        limits={"waiting_requests": WAITING_MAX, "body_bytes": 200_000},
+    ) as made:
+        yield made
+
+
+def model(running: Gateway, name: str) -> dict[str, object]:
+    with running.client() as client:
+        found: dict[str, object] = client.get(f"/v1/models/{name}").json()
+    return found
+
+
+def unload(running: Gateway, name: str) -> None:
+    with running.client() as client:
+        client.post("/gateway/v1/models/unload", json={"model": name}).raise_for_status()
+    wait_for(lambda: model(running, name)["state"] == "cold", 30, f"{name} is cold")
+
+
+def starts(running: Gateway, name: str) -> int:
+    """How often an engine of the model was started, by the controller's own log."""
+    lines = (running.layout.logs / "controller.log").read_text().splitlines()
+    return sum(entry["message"] == "StartEngine" and entry["model"] == name for entry in map(json.loads, lines))
+
+
+async def test_a_burst_on_a_cold_model_causes_one_load_and_all_are_answered(running: Gateway) -> None:
+    before = starts(running, "a")
+    async with running.async_client() as client:
+        answers = await asyncio.gather(
+            *(client.post("/v1/chat/completions", json=chat_body("a" if n % 2 else "first")) for n in range(20))
+        )
+    assert Counter(answer.status_code for answer in answers) == {200: 20}
+    assert starts(running, "a") == before + 1
+
+
+async def test_one_more_than_may_wait_is_refused_and_told_when_to_come_back(running: Gateway) -> None:
+    unload(running, "b")
+    async with running.async_client() as client:
+        answers = await asyncio.gather(
+            *(client.post("/v1/chat/completions", json=chat_body("b")) for _ in range(WAITING_MAX + 10))
+        )
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(refused) >= 1
+    for answer in refused:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_queue_full")
+        assert str(WAITING_MAX) in answer.json()["error"]["message"]
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (json.dumps(chat_body("nobody")), 404, "model_not_found"),
+        ("{", 400, "invalid_request"),
+        ("{}", 400, "invalid_request"),
+        (json.dumps({"model": ["a"]}), 400, "invalid_request"),
+        (json.dumps(chat_body("a", "x" * 300_000)), 413, "body_too_large"),
+    ],
+)
+def test_what_is_wrong_is_said_in_openais_form(running: Gateway, body: str, status: int, code: str) -> None:
+    with running.client() as client:
+        answer = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_users_key_serves_models_but_not_administration(running: Gateway) -> None:
+    key = running.cli("keys", "create", "alice", "--json").stdout
+    headers = {"authorization": f"Bearer {json.loads(key)['secret']}"}
+    with httpx.Client(base_url=running.url, headers=headers, timeout=60) as client:
+        assert client.post("/v1/chat/completions", json=chat_body("brief")).status_code == 200
+        assert client.get("/v1/models").status_code == 200
+        for method, path in (("GET", "/gateway/v1/status"), ("POST", "/gateway/v1/models/unload"), ("GET", "/metrics")):
+            assert client.request(method, path, json={"model": "a"} if method == "POST" else None).status_code == 403
+        running.cli("keys", "revoke", "alice")
+        assert client.get("/v1/models").status_code == 401
+
+
+def test_a_stream_is_the_same_cold_and_warm(running: Gateway) -> None:
+    unload(running, "vectors")
+    body = chat_body("a", "@tokens=5", stream=True)
+    seen = []
+    for cold in (True, False):
+        if cold:
+            unload(running, "a")
+        with running.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
+            assert response.status_code == 200
+            assert response.headers["content-type"].startswith("text/event-stream")
+            seen.append([line for line in response.iter_lines() if line.startswith("data:")])
+    assert len(seen[0]) == len(seen[1])
+    assert seen[0][-1] == seen[1][-1] == "data: [DONE]"
+
+
+def test_a_stream_that_waits_long_is_kept_alive_with_comments(running: Gateway) -> None:
+    unload(running, "slow")
+    with running.client() as client:
+        with client.stream("POST", "/v1/chat/completions", json=chat_body("slow", stream=True)) as response:
+            text = "".join(response.iter_text())
+    first, rest = text.split("\n\n", 1)
+    assert first.startswith(": slow is loading")
+    assert rest.rstrip().endswith("data: [DONE]")
+
+
+def test_a_load_that_nobody_waits_for_any_more_is_stopped(running: Gateway) -> None:
+    unload(running, "slow")
+    with running.client(), pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{running.url}/v1/chat/completions",
+            json=chat_body("slow"),
+            headers={"authorization": f"Bearer {running.key}"},
+            timeout=2.0,
+        )
+    wait_for(lambda: running.status()["waiting"] == 0, 10, "nobody waits")
+    wait_for(lambda: model(running, "slow")["state"] == "cold", 10, "the load was stopped")
+
+
+def test_keep_alive_unloads_an_idle_model_and_only_that(running: Gateway) -> None:
+    assert running.chat("a").status_code == 200
+    assert running.chat("brief").status_code == 200
+    wait_for(lambda: model(running, "brief")["state"] == "cold", 15, "brief was unloaded")
+    assert model(running, "a")["state"] == "ready"
+
+
+def test_a_pinned_model_is_never_evicted_and_the_other_waits_until_it_is_unpinned(running: Gateway) -> None:
+    assert running.chat("a").status_code == 200
+    with running.client() as client:
+        client.post("/gateway/v1/models/pin", json={"model": "a"}).raise_for_status()
+        asked = threading.Thread(target=running.chat, args=("b",))
+        asked.start()
+        wait_for(lambda: model(running, "b")["waiting"] == 1, 10, "b is waited for")
+        time.sleep(3)  # longer than an eviction takes; it must not happen
+        assert model(running, "a")["state"] == "ready"
+        client.post("/gateway/v1/models/unpin", json={"model": "a"}).raise_for_status()
+    asked.join(30)
+    assert not asked.is_alive()
+    assert model(running, "b")["state"] == "ready"
+
+
+def test_embeddings_and_the_client_library(running: Gateway) -> None:
+    with Client(running.url, running.key) as client:
+        client.wait_until_ready("vectors", 60)
+        vectors = client.openai.embeddings.create(model="vectors", input=["one", "two"]).data
+        assert len(vectors) == 2
+        assert {entry.name for entry in client.models()} == {"a", "b", "brief", "slow", "vectors"}
+
+
+def test_metrics_and_the_usage_log_tell_what_happened(running: Gateway) -> None:
+    with running.client() as client:
+        ours = client.get("/metrics").text
+        edges = client.get("/metrics/edge").text
+    switches = running.status()["switches"]
+    assert f"gateway_switches_total {float(switches)}" in ours
+    assert 'gateway_load_seconds_count{model="a"}' in ours
+    assert 'gateway_engines{state="ready"}' in ours
+    assert "haproxy_frontend_http_requests_total" in edges
+    entries = [json.loads(line) for line in running.layout.usage_log.read_text().splitlines()]
+    chats = [entry for entry in entries if entry["path"] == "/v1/chat/completions"]
+    assert {"a", "b"} <= {entry["model"] for entry in chats}
+    assert "xxxx" not in running.layout.usage_log.read_text()
+    assert running.key not in running.layout.usage_log.read_text()
+
+
+def _serve_port(running: Gateway) -> int:
+    return int(json.loads(running.layout.service_json.read_text())["serve_port"])
+
+
+def test_serves_own_port_answers_nobody_but_the_edge(running: Gateway) -> None:
+    port = _serve_port(running)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{port}/v1/models")
+    for headers in ({}, {"x-gateway-edge": "guess"}, {"x-gateway-role": "admin"}, running_key(running)):
+        found = httpx.get(f"https://127.0.0.1:{port}/gateway/v1/status", headers=headers, verify=_stranger())
+        assert (found.status_code, found.json()["error"]["code"]) == (403, "forbidden")
+
+
+def running_key(running: Gateway) -> dict[str, str]:
+    return {"authorization": f"Bearer {running.key}"}
+
+
+def _stranger() -> ssl.SSLContext:
+    """Somebody who does not care whom he talks to."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_of_the_machine_reaches_no_socket_no_secret_and_no_engine(running: Gateway) -> None:
+    assert running.chat("a").status_code == 200
+    engine = next(engine["address"] for engine in running.status()["engines"] if engine["model"] == "a")
+    tries = {
+        "edge": f"connect(socket.AF_UNIX, {str(running.layout.edge_socket)!r})",
+        "inner": f"connect(socket.AF_UNIX, {str(running.layout.inner_door)!r})",
+        "cold": f"connect(socket.AF_UNIX, {str(running.layout.cold_door)!r})",
+        "secret": f"open({str(running.layout.edge_secret)!r})",
+        "key": f"open({str(running.layout.admin_key)!r})",
+        "token": f"open({str(running.layout.ray_token)!r})",
+        "records": f"os.listdir({str(running.layout.engine_records)!r})",
+        "engine": f"ask({engine!r})",
+        "serve": f"ask('127.0.0.1:{_serve_port(running)}')",
+    }
+    program = """
+import encodings.idna, os, socket, ssl, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)  # here: the interpreter may lie where that user may not go
+def connect(family, address):
+    with socket.socket(family) as s: s.connect(address)
+def ask(address):
+    host, port = address.split(":")
+    context = ssl.create_default_context(); context.check_hostname = False; context.verify_mode = ssl.CERT_NONE
+    with socket.create_connection((host, int(port))) as plain, context.wrap_socket(plain) as s:
+        s.sendall(b"GET /v1/models HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n")
+        answer = s.recv(4096)
+        assert not answer or b" 200 " in answer.split(b"\\r\\n")[0], "refused: " + repr(answer[:60])
+        if not answer: raise ConnectionError("closed")
+"""
+    for name, attempt in tries.items():
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", f"{program}\n{attempt}"],
+            cwd="/", capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode != 0, f"another user got through: {name}"
+        shut_out = r"PermissionError|ssl\.SSL|ConnectionError|ConnectionReset|refused: b'HTTP/1.1 403"
+        assert re.search(shut_out, done.stderr), (name, done.stderr)
+
+
+def test_ray_refuses_a_driver_without_the_token(running: Gateway) -> None:
+    record = json.loads(running.layout.service_json.read_text())
+    address = f"{record['head_address']}:{record['ray_port']}"
+    environment = {**running.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "HOME": "/nonexistent"}
+    program = f"import ray; ray.init(address={address!r}, log_to_driver=False); print(len(ray.nodes()))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0
+    assert "auth" in (done.stdout + done.stderr).lower()
+
+
+def test_a_catalog_applied_at_run_time_adds_and_removes(running: Gateway) -> None:
+    document = json.loads(running.layout.catalog_json.read_text())
+    document["models"]["late"] = fake_model(running.folder / "memory", memory_gib=0.1)
+    del document["models"]["vectors"]
+    with running.client() as client:
+        client.post("/gateway/v1/models/apply", json=document).raise_for_status()
+        assert client.post("/v1/chat/completions", json=chat_body("late")).status_code == 200
+        assert client.post("/v1/embeddings", json={"model": "vectors", "input": "x"}).status_code == 404
+        bad = client.post("/gateway/v1/models/apply", json={"models": {"x": {"sauce": 1}}})
+        assert bad.status_code == 400
+        assert "sauce" in bad.json()["error"]["message"]

@@ -1,0 +1,59 @@
+"""What lives is found by its command line, whatever the notes say; another gateway's parts never are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway_plugin.layout import Layout
+from gateway_plugin.service.living import deployments_of, edges_of, heads_of, supervisors_of
+
+Start = Callable[..., int]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def begin(*words: str) -> int:
+        children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words]))
+        return children[-1].pid
+
+    yield begin
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_edges_are_those_that_serve_and_not_one_that_checks_the_file(tmp_path: Path, start: Start) -> None:
+    layout = Layout(tmp_path / "state")
+    assert edges_of(layout) == ()
+    first = start("-db", "-f", str(layout.edge_config))
+    start("-c", "-q", "-f", str(layout.edge_config))
+    start("-db", "-f", str(Layout(tmp_path / "other").edge_config))
+    second = start("-db", "-f", str(layout.edge_config))
+    found = edges_of(layout)
+    assert {edge.pid for edge in found} == {first, second}
+    assert [edge.started for edge in found] == sorted((edge.started for edge in found), reverse=True)
+
+
+def test_the_head_is_the_one_that_started_ray_and_none_of_rays_own_parts(tmp_path: Path, start: Start) -> None:
+    layout = Layout(tmp_path / "state")
+    folder = f"--temp-dir={layout.ray_temp}"
+    head = start("start", "--head", "--block", folder)
+    start("log_monitor.py", folder)
+    start("start", "--head", "--block", f"--temp-dir={Layout(tmp_path / 'other').ray_temp}")
+    assert [found.pid for found in heads_of(layout)] == [head]
+
+
+def test_supervisors_and_deployments_are_told_apart(tmp_path: Path, start: Start) -> None:
+    layout = Layout(tmp_path / "state")
+    supervisor = start("-m", "gateway_plugin.service.supervisor", "--state", str(layout.state))
+    deployment = start("-m", "gateway_plugin.service.deploy", "--state", str(layout.state))
+    start("-m", "gateway_plugin.service.supervisor", "--state", str(tmp_path / "other"))
+    assert [found.pid for found in supervisors_of(layout)] == [supervisor]
+    assert [found.pid for found in deployments_of(layout)] == [deployment]

@@ -1,0 +1,103 @@
+"""models.yaml: what is taken, and one line for what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_plugin.catalog import MODEL_NAME, catalog_document, load_catalog, parse_catalog, parse_duration_s
+from gateway_plugin.errors import ConfigError, ModelNotFound
+
+ENTRY = {"source": "org/name", "memory_gib": 2}
+
+
+def parsed(**entry: Any) -> Any:
+    return parse_catalog({"models": {"m": {**ENTRY, **entry}}}, "models.yaml").models[0]
+
+
+def complaint(document: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_catalog(document, "models.yaml")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_an_entry_with_defaults() -> None:
+    model = parsed()
+    assert (model.name, model.task, model.engine, model.gpus, model.memory_mib) == ("m", "generate", "vllm", 0, 2048)
+    assert model.keep_alive_s == -1
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"sauce": "x"}, "models.yaml: models.m.sauce: unknown key; expected one of aliases, args"),
+        ({"memory_gib": 0}, "models.m.memory_gib: Input should be greater than 0"),
+        ({"memory_gib": None}, "models.m.memory_gib"),
+        ({"gpus": -1}, "models.m.gpus"),
+        ({"task": "paint"}, "models.m.task: Input should be 'generate' or 'embed'"),
+        ({"keep_alive": "10 parsecs"}, "models.m.keep_alive: expected a duration such as 90, '10m' or -1"),
+        ({"load_timeout": -1}, "'for ever') is not possible here"),
+        ({"engine": "command"}, "'command' is given exactly when 'engine: command' is"),
+        ({"aliases": ["a;b"]}, "a model name matches"),
+        ({"aliases": ["m"]}, "the name 'm' of model 'm' is taken"),
+        ({"name": "n"}, "models.m.name: unknown key; the name is the entry's own key"),
+    ],
+)
+def test_a_wrong_entry_is_told_with_file_key_and_what_was_expected(entry: dict[str, Any], says: str) -> None:
+    assert says in complaint({"models": {"m": {**ENTRY, **entry}}})
+
+
+@pytest.mark.parametrize("document", [None, [], {}, {"models": []}, {"models": {"m": 3}}, {"models": {}, "x": 1}])
+def test_a_document_of_another_shape_is_refused(document: object) -> None:
+    assert complaint(document).startswith("models.yaml: ")
+
+
+def test_a_misspelt_key_is_named_before_the_one_that_is_missing_for_it() -> None:
+    assert "models.m.sauce" in complaint({"models": {"m": {"sauce": "org/name", "memory_gib": 1}}})
+
+
+def test_models_are_found_by_name_and_alias() -> None:
+    catalog = parse_catalog({"models": {"m": {**ENTRY, "aliases": ["n"]}}}, "x")
+    assert catalog.find("m") is catalog.find("n")
+    with pytest.raises(ModelNotFound, match="Known models: m"):
+        catalog.find("o")
+
+
+def test_a_catalog_survives_being_written_as_json() -> None:
+    catalog = parse_catalog({"models": {"m": {**ENTRY, "keep_alive": "1h30m", "env": {"A": "b"}, "pinned": True}}}, "x")
+    assert parse_catalog(catalog_document(catalog), "y") == catalog
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_catalog(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("models:\n  m: {source: [")
+    with pytest.raises(ConfigError, match="is not valid YAML in line"):
+        load_catalog(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(90, 90.0), ("90", 90.0), ("10m", 600.0), ("1h30m", 5400.0), ("250ms", 0.25), (-1, -1.0)]
+)
+def test_durations(text: object, seconds: float) -> None:
+    assert parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "10 m 3", "-5", -2, True, None, "inf", "nan", [1]])
+def test_what_is_no_duration(text: object) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        parse_duration_s(text)
+
+
+@given(st.text(max_size=140))
+def test_a_name_that_is_taken_cannot_break_out_of_a_map_or_a_socket_command(name: str) -> None:
+    if MODEL_NAME.fullmatch(name):
+        assert not set(name) & set("; \t\n\r\"'\\<>#%$`")
+        assert name.isascii()
