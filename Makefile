@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-gateway venv clean
+.PHONY: help demo test test-slurm check bench-gateway venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,6 +27,10 @@ demo: $(STAMP) ## Two real models on this machine, room for one: the quickstart,
 
 test: $(STAMP) ## Every test; says what it skipped and why
 	$(BIN)/python -m pytest -rs --durations=10 $(TESTS)
+
+test-slurm: $(STAMP) ## The tests on a real Slurm; installs its packages if it may, else says what to install
+	@sh requirements/slurm.sh
+	$(BIN)/python -m pytest -rs --durations=10 -m slurm $(TESTS)
 
 check: $(STAMP) ## Linter, formatter, types, architecture
 	$(BIN)/ruff check .

@@ -19,10 +19,16 @@ from gateway_plugin.layout import Layout, private_folder
 
 @dataclass(frozen=True)
 class Seen:
-    """What a scheduler says of a block's job now. ``reason``: why it pends or how it ended, for people."""
+    """What a scheduler says of a block's job now. Times are seconds since the epoch, ``None`` where it does not say."""
 
     phase: BlockPhase
     reason: str | None = None
+    """Why it pends or how it ended, for people."""
+    node: str | None = None
+    starts_at: float | None = None
+    """When it started; of a pending one, when the scheduler expects it to."""
+    ends_at: float | None = None
+    """When its walltime ends; of one that ended, when that was."""
 
 
 class Jobs(Protocol):
@@ -46,7 +52,11 @@ class Jobs(Protocol):
         """
 
     def find(self, name: str) -> Job | None:
-        """The job of block ``name``, in whatever process it was submitted; ``None`` if the scheduler has none."""
+        """The job of block ``name``, in whatever process it was submitted; ``None`` if the scheduler has none.
+
+        Raises:
+            ServiceError: the scheduler could not be asked: nothing can be said now, ask again.
+        """
 
     def cancel(self, block: Block, forced: bool) -> None:
         """Tell the job to end, ``forced`` without asking. Nothing happens if it is gone or no longer the same job."""
@@ -56,19 +66,24 @@ def jobs_for(provider: Any, layout: Layout) -> Jobs:
     """The jobs of a Parsl provider. Raises ``ConfigError`` for one whose jobs could not be found again.
 
     (1) A site's own provider may bring them, with a method ``gateway_jobs(layout) -> Jobs``. (2) ``LocalProvider``.
+    (3) ``SlurmProvider``.
     """
     if callable(bring := getattr(provider, "gateway_jobs", None)):  # (1)
         jobs: Jobs = bring(layout)
         return jobs
-    from parsl.providers import LocalProvider
+    from parsl.providers import LocalProvider, SlurmProvider
 
     if isinstance(provider, LocalProvider):  # (2)
         from gateway_plugin.blocks.local import LocalJobs
 
         return LocalJobs(provider, script_folder(layout), layout)
+    if isinstance(provider, SlurmProvider):  # (3)
+        from gateway_plugin.blocks.slurm import SlurmJobs
+
+        return SlurmJobs(provider, shared_script_folder(layout), layout)
     raise ConfigError(
         f"{type(provider).__name__}: blocks of this Parsl provider cannot be found again after a restart; "
-        "expected a LocalProvider"
+        "expected a LocalProvider or a SlurmProvider"
     )
 
 
@@ -81,3 +96,29 @@ def script_place(layout: Layout) -> Path:
     """In the state folder, or in the run folder if that path needs quoting (Parsl does none)."""
     scripts = layout.block_scripts
     return scripts if shlex.quote(str(scripts)) == str(scripts) else layout.run / "scripts"
+
+
+def shared_script_folder(layout: Layout) -> Path:
+    """Where scripts of jobs on other machines lie: in the state folder. Raises ``ConfigError`` if it needs quoting.
+
+    The run folder is this node's own: what a job writes there would never be seen.
+    """
+    scripts = layout.block_scripts
+    if shlex.quote(str(scripts)) != str(scripts):
+        raise ConfigError(
+            f"{layout.state}: Parsl does not quote the path of a job's script; expected a state folder (GATEWAY_STATE) "
+            "without blanks, quotes and other signs of the shell"
+        )
+    return private_folder(scripts)
+
+
+def last_words(*outputs: Path) -> str:
+    """``: LINE``, the last line of the first of ``outputs`` that has one, for the end of a message; else nothing."""
+    for output in outputs:
+        try:
+            lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            continue
+        if lines:
+            return f": {lines[-1][:200]}"
+    return ""

@@ -78,6 +78,12 @@ class Block:
     job: Job | None = None
     ended_at: float | None = None
     reason: str | None = None
+    node: str | None = None
+    """Where it runs or ran, where the scheduler says."""
+    starts_at: float | None = None
+    """When its job started; of a pending one, when the scheduler expects it to."""
+    ends_at: float | None = None
+    """When its walltime ends."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Ray's tags, as its autoscaler set them."""
 

@@ -14,7 +14,7 @@ import psutil
 from parsl.providers import LocalProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
-from gateway_plugin.blocks.jobs import Seen
+from gateway_plugin.blocks.jobs import Seen, last_words
 from gateway_plugin.blocks.leave import end_engines
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.processes import block_processes, end, own_processes, same_process
@@ -59,7 +59,7 @@ class LocalJobs:
             return Seen(BlockPhase.CANCELLED)
         if code is not None:
             return Seen(
-                BlockPhase.FAILED, f"its script left with exit code {code}{_last_words(block_log(self._layout, name))}"
+                BlockPhase.FAILED, f"its script left with exit code {code}{last_words(block_log(self._layout, name))}"
             )
         return Seen(BlockPhase.LOST, "its script is gone without an exit code: killed, or the machine was restarted")
 
@@ -117,11 +117,3 @@ def _exit_code(script: str | None) -> int | None:
         return int(Path(f"{script}.ec").read_text(encoding="ascii").strip())
     except (OSError, ValueError):
         return None
-
-
-def _last_words(log: Path) -> str:
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return f": {lines[-1][:200]}" if lines else ""

@@ -40,8 +40,11 @@ def after_look(block: Block, seen: Seen | None, now: float) -> Block:
             return block.ending(BlockPhase.CANCELLED, now, seen.reason)
         return block  # (4)
     if seen.phase.ended:  # (5)
-        return block.ending(seen.phase, now, seen.reason)
-    return replace(block, phase=seen.phase, reason=seen.reason)  # (6)
+        ended = block.ending(seen.phase, now, seen.reason)
+        return replace(ended, node=seen.node or block.node, starts_at=seen.starts_at or block.starts_at)
+    return replace(  # (6)
+        block, phase=seen.phase, reason=seen.reason, node=seen.node, starts_at=seen.starts_at, ends_at=seen.ends_at
+    )
 
 
 def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: float, now: float) -> Block:
@@ -180,7 +183,12 @@ class BlockPool:
             if block.job is None:
                 jobs = self._jobs[block.type]
                 waited_s = now - self._doubted_at.get(block.name, self._adopted_at)
-                self._change(block, after_search(block, jobs.find(block.name), waited_s, jobs.in_doubt_s, now))
+                try:
+                    found = jobs.find(block.name)
+                except GatewayError as error:  # it could not be looked for: the others must be seen to all the same
+                    log.warning("block not looked for name=%s said=%s", block.name, error.message)
+                    continue
+                self._change(block, after_search(block, found, waited_s, jobs.in_doubt_s, now))
         known = [block for block in held if block.job is not None]
         for node_type, jobs in self._jobs.items():
             blocks = [block for block in known if block.type == node_type]
@@ -206,8 +214,8 @@ class BlockPool:
                 phase = BlockPhase.CANCELLED if after.phase.ended else _CANCELS
             else:
                 phase = after.phase
-            ended_at, reason = after.ended_at, after.reason
-            self._put(replace(current, job=after.job, phase=phase, ended_at=ended_at, reason=reason))
+            # Everything learnt by looking; its tags are Ray's, and may have changed meanwhile.
+            self._put(replace(after, phase=phase, tags=current.tags))
 
     def _put(self, block: Block) -> None:
         before = self._blocks.get(block.name)

@@ -1,4 +1,4 @@
-"""What every kind of blocks can do: a queue (a fake one) and this machine (Parsl's real ``LocalProvider``)."""
+"""What every kind of blocks can do: a fake queue, this machine (Parsl's real ``LocalProvider``), a real Slurm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from parsl.launchers import SimpleLauncher
-from parsl.providers import LocalProvider
+from parsl.providers import LocalProvider, SlurmProvider
 
 from gateway_plugin.blocks.jobs import Jobs, jobs_for
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
@@ -85,6 +85,13 @@ class LocalBench(Bench):
         return "trap 'exit 0' TERM\nwhile true; do sleep 0.1 & wait $!; done"
 
 
+class SlurmBench(LocalBench):
+    """Runs the same scripts; needs the fixture ``slurm``."""
+
+    def jobs(self) -> Jobs:
+        return jobs_for(SlurmProvider(launcher=SimpleLauncher(), exclusive=False, walltime="00:05:00"), self.layout)
+
+
 @contextlib.contextmanager
 def opened(kind: Callable[[Layout], Bench]) -> Iterator[Bench]:
     root = Path(tempfile.mkdtemp(prefix="gwt-", dir="/tmp"))
@@ -100,8 +107,10 @@ def opened(kind: Callable[[Layout], Bench]) -> Iterator[Bench]:
         assert not left
 
 
-@pytest.fixture(params=[QueueBench, LocalBench])
+@pytest.fixture(params=[QueueBench, LocalBench, pytest.param(SlurmBench, marks=pytest.mark.slurm)])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    if request.param is SlurmBench:
+        request.getfixturevalue("slurm")
     with opened(request.param) as bench:
         yield bench
 
@@ -168,7 +177,8 @@ def test_a_submit_cut_short_after_the_job_was_there_is_found(bench: Bench) -> No
 
 def test_a_submit_cut_short_before_there_was_a_job_is_forgotten(bench: Bench) -> None:
     now = 1_000_000.0
-    doubt = Block(name="gw-node-00000001", type=TYPE, phase=BlockPhase.SUBMITTING, asked_at=now)
+    # No other test's name: a queue remembers for minutes what has ended.
+    doubt = Block(name="gw-node-00000009", type=TYPE, phase=BlockPhase.SUBMITTING, asked_at=now)
     bench.ledger.write({doubt.name: doubt})
     jobs = bench.jobs()
     pool = BlockPool(bench.ledger, {TYPE: jobs}, {TYPE: 1}, clock=lambda: now)

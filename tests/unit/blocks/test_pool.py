@@ -129,6 +129,35 @@ def test_a_silent_scheduler_changes_nothing(story: Story) -> None:
     assert story.new_pool().refresh() == (running,)
 
 
+def test_a_block_in_doubt_that_cannot_be_looked_for_hides_no_other_and_is_not_given_up(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.pool.submit(NAME, "a", "", {})
+    story.scheduler.move(NAME, BlockPhase.RUNNING)
+    doubt = Block(name="gw-a-2", type="a", phase=BlockPhase.SUBMITTING, asked_at=story.now)
+    story.ledger.write({**story.ledger.read(), doubt.name: doubt})
+
+    def silent(self: QueueJobs, name: str) -> Job | None:
+        raise ServiceError("the controller does not answer")
+
+    pool = story.new_pool()
+    with monkeypatch.context() as away:
+        away.setattr(QueueJobs, "find", silent)
+        story.now += 86400
+        phases = {block.name: block.phase for block in pool.refresh()}
+    assert phases == {NAME: BlockPhase.RUNNING, doubt.name: BlockPhase.SUBMITTING}
+    assert [block.name for block in pool.refresh()] == [NAME]  # it answers, and there is none
+
+
+def test_where_and_until_when_a_block_runs_is_kept() -> None:
+    pending = after_look(BLOCK, Seen(BlockPhase.PENDING, "Resources", starts_at=70.0), now=5.0)
+    assert (pending.reason, pending.node, pending.starts_at, pending.ends_at) == ("Resources", None, 70.0, None)
+    running = after_look(pending, Seen(BlockPhase.RUNNING, None, "n1", 60.0, 360.0), now=65.0)
+    assert (running.reason, running.node, running.starts_at, running.ends_at) == (None, "n1", 60.0, 360.0)
+    ended = after_look(running, Seen(BlockPhase.EXPIRED, "its walltime ended", "n1", 60.0, 361.0), now=400.0)
+    assert (ended.node, ended.starts_at, ended.ended_at) == ("n1", 60.0, 400.0)
+
+
 def test_a_block_that_does_not_end_is_pressed(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     pressed: list[bool] = []
     monkeypatch.setattr(QueueJobs, "cancel", lambda self, block, forced: pressed.append(forced))

@@ -1,0 +1,30 @@
+"""What all kinds of tests may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.slurm.virtual import VirtualSlurm
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[VirtualSlurm]:
+    """One virtual Slurm for the whole run; tests take ``slurm``."""
+    from tests.support.slurm.virtual import missing, virtual_slurm  # imports Ray: not for tests that need no Slurm
+
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
+    with virtual_slurm() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: VirtualSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualSlurm]:
+    """The virtual Slurm, found by this process's own commands, with an empty queue and all nodes up."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm_cluster.places.conf))
+    yield slurm_cluster
+    slurm_cluster.clear()

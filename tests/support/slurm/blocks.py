@@ -1,0 +1,41 @@
+"""Blocks of a virtual Slurm for tests of ``Jobs``, without a pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parsl.launchers import SimpleLauncher
+from parsl.providers import SlurmProvider
+
+from gateway_plugin.blocks.jobs import Jobs, Seen
+from gateway_plugin.blocks.ledger import Block, BlockPhase
+from tests.support.clusters import wait_for
+
+ENDLESS = "trap 'exit 0' TERM\nwhile true; do sleep 0.1 & wait $!; done"
+"""A job that runs until it is told to end."""
+
+
+def slurm_provider(**options: Any) -> SlurmProvider:
+    """A provider as a site file has it; jobs share nodes unless ``exclusive=True``."""
+    return SlurmProvider(**{"launcher": SimpleLauncher(), "exclusive": False, "walltime": "00:05:00", **options})
+
+
+def submitted(jobs: Jobs, name: str, script: str = ENDLESS) -> Block:
+    """A block called ``name`` whose job was just submitted."""
+    job = jobs.submit(name, script)
+    return Block(name=name, type="node", phase=BlockPhase.PENDING, asked_at=0.0, job=job)
+
+
+def look(jobs: Jobs, block: Block) -> Seen | None:
+    return jobs.look([block]).get(block.name)
+
+
+def reaches(jobs: Jobs, block: Block, phase: BlockPhase, timeout_s: float = 30) -> Seen:
+    """What is seen when ``block`` has come to ``phase``."""
+
+    def there() -> Seen | None:
+        seen = look(jobs, block)
+        return seen if seen is not None and seen.phase is phase else None
+
+    found: Seen = wait_for(there, f"{block.name} {phase.value}", timeout_s)
+    return found
