@@ -127,6 +127,10 @@ class Demo:
         for name in ("GATEWAY_URL", "GATEWAY_API_KEY"):  # of some other gateway
             self.environment.pop(name, None)
         self.started = time.time()
+        self.ended: int | None = None
+        """Exit code of ``gateway down`` at the end; ``None`` before that."""
+        self.begun = False
+        """Whether a gateway may have been started."""
 
     def gateway(self, *arguments: str, apart: bool = False) -> int:
         """Run one command of the CLI: its progress is shown, its result is not. ``apart``: Ctrl-C does not reach it.
@@ -147,6 +151,7 @@ class Demo:
         if code := self.gateway("models", "prepare"):
             return self.fail("the weights could not be built", code)
         try:
+            self.begun = True
             if self.layout.service_json.exists():  # of a run that was cut off
                 self.gateway("down")
             screen.line("2/4 gateway up: Ray head, edge, controller, one block on this machine")
@@ -215,12 +220,14 @@ class Demo:
                     self.screen.waiting(f"{model.name} {model.state} for {waited:.0f} s, {model.waiting} waiting")
 
     def down(self) -> int:
-        """End the gateway; a Ctrl-C meanwhile does not stop that. Returns the exit code."""
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        """End the gateway; neither Ctrl-C nor SIGTERM stops that. Returns the exit code."""
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return self.gateway("down", apart=True)
+            self.ended = self.gateway("down", apart=True)
+            return self.ended
         finally:
-            signal.signal(signal.SIGINT, interrupt)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def usage(self) -> Iterator[str]:
         """This run's lines of the usage log."""
@@ -231,6 +238,19 @@ class Demo:
                         yield line
         except FileNotFoundError:
             return
+
+    def interrupted(self) -> str:
+        """What to say after Ctrl-C: nothing that is not known."""
+        force = f"'gateway --state {DEMO} down --force'"
+        if not self.begun:
+            what = "no gateway was started"
+        elif self.ended is None:
+            what = f"a gateway may still run: {force} ends it"
+        elif self.ended:
+            what = f"'gateway down' failed (exit code {self.ended}): {force} ends the rest"
+        else:
+            what = "the gateway is down, nothing of it is left running"
+        return f"interrupted; {what}. Logs: {self.layout.logs}"
 
     def fail(self, words: str, code: int) -> int:
         self.screen.line(f"demo failed: {words} (exit code {code}); logs: {self.layout.logs}")
@@ -285,7 +305,7 @@ def main() -> int:
     try:
         return demo.run()
     except KeyboardInterrupt:
-        demo.screen.line(f"interrupted; nothing is left running. Logs: {demo.layout.logs}")
+        demo.screen.line(demo.interrupted())
         return 130
     except GatewayError as error:
         return demo.fail(error.message, error.exit_code)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
 
-from examples.run_demo import Seen, Tally, changes, tally, when
+from examples.run_demo import Demo, Seen, Tally, changes, tally, when
 from gateway_plugin.answers import ModelInfo, Status
 
 
@@ -51,3 +53,32 @@ def test_requests_are_counted_from_the_usage_log() -> None:
 @pytest.mark.parametrize(("line", "time"), [('{"time": 12.5}', 12.5), ("{", 0.0), ("[]", 0.0), ('{"time": null}', 0.0)])
 def test_a_line_without_a_time_is_old(line: str, time: float) -> None:
     assert when(line) == time
+
+
+@pytest.mark.parametrize(
+    ("begun", "ended", "words"),
+    [
+        (False, None, "no gateway was started"),
+        (True, None, "may still run: 'gateway --state"),
+        (True, 0, "nothing of it is left running"),
+        (True, 69, "'gateway down' failed (exit code 69): 'gateway --state"),
+    ],
+)
+def test_an_interrupted_demo_says_only_what_it_knows(begun: bool, ended: int | None, words: str) -> None:
+    demo = Demo()
+    demo.begun, demo.ended = begun, ended
+    assert words in demo.interrupted()
+
+
+def test_the_end_of_the_demo_is_not_cut_off_by_any_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = Demo()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def down(*_: str, apart: bool) -> int:
+        for number in before:
+            os.kill(os.getpid(), number)
+        return 69
+
+    monkeypatch.setattr(demo, "gateway", down)
+    assert (demo.down(), demo.ended) == (69, 69)
+    assert {number: signal.getsignal(number) for number in before} == before
