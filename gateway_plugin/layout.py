@@ -111,6 +111,11 @@ class Layout:
         return self.state / "catalog.json"
 
     @property
+    def catalog_of_file(self) -> Path:
+        """The catalog as ``up`` last read it from the user's file; ``catalog.json`` differs after ``models apply``."""
+        return self.state / "catalog-of-file.json"
+
+    @property
     def ray_token(self) -> Path:
         return self.state / "ray.token"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -25,11 +24,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway_plugin.catalog import Catalog, load_catalog, parse_catalog
+from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.ending import end_engines, end_everything, has_blocks, head_runs
+from gateway_plugin.service.in_force import Chosen, choose, in_force, remember
 from gateway_plugin.service.living import edges_of, supervisors_of
 from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.plan import Phase
@@ -80,6 +80,8 @@ class Result:
     outcome: Outcome
     url: str
     seconds: float
+    note: str = ""
+    """What the user should know besides."""
 
 
 Report = Callable[[Progress], None]
@@ -106,29 +108,34 @@ def up(
     began = time.monotonic()
     layout = Layout(state.expanduser().absolute())
     known = _known(layout) if layout.state.is_dir() else None
-    models, catalog = _catalog(layout, known, models)  # (1)
     reference = site_reference or (known.site_reference if known is not None else "local")
     if port is None and site_reference is None and known is not None:
         port = known.port
     site = _site(reference, port)
+    if models is None and known is not None:  # (1)
+        chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
+    else:
+        file = models or Path("models.yaml")
+        chosen = Chosen(file, load_catalog(file), from_file=True)
     private_folder(layout.state)
     with _locked(layout):
         known = _known(layout)
-        wanted = record_of(site, reference, models, ray_head.head_address(site))
+        wanted = record_of(site, reference, chosen.file, ray_head.head_address(site))
         supervisors = supervisors_of(layout)
         living = _anything_lives(layout, site)
         if living and known is not None:
-            _refuse_another(layout, known, wanted, catalog)
+            _refuse_another(layout, known, wanted, chosen.catalog)
         if supervisors and known is not None:  # (2)
             _wait_until_ready(layout, known, None, timeout_s, began, report)
-            return Result(Outcome.ALREADY_UP, known.url, time.monotonic() - began)
-        failed = failures(before_start(layout, site, catalog, ports_held(layout, site)))
+            return Result(Outcome.ALREADY_UP, known.url, time.monotonic() - began, chosen.note)
+        failed = failures(before_start(layout, site, chosen.catalog, ports_held(layout, site)))
         if failed:
             words = "; ".join(f"{check.name}: {check.found}. {check.advice}" for check in failed)
             raise ServiceError(f"nothing was started: {words}")
         if not living:
             end_engines(layout, grace_s=5.0)  # of a block that was killed: nobody else is in charge of them
-        provision(layout, site, catalog, wanted, keep=living)
+        provision(layout, site, chosen.catalog, wanted, keep=living)
+        remember(layout, chosen)
         try:
             supervisor = _start_supervisor(layout)
             _wait_until_ready(layout, wanted, supervisor, timeout_s, began, report)
@@ -138,7 +145,8 @@ def up(
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
-        return Result(Outcome.ADOPTED if living else Outcome.STARTED, wanted.url, time.monotonic() - began)  # (3), (4)
+        outcome = Outcome.ADOPTED if living else Outcome.STARTED  # (3), (4)
+        return Result(outcome, wanted.url, time.monotonic() - began, chosen.note)
 
 
 def down(
@@ -199,14 +207,6 @@ def _known(layout: Layout) -> ServiceRecord | None:
     return record
 
 
-def _catalog(layout: Layout, known: ServiceRecord | None, models: Path | None) -> tuple[Path, Catalog]:
-    if models is None and known is not None and layout.catalog_json.exists():
-        document = json.loads(layout.catalog_json.read_text(encoding="utf-8"))  # with what ``models apply`` changed
-        return Path(known.catalog), parse_catalog(document, str(layout.catalog_json))
-    chosen = models or Path("models.yaml")
-    return chosen, load_catalog(chosen)
-
-
 def _site(reference: str, port: int | None) -> Site:
     try:
         return with_port(load_site(reference), port)
@@ -240,11 +240,8 @@ def _refuse_another(layout: Layout, known: ServiceRecord, wanted: ServiceRecord,
             f"a gateway with another site or port (site {known.site_reference}, {known.url}) runs in {layout.state}: "
             "'gateway down' first, or give another --state."
         )
-    try:
-        present = parse_catalog(json.loads(layout.catalog_json.read_text(encoding="utf-8")), str(layout.catalog_json))
-    except (OSError, ValueError, ConfigError):
-        return
-    if present != catalog:
+    present = in_force(layout)
+    if present is not None and present != catalog:
         raise ServiceError(
             f"the gateway is up at {known.url} with another catalog: 'gateway models apply {wanted.catalog}' "
             "changes the models while it runs; or 'gateway down' first."

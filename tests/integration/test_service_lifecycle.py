@@ -185,6 +185,16 @@ def test_an_adopted_edge_and_head_are_kept_alive_too(running: Gateway) -> None:
     assert running.engine_pids() == engines
 
 
+def test_up_without_options_reads_an_edited_catalog_again_after_down() -> None:
+    with gateway(models) as made:
+        made.cli("down")
+        made.catalog.write_text(yaml.safe_dump({"models": {"gamma": fake_model(made.folder / "memory")}}))
+        made.cli("up")
+        assert [model["name"] for model in json.loads(made.cli("models", "list", "--json").stdout)] == ["gamma"]
+        made.catalog.write_text(yaml.safe_dump({"models": models(made.folder / "memory")}))
+        assert f"models apply {made.catalog}" in made.cli("up").stderr
+
+
 def test_down_finds_everything_without_a_supervisor_and_says_so() -> None:
     with gateway(models) as made:
         assert answers(made)
