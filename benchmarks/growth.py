@@ -94,6 +94,7 @@ def draw(tallies: Mapping[str, Tally], path: Path) -> None:
             f" {name}", (tally.node_hours, 100 * tally.waited_over_60s), xytext=(4, 4), textcoords="offset points"
         )
     last.set(xlabel="node hours paid", ylabel="requests that waited > 60 s, %")
+    last.margins(0.15)
     last.set_xlim(left=0)
     last.set_ylim(bottom=0)
     last.grid(alpha=0.3)
