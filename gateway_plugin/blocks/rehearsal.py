@@ -41,22 +41,29 @@ def rehearsed_jobs(site: Site, layout: Layout, head_address: str) -> tuple[Rehea
     jobs = []
     for node_type in site.node_types:
         name = block_name(node_type.name)
-        jobs.append(rehearsed(node_type, name, script_for(name, node_type, layout, head_address), script_place(layout)))
+        jobs.append(rehearsed(node_type, name, script_for(name, node_type, layout, head_address), layout))
     return tuple(jobs)
 
 
-def rehearsed(node_type: NodeType, name: str, script: str, folder: Path) -> RehearsedJob:
+def rehearsed(node_type: NodeType, name: str, script: str, layout: Layout) -> RehearsedJob:
     """The job of block ``name``: (1) of a queue's provider, with its directives; (2) of any other, the script as it is.
 
     Args:
         script: ``block_script``'s text.
-        folder: where the script would lie.
+        layout: where the script would lie.
+
+    Raises:
+        ConfigError: the provider's jobs could not be a block's.
     """
+    from parsl.providers import SlurmProvider
     from parsl.providers.cluster_provider import ClusterProvider
+
+    from gateway_plugin.blocks.slurm import SlurmJobs
 
     if not isinstance(node_type.provider, ClusterProvider):  # (2)
         return RehearsedJob(node_type.name, name, "", script)
     commands: list[str] = []
+    folder = script_place(layout)
     with tempfile.TemporaryDirectory(prefix="gw-rehearsal-") as scratch:
 
         def note(command: str, timeout: float | None = None) -> tuple[int, str, str]:
@@ -67,6 +74,8 @@ def rehearsed(node_type: NodeType, name: str, script: str, folder: Path) -> Rehe
         provider.resources = {}
         provider.script_dir = scratch
         provider.execute_wait = note
+        if isinstance(provider, SlurmProvider):
+            SlurmJobs(provider, Path(scratch), layout)  # what it adds to the job and what it refuses
         provider.submit(script, 1, name)
         written = [path for path in Path(scratch).iterdir() if path.is_file()]
         if len(commands) != 1 or len(written) != 1:

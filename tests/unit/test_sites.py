@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from parsl.launchers import SimpleLauncher
 from parsl.providers import PBSProProvider, SlurmProvider
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 import parsl_configs
 from gateway_plugin.blocks.cluster import cluster_yaml
+from gateway_plugin.blocks.jobs import jobs_for
 from gateway_plugin.blocks.rehearsal import rehearsed
 from gateway_plugin.blocks.script import block_script
 from gateway_plugin.errors import ConfigError
@@ -51,7 +53,7 @@ def test_its_job_scripts_are_whole(name: str, monkeypatch: pytest.MonkeyPatch, t
     for node_type in site.node_types:
         block = f"gw-{node_type.name}-0123abcd"
         script = block_script(block, node_type, layout, HEAD)
-        job = rehearsed(node_type, block, script, layout.block_scripts)
+        job = rehearsed(node_type, block, script, layout)
         subprocess.run(["bash", "-n"], input=job.text, text=True, check=True)
         assert script in job.text
         assert f"--num-gpus={node_type.gpus}" in job.text
@@ -105,18 +107,19 @@ def test_the_rehearsal_is_what_parsl_submits(tmp_path: Path, monkeypatch: pytest
         program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\necho "{said}"\n')
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    provider = SlurmProvider(partition="p", mem_per_node=3, cores_per_node=8)
+    provider = SlurmProvider(partition="p", mem_per_node=3, cores_per_node=8, launcher=SimpleLauncher())
     node_type = NodeType(name="gpu", provider=provider, cpus=8, gpus=4, gpu_memory_gib=38.0)
     asked_before = (tmp_path / "asked").read_text()
-    scripts = tmp_path / "scripts"
-    scripts.mkdir()
-    job = rehearsed(node_type, "gw-gpu-0", "echo $FOO '${BAR}'\n", scripts)
+    layout = Layout(tmp_path / "state")
+    job = rehearsed(node_type, "gw-gpu-0", "echo $FOO '${BAR}'\n", layout)
+    assert not layout.state.exists()
     assert (tmp_path / "asked").read_text() == asked_before, "nothing was submitted"
     assert provider.resources == {}
     assert provider.script_dir is None
-    provider.script_dir = str(scripts)
-    assert provider.submit("echo $FOO '${BAR}'\n", 1, "gw-gpu-0") == "17"
-    submitted = next(path for path in scripts.iterdir())
+    layout.make()
+    assert jobs_for(provider, layout).submit("gw-gpu-0", "echo $FOO '${BAR}'\n").id == "17"
+    submitted = next(path for path in layout.block_scripts.iterdir())
+    assert "--no-requeue" in job.text
 
     def at_no_time(text: str) -> str:  # Parsl puts the time into the job's name
         return re.sub(r"gw-gpu-0\.[0-9.]+[0-9]", "gw-gpu-0.T", text)
@@ -127,5 +130,5 @@ def test_the_rehearsal_is_what_parsl_submits(tmp_path: Path, monkeypatch: pytest
 
 def test_a_block_on_this_machine_or_of_a_site_s_own_provider_is_its_script_alone(tmp_path: Path) -> None:
     node_type = NodeType(name="own", provider=QueueProvider(Scheduler()), cpus=1, engine_memory_gib=1)
-    job = rehearsed(node_type, "gw-own-0", "true\n", tmp_path)
+    job = rehearsed(node_type, "gw-own-0", "true\n", Layout(tmp_path))
     assert (job.command, job.text) == ("", "true\n")
