@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm check bench-gateway venv clean
+.PHONY: help demo test test-slurm check bench-gateway bench-growth venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +40,9 @@ check: $(STAMP) ## Linter, formatter, types, architecture
 
 bench-gateway: $(STAMP) ## What the gateway adds to an engine: build/bench/gateway.json
 	$(BIN)/python -m benchmarks.gateway
+
+bench-growth: $(STAMP) ## Growth rules compared over a simulated day: build/bench/growth.json and .png
+	$(BIN)/python -m benchmarks.growth
 
 clean: ## Remove .venv, build/ and caches (not the prepared weights)
 	rm -rf $(VENV) $(VENV).log build .mypy_cache .ruff_cache .pytest_cache .hypothesis runinfo *.egg-info

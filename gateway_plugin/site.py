@@ -11,6 +11,7 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,11 @@ class Site(_Frozen):
     serve_port: int = Field(default=8181, ge=1024, le=65535)
     head_address: str = "auto"
     """Address of this machine that blocks can reach; ``auto``: that of the default route's interface."""
+    head_interface: str = ""
+    """Instead of an address: the network interface of this machine that has it (``hsn0``)."""
+    needs_environment: tuple[str, ...] = ()
+    """Environment variables without which no job can be submitted (the account to charge): ``gateway up`` refuses to
+    start without them. Everything else works without, so that ``gateway down`` can be run in any shell."""
     block_idle_s: float = Field(default=300.0, ge=5)
     """How long a block without an engine and without demand is kept."""
     queue_wait_max_s: float = Field(default=7 * 86400.0, ge=60)
@@ -125,7 +131,18 @@ class Site(_Frozen):
             raise ValueError(f"bind={self.bind!r} is open to others: give a 'certificate', or bind to 127.0.0.1")
         if len({self.port, self.ray_port, self.serve_port}) != 3:
             raise ValueError("port, ray_port and serve_port must differ")
+        if self.head_interface and self.head_address != "auto":
+            raise ValueError("give either head_address or head_interface")
         return self
+
+    def demand_environment(self, environment: Mapping[str, str]) -> None:
+        """Refuse to go on without what ``needs_environment`` names. Raises ``ConfigError``."""
+        for name in self.needs_environment:
+            if not environment.get(name):
+                raise ConfigError(
+                    f"site {self.name}: the environment variable {name} is not set; 'export {name}=...' with the "
+                    "account or project that jobs are charged to."
+                )
 
     def node_type(self, name: str) -> NodeType:
         """The node type called ``name``. Raises ``ConfigError``."""

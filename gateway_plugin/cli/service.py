@@ -23,8 +23,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--models", type=_FILE, help="Catalog. Default: as before, or models.yaml.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Port of the front door instead of the site's.")
 @click.option("--timeout", default=300.0, show_default=True, help="Seconds to wait until it serves.")
+@click.option("--dry-run", is_flag=True, help="Print the job script of every node type; start and submit nothing.")
 @json_option
-def up(site: str | None, models: Path | None, port: int | None, timeout: float) -> None:
+def up(site: str | None, models: Path | None, port: int | None, timeout: float, dry_run: bool) -> None:
     """Start the gateway and wait until it serves.
 
     Running again is safe: what is up stays, what lived through a crash is taken over.
@@ -32,6 +33,11 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float) 
     from gateway_plugin.service import lifecycle
 
     chosen = settings()
+    if dry_run:
+        jobs = lifecycle.rehearse(chosen.state, site, models, port=port)
+        scripts = [{"node_type": j.node_type, "block": j.block, "command": j.command, "script": j.text} for j in jobs]
+        show(scripts, lambda: click.echo("\n".join(_rehearsed(job.node_type, job.command, job.text) for job in jobs)))
+        return
     interrupt_on_signals()
     try:
         with Steps("starting") as steps:
@@ -59,6 +65,10 @@ def interrupt_on_signals() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
+
+
+def _rehearsed(node_type: str, command: str, text: str) -> str:
+    return f"# ---- node type {node_type}: {command or 'run on this machine'}\n{text}"
 
 
 @click.command()

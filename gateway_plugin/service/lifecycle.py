@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gateway_plugin.blocks.rehearsal import RehearsedJob, rehearsed_jobs
 from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
 from gateway_plugin.layout import Layout, private_folder
@@ -112,6 +113,7 @@ def up(
     if port is None and site_reference is None and known is not None:
         port = known.port
     site = _site(reference, port)
+    site.demand_environment(os.environ)
     if models is None and known is not None:  # (1)
         chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
     else:
@@ -147,6 +149,23 @@ def up(
             raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
         outcome = Outcome.ADOPTED if living else Outcome.STARTED  # (3), (4)
         return Result(outcome, wanted.url, time.monotonic() - began, chosen.note)
+
+
+def rehearse(
+    state: Path, site_reference: str | None, models: Path | None, *, port: int | None = None
+) -> tuple[RehearsedJob, ...]:
+    """The job of each node type as ``up`` with the same arguments would have it submitted; nothing is started or made.
+
+    Raises:
+        ConfigError: site, catalog (if one is given) or environment are wrong.
+    """
+    layout = Layout(state.expanduser().absolute())
+    known = _known(layout) if layout.state.is_dir() else None
+    if models is not None:
+        load_catalog(models)
+    site = _site(site_reference or (known.site_reference if known is not None else "local"), port)
+    site.demand_environment(os.environ)
+    return rehearsed_jobs(site, layout, f"{ray_head.head_address(site)}:{site.ray_port}")
 
 
 def down(

@@ -35,12 +35,15 @@ PENDING_UNWANTED_S = 30
 def head_address(site: Site) -> str:
     """The IP address of this machine that blocks can reach.
 
-    (1) the site says it (a name is looked up). (2) The interface of the default route (no packet is sent).
-    (3) Without a route: an interface that is up and not loopback. (4) None: 127.0.0.1, for blocks on this machine.
+    (0) the site says which interface; (1) the site says it (a name is looked up). (2) The interface of the default
+    route (no packet is sent). (3) Without a route: an interface that is up and not loopback. (4) None: 127.0.0.1, for
+    blocks on this machine.
 
     Raises:
-        ConfigError: the site's name has no address.
+        ConfigError: the site's name or interface has no address.
     """
+    if site.head_interface:  # (0)
+        return _address_of(site)
     if site.head_address != "auto":  # (1)
         try:
             return socket.gethostbyname(site.head_address)
@@ -58,6 +61,17 @@ def head_address(site: Site) -> str:
             if up and address.family is socket.AF_INET and not address.address.startswith("127."):
                 return str(address.address)
     return "127.0.0.1"  # (4)
+
+
+def _address_of(site: Site) -> str:
+    found = psutil.net_if_addrs()
+    for address in found.get(site.head_interface, ()):
+        if address.family is socket.AF_INET:
+            return str(address.address)
+    raise ConfigError(
+        f"site {site.name}: head_interface: {site.head_interface!r} has no IPv4 address on this machine; "
+        f"it has {', '.join(sorted(found))}"
+    )
 
 
 def head_argv(layout: Layout, site: Site, head_ip: str, python: str) -> tuple[str, ...]:

@@ -182,6 +182,9 @@ class Policy:
     waiting_max: int = 1000
     abandoned_load_grace_s: float = 2.0
     block_idle_s: float = 300.0
+    pending_idle_s: float = 120.0
+    """A pending node that nobody needs any more is kept for so long: its place in the queue is worth something, because
+    what is evicted to make room for one model is often what the next one waits for (``benchmarks.growth``)."""
     retry_first_s: float = 2.0
     """Back-off after a failed load: doubles from here ..."""
     retry_max_s: float = 300.0

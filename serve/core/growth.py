@@ -19,7 +19,7 @@ def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
     (3) the model has not waited for ``growth_after_s``, and a node here could hold it when something ends: not yet;
     (4) the smallest kind that could hold it and is below ``max_nodes``: ask for one (not after a failure's back-off);
     (5) ``min_nodes`` of each kind;
-    (6) a pending node that nobody has needed for ``abandoned_load_grace_s`` goes;
+    (6) a pending node that nobody has needed for ``pending_idle_s`` goes;
     (7) a node empty for ``block_idle_s`` goes, if no wanted model could use it.
     """
     pending: dict[str, Room] = {}
@@ -75,7 +75,7 @@ def _give_back_unneeded(change: Change, pending: list[str], empty: list[Node], s
         elif not unneeded and node.idle_since is not None:
             change.nodes.put(node.id, replace(node, idle_since=None))
     due = [change.nodes.rows[node] for node in pending]
-    due = [n for n in due if n.idle_since is not None and now >= n.idle_since + policy.abandoned_load_grace_s]
+    due = [n for n in due if n.idle_since is not None and now >= n.idle_since + policy.pending_idle_s]
     long_empty = [n for n in empty if n.idle_since is not None and now >= n.idle_since + policy.block_idle_s]
     long_empty.sort(key=lambda node: (node.idle_since, node.id))
     for node in (*due, *(node for node in long_empty if not _of_use(change, node))):  # (6), (7)

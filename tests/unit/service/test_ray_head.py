@@ -109,3 +109,9 @@ def test_leftovers_are_found_by_the_folder_they_use(tmp_path: Path, monkeypatch:
             if process.poll() is None:
                 process.kill()
             process.communicate()
+
+
+def test_the_site_may_name_the_interface_that_blocks_reach() -> None:
+    assert ray_head.head_address(site(head_interface="lo")) == "127.0.0.1"
+    with pytest.raises(ConfigError, match=r"head_interface: 'hsn9'.* lo"):
+        ray_head.head_address(site(head_interface="hsn9"))

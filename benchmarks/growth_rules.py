@@ -1,0 +1,157 @@
+"""Other rules for how many nodes to ask for, in the place of ``serve.core.growth.grow_and_shrink``.
+
+Each is a model of what its source does, with the source's own default numbers, given the same view of the world (the
+working copy of a step and the wanted models that found no room) and the same means: ask for a node, cancel a pending
+one, drain one that is up. Where a source leaves something open, the reading that favours it was taken, and is said.
+"""
+
+from __future__ import annotations
+
+import math
+
+from benchmarks.growth_trace import NODE
+from serve.core.change import Change
+from serve.core.effects import CreateAgent, KillAgent
+from serve.core.events import NodeDrainAsked
+from serve.core.eviction import Room
+from serve.core.fleet import Node, NodePhase
+from serve.core.nodes import node_drain_asked
+from serve.core.placement import need_of
+
+
+def ask(change: Change, how_many: int = 1) -> None:
+    """Submit jobs, up to the site's ``max_nodes``."""
+    for _ in range(min(how_many, NODE.max_nodes - len(change.nodes.rows))):
+        name = f"{NODE.name}-{change.epoch}-{change.next_serial()}"
+        change.nodes.put(name, Node(name, NODE.name, NodePhase.PENDING, since=change.now))
+        change.emit(CreateAgent(name, NODE.name))
+
+
+def release(change: Change, node: Node) -> None:
+    """Give a node back: its routes are drained first, for every rule."""
+    if node.phase is NodePhase.PENDING or not node.engines:
+        change.nodes.drop(node.id)
+        change.emit(KillAgent(node.id))
+    else:
+        node_drain_asked(change, NodeDrainAsked(node.id))
+
+
+def finish_leaving(change: Change) -> None:
+    """Nodes that were drained and are empty go."""
+    for node in list(change.nodes.rows.values()):
+        if node.drain_asked and not node.engines:
+            change.nodes.drop(node.id)
+            change.emit(KillAgent(node.id))
+
+
+def release_idle(change: Change, idle_s: float) -> None:
+    """Give back every node that has held nothing for ``idle_s``."""
+    for node in list(change.nodes.rows.values()):
+        if node.phase is NodePhase.UP and node.idle_since is not None and change.now >= node.idle_since + idle_s:
+            release(change, node)
+
+
+def unmet(change: Change, unplaced: tuple[str, ...]) -> int:
+    """Nodes that ``unplaced`` need beyond those that are pending: what is on its way is credited."""
+    rooms = [
+        Room(NODE.host_mib, NODE.gpu_mib) for node in change.nodes.rows.values() if node.phase is NodePhase.PENDING
+    ]
+    more = 0
+    for name in unplaced:
+        need = need_of(change.models[name])
+        place = next((index for index, room in enumerate(rooms) if room.devices(need) is not None), None)
+        if place is None:
+            rooms.append(Room(NODE.host_mib, NODE.gpu_mib))
+            place, more = len(rooms) - 1, more + 1
+        devices = rooms[place].devices(need)
+        assert devices is not None, "an empty node holds every model"
+        rooms[place] = rooms[place].add(devices, -need.mib)
+    return more
+
+
+class ParslSimple:
+    """Parsl's ``simple`` strategy (``parsl/jobs/strategy.py``, ``_general_strategy``), every ``strategy_period`` 5 s.
+
+    Tasks that are outstanding: one for each GPU of a model that is waited for or has requests in flight; slots: one for
+    each GPU of a block, running or pending (the usual ``available_accelerators``). A model that is loaded and idle is
+    not counted as a task, in its favour: otherwise nothing would be scaled in before keep-alive.
+    (1) no task for ``max_idletime`` 120 s: every block goes; (2) fewer slots than tasks (``parallelism`` 1): ask for
+    the difference; else nothing: "this strategy does not support scaling in".
+    """
+
+    period_s, max_idle_s = 5.0, 120.0
+
+    def __init__(self) -> None:
+        self.next_at = 0.0
+        self.idle_since: float | None = None
+
+    def __call__(self, change: Change, unplaced: tuple[str, ...]) -> None:
+        finish_leaving(change)
+        if change.now < self.next_at:
+            return
+        self.next_at = change.now + self.period_s
+        busy = {engine.model for engine in change.engines.rows.values() if engine.in_flight}
+        tasks = sum(need_of(change.models[model]).gpus for model in busy | set(change.queues.rows))
+        blocks = [node for node in change.nodes.rows.values() if not node.drain_asked]
+        slots = len(blocks) * len(NODE.gpu_mib)
+        if tasks:
+            self.idle_since = None
+            if slots < tasks:  # (2)
+                ask(change, math.ceil((tasks - slots) / len(NODE.gpu_mib)))
+        elif blocks:  # (1)
+            self.idle_since = change.now if self.idle_since is None else self.idle_since
+            if change.now - self.idle_since > self.max_idle_s:
+                for node in blocks:
+                    release(change, node)
+
+
+class OneAMinute:
+    """One more job each minute while anything waits for room, whatever is in the queue already.
+
+    As people's own scripts around Slurm do, and BioEngine's Slurm workers did with their scale-up cooldown of a minute
+    before they waited for the job they had submitted last. Gives back what has been empty for five minutes.
+    """
+
+    every_s, idle_s = 60.0, 300.0
+
+    def __init__(self) -> None:
+        self.next_at = 0.0
+
+    def __call__(self, change: Change, unplaced: tuple[str, ...]) -> None:
+        finish_leaving(change)
+        if unplaced and change.now >= self.next_at:
+            self.next_at = change.now + self.every_s
+            ask(change)
+        release_idle(change, self.idle_s)
+
+
+class UpOnly:
+    """Asks for what is needed, crediting what is pending, and gives nothing back (SAIA; many a prototype)."""
+
+    def __call__(self, change: Change, unplaced: tuple[str, ...]) -> None:
+        finish_leaving(change)
+        ask(change, unmet(change, unplaced))
+
+
+class RayDefault:
+    """Ray's autoscaler v2 as it comes (``ray/autoscaler/v2``): ``idle_timeout_minutes`` 5, ``upscaling_speed`` 1.
+
+    Every 5 s (``AUTOSCALER_UPDATE_INTERVAL_S``) it packs what is pending onto nodes that are there or launching, and
+    launches what is missing, at most ``max(1, running)`` at a time; a node idle for five minutes ends; a pending one
+    is not cancelled (``RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S`` is off). What is pending: models without room,
+    from the first moment.
+    """
+
+    period_s, idle_s = 5.0, 300.0
+
+    def __init__(self) -> None:
+        self.next_at = 0.0
+
+    def __call__(self, change: Change, unplaced: tuple[str, ...]) -> None:
+        finish_leaving(change)
+        if change.now < self.next_at:
+            return
+        self.next_at = change.now + self.period_s
+        running = sum(node.phase is NodePhase.UP for node in change.nodes.rows.values())
+        ask(change, min(unmet(change, unplaced), max(1, running)))
+        release_idle(change, self.idle_s)

@@ -1,0 +1,146 @@
+"""The growth simulation: its books balance, a seed gives the same day again, and its rules do what their sources do."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+
+import pytest
+
+from benchmarks.growth import RULES, simulate
+from benchmarks.growth_rules import OneAMinute, ParslSimple, RayDefault
+from benchmarks.growth_trace import LOAD_S, NODE, Queue, Request, catalog, day
+from benchmarks.growth_world import BOOT_S, LEAVE_S, Job, Tally, World, nodes_needed
+from serve.core.fleet import Policy
+
+HOURS = 4.0
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def tallies() -> dict[str, Tally]:
+    trace = day(SEED, HOURS)
+    return {name: simulate(name, trace, SEED, HOURS * 3600) for name in RULES}
+
+
+class FixedQueue(Queue):
+    """Every job waits as long."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(0)
+        self._wait_s = wait_s
+
+    def wait_s(self) -> float:
+        return self._wait_s
+
+
+def world(*requests: Request, rule: object = None, wait_s: float = 100.0, end_s: float = 7200.0) -> World:
+    policy = Policy(kinds=(NODE,), waiting_max=100_000)
+    return World(requests, FixedQueue(wait_s), policy, rule, end_s)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_request_is_answered_refused_or_still_waits(name: str, tallies: dict[str, Tally]) -> None:
+    tally = tallies[name]
+    assert tally.requests == len([request for request in day(SEED, HOURS) if request.at <= HOURS * 3600])
+    assert tally.requests > 1000
+    assert all(wait >= 0 for wait in (*tally.waited_s, *tally.refused_s, *tally.still_waiting_s))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_node_hours_are_the_sum_of_what_ran(name: str, tallies: dict[str, Tally]) -> None:
+    tally = tallies[name]
+    # from the other book: nodes running between changes, and the time in which a job that was given back ends
+    area = 0.0
+    times = [*tally.nodes_over_time, (tally.end_s, 0, 0)]
+    for (at, running, _), (until, _, _) in itertools.pairwise(times):
+        area += running * (until - at)
+    ended = [job.ended for job in tally.jobs.values() if job.ended is not None and job.started is not None]
+    area += sum(min(LEAVE_S, max(0.0, tally.end_s - (end - LEAVE_S))) for end in ended)
+    assert tally.node_hours == pytest.approx(area / 3600)
+    assert max(running + pending for _, running, pending in tally.nodes_over_time) <= NODE.max_nodes
+    for job in tally.jobs.values():
+        assert job.started is None or job.started >= job.submitted
+        assert job.started is None or job.ended is None or job.ended > job.started
+
+
+def test_the_same_seed_gives_the_same_day(tallies: dict[str, Tally]) -> None:
+    again = simulate("gateway", day(SEED, HOURS), SEED, HOURS * 3600)
+    assert json.dumps(again.document()) == json.dumps(tallies["gateway"].document())
+    assert again == tallies["gateway"]
+    assert day(SEED, HOURS) == day(SEED, HOURS)
+    assert day(SEED, HOURS) != day(SEED + 1, HOURS)
+    waits = [Queue(SEED).wait_s() for _ in range(3)]
+    assert len(set(waits)) == 1
+    assert set(tallies["gateway"].document()) == {
+        "node_hours", "waited_over_60s", "jobs_submitted", "max_over_submission",
+    }  # fmt: skip
+
+
+def test_the_queue_is_log_normal() -> None:
+    queue = Queue(1, median_s=300.0)
+    waits = sorted(queue.wait_s() for _ in range(2001))
+    assert waits[1000] == pytest.approx(300.0, rel=0.1)
+    assert waits[1800] == pytest.approx(300.0 * 3.6, rel=0.15)  # the tenth longest: e to the 1.28
+
+
+def test_a_tally_counts_only_what_ran_and_only_until_the_end() -> None:
+    tally = Tally(end_s=7200.0)
+    tally.jobs = {"a": Job(0.0, 3600.0), "b": Job(0.0, None, 50.0), "c": Job(0.0, 1000.0, 2800.0), "d": Job(7000.0)}
+    assert tally.node_hours == pytest.approx(1.0 + 0.5)
+    tally.waited_s, tally.refused_s, tally.still_waiting_s = [0.0, 61.0], [1800.0], [10.0]
+    assert tally.waited_over_60s == 0.5
+
+
+def test_the_first_request_waits_for_queue_boot_and_load() -> None:
+    made = world(Request(10.0, "m00", 5.0), wait_s=100.0)
+    tally = made.run()
+    assert tally.waited_s == [pytest.approx(100.0 + BOOT_S + LOAD_S[1], abs=1.0)]
+    assert len(tally.jobs) == 1
+    (job,) = tally.jobs.values()
+    assert job.started == pytest.approx(110.0)
+    assert job.ended is not None, "the node is given back: keep-alive, then block_idle_s"
+    assert tally.node_hours * 3600 == pytest.approx(job.ended - 110.0)
+
+
+def test_packing() -> None:
+    assert nodes_needed([]) == 0
+    assert nodes_needed([4, 1, 1, 2]) == 2
+    assert nodes_needed([2, 2, 2]) == 2
+    assert max(Counter(model.gpus for model in catalog())) <= len(NODE.gpu_mib)
+
+
+def test_one_a_minute_does_not_count_what_it_has_submitted() -> None:
+    tally = world(Request(0.0, "m00", 5.0), rule=OneAMinute(), wait_s=310.0).run()
+    assert len(tally.jobs) == 6
+    assert tally.over_submission == 5
+    assert len(world(Request(0.0, "m00", 5.0), wait_s=310.0).run().jobs) == 1
+
+
+def test_parsl_counts_pending_slots_and_ends_everything_after_two_idle_minutes() -> None:
+    made = world(Request(0.0, "m00", 5.0), Request(1.0, "m04", 5.0), rule=ParslSimple(), wait_s=50.0)
+    tally = made.run()
+    assert len(tally.jobs) == 2
+    assert tally.over_submission == 0
+    done = 50.0 + BOOT_S + LOAD_S[4] + 5.0
+    for job in tally.jobs.values():
+        assert job.ended == pytest.approx(done + 120.0, abs=30.0)
+
+
+def test_ray_credits_what_launches_and_launches_as_many_as_run() -> None:
+    big = [Request(float(index), model, 5.0) for index, model in enumerate(("m04", "m09", "m14"))]
+    made = world(*big, rule=RayDefault(), wait_s=50.0, end_s=20.0)
+    submitted = sorted(job.submitted for job in made.run().jobs.values())
+    assert len(submitted) == 3
+    assert all(later - earlier >= 5.0 for earlier, later in itertools.pairwise(submitted))
+
+
+def test_a_pending_node_is_kept_for_a_while_when_nobody_needs_it_any_more() -> None:
+    policy = Policy(kinds=(NODE,), waiting_max=100, pending_idle_s=120.0)
+    made = World((Request(0.0, "m00", 5.0),), FixedQueue(10_000.0), policy, None, 5000.0)
+    tally = made.run()
+    (refused,) = tally.refused_s
+    (job,) = tally.jobs.values()
+    assert job.started is None
+    assert job.ended == pytest.approx(refused + 120.0, abs=2.0)
