@@ -22,7 +22,8 @@ common = {
     # Most jobs go to "regular"; without a QOS a job goes to "debug", where production is not allowed (NERSC
     # documentation, QOSes and Charges). "regular" gives whole nodes.
     "qos": "regular",
-    # 48 hours at most in "regular" (NERSC documentation, QOSes and Charges, QOS Limits). Half of it waits less.
+    # 48 hours at most in "regular", as public Parsl configurations for Perlmutter have it; check it against NERSC's own
+    # table of QOS limits, which was not at hand. Half of it waits less.
     "walltime": "24:00:00",
     # All 64 cores with two threads each (NERSC documentation, Perlmutter Architecture, GPU nodes).
     "cores_per_node": 128,
@@ -57,7 +58,7 @@ site = Site(
         ),
         NodeType(
             name="a100big",
-            # "hbm80g" for those with 80 GB (NERSC documentation, Perlmutter Running Jobs, GPU nodes; 256 nodes).
+            # "hbm80g" for those with 80 GB, as public job scripts have it; check it against NERSC's pages.
             provider=SlurmProvider(constraint="gpu&hbm80g", **common),
             cpus=128,
             gpus=4,
