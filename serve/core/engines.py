@@ -51,12 +51,16 @@ def engine_exited(change: Change, event: EngineExited) -> None:
 
     (1) it was loading: a failed load; (2) it had just become ready: a failure too, so that a model that dies under its
     first request is not loaded for ever; (3) later: an accident; it is loaded again when somebody wants it.
+    (4) An engine that served until it made room, however soon, shows that its model does not crash by itself.
     """
     engine = _known(change, event.engine, event.generation)
     if engine is None:
         return
     forget(change, engine)
     if event.expected:
+        failure = change.failures.rows.get(engine.model)
+        if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle"):  # (4)
+            change.failures.drop(engine.model)
         return
     if engine.state is EngineState.LOADING:  # (1)
         record_failure(change, engine.model, event.reason)

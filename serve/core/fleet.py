@@ -143,7 +143,7 @@ class Failure:
     reason: str
     """The engine's own last words."""
     after_ready: bool = False
-    """It died soon after it was ready; forgotten only when an engine stays up for ``crash_window_s``."""
+    """It died soon after it was ready; forgotten when one stays up for ``crash_window_s`` or makes room in peace."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ async def _client(number: int, client: httpx.AsyncClient, tally: Tally, until: f
                 "POST", "/v1/chat/completions", json=chat_body(model, prompt, stream=stream)
             ) as response:
                 body = (await response.aread()).decode()
-        except httpx.RemoteProtocolError:
+        except (httpx.RemoteProtocolError, httpx.ReadError):  # broken off, or reset: visible either way
             tally.cut.append(time.monotonic())
             continue
         whole = body.rstrip().endswith("data: [DONE]") if stream else f"{model} pid=" in body

@@ -298,3 +298,17 @@ def test_a_request_that_found_no_server_waits_until_the_edge_says_up_again() -> 
     assert not story.did(), "an old count"
     story.seen("a")
     assert story.did() == (Answer(ticket),)
+
+
+def test_a_model_whose_engine_makes_room_in_peace_is_not_one_that_crashes() -> None:
+    story = serving_a()
+    story.exited("a", "killed by somebody")
+    assert story.fleet.failures["a"].count == 1, "young and dead"
+    story.ask("a", after=30)
+    story.loaded("a")
+    story.used("a")
+    story.ask("b", after=3)  # before a's engine is old enough to be forgiven for its age
+    story.drained("a")
+    assert "a" in story.fleet.failures
+    story.exited("a", "stopped", expected=True)
+    assert "a" not in story.fleet.failures
