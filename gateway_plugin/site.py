@@ -111,6 +111,16 @@ class Site(_Frozen):
     start without them. Everything else works without, so that ``gateway down`` can be run in any shell."""
     block_idle_s: float = Field(default=300.0, ge=5)
     """How long a block without an engine and without demand is kept."""
+    pending_idle_s: float = Field(default=120.0, ge=0)
+    """How long a job that nobody needs any more keeps its place in the queue."""
+    drain_before_end_s: float = Field(default=300.0, ge=1)
+    """So long before the walltime of a block leaves no more time, its engines take no new request: what is in flight
+    has this long to end. At most a quarter of the walltime is used."""
+    leave_before_end_s: float = Field(default=30.0, ge=5)
+    """So long before its walltime ends a block has left, by itself: engines and Ray need this to end in peace."""
+    notice_s: float = Field(default=20.0, ge=0)
+    """How long a block that somebody cancels or preempts lets requests end before it leaves: less than the time between
+    Slurm's SIGTERM and SIGKILL (``KillWait``, 30 s as a rule, or a partition's ``GraceTime``)."""
     queue_wait_max_s: float = Field(default=7 * 86400.0, ge=60)
     """Longest time a job may be pending before Ray gives it up."""
     limits: Limits = Limits()

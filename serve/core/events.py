@@ -206,6 +206,45 @@ class NodeDrainAsked:
 
 
 @dataclass(frozen=True)
+class SeenBlock:
+    """A block as the ledger has it. Times are seconds since the epoch, ``None`` where nobody said."""
+
+    name: str
+    type: str
+    phase: str
+    """A value of ``gateway_plugin.blocks.ledger.BlockPhase``: submitting, pending, running, cancelling, or an end."""
+    asked_at: float
+    job: str | None = None
+    """The scheduler's id."""
+    reason: str | None = None
+    """Why it pends or how it ended, in the scheduler's words."""
+    host: str | None = None
+    """The machine that it runs or ran on."""
+    starts_at: float | None = None
+    """When its job started; of a pending one, when the scheduler expects it to."""
+    ends_at: float | None = None
+    """When its walltime ends."""
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True)
+class BlocksSeen:
+    """The ledger was read and says something new: all of its blocks, those that ended lately too."""
+
+    blocks: tuple[SeenBlock, ...]
+
+
+@dataclass(frozen=True)
+class NodeLeaves:
+    """The node's block was told to end by somebody else (``scancel``, preemption) and has until ``until``."""
+
+    node: str
+    until: float
+    """Seconds since the epoch; its engines are ended then, whatever is in flight."""
+    reason: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passed; deadlines are looked at."""
 
@@ -230,5 +269,7 @@ Event = (
     | UnloadAsked
     | PinChanged
     | NodeDrainAsked
+    | BlocksSeen
+    | NodeLeaves
     | Tick
 )
