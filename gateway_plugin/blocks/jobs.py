@@ -66,25 +66,43 @@ def jobs_for(provider: Any, layout: Layout) -> Jobs:
     """The jobs of a Parsl provider. Raises ``ConfigError`` for one whose jobs could not be found again.
 
     (1) A site's own provider may bring them, with a method ``gateway_jobs(layout) -> Jobs``. (2) ``LocalProvider``.
-    (3) ``SlurmProvider``.
+    (3) one of a queue: ``SlurmProvider``, ``PBSProProvider``.
     """
     if callable(bring := getattr(provider, "gateway_jobs", None)):  # (1)
         jobs: Jobs = bring(layout)
         return jobs
-    from parsl.providers import LocalProvider, SlurmProvider
+    from parsl.providers import LocalProvider
 
     if isinstance(provider, LocalProvider):  # (2)
         from gateway_plugin.blocks.local import LocalJobs
 
         return LocalJobs(provider, script_folder(layout), layout)
-    if isinstance(provider, SlurmProvider):  # (3)
-        from gateway_plugin.blocks.slurm import SlurmJobs
-
-        return SlurmJobs(provider, shared_script_folder(layout), layout)
+    if is_queue(provider):  # (3)
+        return queue_jobs(provider, shared_script_folder(layout), layout)
     raise ConfigError(
         f"{type(provider).__name__}: blocks of this Parsl provider cannot be found again after a restart; "
-        "expected a LocalProvider or a SlurmProvider"
+        "expected a LocalProvider, a SlurmProvider or a PBSProProvider"
     )
+
+
+def is_queue(provider: Any) -> bool:
+    """Whether this is a Parsl provider of a batch queue that the gateway knows."""
+    from parsl.providers import PBSProProvider, SlurmProvider
+
+    return isinstance(provider, (SlurmProvider, PBSProProvider))
+
+
+def queue_jobs(provider: Any, scripts: Path, layout: Layout) -> Jobs:
+    """The jobs of a queue's provider, whose scripts lie in ``scripts``. Raises ``ConfigError``."""
+    from parsl.providers import SlurmProvider
+
+    if isinstance(provider, SlurmProvider):
+        from gateway_plugin.blocks.slurm import SlurmJobs
+
+        return SlurmJobs(provider, scripts, layout)
+    from gateway_plugin.blocks.pbs import PbsJobs
+
+    return PbsJobs(provider, scripts, layout)
 
 
 def script_folder(layout: Layout) -> Path:
