@@ -7,14 +7,15 @@ is behind this seam: ``local.py`` finds jobs by PID and start time; a queue's fi
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
-from gateway_plugin.errors import ConfigError
+from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout, private_folder
+from gateway_plugin.site import what_went_wrong
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,7 @@ def jobs_for(provider: Any, layout: Layout) -> Jobs:
     (3) one of a queue: ``SlurmProvider``, ``PBSProProvider``.
     """
     if callable(bring := getattr(provider, "gateway_jobs", None)):  # (1)
-        jobs: Jobs = bring(layout)
-        return jobs
+        return _brought(type(provider).__name__, bring, layout)
     from parsl.providers import LocalProvider
 
     if isinstance(provider, LocalProvider):  # (2)
@@ -83,6 +83,23 @@ def jobs_for(provider: Any, layout: Layout) -> Jobs:
         f"{type(provider).__name__}: blocks of this Parsl provider cannot be found again after a restart; "
         "expected a LocalProvider, a SlurmProvider or a PBSProProvider"
     )
+
+
+def _brought(provider: str, bring: Callable[[Layout], Any], layout: Layout) -> Jobs:
+    """The jobs that a site's own provider brings. Its code is the site's: whatever it raises is a mistake in it."""
+    try:
+        jobs: Jobs = bring(layout)
+    except GatewayError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise ConfigError(f"{provider}.gateway_jobs: {what_went_wrong(error)}") from None
+    missing = [verb for verb in ("submit", "look", "find", "cancel", "in_doubt_s") if not hasattr(jobs, verb)]
+    if missing:
+        raise ConfigError(
+            f"{provider}.gateway_jobs gave {type(jobs).__name__} without {', '.join(missing)}; "
+            "expected what gateway_plugin.blocks.jobs.Jobs asks for"
+        )
+    return jobs
 
 
 def is_queue(provider: Any) -> bool:
