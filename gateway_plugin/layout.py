@@ -88,6 +88,7 @@ class Layout:
             self.engine_logs,
             self.blocks,
             self.block_scripts,
+            self.block_cancels,
             self.engine_records,
             self.controller,
             self.ray_tables,
@@ -249,6 +250,11 @@ class Layout:
     @property
     def ledger(self) -> Path:
         return self.blocks / "ledger.json"
+
+    @property
+    def block_cancels(self) -> Path:
+        """One file a block that is to be ended at once, from the controller to the pool."""
+        return self.blocks / "cancel"
 
     @property
     def engine_records(self) -> Path:

@@ -29,6 +29,7 @@ from ray.autoscaler.tags import (
 from gateway_plugin.blocks.jobs import jobs_for, script_place
 from gateway_plugin.blocks.ledger import BlockPhase, Ledger
 from gateway_plugin.blocks.pool import BlockPool
+from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.blocks.script import block_script
 from gateway_plugin.layout import Layout
 from gateway_plugin.pruning import KEPT, prune
@@ -52,6 +53,7 @@ def open_pool(site: Site, layout: Layout) -> BlockPool:
         Ledger(layout.ledger),
         {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types},
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
+        requests=CancelRequests(layout.block_cancels),
     )
 
 

@@ -31,6 +31,7 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.NodeGone: nodes.node_gone,
     events.NodeFailed: nodes.node_failed,
     events.NodeDrainAsked: nodes.node_drain_asked,
+    events.BlockCancelAsked: nodes.block_cancel_asked,
     events.EngineListening: engines.engine_listening,
     events.EngineReady: engines.engine_ready,
     events.EngineExited: engines.engine_exited,
