@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from serve.core.blocks import ENDED
 from serve.core.events import SeenBlock
 from serve.core.fleet import Fleet, Node, NodePhase
 
 QUEUED = ("submitting", "pending")
 """Phases of a block that waits for its job to start."""
 HOLDING = (*QUEUED, "running", "cancelling")
-"""Phases of a block that holds a place; all others are ends."""
+"""Phases of a block that holds a place."""
 
 _NODE_STATES = {
     NodePhase.PENDING: "starting",
@@ -28,13 +29,13 @@ def blocks_view(fleet: Fleet, now: float, ended: bool = False) -> list[dict[str,
     """
     nodes = {node.block: node for node in fleet.nodes.values() if node.block}
     blocks = sorted(fleet.blocks.values(), key=lambda block: (block.asked_at, block.name))
-    holding = [block for block in blocks if block.phase in HOLDING]
+    holding = [block for block in blocks if block.phase not in ENDED]
     rows = [_row(fleet, block, nodes.get(block.name), now) for block in holding]
     known = {block.name for block in holding}
     rows += [_row(fleet, None, node, now) for name, node in sorted(nodes.items()) if name not in known]
     rows += [_row(fleet, None, node, now) for node in _without_block(fleet, holding, nodes)]
     if ended:
-        over = sorted((b for b in blocks if b.phase not in HOLDING), key=lambda b: (-(b.ended_at or 0.0), b.name))
+        over = sorted((b for b in blocks if b.phase in ENDED), key=lambda b: (-(b.ended_at or 0.0), b.name))
         rows += [_row(fleet, block, None, now) for block in over]
     return rows
 
@@ -57,7 +58,7 @@ def _without_block(fleet: Fleet, holding: Iterable[SeenBlock], nodes: dict[str, 
 def _row(fleet: Fleet, block: SeenBlock | None, node: Node | None, now: float) -> dict[str, Any]:
     engines = [fleet.engines[name] for name in node.engines] if node is not None else []
     pending = block is not None and block.phase in QUEUED
-    holds = block is None or block.phase in HOLDING
+    holds = block is None or block.phase not in ENDED
     asked_at = block.asked_at if block is not None else node.since if node is not None else now
     return {
         "name": block.name if block is not None else (node.block or None) if node is not None else None,
@@ -83,7 +84,7 @@ def _state(block: SeenBlock | None, node: Node | None) -> str:
     """(1) it ended: how; (2) told to end: ``ending``; (3) its node has joined: ``serving``, ``idle`` without a model,
     ``draining`` while it leaves with models on it, then ``leaving``; ``adopting`` while its agent is made again;
     (4) its job runs: ``starting``; (5) in the queue: ``pending``; (6) not submitted yet: ``asked``."""
-    if block is not None and block.phase not in HOLDING:  # (1)
+    if block is not None and block.phase in ENDED:  # (1)
         return block.phase
     if block is not None and block.phase == "cancelling":  # (2)
         return "ending"
@@ -115,7 +116,7 @@ def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     that waits longest why and until when."""
     rows = []
     for kind in sorted(fleet.policy.kinds, key=lambda kind: kind.name):
-        blocks = [block for block in fleet.blocks.values() if block.type == kind.name and block.phase in HOLDING]
+        blocks = [block for block in fleet.blocks.values() if block.type == kind.name and block.phase not in ENDED]
         queued = sorted((b for b in blocks if b.phase in QUEUED), key=lambda b: (b.asked_at, b.name))
         oldest = queued[0] if queued else None
         starts_at = oldest.starts_at if oldest is not None else None
@@ -136,7 +137,7 @@ def blocks_by_phase(fleet: Fleet) -> dict[tuple[str, str], int]:
     """``(type, phase)`` -> how many blocks; every type of the site has every phase in which a block holds a place."""
     found = {(kind.name, phase): 0 for kind in fleet.policy.kinds for phase in HOLDING}
     for block in fleet.blocks.values():
-        if block.phase in HOLDING:
+        if block.phase not in ENDED:
             found[block.type, block.phase] = found.get((block.type, block.phase), 0) + 1
     return found
 
