@@ -93,7 +93,7 @@ def _until_gone(client: Client, name: str, began: float) -> Row | None:
             if row is None or row["ended_s"] is not None:
                 return row
             block = row["name"] or block  # a node is forgotten before its block is gone
-            steps.update([(block, row["state"], _cells(row)[-1] or "")], time.monotonic() - began)
+            steps.update([(block, row["state"], str(_cells(row)[-1] or ""))], time.monotonic() - began)
             time.sleep(_POLL_S)
 
 
@@ -117,7 +117,9 @@ def cancel(names: Sequence[str], yes: bool) -> None:
         for row in chosen:
             client.cancel_block(row["name"])
             say(_loss(row))
-    document = [{"block": row["name"], "done": "cancel", "state": row["state"], "cut": row["in_flight"]} for row in chosen]
+    document = [
+        {"block": row["name"], "done": "cancel", "state": row["state"], "cut": row["in_flight"]} for row in chosen
+    ]
     show(document, lambda: None)
 
 

@@ -1,7 +1,7 @@
 """What the ledger says of the blocks, told to the core when it changed.
 
-The ledger is written by the pool, in Ray's monitor process, and may lie on a shared file system: it is read in a thread,
-and only when its file is another one than at the last look.
+The ledger is written by the pool, in Ray's monitor process, and may lie on a shared file system: it is read in a
+thread, and only when its file is another one than at the last look.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class LedgerWatch:
             return None
         except (OSError, GatewayError) as error:
             if str(error) != self._trouble:
-                log.error("ledger-unreadable", extra={"path": str(self._ledger.path), "error": str(error)})
+                log.warning("ledger-unreadable", extra={"path": str(self._ledger.path), "error": str(error)})
             self._trouble = str(error)
             return None
         self._file, self._trouble = file, ""

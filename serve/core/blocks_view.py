@@ -142,20 +142,19 @@ def blocks_by_phase(fleet: Fleet) -> dict[tuple[str, str], int]:
     return found
 
 
-def next_end_s(fleet: Fleet, now: float) -> float | None:
-    """Seconds until the first walltime of a running block ends; ``None`` where no running block has one."""
-    ends = [b.ends_at for b in fleet.blocks.values() if b.phase == "running" and b.ends_at is not None]
-    return _seconds(min(ends) - now) if ends else None
+def next_end_s(fleet: Fleet, now: float) -> dict[str, float]:
+    """Type -> seconds until the first walltime of its running blocks ends; no entry where none has one."""
+    ends: dict[str, float] = {}
+    for block in fleet.blocks.values():
+        if block.phase == "running" and block.ends_at is not None:
+            ends[block.type] = min(block.ends_at, ends.get(block.type, block.ends_at))
+    return {name: _seconds(at - now) for name, at in ends.items()}
 
 
-def last_queue_wait_s(fleet: Fleet) -> float | None:
-    """How long the block that started last had waited for it; ``None`` before there is one."""
-    started = [
-        (b.starts_at, b.name, b.asked_at)
-        for b in fleet.blocks.values()
-        if b.phase not in QUEUED and b.starts_at is not None
-    ]
-    if not started:
-        return None
-    starts_at, _, asked_at = max(started)
-    return _seconds(starts_at - asked_at)
+def last_queue_wait_s(fleet: Fleet) -> dict[str, float]:
+    """Type -> seconds that its block which started last had waited for it; no entry before there is one."""
+    last: dict[str, SeenBlock] = {}
+    for block in sorted(fleet.blocks.values(), key=lambda block: (block.starts_at or 0.0, block.name)):
+        if block.phase not in QUEUED and block.starts_at is not None:
+            last[block.type] = block
+    return {name: _seconds((block.starts_at or 0.0) - block.asked_at) for name, block in last.items()}
