@@ -163,6 +163,7 @@ class Client:
                     f"The model '{found.name}' is {found.state} and was not ready within {timeout_s:.0f} s.",
                     state=found.state,
                     eta_s=found.eta_s,
+                    reason=found.reason,
                 )
             time.sleep(poll_s)
         return found

@@ -8,11 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
 from gateway_plugin.errors import GatewayError
+
+if TYPE_CHECKING:
+    from gateway_plugin.answers import ModelInfo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -113,6 +116,13 @@ def duration(seconds: float | None) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} d"
+
+
+def outlook(model: ModelInfo) -> str:
+    """What a model that is not ready waits for, and for how long: ``job 7 waits (Resources), about 40 s``."""
+    words = [model.reason] if model.reason else []
+    words += [f"about {duration(model.eta_s)}"] if model.eta_s is not None else []
+    return ", ".join(words)
 
 
 def report_error(error: GatewayError, as_json: bool) -> None:

@@ -162,6 +162,12 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
     if nodes:
         parts.append(make_table(("node", "type", "phase", "block", "free", "age"), nodes))
+    types = [
+        (t["type"], t["running"], t["pending"], t["max"], t.get("reason"), duration(t.get("starts_in_s")))
+        for t in gateway.get("types", ())
+    ]
+    if types:
+        parts.append(make_table(("blocks of type", "running", "pending", "max", "waits for", "starts in"), types))
     parts.append(f"waiting requests: {gateway.get('waiting', 0)}   switches: {gateway.get('switches', 0)}")
     return parts
 

@@ -181,12 +181,13 @@ class Controller:
             raise
 
     async def outlook(self, model: str) -> dict[str, Any]:
-        """``{"state", "eta_s", "deaths"}`` of a model; deaths: when its engines last died, wall-clock seconds."""
+        """``{"state", "eta_s", "reason", "deaths"}`` of a model; deaths: when its engines last died, wall clock."""
         name = self.fleet.names.get(model)
         if name is None:
-            return {"state": "unknown", "eta_s": None, "deaths": []}
+            return {"state": "unknown", "eta_s": None, "reason": None, "deaths": []}
         entry = model_view(self.fleet, name, time.time())
-        return {"state": entry["state"], "eta_s": entry["eta_s"], "deaths": list(self._deaths.get(name, ()))}
+        found = {key: entry[key] for key in ("state", "eta_s", "reason")}
+        return {**found, "deaths": list(self._deaths.get(name, ()))}
 
     async def ready(self) -> bool:
         """The loop runs and agents and edge have reported."""
