@@ -109,14 +109,14 @@ def cancel(names: Sequence[str], yes: bool) -> None:
         for row in chosen:
             if row["ended_s"] is not None:
                 ago = duration(row["ended_s"])
-                raise NotFound(f"The block {row['name']} has ended {ago} ago ({row['state']}); nothing was cancelled.")
+                raise NotFound(f"The block {row['name']} ended {ago} ago ({row['state']}); nothing was cancelled.")
         if not yes and not settings().json and read_terminal():
             for row in chosen:
-                click.echo(_loss(row), err=True)
+                click.echo(f"{row['name']}: {row['state']}{_cut(row)}", err=True)
             click.confirm(f"End {'it' if len(chosen) == 1 else f'these {len(chosen)}'} now?", abort=True, err=True)
         for row in chosen:
             client.cancel_block(row["name"])
-            say(_loss(row))
+            say(f"{row['name']} is being ended{_cut(row)}")
     document = [
         {"block": row["name"], "done": "cancel", "state": row["state"], "cut": row["in_flight"]} for row in chosen
     ]
@@ -128,10 +128,11 @@ def _unknown(name: str, rows: Mapping[str, Row]) -> Row:
     raise NotFound(f"No block is called '{name}'. There are: {there}. Nothing was cancelled.")
 
 
-def _loss(row: Row) -> str:
-    requests = "1 request" if row["in_flight"] == 1 else f"{row['in_flight']} requests"
-    cut = f"; {requests} in flight are cut" if row["in_flight"] else ""
-    return f"{row['name']}: {row['state']}{cut}"
+def _cut(row: Row) -> str:
+    """What is lost with a block."""
+    count = row["in_flight"]
+    requests = "1 request in flight is" if count == 1 else f"{count} requests in flight are"
+    return f"; {requests} cut" if count else ""
 
 
 @blocks.command()
