@@ -72,6 +72,8 @@ class Change:
         self.found: tuple[FoundServer, ...] = fleet.found
         self.started_at = fleet.started_at
         self.blocks: Mapping[str, SeenBlock] = fleet.blocks
+        self.queue_wait_s: Mapping[str, float] = fleet.queue_wait_s
+        self.block_start_s = Table(fleet.block_start_s)
         self.slots_changed = False
         self.fresh_slots: tuple[int, ...] = ()
 
@@ -100,6 +102,8 @@ class Change:
             found=self.found,
             started_at=self.started_at,
             blocks=self.blocks,
+            queue_wait_s=self.queue_wait_s,
+            block_start_s=self.block_start_s.rows,
         )
 
     def emit(self, effect: Effect) -> None:
@@ -176,6 +180,10 @@ class Change:
     def wanted(self, model: str) -> bool:
         """Somebody waits for it, it is pinned, or an administrator asked for it."""
         return model in self.queues.rows or model in self.pinned or model in self.wished
+
+    def load_time_s(self, model: str) -> float:
+        """How long ``model`` takes to load, as far as is known."""
+        return self.load_s.rows.get(model, self.policy.load_guess_s)
 
 
 def live(engine: Engine) -> bool:
