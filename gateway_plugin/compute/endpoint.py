@@ -1,4 +1,4 @@
-"""An endpoint's life: configured, started, stopped, looked at, deleted. The real ``globus-compute-endpoint`` does the work.
+"""An endpoint's life: configured, started, stopped, looked at, deleted; the real ``globus-compute-endpoint`` serves.
 
 State lies in ``endpoints/`` of the state folder: the environment, the manifest of functions, one folder an endpoint.
 """
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class EndpointStatus:
     name: str
     id: str
     state: str
-    """``online``; ``starting``: it runs, Globus has not heard of it yet; ``stopped``; ``unknown``: Globus cannot be asked."""
+    """``online``; ``starting``: it runs, Globus has not heard; ``stopped``; ``unknown``: Globus cannot be asked."""
     pid: int | None
     functions: tuple[manifest.Function, ...]
     heartbeat_age_s: float | None
@@ -144,8 +144,8 @@ class Endpoints:
                 raise ServiceError(f"The endpoint '{name}' ended at once:\n{_last_words(folder)}")
             if time.monotonic() > deadline:
                 raise ServiceError(
-                    f"The endpoint '{name}' runs, but is not online after {within_s:.0f} s ({found.note or found.state}). "
-                    f"Its log: {folder / 'endpoint.log'}"
+                    f"The endpoint '{name}' runs, but is not online after {within_s:.0f} s "
+                    f"({found.note or found.state}). Its log: {folder / 'endpoint.log'}"
                 )
             time.sleep(0.3)
 
@@ -275,8 +275,6 @@ def _check_user(settings: EndpointSettings, shared: Path | None) -> None:
 
 
 def _with_owner(settings: EndpointSettings, owner: object) -> EndpointSettings:
-    from dataclasses import replace
-
     return settings if settings.identity_mapping is not None else replace(settings, owner=str(owner))
 
 

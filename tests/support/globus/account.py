@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import signal
@@ -83,10 +84,8 @@ def reachable_python() -> Path | None:
 def end(child: subprocess.Popen[bytes], patience_s: float = 15.0) -> None:
     """End a program of ours and its session: asked first, then killed."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, sent)
-        except ProcessLookupError:
-            pass
         try:
             child.wait(patience_s)
         except subprocess.TimeoutExpired:

@@ -53,7 +53,7 @@ class Chain:
 
     @property
     def service_environment(self) -> dict[str, str]:
-        """Leads Globus's SDK to the stand-in: for clients too. Its 'local' service is localhost:5000, by a proxy ours."""
+        """Leads Globus's SDK to the stand-in, clients' too: its 'local' service is localhost:5000, by a proxy ours."""
         here = f"http://127.0.0.1:{self.service_port}"
         return {
             "GLOBUS_SDK_ENVIRONMENT": "local",
@@ -105,7 +105,7 @@ class Chain:
         self.cli("stop", NAME, "--json")
 
     def executor(self, **options: Any) -> Any:
-        """The real ``Executor``, JSON both ways unless ``options`` say otherwise. Take ``service_environment`` first."""
+        """The real ``Executor``, JSON both ways unless ``options`` say otherwise; set ``service_environment`` first."""
         from globus_compute_sdk import Executor
         from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
 
@@ -123,10 +123,11 @@ class Chain:
     def call(self, request: Mapping[str, Any], within_s: float = 60.0) -> Any:
         """One task with one request; its result."""
         made = self.executor()
+        future = made.submit_to_registered_function(self.function_id, args=(dict(request),))
         try:
-            return made.submit_to_registered_function(self.function_id, args=(dict(request),)).result(within_s)
+            return future.result(within_s)
         finally:
-            made.shutdown(wait=False, cancel_futures=True)
+            made.shutdown(wait=future.done(), cancel_futures=True)
 
     def counts(self) -> dict[str, int]:
         """What the stand-in counted: requests, tasks, payload_bytes, refused."""

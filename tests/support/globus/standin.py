@@ -23,7 +23,7 @@ from urllib.parse import parse_qs
 import pika
 import uvicorn
 from globus_compute_common.messagepack import pack, unpack
-from globus_compute_common.messagepack.message_types import Result, Task
+from globus_compute_common.messagepack.message_types import Result, ResultErrorDetails, Task
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -87,7 +87,7 @@ class Service:
 
     def _heartbeat(self, channel: Channel, body: bytes) -> None:
         """An agent's report: that it lives, or that it could not start."""
-        report = unpack(body)
+        report: Any = unpack(body)
         endpoint, state = str(report.endpoint_id), report.global_state
         with self._lock:
             if endpoint in self.endpoints:
@@ -101,7 +101,7 @@ class Service:
                 if failed and task["user_endpoint"] == endpoint and "completion_t" not in task
             ]
         for task in lost:
-            details = {"code": "ENDPOINT_START_FAILED", "user_message": failed}
+            details = ResultErrorDetails(code="ENDPOINT_START_FAILED", user_message=failed)
             self._finish(channel, Result(task_id=task["task_id"], data=failed, error_details=details))
 
     # --- endpoints and functions ---
@@ -168,7 +168,7 @@ class Service:
                         "resource_specification": json.dumps(document.get("resource_specification")),
                         "result_serializers": document.get("result_serializers") or [],
                     }
-                    body = pack(Task(task_id=task, task_buffer=self.functions[function] + payload))
+                    body = pack(Task(task_id=uuid.UUID(task), task_buffer=self.functions[function] + payload))
                     messages.append((body, headers))
         start = {
             "command": "cmd_start_endpoint",
