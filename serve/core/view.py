@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from serve.core.blocks import QUEUED
+from serve.core.blocks_view import types_view
 from serve.core.events import SeenBlock
 from serve.core.expected import blocks_of
 from serve.core.fleet import Engine, EngineState, Fleet, Node, RouteState
@@ -112,6 +113,7 @@ def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
         "models": models_view(fleet, now),
         "engines": [engine_view(fleet.engines[name], now) for name in sorted(fleet.engines)],
         "nodes": nodes_view(fleet, now),
+        "types": types_view(fleet, now),
         "waiting": len(fleet.waiters),
         "switches": fleet.switches,
         "policy": {
