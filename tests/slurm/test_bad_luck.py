@@ -164,7 +164,7 @@ def test_a_node_set_down_costs_only_what_streams_on_it(running: Gateway, slurm_c
         down_at = time.monotonic()
         slurm_cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
         wait_for(lambda: queued(slurm_cluster, "PENDING"), 60, "another job in the queue")
-        slurm_cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+        slurm_cluster.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # Slurm may have
         wait_for(lambda: account.answers("a", since=down_at) >= 12, WAIT_S, "answers from another block")
     assert_only_streams_were_cut(account, "a", down_at)
     assert len(ever_submitted(slurm_cluster) - submitted) == 1
