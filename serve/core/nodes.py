@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from serve.core.blocks import know_block
 from serve.core.change import Change
 from serve.core.effects import CreateAgent, KillAgent
 from serve.core.engines import forget, made_ready
@@ -33,6 +34,7 @@ def node_joined(change: Change, event: NodeJoined) -> None:
             forget(change, engine)
     left = change.nodes.rows.get(node.id, node).engines
     phase = NodePhase.LEAVING if node.drain_asked else NodePhase.UP
+    fresh = node.phase is NodePhase.PENDING and node.id not in change.unsettled
     joined = replace(
         node,
         type=event.type,
@@ -42,8 +44,10 @@ def node_joined(change: Change, event: NodeJoined) -> None:
         block=event.block,
         idle_since=None if left else node.idle_since if node.phase is phase else change.now,
         engines=left,
+        joined_at=change.now if fresh else node.joined_at,
     )
     change.describe_node(joined, event.host_mib, event.gpu_mib)
+    know_block(change, change.nodes.rows[joined.id])
     for one in event.engines:
         known = change.engines.rows.get(one.id)
         if known is None:  # (4)
@@ -55,7 +59,7 @@ def node_joined(change: Change, event: NodeJoined) -> None:
         elif known.state is EngineState.STOPPING:
             change.set_engine(known, stop_sent=False)
     if joined.drain_asked:
-        _retire_all(change, joined.id, "node-leaving")
+        _retire_all(change, joined.id, "node-ends" if joined.ending else "node-leaving")
     change.unsettled -= {event.node}
     change.kind_failures.drop(event.type)
 
@@ -128,7 +132,7 @@ def node_gone(change: Change, event: NodeGone) -> None:
         change.nodes.put(node.id, replace(node, phase=NodePhase.ORPHANED, since=change.now))
         change.emit(CreateAgent(node.id, node.type, node.block))
         return
-    _lose(change, node)  # (3)
+    lose(change, node)  # (3)
 
 
 def node_failed(change: Change, event: NodeFailed) -> None:
@@ -140,10 +144,11 @@ def node_failed(change: Change, event: NodeFailed) -> None:
     count = 1 + (last.count if last is not None else 0)
     delay = min(change.policy.retry_max_s, change.policy.retry_first_s * 2.0 ** min(count - 1, 30))
     change.kind_failures.put(node.type, Failure(count, change.now, change.now + delay, event.reason))
-    _lose(change, node)
+    lose(change, node)
 
 
-def _lose(change: Change, node: Node) -> None:
+def lose(change: Change, node: Node) -> None:
+    """The node is gone, and its engines with it."""
     for engine in node.engines:
         forget(change, change.engines.rows[engine])
     change.nodes.drop(node.id)
