@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.support.slurm.configuration import (
     DATABASE_SQL,
     Places,
     Shape,
+    epilog,
     gres_conf,
     node_name,
     slurm_conf,
@@ -157,6 +159,8 @@ class VirtualSlurm:
             (folder / "spool" / node_name(number)).mkdir(parents=True)
         places.conf.write_text(slurm_conf(self.shape, places))
         (folder / "etc" / "gres.conf").write_text(gres_conf(self.shape, places))
+        places.epilog.write_text(epilog(places, sys.executable))
+        places.epilog.chmod(0o755)
         for number in range(self.shape.gpus):  # character devices that do nothing, with the right names
             os.mknod(folder / "dev" / f"nvidia{number}", 0o666 | 0o020000, os.makedev(1, 3 + 2 * number))
 
