@@ -8,7 +8,16 @@ from serve.core.blocks import know_block
 from serve.core.change import Change
 from serve.core.effects import CreateAgent, KillAgent
 from serve.core.engines import forget, made_ready
-from serve.core.events import FoundEngine, FoundServer, NodeDrainAsked, NodeFailed, NodeGone, NodeJoined, Started
+from serve.core.events import (
+    BlockCancelAsked,
+    FoundEngine,
+    FoundServer,
+    NodeDrainAsked,
+    NodeFailed,
+    NodeGone,
+    NodeJoined,
+    Started,
+)
 from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState
 from serve.core.routes import retire
 from serve.core.waiting import resolve_names
@@ -163,6 +172,29 @@ def node_drain_asked(change: Change, event: NodeDrainAsked) -> None:
     phase = NodePhase.LEAVING if node.phase is NodePhase.UP else node.phase
     change.nodes.put(node.id, replace(node, phase=phase, drain_asked=True))
     _retire_all(change, node.id, "node-leaving")
+
+
+def block_cancel_asked(change: Change, event: BlockCancelAsked) -> None:
+    """Its job is being ended; here the node goes, so that nothing more is sent there and Ray asks for no other.
+
+    (1) its node joined: its routes close and its agent is killed, and its engines with it, whatever is in flight;
+    (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one that nobody has
+    needed for longest goes, else the youngest (one that has not reported after a restart is no pending one);
+    (3) neither: nothing.
+    """
+    node = next((node for node in change.nodes.rows.values() if node.block == event.block), None)
+    if node is None and (block := change.blocks.get(event.block)) is not None:  # (2)
+        pending = [
+            other
+            for other in change.nodes.rows.values()
+            if other.phase is NodePhase.PENDING and other.type == block.type and other.id not in change.unsettled
+        ]
+        unneeded = [other for other in pending if other.idle_since is not None]
+        youngest = max(pending, key=lambda other: (other.since, other.id), default=None)
+        node = min(unneeded, key=lambda other: (other.idle_since, other.id), default=youngest)
+    if node is not None:  # (1)
+        lose(change, node)
+        change.emit(KillAgent(node.id))
 
 
 def _retire_all(change: Change, node: str, reason: str) -> None:

@@ -32,6 +32,7 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.NodeGone: nodes.node_gone,
     events.NodeFailed: nodes.node_failed,
     events.NodeDrainAsked: nodes.node_drain_asked,
+    events.BlockCancelAsked: nodes.block_cancel_asked,
     events.BlocksSeen: blocks.blocks_seen,
     events.NodeLeaves: blocks.node_leaves,
     events.EngineListening: engines.engine_listening,
