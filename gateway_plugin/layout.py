@@ -89,6 +89,7 @@ class Layout:
             self.blocks,
             self.block_scripts,
             self.leave_marks,
+            self.block_cancels,
             self.engine_records,
             self.controller,
             self.ray_tables,
@@ -255,6 +256,11 @@ class Layout:
     @property
     def ledger(self) -> Path:
         return self.blocks / "ledger.json"
+
+    @property
+    def block_cancels(self) -> Path:
+        """One file a block that is to be ended at once, from the controller to the pool."""
+        return self.blocks / "cancel"
 
     @property
     def engine_records(self) -> Path:

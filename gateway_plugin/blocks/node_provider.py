@@ -31,6 +31,7 @@ from gateway_plugin.blocks.jobs import jobs_for, script_place
 from gateway_plugin.blocks.ledger import BlockPhase, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool
+from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.blocks.script import Leaving, block_script
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.layout import Layout
@@ -56,6 +57,7 @@ def open_pool(site: Site, layout: Layout) -> BlockPool:
         {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types},
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
         marks=LeaveMarks(layout.leave_marks),
+        requests=CancelRequests(layout.block_cancels),
     )
 
 

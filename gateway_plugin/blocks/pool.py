@@ -15,6 +15,7 @@ from dataclasses import replace
 from gateway_plugin.blocks.jobs import Jobs, Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
+from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.errors import GatewayError, ServiceError
 
 log = logging.getLogger(__name__)
@@ -98,9 +99,11 @@ class BlockPool:
         max_blocks: Mapping[str, int],
         clock: Callable[[], float] = time.time,
         marks: LeaveMarks | None = None,
+        requests: CancelRequests | None = None,
     ) -> None:
         self._ledger = ledger
         self._marks = marks
+        self._requests = requests
         self._jobs = jobs
         self._max_blocks = max_blocks
         self._clock = clock
@@ -182,8 +185,9 @@ class BlockPool:
     def refresh(self) -> tuple[Block, ...]:
         """Look at every job, write down what changed, search for jobs in doubt, press those that do not end.
 
-        Gives what holds a place after it.
+        Blocks that somebody asked to be ended are told so first. Gives what holds a place after it.
         """
+        self._cancel_asked()
         now = self._clock()
         held = [block for block in self.holding() if block.name not in self._submitting]
         for block in held:
@@ -207,6 +211,18 @@ class BlockPool:
                 since = self._cancelled_at.setdefault(block.name, now)
                 self._jobs[block.type].cancel(block, forced=now - since > CANCEL_GRACE_S)
         return self.holding()
+
+    def _cancel_asked(self) -> None:
+        """A request is dropped only when the ledger has it: after a crash in between it is read again."""
+        if self._requests is None:
+            return
+        try:
+            asked = self._requests.names()
+            self.cancel(asked)
+            for name in asked:
+                self._requests.done(name)
+        except OSError as error:  # read again at the next look; the jobs must be seen to all the same
+            log.warning("requests unreadable error=%s", error)
 
     def _change(self, before: Block, after: Block) -> None:
         """Take over what was learnt of a block while the lock was free; it may have been cancelled meanwhile."""
