@@ -12,9 +12,10 @@ agent.
 What ``scancel``, a preemption and the walltime do to it, seen on Slurm 22.05 (``tests/slurm/test_leaving.py``): SIGCONT
 and SIGTERM come together, SIGKILL follows after the site's ``KillWait``, whatever signal ``scancel`` was given. Of a
 partition's ``GraceTime`` a batch shell hears nothing: it is over when SIGTERM comes (a job with ``--signal=B:USR1@60``
-is told, where the cluster has ``PreemptParameters=send_user_signal``). Under ``proctrack/cgroup``, Slurm's default, SIGTERM reaches the batch shell alone and SIGKILL all that
-the job started; ``proctrack/pgid`` tells the shell's process group, so Ray runs in a session of its own;
-``proctrack/linuxproc`` tells every process at once, engines too: there is nothing left to drain.
+is told, where the cluster has ``PreemptParameters=send_user_signal``). Under ``proctrack/cgroup``, Slurm's default,
+SIGTERM reaches the batch shell alone and SIGKILL all that the job started. ``proctrack/pgid`` tells the shell's process
+group: so Ray runs in a session of its own. ``proctrack/linuxproc`` tells every process at once, engines too: there is
+nothing left to drain.
 """
 
 from __future__ import annotations
