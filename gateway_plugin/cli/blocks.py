@@ -44,6 +44,8 @@ def _cells(row: Row) -> tuple[object, ...]:
         until = f"ended {duration(row['ended_s'])} ago"
     elif row["starts_in_s"] is not None:
         until = f"starts in {duration(row['starts_in_s'])}"
+    elif row["leaves_in_s"] is not None and row["state"] in ("draining", "leaving"):
+        until = f"leaves in {duration(row['leaves_in_s'])}"
     elif row["ends_in_s"] is not None:
         until = f"ends in {duration(row['ends_in_s'])}"
     models = ", ".join(_model(model) for model in row["models"])

@@ -193,7 +193,7 @@ def block_cancel_asked(change: Change, event: BlockCancelAsked) -> None:
         youngest = max(pending, key=lambda other: (other.since, other.id), default=None)
         node = min(unneeded, key=lambda other: (other.idle_since, other.id), default=youngest)
     if node is not None:  # (1)
-        _lose(change, node)
+        lose(change, node)
         change.emit(KillAgent(node.id))
 
 
