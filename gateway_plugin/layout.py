@@ -88,6 +88,7 @@ class Layout:
             self.engine_logs,
             self.blocks,
             self.block_scripts,
+            self.leave_marks,
             self.block_cancels,
             self.engine_records,
             self.controller,
@@ -246,6 +247,11 @@ class Layout:
     @property
     def block_scripts(self) -> Path:
         return self.blocks / "scripts"
+
+    @property
+    def leave_marks(self) -> Path:
+        """A file named after each block that is to be gone: it was told to end, or its job is over."""
+        return self.blocks / "leave"
 
     @property
     def ledger(self) -> Path:

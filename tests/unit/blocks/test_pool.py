@@ -182,7 +182,7 @@ def test_a_block_that_was_asked_to_end_is_told_at_the_next_look_and_the_request_
 ) -> None:
     requests = CancelRequests(tmp_path / "cancel")
     pool = BlockPool(
-        story.ledger, {"a": QueueJobs(QueueProvider(story.scheduler))}, {"a": 4}, lambda: story.now, requests
+        story.ledger, {"a": QueueJobs(QueueProvider(story.scheduler))}, {"a": 4}, lambda: story.now, requests=requests
     )
     pool.submit(NAME, "a", "", {})
     pool.submit("gw-a-2", "a", "", {})
@@ -201,7 +201,7 @@ def test_a_request_outlives_the_pool_that_did_not_read_it(story: Story, tmp_path
     requests = CancelRequests(tmp_path / "cancel")
     requests.ask(NAME)
     later = BlockPool(
-        story.ledger, {"a": QueueJobs(QueueProvider(story.scheduler))}, {"a": 4}, lambda: story.now, requests
+        story.ledger, {"a": QueueJobs(QueueProvider(story.scheduler))}, {"a": 4}, lambda: story.now, requests=requests
     )
     later.refresh()
     assert later.refresh() == ()
