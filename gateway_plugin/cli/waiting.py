@@ -1,4 +1,4 @@
-"""One line on stderr about a model that a request waits for: ``queued: job 7 waits: Resources, ready in about 40 s``."""
+"""One line on stderr about a model that a request waits for: ``queued: job 7 waits: Resources, ready in about 9 s``."""
 
 from __future__ import annotations
 
