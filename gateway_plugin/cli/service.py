@@ -177,13 +177,27 @@ def _age(seconds: float | None) -> str:
 @click.command()
 @click.option("--site", help="Site to check. Default: the one that runs, or local.")
 @click.option("--models", type=_FILE, help="Catalog to check. Default: the one that runs.")
+@click.option("--submit", is_flag=True, help="Submit a short job of each node type that looks at its node.")
+@click.option("--wait", default=600.0, show_default=True, help="Seconds that those jobs may wait in their queue.")
 @json_option
-def doctor(site: str | None, models: Path | None) -> None:
-    """Check everything that a start needs. Exit code 1 if something forbids it."""
+def doctor(site: str | None, models: Path | None, submit: bool, wait: float) -> None:
+    """Check everything that a start needs, the site's scheduler too. Exit code 1 if something forbids it.
+
+    With --submit nodes are looked at by jobs; they are always cleaned up, Ctrl-C cancels them.
+    """
     from gateway_plugin.service.doctor import examine
     from gateway_plugin.service.preflight import failures
 
-    checks = examine(settings().state, site, models)
+    if submit:
+        from gateway_plugin.service.trial import try_nodes
+
+        interrupt_on_signals()
+        with Steps("node type") as steps:
+            checks = examine(
+                settings().state, site, models, lambda layout, site: try_nodes(layout, site, wait, steps.update)
+            )
+    else:
+        checks = examine(settings().state, site, models)
     document = [
         {"name": c.name, "verdict": c.verdict.value, "found": c.found, "advice": c.advice or None} for c in checks
     ]

@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -46,6 +45,7 @@ from gateway_plugin.service.record import (
     record_of,
     with_port,
 )
+from gateway_plugin.service.undisturbed import undisturbed
 from gateway_plugin.site import Site, load_site
 
 UP_TIMEOUT_S = 300.0
@@ -142,7 +142,7 @@ def up(
             supervisor = _start_supervisor(layout)
             _wait_until_ready(layout, wanted, supervisor, timeout_s, began, report)
         except (GatewayError, KeyboardInterrupt) as error:  # (5)
-            with _undisturbed():
+            with undisturbed():
                 _undo(layout, site, everything=not living)
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -339,20 +339,6 @@ def _undo(layout: Layout, site: Site, everything: bool) -> None:
         forget(layout)
     else:
         end(supervisors_of(layout), grace_s=0.0)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Cleaning up goes on when Ctrl-C is pressed once more."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
