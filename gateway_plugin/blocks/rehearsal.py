@@ -41,7 +41,7 @@ def rehearsed_jobs(site: Site, layout: Layout, head_address: str) -> tuple[Rehea
     jobs = []
     for node_type in site.node_types:
         name = block_name(node_type.name)
-        jobs.append(rehearsed(node_type, name, script_for(name, node_type, layout, head_address), layout))
+        jobs.append(rehearsed(node_type, name, script_for(name, node_type, layout, head_address, site), layout))
     return tuple(jobs)
 
 
