@@ -91,7 +91,7 @@ def test_each_mistake_is_named(options: dict[str, Any], what: str, verdict: Verd
 
 
 def test_a_partition_that_is_closed_to_an_account_and_a_quality() -> None:
-    closed = {"gpus": 0, "partition": "closed", "gpus_per_node": None, "qos": "normal"}
+    closed: dict[str, Any] = {"gpus": 0, "partition": "closed", "gpus_per_node": None, "qos": "normal"}
     assert complaints(node_type(**closed)) == {"account": (Verdict.FAIL, "partition closed is closed to proj")}
     found = complaints(node_type(**closed, account="more"))
     assert found == {"qos": (Verdict.FAIL, "partition closed does not take normal")}
