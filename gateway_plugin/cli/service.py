@@ -31,10 +31,13 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float, 
     Running again is safe: what is up stays, what lived through a crash is taken over.
     """
     from gateway_plugin.service import lifecycle
+    from gateway_plugin.service.dry_run import rehearse
 
     chosen = settings()
     if dry_run:
-        jobs = lifecycle.rehearse(chosen.state, site, models, port=port)
+        jobs, note = rehearse(chosen.state, site, models, port=port)
+        if note:
+            click.echo(note, err=True)
         scripts = [{"node_type": j.node_type, "block": j.block, "command": j.command, "script": j.text} for j in jobs]
         show(scripts, lambda: click.echo("\n".join(_rehearsed(job.node_type, job.command, job.text) for job in jobs)))
         return
