@@ -58,7 +58,7 @@ class GlobusClient:
 
     Args:
         endpoint_id: of the site's endpoint (``gateway endpoint status`` says it); else ``$GATEWAY_ENDPOINT``.
-        function_id: of the site's function; else ``$GATEWAY_FUNCTION``, else what this version's manifest says.
+        function_id: of the site's function; else ``$GATEWAY_FUNCTION``, else what was registered from this machine.
         timeout_s: of one prompt, at most six hours.
         client: Globus Compute's own ``Client``, for another way to log in.
         options: for the endpoint's template, where the site allows any.

@@ -127,10 +127,10 @@ class GlobusTransport:
 def _end(executor: Executor) -> None:
     from globus_compute_sdk.sdk.executor import _RESULT_WATCHERS  # Parsl's executor ends it the same way
 
-    executor.shutdown(wait=False, cancel_futures=True)  # type: ignore[no-untyped-call]
+    executor.shutdown(wait=False, cancel_futures=True)
     watcher = _RESULT_WATCHERS.get(executor.task_group_id)
     if watcher is not None:
-        watcher.shutdown(wait=False, cancel_futures=True)  # type: ignore[no-untyped-call]
+        watcher.shutdown(wait=False, cancel_futures=True)
 
 
 def _uuid(text: str, what: str) -> str:
