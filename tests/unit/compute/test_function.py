@@ -181,6 +181,7 @@ def test_what_is_not_a_request_is_refused_and_nothing_is_asked(
 ) -> None:
     assert error_of(function.infer(request() | change)) == code
     assert gateway.asked == []
+    nonsense: Any
     for nonsense in (None, [], "text", {1: 2}, 5):
         assert error_of(function.infer(nonsense)) == "invalid_request"
 
