@@ -51,9 +51,7 @@ def test_the_verbs(client: GlobusClient) -> None:
     assert caught.value.status in (400, 404)
 
 
-def test_five_hundred_prompts_come_back_in_order_below_the_limit(
-    globus_chain: Chain, client: GlobusClient
-) -> None:
+def test_five_hundred_prompts_come_back_in_order_below_the_limit(globus_chain: Chain, client: GlobusClient) -> None:
     before = globus_chain.counts()
     answers = client.map_chat(counted(500), "tiny")
     assert lengths(answers) == list(range(1, 501))
