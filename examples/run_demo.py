@@ -115,6 +115,9 @@ class Screen:
 class Demo:
     """One run of it."""
 
+    title = "demo"
+    shows = "workflow: examples/quickstart.py; there is room for one model at a time"
+
     def __init__(self) -> None:
         self.screen = Screen()
         self.layout = Layout(DEMO)
@@ -158,7 +161,7 @@ class Demo:
             site, port = choose_ports()
             if code := self.gateway("up", "--site", site, "--models", str(CATALOG), "--port", str(port)):
                 return self.fail("the gateway did not come up", code)
-            screen.line("3/4 workflow: examples/quickstart.py; there is room for one model at a time")
+            screen.line(f"3/4 {self.shows}")
             code, switches = self.workflow()
         finally:
             screen.line("4/4 gateway down")
@@ -172,19 +175,22 @@ class Demo:
         if found.failed or not found.requests or not switches:
             return self.fail(words, 1)
         screen.line(f"usage, events and logs of this run: {self.layout.logs}")
-        print(f"demo ok: {words}", flush=True)
+        print(f"{self.title} ok: {words}", flush=True)
         return 0
 
     def workflow(self) -> tuple[int, int]:
-        """Run the quickstart and show it beside the models' states. Returns its exit code and the switches."""
+        """Run the quickstart. Returns its exit code and the switches."""
+        return self.watched([sys.executable, str(ROOT / "examples" / "quickstart.py")], self.environment)
+
+    def watched(self, command: list[str], environment: Mapping[str, str]) -> tuple[int, int]:
+        """Run a program and show it beside the models' states. Returns its exit code and the switches."""
         client = Client(state=DEMO)
         before = client.status().switches
         over = threading.Event()
         watcher = threading.Thread(target=self.watch, args=(client, over))
         watcher.start()
-        command = [sys.executable, str(ROOT / "examples" / "quickstart.py")]
         child = subprocess.Popen(
-            command, env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         try:
             assert child.stdout is not None
@@ -253,7 +259,7 @@ class Demo:
         return f"interrupted; {what}. Logs: {self.layout.logs}"
 
     def fail(self, words: str, code: int) -> int:
-        self.screen.line(f"demo failed: {words} (exit code {code}); logs: {self.layout.logs}")
+        self.screen.line(f"{self.title} failed: {words} (exit code {code}); logs: {self.layout.logs}")
         return code if 0 < code < 126 else 1
 
 
@@ -291,7 +297,7 @@ def choose_ports() -> tuple[str, int]:
     return str(path), port
 
 
-def main() -> int:
+def main(kind: type[Demo] = Demo) -> int:
     """Returns the exit code."""
     if importlib.util.find_spec("vllm") is None:
         print("vLLM is not installed here: run 'make demo', which sees to it.", file=sys.stderr)
@@ -301,7 +307,7 @@ def main() -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    demo = Demo()
+    demo = kind()
     try:
         return demo.run()
     except KeyboardInterrupt:

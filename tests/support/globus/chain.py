@@ -134,6 +134,13 @@ class Chain:
         finally:
             made.shutdown(wait=future.done(), cancel_futures=True)
 
+    def fail(self, *statuses: int) -> None:
+        """Have the stand-in refuse its next submissions with these HTTP statuses."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        body = json.dumps(statuses).encode()
+        with opener.open(f"http://127.0.0.1:{self.service_port}/standin/fail", body):
+            return
+
     def counts(self) -> dict[str, int]:
         """What the stand-in counted: requests, tasks, payload_bytes, refused."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
