@@ -121,6 +121,7 @@ def answer_overdue(change: Change) -> None:
                 retry_after_s=5.0 if eta is None else max(1.0, eta),
                 state=state,
                 eta_s=eta,
+                reason=reason,
             )
             change.emit(Answer(waiter.ticket, error))
 

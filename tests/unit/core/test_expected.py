@@ -83,6 +83,7 @@ def test_a_wait_that_ends_says_what_was_waited_for() -> None:
     assert isinstance(error, WaitDeadline)
     assert "(state: queued; job 123 waits: Resources, expected to start in 40 s)" in str(error)
     assert (error.state, error.eta_s, error.retry_after_s) == ("queued", 77.0, 77.0)
+    assert error.reason == "job 123 waits: Resources, expected to start in 40 s"
 
 
 def test_a_node_that_cannot_be_had_says_why() -> None:
