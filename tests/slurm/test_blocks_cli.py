@@ -1,4 +1,4 @@
-"""``gateway blocks`` and the block that it speaks of, on a real Slurm: one that runs, one that waits for a free node."""
+"""``gateway blocks`` and the block that it speaks of on a real Slurm: one that runs, one that waits for a node."""
 
 from __future__ import annotations
 
