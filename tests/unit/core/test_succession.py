@@ -38,11 +38,11 @@ def use(story: Story, model: str = "a", busy: int = 0) -> None:
 
 
 def until(story: Story, when: float, used: str = "a") -> None:
-    """Time passes, in the end second by second, and requests come and go."""
+    """Time passes, in the end second by second, and requests for the models in ``used`` (a letter each) come and go."""
     while story.now + 1 < when:
         story.tick(20 if story.now + 60 < when else 1)
-        if used:
-            use(story, used)
+        for model in used:
+            use(story, model)
     story.tick(when - story.now)
 
 
@@ -155,7 +155,7 @@ def test_nothing_idle_is_evicted_for_a_hand_over_while_a_node_may_be_asked_for()
     story.ask("b")
     story.loaded("b")
     assert story.engine("b").node == "cpu-0-1"
-    until(story, DRAIN_AT - LEAD + 1)
+    until(story, DRAIN_AT - LEAD + 1, used="ab")
     assert not story.ever(DrainRoute)
     assert story.ever(CreateAgent)
 
