@@ -105,6 +105,11 @@ def start_s(known: Change | Fleet, kind: str) -> float:
     return median(took) if took else known.policy.block_start_guess_s
 
 
+def stays(node: Node) -> bool:
+    """It takes new engines, and its end is not near."""
+    return node.phase is NodePhase.UP and not node.ending
+
+
 def takes(change: Change, model: str, *, ending: bool) -> Callable[[Node], bool]:
     """Whether a node would serve ``model`` for as long at least as it takes to load there, as far as is known, or is in
     the first half of its time; ``ending``: of those whose end is near, else of the others."""
