@@ -28,7 +28,7 @@ from tests.support.slurm.gateways import (
 )
 from tests.support.slurm.virtual import VirtualSlurm
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 WAIT_S = 90.0
 """How long a request may wait for its model."""
