@@ -147,6 +147,7 @@ def test_a_successor_that_turns_out_to_end_too_is_succeeded_itself() -> None:
     story.blocks(a_block(OLD, ends=4500.0), a_block("cpu-0-1", ends=4500.0))
     story.tick(1)
     assert starts(story, "a") == [OLD, "cpu-0-1", "cpu-0-2"]
+    assert not story.ever(StopEngine), "they do not hand over to each other"
 
 
 def test_nothing_idle_is_evicted_for_a_hand_over_while_a_node_may_be_asked_for() -> None:
@@ -252,6 +253,17 @@ def test_the_lead_follows_the_queue_and_the_start_of_blocks_lately() -> None:
     story.blocks(a_block(OLD, ends=4500.0), *late, a_block(NEW, story.now, 9000.0, asked_at=story.now - 10))
     story.join(NEW)
     assert story.fleet.block_start_s["cpu"] == ((NEW, 0.0),)
+
+
+def test_a_ledger_that_is_behind_says_nothing_of_how_long_a_block_took_to_start() -> None:
+    story = old()
+    until(story, DRAIN_AT - LEAD + 1)
+    behind = a_block(NEW, story.now + 600, phase="pending", asked_at=story.now - 10)
+    story.blocks(a_block(OLD, ends=4500.0), behind)
+    story.join(NEW)
+    assert not story.fleet.block_start_s
+    story.blocks(a_block(OLD, ends=4500.0), a_block(NEW, story.now - 12, 9000.0), after=2)
+    assert story.fleet.block_start_s["cpu"] == ((NEW, 12.0),)
 
 
 def test_the_new_engine_dies_and_the_old_one_is_taken_back() -> None:
