@@ -116,8 +116,9 @@ class Screen:
 class Demo:
     """One run of it. ``state``: the gateway's folder, made if it is not there."""
 
+    title = "demo"
     blocks = "one block on this machine"
-    room = "there is room for one model at a time"
+    shows = "examples/quickstart.py; there is room for one model at a time"
 
     def __init__(self, state: Path = DEMO) -> None:
         self.screen = Screen()
@@ -163,7 +164,7 @@ class Demo:
             site, port = self.site()
             if code := self.gateway("up", "--site", site, "--models", str(CATALOG), "--port", str(port)):
                 return self.fail("the gateway did not come up", code)
-            screen.line(f"3/4 workflow: examples/quickstart.py; {self.room}")
+            screen.line(f"3/4 workflow: {self.shows}")
             code, switches = self.workflow()
         finally:
             screen.line("4/4 gateway down")
@@ -177,7 +178,7 @@ class Demo:
         if found.failed or not found.requests or not self.shown(switches):
             return self.fail(words, 1)
         screen.line(f"usage, events and logs of this run: {self.layout.logs}")
-        print(f"demo ok: {words}", flush=True)
+        print(f"{self.title} ok: {words}", flush=True)
         return 0
 
     def site(self) -> tuple[str, int]:
@@ -193,15 +194,18 @@ class Demo:
         return switches > 0
 
     def workflow(self) -> tuple[int, int]:
-        """Run the quickstart and show it beside the models' states. Returns its exit code and the switches."""
+        """Run the quickstart. Returns its exit code and the switches."""
+        return self.watched([sys.executable, str(ROOT / "examples" / "quickstart.py")], self.environment)
+
+    def watched(self, command: list[str], environment: Mapping[str, str]) -> tuple[int, int]:
+        """Run a program and show it beside the models' states. Returns its exit code and the switches."""
         client = Client(state=self.state)
         before = client.status().switches
         over = threading.Event()
         watcher = threading.Thread(target=self.watch, args=(client, over))
         watcher.start()
-        command = [sys.executable, str(ROOT / "examples" / "quickstart.py")]
         child = subprocess.Popen(
-            command, env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         try:
             assert child.stdout is not None
@@ -266,7 +270,7 @@ class Demo:
         return f"interrupted; {what}. Logs: {self.layout.logs}"
 
     def fail(self, words: str, code: int) -> int:
-        self.screen.line(f"demo failed: {words} (exit code {code}); logs: {self.layout.logs}")
+        self.screen.line(f"{self.title} failed: {words} (exit code {code}); logs: {self.layout.logs}")
         return code if 0 < code < 126 else 1
 
 

@@ -72,7 +72,7 @@ class SlurmDemo(Demo):
     """One run of it, on a Slurm that is there."""
 
     blocks = f"and {NODES} nodes of a virtual Slurm for its blocks"
-    room = f"each of the {NODES} nodes has room for one model"
+    shows = f"examples/quickstart.py; each of the {NODES} nodes has room for one model"
 
     def __init__(self, slurm: VirtualSlurm) -> None:
         super().__init__(STATE)

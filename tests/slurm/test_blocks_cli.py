@@ -16,7 +16,7 @@ from tests.support.gateways import ROOT, Gateway, chat_body, wait_for
 from tests.support.slurm.gateways import ever_submitted, pinned, queued, slurm_gateway
 from tests.support.slurm.virtual import VirtualSlurm
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
