@@ -185,6 +185,8 @@ class Policy:
     pending_idle_s: float = 120.0
     """A pending node that nobody needs any more is kept for so long: its place in the queue is worth something, because
     what is evicted to make room for one model is often what the next one waits for (``benchmarks.growth``)."""
+    block_unused_s: float | None = 1800.0
+    last_block_idle_s: float = 3600.0
     retry_first_s: float = 2.0
     """Back-off after a failed load: doubles from here ..."""
     retry_max_s: float = 300.0

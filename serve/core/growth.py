@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from serve.core.change import Change, live
-from serve.core.effects import CreateAgent, KillAgent
+from serve.core.change import Change
+from serve.core.effects import CreateAgent
 from serve.core.eviction import Need, Room
 from serve.core.fleet import Node, NodeKind, NodePhase
 from serve.core.placement import holds, need_of
+from serve.core.shrinking import give_back, shrink
 
 
 def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
@@ -23,13 +22,12 @@ def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
     (7) a node empty for ``block_idle_s`` goes, if no wanted model could use it.
     """
     pending: dict[str, Room] = {}
-    empty: list[Node] = []
     count: dict[str, int] = {}
     staying: dict[str, int] = {}
     kinds = {kind.name: kind for kind in change.policy.kinds}
     for node in list(change.nodes.rows.values()):
         if node.drain_asked and not node.engines and node.phase in (NodePhase.LEAVING, NodePhase.PENDING):  # (1)
-            _give_back(change, node)
+            give_back(change, node)
             continue
         count[node.type] = count.get(node.type, 0) + 1
         if node.drain_asked:
@@ -38,8 +36,6 @@ def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
         if node.phase is NodePhase.PENDING:
             if node.type in kinds:
                 pending[node.id] = Room(kinds[node.type].host_mib, kinds[node.type].gpu_mib)
-        elif node.phase is NodePhase.UP and not node.engines:
-            empty.append(node)
     asked: set[str] = set()
     needed: set[str] = set()
     for name in unplaced:
@@ -62,42 +58,7 @@ def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
             if count.get(kind.name, 0) < kind.max_nodes and _may_ask(change, kind):
                 needed.add(_ask(change, kind, count))
     spare = {name: many - (kinds[name].min_nodes if name in kinds else 0) for name, many in staying.items()}
-    _give_back_unneeded(change, [node for node in sorted(pending) if node not in needed], empty, spare)
-
-
-def _give_back_unneeded(change: Change, pending: list[str], empty: list[Node], spare: dict[str, int]) -> None:
-    """``pending``: those that nobody needs; ``spare``: how many nodes of a type are above its ``min_nodes``."""
-    now, policy = change.now, change.policy
-    for node in [node for node in change.nodes.rows.values() if node.phase is NodePhase.PENDING]:
-        unneeded = node.id in pending and spare.get(node.type, 0) > 0
-        if unneeded and node.idle_since is None:
-            change.nodes.put(node.id, replace(node, idle_since=now))
-        elif not unneeded and node.idle_since is not None:
-            change.nodes.put(node.id, replace(node, idle_since=None))
-    due = [change.nodes.rows[node] for node in pending]
-    due = [n for n in due if n.idle_since is not None and now >= n.idle_since + policy.pending_idle_s]
-    long_empty = [n for n in empty if n.idle_since is not None and now >= n.idle_since + policy.block_idle_s]
-    long_empty.sort(key=lambda node: (node.idle_since, node.id))
-    for node in (*due, *(node for node in long_empty if not _of_use(change, node))):  # (6), (7)
-        if spare[node.type] > 0:
-            spare[node.type] -= 1
-            _give_back(change, node)
-
-
-def _of_use(change: Change, node: Node) -> bool:
-    """A wanted model without an engine (it may be backing off after a failure) would fit on it."""
-    wanted = (*change.queues.rows, *change.pinned, *change.wished)
-    return any(
-        holds(node, need_of(change.models[model])) and not any(map(live, change.engines_of(model)))
-        for model in wanted
-        if model in change.models
-    )
-
-
-def _give_back(change: Change, node: Node) -> None:
-    change.nodes.drop(node.id)
-    change.unsettled -= {node.id}
-    change.emit(KillAgent(node.id))
+    shrink(change, frozenset(node for node in pending if node not in needed), spare)
 
 
 def _ask(change: Change, kind: NodeKind, count: dict[str, int]) -> str:
