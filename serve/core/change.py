@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from gateway_plugin.catalog import Model
 from serve.core.effects import Effect
-from serve.core.events import FoundServer
+from serve.core.events import FoundServer, SeenBlock
 from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Fleet, Node, NodePhase, Waiter
 
 Row = TypeVar("Row")
@@ -71,6 +71,7 @@ class Change:
         self.unsettled = fleet.unsettled
         self.found: tuple[FoundServer, ...] = fleet.found
         self.started_at = fleet.started_at
+        self.blocks: Mapping[str, SeenBlock] = fleet.blocks
         self.slots_changed = False
         self.fresh_slots: tuple[int, ...] = ()
 
@@ -98,6 +99,7 @@ class Change:
             unsettled=self.unsettled,
             found=self.found,
             started_at=self.started_at,
+            blocks=self.blocks,
         )
 
     def emit(self, effect: Effect) -> None:

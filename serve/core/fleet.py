@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway_plugin.catalog import Model
-from serve.core.events import FoundServer
+from serve.core.events import FoundServer, SeenBlock
 
 
 class EngineState(Enum):
@@ -64,7 +64,15 @@ class Node:
     idle_since: float | None = None
     """Since when it has held no engine; while PENDING: since when nobody has needed it."""
     drain_asked: bool = False
-    """``gateway blocks drain``; survives the death of its agent."""
+    """It is to leave: ``gateway blocks drain``, or its end is near; survives the death of its agent."""
+    ends_at: float | None = None
+    """When its block's walltime ends."""
+    drain_at: float | None = None
+    """From then on it is LEAVING: its end is near, or its block was told to end."""
+    leave_at: float | None = None
+    """Its block leaves then, by itself or because it must: what is in flight is cut."""
+    notice_until: float | None = None
+    """Its block was told to end by somebody else, and has until then."""
     free_host_mib: int = 0
     """Kept by ``serve.core.change``: ``host_mib`` less what its engines hold."""
     free_gpu_mib: tuple[int, ...] = ()
@@ -198,6 +206,12 @@ class Policy:
     """So long after a waiter was told to go its engine is not idle, unless it was used since."""
     crash_window_s: float = 5.0
     """An engine that dies so soon after it was ready counts as a failure; the first one costs no back-off."""
+    drain_before_end_s: float = 300.0
+    """So long before its block leaves a node takes no new request; at most a quarter of its walltime."""
+    leave_before_end_s: float = 30.0
+    """So long before its walltime ends a block leaves by itself."""
+    notice_s: float = 20.0
+    """How long a block that was told to end stays, where nobody says."""
     growth_after_s: float = 2.0
     """A waiting model asks for a node after so long, or at once if no node here could hold it even empty."""
     settle_s: float = 30.0
@@ -251,3 +265,5 @@ class Fleet:
     """Servers found at the start that no engine was matched to yet."""
     started_at: float = 0.0
     """When ``Started`` came."""
+    blocks: Mapping[str, SeenBlock] = field(default_factory=dict)
+    """By name: what the ledger says of every block, those that ended lately too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from serve.core.blocks import know_end
 from serve.core.change import Change
 from serve.core.effects import CreateAgent, KillAgent
 from serve.core.engines import forget, made_ready
@@ -44,6 +45,7 @@ def node_joined(change: Change, event: NodeJoined) -> None:
         engines=left,
     )
     change.describe_node(joined, event.host_mib, event.gpu_mib)
+    know_end(change, change.nodes.rows[joined.id])
     for one in event.engines:
         known = change.engines.rows.get(one.id)
         if known is None:  # (4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from serve.core import engines, events, nodes, routes, waiting, wishes
+from serve.core import blocks, engines, events, nodes, routes, waiting, wishes
 from serve.core.change import Change
 from serve.core.effects import (
     Answer,
@@ -31,6 +31,8 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.NodeGone: nodes.node_gone,
     events.NodeFailed: nodes.node_failed,
     events.NodeDrainAsked: nodes.node_drain_asked,
+    events.BlocksSeen: blocks.blocks_seen,
+    events.NodeLeaves: blocks.node_leaves,
     events.EngineListening: engines.engine_listening,
     events.EngineReady: engines.engine_ready,
     events.EngineExited: engines.engine_exited,
