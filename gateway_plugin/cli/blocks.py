@@ -32,3 +32,13 @@ def drain(name: str) -> None:
     with connect() as client:
         client.drain_block(name)
     show({"block": name, "done": "drain"}, lambda: say(f"{name} is being drained"))
+
+
+@blocks.command()
+@click.argument("node_type", metavar="TYPE")
+@json_option
+def retry(node_type: str) -> None:
+    """Ask for blocks of a type again at once, when what kept them from starting has been put right."""
+    with connect() as client:
+        client.retry_blocks(node_type)
+    show({"type": node_type, "done": "retry"}, lambda: say(f"blocks of type {node_type} are asked for again"))

@@ -162,6 +162,12 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
     if nodes:
         parts.append(make_table(("node", "type", "phase", "block", "free", "age"), nodes))
+    for kind in gateway.get("kinds", ()):
+        if kind["trouble"]:
+            parts.append(
+                f"trouble: {kind['trouble']}. Tried again in {_age(kind['retry_in_s'])}; at once with "
+                f"'gateway blocks retry {kind['name']}'."
+            )
     parts.append(f"waiting requests: {gateway.get('waiting', 0)}   switches: {gateway.get('switches', 0)}")
     return parts
 

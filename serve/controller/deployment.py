@@ -29,6 +29,7 @@ from serve.core.events import (
     EngineExited,
     Event,
     FoundServer,
+    KindRetryAsked,
     LoadAsked,
     NodeDrainAsked,
     PinChanged,
@@ -232,3 +233,11 @@ class Controller:
                 self.post(NodeDrainAsked(node.id))
                 return None
         return NotFound(f"No block is called {block!r}; see 'gateway blocks list'.")
+
+    async def retry_blocks(self, kind: str) -> GatewayError | None:
+        """Ask for blocks of this type again, whatever became of the last ones."""
+        known = [one.name for one in self.fleet.policy.kinds]
+        if kind not in known:
+            return NotFound(f"The site has no node type {kind!r}; it has: {', '.join(known)}.")
+        self.post(KindRetryAsked(kind))
+        return None

@@ -14,7 +14,17 @@ from typing import Any, Generic, TypeVar
 from gateway_plugin.catalog import Model
 from serve.core.effects import Effect
 from serve.core.events import FoundServer, SeenBlock
-from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Fleet, Node, NodePhase, Waiter
+from serve.core.fleet import (
+    ClosingRoute,
+    Engine,
+    EngineState,
+    Failure,
+    Fleet,
+    Node,
+    NodePhase,
+    Trouble,
+    Waiter,
+)
 
 Row = TypeVar("Row")
 
@@ -72,6 +82,9 @@ class Change:
         self.found: tuple[FoundServer, ...] = fleet.found
         self.started_at = fleet.started_at
         self.blocks: Mapping[str, SeenBlock] = fleet.blocks
+        self.troubles: Table[Trouble] = Table(fleet.troubles)
+        self.forgiven: Table[float] = Table(fleet.forgiven)
+        self.joined_blocks = fleet.joined_blocks
         self.slots_changed = False
         self.fresh_slots: tuple[int, ...] = ()
 
@@ -100,6 +113,9 @@ class Change:
             found=self.found,
             started_at=self.started_at,
             blocks=self.blocks,
+            troubles=self.troubles.rows,
+            forgiven=self.forgiven.rows,
+            joined_blocks=self.joined_blocks,
         )
 
     def emit(self, effect: Effect) -> None:

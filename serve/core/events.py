@@ -245,6 +245,13 @@ class NodeLeaves:
 
 
 @dataclass(frozen=True)
+class KindRetryAsked:
+    """``gateway blocks retry``: blocks of this type may be asked for again, whatever became of the last ones."""
+
+    type: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passed; deadlines are looked at."""
 
@@ -271,5 +278,6 @@ Event = (
     | NodeDrainAsked
     | BlocksSeen
     | NodeLeaves
+    | KindRetryAsked
     | Tick
 )

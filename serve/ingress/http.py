@@ -85,6 +85,7 @@ class Ingress:
                 Route("/gateway/v1/status", self._status),
                 Route("/gateway/v1/blocks", self._blocks),
                 Route("/gateway/v1/blocks/drain", self._drain_block, methods=["POST"]),
+                Route("/gateway/v1/blocks/retry", self._retry_blocks, methods=["POST"]),
                 Route("/gateway/v1/models/apply", self._apply, methods=["POST"]),
                 *(
                     Route(f"/gateway/v1/models/{verb}", self._administer(verb), methods=["POST"])
@@ -131,6 +132,10 @@ class Ingress:
     async def _drain_block(self, request: Request) -> Response:
         _admin_only(request)
         return await self._done("drain_block", _text(await self._document(request), "block"))
+
+    async def _retry_blocks(self, request: Request) -> Response:
+        _admin_only(request)
+        return await self._done("retry_blocks", _text(await self._document(request), "type"))
 
     async def _apply(self, request: Request) -> Response:
         _admin_only(request)
