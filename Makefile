@@ -1,13 +1,13 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm check bench-gateway bench-growth venv clean
+.PHONY: help demo test test-slurm test-globus check bench-gateway bench-growth venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 # The environment is built once for a given set of pinned lists: its stamp carries their hash, so that neither a fresh
 # checkout's file times nor a switch of branches builds it again for nothing.
-LISTS := requirements/cpu.txt requirements/dev.txt requirements/torch.txt requirements/make_venv.sh
+LISTS := requirements/cpu.txt requirements/globus-client.txt requirements/dev.txt requirements/torch.txt requirements/make_venv.sh
 HASH := $(shell cat $(LISTS) | sha256sum | cut -c1-12)
 STAMP := $(VENV)/.complete-$(HASH)
 TESTS ?= tests
@@ -31,6 +31,10 @@ test: $(STAMP) ## Every test; says what it skipped and why
 test-slurm: $(STAMP) ## The tests on a real Slurm; installs its packages if it may, else says what to install
 	@sh requirements/slurm.sh
 	$(BIN)/python -m pytest -rs --durations=10 -m slurm $(TESTS)
+
+test-globus: $(STAMP) ## The tests of the Globus Compute endpoint; installs RabbitMQ if it may, else says what to install
+	@sh requirements/rabbitmq.sh
+	$(BIN)/python -m pytest -rs --durations=10 -m globus $(TESTS)
 
 check: $(STAMP) ## Linter, formatter, types, architecture
 	$(BIN)/ruff check .

@@ -21,7 +21,8 @@ from gateway_plugin.edge.commands import add_to_map, ask, delete_from_map, map_t
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
 from gateway_plugin.layout import Layout, private_folder, write_private
 
-Role = Literal["user", "admin"]
+Role = Literal["user", "endpoint", "admin"]
+"""``endpoint``: a user whose word for whom it asks (``x-gateway-caller``) goes into the usage log."""
 
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 """What a key may be called: it goes into headers, maps and the usage log."""

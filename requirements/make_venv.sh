@@ -48,12 +48,12 @@ step "packages: $(grep -hc '^[a-zA-Z]' "$here/cpu.txt") to run, $(grep -hc '^[a-
 # way out (a mirror, a proxy), pip does it, slower.
 if $pip install "uv==0.13.9" >"$log" 2>&1 </dev/null \
     && "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps \
-        -r "$here/cpu.txt" -r "$here/dev.txt" >>"$log" 2>&1 </dev/null; then
+        -r "$here/cpu.txt" -r "$here/globus-client.txt" -r "$here/dev.txt" >>"$log" 2>&1 </dev/null; then
     :
 else
     step "... with pip, some minutes"
     # shellcheck disable=SC2086
-    quietly $pip install --no-deps -r "$here/cpu.txt" -r "$here/dev.txt"
+    quietly $pip install --no-deps -r "$here/cpu.txt" -r "$here/globus-client.txt" -r "$here/dev.txt"
 fi
 
 step "torch"

@@ -9,6 +9,7 @@ import click
 
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import json_option, read_terminal, settings, show
+from gateway_plugin.cli.waiting import Waiting
 from gateway_plugin.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ def _ask(client: Client, model: str, messages: list[dict[str, str]], options: di
         show(answer.model_dump(exclude_none=True), lambda: None)
         return content
     words: list[str] = []
-    for chunk in create(model=model, messages=messages, stream=True, **options):
-        for choice in chunk.choices:
-            if choice.delta.content:
-                words.append(choice.delta.content)
-                click.echo(choice.delta.content, nl=False)
+    with Waiting(client, model) as waiting:
+        for chunk in create(model=model, messages=messages, stream=True, **options):
+            waiting.end()
+            for choice in chunk.choices:
+                if choice.delta.content:
+                    words.append(choice.delta.content)
+                    click.echo(choice.delta.content, nl=False)
     click.echo()
     return "".join(words)
 

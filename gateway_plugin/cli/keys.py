@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from gateway_plugin.cli.output import json_option, say, settings, show, table
 from gateway_plugin.layout import Layout
+
+if TYPE_CHECKING:
+    from gateway_plugin.keys import Role
 
 
 @click.group()
@@ -17,13 +21,13 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--role", type=click.Choice(("user", "admin")), default="user", show_default=True)
+@click.option("--role", type=click.Choice(("user", "endpoint", "admin")), default="user", show_default=True)
 @json_option
-def create(name: str, role: str) -> None:
+def create(name: str, role: Role) -> None:
     """Make a key. Its secret is printed once and stored nowhere."""
     from gateway_plugin.keys import KeyStore
 
-    secret = KeyStore(Layout(settings().state)).create(name, "admin" if role == "admin" else "user")
+    secret = KeyStore(Layout(settings().state)).create(name, role)
     document = {"name": name, "role": role, "secret": secret}
 
     def human() -> None:

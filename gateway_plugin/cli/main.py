@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gateway_plugin import __version__
-from gateway_plugin.cli import blocks, chat, controller, keys, models, service
+from gateway_plugin.cli import blocks, chat, controller, endpoint, keys, models, service
 from gateway_plugin.cli.output import Settings, report_error
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import default_state_root
@@ -74,7 +74,15 @@ def cli(context: click.Context, state: Path | None) -> None:
 
 for command in (service.up, service.down, service.status, service.doctor, service.logs):
     cli.add_command(command)
-for command in (models.models, keys.keys, blocks.blocks, chat.chat, chat.embed, controller.controller):
+for command in (
+    models.models,
+    keys.keys,
+    blocks.blocks,
+    chat.chat,
+    chat.embed,
+    controller.controller,
+    endpoint.endpoint,
+):
     cli.add_command(command)
 
 

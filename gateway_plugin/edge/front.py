@@ -49,10 +49,13 @@ _MODEL = rf"^{MODEL_NAME.pattern}\z"
 _CARD = r"^/v1/models/[A-Za-z](?:[A-Za-z0-9._/:@-]|%2[Ff]|%3[Aa]|%40){0,200}\z"
 """One model of the catalog; clients may escape what a name can hold beside letters, digits and ``._-``."""
 _ADMIN = r"^/gateway/v1(?:/[a-z][a-z0-9_-]{0,40}){1,4}\z"
+_SECONDS = r"^[0-9]{1,6}\z"
+_CALLER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\z"
+"""Whom an endpoint asks for: a Globus identity."""
 _CREDENTIAL = r"[A-Za-z0-9._~+/=-]{1,256}\z"
 
 _USAGE = (
-    '{"time":%Ts.%ms,"request":"%ID","key":"%[var(txn.key,-)]","model":"%[var(txn.model,-)]","method":"%HM",'
+    '{"time":%Ts.%ms,"request":"%ID","key":"%[var(txn.key,-)]","caller":"%[var(txn.caller,-)]","model":"%[var(txn.model,-)]","method":"%HM",'
     '"path":"%[var(txn.route,-)]","status":%ST,"bytes_in":%U,"bytes_out":%B,"ms":%Ta,'
     '"first_byte_ms":%[var(txn.first,-1)],"where":"%b/%s","retries":"%rc","end":"%ts"}'
 )
@@ -89,6 +92,7 @@ _WRONG_METHOD = Refusal("method", MethodNotAllowed("The path is served, but not 
 _NO_PATH = Refusal("path", NotFound("There is no such path."))
 _NOT_ADMIN = Refusal("role", Forbidden("This needs an admin key."))
 _NOT_A_MODEL = Refusal("model", InvalidRequest("The header x-gateway-model does not name one model."))
+_NOT_A_WAIT = Refusal("wait", InvalidRequest("The header x-gateway-wait is one whole number of seconds."))
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class FrontSettings:
             _NO_PATH,
             _NOT_ADMIN,
         )
-        return (*fixed, _NOT_A_MODEL, self.too_fast, self.too_many, self.too_large)
+        return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, self.too_fast, self.too_many, self.too_large)
 
 
 def front_door(settings: FrontSettings) -> str:
@@ -208,6 +212,8 @@ def _limits(settings: FrontSettings) -> str:
 
 def _what(settings: FrontSettings) -> str:
     named = "{ req.fhdr_cnt(x-gateway-model) gt 0 }"
+    hurried = "{ req.fhdr_cnt(x-gateway-wait) gt 0 }"
+    one_caller = "{ req.fhdr_cnt(x-gateway-caller) eq 1 }"
     return f"""\
   # 5. An allow-list: engines have other paths that are nobody's business.
   # (A warm request is an inference path: the rest is looked at only where it is none.)
@@ -223,6 +229,13 @@ def _what(settings: FrontSettings) -> str:
 {_NOT_A_MODEL.when(f"{named} !{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}")}
 {_NOT_A_MODEL.when("{ req.fhdr_cnt(x-gateway-model) gt 1 }")}
   http-request set-var(txn.model) req.fhdr(x-gateway-model) if inference {named}
+{_NOT_A_WAIT.when(f"{hurried} !{{ req.fhdr(x-gateway-wait) -m reg {_SECONDS} }}")}
+{_NOT_A_WAIT.when("{ req.fhdr_cnt(x-gateway-wait) gt 1 }")}
+  http-request set-var(txn.wait) req.fhdr(x-gateway-wait) if inference {hurried}
+  # Only an endpoint's key may say for whom it asks.
+  acl for_another var(txn.role) -m str endpoint
+  acl caller req.fhdr(x-gateway-caller) -m reg {_CALLER}
+  http-request set-var(txn.caller) req.fhdr(x-gateway-caller) if for_another {one_caller} caller
 """
 
 
@@ -237,6 +250,8 @@ def _tell() -> str:
   http-request set-header x-gateway-role %[var(txn.role)]
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
+  http-request set-header x-gateway-wait %[var(txn.wait)] if { var(txn.wait) -m found }
+  http-request set-header x-gateway-caller %[var(txn.caller)] if { var(txn.caller) -m found }
 .if feature(PROMEX)
   http-request set-query no-maint if is_get { path /metrics/edge }
   http-request use-service prometheus-exporter if is_get { path /metrics/edge }

@@ -82,6 +82,8 @@ class Change:
         self.found: tuple[FoundServer, ...] = fleet.found
         self.started_at = fleet.started_at
         self.blocks: Mapping[str, SeenBlock] = fleet.blocks
+        self.queue_wait_s: Mapping[str, float] = fleet.queue_wait_s
+        self.block_start_s = Table(fleet.block_start_s)
         self.troubles: Table[Trouble] = Table(fleet.troubles)
         self.forgiven: Table[float] = Table(fleet.forgiven)
         self.joined_blocks = fleet.joined_blocks
@@ -113,6 +115,8 @@ class Change:
             found=self.found,
             started_at=self.started_at,
             blocks=self.blocks,
+            queue_wait_s=self.queue_wait_s,
+            block_start_s=self.block_start_s.rows,
             troubles=self.troubles.rows,
             forgiven=self.forgiven.rows,
             joined_blocks=self.joined_blocks,
@@ -192,6 +196,10 @@ class Change:
     def wanted(self, model: str) -> bool:
         """Somebody waits for it, it is pinned, or an administrator asked for it."""
         return model in self.queues.rows or model in self.pinned or model in self.wished
+
+    def load_time_s(self, model: str) -> float:
+        """How long ``model`` takes to load, as far as is known."""
+        return self.load_s.rows.get(model, self.policy.load_guess_s)
 
 
 def live(engine: Engine) -> bool:

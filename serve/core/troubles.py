@@ -10,9 +10,7 @@ from collections.abc import Iterable
 
 from serve.core.change import Change
 from serve.core.events import KindRetryAsked, SeenBlock
-from serve.core.eviction import Need
 from serve.core.fleet import Cause, NodeKind, NodePhase, Policy, Trouble
-from serve.core.placement import holds
 from serve.core.reasons import never_clears
 
 _DIED = frozenset({"failed", "lost"})
@@ -124,25 +122,6 @@ def may_ask(change: Change, kind: NodeKind) -> bool:
         return False
     nodes = change.nodes.rows.values()
     return not any(node.type == kind.name and node.phase is NodePhase.PENDING for node in nodes)  # (2)
-
-
-def only_in_trouble(change: Change, need: Need) -> dict[str, Trouble]:
-    """The kinds that could hold ``need``, where no node here could and all are in lasting trouble; else none."""
-    if not any(trouble.lasting for trouble in change.troubles.rows.values()):
-        return {}
-    able = {kind.name: kind for kind in change.policy.kinds if kind.max_nodes > 0 and holds(kind, need)}
-    useless = withdrawn(change)
-    for node in change.nodes.rows.values():
-        coming = node.phase is NodePhase.PENDING and node.type in able and node.id not in useless
-        if coming or holds(node, need):
-            return {}
-    found = {}
-    for name in able:
-        trouble = change.troubles.rows.get(name)
-        if trouble is None or not trouble.lasting or change.now >= trouble.retry_at:
-            return {}
-        found[name] = trouble
-    return found
 
 
 def words(kind: str, trouble: Trouble) -> str:

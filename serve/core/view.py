@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from serve.core.fleet import Engine, EngineState, Fleet, Node, NodeKind, NodePhase, RouteState
-from serve.core.troubles import words
+from serve.core.blocks_view import types_view
+from serve.core.fleet import Engine, EngineState, Fleet, Node, RouteState
 from serve.core.waiting import eta_s, model_state
 
 
@@ -89,29 +89,6 @@ def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     return [node_view(fleet, fleet.nodes[name], now) for name in sorted(fleet.nodes)]
 
 
-def kinds_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
-    """Every type of block that may be asked for, in the site's order; ``trouble``: why it is not, for now."""
-    return [_kind_view(fleet, kind, now) for kind in fleet.policy.kinds]
-
-
-def _kind_view(fleet: Fleet, kind: NodeKind, now: float) -> dict[str, Any]:
-    nodes = [node for node in fleet.nodes.values() if node.type == kind.name]
-    trouble, failure = fleet.troubles.get(kind.name), fleet.kind_failures.get(kind.name)
-    said, retry_at = None, None
-    if trouble is not None:
-        said, retry_at = words(kind.name, trouble), trouble.retry_at
-    elif failure is not None:
-        said, retry_at = f"No agent could be made for a node of type '{kind.name}': {failure.reason}", failure.retry_at
-    return {
-        "name": kind.name,
-        "nodes": len(nodes),
-        "pending": sum(node.phase is NodePhase.PENDING for node in nodes),
-        "max": kind.max_nodes,
-        "trouble": said,
-        "retry_in_s": None if retry_at is None else round(max(0.0, retry_at - now), 1),
-    }
-
-
 def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
     """The whole of it, as ``GET /gateway/v1/status`` shows it."""
     return {
@@ -120,7 +97,7 @@ def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
         "models": models_view(fleet, now),
         "engines": [engine_view(fleet.engines[name], now) for name in sorted(fleet.engines)],
         "nodes": nodes_view(fleet, now),
-        "kinds": kinds_view(fleet, now),
+        "types": types_view(fleet, now),
         "waiting": len(fleet.waiters),
         "switches": fleet.switches,
         "policy": {

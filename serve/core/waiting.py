@@ -17,6 +17,7 @@ from gateway_plugin.errors import (
 from serve.core.change import Change, live
 from serve.core.effects import Answer, Effect
 from serve.core.events import Acquire, WaiterLeft
+from serve.core.eviction import Need
 from serve.core.fleet import (
     Engine,
     EngineState,
@@ -31,7 +32,7 @@ from serve.core.fleet import (
 )
 from serve.core.placement import could_ever_hold, holds, need_of
 from serve.core.routes import doubt
-from serve.core.troubles import only_in_trouble, words
+from serve.core.troubles import withdrawn, words
 
 _PROMISE_STEP_S = 0.5
 """``Engine.answered_at`` is not rewritten for every answer of a busy model."""
@@ -161,7 +162,7 @@ def _hopeless(change: Change, model: Model) -> GatewayError | None:
     """Why waiting for a node that can hold ``model`` makes no sense; ``None``: it does."""
     if not could_ever_hold(change.policy.kinds, change.nodes.rows, need_of(model)):
         return _no_room(change, model)
-    troubled = only_in_trouble(change, need_of(model))
+    troubled = _only_in_trouble(change, need_of(model))
     return _no_blocks(change, model, troubled) if troubled else None
 
 
@@ -204,6 +205,25 @@ def _no_room(change: Change, model: Model) -> NoRoom:
         retry_after_s=300.0,
         state="cold",
     )
+
+
+def _only_in_trouble(change: Change, need: Need) -> dict[str, Trouble]:
+    """The kinds that could hold ``need``, where no node here could and all are in lasting trouble; else none."""
+    if not any(trouble.lasting for trouble in change.troubles.rows.values()):
+        return {}
+    able = {kind.name: kind for kind in change.policy.kinds if kind.max_nodes > 0 and holds(kind, need)}
+    useless = withdrawn(change)
+    for node in change.nodes.rows.values():
+        coming = node.phase is NodePhase.PENDING and node.type in able and node.id not in useless
+        if coming or holds(node, need):
+            return {}
+    found = {}
+    for name in able:
+        trouble = change.troubles.rows.get(name)
+        if trouble is None or not trouble.lasting or change.now >= trouble.retry_at:
+            return {}
+        found[name] = trouble
+    return found
 
 
 def _no_blocks(change: Change, model: Model, troubled: Mapping[str, Trouble]) -> NoBlocks:

@@ -63,7 +63,8 @@ class Inference:
 
     async def handle(self, request: Request) -> Response:
         """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
-        deadline = self._waiting.deadline()
+        patience_s = ready_to_wait_s(request.headers)
+        deadline = self._waiting.deadline(patience_s)
         body = await read_bounded(request, self._body_bytes_max)
         ask = parse_ask(body, request.headers.get("x-gateway-model"))
         query = request.scope["query_string"].decode("latin-1")
@@ -71,6 +72,8 @@ class Inference:
         errand = Errand(
             ask, request.method, target, dict(request.headers), arrived_at(request.headers, time.time()), deadline
         )
+        if patience_s == 0:
+            self._waiting.see_it_loaded(ask.model)
         work = asyncio.create_task(self._fetch(errand))
         try:
             if ask.stream:
@@ -125,9 +128,7 @@ class Inference:
     async def _slow_stream(self, model: str, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
         """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors."""
         while not work.done():
-            state, eta = await self._waiting.outlook(model)
-            expected = f", ready in about {eta:.0f} s" if eta is not None else ""
-            yield f": {model} is {state}{expected}\n\n".encode()
+            yield f": {model} is {await self._waiting.outlook(model)}\n\n".encode()
             await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
         try:
             upstream = work.result()
@@ -199,3 +200,9 @@ def arrived_at(headers: Mapping[str, str], now: float) -> float:
     """When the edge took the request (``x-gateway-arrived``, ms since the epoch); ``now`` if it does not say."""
     stamp = headers.get("x-gateway-arrived", "")
     return int(stamp) / 1000 if stamp.isdigit() else now
+
+
+def ready_to_wait_s(headers: Mapping[str, str]) -> float | None:
+    """How long the client is ready to wait for its model (``x-gateway-wait``); ``None``: it does not say."""
+    said = headers.get("x-gateway-wait", "")
+    return float(said) if said.isascii() and said.isdigit() else None

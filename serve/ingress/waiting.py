@@ -17,6 +17,7 @@ log = logging.getLogger("gateway.ingress")
 
 _AGAIN_S = 0.25
 _LOOK_S = 2.0
+_REASON_MAX = 300
 
 LOST = (RayError, RayServeException)
 """A controller that died, restarts, or cannot be reached yet."""
@@ -28,21 +29,40 @@ class Waiting:
     def __init__(self, controller: Any, wait_max_s: float) -> None:
         self._controller = controller
         self._wait_max_s = wait_max_s
+        self._loads: dict[str, asyncio.Task[None]] = {}
 
-    def deadline(self) -> float:
-        """Monotonic seconds at which a request that came now gives up."""
-        return time.monotonic() + self._wait_max_s
+    def deadline(self, ready_to_wait_s: float | None = None) -> float:
+        """Monotonic seconds at which a request that came now gives up; ``ready_to_wait_s``: its client's own limit."""
+        limit_s = self._wait_max_s if ready_to_wait_s is None else min(self._wait_max_s, ready_to_wait_s)
+        return time.monotonic() + limit_s
+
+    def see_it_loaded(self, model: str) -> None:
+        """Wait for ``model`` in a client's stead: it does not wait that long, but will ask again."""
+        if model not in self._loads:
+            self._loads[model] = task = asyncio.create_task(self._see_it_loaded(model))
+            task.add_done_callback(lambda _: self._loads.pop(model, None))
+
+    async def _see_it_loaded(self, model: str) -> None:
+        try:
+            await self.acquire(model, self.deadline())
+        except GatewayError as error:
+            log.info("not-loaded", extra={"model": model, "code": error.code})
 
     async def acquire(self, model: str, deadline: float, *, not_routed: bool = False) -> None:
-        """Wait until ``model`` is ready. Raises the ``GatewayError`` that says why it will not be."""
+        """Wait until ``model`` is ready. Raises the ``GatewayError`` that says why it will not be.
+
+        The controller is asked at least once: without time to wait it says how things stand.
+        """
+        asked = False
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            left = max(0.0, deadline - time.monotonic())
+            if asked and not left:
                 raise WaitDeadline(
-                    f"The model '{model}' was not ready within the {self._wait_max_s:.0f} s that a request may wait.",
+                    f"The model '{model}' was not ready within the time that this request may wait.",
                     retry_after_s=10.0,
                     state="waiting",
                 )
+            asked = True
             ticket = uuid.uuid4().hex
             response = self._controller.acquire.remote(ticket, model, left, not_routed)
             try:
@@ -64,10 +84,14 @@ class Waiting:
                 raise error
             return
 
-    async def outlook(self, model: str) -> tuple[str, float | None]:
-        """State and expected seconds of a model that is waited for; ``waiting`` when the controller is away."""
+    async def outlook(self, model: str) -> str:
+        """How a model that is waited for is: ``queued: job 7 waits (Resources), ready in about 40 s``."""
         found = await self._look(model)
-        return (found["state"], found["eta_s"]) if found else ("waiting", None)
+        if found is None:
+            return "waiting"
+        reason = f": {_one_line(found['reason'])}" if found["reason"] else ""
+        expected = f", ready in about {found['eta_s']:.0f} s" if found["eta_s"] is not None else ""
+        return f"{found['state']}{reason}{expected}"
 
     async def deaths(self, model: str) -> tuple[float, ...]:
         """When the model's engines last died, wall-clock seconds; none known when the controller is away."""
@@ -81,3 +105,8 @@ class Waiting:
             log.warning("controller-away", extra={"error": type(error).__name__})
             return None
         return found
+
+
+def _one_line(text: str) -> str:
+    """Words of somebody else's, fit for one line of a stream of events."""
+    return " ".join(text.split())[:_REASON_MAX]

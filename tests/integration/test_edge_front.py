@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway_plugin.keys import KeyStore
 from gateway_plugin.site import Limits
 from tests.support.edges import Edge, FakeEngine, chat, running_edge, until
 
@@ -281,6 +282,52 @@ async def test_bodies_past_the_buffer(edge: Edge, engine: FakeEngine) -> None:
             assert refused.status_code == 400, name
         twice = [("x-gateway-model", "tiny"), ("x-gateway-model", "tiny")]
         assert (await client.post("/v1/chat/completions", content=BODY, headers=twice)).status_code == 400
+
+
+async def test_how_long_a_client_is_ready_to_wait_goes_to_the_ingress(edge: Edge) -> None:
+    async with edge.client() as client:
+        for said, status in (
+            ("0", 200),
+            ("90", 200),
+            ("", 400),
+            ("-1", 400),
+            ("1.5", 400),
+            ("5, 6", 400),
+            ("9" * 7, 400),
+        ):
+            answer = await client.post("/v1/chat/completions", content=BODY, headers={"x-gateway-wait": said})
+            assert answer.status_code == status, said
+            if status == 200:
+                assert edge.cold[-1].header("x-gateway-wait") == said
+        twice = [("x-gateway-wait", "5"), ("x-gateway-wait", "6")]
+        assert (await client.post("/v1/chat/completions", content=BODY, headers=twice)).status_code == 400
+        await client.post("/v1/chat/completions", content=BODY)
+        assert edge.cold[-1].header("x-gateway-wait") == ""
+
+
+async def test_only_an_endpoints_key_says_for_whom_it_asks(edge: Edge) -> None:
+    person = "11111111-aaaa-4444-8888-000000000001"
+    key = KeyStore(edge.layout).create("globus", "endpoint")
+    tries = (
+        (key, [("x-gateway-caller", person)], person),
+        (edge.user_key, [("x-gateway-caller", person)], ""),
+        (edge.admin_key, [("x-gateway-caller", person)], ""),
+        (key, [("x-gateway-caller", 'x","key":"ann')], ""),
+        (key, [("x-gateway-caller", person), ("x-gateway-caller", "another")], ""),
+        (key, [], ""),
+    )
+    for given, headers, believed in tries:
+        async with edge.client(given) as client:
+            await client.post("/v1/chat/completions", content=BODY, headers=headers)
+        assert edge.cold[-1].header("x-gateway-caller") == believed
+    async with edge.client(key) as client:
+        assert (await client.get("/gateway/v1/status")).status_code == 403, "an endpoint is no administrator"
+
+    async def all_logged() -> bool:
+        return len(edge.usage()) == len(tries) + 1
+
+    await until(all_logged, "the usage log")
+    assert [line["caller"] for line in edge.usage()[:-1]] == [believed or "-" for *_, believed in tries]
 
 
 async def test_limits_of_a_key(edge: Edge) -> None:

@@ -54,7 +54,7 @@ def test_names_and_roles_are_checked(layout: Layout) -> None:
     for name in ("", "a b", "a:b", "a;b", "a\nb", "é", "-a", "x" * 65, '"'):
         with pytest.raises(InvalidRequest):
             store.create(name, "user")
-    with pytest.raises(InvalidRequest, match="user, admin"):
+    with pytest.raises(InvalidRequest, match="user, endpoint, admin"):
         store.create("bob", "root")  # type: ignore[arg-type]
     assert [key.name for key in store.list()] == ["ann"]
 

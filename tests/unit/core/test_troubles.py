@@ -34,7 +34,7 @@ def died(name: str, at: float, after: float = 5.0) -> ev.SeenBlock:
 
 
 def kind(told: Story, name: str) -> dict[str, object]:
-    shown: dict[str, object] = next(k for k in status_view(told.fleet, told.now)["kinds"] if k["name"] == name)
+    shown: dict[str, object] = next(row for row in status_view(told.fleet, told.now)["types"] if row["type"] == name)
     return shown
 
 

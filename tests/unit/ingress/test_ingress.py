@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError
 from starlette.applications import Starlette
 
 from gateway_plugin.edge import front
-from gateway_plugin.errors import ModelQueueFull, ModelUnavailable
+from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, WaitDeadline
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import inference
@@ -195,6 +195,42 @@ async def test_a_refusal_carries_code_state_eta_and_retry_after(
     assert body["code"] == code
     assert {"state", "eta_s", "message", "type"} <= set(body)
     assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_a_client_that_does_not_wait_is_told_at_once_and_the_model_is_loaded_for_it(tmp_path: Path) -> None:
+    waits: list[float] = []
+
+    class Cold(ScriptedController):
+        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+            waits.append(round(wait_s))
+            if wait_s:
+                await asyncio.sleep(60)
+            return WaitDeadline("not ready", state="loading", eta_s=12.0)
+
+    async with ingress(tmp_path, Cold(), x_gateway_wait="0") as client:
+        for _ in range(2):
+            response = await client.post("/v1/chat/completions", json=CHAT)
+            assert response.status_code == 503
+            assert response.json()["error"]["state"] == "loading"
+            assert response.json()["error"]["eta_s"] == 12.0
+    assert sorted(waits) == [0, 0, Limits().wait_s], "one wait in the clients' stead, for both"
+
+
+async def test_a_client_waits_no_longer_than_it_is_ready_to(tmp_path: Path) -> None:
+    controller = ScriptedController(WaitDeadline("not ready"))
+    waits: list[float] = []
+    acquire = controller._acquire
+
+    async def noted(ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+        waits.append(wait_s)
+        return await acquire(ticket, model, wait_s, not_routed)
+
+    controller._acquire = noted  # type: ignore[method-assign]
+    for said, at_most in (("7", 7.0), ("999999", 20.0), ("soon", 20.0)):
+        async with ingress(tmp_path, controller, limits=Limits(wait_s=20.0), x_gateway_wait=said) as client:
+            await client.post("/v1/chat/completions", json=CHAT)
+        assert at_most - 1 < waits[-1] <= at_most
+    assert len(waits) == 3, "nobody waits in its stead"
 
 
 async def test_a_slow_stream_gets_comments_then_the_engines_bytes(

@@ -1,0 +1,209 @@
+"""The whole chain on this machine: RabbitMQ, the stand-in for the service, and the real endpoint, all as one account.
+
+with chain(url, key) as made:
+    made.start()
+    made.call({"version": 1, ...})
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateway_plugin.compute import environment
+from gateway_plugin.layout import write_private
+from tests.support.gateways import free_ports
+from tests.support.globus import broker
+from tests.support.globus.account import Account, account, end, reachable_python
+
+ROOT = Path(__file__).resolve().parents[3]
+NAME = "gateway"
+
+
+@dataclass
+class Chain:
+    """What runs, and ways to use it."""
+
+    folder: Path
+    account: Account
+    broker: broker.Broker
+    venv: Path
+    service_port: int
+    configured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def endpoint_id(self) -> str:
+        return str(self.configured["id"])
+
+    @property
+    def function_id(self) -> str:
+        return str(self.configured["functions"][-1]["id"])
+
+    @property
+    def service_environment(self) -> dict[str, str]:
+        """Leads Globus's SDK to the stand-in, clients' too: its 'local' service is localhost:5000, by a proxy ours."""
+        here = f"http://127.0.0.1:{self.service_port}"
+        return {
+            "GLOBUS_SDK_ENVIRONMENT": "local",
+            "GLOBUS_SDK_SERVICE_URL_AUTH": f"{here}/",
+            "GLOBUS_COMPUTE_CLIENT_ID": "22222222-bbbb-4444-8888-000000000002",
+            "GLOBUS_COMPUTE_CLIENT_SECRET": "not-a-secret",
+            "GLOBUS_COMPUTE_USER_DIR": str(self.folder / "client"),
+            "http_proxy": here,
+            "no_proxy": "127.0.0.1",
+        }
+
+    @property
+    def state(self) -> Path:
+        return self.account.home / "state"
+
+    @property
+    def log(self) -> Path:
+        return self.state / "endpoints/globus" / NAME / "endpoint.log"
+
+    def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """``gateway endpoint ...`` as the account."""
+        more: dict[str, Any] = {}
+        if self.account.switches:
+            more = {"user": self.account.uid, "group": self.account.gid, "extra_groups": []}
+        ended = subprocess.run(
+            [str(self.venv / "bin/python"), "-m", "gateway_plugin.cli.main", "endpoint", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=self.account.home,
+            env=self.account.environment(
+                **self.service_environment,
+                PYTHONPATH=str(self.folder / "src"),
+                GATEWAY_STATE=str(self.state),
+                GATEWAY_RUN_ROOT=str(self.account.home),
+            ),
+            **more,
+        )
+        assert not check or ended.returncode == 0, f"{words}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        return ended
+
+    def start(self) -> None:
+        """Start the endpoint; it is online afterwards."""
+        self.cli("start", NAME, "--json")
+
+    def stop(self) -> None:
+        """Stop the endpoint."""
+        self.cli("stop", NAME, "--json")
+
+    def executor(self, **options: Any) -> Any:
+        """The real ``Executor``, JSON both ways unless ``options`` say otherwise; set ``service_environment`` first."""
+        from globus_compute_sdk import Executor
+        from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
+
+        both = [JSONData, PureSourceTextInspect]
+        chosen: dict[str, Any] = {
+            "serializer": ComputeSerializer(strategy_data=JSONData(), allowed_deserializer_types=both),
+            "result_serializers": [JSONData],
+            "task_group_id": uuid.uuid4(),
+            "api_burst_limit": 8,
+            "api_burst_window_s": 1,
+            **options,
+        }
+        return Executor(endpoint_id=self.endpoint_id, **chosen)
+
+    def call(self, request: Mapping[str, Any], within_s: float = 60.0) -> Any:
+        """One task with one request; its result."""
+        made = self.executor()
+        future = made.submit_to_registered_function(self.function_id, args=(dict(request),))
+        try:
+            return future.result(within_s)
+        finally:
+            made.shutdown(wait=future.done(), cancel_futures=True)
+
+    def counts(self) -> dict[str, int]:
+        """What the stand-in counted: requests, tasks, payload_bytes, refused."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{self.service_port}/standin/counts") as answer:
+            return dict(json.load(answer))
+
+
+def missing() -> str | None:
+    """Why the chain cannot run here; ``None``: it can."""
+    if reachable_python() is None:
+        return "no Python here that an unprivileged user may run"
+    return broker.missing()
+
+
+def _venv(folder: Path) -> Path:
+    """The endpoint's environment: kept in build/ between runs where the account can reach it."""
+    kept = ROOT / "build"
+    reachable = all(parent.stat().st_mode & 0o001 for parent in (ROOT, *ROOT.parents))
+    venv = (kept if reachable or os.getuid() != 0 else folder) / "globus-venv"
+    venv.parent.mkdir(exist_ok=True)
+    environment.make(venv, lambda words: None, python=str(reachable_python()))
+    return venv
+
+
+@contextmanager
+def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> Iterator[Chain]:
+    """All of it, the endpoint configured for the gateway at ``url`` and not started yet; ended, and nothing is left.
+
+    ``options``: more for ``gateway endpoint configure``; ``standin``: more for the stand-in.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="gwg-", dir="/tmp"))
+    folder.chmod(0o755)
+    who = account(folder / "home")
+    amqp, distribution, mapper, service = free_ports(4)
+    made = Chain(folder, who, broker.Broker(who, amqp, distribution, mapper), _venv(folder), service)
+    shutil.copytree(ROOT / "gateway_plugin", folder / "src/gateway_plugin")
+    key_file = who.folder(who.home / ".config") / "endpoint.key"
+    write_private(key_file, key + "\n")
+    who.own(key_file)
+    child = None
+    try:
+        made.broker.start()
+        with (folder / "standin.log").open("wb") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.globus.standin", "--amqp", made.broker.url,
+                 "--port", str(service), *standin],
+                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        _until_it_answers(made, child, folder / "standin.log")
+        ended = made.cli(
+            "configure", NAME, "--url", url, "--key-file", str(key_file), "--venv", str(made.venv),
+            "--heartbeat", "5", *options, "--json",
+        )  # fmt: skip
+        made.configured = json.loads(ended.stdout)
+        yield made
+        made.stop()
+    finally:
+        if made.configured:
+            made.cli("stop", NAME, check=False)
+        if child is not None:
+            end(child)
+        made.broker.stop()
+        if os.environ.get("GATEWAY_TEST_KEEP"):
+            print(f"kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _until_it_answers(made: Chain, child: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            made.counts()
+            return
+        except OSError:
+            assert child.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
