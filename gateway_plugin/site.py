@@ -109,7 +109,7 @@ class Site(_Frozen):
     needs_environment: tuple[str, ...] = ()
     """Environment variables without which no job can be submitted (the account to charge): ``gateway up`` refuses to
     start without them. Everything else works without, so that ``gateway down`` can be run in any shell."""
-    block_idle_s: float = Field(default=300.0, ge=5)
+    block_idle_s: float = Field(default=200.0, ge=5)
     """How long a block without an engine and without demand is kept."""
     block_unused_s: float | None = Field(default=1800.0, ge=5)
     """How long a block is kept whose models are loaded and not used: nothing in flight, nobody waiting, none pinned.

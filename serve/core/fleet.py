@@ -226,7 +226,7 @@ class Policy:
     servers_per_slot: int = 8
     waiting_max: int = 1000
     abandoned_load_grace_s: float = 2.0
-    block_idle_s: float = 300.0
+    block_idle_s: float = 200.0
     """A node without an engine and without demand is kept for so long."""
     block_unused_s: float | None = 1800.0
     """A node whose engines have all been unused for so long is given back; ``None``: never."""
