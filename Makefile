@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm test-globus check bench-gateway bench-growth venv clean
+.PHONY: help demo demo-slurm demo-globus test test-slurm test-globus check bench-gateway bench-growth bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,14 @@ venv: $(STAMP) ## The virtual environment .venv with every pinned package
 demo: $(STAMP) ## Two real models on this machine, room for one: the quickstart, from nothing to an answer
 	@exec $(BIN)/python examples/run_demo.py
 
+demo-slurm: $(STAMP) ## The same on a real Slurm with two nodes, one model on each; needs root, installs Slurm's packages
+	@sh requirements/slurm.sh
+	@exec $(BIN)/python -m examples.run_demo_slurm
+
+demo-globus: $(STAMP) ## The same two models through Globus Compute: stand-in, broker, endpoint, a client in another venv
+	@sh requirements/rabbitmq.sh
+	@exec $(BIN)/python -m examples.run_globus_demo
+
 test: $(STAMP) ## Every test; says what it skipped and why
 	$(BIN)/python -m pytest -rs --durations=10 $(TESTS)
 
@@ -47,6 +55,10 @@ bench-gateway: $(STAMP) ## What the gateway adds to an engine: build/bench/gatew
 
 bench-growth: $(STAMP) ## Growth rules compared over a simulated day: build/bench/growth.json and .png
 	$(BIN)/python -m benchmarks.growth
+
+bench-globus: $(STAMP) ## Prompts packed and one a task, through Globus Compute: build/bench/globus.json
+	@sh requirements/rabbitmq.sh
+	$(BIN)/python -m benchmarks.globus
 
 clean: ## Remove .venv, build/ and caches (not the prepared weights)
 	rm -rf $(VENV) $(VENV).log build .mypy_cache .ruff_cache .pytest_cache .hypothesis runinfo *.egg-info

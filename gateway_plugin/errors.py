@@ -233,3 +233,27 @@ class UpstreamTimeout(GatewayError):
     """No answer within the edge's longest wait."""
 
     status, code = 504, "timeout"
+
+
+class EndpointUnavailable(GatewayError):
+    """Globus Compute, or the site's endpoint, cannot be reached or takes no tasks."""
+
+    status, code, exit_code = 503, "endpoint_unavailable", 69
+
+
+class TaskFailed(GatewayError):
+    """A task ended at the endpoint without an answer of the gateway's."""
+
+    status, code, exit_code = 502, "task_failed", 70
+
+
+class PromptTooLarge(GatewayError):
+    """One prompt by itself is over what Globus Compute carries in a submission."""
+
+    status, code, kind, exit_code = 413, "prompt_too_large", "invalid_request_error", 65
+
+
+class AnswerTooLarge(GatewayError):
+    """The answer to one prompt is over what Globus Compute carries in a result."""
+
+    status, code, exit_code = 413, "result_too_large", 65

@@ -89,7 +89,14 @@ def infer(request: Any) -> Answer:
             count_task(site)
         answers = [done[index] for index in range(len(items))]
         fit(answers, RESULT_BYTES)
-        return {**head, "items": answers, "seconds": round(time.monotonic() - began, 3), "repeated": not todo}
+        # the key too: by it a client that has nothing but its task group puts the answers in order
+        return {
+            **head,
+            "key": request["key"],
+            "items": answers,
+            "seconds": round(time.monotonic() - began, 3),
+            "repeated": not todo,
+        }
     except Refusal as refusal:
         return {**head, "error": refusal.error}
 
@@ -181,14 +188,16 @@ def read_key(site: dict[str, Any]) -> str:
     """This local user's own API key. Raises ``Refusal`` if it has none, or others could read it."""
     path = site["key_file"]
     try:
-        descriptor = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise misconfigured(f"This user's key file {path} cannot be read ({error.strerror}).") from None
-    with open(descriptor, encoding="utf-8") as stream:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise misconfigured(f"The key file {path} must be the user's own, with mode 0600.")
-        key = stream.read(1000).strip()
+        key = os.read(descriptor, 1000).decode("ascii", "replace").strip()
+    finally:
+        os.close(descriptor)
     if not re.fullmatch(r"[A-Za-z0-9._~+/=-]{1,256}", key):
         raise misconfigured(f"The key file {path} holds no API key.")
     return key
@@ -263,7 +272,6 @@ class Gateway:
         if caller:
             self.headers["x-gateway-caller"] = caller
         self.wait, self.deadline = wait, deadline
-        self.concurrency = int(site.get("concurrency", CONCURRENCY))
         self.down_since: float | None = None
 
     def left_s(self) -> float:
@@ -284,7 +292,11 @@ class Caller:
         self._connection = gateway.connect()
 
     def close(self) -> None:
-        """From another thread: what it waits for breaks off, and the engine sees its client leave."""
+        """By its own thread."""
+        self._connection.close()
+
+    def break_off(self) -> None:
+        """From another thread: what it waits for ends, and the engine sees its client leave."""
         sock = self._connection.sock
         if sock is not None:
             with contextlib.suppress(OSError):
@@ -318,7 +330,12 @@ class Caller:
     def _once(self, item: Answer) -> tuple[Answer, float | None]:
         """The answer, and after how many seconds it is worth asking again (``None``: it is final)."""
         connection, left = self._connection, max(0.1, self._gateway.left_s())
-        connection.timeout = left
+        if connection.sock is None:
+            connection.timeout = min(left, UNREACHABLE_S)
+            try:
+                connection.connect()
+            except TimeoutError as error:
+                raise ConnectionError("no connection in time") from error
         if connection.sock is not None:
             connection.sock.settimeout(left)
         headers = {**self._gateway.headers, "x-gateway-wait": f"{left:.0f}" if self._gateway.wait else "0"}
@@ -335,15 +352,15 @@ class Caller:
             document = None
         if response.status == 200 and document is not None:
             return {"status": 200, "body": document}, None
-        error = document.get("error") if isinstance(document, dict) else None
-        if not isinstance(error, dict):
-            error = failed(0, "engine_error", text[:500].decode("utf-8", "replace") or response.reason)["error"]
+        said = document.get("error") if isinstance(document, dict) else None
+        if not isinstance(said, dict):
+            said = failed(0, "engine_error", text[:500].decode("utf-8", "replace") or response.reason)["error"]
         status = response.status if response.status != 200 else 502
         retry = response.headers.get("retry-after", "")
         if retry.isdigit():
-            error["retry_after_s"] = int(retry)
-        again = status in (429, 503) and error.get("code") in _AGAIN
-        return {"status": status, "error": error}, float(error.get("retry_after_s", 1)) if again else None
+            said["retry_after_s"] = int(retry)
+        again = status in (429, 503) and said.get("code") in _AGAIN
+        return {"status": status, "error": said}, float(said.get("retry_after_s", 1)) if again else None
 
 
 def run_items(
@@ -351,13 +368,14 @@ def run_items(
 ) -> dict[int, Answer]:
     """Answers of the items ``todo``, many at a time, by the deadline; ``keep`` is told each as it comes."""
     waiting, done = collections.deque(todo), dict[int, Answer]()
-    callers = [Caller(gateway) for _ in range(min(gateway.concurrency, len(todo)))]
+    callers = [Caller(gateway) for _ in range(min(CONCURRENCY, len(todo)))]
 
     def work(caller: Caller) -> None:
         while True:
             try:
                 index = waiting.popleft()
             except IndexError:
+                caller.close()
                 return
             answer = caller.ask(items[index])
             done[index] = answer
@@ -370,7 +388,7 @@ def run_items(
     for thread in threads:
         thread.join(max(0.0, gateway.left_s()) + 0.5)
     for caller in callers:
-        caller.close()
+        caller.break_off()
     late = failed(504, "deadline", "There was no answer within the request's own deadline.")
     return {index: done.get(index, late) for index in todo}
 
@@ -389,7 +407,7 @@ def too_large() -> Answer:
 
 def is_final(answer: Answer | None) -> bool:
     """It would be the same if it were asked again."""
-    return answer is not None and answer["status"] < 500 and answer["status"] not in (413, 429)
+    return answer is not None and answer["status"] in (200, 400, 422)
 
 
 def fit(answers: list[Answer], limit_bytes: int) -> None:
@@ -415,14 +433,17 @@ class Store:
             stream.seek(0)
             lines = stream.read().split(b"\n")
         kept = 0
-        for number, line in enumerate(lines[:-1]):  # after the last newline: a line that a killed worker left
-            document = json.loads(line)
+        for number, line in enumerate(lines[:-1]):
+            try:
+                document = json.loads(line)
+            except ValueError:
+                break
             if number == 0 and document["digest"] != digest:
                 raise Refusal("key_reused", "This key belongs to another request; take a new key for a new request.")
             if number > 0:
                 self.found[document["index"]] = document["answer"]
             kept += len(line) + 1
-        os.ftruncate(descriptor, kept)
+        os.ftruncate(descriptor, kept)  # a killed worker, or a full disk, left a part of a line
         os.lseek(descriptor, 0, os.SEEK_END)
         if kept == 0:
             self._write({"digest": digest})
@@ -445,8 +466,11 @@ def opened_answers(site: dict[str, Any], caller: str, request: Answer, deadline:
     Raises ``Refusal``: the key belongs to another request, or its first use goes on past the deadline.
     """
     folder = f"{site['answers']}-{os.getuid()}"
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    found = os.lstat(folder)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        found = os.lstat(folder)
+    except OSError as error:
+        raise misconfigured(f"The folder {folder} for answers cannot be made ({error.strerror}).") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise misconfigured(f"The folder {folder} for answers must be the user's own, with mode 0700.")
     prune(folder, time.time())

@@ -9,19 +9,30 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.support.globus.chain import Chain
+    from tests.support.globus.gateway import EngineAsGateway
 
 
 @pytest.fixture(scope="session")
-def globus_chain() -> Iterator[Chain]:
+def globus_gateway() -> Iterator[EngineAsGateway]:
+    """The gateway that the endpoint asks."""
+    from tests.support.globus.gateway import engine_as_gateway
+
+    with engine_as_gateway() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def globus_chain(globus_gateway: EngineAsGateway) -> Iterator[Chain]:
     """Broker, stand-in and endpoint, started; and this process led to the stand-in."""
     from tests.support.globus.chain import chain, missing
-    from tests.support.globus.gateway import engine_as_gateway
 
     if (reason := missing()) is not None:
         pytest.skip(reason)
-    with engine_as_gateway() as gateway, chain(gateway.url, gateway.key) as made:
+    with (
+        chain(globus_gateway.url, globus_gateway.key, standin=("--trust-agents",)) as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         made.start()
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in made.service_environment.items():
-                patch.setenv(name, value)
-            yield made
+        for name, value in made.service_environment.items():
+            patch.setenv(name, value)
+        yield made

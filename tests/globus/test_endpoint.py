@@ -1,16 +1,29 @@
-"""The endpoint, called as a remote workflow calls it: real Executor, real broker, real agent and workers."""
+"""The endpoint, called as a remote workflow calls it: real Executor, real broker, real agent and workers.
+
+Where something must not happen, the test looks for its effect. The stand-in leaves the allow-list to the agent.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
+
+from tests.support.gateways import free_ports, wait_for
 
 if TYPE_CHECKING:
     from tests.support.globus.chain import Chain
+    from tests.support.globus.gateway import EngineAsGateway
 
-pytestmark = pytest.mark.globus
+pytestmark = [pytest.mark.globus, pytest.mark.timeout(180)]
 
 
 def pack(*texts: str, **more: Any) -> dict[str, Any]:
@@ -18,10 +31,201 @@ def pack(*texts: str, **more: Any) -> dict[str, Any]:
         {"path": "/v1/chat/completions", "body": {"model": "tiny", "messages": [{"role": "user", "content": text}]}}
         for text in texts
     ]
-    return {"version": 1, "key": uuid.uuid4().hex, "deadline_s": 30, "wait": True, "items": items, **more}
+    made = {"version": 1, "key": uuid.uuid4().hex, "deadline_s": 60, "wait": True} | more
+    return made if "input" in made else {"items": items} | made
 
 
-def test_a_call_is_answered_by_the_model(globus_chain: Chain) -> None:
+def statuses(answer: dict[str, Any]) -> list[int]:
+    return [item["status"] for item in answer["items"]]
+
+
+class Payload:
+    """What an attacker pickles: unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.fixture
+def trace(globus_chain: Chain) -> Iterator[Path]:
+    """A file that the endpoint's user could make, and that no test may find."""
+    path = globus_chain.account.home / f"trace-{uuid.uuid4().hex}"
+    yield path
+    assert not path.exists(), "the caller's code ran"
+
+
+@contextmanager
+def refused(words: str) -> Iterator[None]:
+    """The task, or its submission, ends in an error that says ``words``."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # the SDK raises its own, the endpoint's come as text
+        yield
+    assert words in str(caught.value), caught.value
+
+
+def test_a_call_is_answered_and_the_gateway_hears_for_whom(
+    globus_chain: Chain, globus_gateway: EngineAsGateway
+) -> None:
     answer = globus_chain.call(pack("hello", "again"))
-    assert [item["status"] for item in answer["items"]] == [200, 200]
+    assert statuses(answer) == [200, 200]
     assert "tiny" in answer["items"][0]["body"]["choices"][0]["message"]["content"]
+    headers = dict(globus_gateway.seen()[-1]["headers"])
+    assert headers["x-gateway-caller"] == "11111111-aaaa-4444-8888-000000000001"
+    assert headers["authorization"] == f"Bearer {globus_gateway.key}"
+
+
+def test_status_says_what_is_allowed_and_done(globus_chain: Chain) -> None:
+    before = json.loads(globus_chain.cli("status", "--json").stdout)
+    globus_chain.call(pack("one"))
+    after = json.loads(globus_chain.cli("status", "--json").stdout)
+    assert after["state"] == "online"
+    assert after["heartbeat_age_s"] < 60
+    assert after["tasks_done"] == before["tasks_done"] + 1
+    assert [function["id"] for function in after["functions"]] == [globus_chain.function_id]
+    words = globus_chain.cli("status").stdout
+    assert globus_chain.endpoint_id in words
+    assert "online" in words
+    assert globus_chain.endpoint_id in globus_chain.cli("list").stdout
+
+
+def test_another_function_is_not_run(globus_chain: Chain, trace: Path) -> None:
+    from globus_compute_sdk import Client
+
+    source = f"def other(request):\n    open({str(trace)!r}, 'w').close()\n"
+    other = Client().register_source_code(source, "other")
+    with globus_chain.executor() as executor, refused("not permitted"):
+        executor.submit_to_registered_function(other, args=({},)).result(60)
+
+
+def test_a_pickled_argument_is_not_unpickled(globus_chain: Chain, trace: Path) -> None:
+    with globus_chain.executor(serializer=None, result_serializers=None) as executor, refused("erializ"):
+        executor.submit_to_registered_function(globus_chain.function_id, args=(Payload(trace),)).result(60)
+
+
+def test_an_option_is_refused_whatever_it_is(globus_chain: Chain, trace: Path) -> None:
+    for option in ({"worker_init": f"touch {trace}"}, {"endpoint_setup": f"touch {trace}"}, {"workers": 64}):
+        with globus_chain.executor(user_endpoint_config=option) as executor, refused("dditional properties"):
+            executor.submit_to_registered_function(globus_chain.function_id, args=(pack("x"),)).result(60)
+
+
+def test_a_request_over_the_services_limit_is_not_taken(globus_chain: Chain) -> None:
+    before = globus_chain.counts()["tasks"]
+    executor = globus_chain.executor()
+    future = executor.submit_to_registered_function(globus_chain.function_id, args=(pack("x" * 11 * 2**20),))
+    with refused("TASK_PAYLOAD_TOO_LARGE"):
+        future.result(60)
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert globus_chain.counts()["tasks"] == before
+
+
+def test_of_answers_over_the_limit_the_largest_is_an_error(globus_chain: Chain) -> None:
+    answer = globus_chain.call(pack("@tokens=700000", "@tokens=800000", "small"), within_s=120)
+    assert statuses(answer) == [200, 413, 200]
+    assert answer["items"][1]["error"]["code"] == "result_too_large"
+
+
+def test_a_caller_names_no_address_and_no_file_outside(globus_chain: Chain, globus_gateway: EngineAsGateway) -> None:
+    seen = len(globus_gateway.seen())
+    key_file = {"path": "../.config/endpoint.key", "sha256": "0" * 64, "start": 0, "count": 1}
+    for bad, code in (
+        (pack("x", url="http://127.0.0.1:1"), "unknown_option"),
+        (pack("x", items=[{"path": "/metrics"}]), "path_not_allowed"),
+        (pack(input=key_file), "input_not_allowed"),
+        (pack(input={**key_file, "path": "/etc/passwd"}), "input_not_allowed"),
+    ):
+        assert globus_chain.call(bad)["error"]["code"] == code
+    assert len(globus_gateway.seen()) == seen
+
+
+def test_a_gateway_that_is_down_is_said_to_be(globus_chain: Chain) -> None:
+    site = globus_chain.site_file
+    before = site.read_text()
+    (port,) = free_ports(1)
+    site.write_text(json.dumps({**json.loads(before), "url": f"http://127.0.0.1:{port}"}))
+    try:
+        answer = globus_chain.call(pack("x", deadline_s=50))
+    finally:
+        site.write_text(before)
+    assert answer["items"][0]["error"]["code"] == "gateway_unreachable"
+    assert answer["seconds"] < 20
+
+
+def test_nothing_listens_for_strangers(globus_chain: Chain) -> None:
+    globus_chain.call(pack("x"))
+    found = [
+        connection.laddr.ip
+        for process in psutil.process_iter(["uids", "environ"])
+        if process.info["uids"].real == globus_chain.account.uid
+        and str(globus_chain.account.home) in str(process.info["environ"])
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(found) >= 4, "broker, its port mapper, the agent's interchange"
+    assert set(found) <= {"127.0.0.1", "::1"}
+
+
+def who_asks(chain: Chain, gateway: EngineAsGateway) -> list[psutil.Process]:
+    """The workers that have a request open at the gateway."""
+    port = urlsplit(gateway.url).port
+    return [
+        process
+        for process in psutil.process_iter(["uids"])
+        if process.info["uids"].real == chain.account.uid
+        and any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp4"))
+    ]
+
+
+def test_a_pack_whose_worker_is_killed_is_done_by_another_once(
+    globus_chain: Chain, globus_gateway: EngineAsGateway
+) -> None:
+    seen = len(globus_gateway.seen())
+    executor = globus_chain.executor()
+    future = executor.submit_to_registered_function(globus_chain.function_id, args=(pack("quick", "@sleep=3"),))
+    wait_for(lambda: len(globus_gateway.seen()) == seen + 2, 60, "the pack is worked on")
+    (worker,) = who_asks(globus_chain, globus_gateway)
+    worker.kill()
+    assert statuses(future.result(60)) == [200, 200]
+    assert len(globus_gateway.seen()) == seen + 3, "what was answered before is not asked again"
+
+    future = executor.submit_to_registered_function(globus_chain.function_id, args=(pack("@sleep=60"),))
+    killed: set[int] = set()
+
+    def killed_twice() -> bool:
+        for found in who_asks(globus_chain, globus_gateway):
+            killed.add(found.pid)
+            found.kill()
+        return len(killed) == 2
+
+    wait_for(killed_twice, 60, "its worker was killed, and the next one")
+    with refused("WorkerLost"):
+        future.result(60)
+    executor.shutdown()
+
+
+def test_tasks_that_wait_run_when_the_endpoint_is_back(globus_chain: Chain) -> None:
+    globus_chain.stop()
+    assert globus_chain.cli("status", check=False).returncode == 3
+    executor = globus_chain.executor()
+    futures = [
+        executor.submit_to_registered_function(globus_chain.function_id, args=(pack(str(number)),))
+        for number in range(3)
+    ]
+    wait_for(lambda: all(future.task_id for future in futures), 30, "the service has them")
+    globus_chain.start()
+    assert [statuses(future.result(90)) for future in futures] == [[200]] * 3
+    executor.shutdown()
+
+
+def test_a_broker_killed_and_restarted_under_load_loses_nothing(globus_chain: Chain) -> None:
+    executor = globus_chain.executor()
+    futures = [
+        executor.submit_to_registered_function(globus_chain.function_id, args=(pack(f"@sleep=0.5 number {number}"),))
+        for number in range(30)
+    ]
+    wait_for(lambda: sum(future.done() for future in futures) >= 5, 60, "some are done")
+    globus_chain.broker.kill()
+    globus_chain.broker.start()
+    assert [statuses(future.result(120)) for future in futures] == [[200]] * 30
+    executor.shutdown()

@@ -308,7 +308,7 @@ async def test_how_long_a_client_is_ready_to_wait_goes_to_the_ingress(edge: Edge
 async def test_only_an_endpoints_key_says_for_whom_it_asks(edge: Edge) -> None:
     person = "11111111-aaaa-4444-8888-000000000001"
     key = KeyStore(edge.layout).create("globus", "endpoint")
-    tries = (
+    tries: tuple[tuple[str, list[tuple[str, str]], str], ...] = (
         (key, [("x-gateway-caller", person)], person),
         (edge.user_key, [("x-gateway-caller", person)], ""),
         (edge.admin_key, [("x-gateway-caller", person)], ""),

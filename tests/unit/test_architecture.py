@@ -23,7 +23,8 @@ IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "compile", "__impor
 SHELLS = ("serve.ingress", "serve.controller", "serve.agent")
 LIGHT = (
     "gateway_plugin", "gateway_plugin.client", "gateway_plugin.apps", "gateway_plugin.answers", "gateway_plugin.locate",
-    "gateway_plugin.errors", "gateway_plugin.catalog", "gateway_plugin.layout",
+    "gateway_plugin.errors", "gateway_plugin.catalog", "gateway_plugin.layout", "gateway_plugin.compute",
+    "gateway_plugin.compute.client", "gateway_plugin.compute.asyncio_client",
 )  # fmt: skip
 
 

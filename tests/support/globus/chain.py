@@ -73,6 +73,11 @@ class Chain:
     def log(self) -> Path:
         return self.state / "endpoints/globus" / NAME / "endpoint.log"
 
+    @property
+    def site_file(self) -> Path:
+        """What the function reads."""
+        return self.state / f"endpoints/{NAME}.site.json"
+
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """``gateway endpoint ...`` as the account."""
         more: dict[str, Any] = {}
@@ -129,6 +134,13 @@ class Chain:
         finally:
             made.shutdown(wait=future.done(), cancel_futures=True)
 
+    def fail(self, *statuses: int) -> None:
+        """Have the stand-in refuse its next submissions with these HTTP statuses."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        body = json.dumps(statuses).encode()
+        with opener.open(f"http://127.0.0.1:{self.service_port}/standin/fail", body):
+            return
+
     def counts(self) -> dict[str, int]:
         """What the stand-in counted: requests, tasks, payload_bytes, refused."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -180,12 +192,13 @@ def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> I
         _until_it_answers(made, child, folder / "standin.log")
         ended = made.cli(
             "configure", NAME, "--url", url, "--key-file", str(key_file), "--venv", str(made.venv),
-            "--heartbeat", "5", *options, "--json",
+            "--input-folder", str(who.folder(who.home / "input")), "--heartbeat", "5", *options, "--json",
         )  # fmt: skip
         made.configured = json.loads(ended.stdout)
         yield made
         made.stop()
     finally:
+        _end_watchers()
         if made.configured:
             made.cli("stop", NAME, check=False)
         if child is not None:
@@ -195,6 +208,18 @@ def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> I
             print(f"kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_watchers() -> None:
+    """The SDK's threads outlive their executors, and would look for a broker that is gone."""
+    if "globus_compute_sdk" in sys.modules:
+        from globus_compute_sdk.sdk import executor
+
+        watchers = tuple(executor._RESULT_WATCHERS.values())
+        for watcher in watchers:
+            watcher.shutdown(cancel_futures=True)
+        for watcher in watchers:
+            watcher.join(15)
 
 
 def _until_it_answers(made: Chain, child: subprocess.Popen[bytes], log: Path) -> None:

@@ -63,6 +63,8 @@ class Service:
         self.tasks: dict[str, Document] = {}
         self.groups: dict[str, Document] = {}
         self.counts = collections.Counter[str]()
+        self.failures: collections.deque[int] = collections.deque()
+        """HTTP status of the next submissions, which are refused with it."""
         self.amqp = Amqp(amqp_url, {"results": self._result, "heartbeats": self._heartbeat})
 
     # --- what agents tell ---
@@ -257,7 +259,7 @@ class Service:
 
 
 def application(service: Service) -> Starlette:
-    """The service over HTTP. ``/standin/counts`` is the tests' own."""
+    """The service over HTTP. ``/standin/...`` is the tests' own."""
 
     def authorized(request: Request, counted: bool = True) -> None:
         if not request.headers.get("authorization", "").startswith("Bearer standin-"):
@@ -307,6 +309,8 @@ def application(service: Service) -> Starlette:
 
     async def submit(request: Request) -> Response:
         authorized(request)
+        if service.failures:
+            raise Refused(service.failures.popleft(), "TOLD_TO_FAIL", "a test wants it so")
         raw = await request.body()
         if len(raw) > PAYLOAD_BYTES:
             raise Refused(413, "TASK_PAYLOAD_TOO_LARGE", f"{len(raw)} bytes, at most {PAYLOAD_BYTES}")
@@ -328,6 +332,10 @@ def application(service: Service) -> Starlette:
 
     async def counts(request: Request) -> Response:
         return JSONResponse(dict(service.counts))
+
+    async def fail(request: Request) -> Response:
+        service.failures.extend(await request.json())
+        return JSONResponse({})
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
@@ -358,6 +366,7 @@ def application(service: Service) -> Starlette:
             Route("/v2/batch_status", tasks, methods=["POST"]),
             Route("/v2/taskgroup/{group}", group),
             Route("/standin/counts", counts),
+            Route("/standin/fail", fail, methods=["POST"]),
         ],
     )
 

@@ -1,0 +1,81 @@
+"""The same verbs for ``asyncio``, as ``AsyncOpenAI`` is to ``OpenAI``.
+
+async with AsyncGlobusClient(ENDPOINT) as site:
+    answers = await asyncio.gather(*(site.chat(prompt, MODEL) for prompt in prompts))   # packed, all the same
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from gateway_plugin.answers import ModelInfo
+from gateway_plugin.compute.bodies import Prompt
+from gateway_plugin.compute.client import GlobusClient
+from gateway_plugin.compute.status import EndpointStatus
+
+
+class AsyncGlobusClient:
+    """``GlobusClient`` with verbs to be awaited; the arguments are the same. ``sync`` is the one underneath.
+
+    Make it before the loop runs, or in a thread, where Globus may still have to ask for a login.
+    """
+
+    def __init__(self, endpoint_id: str | None = None, function_id: str | None = None, **options: Any) -> None:
+        self.sync = GlobusClient(endpoint_id, function_id, **options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go; never waits for answers."""
+        await asyncio.to_thread(self.sync.close)
+
+    async def chat(self, prompt: Prompt, model: str, **options: Any) -> str:
+        """The answer's text; see ``GlobusClient.chat``."""
+        return await asyncio.wrap_future(self.sync.submit_chat(prompt, model, **options))
+
+    async def completions(self, prompt: str, model: str, **options: Any) -> str:
+        """The text that continues ``prompt``."""
+        return await asyncio.wrap_future(self.sync.submit_completion(prompt, model, **options))
+
+    async def embed(self, texts: str | Sequence[str], model: str, **options: Any) -> list[list[float]]:
+        """One vector a text, in order."""
+        parts = [asyncio.wrap_future(part) for part in self.sync.submit_embed(texts, model, **options)]
+        return [vector for part in await asyncio.gather(*parts) for vector in part]
+
+    async def submit(self, path: str, body: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+        """The whole answer to any request that the site's function takes."""
+        return await asyncio.wrap_future(self.sync.submit(path, body, **options))
+
+    async def map_chat(
+        self, prompts: Iterable[Prompt], model: str, *, return_errors: bool = False, **options: Any
+    ) -> list[Any]:
+        """The answers' texts, in order; cancelled, what was not sent is not sent. For a task group to resume, or a
+        progress bar, use ``sync.map_chat`` in a thread.
+        """
+        futures = [asyncio.wrap_future(self.sync.submit_chat(prompt, model, **options)) for prompt in prompts]
+        try:
+            return await asyncio.gather(*futures, return_exceptions=return_errors)
+        finally:
+            for future in futures:
+                future.cancel()
+
+    async def models(self) -> list[ModelInfo]:
+        """Every model of the site's catalog with its state."""
+        return await asyncio.to_thread(self.sync.models)
+
+    async def status(self) -> EndpointStatus:
+        """What Globus Compute knows of the endpoint."""
+        return await asyncio.to_thread(self.sync.status)
+
+    async def wait_until_ready(self, model: str, timeout_s: float = 1800.0) -> ModelInfo:
+        """Have ``model`` loaded, and return when it is ready."""
+        return await asyncio.to_thread(self.sync.wait_until_ready, model, timeout_s)

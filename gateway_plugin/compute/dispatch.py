@@ -1,0 +1,334 @@
+"""The client's one writer: takes prompts, sends packs, hands answers out. A mailbox and a loop; the rules are elsewhere
+(``packing``, ``lanes``, ``wire``).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from gateway_plugin.compute.lanes import Call, LaneKey, Pack, after_failure, halves
+from gateway_plugin.compute.packing import Limits, Pace, cut, due
+from gateway_plugin.compute.transport import Next, Transport
+from gateway_plugin.compute.wire import Place, file_request, pack_request, unpack
+from gateway_plugin.errors import AnswerTooLarge, EndpointUnavailable, GatewayError, TaskFailed, WaitDeadline
+
+_TRANSIT_S = 5.0
+"""Kept back from the function's budget, so that its own words about a deadline arrive before ours."""
+_RELEASE_S = 2.0
+_LANE_CALLS_SEEN = 256
+"""More of a lane than one pack can hold is not looked at."""
+
+
+@dataclass(frozen=True)
+class _Offer:
+    lane: LaneKey
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    pack: Pack
+    future: Future[Any]
+
+
+@dataclass(frozen=True)
+class _Release:
+    group: str
+    done: threading.Event
+
+
+@dataclass(frozen=True)
+class _Stop:
+    pass
+
+
+_Message = _Offer | _Outcome | _Release | _Stop
+
+
+class Dispatcher:
+    """Between the verbs and a transport. ``offer``, ``release`` and ``close`` may be called from any thread; ``turn``
+    by one, which is ``run``'s.
+
+    A prompt's future runs from the moment its pack is sent: before, ``cancel()`` takes it out; after, it returns
+    ``False``, since the task at the site goes on.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        limits: Limits | None = None,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transport = transport
+        self._limits = limits or Limits()
+        self._pace = pace or Pace()
+        self._clock = clock
+        self._mailbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._waiting: dict[LaneKey, deque[Call]] = {}
+        self._numbers: dict[LaneKey, int] = {}
+        self._again: list[tuple[float, Pack]] = []
+        self._flying: dict[str, Pack] = {}
+        self._stopped = threading.Event()
+        self._ended = threading.Event()
+        self.tasks_sent = 0
+
+    # --- any thread ---
+    def offer(self, lane: LaneKey, calls: Iterable[Call]) -> None:
+        """Take prompts; their futures are theirs to keep."""
+        self._mailbox.put(_Offer(lane, tuple(calls)))
+
+    def release(self, group: str) -> None:
+        """Send nothing more of ``group``, and expect nothing more of it. Returns when that is so (in a moment)."""
+        done = threading.Event()
+        self._mailbox.put(_Release(group, done))
+        done.wait(_RELEASE_S)
+
+    def close(self) -> None:
+        """End ``run``: what was not sent is cancelled, what was is told that nobody listens any more."""
+        self._mailbox.put(_Stop())
+        self._ended.wait(_RELEASE_S)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self._stopped.is_set()
+
+    # --- the one thread ---
+    def run(self) -> None:
+        """Until ``close``."""
+        wake: float | None = None
+        try:
+            while not self.stopped:
+                try:
+                    message = self._mailbox.get(timeout=None if wake is None else max(0.0, wake - self._clock()))
+                except queue.Empty:
+                    wake = self.turn()
+                else:
+                    wake = self.turn(message)
+        finally:
+            if not self.stopped:  # a mistake of ours: nobody shall wait for it for ever
+                self._end()
+
+    def turn(self, *messages: _Message) -> float | None:
+        """Take in all that came, then do what is due. Returns when to look again; ``None``: when something comes."""
+        now = self._clock()
+        for message in messages:
+            self._take(message, now)
+        while not self.stopped:
+            try:
+                self._take(self._mailbox.get_nowait(), now)
+            except queue.Empty:
+                break
+        self._expire(now)
+        return None if self.stopped else self._send(now)
+
+    def _take(self, message: _Message, now: float) -> None:
+        match message:
+            case _Offer(lane, calls):
+                self._waiting.setdefault(lane, deque()).extend(calls)
+            case _Outcome(pack, future):
+                self._finish(pack, future, now)
+            case _Release(group, done):
+                self._forget(group)
+                done.set()
+            case _Stop():
+                self._end()
+
+    def _finish(self, pack: Pack, future: Future[Any], now: float) -> None:
+        if self._flying.pop(pack.key, None) is None:
+            return  # nobody waits for it any more
+        try:
+            answer = future.result()
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - the transport says what it means
+            self._recover(pack, error, now)
+            return
+        for number, (call, found) in enumerate(zip(pack.calls, unpack(answer, len(pack.calls)), strict=True)):
+            if isinstance(found, AnswerTooLarge) and len(pack.calls) > 1:  # it is the pack that was too large: alone
+                place = replace(pack.place, start=pack.place.start + number, count=1)
+                self._again.append((now, Pack(pack.lane, place, _key(place), (call,))))
+            else:
+                _settle(call.future, found if isinstance(found, GatewayError) else _read(call, found))
+
+    def _recover(self, pack: Pack, error: BaseException, now: float) -> None:
+        failure = self._transport.failure(error)
+        verdict = after_failure(failure.then, pack.attempt, len(pack.calls), pack.deadline - now)
+        if verdict.action is Next.AGAIN:
+            self._again.append((now + verdict.delay_s, replace(pack, attempt=pack.attempt + 1)))
+        elif verdict.action is Next.SMALLER:
+            first, second = halves(pack.place)
+            for place, calls in ((first, pack.calls[: first.count]), (second, pack.calls[first.count :])):
+                self._again.append((now, Pack(pack.lane, place, _key(place), calls)))
+        else:
+            for call in pack.calls:
+                _settle(call.future, failure.error)
+
+    def _expire(self, now: float) -> None:
+        for lane, calls in self._waiting.items():
+            while calls and calls[0].deadline <= now:
+                _settle(
+                    calls.popleft().future,
+                    _late(lane, "it was not sent yet, since the service's rate limit is reached"),
+                )
+        for key, pack in list(self._flying.items()):
+            if _end_late(pack, now):
+                del self._flying[key]
+        self._again = [(when, pack) for when, pack in self._again if not _end_late(pack, now)]
+
+    def _send(self, now: float) -> float | None:
+        """Send what is due and what the pace permits: packs that failed first, then the lane that waits longest."""
+        while self._pace.next(now) <= now:
+            pack = self._next_again(now) or self._next_pack(now)
+            if pack is None:
+                break
+            self._launch(pack, now)
+        return self._wake(now)
+
+    def _next_again(self, now: float) -> Pack | None:
+        for index, (when, pack) in enumerate(self._again):
+            if when <= now:
+                del self._again[index]
+                return pack
+        return None
+
+    def _next_pack(self, now: float) -> Pack | None:
+        while True:
+            ready = [(when, lane.name, lane) for lane in self._waiting if (when := self._due(lane)) is not None]
+            if not ready or min(ready)[0] > now:
+                return None
+            lane = min(ready)[2]
+            waiting = self._waiting[lane]
+            count = cut(self._sizes(lane), self._limits)
+            calls = tuple(call for call in (waiting.popleft() for _ in range(count)) if _begin(call.future))
+            if not waiting:
+                del self._waiting[lane]
+            if not calls:
+                continue  # all of them were cancelled
+            start = self._numbers.get(lane, 0) if lane.file is None else int(calls[0].item["line"])
+            self._numbers[lane] = start + len(calls)
+            place = Place(lane.name, start, len(calls), lane.total)
+            return Pack(lane, place, _key(place), calls)
+
+    def _launch(self, pack: Pack, now: float) -> None:
+        self._pace = self._pace.spend(now)
+        self._flying[pack.key] = pack
+        left = pack.deadline - now
+        budget_s = left - min(_TRANSIT_S, left / 10)
+        lane = pack.lane
+        if lane.file is not None:
+            request = file_request(pack.key, budget_s, lane.wait, *lane.file, pack.place)
+        else:
+            request = pack_request(pack.key, budget_s, lane.wait, [call.item for call in pack.calls])
+        try:
+            future = self._transport.submit(lane.group, request)
+        except Exception as error:  # noqa: BLE001 - the transport says what it means
+            future = Future()
+            future.set_exception(error)
+        self.tasks_sent += 1
+        future.add_done_callback(lambda done: self._mailbox.put(_Outcome(pack, done)))
+
+    def _wake(self, now: float) -> float | None:
+        ready = [when for lane in self._waiting if (when := self._due(lane)) is not None]
+        ready += [when for when, _ in self._again]
+        allowed = self._pace.next(now)
+        times = [max(when, allowed) for when in ready]
+        times += [calls[0].deadline for calls in self._waiting.values() if calls]
+        times += [_first_deadline(pack) for pack in self._flying.values()]
+        times += [_first_deadline(pack) for _, pack in self._again]
+        return min(times, default=None)
+
+    def _sizes(self, lane: LaneKey) -> Sequence[Any]:
+        return [call.size for call in islice(self._waiting[lane], max(_LANE_CALLS_SEEN, self._limits.items + 1))]
+
+    def _due(self, lane: LaneKey) -> float | None:
+        return due(self._sizes(lane), self._limits)
+
+    def _forget(self, group: str) -> None:
+        for lane in [lane for lane in self._waiting if lane.group == group]:
+            for call in self._waiting.pop(lane):
+                _withdraw(call.future)
+        for lane in [lane for lane in self._numbers if lane.group == group]:
+            del self._numbers[lane]
+        for pack in [pack for pack in self._flying.values() if pack.lane.group == group]:
+            del self._flying[pack.key]
+            _close(pack)
+        for _, pack in [entry for entry in self._again if entry[1].lane.group == group]:
+            _close(pack)
+        self._again = [entry for entry in self._again if entry[1].lane.group != group]
+        self._transport.release(group)
+
+    def _end(self) -> None:
+        self._stopped.set()
+        groups = {lane.group for lane in self._waiting} | {pack.lane.group for pack in self._flying.values()}
+        for group in groups | {pack.lane.group for _, pack in self._again}:
+            self._forget(group)
+        self._transport.close()
+        self._ended.set()
+
+
+def _key(place: Place) -> str:
+    return place.key(uuid.uuid4().hex[:12])
+
+
+def _begin(future: Future[Any]) -> bool:
+    """Whether the prompt is still wanted; from now on ``cancel()`` says that it comes too late."""
+    return future.set_running_or_notify_cancel()
+
+
+def _withdraw(future: Future[Any]) -> None:
+    if future.cancel():
+        future.set_running_or_notify_cancel()
+
+
+def _settle(future: Future[Any], found: object) -> None:
+    try:
+        if isinstance(found, GatewayError):
+            future.set_exception(found)
+        else:
+            future.set_result(found)
+    except InvalidStateError:
+        return  # it ended with its deadline, or was cancelled: that is what its owner was told
+
+
+def _read(call: Call, body: dict[str, Any]) -> object:
+    try:
+        return call.read(body)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return TaskFailed(f"The answer has another form than expected ({type(error).__name__}: {error}).")
+
+
+def _close(pack: Pack) -> None:
+    error = EndpointUnavailable(
+        f"The client was closed before the answer came. It may still be fetched: resume('{pack.lane.group}')."
+    )
+    for call in pack.calls:
+        _settle(call.future, error)
+
+
+def _late(lane: LaneKey, why: str) -> WaitDeadline:
+    return WaitDeadline(f"No answer of '{lane.model}' through the endpoint within {lane.timeout_s:g} s: {why}.")
+
+
+def _end_late(pack: Pack, now: float) -> bool:
+    """End those futures of ``pack`` whose time is up. Whether nobody waits for it any more."""
+    if _first_deadline(pack) > now:
+        return False
+    why = f"its task is at the endpoint, or lost; resume('{pack.lane.group}') fetches what came of it"
+    for call in pack.calls:
+        if call.deadline <= now and not call.future.done():
+            _settle(call.future, _late(pack.lane, why))
+    return all(call.future.done() for call in pack.calls)
+
+
+def _first_deadline(pack: Pack) -> float:
+    return min((call.deadline for call in pack.calls if not call.future.done()), default=float("inf"))

@@ -1,0 +1,94 @@
+"""From verbs to prompts on their way: lanes, sizes, deadlines, and the thread that sends."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from gateway_plugin.compute.dispatch import Dispatcher
+from gateway_plugin.compute.exit import close_at_exit
+from gateway_plugin.compute.lanes import Call, LaneKey
+from gateway_plugin.compute.packing import Limits, Pace, size
+from gateway_plugin.compute.transport import Transport
+from gateway_plugin.errors import EndpointUnavailable, InvalidRequest, PromptTooLarge
+
+LONGEST_TIMEOUT_S = 6 * 3600.0
+"""What the site's function takes."""
+SUBMISSION_BYTES = 9_500_000
+"""Of one prompt as it travels; Globus Compute takes 10 MB, its own envelope included."""
+
+Read = Callable[[dict[str, Any]], Any]
+"""What the caller wants of an answer's body."""
+
+
+class Sender:
+    """A dispatcher on a thread of its own, and the lanes of one client. Thread-safe."""
+
+    def __init__(self, transport: Transport, limits: Limits | None, pace: Pace | None) -> None:
+        self.group = str(uuid.uuid4())
+        """Task group of single prompts."""
+        self.dispatcher = Dispatcher(transport, limits=limits, pace=pace)
+        self._lanes: dict[tuple[str, bool, float], LaneKey] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self.dispatcher.run, name="globus-client", daemon=True).start()
+        close_at_exit(self.dispatcher)
+
+    def one(self, item: Mapping[str, Any], model: str, read: Read, wait: bool, timeout_s: float) -> Future[Any]:
+        """Send one prompt, with others like it. Raises ``GatewayError`` where it cannot be sent."""
+        call = _call(item, read, timeout_s)
+        kind = (model, wait, timeout_s)
+        with self._lock:
+            self._check_open()
+            if kind not in self._lanes:
+                # numbered, so that resume() gives lanes in the order in which they began
+                name = f"{len(self._lanes):04d}{uuid.uuid4().hex[:8]}"
+                self._lanes[kind] = LaneKey(self.group, name, *kind)
+            self.dispatcher.offer(self._lanes[kind], [call])
+        return call.future
+
+    def many(
+        self,
+        items: Sequence[Mapping[str, Any]],
+        model: str,
+        read: Read,
+        wait: bool,
+        timeout_s: float,
+        file: tuple[str, str] | None = None,
+    ) -> tuple[str, list[Future[Any]]]:
+        """Send these, by themselves: their task group and their futures. ``file``: the items are lines of it."""
+        self._check_open()
+        calls = [_call(item, read, timeout_s) for item in items]
+        total = int(items[-1]["line"]) + 1 if file and items else len(items)
+        lane = LaneKey(str(uuid.uuid4()), uuid.uuid4().hex[:12], model, wait, timeout_s, file, total)
+        self.dispatcher.offer(lane, calls)
+        return lane.group, [call.future for call in calls]
+
+    def _check_open(self) -> None:
+        if self.dispatcher.stopped:
+            raise EndpointUnavailable("This client is closed.")
+
+
+def _call(item: Mapping[str, Any], read: Any, timeout_s: float) -> Call:
+    now = time.monotonic()
+    try:
+        found = size(item, now)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"Prompts and options travel as JSON, which these are not: {error}.") from None
+    if found.request_bytes > SUBMISSION_BYTES:
+        raise PromptTooLarge(
+            f"The prompt takes {found.request_bytes:,} bytes, Globus Compute {SUBMISSION_BYTES:,} a submission. Put it "
+            "into a file at the site and use map_file()."
+        )
+    return Call(item, found, now + timeout_s, read)
+
+
+def checked_timeout(timeout_s: float) -> float:
+    if not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+        raise InvalidRequest(
+            f"timeout_s: expected more than 0 and at most {LONGEST_TIMEOUT_S:.0f} s, got {timeout_s!r}"
+        )
+    return float(timeout_s)

@@ -1,0 +1,446 @@
+"""The function that runs on the endpoint: what it refuses, how it asks the gateway, what it remembers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway_plugin.compute import function
+from gateway_plugin.compute.manifest import source
+from gateway_plugin.edge import front
+
+Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any], dict[str, str]]]
+PERSON = "11111111-aaaa-4444-8888-000000000001"
+
+
+class Gateway:
+    """An HTTP server that answers as it is told, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        self.reply: Reply = lambda body: (200, {"echo": body}, {})
+        self.most = 0
+        self._now = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
+                with outer._lock:
+                    outer.asked.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                    outer._now += 1
+                    outer.most = max(outer.most, outer._now)
+                status, document, headers = outer.reply(body)
+                with outer._lock:
+                    outer._now -= 1
+                data = json.dumps(document).encode()
+                self.send_response(status)
+                for name, value in {"content-length": str(len(data)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST
+
+            def log_message(self, *_: Any) -> None:
+                """Silent."""
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                """A client that breaks off is what some tests are about."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    made = Gateway()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def site(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The site's file for ``gateway``; what a test changes, it writes again with ``write_site``."""
+    key = tmp_path / "endpoint.key"
+    key.write_text("secret-key\n")
+    key.chmod(0o600)
+    (tmp_path / "input").mkdir()
+    document = {
+        "version": 1, "url": gateway.url, "key_file": str(key), "answers": str(tmp_path / "answers"),
+        "input_folder": str(tmp_path / "input"),
+    }  # fmt: skip
+    monkeypatch.setenv(function.SITE_VARIABLE, str(tmp_path / "site.json"))
+    monkeypatch.setenv(function.CALLER_VARIABLE, PERSON)
+    write_site(tmp_path, document)
+    return document
+
+
+def write_site(folder: Path, document: dict[str, Any]) -> None:
+    (folder / "site.json").write_text(json.dumps(document))
+
+
+def chat(text: str = "hello", **more: Any) -> dict[str, Any]:
+    return {"path": "/v1/chat/completions", "body": {"model": "m", "messages": [{"content": text}], **more}}
+
+
+def request(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {"version": 1, "key": uuid.uuid4().hex, "deadline_s": 10, "wait": True}
+    if "input" not in more:
+        made["items"] = list(items) or [chat()]
+    return made | more
+
+
+def error_of(answer: dict[str, Any]) -> str:
+    assert set(answer) == {"version", "function", "error"}, answer
+    return str(answer["error"]["code"])
+
+
+def test_in_a_bare_interpreter(site: dict[str, Any]) -> None:
+    program = (
+        "import json, sys; space = {}; exec(sys.argv[1], space);print(json.dumps(space['infer'](json.load(sys.stdin))))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program, source()],
+        input=json.dumps(request(chat("a"), chat("b"))), capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    answer = json.loads(ended.stdout)
+    assert [item["status"] for item in answer["items"]] == [200, 200]
+    assert answer["items"][1]["body"]["echo"] == chat("b")["body"]
+    assert answer["function"] == function.FUNCTION_VERSION
+    assert answer["repeated"] is False
+
+
+def test_serves_the_paths_that_the_edge_serves() -> None:
+    assert function.POST_PATHS == front.INFERENCE
+
+
+def test_key_caller_and_patience_go_along(site: dict[str, Any], gateway: Gateway) -> None:
+    function.infer(request(chat(), {"path": "/v1/models"}))
+    function.infer(request(wait=False))
+    posted, listed, hurried = sorted(gateway.asked, key=lambda asked: (asked[1]["x-gateway-wait"] == "0", asked[0]))
+    assert listed[0] == "/v1/models"
+    assert posted[1]["authorization"] == "Bearer secret-key"
+    assert posted[1]["x-gateway-caller"] == PERSON
+    assert 8 <= int(posted[1]["x-gateway-wait"]) <= 10
+    assert hurried[1]["x-gateway-wait"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"version": 2}, "invalid_request"),
+        ({"key": "short"}, "invalid_request"),
+        ({"key": "../../../etc/passwd"}, "invalid_request"),
+        ({"deadline_s": 0}, "invalid_request"),
+        ({"deadline_s": True}, "invalid_request"),
+        ({"deadline_s": float("nan")}, "invalid_request"),
+        ({"wait": 1}, "invalid_request"),
+        ({"items": []}, "invalid_request"),
+        ({"items": [chat()] * 10_001}, "invalid_request"),
+        ({"input": {}}, "invalid_request"),
+        ({"url": "http://evil"}, "unknown_option"),
+        ({"items": [{**chat(), "url": "http://evil"}]}, "unknown_option"),
+        ({"items": [{**chat(), "headers": {}}]}, "unknown_option"),
+        ({"items": [{**chat(), "path": "/gateway/v1/status"}]}, "path_not_allowed"),
+        ({"items": [{**chat(), "path": "/v1/chat/completions?x=1"}]}, "path_not_allowed"),
+        ({"items": [{**chat(), "path": "http://evil/v1/chat/completions"}]}, "path_not_allowed"),
+        ({"items": [{**chat(), "path": ["/v1/models"]}]}, "path_not_allowed"),
+        ({"items": [{"path": "/v1/models", "body": {}}]}, "path_not_allowed"),
+        ({"items": [{"path": "/v1/embeddings"}]}, "invalid_request"),
+        ({"items": [chat(stream=True)]}, "no_streaming"),
+    ],
+)
+def test_what_is_not_a_request_is_refused_and_nothing_is_asked(
+    site: dict[str, Any], gateway: Gateway, change: dict[str, Any], code: str
+) -> None:
+    assert error_of(function.infer(request() | change)) == code
+    assert gateway.asked == []
+    nonsense: Any
+    for nonsense in (None, [], "text", {1: 2}, 5):
+        assert error_of(function.infer(nonsense)) == "invalid_request"
+
+
+def test_items_of_a_pack_run_together(site: dict[str, Any], gateway: Gateway) -> None:
+    together = threading.Barrier(16, timeout=8)
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        together.wait()
+        return 200, {}, {}
+
+    gateway.reply = reply
+    answer = function.infer(request(*(chat(str(i)) for i in range(16))))
+    assert [item["status"] for item in answer["items"]] == [200] * 16
+    assert gateway.most == 16
+
+
+def test_answers_come_in_the_order_of_the_items_and_not_all_need_succeed(
+    site: dict[str, Any], gateway: Gateway
+) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        text = body["messages"][0]["content"]
+        if text == "3":
+            return 404, {"error": {"message": "no", "code": "model_not_found"}}, {}
+        time.sleep(0.02 * (5 - int(text)))
+        return 200, {"text": text}, {}
+
+    gateway.reply = reply
+    answer = function.infer(request(*(chat(str(i)) for i in range(5))))
+    assert [item.get("body", {}).get("text") for item in answer["items"]] == ["0", "1", "2", None, "4"]
+    assert answer["items"][3] == {"status": 404, "error": {"message": "no", "code": "model_not_found"}}
+
+
+def loading(times: int) -> Reply:
+    left = [times]
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        left[0] -= 1
+        if left[0] >= 0:
+            error = {"message": "m", "code": "wait_deadline", "state": "loading", "eta_s": 12.0}
+            return 503, {"error": error}, {"Retry-After": "0"}
+        return 200, {"ready": True}, {}
+
+    return reply
+
+
+def test_a_cold_model_is_said_at_once_to_who_does_not_wait_and_asked_again_for_who_does(
+    site: dict[str, Any], gateway: Gateway
+) -> None:
+    gateway.reply = loading(2)
+    (item,) = function.infer(request(wait=False))["items"]
+    assert item["status"] == 503
+    assert (item["error"]["state"], item["error"]["eta_s"]) == ("loading", 12.0)
+    assert len(gateway.asked) == 1
+    (item,) = function.infer(request(wait=True))["items"]
+    assert item == {"status": 200, "body": {"ready": True}}
+    assert len(gateway.asked) == 3
+
+
+def test_the_deadline_holds_when_the_gateway_never_answers(site: dict[str, Any], gateway: Gateway) -> None:
+    released = threading.Event()
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        if body["messages"][0]["content"] == "hang":
+            released.wait(20)
+        return 200, {}, {}
+
+    gateway.reply = reply
+    answer = function.infer(request(chat("hang"), chat("quick"), deadline_s=1))
+    released.set()
+    assert [item["status"] for item in answer["items"]] == [504, 200]
+    assert answer["items"][0]["error"]["code"] == "deadline"
+    assert answer["seconds"] < 5
+
+
+def test_a_gateway_that_is_down_is_said_to_be_in_time(
+    site: dict[str, Any], gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.close()
+    monkeypatch.setattr(function, "UNREACHABLE_S", 0.5)
+    answer = function.infer(request(*(chat(str(i)) for i in range(200)), deadline_s=60))
+    assert {item["status"] for item in answer["items"]} == {503}
+    assert {item["error"]["code"] for item in answer["items"]} == {"gateway_unreachable"}
+    assert answer["seconds"] < 10, "they do not wait one after the other"
+
+
+def test_an_answer_over_the_limit_is_an_error_of_that_item(
+    site: dict[str, Any], gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function, "RESULT_BYTES", 20_000)
+    gateway.reply = lambda body: (200, {"text": "x" * int(body["messages"][0]["content"])}, {})
+    answer = function.infer(request(chat("100"), chat("30000"), chat("12000"), chat("11000")))
+    assert [item["status"] for item in answer["items"]] == [200, 413, 413, 200]
+    assert answer["items"][1]["error"]["code"] == "result_too_large"
+    assert len(json.dumps(answer)) < 20_000
+
+
+# --- idempotency ---
+def test_the_same_key_is_answered_from_what_was_kept(site: dict[str, Any], gateway: Gateway) -> None:
+    asked = request(chat("a"), chat("b"))
+    first = function.infer(asked)
+    again = function.infer(asked | {"deadline_s": 3, "wait": False})
+    assert again["repeated"] is True
+    assert again["items"] == first["items"]
+    assert len(gateway.asked) == 2
+    assert error_of(function.infer(asked | {"items": [chat("other")]})) == "key_reused"
+
+
+def test_only_what_failed_in_passing_is_asked_again(site: dict[str, Any], gateway: Gateway) -> None:
+    gateway.reply = lambda body: (
+        (200, {}, {}) if body["messages"][0]["content"] == "a" else (503, {"error": {"code": "no_room"}}, {})
+    )
+    asked = request(chat("a"), chat("b"))
+    function.infer(asked)
+    gateway.reply = lambda body: (200, {}, {})
+    again = function.infer(asked)
+    assert [item["status"] for item in again["items"]] == [200, 200]
+    assert again["repeated"] is False
+    assert [body["messages"][0]["content"] for _, _, body in gateway.asked[2:]] == ["b"]
+
+
+def test_a_pack_whose_worker_was_killed_goes_on_where_it_was(site: dict[str, Any], gateway: Gateway) -> None:
+    asked = request(chat("a"), chat("b"))
+    function.infer(asked)
+    (kept,) = Path(f"{site['answers']}-{os.getuid()}").glob("*.jsonl")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    lines = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(lines[0] + lines[1] + lines[2][:10])  # in the middle of a line
+    gateway.asked.clear()
+    assert [item["status"] for item in function.infer(asked)["items"]] == [200, 200]
+    assert len(gateway.asked) == 1
+
+
+def test_a_second_one_waits_for_the_first(site: dict[str, Any], gateway: Gateway) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        begun.set()
+        released.wait(10)
+        return 200, {}, {}
+
+    gateway.reply = reply
+    asked = request()
+    answers: list[dict[str, Any]] = []
+    threads = [threading.Thread(target=lambda: answers.append(function.infer(asked))) for _ in range(2)]
+    threads[0].start()
+    begun.wait(10)
+    threads[1].start()
+    assert error_of(function.infer(asked | {"deadline_s": 0.2})) == "still_running"
+    released.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(answer["repeated"] for answer in answers) == [False, True]
+    assert len(gateway.asked) == 1
+
+
+def test_what_one_caller_was_answered_is_not_anothers(
+    site: dict[str, Any], gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request()
+    function.infer(asked)
+    monkeypatch.setenv(function.CALLER_VARIABLE, "another")
+    assert function.infer(asked)["repeated"] is False
+    assert len(gateway.asked) == 2
+
+
+def test_answers_are_forgotten_after_an_hour_and_when_there_are_too_many(tmp_path: Path) -> None:
+    now = time.time()
+    for number, age_s in enumerate((4000, 300, 200, 100)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_bytes(b"x" * 100_000_000)
+        os.utime(path, (now - age_s, now - age_s))
+    function.prune(str(tmp_path), now)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.jsonl", "3.jsonl"]
+
+
+def test_tasks_are_counted(site: dict[str, Any]) -> None:
+    for _ in range(3):
+        function.infer(request())
+    assert Path(f"{site['answers']}-{os.getuid()}/tally").stat().st_size == 3
+
+
+# --- the site's own files ---
+def test_a_key_that_others_can_read_is_not_used(site: dict[str, Any], gateway: Gateway, tmp_path: Path) -> None:
+    key = Path(site["key_file"])
+    key.chmod(0o640)
+    assert error_of(function.infer(request())) == "endpoint_misconfigured"
+    key.chmod(0o600)
+    link = tmp_path / "link.key"
+    link.symlink_to(key)
+    for other in (str(link), str(tmp_path / "none"), str(tmp_path)):
+        write_site(tmp_path, site | {"key_file": other})
+        assert error_of(function.infer(request())) == "endpoint_misconfigured"
+    assert gateway.asked == []
+
+
+def test_a_folder_for_answers_that_is_another_users_is_not_used(site: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(f"{site['answers']}-{os.getuid()}")
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    assert error_of(function.infer(request())) == "endpoint_misconfigured"
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    assert error_of(function.infer(request())) == "endpoint_misconfigured"
+
+
+def test_without_a_site_file_nothing_is_done(site: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(function.SITE_VARIABLE)
+    assert error_of(function.infer(request())) == "endpoint_misconfigured"
+
+
+# --- files for input ---
+def write_input(folder: Path, name: str, count: int) -> str:
+    text = "".join(json.dumps(chat(str(number))) + "\n" for number in range(count))
+    (folder / "input" / name).write_text(text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_range_of_lines_of_a_file(site: dict[str, Any], gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "input/jobs").mkdir()
+    digest = write_input(tmp_path, "jobs/prompts.jsonl", 10)
+    given = {"path": "jobs/prompts.jsonl", "sha256": digest, "start": 3, "count": 4}
+    answer = function.infer(request(input=given))
+    texts = [item["body"]["echo"]["messages"][0]["content"] for item in answer["items"]]
+    assert texts == ["3", "4", "5", "6"]
+    assert error_of(function.infer(request(input=given | {"count": 8}))) == "invalid_request"
+    assert error_of(function.infer(request(input=given | {"sha256": "0" * 64}))) == "checksum_mismatch"
+    assert error_of(function.infer(request(input=given | {"url": "x"}))) == "unknown_option"
+    assert error_of(function.infer(request(input=given | {"start": -1}))) == "invalid_request"
+
+
+def test_nothing_outside_the_folder_is_read(site: dict[str, Any], gateway: Gateway, tmp_path: Path) -> None:
+    digest = write_input(tmp_path, "good.jsonl", 1)
+    outside = tmp_path / "outside.jsonl"
+    outside.write_text((tmp_path / "input/good.jsonl").read_text())
+    (tmp_path / "input/link.jsonl").symlink_to(outside)
+    (tmp_path / "input/folder").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "input/pipe")
+    for path in (
+        "../outside.jsonl", str(outside), "link.jsonl", "folder/outside.jsonl", "./good.jsonl", "", "none", "pipe",
+        "good.jsonl/x", "a\0b", "~/x",
+    ):  # fmt: skip
+        given = {"path": path, "sha256": digest, "start": 0, "count": 1}
+        assert error_of(function.infer(request(input=given))) == "input_not_allowed", path
+    assert gateway.asked == []
+
+
+def test_a_line_that_is_no_request_is_named(site: dict[str, Any], tmp_path: Path) -> None:
+    for text, code in (("{", "invalid_request"), ('{"path": "/sleep", "body": {}}', "path_not_allowed")):
+        (tmp_path / "input/bad.jsonl").write_text(text + "\n")
+        digest = hashlib.sha256((text + "\n").encode()).hexdigest()
+        given = {"path": "bad.jsonl", "sha256": digest, "start": 0, "count": 1}
+        answer = function.infer(request(input=given))
+        assert error_of(answer) == code
+        assert "line 0" in answer["error"]["message"]
+
+
+def test_an_endpoint_without_a_folder_reads_no_files(site: dict[str, Any], tmp_path: Path) -> None:
+    digest = write_input(tmp_path, "good.jsonl", 1)
+    write_site(tmp_path, {name: value for name, value in site.items() if name != "input_folder"})
+    given = {"path": "good.jsonl", "sha256": digest, "start": 0, "count": 1}
+    assert error_of(function.infer(request(input=given))) == "no_input_folder"
