@@ -6,10 +6,12 @@ import pytest
 
 from serve.core import events as ev
 from serve.core.effects import CreateAgent, KillAgent
+from serve.core.eviction import Need
+from serve.core.expected import why_none
 from serve.core.fleet import Cause, Policy
 from serve.core.reasons import never_clears
 from serve.core.view import status_view
-from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
+from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 
 CPU, BIG = a_kind("cpu", 6, most=3), a_kind("big", 60, most=2)
 
@@ -56,6 +58,9 @@ def test_a_refused_block_is_asked_for_again_after_a_back_off_that_doubles_and_ne
     assert waits == [5, 10, 20, 40, 60, 60, 60]
     assert told.fleet.waiters, "waiters wait on: schedulers come back"
     assert "refused by the scheduler" in str(kind(told, "cpu")["trouble"])
+    assert "Unable to contact controller" in str(why_none(told.fleet, Need(0, 4 * GIB), told.now)), (
+        "waiters hear it too"
+    )
     told.on(ev.BlocksSeen((*ledger, block("cpu-x", "pending", told.now, job="8", reason="Priority"))))
     assert kind(told, "cpu")["trouble"] is None
     assert not told.said(KillAgent)
