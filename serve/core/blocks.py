@@ -9,6 +9,7 @@ from statistics import median
 from serve.core.change import Change
 from serve.core.events import BlocksSeen, NodeLeaves, SeenBlock
 from serve.core.fleet import Fleet, Node, NodePhase, Policy
+from serve.core.troubles import judge
 
 ENDED = frozenset({"completed", "cancelled", "failed", "expired", "lost"})
 """Phases of a block that holds nothing any more."""
@@ -25,6 +26,8 @@ def blocks_seen(change: Change, event: BlocksSeen) -> None:
     for node in list(change.nodes.rows.values()):
         if node.block in change.blocks:
             know_block(change, node)
+    change.joined_blocks &= frozenset(change.blocks)
+    judge(change)
 
 
 def node_leaves(change: Change, event: NodeLeaves) -> None:

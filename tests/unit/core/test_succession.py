@@ -21,7 +21,7 @@ LEAD = 20.0 + 30.0 + 10.0 + 10.0
 
 def old(*others: str, most: int = 2, kinds: tuple[NodeKind, ...] = (), **fields: Any) -> Story:
     """Model a serves on a node whose block ends at 4500, and was used just now; ``others``: nodes that do not end."""
-    policy = a_policy(*(kinds or (a_kind(most=most),)), block_idle_s=1e6, **fields)
+    policy = a_policy(*(kinds or (a_kind(most=most),)), block_idle_s=1e6, block_unused_s=None, **fields)
     story = begin(a_model("a"), a_model("b"), a_model("c", 2), policy=policy, nodes=(OLD, *others))
     story.blocks(a_block(OLD, ends=4500.0))
     story.ask("a")
