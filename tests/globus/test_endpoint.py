@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from tests.support.globus.gateway import EngineAsGateway
 
 pytestmark = [pytest.mark.globus, pytest.mark.timeout(180)]
+
+
+_LEADS_ASTRAY = ("GLOBUS_SDK_ENVIRONMENT", "GLOBUS_SDK_SERVICE_URL_AUTH", "GLOBUS_COMPUTE_USER_DIR", "http_proxy")
 
 
 def pack(*texts: str, **more: Any) -> dict[str, Any]:
@@ -229,3 +234,30 @@ def test_a_broker_killed_and_restarted_under_load_loses_nothing(globus_chain: Ch
     globus_chain.broker.start()
     assert [statuses(future.result(120)) for future in futures] == [[200]] * 30
     executor.shutdown()
+
+
+def test_a_real_endpoint_answers() -> None:
+    """Opt-in: an endpoint at Globus Compute itself, and its model."""
+    names = ("GATEWAY_TEST_GLOBUS_ENDPOINT", "GATEWAY_TEST_GLOBUS_FUNCTION", "GATEWAY_TEST_GLOBUS_MODEL")
+    endpoint, function, model = (os.environ.get(name) for name in names)
+    if endpoint is None or function is None or model is None:
+        pytest.skip(f"the real service is asked where {', '.join(names)} and a Globus login are given")
+    program = """
+import json, sys
+from globus_compute_sdk import Executor
+from globus_compute_sdk.serialize import ComputeSerializer, JSONData
+endpoint, function, request = sys.argv[1:]
+serializer = ComputeSerializer(strategy_data=JSONData(), allowed_deserializer_types=[JSONData])
+with Executor(endpoint_id=endpoint, serializer=serializer, result_serializers=[JSONData]) as executor:
+    print(json.dumps(executor.submit_to_registered_function(function, args=(json.loads(request),)).result(150)))
+"""
+    request = pack("Say hello.", deadline_s=120)
+    request["items"][0]["body"]["model"] = model
+    # A process of its own: this one may have been led to the stand-in.
+    environment = {name: value for name, value in os.environ.items() if name not in _LEADS_ASTRAY}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, endpoint, function, json.dumps(request)],
+        capture_output=True, text=True, timeout=170, env=environment,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert statuses(json.loads(ended.stdout)) == [200]
