@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.globus, pytest.mark.timeout(180)]
 
 
-_LEADS_ASTRAY = ("GLOBUS_SDK_ENVIRONMENT", "GLOBUS_SDK_SERVICE_URL_AUTH", "GLOBUS_COMPUTE_USER_DIR", "http_proxy")
+_ENVIRONMENT = dict(os.environ)
+"""As it was before this process was led to the stand-in."""
 
 
 def pack(*texts: str, **more: Any) -> dict[str, Any]:
@@ -236,6 +237,24 @@ def test_a_broker_killed_and_restarted_under_load_loses_nothing(globus_chain: Ch
     executor.shutdown()
 
 
+def test_a_multi_user_endpoint_becomes_the_mapped_user_with_that_users_own_key(
+    globus_chain: Chain, globus_gateway: EngineAsGateway
+) -> None:
+    from tests.support.globus.chain import multi_user
+
+    if os.getuid() != 0:
+        pytest.skip("a multi-user endpoint needs root")
+    with multi_user(globus_chain, globus_gateway.url, globus_gateway.key) as shared:
+        answer = shared.call(pack("hello"), within_s=120)
+        assert statuses(answer) == [200], answer
+        headers = dict(globus_gateway.seen()[-1]["headers"])
+        assert headers["x-gateway-caller"] == "11111111-aaaa-4444-8888-000000000001"
+        assert headers["authorization"] == f"Bearer {globus_gateway.key}"
+        (kept,) = (shared.folder / "run").glob("gwe-0-*")
+        assert kept.stat().st_uid == shared.account.uid != 0
+        assert json.loads(shared.cli("status", "--json").stdout)["tasks_done"] == 1
+
+
 def test_a_real_endpoint_answers() -> None:
     """Opt-in: an endpoint at Globus Compute itself, and its model."""
     names = ("GATEWAY_TEST_GLOBUS_ENDPOINT", "GATEWAY_TEST_GLOBUS_FUNCTION", "GATEWAY_TEST_GLOBUS_MODEL")
@@ -253,11 +272,9 @@ with Executor(endpoint_id=endpoint, serializer=serializer, result_serializers=[J
 """
     request = pack("Say hello.", deadline_s=120)
     request["items"][0]["body"]["model"] = model
-    # A process of its own: this one may have been led to the stand-in.
-    environment = {name: value for name, value in os.environ.items() if name not in _LEADS_ASTRAY}
     ended = subprocess.run(
         [sys.executable, "-c", program, endpoint, function, json.dumps(request)],
-        capture_output=True, text=True, timeout=170, env=environment,
+        capture_output=True, text=True, timeout=170, env=_ENVIRONMENT,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert statuses(json.loads(ended.stdout)) == [200]
