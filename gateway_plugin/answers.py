@@ -42,7 +42,7 @@ class ModelInfo:
     """Requests that wait for it."""
     nodes: tuple[str, ...] = ()
     reason: str | None = None
-    """Why its last load failed: the engine's own last words."""
+    """Why it is not ready: the last words of an engine that failed, or what it is queued for."""
 
     @property
     def ready(self) -> bool:
@@ -132,6 +132,7 @@ def parse_error(status: int, body: object, headers: Mapping[str, str]) -> Gatewa
         retry_after_s=_seconds(headers.get("retry-after")),
         state=said.get("state") if isinstance(said.get("state"), str) else None,
         eta_s=_seconds(said.get("eta_s")),
+        reason=said.get("reason") if isinstance(said.get("reason"), str) else None,
     )
     if error.status != status:
         error.status = status

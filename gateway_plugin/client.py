@@ -163,6 +163,7 @@ class Client:
                     f"The model '{found.name}' is {found.state} and was not ready within {timeout_s:.0f} s.",
                     state=found.state,
                     eta_s=found.eta_s,
+                    reason=found.reason,
                 )
             time.sleep(poll_s)
         return found
@@ -210,14 +211,21 @@ class Client:
         """
         self._verb("models/apply", catalog)
 
-    def blocks(self) -> list[dict[str, Any]]:
-        """Every block and the node that it holds; see docs/http.md for the keys."""
-        found: list[dict[str, Any]] = self._get("/gateway/v1/blocks")["blocks"]
+    def blocks(self, *, ended: bool = False) -> list[dict[str, Any]]:
+        """Every block that holds a place, those in the queue too; with ``ended`` those that ended lately as well.
+
+        See docs/http.md for the keys.
+        """
+        found: list[dict[str, Any]] = self._get(f"/gateway/v1/blocks{'?all=1' if ended else ''}")["blocks"]
         return found
 
     def drain_block(self, name: str) -> None:
         """Give a block back as soon as nothing is in flight on it. Raises ``NotFound``."""
         self._verb("blocks/drain", {"block": name})
+
+    def cancel_block(self, name: str) -> None:
+        """End a block at once, in the queue or running; what is in flight on it is cut. Raises ``NotFound``."""
+        self._verb("blocks/cancel", {"block": name})
 
     # --- transport ---
     def _get(self, path: str) -> Any:

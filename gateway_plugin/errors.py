@@ -18,6 +18,9 @@ class GatewayError(Exception):
         code: stable, machine-readable name (``error.code`` in OpenAI's form).
         exit_code: exit code of a CLI command that ends with it (sysexits.h where one fits).
         retry_after_s: when a retry makes sense, in seconds; ``None`` when it does not.
+        state: of the model that was asked for, or of the gateway, where that says something.
+        eta_s: expected seconds until the model serves, where that can be said.
+        reason: what the model waits for, in the words of whoever it waits for (a scheduler's: ``Resources``).
     """
 
     status: int = 500
@@ -32,23 +35,28 @@ class GatewayError(Exception):
         retry_after_s: float | None = None,
         state: str | None = None,
         eta_s: float | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
         self.state = state
         self.eta_s = eta_s
+        self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), dict(self.__dict__))
 
     def body(self) -> dict[str, Any]:
-        """The error in OpenAI's form: ``{"error": {"message", "type", "code", "param", "state"?, "eta_s"?}}``."""
+        """The error in OpenAI's form, with ours: ``{"error": {"message", "type", "code", "param", "state"?, "eta_s"?,
+        "reason"?}}``."""
         error: dict[str, Any] = {"message": self.message, "type": self.kind, "code": self.code, "param": None}
         if self.state is not None:
             error["state"] = self.state
         if self.status == 503:
             error["eta_s"] = self.eta_s
+        if self.reason is not None:
+            error["reason"] = self.reason
         return {"error": error}
 
     def headers(self) -> dict[str, str]:

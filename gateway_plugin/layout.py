@@ -88,6 +88,8 @@ class Layout:
             self.engine_logs,
             self.blocks,
             self.block_scripts,
+            self.leave_marks,
+            self.block_cancels,
             self.engine_records,
             self.controller,
             self.ray_tables,
@@ -247,8 +249,18 @@ class Layout:
         return self.blocks / "scripts"
 
     @property
+    def leave_marks(self) -> Path:
+        """A file named after each block that is to be gone: it was told to end, or its job is over."""
+        return self.blocks / "leave"
+
+    @property
     def ledger(self) -> Path:
         return self.blocks / "ledger.json"
+
+    @property
+    def block_cancels(self) -> Path:
+        """One file a block that is to be ended at once, from the controller to the pool."""
+        return self.blocks / "cancel"
 
     @property
     def engine_records(self) -> Path:

@@ -179,14 +179,14 @@ def load_site(reference: str) -> Site:
         if problem["type"] == "extra_forbidden":
             what = "unknown key"
         raise ConfigError(f"{reference}: {error.title}{'.' + key if key else ''}: {what}") from None
-    except Exception as error:  # noqa: BLE001 - a site is a program: whatever it raises is a mistake in it
-        raise ConfigError(f"{reference}: {_where(reference, error)}{_what(error)}") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a site is a program: what it raises is a mistake in it
+        raise ConfigError(f"{reference}: {_where(reference, error)}{what_went_wrong(error)}") from None
     if not isinstance(site, Site):
         raise ConfigError(f"{reference}: expected a module-level 'site = Site(...)'")
     return site
 
 
-def _where(reference: str, error: Exception) -> str:
+def _where(reference: str, error: BaseException) -> str:
     """The line of the site that an error came from: the last one of its own, not of a package that it called."""
     if isinstance(error, SyntaxError):
         name = "" if error.filename is None or _is_site(error.filename, reference) else f"{error.filename} "
@@ -201,7 +201,7 @@ def _is_site(file: str, reference: str) -> bool:
     return Path(file).with_suffix("").as_posix().endswith("/" + _module_name(reference).replace(".", "/"))
 
 
-def _what(error: Exception) -> str:
+def what_went_wrong(error: BaseException) -> str:
     """The error in one line, with its type: a KeyError says nothing else but the key."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from tests.support.pbs.virtual import VirtualPbs
     from tests.support.slurm.virtual import VirtualSlurm
 
 
@@ -28,3 +30,13 @@ def slurm(slurm_cluster: VirtualSlurm, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("SLURM_CONF", str(slurm_cluster.places.conf))
     yield slurm_cluster
     slurm_cluster.clear()
+
+
+@pytest.fixture
+def pbs(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualPbs]:
+    """A stand-in for PBS whose commands this process finds."""
+    from tests.support.pbs.virtual import virtual_pbs
+
+    with virtual_pbs() as standin:
+        monkeypatch.setenv("PATH", f"{standin.bin}:{os.environ['PATH']}")
+        yield standin

@@ -7,14 +7,15 @@ is behind this seam: ``local.py`` finds jobs by PID and start time; a queue's fi
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
-from gateway_plugin.errors import ConfigError
+from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout, private_folder
+from gateway_plugin.site import what_went_wrong
 
 
 @dataclass(frozen=True)
@@ -66,25 +67,59 @@ def jobs_for(provider: Any, layout: Layout) -> Jobs:
     """The jobs of a Parsl provider. Raises ``ConfigError`` for one whose jobs could not be found again.
 
     (1) A site's own provider may bring them, with a method ``gateway_jobs(layout) -> Jobs``. (2) ``LocalProvider``.
-    (3) ``SlurmProvider``.
+    (3) one of a queue: ``SlurmProvider``, ``PBSProProvider``.
     """
     if callable(bring := getattr(provider, "gateway_jobs", None)):  # (1)
-        jobs: Jobs = bring(layout)
-        return jobs
-    from parsl.providers import LocalProvider, SlurmProvider
+        return _brought(type(provider).__name__, bring, layout)
+    from parsl.providers import LocalProvider
 
     if isinstance(provider, LocalProvider):  # (2)
         from gateway_plugin.blocks.local import LocalJobs
 
         return LocalJobs(provider, script_folder(layout), layout)
-    if isinstance(provider, SlurmProvider):  # (3)
-        from gateway_plugin.blocks.slurm import SlurmJobs
-
-        return SlurmJobs(provider, shared_script_folder(layout), layout)
+    if is_queue(provider):  # (3)
+        return queue_jobs(provider, shared_script_folder(layout), layout)
     raise ConfigError(
         f"{type(provider).__name__}: blocks of this Parsl provider cannot be found again after a restart; "
-        "expected a LocalProvider or a SlurmProvider"
+        "expected a LocalProvider, a SlurmProvider or a PBSProProvider"
     )
+
+
+def _brought(provider: str, bring: Callable[[Layout], Any], layout: Layout) -> Jobs:
+    """The jobs that a site's own provider brings. Its code is the site's: whatever it raises is a mistake in it."""
+    try:
+        jobs: Jobs = bring(layout)
+    except GatewayError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise ConfigError(f"{provider}.gateway_jobs: {what_went_wrong(error)}") from None
+    missing = [verb for verb in ("submit", "look", "find", "cancel", "in_doubt_s") if not hasattr(jobs, verb)]
+    if missing:
+        raise ConfigError(
+            f"{provider}.gateway_jobs gave {type(jobs).__name__} without {', '.join(missing)}; "
+            "expected what gateway_plugin.blocks.jobs.Jobs asks for"
+        )
+    return jobs
+
+
+def is_queue(provider: Any) -> bool:
+    """Whether this is a Parsl provider of a batch queue that the gateway knows."""
+    from parsl.providers import PBSProProvider, SlurmProvider
+
+    return isinstance(provider, (SlurmProvider, PBSProProvider))
+
+
+def queue_jobs(provider: Any, scripts: Path, layout: Layout) -> Jobs:
+    """The jobs of a queue's provider, whose scripts lie in ``scripts``. Raises ``ConfigError``."""
+    from parsl.providers import SlurmProvider
+
+    if isinstance(provider, SlurmProvider):
+        from gateway_plugin.blocks.slurm import SlurmJobs
+
+        return SlurmJobs(provider, scripts, layout)
+    from gateway_plugin.blocks.pbs import PbsJobs
+
+    return PbsJobs(provider, scripts, layout)
 
 
 def script_folder(layout: Layout) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl.providers import LocalProvider
+from parsl.utils import wtime_to_minutes
 from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import (
     NODE_KIND_HEAD,
@@ -28,8 +29,11 @@ from ray.autoscaler.tags import (
 
 from gateway_plugin.blocks.jobs import jobs_for, script_place
 from gateway_plugin.blocks.ledger import BlockPhase, Ledger
+from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool
-from gateway_plugin.blocks.script import block_script
+from gateway_plugin.blocks.requests import CancelRequests
+from gateway_plugin.blocks.script import Leaving, block_script
+from gateway_plugin.errors import ConfigError
 from gateway_plugin.layout import Layout
 from gateway_plugin.pruning import KEPT, prune
 from gateway_plugin.site import NodeType, Site, load_site
@@ -52,23 +56,44 @@ def open_pool(site: Site, layout: Layout) -> BlockPool:
         Ledger(layout.ledger),
         {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types},
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
+        marks=LeaveMarks(layout.leave_marks),
+        requests=CancelRequests(layout.block_cancels),
     )
 
 
-def script_for(name: str, node_type: NodeType, layout: Layout, head_address: str) -> str:
-    """The job's text; a block on this machine uses this very interpreter, any other what ``worker_init`` sets up."""
+def script_for(name: str, node_type: NodeType, layout: Layout, head_address: str, site: Site) -> str:
+    """The job's text. A block on this machine uses this very interpreter, any other what ``worker_init`` sets up."""
+    leaving = Leaving(walltime_s(node_type.provider), site.leave_before_end_s, site.notice_s)
     if isinstance(node_type.provider, LocalProvider):
-        return block_script(name, node_type, layout, head_address, sys.executable, os.path.dirname(sys.executable))
-    return block_script(name, node_type, layout, head_address)
+        own = os.path.dirname(sys.executable)
+        return block_script(name, node_type, layout, head_address, sys.executable, own, leaving)
+    return block_script(name, node_type, layout, head_address, leaving=leaving)
+
+
+def walltime_s(provider: Any) -> int | None:
+    """The walltime of a provider's jobs in seconds, as Parsl gives it to its scheduler: in whole minutes.
+
+    ``None`` where nobody ends a job at its walltime: on this machine, or where the provider has none.
+    """
+    walltime = getattr(provider, "walltime", None)
+    if walltime is None or isinstance(provider, LocalProvider):
+        return None
+    try:
+        return int(wtime_to_minutes(walltime)) * 60
+    except ValueError:
+        raise ConfigError(
+            f"{type(provider).__name__}: walltime={walltime!r}: expected hours, minutes and seconds: '02:00:00'"
+        ) from None
 
 
 def prune_blocks(layout: Layout, living: Collection[str], keep: int = KEPT) -> None:
-    """Remove logs and job files of the oldest blocks that are over. ``living``: the blocks that hold a place."""
+    """Remove logs, job files and marks of the oldest blocks that are over. ``living``: those that hold a place."""
 
     def block_of(file: Path) -> str:
         return file.name.removeprefix("block-").partition(".")[0]
 
-    files = (*layout.logs.glob("block-gw-*.log"), *script_place(layout).glob("gw-*.*"))
+    logs, jobs = layout.logs.glob("block-gw-*.log"), script_place(layout).glob("gw-*.*")
+    files = (*logs, *jobs, *layout.leave_marks.glob("gw-*"))
     prune(files, block_of, living, keep)
 
 
@@ -133,7 +158,7 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
         for _ in range(count):
             name = block_name(node_type.name)
             own = {**tags, TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_NODE_NAME: name}
-            script = script_for(name, node_type, self._layout, self._head_address)
+            script = script_for(name, node_type, self._layout, self._head_address, self._site)
             prune_blocks(self._layout, [block.name for block in self.pool.holding()])
             self.pool.submit(name, node_type.name, script, {**own, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE})
 

@@ -14,6 +14,8 @@ from dataclasses import replace
 
 from gateway_plugin.blocks.jobs import Jobs, Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
+from gateway_plugin.blocks.marks import LeaveMarks
+from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.errors import GatewayError, ServiceError
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,10 @@ def retry_at(blocks: Iterable[Block], node_type: str) -> float:
 
 
 class BlockPool:
-    """All blocks of a gateway. Thread-safe. A new pool over the same ledger takes over every block in it."""
+    """All blocks of a gateway. Thread-safe. A new pool over the same ledger takes over every block in it.
+
+    ``marks``: put before a block is cancelled, and when its job is seen to be over.
+    """
 
     def __init__(
         self,
@@ -93,8 +98,12 @@ class BlockPool:
         jobs: Mapping[str, Jobs],
         max_blocks: Mapping[str, int],
         clock: Callable[[], float] = time.time,
+        marks: LeaveMarks | None = None,
+        requests: CancelRequests | None = None,
     ) -> None:
         self._ledger = ledger
+        self._marks = marks
+        self._requests = requests
         self._jobs = jobs
         self._max_blocks = max_blocks
         self._clock = clock
@@ -169,14 +178,16 @@ class BlockPool:
                     self._cancelled_at[name] = self._clock()
                     told.append(block)
         for block in told:
+            self._mark(block)
             if block.job is not None:
                 self._jobs[block.type].cancel(block, forced=False)
 
     def refresh(self) -> tuple[Block, ...]:
         """Look at every job, write down what changed, search for jobs in doubt, press those that do not end.
 
-        Gives what holds a place after it.
+        Blocks that somebody asked to be ended are told so first. Gives what holds a place after it.
         """
+        self._cancel_asked()
         now = self._clock()
         held = [block for block in self.holding() if block.name not in self._submitting]
         for block in held:
@@ -201,12 +212,26 @@ class BlockPool:
                 self._jobs[block.type].cancel(block, forced=now - since > CANCEL_GRACE_S)
         return self.holding()
 
+    def _cancel_asked(self) -> None:
+        """A request is dropped only when the ledger has it: after a crash in between it is read again."""
+        if self._requests is None:
+            return
+        try:
+            asked = self._requests.names()
+            self.cancel(asked)
+            for name in asked:
+                self._requests.done(name)
+        except OSError as error:  # read again at the next look; the jobs must be seen to all the same
+            log.warning("requests unreadable error=%s", error)
+
     def _change(self, before: Block, after: Block) -> None:
         """Take over what was learnt of a block while the lock was free; it may have been cancelled meanwhile."""
         if after == before:
             return
         if after.phase.ended and after.phase is not BlockPhase.COMPLETED:
             # Whoever killed its script did not clean up after it; it holds its place until nothing of it is left.
+            # And a job that Slurm gave up may still run, on a node whose slurmd died: its script looks for the mark.
+            self._mark(after)
             self._jobs[after.type].cancel(after, forced=True)
         with self._lock:
             current = self._blocks[before.name]
@@ -216,6 +241,10 @@ class BlockPool:
                 phase = after.phase
             # Everything learnt by looking; its tags are Ray's, and may have changed meanwhile.
             self._put(replace(after, phase=phase, tags=current.tags))
+
+    def _mark(self, block: Block) -> None:
+        if self._marks is not None:
+            self._marks.put(block.name)
 
     def _put(self, block: Block) -> None:
         before = self._blocks.get(block.name)

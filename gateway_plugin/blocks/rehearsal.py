@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.blocks.jobs import script_place
+from gateway_plugin.blocks.jobs import is_queue, queue_jobs, script_place
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import NodeType, Site
@@ -41,7 +41,7 @@ def rehearsed_jobs(site: Site, layout: Layout, head_address: str) -> tuple[Rehea
     jobs = []
     for node_type in site.node_types:
         name = block_name(node_type.name)
-        jobs.append(rehearsed(node_type, name, script_for(name, node_type, layout, head_address), layout))
+        jobs.append(rehearsed(node_type, name, script_for(name, node_type, layout, head_address, site), layout))
     return tuple(jobs)
 
 
@@ -55,10 +55,7 @@ def rehearsed(node_type: NodeType, name: str, script: str, layout: Layout) -> Re
     Raises:
         ConfigError: the provider's jobs could not be a block's.
     """
-    from parsl.providers import SlurmProvider
     from parsl.providers.cluster_provider import ClusterProvider
-
-    from gateway_plugin.blocks.slurm import SlurmJobs
 
     if not isinstance(node_type.provider, ClusterProvider):  # (2)
         return RehearsedJob(node_type.name, name, "", script)
@@ -73,9 +70,9 @@ def rehearsed(node_type: NodeType, name: str, script: str, layout: Layout) -> Re
         provider: Any = copy.copy(node_type.provider)  # (1)
         provider.resources = {}
         provider.script_dir = scratch
+        if is_queue(provider):
+            queue_jobs(provider, Path(scratch), layout)  # what it adds to the job and what it refuses
         provider.execute_wait = note
-        if isinstance(provider, SlurmProvider):
-            SlurmJobs(provider, Path(scratch), layout)  # what it adds to the job and what it refuses
         provider.submit(script, 1, name)
         written = [path for path in Path(scratch).iterdir() if path.is_file()]
         if len(commands) != 1 or len(written) != 1:

@@ -3,13 +3,26 @@
 Rules that go with it: the script carries the paths of secrets, never a secret; every value is quoted; it does not trust
 the environment that it was submitted from; when Ray is gone it leaves at once, because ``ray start --block`` does not
 (an allocation would be held to its walltime).
+
+It leaves (1) when Ray gave the node back; (2) when the gateway told it to, or says that its job is over: a mark with
+its name lies in the state folder; (3) ``leave_before_end_s`` before its walltime ends; (4) told to end by somebody
+else, once no engine is left on it, at the latest ``notice_s`` later: meanwhile a notice lies in its folder for the
+agent.
+
+What ``scancel``, a preemption and the walltime do to it, seen on Slurm 22.05 (``tests/slurm/test_leaving.py``): SIGCONT
+and SIGTERM come together, SIGKILL follows after the site's ``KillWait`` (for a preempted one after its partition's
+``GraceTime``). Under ``proctrack/cgroup``, Slurm's default, SIGTERM reaches the batch shell alone and SIGKILL all that
+the job started; ``proctrack/pgid`` tells the shell's process group, so Ray runs in a session of its own;
+``proctrack/linuxproc`` tells every process at once, engines too: there is nothing left to drain.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.layout import Layout
@@ -26,6 +39,23 @@ TOLD_TO_END = 143
 
 RAY_STOP_GRACE_S = 10
 """How long Ray has to end in a block before it is killed."""
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """When a block leaves. All in seconds."""
+
+    walltime_s: int | None = None
+    """Of its job, counted from the script's start unless Slurm knows better; ``None``: it has none."""
+    before_end_s: float = 30.0
+    """``Site.leave_before_end_s``"""
+    notice_s: float = 20.0
+    """``Site.notice_s``"""
+    look_every_s: int = 10
+    """It looks for its mark so often: one look at a folder of the shared file system."""
+    ask_every_s: int = 300
+    """It asks Slurm so often when its job ends, or half as much again, at random. A thousand blocks ask three times a
+    second in all, each for one job, which is the cheapest question there is."""
 
 
 def block_resource(node_type: str) -> str:
@@ -50,6 +80,7 @@ def block_script(
     head_address: str,
     python: str = "python",
     bin_folder: str | None = None,
+    leaving: Leaving = Leaving(),
 ) -> str:
     """The job of block ``name``, a bash script.
 
@@ -59,6 +90,7 @@ def block_script(
         head_address: ``IP:port`` of the Ray head.
         python: the interpreter with Ray and this package, as seen after ``worker_init``.
         bin_folder: put first on PATH; for blocks on the gateway's own machine, which share its virtual environment.
+        leaving: when it leaves by itself.
     """
     environment: dict[str, str] = {
         "RAY_AUTH_MODE": "token",
@@ -80,6 +112,12 @@ def block_script(
         "HEAD": head_address,
         "PYTHON": python,
         "LOG": str(block_log(layout, name)),
+        "MARKS": str(layout.leave_marks),
+        "WALLTIME_S": "" if leaving.walltime_s is None else str(leaving.walltime_s),
+        "BEFORE_END_S": str(math.ceil(leaving.before_end_s)),
+        "NOTICE_S": str(math.ceil(leaving.notice_s)),
+        "LOOK_EVERY_S": str(leaving.look_every_s),
+        "ASK_EVERY_S": str(leaving.ask_every_s),
     }
     resources = json.dumps({block_resource(node_type.name): 1})
     address = _FIND_ADDRESS if node_type.node_address == "auto" else f"ADDRESS=$({node_type.node_address})"
@@ -120,16 +158,24 @@ umask 077
 {values}
 exec >>"$LOG" 2>&1
 # What the submitting process had of Ray's settings (it is part of the head) must not reach this node.
-unset ${{!RAY_@}}
+unset ${{!RAY_@}} ${{!SQUEUE_@}}
 {path}
 {worker_init}
 {environment}
+export GATEWAY_BLOCK_FOLDER=$FOLDER
+# Which GPUs are this block's is for its engines to know. Ray would refuse to start where there are fewer than the node
+# type says, and hides them from an actor that asks for none.
+export GATEWAY_VISIBLE_DEVICES=${{CUDA_VISIBLE_DEVICES:-${{ROCR_VISIBLE_DEVICES:-${{HIP_VISIBLE_DEVICES:-}}}}}}
+unset CUDA_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HIP_VISIBLE_DEVICES
 RAY=
-LEAVING=
+UNTIL=   # told to end by somebody else: when it leaves at the latest
+CODE={told}
+printf -v NOW '%(%s)T' -1
+ENDS=${{WALLTIME_S:+${{SLURM_JOB_END_TIME:-$((NOW + WALLTIME_S))}}}}
+LOOK_AT=$NOW
+ASK_AT=$((NOW + RANDOM % (1 + ASK_EVERY_S / 10)))
 leave() {{
-  [ -n "$LEAVING" ] && return
-  LEAVING=1
-  trap '' TERM INT HUP USR2
+  trap '' TERM INT HUP USR1 USR2
   echo "$(date +%FT%T%z) leaving: $1"
   if [ -n "$RAY" ]; then
     kill "$RAY" 2>/dev/null
@@ -151,13 +197,75 @@ raylet() {{  # Ray's own process for this node is there: a child of ray start
   done
   return 1
 }}
-trap 'leave "told to"; exit {told}' TERM INT HUP
+marked() {{  # opening the folder makes a client of NFS ask its server again
+  true 2>/dev/null <"$MARKS"
+  [ -e "$MARKS/$NAME" ]
+}}
+engines() {{  # one of this block's is recorded
+  grep -qsF '"block": "'"$NAME"'"' "$RECORDS"/*.json
+}}
+told() {{
+  if marked || [ -z "$RAY" ]; then
+    leave "told to"
+    exit {told}
+  fi
+  notice "cancelled or preempted by others than the gateway" {told}
+}}
+notice() {{  # its agent tells the controller, which has this long to drain its engines
+  [ -n "$UNTIL" ] && return
+  printf -v NOW '%(%s)T' -1
+  UNTIL=$((NOW + NOTICE_S)) CODE=$2
+  echo "$(date +%FT%T%z) $1: leaving within $NOTICE_S s"
+  printf '{{"until": %d, "reason": "%s"}}\n' "$UNTIL" "$1" >"$FOLDER/.notice"
+  mv -f "$FOLDER/.notice" "$FOLDER/notice"
+  look
+}}
+ask() {{  # in the background: a controller that is away must not keep us from hearing a signal
+  local last
+  ASK_AT=$((NOW + ASK_EVERY_S + RANDOM % (1 + ASK_EVERY_S / 2)))
+  last=$((ENDS - BEFORE_END_S - 60))  # its walltime may have been changed since
+  [ "$last" -gt $((NOW + 60)) ] && [ "$last" -lt "$ASK_AT" ] && ASK_AT=$last
+  (SLURM_TIME_FORMAT=%s LC_ALL=C squeue -h --all -t all -j "$SLURM_JOB_ID" -o '%T %e' >"$FOLDER/.job" 2>/dev/null &&
+    mv -f "$FOLDER/.job" "$FOLDER/job") &
+}}
+answered() {{
+  local state= ends=
+  read -r state ends <"$FOLDER/job"
+  rm -f "$FOLDER/job"
+  case $state in
+    COMPLETED | CANCELLED | FAILED | TIMEOUT | NODE_FAIL | PREEMPTED | DEADLINE | BOOT_FAIL | OUT_OF_MEMORY | REVOKED)
+      leave "Slurm calls its job $state"  # slurmd died, and nobody ended what it had started
+      exit {told} ;;
+  esac
+  case $ends in
+    "" | *[!0-9]* | "$ENDS") ;;
+    *) ENDS=$ends; echo "$(date +%FT%T%z) its walltime ends in $((ENDS - NOW)) s" ;;
+  esac
+}}
+look() {{  # leave, if it is time to
+  printf -v NOW '%(%s)T' -1
+  if [ -n "$UNTIL" ]; then
+    engines || {{ leave "no engine is left"; exit "$CODE"; }}
+    [ "$NOW" -ge "$UNTIL" ] && {{ leave "its notice ends"; exit "$CODE"; }}
+  fi
+  if [ "$NOW" -ge "$LOOK_AT" ]; then
+    LOOK_AT=$((NOW + LOOK_EVERY_S))
+    marked && {{ leave "told to by its mark"; exit {told}; }}
+  fi
+  [ -n "$ENDS" ] || return
+  [ -e "$FOLDER/job" ] && answered
+  [ "$NOW" -ge $((ENDS - BEFORE_END_S)) ] && {{ leave "its walltime ends"; exit 0; }}
+  [ -n "$SLURM_JOB_ID" ] && [ "$NOW" -ge "$ASK_AT" ] && ask
+}}
+trap told TERM
+trap 'notice "signalled ahead of its end" 0' USR1
+trap 'leave "told to"; exit {told}' INT HUP
 echo "$(date +%FT%T%z) block $NAME on $(uname -n), head $HEAD"
 mkdir -p -m 700 "$RUN" "$RECORDS" "$FOLDER" && [ -O "$RUN" ] || {{ echo "$RUN is not ours"; exit 73; }}
 {address}
 for attempt in 1 2; do  # Ray's node gives up where its helpers take 15 s to import, as they may the first time
   rm -f "$FOLDER/ray_current_cluster"
-  {start} &
+  setsid {start} &
   RAY=$!
   seen=
   while running; do
@@ -172,9 +280,11 @@ for attempt in 1 2; do  # Ray's node gives up where its helpers take 15 s to imp
       kill "$RAY" 2>/dev/null  # it would wait on, for a node that is gone
       break
     fi
+    look
     sleep 0.5 & wait $!
   done
   wait "$RAY"; code=$?
+  [ -n "$UNTIL" ] && {{ leave "told to, and so was Ray"; exit "$CODE"; }}
   [ -e "$FOLDER/ray_current_cluster" ] && break
   echo "$(date +%FT%T%z) Ray did not start, exit code $code"
 done

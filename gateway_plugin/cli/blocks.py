@@ -1,34 +1,166 @@
-"""``gateway blocks``: the jobs that hold nodes."""
+"""``gateway blocks``: the jobs that hold nodes, and those that wait for one."""
 
 from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway_plugin.cli.connection import connect
-from gateway_plugin.cli.output import json_option, say, show, table
+from gateway_plugin.cli.output import Steps, duration, json_option, read_terminal, say, settings, show, table
+from gateway_plugin.errors import NotFound
 
-_COLUMNS = ("block", "id", "type", "phase", "free_mib", "host_mib", "age_s")
+if TYPE_CHECKING:
+    from gateway_plugin.client import Client
+
+Row = Mapping[str, Any]
+
+_COLUMNS = ("block", "job", "type", "state", "host", "age", "until", "models, or why")
+_POLL_S = 0.5
 
 
 @click.group()
 def blocks() -> None:
-    """Blocks: list, drain."""
+    """Blocks: list, drain, cancel, logs."""
 
 
 @blocks.command("list")
+@click.option("--all", "ended", is_flag=True, help="Those that ended lately too, and how.")
 @json_option
-def list_blocks() -> None:
-    """Every block and the node that it holds."""
+def list_blocks(ended: bool) -> None:
+    """Every block that holds a place, those in the queue too."""
     with connect() as client:
-        found = client.blocks()
-    show(found, lambda: table(_COLUMNS, [tuple(block.get(column) for column in _COLUMNS) for block in found]))
+        found = client.blocks(ended=ended)
+    show(found, lambda: table(_COLUMNS, [_cells(row) for row in found], whole=("block", "job", "state", "age")))
+
+
+def _cells(row: Row) -> tuple[object, ...]:
+    """Of one row of the table."""
+    until = None
+    if row["ended_s"] is not None:
+        until = f"ended {duration(row['ended_s'])} ago"
+    elif row["starts_in_s"] is not None:
+        until = f"starts in {duration(row['starts_in_s'])}"
+    elif row["ends_in_s"] is not None:
+        until = f"ends in {duration(row['ends_in_s'])}"
+    models = ", ".join(_model(model) for model in row["models"])
+    return (
+        row["name"], row["job"], row["type"], row["state"], row["host"], duration(row["age_s"]), until,
+        models or row["reason"],
+    )  # fmt: skip
+
+
+def _model(model: Row) -> str:
+    """``NAME``, with its state where it does not serve and its requests where there are any."""
+    notes = [model["state"]] if model["state"] != "ready" else []
+    notes += [f"{model['in_flight']} in flight"] if model["in_flight"] else []
+    return f"{model['model']} ({', '.join(notes)})" if notes else str(model["model"])
 
 
 @blocks.command()
 @click.argument("name")
+@click.option("--wait", is_flag=True, help="Wait until it has gone.")
 @json_option
-def drain(name: str) -> None:
+def drain(name: str, wait: bool) -> None:
     """Give a block back as soon as nothing is in flight on it."""
     with connect() as client:
         client.drain_block(name)
-    show({"block": name, "done": "drain"}, lambda: say(f"{name} is being drained"))
+        if not wait:
+            show({"block": name, "done": "drain"}, lambda: say(f"{name} is being drained"))
+            return
+        began = time.monotonic()
+        try:
+            last = _until_gone(client, name, began)
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            click.echo(f"{name} goes on draining; see 'gateway blocks list'", err=True)
+            raise
+    seconds = round(time.monotonic() - began, 1)
+    words = f"{name} has gone after {duration(seconds)}"
+    show({"block": name, "done": "drain", "seconds": seconds, "ended": last}, lambda: say(words))
+
+
+def _until_gone(client: Client, name: str, began: float) -> Row | None:
+    """Show how ``name`` (of a block, or its node) drains; how it ended, where that is known."""
+    block = name
+    with Steps("draining") as steps:
+        while True:
+            found = client.blocks(ended=True)
+            row = next((row for row in found if block in (row["name"], row["node"])), None)
+            if row is None or row["ended_s"] is not None:
+                return row
+            block = row["name"] or block  # a node is forgotten before its block is gone
+            steps.update([(block, row["state"], str(_cells(row)[-1] or ""))], time.monotonic() - began)
+            time.sleep(_POLL_S)
+
+
+@blocks.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+def cancel(names: Sequence[str], yes: bool) -> None:
+    """End blocks at once, in the queue or running. What is in flight on them is cut; 'drain' waits for it instead."""
+    with connect() as client:
+        rows = {row["name"]: row for row in client.blocks(ended=True) if row["name"]}
+        chosen = [rows[name] if name in rows else _unknown(name, rows) for name in dict.fromkeys(names)]
+        for row in chosen:
+            if row["ended_s"] is not None:
+                ago = duration(row["ended_s"])
+                raise NotFound(f"The block {row['name']} ended {ago} ago ({row['state']}); nothing was cancelled.")
+        if not yes and not settings().json and read_terminal():
+            for row in chosen:
+                click.echo(f"{row['name']}: {row['state']}{_cut(row)}", err=True)
+            click.confirm(f"End {'it' if len(chosen) == 1 else f'these {len(chosen)}'} now?", abort=True, err=True)
+        for row in chosen:
+            client.cancel_block(row["name"])
+            say(f"{row['name']} is being ended{_cut(row)}")
+    document = [
+        {"block": row["name"], "done": "cancel", "state": row["state"], "cut": row["in_flight"]} for row in chosen
+    ]
+    show(document, lambda: None)
+
+
+def _unknown(name: str, rows: Mapping[str, Row]) -> Row:
+    there = ", ".join(known for known, row in rows.items() if row["ended_s"] is None) or "none"
+    raise NotFound(f"No block is called '{name}'. There are: {there}. Nothing was cancelled.")
+
+
+def _cut(row: Row) -> str:
+    """What is lost with a block."""
+    count = row["in_flight"]
+    requests = "1 request in flight is" if count == 1 else f"{count} requests in flight are"
+    return f"; {requests} cut" if count else ""
+
+
+@blocks.command()
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added.")
+@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(0), help="Lines from each end.")
+@json_option
+def logs(name: str, follow: bool, lines: int) -> None:
+    """What a block and its job wrote, of one that ended too. Read from the state folder."""
+    from gateway_plugin.layout import Layout
+    from gateway_plugin.service import logs as log_files
+
+    layout = Layout(settings().state)
+    found = log_files.block_logs(layout, name)
+    last = {label: log_files.last_lines(path, lines) for label, path in found.items()}
+    if settings().json and not follow:
+        show([{"log": label, "path": str(found[label]), "lines": last[label]} for label in found], lambda: None)
+        return
+    for label, path in found.items():
+        if last[label]:
+            click.echo(f"==> {label}: {path} <==")
+            click.echo("\n".join(last[label]))
+    if not any(last.values()):
+        click.echo(f"{name} has not written anything yet", err=True)
+    shown = label if found else ""
+    if follow:
+        for label, line in log_files.follow_all(lambda: log_files.block_logs(layout, name)):
+            if label != shown:
+                click.echo(f"==> {label} <==")
+                shown = label
+            click.echo(line)

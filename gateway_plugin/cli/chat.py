@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import json_option, read_terminal, settings, show
+from gateway_plugin.cli.waiting import Waiting
 from gateway_plugin.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from gateway_plugin.client import Client
 
 Messages = list[dict[str, str]]
 _endpoint = click.option(
@@ -67,8 +71,7 @@ def _read_line() -> str | None:
 @contextmanager
 def _local(model: str, options: dict[str, Any]) -> Iterator[Callable[[Messages], str]]:
     with connect() as client:
-        # its overloads want typed dictionaries of every role
-        yield lambda messages: _ask(client.openai.chat.completions.create, model, messages, options)
+        yield lambda messages: _ask(client, model, messages, options)
 
 
 @contextmanager
@@ -85,18 +88,21 @@ def _remote(endpoint: str, model: str, options: dict[str, Any]) -> Iterator[Call
         yield ask
 
 
-def _ask(create: Any, model: str, messages: Messages, options: dict[str, Any]) -> str:
+def _ask(client: Client, model: str, messages: Messages, options: dict[str, Any]) -> str:
+    create: Any = client.openai.chat.completions.create  # its overloads want typed dictionaries of every role
     if settings().json:
         answer = create(model=model, messages=messages, **options)
         content: str = answer.choices[0].message.content or ""
         show(answer.model_dump(exclude_none=True), lambda: None)
         return content
     words: list[str] = []
-    for chunk in create(model=model, messages=messages, stream=True, **options):
-        for choice in chunk.choices:
-            if choice.delta.content:
-                words.append(choice.delta.content)
-                click.echo(choice.delta.content, nl=False)
+    with Waiting(client, model) as waiting:
+        for chunk in create(model=model, messages=messages, stream=True, **options):
+            waiting.end()
+            for choice in chunk.choices:
+                if choice.delta.content:
+                    words.append(choice.delta.content)
+                    click.echo(choice.delta.content, nl=False)
     click.echo()
     return "".join(words)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from gateway_plugin.cli.connection import connect
-from gateway_plugin.cli.output import Steps, json_option, say, settings, show, table
+from gateway_plugin.cli.output import Steps, duration, json_option, outlook, say, settings, show, table
 
 _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
 
@@ -55,7 +55,7 @@ def list_models() -> None:
     with connect() as client:
         found = client.models()
     rows = [
-        (m.name, m.task, m.state, "yes" if m.pinned else "", m.in_flight, m.waiting, _eta(m.eta_s),
+        (m.name, m.task, m.state, "yes" if m.pinned else "", m.in_flight, m.waiting, duration(m.eta_s),
          " ".join(m.nodes), " ".join(m.aliases), m.reason)
         for m in found
     ]  # fmt: skip
@@ -88,8 +88,7 @@ def load(name: str, wait: bool, timeout: float) -> None:
         failed_before = found.state == "failed"
         while wait and not found.ready:
             elapsed_s = time.monotonic() - began
-            note = f"ready in about {_eta(found.eta_s)}" if found.eta_s is not None else found.reason or ""
-            steps.update([(found.name, found.state, note)], elapsed_s)
+            steps.update([(found.name, found.state, outlook(found))], elapsed_s)
             failed_before = failed_before and found.state == "failed"
             if found.state == "failed" and (not failed_before or elapsed_s > 10):
                 raise ModelUnavailable(
@@ -97,7 +96,7 @@ def load(name: str, wait: bool, timeout: float) -> None:
                 )
             if elapsed_s > timeout:
                 words = f"The model '{found.name}' is {found.state} and was not ready within {timeout:.0f} s."
-                raise WaitDeadline(words, state=found.state, eta_s=found.eta_s)
+                raise WaitDeadline(words, state=found.state, eta_s=found.eta_s, reason=found.reason)
             time.sleep(0.5)
             found = client.model(name)
     seconds = time.monotonic() - began
@@ -147,7 +146,3 @@ def apply(catalog: Path) -> None:
         client.apply(catalog_document(wanted))
     names = [model.name for model in wanted.models]
     show({"models": names}, lambda: say(f"in force: {', '.join(names)}"))
-
-
-def _eta(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.0f} s"

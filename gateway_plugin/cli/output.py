@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
 from gateway_plugin.errors import GatewayError
 
+if TYPE_CHECKING:
+    from gateway_plugin.answers import ModelInfo
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _COLOURS = {
-    **dict.fromkeys(("ready", "running", "ok", "open", "up", "active"), "green"),
+    **dict.fromkeys(("ready", "running", "ok", "open", "up", "active", "serving"), "green"),
     **dict.fromkeys(("loading", "starting", "waiting", "draining", "degraded", "warn", "pending", "queued"), "yellow"),
-    **dict.fromkeys(("failed", "dead", "fail", "silent", "down"), "red"),
+    **dict.fromkeys(("asked", "adopting", "leaving", "ending"), "yellow"),
+    **dict.fromkeys(("failed", "dead", "fail", "silent", "down", "lost"), "red"),
 }
 
 
@@ -68,27 +72,57 @@ def say(words: str) -> None:
         click.echo(words)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """Print a table on stdout; ``None`` is an empty cell, states are coloured."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str | None = None,
+    whole: Collection[str] = (),
+) -> None:
+    """Print a table on stdout; ``None`` is an empty cell, states are coloured. ``whole``: columns never folded."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)  # a pipe has no width: do not fold what a program may read
-    console.print(make_table(columns, rows, title))
+    console.print(make_table(columns, rows, title, whole))
 
 
-def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Any:
+def make_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str | None = None,
+    whole: Collection[str] = (),
+) -> Any:
     """The ``rich`` table."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(*columns, title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in columns:
+        made.add_column(column, no_wrap=column in whole)
     for row in rows:
         cells = ["" if cell is None else str(cell) for cell in row]
         made.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
     return made
+
+
+def duration(seconds: float | None) -> str:
+    """For people: ``40 s``, ``12 min``, ``3.5 h``, ``4.0 d``; nothing for ``None``."""
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} d"
+
+
+def outlook(model: ModelInfo) -> str:
+    """What a model that is not ready waits for, and for how long: ``job 7 waits (Resources), about 40 s``."""
+    words = [model.reason] if model.reason else []
+    words += [f"about {duration(model.eta_s)}"] if model.eta_s is not None else []
+    return ", ".join(words)
 
 
 def report_error(error: GatewayError, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from gateway_plugin.cli.output import Steps, json_option, make_table, settings, show, table
+from gateway_plugin.cli.output import Steps, duration, json_option, make_table, settings, show, table
 from gateway_plugin.layout import Layout
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -131,7 +131,7 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
     parts: list[Any] = [f"gateway: {found['state']}{where}"]
     if found["parts"]:
         rows = [
-            (name, part["state"], part["pid"], _age(part["age_s"]), part["restarts"], part["last_error"])
+            (name, part["state"], part["pid"], duration(part["age_s"]), part["restarts"], part["last_error"])
             for name, part in found["parts"].items()
         ]
         parts.append(make_table(("part", "state", "pid", "age", "restarts", "last error"), rows))
@@ -145,33 +145,31 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
         return parts
     models = [
         (m["id"], m["state"], "yes" if m.get("pinned") else "", m.get("in_flight"), m.get("waiting"),
-         _age(m.get("eta_s")), m.get("reason"))
+         duration(m.get("eta_s")), m.get("reason"))
         for m in gateway.get("models", ())
     ]  # fmt: skip
     parts.append(make_table(("model", "state", "pinned", "in flight", "waiting", "ready in", "reason"), models))
     engines = [
-        (e["id"], e["model"], e["node"], e["state"], e.get("route"), e.get("in_flight"), _age(e.get("age_s")))
+        (e["id"], e["model"], e["node"], e["state"], e.get("route"), e.get("in_flight"), duration(e.get("age_s")))
         for e in gateway.get("engines", ())
     ]
     if engines:
         parts.append(make_table(("engine", "model", "node", "state", "route", "in flight", "age"), engines))
     nodes = [
         (n["id"], n.get("type"), n.get("phase"), n.get("block"), f"{n.get('free_mib')} of {n.get('host_mib')} MiB",
-         _age(n.get("age_s")))
+         duration(n.get("age_s")))
         for n in gateway.get("nodes", ())
     ]  # fmt: skip
     if nodes:
         parts.append(make_table(("node", "type", "phase", "block", "free", "age"), nodes))
+    types = [
+        (t["type"], t["running"], t["pending"], t["max"], t.get("reason"), duration(t.get("starts_in_s")))
+        for t in gateway.get("types", ())
+    ]
+    if types:
+        parts.append(make_table(("blocks of type", "running", "pending", "max", "waits for", "starts in"), types))
     parts.append(f"waiting requests: {gateway.get('waiting', 0)}   switches: {gateway.get('switches', 0)}")
     return parts
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @click.command()

@@ -96,6 +96,7 @@ def template(settings: EndpointSettings) -> str:
             "encrypted": True,
             "allowed_serializers": list(_SERIALIZERS),
             "max_workers_per_node": settings.workers,
+            "cores_per_worker": 0.01,  # they wait for the gateway, they do not compute
             "max_retries_on_system_failure": 1,
             "heartbeat_period": 2,
             "heartbeat_threshold": 20,

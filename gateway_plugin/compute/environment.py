@@ -40,7 +40,8 @@ def make(venv: Path, report: Callable[[str], None], python: str | None = None) -
     report(f"{sum(1 for line in _LIST.read_text().splitlines() if '==' in line)} packages")
     inside = str(venv / "bin" / "python")
     uv = _uv()
-    if uv is None or not _installed([uv, "pip", "install", "--quiet", "--python", inside]):
+    # Compiled here: the users that it runs as may not be able to write there, and would compile it at every start.
+    if uv is None or not _installed([uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", inside]):
         if uv is not None:  # it does not read pip's configuration: where only pip finds the way out, pip does it
             _run([base, "-m", "venv", "--clear", str(venv)])
         _run([inside, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps", "-r", str(_LIST)])

@@ -352,15 +352,15 @@ class Caller:
             document = None
         if response.status == 200 and document is not None:
             return {"status": 200, "body": document}, None
-        error = document.get("error") if isinstance(document, dict) else None
-        if not isinstance(error, dict):
-            error = failed(0, "engine_error", text[:500].decode("utf-8", "replace") or response.reason)["error"]
+        said = document.get("error") if isinstance(document, dict) else None
+        if not isinstance(said, dict):
+            said = failed(0, "engine_error", text[:500].decode("utf-8", "replace") or response.reason)["error"]
         status = response.status if response.status != 200 else 502
         retry = response.headers.get("retry-after", "")
         if retry.isdigit():
-            error["retry_after_s"] = int(retry)
-        again = status in (429, 503) and error.get("code") in _AGAIN
-        return {"status": status, "error": error}, float(error.get("retry_after_s", 1)) if again else None
+            said["retry_after_s"] = int(retry)
+        again = status in (429, 503) and said.get("code") in _AGAIN
+        return {"status": status, "error": said}, float(said.get("retry_after_s", 1)) if again else None
 
 
 def run_items(

@@ -203,6 +203,8 @@ def _slot(settings: EdgeSettings, number: int) -> str:
     """One backend. A refused connection marks a server down at once; an engine that is silent is given half a minute.
 
     ``inter`` also bounds a check's connection and handshake: a short one condemns an engine that is merely busy.
+    The servers have a name, never looked up, because HAProxy takes an address from its state file (``last``) only for
+    a server that has one; of all others it takes the port, and would look for it on the address written here.
     """
     return f"""\
 backend slot{number}
@@ -212,6 +214,6 @@ backend slot{number}
   http-check expect status 200
   default-server check inter 10s fastinter 1s downinter 2s fall 3 rise 1 observe layer4 error-limit 1 on-error mark-down
   default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {ENGINE_NAME}
-  server-template e 0-{settings.servers_per_slot - 1} 127.0.0.1:1 disabled
+  server-template e 0-{settings.servers_per_slot - 1} {ENGINE_NAME}:1 init-addr last,127.0.0.1 disabled
   server cold unix@{settings.cold_door} backup no-check no-ssl
 """

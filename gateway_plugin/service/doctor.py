@@ -1,4 +1,4 @@
-"""``gateway doctor``: everything that ``up`` checks, and what runs, each with what to do about it."""
+"""``gateway doctor``: everything that ``up`` checks, the site's scheduler, and what runs; each with what to do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.lifecycle import ports_held
 from gateway_plugin.service.preflight import edge_binary, every_check, open_files, python_version
 from gateway_plugin.service.record import on_this_host, read_record, with_port
+from gateway_plugin.service.site_checks import every_site_check
 from gateway_plugin.service.status import report
 from gateway_plugin.site import Site, load_site
 
@@ -42,6 +43,7 @@ def examine(state: Path, site_reference: str | None, models: Path | None) -> tup
         if record is not None and record.site == site.name:
             site = with_port(site, record.port)
         checks += every_check(layout, site, catalog, ports_held(layout, site))
+        checks += every_site_check(layout, site)
     if record is not None and not on_this_host(record):
         running = Check("service", Verdict.WARN, f"runs on {record.host}", "run 'gateway doctor' there")
     return (*checks, running)

@@ -15,6 +15,7 @@ from gateway_plugin.blocks import processes as block_processes
 from gateway_plugin.blocks.jobs import Jobs, jobs_for, script_folder
 from gateway_plugin.blocks.leave import members, read_records
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
+from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
 from gateway_plugin.blocks.processes import same_process
 from gateway_plugin.errors import GatewayError
@@ -96,6 +97,7 @@ def open_pool(layout: Layout, site: Site) -> BlockPool:
         Ledger(layout.ledger),
         {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types},
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
+        marks=LeaveMarks(layout.leave_marks),
     )
 
 

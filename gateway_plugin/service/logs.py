@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from gateway_plugin.blocks.jobs import script_place
+from gateway_plugin.blocks.ledger import Ledger
+from gateway_plugin.blocks.script import block_log
 from gateway_plugin.errors import NotFound
 from gateway_plugin.layout import Layout
 
 _TAIL_BYTES = 256 * 1024
+_JOB_OUTPUTS = (".out", ".err", ".stdout", ".stderr")
+"""Parsl's providers differ."""
 
 
 def find_logs(layout: Layout) -> dict[str, Path]:
@@ -33,7 +38,7 @@ def find_logs(layout: Layout) -> dict[str, Path]:
         candidates[f"block:{path.stem.removeprefix('block-')}"] = path
     scripts = script_place(layout)
     for path in sorted(scripts.glob("gw-*")):
-        if path.suffix in (".out", ".err", ".stdout", ".stderr"):  # Parsl's providers differ
+        if path.suffix in _JOB_OUTPUTS:
             candidates[f"job:{path.name}"] = path
     session = layout.ray_temp / "session_latest" / "logs"
     by_time = sorted(session.glob("serve/*.log"), key=lambda path: path.stat().st_mtime)  # a later replica replaces
@@ -58,6 +63,30 @@ def log_named(layout: Layout, name: str) -> Path:
     raise NotFound(f"There is no log called '{name}' in {layout.logs}. There are: {known}.")
 
 
+def block_logs(layout: Layout, name: str) -> dict[str, Path]:
+    """Label -> file of what block ``name`` and its job have written so far: ``block``, ``job stdout``, ``job stderr``.
+
+    Empty for a block that waits in the queue. Raises ``NotFound`` for a name that neither a log nor the ledger has.
+    """
+    found = {"block": block_log(layout, name)}
+    for path in sorted(script_place(layout).glob(f"{name}.*")):
+        if path.suffix in _JOB_OUTPUTS:
+            found["job stderr" if path.suffix in (".err", ".stderr") else "job stdout"] = path
+    found = {label: path for label, path in found.items() if path.is_file()}
+    if not found and name not in (known := _blocks_known(layout)):
+        names = ", ".join(known) or "none yet"
+        raise NotFound(f"There is no block called '{name}' in {layout.state}. There are: {names}.")
+    return found
+
+
+def _blocks_known(layout: Layout) -> list[str]:
+    """Names of blocks, those with a log and those in the ledger; the youngest last."""
+    asked_at = {block.name: block.asked_at for block in Ledger(layout.ledger).read().values()}
+    for path in layout.logs.glob("block-*.log"):
+        asked_at.setdefault(path.stem.removeprefix("block-"), path.stat().st_mtime)
+    return sorted(asked_at, key=lambda name: (asked_at[name], name))
+
+
 def last_lines(path: Path, count: int) -> list[str]:
     """The last ``count`` lines of a file (of its last 256 KiB); empty if there is none."""
     try:
@@ -72,20 +101,44 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 def follow(path: Path, poll_s: float = 0.2) -> Iterator[str]:
     """Lines that are added to ``path`` from now on, for ever; a file that is replaced is opened anew."""
-    stream = path.open("r", encoding="utf-8", errors="replace")
-    stream.seek(0, 2)
-    inode = path.stat().st_ino
+    return (line for _, line in follow_all(lambda: {"": path}, poll_s))
+
+
+def follow_all(files: Callable[[], Mapping[str, Path]], poll_s: float = 0.2) -> Iterator[tuple[str, str]]:
+    """``(label, line)`` for what is added from now on, for ever; a file that ``files`` names later is read whole."""
+    followed = {label: _Followed(path, from_end=True) for label, path in files().items()}
     while True:
-        line = stream.readline()
-        if line:
-            yield line.rstrip("\n")
+        news = [(label, line) for label, one in followed.items() for line in one.new_lines()]
+        yield from news
+        if news:
             continue
         time.sleep(poll_s)
+        for label, path in files().items():
+            if label not in followed:
+                followed[label] = _Followed(path, from_end=False)
+
+
+class _Followed:
+    """One file that grows."""
+
+    def __init__(self, path: Path, from_end: bool) -> None:
+        self._path = path
+        self._open()
+        if from_end:
+            self._stream.seek(0, 2)
+
+    def _open(self) -> None:
+        self._stream = self._path.open("r", encoding="utf-8", errors="replace")
+        self._inode = os.fstat(self._stream.fileno()).st_ino
+
+    def new_lines(self) -> Iterator[str]:
+        """What was added since the last call."""
+        while line := self._stream.readline():
+            yield line.rstrip("\n")
         try:
-            found = path.stat()
+            found = self._path.stat()
         except FileNotFoundError:
-            continue
-        if found.st_ino != inode or found.st_size < stream.tell():
-            stream.close()
-            stream = path.open("r", encoding="utf-8", errors="replace")
-            inode = found.st_ino
+            return  # it may come again
+        if found.st_ino != self._inode or found.st_size < self._stream.tell():
+            self._stream.close()
+            self._open()

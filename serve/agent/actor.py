@@ -26,10 +26,14 @@ from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
 from serve.agent.engine import EngineProcess, Timing, end_group, free_port, prune_engine_logs, spawn, tail
 from serve.agent.lastwords import last_words
+from serve.agent.notice import notice_in
 from serve.agent.probe import Probe, client_context
 from serve.agent.records import EngineRecord
 from serve.core.effects import StartEngine, StopEngine
-from serve.core.events import EngineExited, EngineListening, EngineReady, NodeJoined
+from serve.core.events import EngineExited, EngineListening, EngineReady, NodeJoined, NodeLeaves
+
+AgentEvent = EngineListening | EngineReady | EngineExited | NodeLeaves
+"""What an agent reports."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +77,8 @@ class NodeAgent:
         self._stopped: dict[str, int] = {}
         """Engine -> the newest generation that was ever told to stop: a start that was overtaken comes too late."""
         self._begun: asyncio.Task[None] | None = None
-        self._events: deque[tuple[int, EngineListening | EngineReady | EngineExited]] = deque(maxlen=_HISTORY)
+        self._notice: asyncio.Task[None] | None = None
+        self._events: deque[tuple[int, AgentEvent]] = deque(maxlen=_HISTORY)
         self._last = 0
         self._news = asyncio.Event()
         """Set with the next event, and then replaced."""
@@ -92,7 +97,7 @@ class NodeAgent:
             block=self._block,
             address=self._host,
             host_mib=self._settings.host_mib,
-            gpu_mib=self._settings.gpu_mib,
+            gpu_mib=self._gpu_mib(),
             engines=tuple(engine.found() for engine in self._engines.values()),
         )
 
@@ -138,9 +143,7 @@ class NodeAgent:
         reason = f"{command.reason}; it was not there"
         self._report(EngineExited(command.engine, command.generation, reason, expected=True))
 
-    async def events(
-        self, after: int, wait_s: float
-    ) -> tuple[int, tuple[EngineListening | EngineReady | EngineExited, ...]]:
+    async def events(self, after: int, wait_s: float) -> tuple[int, tuple[AgentEvent, ...]]:
         """Events numbered above ``after``, oldest first, once there are any, at the latest after ``wait_s`` seconds.
 
         Returns:
@@ -158,6 +161,8 @@ class NodeAgent:
     async def shutdown(self, end_engines: bool = True) -> None:
         """End every engine, or with ``end_engines=False`` leave them to the agent that comes next."""
         await self._begin()
+        if self._notice is not None:
+            self._notice.cancel()
         watchers = tuple(self._watchers.values())
         for engine in self._engines.values():
             if end_engines:
@@ -166,6 +171,14 @@ class NodeAgent:
             for watcher in watchers:
                 watcher.cancel()
         await asyncio.gather(*watchers, return_exceptions=True)
+
+    def _gpu_mib(self) -> tuple[int, ...]:
+        """Memory of each GPU that is there: fewer than the site says where the batch system gave fewer."""
+        expected, given = self._settings.gpu_mib, visible_devices(os.environ)
+        if given and len(given) < len(expected):
+            logger.warning("gpus missing node=%s given=%d expected=%d", self._settings.node, len(given), len(expected))
+            return expected[: len(given)]
+        return expected
 
     def _accepts(self, epoch: int) -> bool:
         self._epoch = max(self._epoch, epoch)
@@ -224,7 +237,16 @@ class NodeAgent:
             reason = f"its agent failed to see it off: {failure!r}"
             self._report(EngineExited(record.engine, record.generation, reason, expected=False))
 
-    def _report(self, event: EngineListening | EngineReady | EngineExited) -> None:
+    async def _watch_notice(self, folder: Path) -> None:
+        try:
+            notice = await notice_in(folder, self._settings.node)
+        except (OSError, ValueError) as error:
+            logger.error("notice unread node=%s said=%s", self._settings.node, error)  # noqa: TRY400 - says it all
+            return
+        logger.warning("node leaves node=%s until=%.0f reason=%s", notice.node, notice.until, notice.reason)
+        self._report(notice)
+
+    def _report(self, event: AgentEvent) -> None:
         self._last += 1
         self._events.append((self._last, event))
         if isinstance(event, EngineExited):
@@ -262,6 +284,8 @@ class NodeAgent:
                 words = last_words(tail(Path(record.log)), (record.key,))
                 reason = f"it ended while its node had no agent: {words}"
                 self._report(EngineExited(record.engine, record.generation, reason, expected=False))
+        if folder := os.environ.get("GATEWAY_BLOCK_FOLDER"):
+            self._notice = asyncio.create_task(self._watch_notice(Path(folder)))
 
 
 def node_address(layout: Layout) -> str:

@@ -12,19 +12,24 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.catalog import Catalog, parse_catalog
 from gateway_plugin.edge.runtime import EdgeRuntime
-from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound
+from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound, ServiceError
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.logs import log_events
 from serve.controller.agents import Agents, MakeAgent, agents_alive
+from serve.controller.blocks import LedgerWatch
 from serve.controller.journal import Journal
 from serve.controller.metrics import Metrics
 from serve.controller.observer import Observer, found_servers
 from serve.controller.performer import Performer
+from serve.core.blocks import ENDED
+from serve.core.blocks_view import blocks_view
 from serve.core.effects import Answer
 from serve.core.events import (
     Acquire,
+    BlockCancelAsked,
     CatalogChanged,
     EngineExited,
     Event,
@@ -39,7 +44,7 @@ from serve.core.events import (
 )
 from serve.core.fleet import EngineState, Fleet, Policy
 from serve.core.step import initial, step
-from serve.core.view import model_view, models_view, nodes_view, status_view
+from serve.core.view import model_view, models_view, status_view
 
 log = logging.getLogger("gateway.controller")
 
@@ -63,6 +68,8 @@ class Controller:
         self._agents = Agents(policy.kinds, make_agent, self.post)
         self._performer = Performer(self._edge, self._agents, self.post, self._answer)
         self._observer = Observer(self._edge, self, self.post, self._performer.start_all)
+        self._ledger = LedgerWatch(self._layout, self.post)
+        self._cancels = CancelRequests(self._layout.block_cancels)
         self._catalog_pins: frozenset[str] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
         self._begun = asyncio.Event()
@@ -104,6 +111,7 @@ class Controller:
         self._spawn(self._performer.run(), "performer")
         self._spawn(self._observer.watch_all(), "observer")
         self._spawn(self._observer.watch_closely(), "observer-closely")
+        self._spawn(self._ledger.watch(), "ledger")
         self._spawn(self._tick(), "tick")
         self._begun.set()
         log.info("controller-started", extra={"nodes": nodes, "servers": len(servers)})
@@ -173,12 +181,13 @@ class Controller:
             raise
 
     async def outlook(self, model: str) -> dict[str, Any]:
-        """``{"state", "eta_s", "deaths"}`` of a model; deaths: when its engines last died, wall-clock seconds."""
+        """``{"state", "eta_s", "reason", "deaths"}`` of a model; deaths: when its engines last died, wall clock."""
         name = self.fleet.names.get(model)
         if name is None:
-            return {"state": "unknown", "eta_s": None, "deaths": []}
+            return {"state": "unknown", "eta_s": None, "reason": None, "deaths": []}
         entry = model_view(self.fleet, name, time.time())
-        return {"state": entry["state"], "eta_s": entry["eta_s"], "deaths": list(self._deaths.get(name, ()))}
+        found = {key: entry[key] for key in ("state", "eta_s", "reason")}
+        return {**found, "deaths": list(self._deaths.get(name, ()))}
 
     async def ready(self) -> bool:
         """The loop runs and agents and edge have reported."""
@@ -192,13 +201,13 @@ class Controller:
         """All there is to see."""
         return {**status_view(self.fleet, time.time()), "edge_reachable": self._observer.reachable, "pid": os.getpid()}
 
-    async def blocks(self) -> list[dict[str, Any]]:
-        """Nodes with their blocks."""
-        return nodes_view(self.fleet, time.time())
+    async def blocks(self, ended: bool) -> list[dict[str, Any]]:
+        """Blocks that hold a place with their nodes; with ``ended`` those that ended lately too."""
+        return blocks_view(self.fleet, time.time(), ended)
 
     async def metrics(self) -> bytes:
         """Prometheus text."""
-        return self._metrics.text(self.fleet, self._observer.requests)
+        return self._metrics.text(self.fleet, self._observer.requests, time.time())
 
     async def administer(self, verb: str, model: str) -> GatewayError | None:
         """``load``, ``unload``, ``pin`` or ``unpin``. Returns what is wrong with it, or ``None``."""
@@ -231,4 +240,18 @@ class Controller:
             if block in (node.block, node.id):
                 self.post(NodeDrainAsked(node.id))
                 return None
-        return NotFound(f"No block is called {block!r}; see 'gateway blocks list'.")
+        return NotFound(f"No block with a node is called '{block}'; see 'gateway blocks list'.")
+
+    async def cancel_block(self, block: str) -> GatewayError | None:
+        """Have a block ended at once, in the queue or running. Returns what is wrong with it, or ``None``."""
+        found = self.fleet.blocks.get(block)
+        if found is None:
+            return NotFound(f"No block is called '{block}'; see 'gateway blocks list'.")
+        if found.phase in ENDED:
+            return NotFound(f"The block '{block}' has ended already ({found.phase}).")
+        try:
+            await asyncio.to_thread(self._cancels.ask, block)
+        except OSError as error:
+            return ServiceError(f"The request to end '{block}' could not be written: {error}")
+        self.post(BlockCancelAsked(block))
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serve.core.blocks_view import blocks_by_phase, last_queue_wait_s, next_end_s
 from serve.core.events import EngineExited, EngineReady, Event
 from serve.core.fleet import Fleet, NodePhase
 from serve.core.view import engines_by_state, routes_by_state, waiting_by_model
@@ -47,6 +48,21 @@ class Metrics:
         self._engines = Gauge("gateway_engines", "Engines by state", ["state"], registry=self.registry)
         self._routes = Gauge("gateway_routes", "Routes by state", ["state"], registry=self.registry)
         self._nodes = Gauge("gateway_nodes", "Nodes by phase", ["phase"], registry=self.registry)
+        self._blocks = Gauge(
+            "gateway_blocks", "Blocks that hold a place, by phase", ["type", "phase"], registry=self.registry
+        )
+        self._next_end = Gauge(
+            "gateway_block_ends_seconds",
+            "Until the next walltime of a running block ends; no sample where none has one",
+            ["type"],
+            registry=self.registry,
+        )
+        self._queue_wait = Gauge(
+            "gateway_block_queue_wait_seconds",
+            "How long the block that started last had waited in the queue; no sample before there is one",
+            ["type"],
+            registry=self.registry,
+        )
         self._epoch = Gauge("gateway_controller_epoch", "Lives of the controller so far", registry=self.registry)
 
     def count(self, before: Fleet, event: Event) -> None:
@@ -60,8 +76,8 @@ class Metrics:
             else:
                 self._exits.labels(engine.model, str(event.expected).lower()).inc()
 
-    def text(self, fleet: Fleet, requests: dict[str, int]) -> bytes:
-        """The exposition of ``fleet`` now. ``requests``: model -> requests that the edge gave to its engines."""
+    def text(self, fleet: Fleet, requests: dict[str, int], now: float) -> bytes:
+        """The exposition of ``fleet`` at ``now``. ``requests``: model -> requests that the edge gave to its engines."""
         self._switches.inc(fleet.switches - self._told.get("", 0))
         self._told[""] = fleet.switches
         self._epoch.set(fleet.epoch)
@@ -83,4 +99,10 @@ class Metrics:
             self._routes.labels(state).set(count)
         for phase in NodePhase:
             self._nodes.labels(phase.value).set(sum(node.phase is phase for node in fleet.nodes.values()))
+        for (kind, held), count in blocks_by_phase(fleet).items():
+            self._blocks.labels(kind, held).set(count)
+        for gauge, samples in ((self._next_end, next_end_s(fleet, now)), (self._queue_wait, last_queue_wait_s(fleet))):
+            gauge.clear()
+            for kind, seconds in samples.items():
+                gauge.labels(kind).set(seconds)
         return generate_latest(self.registry)

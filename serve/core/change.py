@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from gateway_plugin.catalog import Model
 from serve.core.effects import Effect
-from serve.core.events import FoundServer
+from serve.core.events import FoundServer, SeenBlock
 from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Fleet, Node, NodePhase, Waiter
 
 Row = TypeVar("Row")
@@ -71,6 +71,9 @@ class Change:
         self.unsettled = fleet.unsettled
         self.found: tuple[FoundServer, ...] = fleet.found
         self.started_at = fleet.started_at
+        self.blocks: Mapping[str, SeenBlock] = fleet.blocks
+        self.queue_wait_s: Mapping[str, float] = fleet.queue_wait_s
+        self.block_start_s = Table(fleet.block_start_s)
         self.slots_changed = False
         self.fresh_slots: tuple[int, ...] = ()
 
@@ -98,6 +101,9 @@ class Change:
             unsettled=self.unsettled,
             found=self.found,
             started_at=self.started_at,
+            blocks=self.blocks,
+            queue_wait_s=self.queue_wait_s,
+            block_start_s=self.block_start_s.rows,
         )
 
     def emit(self, effect: Effect) -> None:
@@ -174,6 +180,10 @@ class Change:
     def wanted(self, model: str) -> bool:
         """Somebody waits for it, it is pinned, or an administrator asked for it."""
         return model in self.queues.rows or model in self.pinned or model in self.wished
+
+    def load_time_s(self, model: str) -> float:
+        """How long ``model`` takes to load, as far as is known."""
+        return self.load_s.rows.get(model, self.policy.load_guess_s)
 
 
 def live(engine: Engine) -> bool:

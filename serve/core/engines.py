@@ -106,7 +106,7 @@ def review(change: Change) -> None:
             if now >= engine.started + model.load_timeout_s:  # (1)
                 retire(change, engine, "load-timeout")
                 record_failure(change, engine.model, f"not ready within {model.load_timeout_s:.0f} s.")
-            elif change.wanted(engine.model):
+            elif change.wanted(engine.model) or engine.takes_over:
                 if engine.orphaned_since is not None:
                     change.set_engine(engine, orphaned_since=None)
             elif engine.orphaned_since is None:

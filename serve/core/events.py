@@ -206,6 +206,13 @@ class NodeDrainAsked:
 
 
 @dataclass(frozen=True)
+class BlockCancelAsked:
+    """``gateway blocks cancel``: the pool ends the block's job, whatever is in flight on it."""
+
+    block: str
+
+
+@dataclass(frozen=True)
 class SeenBlock:
     """A block as the ledger has it. Times are seconds since the epoch, ``None`` where nobody said."""
 
@@ -269,6 +276,7 @@ Event = (
     | UnloadAsked
     | PinChanged
     | NodeDrainAsked
+    | BlockCancelAsked
     | BlocksSeen
     | NodeLeaves
     | Tick

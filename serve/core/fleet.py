@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway_plugin.catalog import Model
-from serve.core.events import FoundServer
+from serve.core.events import FoundServer, SeenBlock
 
 
 class EngineState(Enum):
@@ -64,7 +64,21 @@ class Node:
     idle_since: float | None = None
     """Since when it has held no engine; while PENDING: since when nobody has needed it."""
     drain_asked: bool = False
-    """``gateway blocks drain``; survives the death of its agent."""
+    """It is to leave: ``gateway blocks drain``, or its end is near; survives the death of its agent."""
+    ends_at: float | None = None
+    """When its block's walltime ends."""
+    drain_at: float | None = None
+    """From then on it is LEAVING: its end is near, or its block was told to end."""
+    half_at: float | None = None
+    """Half of its useful time is over then: nothing is done earlier for fear of its end."""
+    leave_at: float | None = None
+    """Its block leaves then, by itself or because it must: what is in flight is cut."""
+    notice_until: float | None = None
+    """Its block was told to end by somebody else, and has until then."""
+    ending: bool = False
+    """Its end is so near that what it serves is handed over to others; new engines go elsewhere if they can."""
+    joined_at: float | None = None
+    """When its agent first reported, if it was seen to."""
     free_host_mib: int = 0
     """Kept by ``serve.core.change``: ``host_mib`` less what its engines hold."""
     free_gpu_mib: tuple[int, ...] = ()
@@ -103,8 +117,10 @@ class Engine:
     orphaned_since: float | None = None
     """While LOADING: since when nobody has waited for it."""
     stop_reason: str = ""
-    """Why it drains or stops: evicted, idle (these two can be taken back), unloaded, abandoned, failed, load-timeout,
-    node-leaving, catalog, over-committed, no-slot."""
+    """Why it drains or stops: evicted, idle, handed-over (these three can be taken back), unloaded, abandoned, failed,
+    load-timeout, node-leaving, node-ends, catalog, over-committed, no-slot."""
+    takes_over: bool = False
+    """Another engine of its model is on a node that ends: its load goes on though nobody waits for it."""
     stop_sent: bool = False
     """While STOPPING: the agent was told (it cannot be while its node is ORPHANED)."""
     slot: int | None = None
@@ -196,6 +212,22 @@ class Policy:
     """So long after a waiter was told to go its engine is not idle, unless it was used since."""
     crash_window_s: float = 5.0
     """An engine that dies so soon after it was ready counts as a failure; the first one costs no back-off."""
+    drain_before_end_s: float = 300.0
+    """So long before its block leaves a node takes no new request; at most a quarter of its walltime."""
+    leave_before_end_s: float = 30.0
+    """So long before its walltime ends a block leaves by itself."""
+    notice_s: float = 20.0
+    """How long a block that was told to end stays, where nobody says."""
+    leave_grace_s: float = 5.0
+    """What is in flight gets so long at least, however late it was known that a node leaves."""
+    succession_used_s: float = 600.0
+    """A model used so lately is loaded elsewhere before its node's block ends."""
+    succession_margin_s: float = 10.0
+    """What was seen of queue, start and load does not count: Ray's and Slurm's own rounds, and luck."""
+    queue_wait_guess_s: float = 60.0
+    """How long a job waits in the queue, before any has started."""
+    block_start_guess_s: float = 30.0
+    """How long it takes from a job's start until its node's agent reports, before any has."""
     growth_after_s: float = 2.0
     """A waiting model asks for a node after so long, or at once if no node here could hold it even empty."""
     settle_s: float = 30.0
@@ -249,3 +281,9 @@ class Fleet:
     """Servers found at the start that no engine was matched to yet."""
     started_at: float = 0.0
     """When ``Started`` came."""
+    blocks: Mapping[str, SeenBlock] = field(default_factory=dict)
+    """By name: what the ledger says of every block, those that ended lately too."""
+    queue_wait_s: Mapping[str, float] = field(default_factory=dict)
+    """Node type -> the longest that one of its jobs that started lately had waited."""
+    block_start_s: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
+    """Node type -> (node, seconds from its job's start until its agent reported), of the last few."""

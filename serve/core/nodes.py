@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from serve.core.blocks import know_block
 from serve.core.change import Change
 from serve.core.effects import CreateAgent, KillAgent
 from serve.core.engines import forget, made_ready
-from serve.core.events import FoundEngine, FoundServer, NodeDrainAsked, NodeFailed, NodeGone, NodeJoined, Started
+from serve.core.events import (
+    BlockCancelAsked,
+    FoundEngine,
+    FoundServer,
+    NodeDrainAsked,
+    NodeFailed,
+    NodeGone,
+    NodeJoined,
+    Started,
+)
 from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState
 from serve.core.routes import retire
 from serve.core.waiting import resolve_names
@@ -33,6 +43,7 @@ def node_joined(change: Change, event: NodeJoined) -> None:
             forget(change, engine)
     left = change.nodes.rows.get(node.id, node).engines
     phase = NodePhase.LEAVING if node.drain_asked else NodePhase.UP
+    fresh = node.phase is NodePhase.PENDING and node.id not in change.unsettled
     joined = replace(
         node,
         type=event.type,
@@ -42,8 +53,10 @@ def node_joined(change: Change, event: NodeJoined) -> None:
         block=event.block,
         idle_since=None if left else node.idle_since if node.phase is phase else change.now,
         engines=left,
+        joined_at=change.now if fresh else node.joined_at,
     )
     change.describe_node(joined, event.host_mib, event.gpu_mib)
+    know_block(change, change.nodes.rows[joined.id])
     for one in event.engines:
         known = change.engines.rows.get(one.id)
         if known is None:  # (4)
@@ -55,7 +68,7 @@ def node_joined(change: Change, event: NodeJoined) -> None:
         elif known.state is EngineState.STOPPING:
             change.set_engine(known, stop_sent=False)
     if joined.drain_asked:
-        _retire_all(change, joined.id, "node-leaving")
+        _retire_all(change, joined.id, "node-ends" if joined.ending else "node-leaving")
     change.unsettled -= {event.node}
     change.kind_failures.drop(event.type)
 
@@ -128,7 +141,7 @@ def node_gone(change: Change, event: NodeGone) -> None:
         change.nodes.put(node.id, replace(node, phase=NodePhase.ORPHANED, since=change.now))
         change.emit(CreateAgent(node.id, node.type, node.block))
         return
-    _lose(change, node)  # (3)
+    lose(change, node)  # (3)
 
 
 def node_failed(change: Change, event: NodeFailed) -> None:
@@ -140,10 +153,11 @@ def node_failed(change: Change, event: NodeFailed) -> None:
     count = 1 + (last.count if last is not None else 0)
     delay = min(change.policy.retry_max_s, change.policy.retry_first_s * 2.0 ** min(count - 1, 30))
     change.kind_failures.put(node.type, Failure(count, change.now, change.now + delay, event.reason))
-    _lose(change, node)
+    lose(change, node)
 
 
-def _lose(change: Change, node: Node) -> None:
+def lose(change: Change, node: Node) -> None:
+    """The node is gone, and its engines with it."""
     for engine in node.engines:
         forget(change, change.engines.rows[engine])
     change.nodes.drop(node.id)
@@ -158,6 +172,29 @@ def node_drain_asked(change: Change, event: NodeDrainAsked) -> None:
     phase = NodePhase.LEAVING if node.phase is NodePhase.UP else node.phase
     change.nodes.put(node.id, replace(node, phase=phase, drain_asked=True))
     _retire_all(change, node.id, "node-leaving")
+
+
+def block_cancel_asked(change: Change, event: BlockCancelAsked) -> None:
+    """Its job is being ended; here the node goes, so that nothing more is sent there and Ray asks for no other.
+
+    (1) its node joined: its routes close and its agent is killed, and its engines with it, whatever is in flight;
+    (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one that nobody has
+    needed for longest goes, else the youngest (one that has not reported after a restart is no pending one);
+    (3) neither: nothing.
+    """
+    node = next((node for node in change.nodes.rows.values() if node.block == event.block), None)
+    if node is None and (block := change.blocks.get(event.block)) is not None:  # (2)
+        pending = [
+            other
+            for other in change.nodes.rows.values()
+            if other.phase is NodePhase.PENDING and other.type == block.type and other.id not in change.unsettled
+        ]
+        unneeded = [other for other in pending if other.idle_since is not None]
+        youngest = max(pending, key=lambda other: (other.since, other.id), default=None)
+        node = min(unneeded, key=lambda other: (other.idle_since, other.id), default=youngest)
+    if node is not None:  # (1)
+        lose(change, node)
+        change.emit(KillAgent(node.id))
 
 
 def _retire_all(change: Change, node: str, reason: str) -> None:

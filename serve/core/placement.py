@@ -8,9 +8,10 @@ where it fits into what is left: so room goes to the one that waits longest, and
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from gateway_plugin.catalog import Model
+from serve.core.blocks import takes
 from serve.core.change import Change, live
 from serve.core.effects import StartEngine
 from serve.core.eviction import Need, Room, cost, evictable, least_recent, used_at, victims
@@ -44,6 +45,10 @@ def wanted_order(change: Change) -> list[str]:
     return [model for model in (*(model for _, model in queued), *unasked) if model in change.models]
 
 
+Where = Callable[[Node], bool]
+"""Which nodes are looked at."""
+
+
 class _Plan:
     """What one pass knows: free room now, and later."""
 
@@ -56,9 +61,22 @@ class _Plan:
         self.in_use = slots_in_use(change)
         self.idle: dict[str, list[Engine]] | None = None
         """Node -> evictable engines; looked for when first needed."""
+        self.full: list[tuple[Need, float]] = []
+        self.hopeless: list[tuple[Need, float]] = []
+        """Needs and load times for which nodes that stay have no free room, and none even after evictions. Room only
+        shrinks during the pass: what needs no less, for no shorter load, need not look again."""
+        self.any_ends = any(node.ending for node in change.nodes.rows.values())
         for engine in change.engines.rows.values():
             if engine.state in (EngineState.DRAINING, EngineState.STOPPING):
                 self.promise(engine.node, engine.gpus, engine.memory_mib)
+
+    def knows(self, tried: list[tuple[Need, float]], model: str, need: Need) -> bool:
+        """Whether one that needs no more found nothing."""
+        load_s = self.change.load_time_s(model)
+        return any(load_s >= other_s and _no_less(need, other) for other, other_s in tried)
+
+    def learn(self, tried: list[tuple[Need, float]], model: str, need: Need) -> None:
+        tried.append((need, self.change.load_time_s(model)))
 
     def reserve(self, node: Node, gpus: tuple[int, ...], mib: int) -> None:
         """Keep room for a model that cannot start yet."""
@@ -89,12 +107,12 @@ class _Plan:
         gpus = tuple(free + more for free, more in zip(node.free_gpu_mib, delta.gpus, strict=True))
         return Room(node.free_host_mib + delta.host, gpus)
 
-    def best(self, need: Need, *, at_once: bool) -> tuple[Node, tuple[int, ...]] | None:
+    def best(self, need: Need, where: Where, *, at_once: bool) -> tuple[Node, tuple[int, ...]] | None:
         """The node and devices of the tightest fit, ties by id; CPU models keep off nodes with GPUs if they can."""
         best: tuple[tuple[bool, int, str], Node, tuple[int, ...]] | None = None
         nodes = self.change.nodes.rows
         for node in nodes.values() if at_once else [nodes[freeing] for freeing in self.delta]:
-            if node.phase is not NodePhase.UP:
+            if not where(node):
                 continue
             if at_once and (max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib) < need.mib:
                 continue  # the quick way past a full node
@@ -117,7 +135,7 @@ class _Plan:
                 self.idle.setdefault(engine.node, []).append(engine)
         return self.idle
 
-    def cheapest(self, need: Need) -> tuple[Node, tuple[Engine, ...]] | None:
+    def cheapest(self, need: Need, where: Where) -> tuple[Node, tuple[Engine, ...]] | None:
         """The node and its engines to evict; see ``serve.core.eviction``."""
         change = self.change
         best: tuple[tuple[float, int, str], Node, tuple[Engine, ...]] | None = None
@@ -125,7 +143,7 @@ class _Plan:
             if best is not None and engines and (used_at(engines[0]), 1, node_id) > best[0]:
                 break  # every set on this node and those after it costs more
             node = change.nodes.rows[node_id]
-            if not holds(node, need):
+            if not where(node) or not holds(node, need):
                 continue
             chosen = victims(engines, self.later(node), need)
             if chosen:
@@ -135,69 +153,88 @@ class _Plan:
         return None if best is None else best[1:]
 
 
-def place_wanted(change: Change) -> tuple[str, ...]:
-    """See to every wanted model that has no engine; returns those that found no room, in order.
+def place_wanted(change: Change, handed_over: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """See to every wanted model that has no engine, then to those of ``handed_over``, whose engines are on nodes that
+    end; returns those that found no room, in order.
 
-    (1) an engine of it is ready or loading: nothing to do;
+    (1) an engine of it is ready or loading, and is not to be handed over: nothing to do;
     (2) its last load failed and its back-off is not over: not now;
     (3) its own engine drains, and nobody who waits longer needs that room: take it back;
     (4) no slot at the edge: wait for one, and free one if none is being freed;
     (5) it fits into free room, the tightest fit: start;
     (6) it fits into room that is being freed: wait for it;
-    (7) it fits once idle engines of one node are gone: evict the cheapest such set;
-    (8) no room.
+    (7) it fits once idle engines of one node are gone: evict the cheapest such set, unless it is only handed over;
+    (8) it has no engine, and (5) to (7) go on a node whose end is near but leaves it useful time;
+    (9) no room.
     """
     plan: _Plan | None = None
     unplaced: list[str] = []
-    full: list[Need] = []
-    hopeless: list[Need] = []
-    for name in wanted_order(change):
+    wanted = wanted_order(change)
+    for name in (*wanted, *(model for model in handed_over if model not in wanted)):
         engines = change.engines_of(name)
-        if any(live(engine) for engine in engines):  # (1)
+        served = any(live(engine) for engine in engines)
+        if served and name not in handed_over:  # (1)
             continue
         failure = change.failures.rows.get(name)
         if failure is not None and change.now < failure.retry_at:  # (2)
             continue
         plan = plan or _Plan(change)
         need = need_of(change.models[name])
-        own = next((e for e in engines if can_take_back(e) and _spared(plan, e)), None)
+        own = next((e for e in engines if can_take_back(e) and _spared(plan, e, served)), None)
         if own is not None:  # (3)
             take_back(change, own)  # if the edge has not acknowledged the drain yet, then in a later step
             plan.promise(own.node, own.gpus, -own.memory_mib)
             continue
-        # Free room only shrinks during the pass: what needs no less than one that found none need not look again.
-        if any(_no_less(need, other) for other in hopeless):  # (8)
+        if plan.knows(plan.hopeless, name, need) and not plan.any_ends:  # (9)
             unplaced.append(name)
             continue
         slot = free_slot(change, name, plan.in_use)
         if slot is None:  # (4)
             _evict_for_slot(plan)
             continue
-        fit = None if any(_no_less(need, other) for other in full) else plan.best(need, at_once=True)
-        if fit is not None:  # (5)
-            _start(change, name, fit[0], fit[1], slot)
-            plan.in_use.add(slot)
+        may_evict = not served and change.wanted(name)
+        if _find_room(plan, name, need, slot, may_evict):
             continue
-        full.append(need)
-        if (fit := plan.best(need, at_once=False)) is not None:  # (6)
-            plan.reserve(fit[0], fit[1], need.mib)
+        if plan.any_ends and not served and _find_room(plan, name, need, slot, may_evict, ending=True):  # (8)
             continue
-        if (chosen := plan.cheapest(need)) is not None:  # (7)
-            _evict(plan, chosen[0], chosen[1], need)
-            continue
-        hopeless.append(need)
-        unplaced.append(name)  # (8)
+        unplaced.append(name)  # (9)
     return tuple(unplaced)
+
+
+def _find_room(plan: _Plan, name: str, need: Need, slot: int, may_evict: bool, *, ending: bool = False) -> bool:
+    """Steps (5) to (7) of ``place_wanted``: whether ``name`` starts, or room for it is on its way."""
+    if not ending and plan.knows(plan.hopeless, name, need):
+        return False
+    where = takes(plan.change, name, ending=ending)
+    full = not ending and plan.knows(plan.full, name, need)
+    if not full and (fit := plan.best(need, where, at_once=True)) is not None:  # (5)
+        _start(plan.change, name, fit[0], fit[1], slot)
+        plan.in_use.add(slot)
+        return True
+    if not ending:
+        plan.learn(plan.full, name, need)
+    if (fit := plan.best(need, where, at_once=False)) is not None:  # (6)
+        plan.reserve(fit[0], fit[1], need.mib)
+        return True
+    if not may_evict:
+        return False
+    if (chosen := plan.cheapest(need, where)) is not None:  # (7)
+        _evict(plan, chosen[0], chosen[1], need)
+        return True
+    if not ending:
+        plan.learn(plan.hopeless, name, need)
+    return False
 
 
 def _no_less(need: Need, other: Need) -> bool:
     return (need.gpus == 0) == (other.gpus == 0) and need.gpus >= other.gpus and need.mib >= other.mib
 
 
-def _spared(plan: _Plan, engine: Engine) -> bool:
-    """Whether the room that ``engine`` is giving up is still there for itself, after those who wait longer."""
+def _spared(plan: _Plan, engine: Engine, served: bool) -> bool:
+    """Whether the room that ``engine`` is giving up is still there for itself, after those who wait longer. One whose
+    node ends will do where nothing else serves."""
     node = plan.change.nodes.rows[engine.node]
-    if node.phase is not NodePhase.UP:
+    if node.phase is not NodePhase.UP or (served and node.ending):
         return False
     later = plan.later(node)
     if not engine.gpus:
@@ -221,6 +258,7 @@ def _start(change: Change, name: str, node: Node, gpus: tuple[int, ...], slot: i
         since=change.now,
         started=change.now,
         slot=slot,
+        last_used=max((other.last_used for other in change.engines_of(name)), default=0.0),
     )
     change.add_engine(engine)
     change.emit(StartEngine(engine.id, node.id, model, gpus, slot, change.epoch, engine.generation))

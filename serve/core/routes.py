@@ -110,7 +110,7 @@ def retire(change: Change, engine: Engine, reason: str) -> Engine:
 
 def can_take_back(engine: Engine) -> bool:
     """It drains for a reason that its own model may overrule, and no stop was sent."""
-    return engine.state is EngineState.DRAINING and engine.stop_reason in ("evicted", "idle")
+    return engine.state is EngineState.DRAINING and engine.stop_reason in ("evicted", "idle", "handed-over")
 
 
 def take_back(change: Change, engine: Engine) -> bool:
@@ -187,13 +187,25 @@ def _drain(change: Change, engine: Engine) -> None:
     if engine.server is None or engine.slot is None:
         _stop(change, change.set_engine(engine, state=EngineState.STOPPING, since=change.now, stop_sent=False))
         return
-    model = change.models.get(engine.model)
-    overdue = change.now >= engine.since + (model.drain_timeout_s if model else _DRAIN_TIMEOUT_S)
+    overdue = change.now >= _drain_deadline(change, engine)
     if (engine.quiet or overdue) and change.reachable(engine):
         _stop(change, change.set_engine(engine, state=EngineState.STOPPING, since=change.now, stop_sent=False))
     elif not engine.drained and change.now >= engine.retry_at:
         change.set_engine(engine, route=RouteState.DRAINING, quiet=False, retry_at=_lost_at(change))
         change.emit(DrainRoute(engine.id, engine.slot, engine.server))
+
+
+def _drain_deadline(change: Change, engine: Engine) -> float:
+    """When what is in flight is cut: (1) its node's end makes it drain: when the node leaves; (2) else after
+    ``drain_timeout_s``, or when the node leaves before that. ``leave_grace_s`` is given always."""
+    node = change.nodes.rows[engine.node]
+    model = change.models.get(engine.model)
+    deadline = engine.since + (model.drain_timeout_s if model else _DRAIN_TIMEOUT_S)
+    if node.leave_at is None:
+        return deadline
+    leave_at = max(node.leave_at, engine.since + change.policy.leave_grace_s)
+    ends = engine.stop_reason == "handed-over" or (node.drain_at is not None and change.now >= node.drain_at)
+    return leave_at if ends else min(deadline, leave_at)  # (1), (2)
 
 
 def _stop(change: Change, engine: Engine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from serve.core import engines, events, nodes, routes, waiting, wishes
+from serve.core import blocks, engines, events, leaving, nodes, routes, waiting, wishes
 from serve.core.change import Change
 from serve.core.effects import (
     Answer,
@@ -23,6 +23,7 @@ from serve.core.events import Event
 from serve.core.fleet import Fleet, Policy
 from serve.core.growth import grow_and_shrink
 from serve.core.placement import place_wanted
+from serve.core.succession import hand_over
 
 _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.Started: nodes.started,
@@ -31,6 +32,9 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.NodeGone: nodes.node_gone,
     events.NodeFailed: nodes.node_failed,
     events.NodeDrainAsked: nodes.node_drain_asked,
+    events.BlockCancelAsked: nodes.block_cancel_asked,
+    events.BlocksSeen: blocks.blocks_seen,
+    events.NodeLeaves: blocks.node_leaves,
     events.EngineListening: engines.engine_listening,
     events.EngineReady: engines.engine_ready,
     events.EngineExited: engines.engine_exited,
@@ -97,10 +101,14 @@ def _changes_nothing_else(fleet: Fleet, change: Change, event: Event) -> bool:
 
 
 def _follow(change: Change) -> None:
+    leaving.review(change)
+    handed_over = hand_over(change)
     engines.forgive(change)
     engines.review(change)
     waiting.answer_ready(change)
-    unplaced = place_wanted(change)
+    unplaced = place_wanted(change, handed_over)
+    if unplaced:
+        leaving.let_go(change)
     waiting.refuse_hopeless(change, unplaced)
     grow_and_shrink(change, unplaced)
     routes.reconcile(change)

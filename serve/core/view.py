@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from serve.core.blocks_view import types_view
 from serve.core.fleet import Engine, EngineState, Fleet, Node, RouteState
 from serve.core.waiting import eta_s, model_state
 
@@ -96,6 +97,7 @@ def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
         "models": models_view(fleet, now),
         "engines": [engine_view(fleet.engines[name], now) for name in sorted(fleet.engines)],
         "nodes": nodes_view(fleet, now),
+        "types": types_view(fleet, now),
         "waiting": len(fleet.waiters),
         "switches": fleet.switches,
         "policy": {

@@ -84,7 +84,10 @@ class Ingress:
                 Route("/metrics", self._metrics),
                 Route("/gateway/v1/status", self._status),
                 Route("/gateway/v1/blocks", self._blocks),
-                Route("/gateway/v1/blocks/drain", self._drain_block, methods=["POST"]),
+                *(
+                    Route(f"/gateway/v1/blocks/{verb}", self._end_block(f"{verb}_block"), methods=["POST"])
+                    for verb in ("drain", "cancel")
+                ),
                 Route("/gateway/v1/models/apply", self._apply, methods=["POST"]),
                 *(
                     Route(f"/gateway/v1/models/{verb}", self._administer(verb), methods=["POST"])
@@ -126,11 +129,15 @@ class Ingress:
 
     async def _blocks(self, request: Request) -> Response:
         _admin_only(request)
-        return JSONResponse({"blocks": await self._ask("blocks")})
+        ended = request.query_params.get("all", "").lower() in ("1", "true", "yes")
+        return JSONResponse({"blocks": await self._ask("blocks", ended)})
 
-    async def _drain_block(self, request: Request) -> Response:
-        _admin_only(request)
-        return await self._done("drain_block", _text(await self._document(request), "block"))
+    def _end_block(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            _admin_only(request)
+            return await self._done(verb, _text(await self._document(request), "block"))
+
+        return endpoint
 
     async def _apply(self, request: Request) -> Response:
         _admin_only(request)

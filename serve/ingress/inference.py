@@ -128,9 +128,7 @@ class Inference:
     async def _slow_stream(self, model: str, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
         """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors."""
         while not work.done():
-            state, eta = await self._waiting.outlook(model)
-            expected = f", ready in about {eta:.0f} s" if eta is not None else ""
-            yield f": {model} is {state}{expected}\n\n".encode()
+            yield f": {model} is {await self._waiting.outlook(model)}\n\n".encode()
             await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
         try:
             upstream = work.result()

@@ -17,6 +17,7 @@ log = logging.getLogger("gateway.ingress")
 
 _AGAIN_S = 0.25
 _LOOK_S = 2.0
+_REASON_MAX = 300
 
 LOST = (RayError, RayServeException)
 """A controller that died, restarts, or cannot be reached yet."""
@@ -83,10 +84,14 @@ class Waiting:
                 raise error
             return
 
-    async def outlook(self, model: str) -> tuple[str, float | None]:
-        """State and expected seconds of a model that is waited for; ``waiting`` when the controller is away."""
+    async def outlook(self, model: str) -> str:
+        """How a model that is waited for is: ``queued: job 7 waits (Resources), ready in about 40 s``."""
         found = await self._look(model)
-        return (found["state"], found["eta_s"]) if found else ("waiting", None)
+        if found is None:
+            return "waiting"
+        reason = f": {_one_line(found['reason'])}" if found["reason"] else ""
+        expected = f", ready in about {found['eta_s']:.0f} s" if found["eta_s"] is not None else ""
+        return f"{found['state']}{reason}{expected}"
 
     async def deaths(self, model: str) -> tuple[float, ...]:
         """When the model's engines last died, wall-clock seconds; none known when the controller is away."""
@@ -100,3 +105,8 @@ class Waiting:
             log.warning("controller-away", extra={"error": type(error).__name__})
             return None
         return found
+
+
+def _one_line(text: str) -> str:
+    """Words of somebody else's, fit for one line of a stream of events."""
+    return " ".join(text.split())[:_REASON_MAX]

@@ -1,4 +1,5 @@
-"""What every kind of blocks can do: a fake queue, this machine (Parsl's real ``LocalProvider``), a real Slurm."""
+"""What every kind of blocks can do: a fake queue, this machine (Parsl's real ``LocalProvider``), a real Slurm, and a
+stand-in for PBS."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from parsl.launchers import SimpleLauncher
-from parsl.providers import LocalProvider, SlurmProvider
+from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
 from gateway_plugin.blocks.jobs import Jobs, jobs_for
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
@@ -92,6 +93,13 @@ class SlurmBench(LocalBench):
         return jobs_for(SlurmProvider(launcher=SimpleLauncher(), exclusive=False, walltime="00:05:00"), self.layout)
 
 
+class PbsBench(LocalBench):
+    """The same again; needs the fixture ``pbs``. The scheduler is a stand-in, Parsl's provider and ours are not."""
+
+    def jobs(self) -> Jobs:
+        return jobs_for(PBSProProvider(launcher=SimpleLauncher(), queue="workq", walltime="00:05:00"), self.layout)
+
+
 @contextlib.contextmanager
 def opened(kind: Callable[[Layout], Bench]) -> Iterator[Bench]:
     root = Path(tempfile.mkdtemp(prefix="gwt-", dir="/tmp"))
@@ -107,10 +115,12 @@ def opened(kind: Callable[[Layout], Bench]) -> Iterator[Bench]:
         assert not left
 
 
-@pytest.fixture(params=[QueueBench, LocalBench, pytest.param(SlurmBench, marks=pytest.mark.slurm)])
+@pytest.fixture(params=[QueueBench, LocalBench, PbsBench, pytest.param(SlurmBench, marks=pytest.mark.slurm)])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     if request.param is SlurmBench:
         request.getfixturevalue("slurm")
+    if request.param is PbsBench:
+        request.getfixturevalue("pbs")
     with opened(request.param) as bench:
         yield bench
 

@@ -211,7 +211,7 @@ async def test_names_and_aliases_change_at_run_time(edge: Edge) -> None:
 
 
 async def test_an_edge_killed_comes_back_with_the_same_routes(edge: Edge) -> None:
-    ready = await edge.add_engine("tiny")
+    ready = await edge.add_engine("tiny", "--host", "127.0.0.2")  # any address but the one in the configuration
     drained = await edge.add_engine("other")
     closed = await edge.add_engine("third")
     await edge.runtime.drain(drained.slot, 0)

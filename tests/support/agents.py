@@ -26,9 +26,9 @@ from serve.agent.engine import Timing
 from serve.agent.probe import client_context
 from serve.agent.records import EngineRecord
 from serve.core.effects import StartEngine, StopEngine
-from serve.core.events import EngineExited, EngineListening, EngineReady, NodeJoined
+from serve.core.events import EngineExited, EngineListening, EngineReady, NodeJoined, NodeLeaves
 
-AgentEvent = EngineExited | EngineListening | EngineReady
+EngineEvent = EngineExited | EngineListening | EngineReady
 T = TypeVar("T")
 
 QUICK = Timing(
@@ -85,11 +85,15 @@ def private_layout() -> Iterator[Layout]:
 class AgentHost:
     """Runs a ``NodeAgent`` in a thread with its own loop, and keeps what it reported."""
 
-    def __init__(self, layout: Layout, node: str = "node1", timing: Timing = QUICK) -> None:
+    def __init__(
+        self, layout: Layout, node: str = "node1", timing: Timing = QUICK, gpu_mib: tuple[int, ...] = ()
+    ) -> None:
         self.layout = layout
+        self.gpu_mib = gpu_mib
         self.node = node
         self.timing = timing
-        self.seen: list[AgentEvent] = []
+        self.seen: list[EngineEvent] = []
+        self.notices: list[NodeLeaves] = []
         self._last = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -98,16 +102,24 @@ class AgentHost:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def _new(self) -> NodeAgent:
-        settings = AgentSettings(self.node, "local", str(self.layout.state), 4096, (), on_loopback=True)
+        settings = AgentSettings(self.node, "local", str(self.layout.state), 4096, self.gpu_mib, on_loopback=True)
         return NodeAgent(settings, self.timing)
 
     def call(self, work: Coroutine[Any, Any, T], timeout_s: float = 60.0) -> T:
         """Run ``work`` in the agent's loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
-    def start(self, model: Model, engine: str = "e1", generation: int = 1, epoch: int = 1, key: str = KEY) -> None:
+    def start(
+        self,
+        model: Model,
+        engine: str = "e1",
+        generation: int = 1,
+        epoch: int = 1,
+        key: str = KEY,
+        gpus: tuple[int, ...] = (),
+    ) -> None:
         """Send ``StartEngine``."""
-        self.call(self.agent.start(StartEngine(engine, self.node, model, (), 0, epoch, generation), key))
+        self.call(self.agent.start(StartEngine(engine, self.node, model, gpus, 0, epoch, generation), key))
 
     def stop(self, engine: str = "e1", generation: int = 1, epoch: int = 1, reason: str = "evicted") -> None:
         """Send ``StopEngine``."""
@@ -120,7 +132,8 @@ class AgentHost:
     def poll(self, wait_s: float = 0.0) -> None:
         """Take in what the agent reported since the last time."""
         self._last, events = self.call(self.agent.events(self._last, wait_s), wait_s + 30)
-        self.seen += events
+        self.seen += [event for event in events if not isinstance(event, NodeLeaves)]
+        self.notices += [event for event in events if isinstance(event, NodeLeaves)]
 
     def wait(self, kind: type[T], engine: str = "e1", timeout_s: float = 15.0) -> T:
         """Wait for an event of this kind about this engine; what is seen is kept. An unexpected exit fails at once."""

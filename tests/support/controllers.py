@@ -45,6 +45,7 @@ class ScriptedController:
     def __init__(self, *grants: GatewayError | type[BaseException] | float | None, **verbs: Any) -> None:
         self.grants = list(grants) or [None]
         self.deaths: list[float] = []
+        self.outlook_now: dict[str, Any] = {"state": "loading", "eta_s": 12.0, "reason": None}
         self.asked: list[tuple[str, bool]] = []
         self.told: list[tuple[str, tuple[Any, ...]]] = []
         self.responses: list[Response] = []
@@ -68,7 +69,7 @@ class ScriptedController:
         return grant
 
     async def _outlook(self, model: str) -> dict[str, Any]:
-        return {"state": "loading", "eta_s": 12.0, "deaths": list(self.deaths)}
+        return {**self.outlook_now, "deaths": list(self.deaths)}
 
     async def _verb(self, name: str, arguments: tuple[Any, ...]) -> Any:
         self.told.append((name, arguments))

@@ -34,6 +34,12 @@ def a_policy(*kinds: NodeKind, **fields: Any) -> Policy:
     return Policy(kinds=kinds or (a_kind(),), **fields)
 
 
+def a_block(node: str, starts: float | None = 900.0, ends: float | None = None, **fields: Any) -> ev.SeenBlock:
+    """The block of ``node``, running unless ``phase`` says otherwise; asked for at 880."""
+    said = {"phase": "running", "asked_at": 880.0, "job": "123", "starts_at": starts, "ends_at": ends, **fields}
+    return ev.SeenBlock(name=f"block-{node}", type=node.split("-")[0], **said)
+
+
 @dataclass
 class Story:
     """A fleet and what happened to it."""
@@ -89,6 +95,10 @@ class Story:
         totals = tuple(gib * GIB for gib in gpus)
         kind = node.split("-")[0]
         self.on(ev.NodeJoined(node, kind, f"block-{node}", "10.0.0.1", host_gib * GIB, totals, **fields))
+
+    def blocks(self, *blocks: ev.SeenBlock, after: float = 0.0) -> None:
+        """The ledger was read, and says this and no more."""
+        self.on(ev.BlocksSeen(blocks), after)
 
     # --- engines ---
     def got_ready(self, model: str, after: float = 10.0) -> None:

@@ -186,23 +186,40 @@ def gateway(
     start: bool = True,
 ) -> Iterator[Gateway]:
     """A gateway with these models; brought down at the end, by force if it must be, and looked for leftovers."""
+
+    def site(port: int, ray_port: int, serve_port: int) -> str:
+        return _SITE.format(
+            port=port, ray_port=ray_port, serve_port=serve_port, block_idle_s=block_idle_s, blocks=blocks,
+            memory_gib=memory_gib, limits=dict(limits or {}),
+        )  # fmt: skip
+
+    with gateway_of(site, models, start=start) as made:
+        yield made
+
+
+@contextmanager
+def gateway_of(
+    site_text: Callable[[int, int, int], str],
+    models: Callable[[Path], Mapping[str, Any]],
+    *,
+    start: bool = True,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Gateway]:
+    """A gateway of a site written for three free ports (front door, Ray, Serve); ended as ``gateway`` says.
+
+    ``environment``: instead of this process's own.
+    """
     folder = Path(tempfile.mkdtemp(prefix="gwt-", dir="/tmp"))
     memory = folder / "memory"
     memory.mkdir()
-    port, ray_port, serve_port = free_ports(3)
     site = folder / "site.py"
-    site.write_text(
-        _SITE.format(
-            port=port, ray_port=ray_port, serve_port=serve_port, block_idle_s=block_idle_s, blocks=blocks,
-            memory_gib=memory_gib, limits=dict(limits or {}),
-        )
-    )  # fmt: skip
+    site.write_text(site_text(*free_ports(3)))
     catalog = folder / "models.yaml"
     catalog.write_text(yaml.safe_dump({"models": dict(models(memory))}))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    own = {**(environment or os.environ), "PYTHONPATH": str(ROOT)}
     for name in ("GATEWAY_URL", "GATEWAY_API_KEY", "RAY_ADDRESS"):
-        environment.pop(name, None)
-    made = Gateway(folder, Layout(folder / "state"), site, catalog, environment)
+        own.pop(name, None)
+    made = Gateway(folder, Layout(folder / "state"), site, catalog, own)
     try:
         if start:
             made.up()

@@ -99,6 +99,7 @@ def test_two_node_types_of_one_name_are_refused() -> None:
         ("import json\njson.loads('{')", ": line 7: JSONDecodeError"),
         ("raise RuntimeError('two\\nlines')", ": line 6: RuntimeError: two lines"),
         ("open('/no/such/file')", ": line 6: FileNotFoundError"),
+        ("raise SystemExit('no project is set')", ": line 6: SystemExit: no project is set"),
     ],
 )
 def test_a_wrong_site_file_is_told_with_file_and_key(tmp_path: Path, text: str, says: str) -> None:

@@ -215,8 +215,10 @@ def _end_watchers() -> None:
     if "globus_compute_sdk" in sys.modules:
         from globus_compute_sdk.sdk import executor
 
-        for watcher in tuple(executor._RESULT_WATCHERS.values()):
+        watchers = tuple(executor._RESULT_WATCHERS.values())
+        for watcher in watchers:
             watcher.shutdown(cancel_futures=True)
+        for watcher in watchers:
             watcher.join(15)
 
 

@@ -61,6 +61,11 @@ class Places:
     def link(self, number: int) -> str:
         return f"gws{self.token}v{number}"
 
+    @property
+    def epilog(self) -> Path:
+        """What every node runs when a job is over."""
+        return self.folder / "etc" / "epilog"
+
     def pid_file(self, daemon: str) -> Path:
         """Of ``munged``, ``mariadbd``, ``slurmdbd``, ``slurmctld`` or ``slurmd.nK``."""
         own = {"munged": "munge/munged.pid", "mariadbd": "db/mariadbd.pid"}
@@ -76,7 +81,12 @@ def node_name(number: int) -> str:
 
 
 def slurm_conf(shape: Shape, places: Places) -> str:
-    """``slurm.conf``: no systemd, no cgroups; scheduled every two seconds; partitions debug, short, low, high."""
+    """``slurm.conf``: no systemd, no cgroups; scheduled every two seconds; partitions debug, short, low, high.
+
+    Signals go where ``proctrack/cgroup`` sends them, which most sites have: SIGTERM to the batch shell alone (here: to
+    its process group), SIGKILL to all that the job started (here: by ``epilog``). ``proctrack/linuxproc`` would send
+    SIGTERM to everything.
+    """
     folder = places.folder
     controller = places.gateway if shape.namespaces else "127.0.0.1"
     lines = [
@@ -91,7 +101,8 @@ def slurm_conf(shape: Shape, places: Places) -> str:
         f"SlurmdLogFile={places.log('slurmd.%n')}",
         f"StateSaveLocation={folder}/state",
         f"SlurmdSpoolDir={folder}/spool/%n",
-        *("ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "JobAcctGatherType=jobacct_gather/none"),
+        f"Epilog={places.epilog}",
+        *("ProctrackType=proctrack/pgid", "TaskPlugin=task/none", "JobAcctGatherType=jobacct_gather/none"),
         *("MpiDefault=none", "SwitchType=switch/none", "JobCompType=jobcomp/none"),
         *("ReturnToService=2", "SlurmdParameters=config_overrides"),
         *("SelectType=select/cons_tres", "SelectTypeParameters=CR_Core"),
@@ -139,6 +150,31 @@ def gres_conf(shape: Shape, places: Places) -> str:
         return ""
     files = f"{places.folder}/dev/nvidia[0-{shape.gpus - 1}]"
     return f"NodeName=n[1-{shape.nodes}] Name=gpu Flags=nvidia_gpu_env File={files}\n"
+
+
+def epilog(places: Places, python: str) -> str:
+    """A program that kills what a job has left, with all that it started: they carry the job's id, or descend from it.
+
+    ``python``: an interpreter with ``psutil``.
+    """
+    return EPILOG.format(python=python, conf=str(places.conf))
+
+
+EPILOG = """\
+#!{python}
+import os, psutil
+marks = {{"SLURM_JOB_ID": os.environ["SLURM_JOB_ID"], "SLURM_CONF": {conf!r}}}
+own = {{os.getpid(), *(parent.pid for parent in psutil.Process().parents())}}
+for process in psutil.process_iter():
+    try:
+        environment = process.environ()
+        if process.pid in own or any(environment.get(name) != value for name, value in marks.items()):
+            continue
+        for member in (*process.children(recursive=True), process):
+            member.kill()
+    except psutil.Error:
+        continue
+"""
 
 
 def slurmdbd_conf(places: Places) -> str:

@@ -46,15 +46,20 @@ def inside(places: Places, number: int, *argv: str) -> tuple[str, ...]:
     return ("nsenter", f"--net=/run/netns/{places.namespace(number)}", "unshare", "--uts", "sh", "-c", name, "-", *argv)
 
 
+def kill_all(places: Places, number: int) -> None:
+    """``kill -9`` to everything in a node's namespace."""
+    for pid in ip("netns", "pids", places.namespace(number)).split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
 def take_down(places: Places, nodes: int) -> None:
     """Kill what still runs in the namespaces, and remove them and the bridge. Nothing happens without them."""
     for number in range(1, nodes + 1):
         space = places.namespace(number)
         if not Path("/run/netns", space).exists():
             continue
-        for pid in ip("netns", "pids", space).split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        kill_all(places, number)
         ip("netns", "del", space)
     if Path("/sys/class/net", places.bridge).exists():
         ip("link", "del", places.bridge)

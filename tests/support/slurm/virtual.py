@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.support.slurm.configuration import (
     DATABASE_SQL,
     Places,
     Shape,
+    epilog,
     gres_conf,
     node_name,
     slurm_conf,
@@ -108,6 +110,20 @@ class VirtualSlurm:
         argv = ("slurmd", "-N", node_name(number), "-f", str(self.places.conf))
         self.run(*(network.inside(self.places, number, *argv) if self.shape.namespaces else argv))
 
+    def kill_node_daemon(self, number: int) -> None:
+        """``kill -9`` to a node's slurmd; what runs on the node runs on."""
+        pid = self._pid(f"slurmd.{node_name(number)}")
+        if pid is None:
+            raise RuntimeError(f"{node_name(number)}: no slurmd to kill")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not _runs(pid), "slurmd's end", timeout_s=_GRACE_S)
+
+    def crash_node(self, number: int) -> None:
+        """Everything on a node ends at once and without a word, slurmd too, as when its power is cut."""
+        if not self.shape.namespaces:
+            raise RuntimeError("what runs on a node is known by its namespace: this cluster has none")
+        network.kill_all(self.places, number)
+
     def clear(self) -> None:
         """Cancel every job and wait for the queue to be empty and every node to be up again."""
         jobs = self.run("squeue", "-h", "--all", "-o", "%A").split()
@@ -143,6 +159,8 @@ class VirtualSlurm:
             (folder / "spool" / node_name(number)).mkdir(parents=True)
         places.conf.write_text(slurm_conf(self.shape, places))
         (folder / "etc" / "gres.conf").write_text(gres_conf(self.shape, places))
+        places.epilog.write_text(epilog(places, sys.executable))
+        places.epilog.chmod(0o755)
         for number in range(self.shape.gpus):  # character devices that do nothing, with the right names
             os.mknod(folder / "dev" / f"nvidia{number}", 0o666 | 0o020000, os.makedev(1, 3 + 2 * number))
 

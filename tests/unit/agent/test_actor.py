@@ -18,7 +18,7 @@ from gateway_plugin.layout import Layout
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.core.effects import StopEngine
-from serve.core.events import EngineExited, EngineListening, EngineReady
+from serve.core.events import EngineExited, EngineListening, EngineReady, NodeLeaves
 from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
 
 
@@ -216,10 +216,10 @@ def test_events_wait_and_are_numbered(layout: Layout) -> None:
         await agent.stop(StopEngine("ghost", "n", 1, 1, "x"))
         for last, events in await asyncio.wait_for(asyncio.gather(*pollers), 5):
             assert last == 1
-            assert [event.engine for event in events] == ["ghost"]
+            assert events == (EngineExited("ghost", 1, "x; it was not there", expected=True),)
         await agent.stop(StopEngine("ghost2", "n", 1, 1, "x"))
         last, events = await agent.events(1, 5)
-        assert (last, [event.engine for event in events]) == (2, ["ghost2"])
+        assert (last, events) == (2, (EngineExited("ghost2", 1, "x; it was not there", expected=True),))
         assert (await agent.events(2, 0.01)) == (2, ())
         assert len((await agent.events(0, 5))[1]) == 2
         last, events = await agent.events(77, 5)  # numbers of an agent that is no more
@@ -318,3 +318,71 @@ def test_shutdown_leaves_no_process(host: AgentHost) -> None:
     host.call(host.agent.shutdown())
     assert all(records.group_members(record.pid, record.started) == () for record in found)
     assert list(host.layout.engine_records.iterdir()) == []
+
+
+def test_a_notice_of_its_block_is_told_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_BLOCK_FOLDER", str(layout.run))
+    host = AgentHost(layout)
+    try:
+        host.poll()
+        assert host.notices == []
+        (layout.run / ".notice").write_text('{"until": 1700000000, "reason": "preempted"}')
+        (layout.run / ".notice").rename(layout.run / "notice")
+        host.poll(wait_s=20)
+        assert host.notices == [NodeLeaves("node1", 1700000000.0, "preempted")]
+        host.poll(wait_s=0.6)
+        assert len(host.notices) == 1
+        host.crash()  # the next agent, and the next controller, are told too
+        host.poll(wait_s=20)
+        assert len(host.notices) == 2
+    finally:
+        host.close()
+
+
+def test_a_notice_that_is_none_harms_nobody(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GATEWAY_BLOCK_FOLDER", str(layout.run))
+    (layout.run / "notice").write_text("{}")
+    host = AgentHost(layout)
+    try:
+        host.poll()
+        assert eventually(lambda: "not a notice" in caplog.text)
+        host.start(fake_model())
+        host.wait(EngineReady)
+        assert host.notices == []
+    finally:
+        host.close()
+
+
+def test_it_says_how_many_gpus_there_are(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"0,1": 2, "0,1,2,3": 4, "0,1,2,3,4": 4, "": 4}  # without names nobody can say
+    for names, there in given.items():
+        monkeypatch.setenv("GATEWAY_VISIBLE_DEVICES", names)
+        host = AgentHost(layout, gpu_mib=(1000,) * 4)
+        try:
+            assert host.describe().gpu_mib == (1000,) * there
+        finally:
+            host.close()
+    assert caplog.text.count("gpus missing node=node1 given=2 expected=4") == 1
+
+
+def test_two_engines_have_the_devices_that_the_controller_chose(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the batch system's names for them: on this node the controller's 0 to 3."""
+    monkeypatch.setenv("GATEWAY_VISIBLE_DEVICES", "4,5,GPU-c,MIG-d")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # Ray's doing
+    host = AgentHost(layout, gpu_mib=(1000,) * 4)
+    try:
+        for engine, gpus in {"e1": (1, 3), "e2": (0, 2)}.items():
+            host.start(fake_model(engine, gpus=2), engine, gpus=gpus)
+        shown = {}
+        for engine in ("e1", "e2"):
+            host.wait(EngineReady, engine)
+            shown[engine] = psutil.Process(host.record(engine).pid).environ()["CUDA_VISIBLE_DEVICES"]
+        assert shown == {"e1": "5,MIG-d", "e2": "4,GPU-c"}
+    finally:
+        host.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from gateway_plugin.blocks.jobs import Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, after_look, after_search, retry_at
+from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.errors import ServiceError
 from tests.support.queue import QueueJobs, QueueProvider, Scheduler
 
@@ -173,3 +175,34 @@ def test_a_block_that_does_not_end_is_pressed(story: Story, monkeypatch: pytest.
 def test_unknown_names_are_left_alone(story: Story) -> None:
     story.pool.cancel(["head", "gw-a-none"])
     assert story.pool.find("head") is None
+
+
+def test_a_block_that_was_asked_to_end_is_told_at_the_next_look_and_the_request_is_gone(
+    story: Story, tmp_path: Path
+) -> None:
+    requests = CancelRequests(tmp_path / "cancel")
+    pool = BlockPool(
+        story.ledger, {"a": QueueJobs(QueueProvider(story.scheduler))}, {"a": 4}, lambda: story.now, requests=requests
+    )
+    pool.submit(NAME, "a", "", {})
+    pool.submit("gw-a-2", "a", "", {})
+    requests.ask(NAME)
+    requests.ask("gw-a-unheard-of")
+    assert stat.S_IMODE((tmp_path / "cancel" / NAME).stat().st_mode) == 0o600
+    pool.refresh()
+    assert story.ledger.read()[NAME].phase in (BlockPhase.CANCELLING, BlockPhase.CANCELLED)
+    assert requests.names() == ()
+    (left,) = pool.refresh()
+    assert left.name == "gw-a-2"
+
+
+def test_a_request_outlives_the_pool_that_did_not_read_it(story: Story, tmp_path: Path) -> None:
+    story.pool.submit(NAME, "a", "", {})
+    requests = CancelRequests(tmp_path / "cancel")
+    requests.ask(NAME)
+    later = BlockPool(
+        story.ledger, {"a": QueueJobs(QueueProvider(story.scheduler))}, {"a": 4}, lambda: story.now, requests=requests
+    )
+    later.refresh()
+    assert later.refresh() == ()
+    assert story.ledger.read()[NAME].phase is BlockPhase.CANCELLED

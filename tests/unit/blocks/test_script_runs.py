@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from gateway_plugin.blocks.script import TOLD_TO_END, block_folder, block_log, block_script
+from gateway_plugin.blocks.marks import LeaveMarks
+from gateway_plugin.blocks.script import TOLD_TO_END, Leaving, block_folder, block_log, block_script
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import NodeType
+from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
 
 NAME = "gw-a-0123abcd"
@@ -30,10 +33,17 @@ case "$*" in
 esac
 """
 STARTS = 'touch "{folder}/ray_current_cluster"'
+RUNS = "{raylet} 300 & child=$!; trap 'kill $child; exit 0' TERM; " + STARTS + "; wait"
+"""Ray that runs until it is told to end."""
+
+PATIENT = Leaving()
+
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], subprocess.Popen[str]]:
+def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    blocks: list[subprocess.Popen[str]] = []
     monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
     layout = Layout(tmp_path / "state")
     layout.make()
@@ -41,16 +51,41 @@ def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], su
     shutil.copy("/bin/sleep", raylet)
     python = tmp_path / "my python"
 
-    def start(ray: str) -> subprocess.Popen[str]:
+    def start(ray: str, leaving: Leaving = PATIENT, **environment: str) -> subprocess.Popen[str]:
         folder = str(block_folder(layout.run, NAME))
         text = PYTHON.format(calls=tmp_path / "calls", ray=ray.format(raylet=raylet, folder=folder))
         python.write_text(text.replace("{folder}", folder))
         python.chmod(0o755)
         node_type = NodeType(name="a", provider=QueueProvider(Scheduler()), cpus=1, engine_memory_gib=1)
-        script = block_script(NAME, node_type, layout, "127.0.0.1:1", str(python))
-        return subprocess.Popen(["bash", "-c", script], text=True, start_new_session=True)
+        script = block_script(NAME, node_type, layout, "127.0.0.1:1", str(python), leaving=leaving)
+        env = {**os.environ, **environment}
+        blocks.append(subprocess.Popen(["bash", "-c", script], text=True, start_new_session=True, env=env))
+        return blocks[-1]
 
-    return start
+    yield start
+    for process in blocks:
+        if process.poll() is None:  # its test failed
+            mark(tmp_path)
+            process.terminate()
+            process.wait(20)
+
+
+def mark(tmp_path: Path) -> None:
+    LeaveMarks(Layout(tmp_path / "state").leave_marks).put(NAME)
+
+
+def record(tmp_path: Path, block: str = NAME) -> Path:
+    """An engine's record, as its agent writes it."""
+    path = Layout(tmp_path / "state").engine_records / f"{block}-engine.json"
+    path.write_text(json.dumps({"engine": "e", "block": block, "pid": 1}))
+    return path
+
+
+def has_joined(tmp_path: Path) -> Path:
+    """The folder of the block, once Ray runs in it."""
+    folder = block_folder(Layout(tmp_path / "state").run, NAME)
+    assert eventually((folder / "ray_current_cluster").exists, 20)
+    return folder
 
 
 def calls(tmp_path: Path, what: str) -> int:
@@ -67,14 +102,14 @@ def left_cleanly(tmp_path: Path) -> None:
     assert not block_folder(Layout(tmp_path / "state").run, NAME).exists()
 
 
-def test_a_drained_node_leaves_though_ray_stays(tmp_path: Path, block: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_a_drained_node_leaves_though_ray_stays(tmp_path: Path, block: Start) -> None:
     process = block("{raylet} 1 & " + STARTS + "; wait; exec sleep 300")
     assert process.wait(20) == 0
     assert "gave this node back" in said(tmp_path)
     left_cleanly(tmp_path)
 
 
-def test_a_crashed_node_fails(tmp_path: Path, block: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_a_crashed_node_fails(tmp_path: Path, block: Start) -> None:
     process = block("{raylet} 1 & " + STARTS + "; wait; exit 1")
     assert process.wait(20) == 1
     assert "ended with exit code 1" in said(tmp_path)
@@ -82,30 +117,154 @@ def test_a_crashed_node_fails(tmp_path: Path, block: Callable[[str], subprocess.
     left_cleanly(tmp_path)
 
 
-def test_ray_that_does_not_start_is_started_once_more(
-    tmp_path: Path, block: Callable[[str], subprocess.Popen[str]]
-) -> None:
+def test_ray_that_does_not_start_is_started_once_more(tmp_path: Path, block: Start) -> None:
     assert block("exit 3").wait(20) == 3
     assert calls(tmp_path, "ray.scripts.scripts") == 2
     left_cleanly(tmp_path)
 
 
-def test_a_node_that_dies_before_it_joined_was_not_given_back(
-    tmp_path: Path, block: Callable[[str], subprocess.Popen[str]]
-) -> None:
+def test_a_node_that_dies_before_it_joined_was_not_given_back(tmp_path: Path, block: Start) -> None:
     assert block("{raylet} 0.7 & wait; exec sleep 300").wait(20) != 0
     assert calls(tmp_path, "ray.scripts.scripts") == 2
     left_cleanly(tmp_path)
 
 
-def test_told_to_end_it_ends_ray_and_cleans_up(tmp_path: Path, block: Callable[[str], subprocess.Popen[str]]) -> None:
-    process = block(STARTS + "; exec {raylet} 300")
-    folder = block_folder(Layout(tmp_path / "state").run, NAME)
-    until = time.monotonic() + 20
-    while not (folder / "ray_current_cluster").exists():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
+def test_told_to_end_by_the_gateway_it_leaves_at_once(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS)
+    has_joined(tmp_path)
+    left = record(tmp_path)  # with an engine on it, as in ``gateway down``
+    mark(tmp_path)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
     assert process.wait(20) == TOLD_TO_END
-    assert "told to" in said(tmp_path)
+    assert time.monotonic() - began < 5
+    assert "leaving: told to" in said(tmp_path)
+    assert left.exists()  # not waited for; the stand-in for ``leave`` ends nothing
     left_cleanly(tmp_path)
+
+
+def test_told_to_end_by_others_it_gives_notice_and_leaves_with_its_last_engine(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS)
+    folder = has_joined(tmp_path)
+    own, other = record(tmp_path), record(tmp_path, "gw-a-99999999")
+    process.send_signal(signal.SIGTERM)
+    assert eventually((folder / "notice").exists)
+    notice = json.loads((folder / "notice").read_text())
+    assert 10 < notice["until"] - time.time() <= 20
+    assert "cancelled or preempted" in notice["reason"]
+    process.send_signal(signal.SIGTERM)  # does no harm
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    own.unlink()
+    assert process.wait(20) == TOLD_TO_END
+    assert "no engine is left" in said(tmp_path)
+    assert other.exists()
+    left_cleanly(tmp_path)
+
+
+def test_told_to_end_by_others_with_nothing_on_it_it_leaves_at_once(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS)
+    has_joined(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == TOLD_TO_END
+    assert "no engine is left" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_a_notice_ends_whatever_runs(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS, Leaving(notice_s=1))
+    has_joined(tmp_path)
+    record(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == TOLD_TO_END
+    assert "its notice ends" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_a_notice_is_cut_short_by_the_gateway(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS)
+    folder = has_joined(tmp_path)
+    record(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert eventually((folder / "notice").exists)
+    mark(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == TOLD_TO_END
+
+
+def test_signalled_ahead_of_its_end_it_gives_notice_and_has_not_failed(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS)
+    folder = has_joined(tmp_path)
+    own = record(tmp_path)
+    process.send_signal(signal.SIGUSR1)
+    assert eventually((folder / "notice").exists)
+    own.unlink()
+    assert process.wait(20) == 0
+    left_cleanly(tmp_path)
+
+
+def test_a_mark_alone_is_enough(tmp_path: Path, block: Start) -> None:
+    """Slurm gave its job up, and no signal comes any more."""
+    process = block(RUNS, Leaving(look_every_s=1))
+    has_joined(tmp_path)
+    mark(tmp_path)
+    assert process.wait(20) == TOLD_TO_END
+    left_cleanly(tmp_path)
+
+
+def test_it_leaves_before_its_walltime_ends(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS, Leaving(walltime_s=3600, before_end_s=3598))
+    has_joined(tmp_path)
+    record(tmp_path)
+    assert process.wait(20) == 0
+    assert "leaving: its walltime ends" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+@pytest.fixture
+def slurm_says(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """A ``squeue`` that answers so; gives the environment of a job."""
+
+    def says(answer: str) -> dict[str, str]:
+        squeue = tmp_path / "squeue"
+        squeue.write_text(f'#!/bin/bash\necho "$SLURM_TIME_FORMAT $*" >>"{tmp_path}/asked"\necho {answer}\n')
+        squeue.chmod(0o755)
+        return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+
+    return says
+
+
+def test_it_knows_its_end_from_slurm(tmp_path: Path, block: Start, slurm_says: Callable[[str], dict[str, str]]) -> None:
+    process = block(RUNS, Leaving(walltime_s=3600, ask_every_s=5), **slurm_says(f"RUNNING {int(time.time()) + 33}"))
+    assert process.wait(20) == 0  # shortened by an administrator
+    assert "leaving: its walltime ends" in said(tmp_path)
+    assert "%s -h --all -t all -j 77 -o %T %e" in (tmp_path / "asked").read_text()
+    left_cleanly(tmp_path)
+
+
+def test_it_leaves_when_slurm_says_that_its_job_is_over(
+    tmp_path: Path, block: Start, slurm_says: Callable[[str], dict[str, str]]
+) -> None:
+    process = block(RUNS, Leaving(walltime_s=3600, ask_every_s=5), **slurm_says("NODE_FAIL 5"))
+    assert process.wait(20) == TOLD_TO_END
+    assert "Slurm calls its job NODE_FAIL" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_a_block_without_a_queue_asks_nobody(
+    tmp_path: Path, block: Start, slurm_says: Callable[[str], dict[str, str]]
+) -> None:
+    """The gateway itself may run inside a job, and its local blocks with it."""
+    process = block(RUNS, Leaving(ask_every_s=1), **slurm_says("NODE_FAIL 5"))
+    has_joined(tmp_path)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.5)
+    assert not (tmp_path / "asked").exists()
+
+
+def test_its_gpus_reach_its_agent_and_not_ray(tmp_path: Path, block: Start) -> None:
+    writes = 'echo "$GATEWAY_VISIBLE_DEVICES/$CUDA_VISIBLE_DEVICES/$GATEWAY_BLOCK_FOLDER" >"{folder}/../gpus"; '
+    process = block(writes + RUNS, CUDA_VISIBLE_DEVICES="2,3")
+    folder = has_joined(tmp_path)
+    assert (folder.parent / "gpus").read_text() == f"2,3//{folder}\n"
+    assert process.poll() is None

@@ -11,7 +11,7 @@ from tests.unit.controller.test_observer import ENGINE, FLEET
 
 
 def lines(metrics: Metrics, fleet: object = FLEET) -> list[str]:
-    return metrics.text(fleet, {"m": 12}).decode().splitlines()  # type: ignore[arg-type]
+    return metrics.text(fleet, {"m": 12}, now=1000.0).decode().splitlines()  # type: ignore[arg-type]
 
 
 def test_gauges_show_the_fleet_as_it_is() -> None:

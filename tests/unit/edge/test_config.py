@@ -62,7 +62,7 @@ def test_every_server_is_verified() -> None:
         assert "verify required verifyhost engine.gateway" in backend
         assert f"crt {settings().identity}" in backend
         assert f"map_str({settings().slot_keys_map})" in backend
-        assert "server-template e 0-2 127.0.0.1:1 disabled" in backend
+        assert "server-template e 0-2 engine.gateway:1 init-addr last,127.0.0.1 disabled" in backend
         assert "backup" in backend
     assert "verify required verifyhost serve.gateway" in section(text, "backend ingress")
     assert "backend slot2" not in text

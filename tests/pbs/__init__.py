@@ -1,0 +1,1 @@
+"""On a stand-in for PBS."""

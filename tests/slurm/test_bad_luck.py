@@ -1,0 +1,232 @@
+"""What goes wrong on a cluster while clients are served: each on a real Slurm, every request accounted for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+
+import httpx
+import psutil
+import pytest
+
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
+from gateway_plugin.service import ray_head
+from gateway_plugin.service.living import deployments_of, edges_of, supervisors_of
+from tests.support.gateways import Gateway, wait_for
+from tests.support.load import Account, load
+from tests.support.slurm.gateways import (
+    all_nodes_taken,
+    at_rest,
+    emptied,
+    engine_nodes,
+    ever_submitted,
+    pinned,
+    queued,
+    slurm_gateway,
+)
+from tests.support.slurm.virtual import VirtualSlurm
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]
+
+WAIT_S = 90.0
+"""How long a request may wait for its model."""
+MODELS = ("a", "b")
+"""One fits on a node, and there are two nodes."""
+
+
+@pytest.fixture(scope="module")
+def shared(slurm_cluster: VirtualSlurm) -> Iterator[Gateway]:
+    with slurm_gateway(slurm_cluster, dict.fromkeys(MODELS, ()), wait_s=WAIT_S, block_idle_s=600.0) as made:
+        yield made
+
+
+@pytest.fixture
+def running(shared: Gateway, slurm_cluster: VirtualSlurm) -> Gateway:
+    """The shared gateway, after whatever the test before did to it."""
+    at_rest(shared, slurm_cluster)
+    return shared
+
+
+def test_a_queue_without_a_free_node_is_waited_for_with_one_job(running: Gateway, slurm_cluster: VirtualSlurm) -> None:
+    emptied(running, slurm_cluster)
+    before = ever_submitted(slurm_cluster)
+    jobs: set[str] = set()
+    with ThreadPoolExecutor(1) as one, ExitStack() as until_freed:
+        until_freed.enter_context(all_nodes_taken(slurm_cluster))
+        began = time.monotonic()
+        impatient = one.submit(running.chat, "a")
+
+        def jobs_seen_until(passed_s: float) -> bool:
+            jobs.update(job.id for job in queued(slurm_cluster))
+            return time.monotonic() > began + passed_s or impatient.done()
+
+        # The others come late enough to have most of their time left when it gives up.
+        wait_for(lambda: jobs_seen_until(WAIT_S - 10), WAIT_S, "the first client nearly giving up")
+        with load(running, ("a",)) as account:
+            wait_for(lambda: jobs_seen_until(WAIT_S + 30), WAIT_S, "the first client giving up")
+            refused = impatient.result(30)
+            assert not account.answered
+            until_freed.close()
+            wait_for(lambda: account.answers() >= 12, WAIT_S, "answers")
+    assert refused.status_code == 503, refused.text
+    error = refused.json()["error"]
+    assert (error["code"], error["state"]) == ("wait_deadline", "queued")
+    assert (account.failed, account.cut, account.refused) == ([], [], [])
+    assert len(jobs) == 1
+    assert ever_submitted(slurm_cluster) - before == jobs
+
+
+def test_a_controller_of_slurms_away_for_half_a_minute_is_not_noticed(
+    running: Gateway, slurm_cluster: VirtualSlurm
+) -> None:
+    pinned(running, *MODELS)
+    pids = running.engine_pids()
+    jobs, submitted = queued(slurm_cluster, "RUNNING"), ever_submitted(slurm_cluster)
+    assert len(jobs) == len(MODELS)
+    with load(running, MODELS) as account:
+        slurm_cluster.stop_controller()
+        gone_at = time.monotonic()
+        wait_for(lambda: account.answers(since=gone_at + 30) >= 10, 120, "answers after 30 s without Slurm")
+        slurm_cluster.start_controller()
+        back_at = time.monotonic()
+        wait_for(lambda: account.answers(since=back_at + 10) >= 10, 60, "answers with Slurm again")
+    assert (account.failed, account.cut, account.refused) == ([], [], [])
+    assert queued(slurm_cluster, "RUNNING") == jobs
+    assert ever_submitted(slurm_cluster) == submitted
+    assert running.engine_pids() == pids
+
+
+def test_all_of_the_gateway_killed_and_up_again_with_its_blocks_running(
+    running: Gateway, slurm_cluster: VirtualSlurm
+) -> None:
+    pinned(running, *MODELS)
+    pids, jobs, submitted = running.engine_pids(), queued(slurm_cluster, "RUNNING"), ever_submitted(slurm_cluster)
+    with load(running, MODELS) as account:
+        wait_for(lambda: account.answers() >= 8, 60, "answers before")
+        killed_at = time.monotonic()
+        kill_all_but_blocks(running)
+        down_at = time.monotonic()
+        running.up()
+        up_at = time.monotonic()
+        wait_for(
+            lambda: running.status()["state"] == "ready" and engine_nodes(running).keys() == set(MODELS), 90, "ready"
+        )
+        again_at = time.monotonic()
+        wait_for(lambda: account.answers(since=again_at) >= 20, 60, "answers after")
+    assert account.failed == []
+    assert all(cut.sent_at < down_at and killed_at < cut.ended_at for cut in account.cut), account.cut
+    assert all(killed_at < refused.sent_at < up_at for refused in account.refused), account.refused
+    assert running.engine_pids() == pids
+    assert queued(slurm_cluster) == jobs
+    assert ever_submitted(slurm_cluster) == submitted
+
+
+def knows_its_engines(gateway: Gateway) -> bool:
+    try:
+        return gateway.status()["state"] == "ready" and engine_nodes(gateway).keys() == set(MODELS)
+    except httpx.HTTPError:
+        return False
+
+
+def kill_all_but_blocks(gateway: Gateway) -> None:
+    """``kill -9`` to supervisor, edge and everything of the Ray head, at once; engines and blocks are left alone."""
+    layout = gateway.layout
+    marks = (*supervisors_of(layout), *edges_of(layout), *deployments_of(layout))
+    victims = [*(psutil.Process(mark.pid) for mark in marks), *ray_head.leftover_processes(layout)]
+    for process in victims:  # the supervisor first: it would start the others again
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert not psutil.wait_procs(victims, timeout=20)[1]
+    assert len(marks) >= 2
+
+
+def test_a_block_that_is_cancelled_by_hand_costs_no_request(running: Gateway, slurm_cluster: VirtualSlurm) -> None:
+    node = pinned(running, *MODELS)["a"]
+    (job,) = [job for job in queued(slurm_cluster, "RUNNING") if job.node == node]
+    submitted = ever_submitted(slurm_cluster)
+    with load(running, MODELS) as account:
+        wait_for(lambda: account.answers("a") >= 8, 60, "answers before")
+        slurm_cluster.run("scancel", job.id)
+        wait_for(lambda: job.id not in {other.id for other in queued(slurm_cluster)}, 60, "the job's end")
+        ended_at = time.monotonic()
+        wait_for(lambda: account.answers("a", since=ended_at) >= 8, WAIT_S, "answers from another block")
+    assert (account.failed, account.cut, account.refused) == ([], [], [])
+    assert len(ever_submitted(slurm_cluster) - submitted) == 1
+
+
+def test_a_node_set_down_costs_only_what_streams_on_it(running: Gateway, slurm_cluster: VirtualSlurm) -> None:
+    node = pinned(running, *MODELS)["a"]
+    submitted = ever_submitted(slurm_cluster)
+    with load(running, MODELS) as account:
+        wait_for(lambda: account.answers("a") >= 8, 60, "answers before")
+        down_at = time.monotonic()
+        slurm_cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        wait_for(lambda: queued(slurm_cluster, "PENDING"), 60, "another job in the queue")
+        slurm_cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+        wait_for(lambda: account.answers("a", since=down_at) >= 12, WAIT_S, "answers from another block")
+    assert_only_streams_were_cut(account, "a", down_at)
+    assert len(ever_submitted(slurm_cluster) - submitted) == 1
+
+
+def test_a_node_that_loses_its_power_costs_only_what_streams_on_it(
+    running: Gateway, slurm_cluster: VirtualSlurm
+) -> None:
+    number = int(pinned(running, *MODELS)["a"].removeprefix("n"))
+    submitted = ever_submitted(slurm_cluster)
+    with load(running, MODELS) as account:
+        wait_for(lambda: account.answers("a") >= 8, 60, "answers before")
+        down_at = time.monotonic()
+        slurm_cluster.crash_node(number)
+        wait_for(lambda: "a" not in engine_nodes(running), 60, "the loss is noticed")
+        slurm_cluster.start_node(number)
+        wait_for(lambda: account.answers("a", since=down_at) >= 12, WAIT_S, "answers from another block")
+    assert_only_streams_were_cut(account, "a", down_at)
+    assert len(ever_submitted(slurm_cluster) - submitted) == 1
+
+
+def assert_only_streams_were_cut(account: Account, model: str, down_at: float) -> None:
+    """Nothing else than streams of ``model`` that were sent before its node went down."""
+    assert (account.failed, account.refused) == ([], [])
+    for cut in account.cut:
+        assert cut.stream, cut
+        assert cut.model == model, cut
+        assert cut.sent_at < down_at + 1.0, cut
+
+
+def test_a_partition_that_takes_no_jobs_is_asked_again_until_it_does(
+    running: Gateway, slurm_cluster: VirtualSlurm
+) -> None:
+    emptied(running, slurm_cluster)
+    submitted = ever_submitted(slurm_cluster)
+    with ExitStack() as until_up:
+        slurm_cluster.run("scontrol", "update", "partitionname=debug", "state=drain")
+        until_up.callback(slurm_cluster.run, "scontrol", "update", "partitionname=debug", "state=up")
+        with load(running, ("a",)) as account:
+            wait_for(lambda: len(refused_blocks(running)) >= 2, 60, "blocks that Slurm refuses")
+            until_up.close()
+            wait_for(lambda: account.answers() >= 12, WAIT_S, "answers")
+    assert (account.failed, account.cut, account.refused) == ([], [], [])
+    assert "partition" in (refused_blocks(running)[0].reason or "").lower()
+    assert len(ever_submitted(slurm_cluster) - submitted) == 1
+
+
+def test_a_model_asked_for_while_slurms_controller_is_away_is_loaded_when_it_is_back(
+    running: Gateway, slurm_cluster: VirtualSlurm
+) -> None:
+    emptied(running, slurm_cluster)
+    submitted = ever_submitted(slurm_cluster)
+    slurm_cluster.stop_controller()
+    with load(running, ("a",)) as account:
+        wait_for(lambda: refused_blocks(running), 60, "a block that could not be submitted")
+        slurm_cluster.start_controller()
+        wait_for(lambda: account.answers() >= 12, WAIT_S, "answers")
+    assert (account.failed, account.cut, account.refused) == ([], [], [])
+    assert len(ever_submitted(slurm_cluster) - submitted) == 1
+
+
+def refused_blocks(gateway: Gateway) -> list[Block]:
+    """Blocks that never had a job, the oldest first."""
+    blocks = Ledger(gateway.layout.ledger).read().values()
+    return sorted((block for block in blocks if block.phase is BlockPhase.FAILED), key=lambda block: block.asked_at)

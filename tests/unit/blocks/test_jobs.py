@@ -1,0 +1,60 @@
+"""Which jobs a provider has, and what is said of one whose own code is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from parsl.providers import GridEngineProvider
+
+from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.errors import ConfigError, ServiceError
+from gateway_plugin.layout import Layout
+from tests.support.queue import QueueJobs, QueueProvider, Scheduler
+
+
+class OwnProvider(QueueProvider):
+    """A site's own, whose ``gateway_jobs`` is given."""
+
+    def __init__(self, bring: Callable[[Layout], Any]) -> None:
+        super().__init__(Scheduler())
+        self.gateway_jobs = bring  # type: ignore[method-assign, assignment]
+
+
+def raises(error: Exception) -> Callable[[Layout], Any]:
+    def bring(layout: Layout) -> Any:
+        raise error
+
+    return bring
+
+
+def test_a_provider_may_bring_its_own(tmp_path: Path) -> None:
+    assert isinstance(jobs_for(QueueProvider(Scheduler()), Layout(tmp_path)), QueueJobs)
+
+
+@pytest.mark.parametrize(
+    ("bring", "said"),
+    [
+        (raises(KeyError("QUEUE")), "OwnProvider.gateway_jobs: KeyError: 'QUEUE'"),
+        (lambda layout: None, "OwnProvider.gateway_jobs gave NoneType without submit, look, find, cancel, in_doubt_s"),
+        (lambda layout: SimpleNamespace(submit=1, look=1, find=1, cancel=1), "without in_doubt_s; expected what"),
+    ],
+)
+def test_a_mistake_in_it_is_one_line(tmp_path: Path, bring: Callable[[Layout], Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        jobs_for(OwnProvider(bring), Layout(tmp_path))
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_its_own_error_says_enough(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="the queue is closed"):
+        jobs_for(OwnProvider(raises(ServiceError("the queue is closed"))), Layout(tmp_path))
+
+
+def test_a_provider_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="GridEngineProvider: blocks of this Parsl provider cannot be found again"):
+        jobs_for(GridEngineProvider(), Layout(tmp_path))
