@@ -56,7 +56,7 @@ class GlobusDemo(Demo):
         """Python of an environment with this package and the SDK: no Ray, no vLLM, no openai. Kept between runs."""
         python = CLIENT_VENV / "bin" / "python"
         self.screen.line(f"    client's environment: {CLIENT_VENV.relative_to(ROOT)} (this package and {SDK})")
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", str(CLIENT_VENV)], check=True)
             subprocess.run([*pip, SDK], check=True)

@@ -9,6 +9,9 @@
 A task finds the gateway where it runs: ``$GATEWAY_URL`` and ``$GATEWAY_API_KEY`` in the worker's environment, else the
 state folder of a gateway on this machine or file system. Neither URL nor key travels with a task unless you name a URL.
 Errors are ``GatewayError``s, raised by the future's ``result()``.
+
+``Apps(endpoint=ID)`` has the same apps ask a site elsewhere, through Globus Compute: each worker process is a client of
+that endpoint, and the tasks that run in it at a time travel packed.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from parsl.dataflow.dflow import DataFlowKernel
 
     from gateway_plugin.client import Client
+    from gateway_plugin.compute import GlobusClient
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A user's words, or messages in OpenAI's form."""
@@ -41,6 +45,8 @@ class Apps:
         executors: labels of the Parsl executors that may run the tasks; ``"all"`` of them.
         url: of the gateway, if the worker's environment shall not say it. The key is found on the worker.
         state: state folder of the gateway, as seen from the worker.
+        endpoint: a Globus Compute endpoint, instead of a gateway; the worker needs ``gateway-plugin[globus]``.
+        function: of that endpoint, if the worker's environment shall not say it (``$GATEWAY_FUNCTION``).
         data_flow_kernel: Parsl's; by default the one that is loaded when an app is called.
     """
 
@@ -50,10 +56,16 @@ class Apps:
         *,
         url: str | None = None,
         state: str | Path | None = None,
+        endpoint: str | None = None,
+        function: str | None = None,
         data_flow_kernel: DataFlowKernel | None = None,
     ) -> None:
+        if endpoint is not None and (url is not None or state is not None):
+            raise ConfigError("Apps: endpoint: a gateway's url or state cannot be given with it")
         self._executors: Any = executors if executors == "all" else list(executors)
-        self._where = (url, str(state) if state is not None else None)
+        self._where: Where = (url, str(state) if state is not None else None)
+        if endpoint is not None:
+            self._where = (endpoint, function, "globus")
         self._dfk = data_flow_kernel
 
     def chat(self, prompt: Prompt | Future[Any], model: str, *, system: str | None = None, **options: Any) -> AppFuture:
@@ -134,7 +146,15 @@ def _members(inputs: Sequence[Any], whole: bool) -> list[Any]:
 
 # --- what runs on the worker ---
 
-Where = tuple[str | None, str | None]
+Where = tuple[str | None, str | None] | tuple[str, str | None, Literal["globus"]]
+"""A gateway's URL and state folder, or an endpoint and its function."""
+
+
+@lru_cache(maxsize=_CLIENTS)
+def _through(endpoint: str, function: str | None) -> GlobusClient:
+    from gateway_plugin.compute import GlobusClient
+
+    return GlobusClient(endpoint, function)
 
 
 @lru_cache(maxsize=_CLIENTS)
@@ -148,11 +168,13 @@ def _client(where: Where) -> Client:
     """One client per gateway and process, so that tasks share connections; found anew, since keys may be renewed."""
     from gateway_plugin.locate import find_gateway
 
-    url, state = where
+    url, state = where[:2]
     return _connected(*find_gateway(url, None, state))
 
 
 def _run_chat(prompt: Any, model: str, system: str | None, options: dict[str, Any], where: Where) -> str:
+    if len(where) == 3:
+        return _through(where[0], where[1]).chat(prompt, model, system=system, **options)
     return _answer(_client(where), prompt, model, system, options)
 
 
@@ -176,7 +198,10 @@ def _run_embed(model: str, whole: bool, where: Where, inputs: Sequence[Any] = ()
 
     from gateway_plugin.client import gateway_error
 
-    client, texts = _client(where), _members(inputs, whole)
+    texts = _members(inputs, whole)
+    if len(where) == 3:
+        return _through(where[0], where[1]).embed(texts, model)
+    client = _client(where)
     vectors: list[list[float]] = []
     try:
         for start in range(0, len(texts), _EMBED_BATCH):
@@ -197,7 +222,11 @@ def _run_map_chat(
     where: Where,
     inputs: Sequence[Any] = (),
 ) -> list[Any]:
-    client, prompts = _client(where), _members(inputs, whole)
+    prompts = _members(inputs, whole)
+    if len(where) == 3:
+        through = _through(where[0], where[1])
+        return through.map_chat(prompts, model, system=system, return_errors=return_errors, progress=False, **options)
+    client = _client(where)
 
     def one(prompt: Any) -> str | GatewayError:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +17,11 @@ from gateway_plugin.errors import InvalidRequest
 if TYPE_CHECKING:
     from gateway_plugin.client import Client
 
+Messages = list[dict[str, str]]
+_endpoint = click.option(
+    "--endpoint", metavar="ID", help="Through Globus Compute and this endpoint; the function: $GATEWAY_FUNCTION."
+)
+
 
 @click.command()
 @click.argument("model")
@@ -22,27 +29,35 @@ if TYPE_CHECKING:
 @click.option("--system", help="System message.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Tokens of an answer at most.")
 @click.option("--temperature", type=click.FloatRange(0, 2))
+@_endpoint
 @json_option
 def chat(
-    model: str, prompt: tuple[str, ...], system: str | None, max_tokens: int | None, temperature: float | None
+    model: str,
+    prompt: tuple[str, ...],
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    endpoint: str | None,
 ) -> None:
-    """Ask a model; the answer is streamed. Without PROMPT: stdin, or a conversation on a terminal."""
+    """Ask a model. Without PROMPT: stdin, or a conversation on a terminal. The answer is streamed, unless it comes
+    through Globus Compute.
+    """
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     options = {name: value for name, value in options.items() if value is not None}
-    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    with connect() as client:
+    messages: Messages = [{"role": "system", "content": system}] if system else []
+    with _remote(endpoint, model, options) if endpoint else _local(model, options) as ask:
         if prompt or not read_terminal():
             text = " ".join(prompt) if prompt else sys.stdin.read().strip()
             if not text:
                 raise InvalidRequest("There is nothing to ask: give a prompt, or pipe one in.")
             messages.append({"role": "user", "content": text})
-            _ask(client, model, messages, options)
+            ask(messages)
             return
         click.echo("Ctrl-D ends.", err=True)
         while (line := _read_line()) is not None:
             if line.strip():
                 messages.append({"role": "user", "content": line})
-                messages.append({"role": "assistant", "content": _ask(client, model, messages, options)})
+                messages.append({"role": "assistant", "content": ask(messages)})
 
 
 def _read_line() -> str | None:
@@ -53,7 +68,27 @@ def _read_line() -> str | None:
         return None
 
 
-def _ask(client: Client, model: str, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
+@contextmanager
+def _local(model: str, options: dict[str, Any]) -> Iterator[Callable[[Messages], str]]:
+    with connect() as client:
+        yield lambda messages: _ask(client, model, messages, options)
+
+
+@contextmanager
+def _remote(endpoint: str, model: str, options: dict[str, Any]) -> Iterator[Callable[[Messages], str]]:
+    from gateway_plugin.compute import GlobusClient
+
+    def ask(messages: Messages) -> str:
+        answer = client.submit("/v1/chat/completions", {"model": model, "messages": messages, **options}).result()
+        content: str = answer["choices"][0]["message"]["content"] or ""
+        show(answer, lambda: click.echo(content))
+        return content
+
+    with GlobusClient(endpoint) as client:
+        yield ask
+
+
+def _ask(client: Client, model: str, messages: Messages, options: dict[str, Any]) -> str:
     create: Any = client.openai.chat.completions.create  # its overloads want typed dictionaries of every role
     if settings().json:
         answer = create(model=model, messages=messages, **options)
@@ -75,16 +110,28 @@ def _ask(client: Client, model: str, messages: list[dict[str, str]], options: di
 @click.command()
 @click.argument("model")
 @click.argument("texts", nargs=-1)
+@_endpoint
 @json_option
-def embed(model: str, texts: tuple[str, ...]) -> None:
+def embed(model: str, texts: tuple[str, ...], endpoint: str | None) -> None:
     """Print the vector of every text (arguments, or the lines of stdin) as JSON, one line each."""
     import json
 
     chosen = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not chosen:
         raise InvalidRequest("There is nothing to embed: give texts, or pipe them in, one a line.")
-    with connect() as client:
-        answer = client.openai.embeddings.create(model=model, input=chosen, encoding_format="float")
-    vectors = [entry.embedding for entry in answer.data]
+    vectors = _vectors_through(endpoint, model, chosen) if endpoint else _vectors(model, chosen)
     document = {"model": model, "data": [{"text": t, "embedding": v} for t, v in zip(chosen, vectors, strict=True)]}
     show(document, lambda: click.echo("\n".join(json.dumps(vector) for vector in vectors)))
+
+
+def _vectors(model: str, texts: list[str]) -> list[list[float]]:
+    with connect() as client:
+        answer = client.openai.embeddings.create(model=model, input=texts, encoding_format="float")
+    return [entry.embedding for entry in answer.data]
+
+
+def _vectors_through(endpoint: str, model: str, texts: list[str]) -> list[list[float]]:
+    from gateway_plugin.compute import GlobusClient
+
+    with GlobusClient(endpoint) as client:
+        return client.embed(texts, model)

@@ -134,7 +134,7 @@ def restart(name: str, timeout: float) -> None:
 @json_option
 def status(name: str) -> None:
     """Show whether it is online, what it allows and what it did. Exit code 3 if it is not online."""
-    found = _endpoints().status(name)
+    found = _endpoints().ask_status(name)
     show(found.document(), lambda: _print_status(found))
     if found.state != "online":
         raise click.exceptions.Exit(3)
@@ -145,7 +145,7 @@ def status(name: str) -> None:
 def list_endpoints() -> None:
     """The endpoints configured here."""
     all_of_them = _endpoints()
-    found = [all_of_them.status(name, ask=False) for name in all_of_them.names()]
+    found = [all_of_them.status(name) for name in all_of_them.names()]
     rows = [(one.name, one.id, "running" if one.pid else "stopped", one.tasks_done) for one in found]
     document = [{"name": one.name, "id": one.id, "running": one.pid is not None} for one in found]
     show(document, lambda: table(("endpoint", "id", "state", "tasks"), rows))
@@ -157,7 +157,7 @@ def list_endpoints() -> None:
 @json_option
 def delete(name: str, yes: bool) -> None:
     """Stop it, and remove it from Globus Compute and from here."""
-    found = _endpoints().status(name, ask=False)
+    found = _endpoints().status(name)
     if not yes:
         click.confirm(f"Delete the endpoint '{name}' ({found.id})? Callers will not find it any more", abort=True)
     _endpoints().delete(name)

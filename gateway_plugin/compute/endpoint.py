@@ -17,6 +17,7 @@ from typing import Any
 
 from gateway_plugin.compute import config, environment, manifest
 from gateway_plugin.compute.config import EndpointSettings
+from gateway_plugin.compute.service import Registrar
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
 from gateway_plugin.layout import Layout, private_folder, write_private
 from gateway_plugin.service import processes
@@ -25,7 +26,6 @@ from gateway_plugin.service.processes import Mark, read_mark
 Report = Callable[[str, str], None]
 """Told each step: what, and how far."""
 
-_REGISTRAR = Path(__file__).with_name("registrar.py")
 _STOP_S = 20.0
 
 
@@ -84,37 +84,36 @@ class Endpoints:
         report("environment", "ready")
         private_folder(self._globus)
         folder = private_folder(self._globus / settings.name)
-        report("identity", "asking Globus")
-        settings = _with_owner(settings, self._ask(used, "identity"))
-        report("function", "registering")
-        function = self._register_function(used)
-        report("function", function.id)
-        site_file = place / f"{settings.name}.site.json"
-        write_private(site_file, json.dumps(config.site_document(settings), indent=1) + "\n")
-        if shared is not None:
-            site_file.chmod(0o644)  # no secret in it, and every mapped user reads it
-        write_private(folder / "config.yaml", config.core_yaml(settings, (function.id,)))
-        write_private(folder / "user_config_template.yaml.j2", config.template(settings))
-        write_private(folder / "user_config_schema.json", config.schema())
-        write_private(folder / "user_environment.yaml", config.user_environment(site_file, used))
-        report("endpoint", "registering")
-        endpoint = str(self._ask(used, "register_endpoint", folder=str(folder)))
-        report("endpoint", endpoint)
+        with self._registrar(used) as registrar:
+            report("identity", "asking Globus")
+            settings = _with_owner(settings, registrar.ask("identity"))
+            report("function", "registering")
+            function = self._register_function(registrar)
+            report("function", function.id)
+            site_file = place / f"{settings.name}.site.json"
+            write_private(site_file, json.dumps(config.site_document(settings), indent=1) + "\n")
+            if shared is not None:
+                site_file.chmod(0o644)  # no secret in it, and every mapped user reads it
+            write_private(folder / "config.yaml", config.core_yaml(settings, (function.id,)))
+            write_private(folder / "user_config_template.yaml.j2", config.template(settings))
+            write_private(folder / "user_config_schema.json", config.schema())
+            write_private(folder / "user_environment.yaml", config.user_environment(site_file, used))
+            report("endpoint", "registering")
+            endpoint = str(registrar.ask("register_endpoint", folder=str(folder)))
+            report("endpoint", endpoint)
         record = self._record(settings.name)
         record |= {"id": endpoint, "venv": str(used), "functions": [function.id], "answers": settings.answers}
         self._write_record(settings.name, record)
-        return self.status(settings.name, ask=False)
+        return self.status(settings.name)
 
-    def _register_function(self, venv: Path) -> manifest.Function:
+    def _register_function(self, registrar: Registrar) -> manifest.Function:
         text = manifest.source()
         known = manifest.read(self._manifest)
         found = manifest.registered(known, text)
         if found is None:
             version = manifest.version_of(text)
             words = f"gateway-plugin {version}: asks a site's gateway"
-            given = self._ask(
-                venv, "register_function", source=text, entry_point=manifest.ENTRY_POINT, description=words
-            )
+            given = registrar.ask("register_function", source=text, entry_point=manifest.ENTRY_POINT, description=words)
             found = manifest.Function(version, manifest.digest_of(text), str(given))
             manifest.write(self._manifest, (*known, found))
         return found
@@ -135,19 +134,20 @@ class Endpoints:
             running = self._spawn(name, folder, venv)
             self._write_record(name, {**record, "process": running.document()})
         deadline = time.monotonic() + within_s
-        while True:
-            report("endpoint", "waiting until it is online")
-            found = self.status(name)
-            if found.state == "online":
-                return found
-            if not processes.alive(running):
-                raise ServiceError(f"The endpoint '{name}' ended at once:\n{_last_words(folder)}")
-            if time.monotonic() > deadline:
-                raise ServiceError(
-                    f"The endpoint '{name}' runs, but is not online after {within_s:.0f} s "
-                    f"({found.note or found.state}). Its log: {folder / 'endpoint.log'}"
-                )
-            time.sleep(0.3)
+        report("endpoint", "waiting until it is online")
+        with self._registrar(venv) as registrar:
+            while True:
+                found = self.status(name, registrar)
+                if found.state == "online":
+                    return found
+                if not processes.alive(running):
+                    raise ServiceError(f"The endpoint '{name}' ended at once:\n{_last_words(folder)}")
+                if time.monotonic() > deadline:
+                    raise ServiceError(
+                        f"The endpoint '{name}' runs, but is not online after {within_s:.0f} s "
+                        f"({found.note or found.state}). Its log: {folder / 'endpoint.log'}"
+                    )
+                time.sleep(0.3)
 
     def _spawn(self, name: str, folder: Path, venv: Path) -> Mark:
         with (folder / "console.log").open("wb") as log:
@@ -181,8 +181,13 @@ class Endpoints:
         return True
 
     # --- look ---
-    def status(self, name: str, *, ask: bool = True) -> EndpointStatus:
-        """What is known of it; ``ask``: Globus Compute too. Raises ``NotFound``."""
+    def ask_status(self, name: str) -> EndpointStatus:
+        """What is known of it, here and at Globus Compute. Raises ``NotFound``."""
+        with self._registrar(self._known(name)["venv"]) as registrar:
+            return self.status(name, registrar)
+
+    def status(self, name: str, registrar: Registrar | None = None) -> EndpointStatus:
+        """What is known of it here, and by the ``registrar`` if there is one. Raises ``NotFound``."""
         record = self._known(name)
         running = read_mark(record.get("process"))
         lives = processes.alive(running)
@@ -190,7 +195,7 @@ class Endpoints:
         if lives:
             state = "starting"
             try:
-                if ask and self._ask(Path(record["venv"]), "status", endpoint=record["id"])["status"] == "online":
+                if registrar is not None and registrar.ask("status", endpoint=record["id"])["status"] == "online":
                     state = "online"
             except ServiceError as error:
                 state, note = "unknown", error.message
@@ -214,7 +219,8 @@ class Endpoints:
         """Stop it, remove it from Globus Compute and from here. Raises ``NotFound``, ``ServiceError``."""
         record = self._known(name)
         self.stop(name)
-        self._ask(Path(record["venv"]), "delete", endpoint=record["id"])
+        with self._registrar(record["venv"]) as registrar:
+            registrar.ask("delete", endpoint=record["id"])
         shutil.rmtree(self._globus / name, ignore_errors=True)
         self._path(name).unlink()
 
@@ -240,26 +246,8 @@ class Endpoints:
     def _write_record(self, name: str, record: dict[str, Any]) -> None:
         write_private(self._path(name), json.dumps(record, indent=1) + "\n")
 
-    def _ask(self, venv: Path, action: str, **arguments: Any) -> Any:
-        """One thing of Globus Compute, by the registrar. Raises ``ServiceError``."""
-        argv = [str(venv / "bin" / "python"), str(_REGISTRAR)]
-        ended = subprocess.run(
-            argv,
-            input=json.dumps({"action": action, **arguments}),
-            stdout=subprocess.PIPE,  # stderr is the terminal's: a login says there where to go
-            env=config.process_environment(os.environ, venv, self._globus),
-            text=True,
-        )
-        try:
-            answer = json.loads(ended.stdout)
-        except ValueError:
-            raise ServiceError(f"{argv[0]} ended with {ended.returncode}; run it by hand to see why.") from None
-        if "error" in answer:
-            error = answer["error"]
-            raise ServiceError(
-                f"Globus Compute: {action.replace('_', ' ')} failed ({error['kind']}: {error['message']})."
-            )
-        return answer["ok"]
+    def _registrar(self, venv: str | Path) -> Registrar:
+        return Registrar(Path(venv), self._globus)
 
 
 def _check_user(settings: EndpointSettings, shared: Path | None) -> None:

@@ -1,10 +1,11 @@
 """Talks to Globus Compute for ``gateway endpoint``: a program of the endpoint's own environment, where its SDK is.
 
-One JSON request on stdin, one JSON answer on stdout: ``{"ok": ...}`` or ``{"error": {"kind", "message"}}``.
+A JSON request a line on stdin, a JSON answer a line on stdout: ``{"ok": ...}`` or ``{"error": {"kind", "message"}}``.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -15,21 +16,24 @@ from typing import Any
 
 
 def main() -> None:
-    """Do one thing."""
+    """Do one thing after the other until stdin ends."""
     logging.disable(logging.WARNING)
-    asked = json.load(sys.stdin)
     answers_to, sys.stdout = sys.stdout, sys.stderr  # what the SDK prints (a login's URL) is for people
-    try:
-        answer = {"ok": _ACTIONS[asked.pop("action")](**asked)}
-    except Exception as error:  # noqa: BLE001  # the SDK raises much; all of it is told to the user
-        answer = {"error": {"kind": type(error).__name__, "message": _words(error)}}
-    answers_to.write(json.dumps(answer) + "\n")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            answer = {"ok": _ACTIONS[asked.pop("action")](**asked)}
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # the SDK raises much, and exits; the user is told
+            answer = {"error": {"kind": type(error).__name__, "message": _words(error)}}
+        answers_to.write(json.dumps(answer) + "\n")
+        answers_to.flush()
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     return " ".join(str(error).split())[:500]
 
 
+@functools.cache
 def _client() -> Any:
     from globus_compute_endpoint.auth import get_globus_app_with_scopes
     from globus_compute_sdk import Client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -75,6 +76,16 @@ def test_packs_queued_behind_a_refused_one_are_sent_again(globus_chain: Chain, c
     refused = [answer for answer in answers if isinstance(answer, Forbidden)]
     assert len(refused) == 64
     assert lengths([answer for answer in answers if not isinstance(answer, GatewayError)]) == list(range(65, 201))
+
+
+def test_from_the_shell(globus_chain: Chain) -> None:
+    command = [sys.executable, "-m", "gateway_plugin.cli.main", "chat", "tiny", "hello", "--endpoint"]
+    environment = {**os.environ, "GATEWAY_FUNCTION": globus_chain.function_id}
+    said = subprocess.run(
+        [*command, globus_chain.endpoint_id], capture_output=True, text=True, timeout=60, env=environment, check=False
+    )
+    assert said.stdout.startswith("tiny"), said.stderr
+    assert said.returncode == 0
 
 
 async def test_asyncio(globus_chain: Chain) -> None:

@@ -18,7 +18,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Chain:
     broker: broker.Broker
     venv: Path
     service_port: int
+    operator: Account
+    """Who configures and starts the endpoint."""
     configured: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -67,7 +69,7 @@ class Chain:
 
     @property
     def state(self) -> Path:
-        return self.account.home / "state"
+        return self.operator.home / "state"
 
     @property
     def log(self) -> Path:
@@ -81,20 +83,20 @@ class Chain:
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """``gateway endpoint ...`` as the account."""
         more: dict[str, Any] = {}
-        if self.account.switches:
-            more = {"user": self.account.uid, "group": self.account.gid, "extra_groups": []}
+        if self.operator.switches:
+            more = {"user": self.operator.uid, "group": self.operator.gid, "extra_groups": []}
         ended = subprocess.run(
             [str(self.venv / "bin/python"), "-m", "gateway_plugin.cli.main", "endpoint", *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=120,
-            cwd=self.account.home,
-            env=self.account.environment(
+            cwd=self.operator.home,
+            env=self.operator.environment(
                 **self.service_environment,
                 PYTHONPATH=str(self.folder / "src"),
                 GATEWAY_STATE=str(self.state),
-                GATEWAY_RUN_ROOT=str(self.account.home),
+                GATEWAY_RUN_ROOT=str(self.folder / "run"),
             ),
             **more,
         )
@@ -175,7 +177,9 @@ def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> I
     folder.chmod(0o755)
     who = account(folder / "home")
     amqp, distribution, mapper, service = free_ports(4)
-    made = Chain(folder, who, broker.Broker(who, amqp, distribution, mapper), _venv(folder), service)
+    (folder / "run").mkdir()
+    (folder / "run").chmod(0o1777)  # as /tmp is
+    made = Chain(folder, who, broker.Broker(who, amqp, distribution, mapper), _venv(folder), service, operator=who)
     shutil.copytree(ROOT / "gateway_plugin", folder / "src/gateway_plugin")
     key_file = who.folder(who.home / ".config") / "endpoint.key"
     write_private(key_file, key + "\n")
@@ -208,6 +212,36 @@ def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> I
             print(f"kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def multi_user(base: Chain, url: str, key: str) -> Iterator[Chain]:
+    """Beside ``base``'s endpoint one of root's, which maps every caller to ``base``'s account; started."""
+    home = base.folder / "operator"
+    home.mkdir(mode=0o700)
+    made = replace(base, operator=Account("root", 0, 0, home), configured={})
+    mapping = home / "mapping.json"
+    rule = {"source": "{username}", "match": "(.*)@example.org", "output": base.account.name}
+    mapping.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [rule]}]))
+    mapped_home = base.account.folder(base.folder / "mapped")
+    folder = base.account.folder(mapped_home / ".config/gateway-plugin")
+    base.account.own(folder.parent)
+    write_private(folder / "endpoint.key", key + "\n")
+    base.account.own(folder / "endpoint.key")
+    try:
+        ended = made.cli(
+            "configure", NAME, "--url", url, "--venv", str(made.venv), "--heartbeat", "5", "--multi-user",
+            "--identity-mapping", str(mapping), "--contact", "ops@example.org",
+            "--shared-folder", str(base.folder / "shared"), "--json",
+        )  # fmt: skip
+        made.configured = json.loads(ended.stdout)
+        # The tests' user has no home of its own on a real machine.
+        with (made.state / "endpoints/globus" / NAME / "user_environment.yaml").open("a") as stream:
+            stream.write(f"HOME: {mapped_home}\n")
+        made.start()
+        yield made
+    finally:
+        made.cli("stop", NAME, check=False)
 
 
 def _end_watchers() -> None:

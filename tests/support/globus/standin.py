@@ -34,7 +34,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.support.globus.amqp import Amqp, Channel
 
 PAYLOAD_BYTES = 10 * 2**20
-PERSON = {"sub": "11111111-aaaa-4444-8888-000000000001", "username": "ci@example.org"}
+_IDENTITY = "11111111-aaaa-4444-8888-000000000001"
+PERSON = {"sub": _IDENTITY, "id": _IDENTITY, "username": "ci@example.org", "status": "used"}
 
 _SCOPE = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/all"
 _NAMESPACE = uuid.UUID(int=0)

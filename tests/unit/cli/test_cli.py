@@ -136,6 +136,19 @@ def test_an_empty_prompt_is_refused_before_anything_is_sent(tmp_path: Path) -> N
     assert gateway(tmp_path, "chat", "m", stdin="hello").exit_code == 69
 
 
+def test_an_endpoint_without_a_function_is_said_and_nothing_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GATEWAY_FUNCTION", raising=False)
+    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path))
+    for command in (("chat", "m", "hello"), ("embed", "m", "hello")):
+        said = gateway(tmp_path, *command, "--endpoint", "0" * 8)
+        assert said.exit_code == 2
+        assert "GATEWAY_FUNCTION" in said.stderr
+    monkeypatch.setenv("GATEWAY_FUNCTION", "f")
+    assert "endpoint id" in gateway(tmp_path, "chat", "m", "hello", "--endpoint", "my-endpoint").stderr
+
+
 def test_doctor_fails_on_a_wrong_catalog(tmp_path: Path) -> None:
     catalog = tmp_path / "models.yaml"
     catalog.write_text("models: {m: {}}")

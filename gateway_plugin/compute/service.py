@@ -1,0 +1,67 @@
+"""Globus Compute as ``gateway endpoint`` asks it: through the registrar, a program of the endpoint's environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gateway_plugin.compute.config import process_environment
+from gateway_plugin.errors import ServiceError
+
+_PROGRAM = Path(__file__).with_name("registrar.py")
+
+
+class Registrar:
+    """One program for several questions: it takes seconds to start. A context manager."""
+
+    def __init__(self, venv: Path, globus_folder: Path) -> None:
+        self._argv = [str(venv / "bin" / "python"), str(_PROGRAM)]
+        self._environment = process_environment(os.environ, venv, globus_folder)
+        self._child: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._child = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,  # stderr is the terminal's: a login says there where to go
+                env=self._environment,
+                text=True,
+            )
+        except OSError as error:
+            raise ServiceError(
+                f"{self._argv[0]} cannot be started ({error.strerror}); run 'gateway endpoint configure' again."
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        child = self._child
+        assert child is not None
+        if error is not None:
+            child.kill()
+        child.communicate()
+
+    def ask(self, action: str, **arguments: Any) -> Any:
+        """One thing. Raises ``ServiceError`` with what Globus Compute says."""
+        child = self._child
+        assert child is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(json.dumps({"action": action, **arguments}) + "\n")
+            child.stdin.flush()
+            answer = json.loads(child.stdout.readline())
+        except (OSError, ValueError) as error:
+            raise ServiceError(f"{' '.join(self._argv)} ended without an answer; run it by hand to see why.") from error
+        if "error" in answer:
+            said = answer["error"]
+            raise ServiceError(
+                f"Globus Compute: {action.replace('_', ' ')} failed ({said['kind']}: {said['message']})."
+            )
+        return answer["ok"]
