@@ -219,6 +219,10 @@ class Client:
         found: list[dict[str, Any]] = self._get(f"/gateway/v1/blocks{'?all=1' if ended else ''}")["blocks"]
         return found
 
+    def retry_blocks(self, node_type: str) -> None:
+        """Ask for blocks of ``node_type`` again although the last ones could not be had."""
+        self._verb("blocks/retry", {"type": node_type})
+
     def drain_block(self, name: str) -> None:
         """Give a block back as soon as nothing is in flight on it. Raises ``NotFound``."""
         self._verb("blocks/drain", {"block": name})

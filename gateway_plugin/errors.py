@@ -151,6 +151,12 @@ class NoRoom(GatewayError):
     status, code, exit_code = 503, "no_room", 75
 
 
+class NoBlocks(GatewayError):
+    """Blocks that could hold the model cannot be had for now: they end early again and again, or can never start."""
+
+    status, code, exit_code = 503, "no_blocks", 75
+
+
 class WaitDeadline(GatewayError):
     """The model was not ready within the time that the request may wait."""
 

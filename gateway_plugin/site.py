@@ -109,8 +109,15 @@ class Site(_Frozen):
     needs_environment: tuple[str, ...] = ()
     """Environment variables without which no job can be submitted (the account to charge): ``gateway up`` refuses to
     start without them. Everything else works without, so that ``gateway down`` can be run in any shell."""
-    block_idle_s: float = Field(default=300.0, ge=5)
+    block_idle_s: float = Field(default=200.0, ge=5)
     """How long a block without an engine and without demand is kept."""
+    block_unused_s: float | None = Field(default=1800.0, ge=5)
+    """How long a block is kept whose models are loaded and not used: nothing in flight, nobody waiting, none pinned.
+    It is given back even if a model on it has a longer ``keep_alive`` (``-1``): a job is paid for whether it is used or
+    not. ``None``: never, for machines that cost nothing while they wait."""
+    last_block_idle_s: float = Field(default=3600.0, ge=0)
+    """The last block of all is kept so long, empty or unused, where the two above would give it back sooner: whoever
+    comes next then need not wait in the queue."""
     pending_idle_s: float = Field(default=120.0, ge=0)
     """How long a job that nobody needs any more keeps its place in the queue."""
     drain_before_end_s: float = Field(default=300.0, ge=1)

@@ -25,4 +25,6 @@ site = Site(
             engines_on_loopback=True,
         ),
     ),
+    # A block on this machine costs nothing while nobody uses it: its models stay loaded.
+    block_unused_s=None,
 )

@@ -88,6 +88,8 @@ site = Site(
     #   head_address="10.1.2.3"    head_interface="ib0"
     # How long a block is kept that holds no model and that nobody needs. A new one costs a wait in the queue.
     block_idle_s=900.0,
+    # And one whose models are loaded, but used by nobody. The last block of all is kept longer (last_block_idle_s).
+    block_unused_s=1800.0,
     # How long a job may be pending. Must be longer than the longest wait in the queue.
     queue_wait_max_s=7 * 86400.0,
 )

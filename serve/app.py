@@ -48,6 +48,8 @@ def policy(site: Site) -> Policy:
         waiting_max=site.limits.waiting_requests,
         abandoned_load_grace_s=site.limits.abandoned_load_grace_s,
         block_idle_s=site.block_idle_s,
+        block_unused_s=site.block_unused_s,
+        last_block_idle_s=site.last_block_idle_s,
         pending_idle_s=site.pending_idle_s,
         drain_before_end_s=site.drain_before_end_s,
         leave_before_end_s=site.leave_before_end_s,

@@ -24,7 +24,7 @@ CANCEL_GRACE_S = 40.0
 """How long a block may clean up before it is ended without being asked: Ray 10 s, engines 10 s, and room."""
 
 _LIVED_S = 60.0
-_RETRY_MAX_S = 300.0
+_RETRY_MAX_S = 30.0
 _SUBMITS = BlockPhase.SUBMITTING
 _CANCELS = BlockPhase.CANCELLING
 
@@ -64,9 +64,10 @@ def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: f
 def retry_at(blocks: Iterable[Block], node_type: str) -> float:
     """When the next block of this type may be asked for, in seconds since the epoch; 0: at once.
 
-    Blocks that fail as they start (a broken ``worker_init``, a refused job) would otherwise be asked for again every
-    two seconds. (1) The first failure is free. (2) Each further one in a row doubles the wait, from 4 s to 5 minutes.
-    (3) A block that lived, or was given back, ends the row; a cancelled one says nothing.
+    Only a floor that protects the scheduler from being asked every two seconds; when to give up, and for how long, is
+    the controller's to say (``serve.core.troubles``), whose waits are longer than these. (1) The first failure is free.
+    (2) Each further one in a row doubles the wait, from 4 to 30 s. (3) A block that lived, or was given back, ends the
+    row; a cancelled one says nothing.
     """
     ended = sorted(
         (block for block in blocks if block.type == node_type and block.phase.ended),

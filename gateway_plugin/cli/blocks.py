@@ -158,7 +158,7 @@ def logs(name: str, follow: bool, lines: int) -> None:
         if last[label]:
             click.echo(f"==> {label}: {path} <==")
             click.echo("\n".join(last[label]))
-    if not any(last.values()):
+    if not any(path.stat().st_size for path in found.values()):
         click.echo(f"{name} has not written anything yet", err=True)
     shown = label if found else ""
     if follow:
@@ -167,3 +167,13 @@ def logs(name: str, follow: bool, lines: int) -> None:
                 click.echo(f"==> {label} <==")
                 shown = label
             click.echo(line)
+
+
+@blocks.command()
+@click.argument("node_type", metavar="TYPE")
+@json_option
+def retry(node_type: str) -> None:
+    """Ask for blocks of a type again at once, when what kept them from starting has been put right."""
+    with connect() as client:
+        client.retry_blocks(node_type)
+    show({"type": node_type, "done": "retry"}, lambda: say(f"blocks of type {node_type} are asked for again"))

@@ -171,6 +171,12 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
     ]
     if types:
         parts.append(make_table(("blocks of type", "running", "pending", "max", "waits for", "starts in"), types))
+    for kind in gateway.get("types", ()):
+        if kind.get("trouble"):
+            parts.append(
+                f"trouble: {kind['trouble']}. Tried again in {duration(kind['retry_in_s'])}; at once with "
+                f"'gateway blocks retry {kind['type']}'."
+            )
     parts.append(f"waiting requests: {gateway.get('waiting', 0)}   switches: {gateway.get('switches', 0)}")
     return parts
 

@@ -34,6 +34,7 @@ from serve.core.events import (
     EngineExited,
     Event,
     FoundServer,
+    KindRetryAsked,
     LoadAsked,
     NodeDrainAsked,
     PinChanged,
@@ -254,4 +255,12 @@ class Controller:
         except OSError as error:
             return ServiceError(f"The request to end '{block}' could not be written: {error}")
         self.post(BlockCancelAsked(block))
+        return None
+
+    async def retry_blocks(self, kind: str) -> GatewayError | None:
+        """Ask for blocks of this type again, whatever became of the last ones."""
+        known = [one.name for one in self.fleet.policy.kinds]
+        if kind not in known:
+            return NotFound(f"The site has no node type {kind!r}; it has: {', '.join(known)}.")
+        self.post(KindRetryAsked(kind))
         return None

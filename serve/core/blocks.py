@@ -9,6 +9,7 @@ from statistics import median
 from serve.core.change import Change
 from serve.core.events import BlocksSeen, NodeLeaves, SeenBlock
 from serve.core.fleet import Fleet, Node, NodePhase, Policy
+from serve.core.troubles import judge
 
 ENDED = frozenset({"completed", "cancelled", "failed", "expired", "lost"})
 """Phases of a block that holds nothing any more."""
@@ -25,6 +26,8 @@ def blocks_seen(change: Change, event: BlocksSeen) -> None:
     for node in list(change.nodes.rows.values()):
         if node.block in change.blocks:
             know_block(change, node)
+    change.joined_blocks &= frozenset(change.blocks)
+    judge(change)
 
 
 def node_leaves(change: Change, event: NodeLeaves) -> None:
@@ -63,7 +66,8 @@ def know_block(change: Change, node: Node) -> None:
     changed = replace(node, ends_at=ends_at, drain_at=drain_at, half_at=half_at, leave_at=leave_at, ending=ending)
     if changed != change.nodes.rows.get(node.id):
         change.nodes.put(node.id, changed)
-    if block is not None and block.starts_at is not None and node.joined_at is not None:
+    started = block is not None and block.phase not in QUEUED  # else the ledger is behind: it names an expected start
+    if block is not None and started and block.starts_at is not None and node.joined_at is not None:
         took = change.block_start_s.rows.get(node.type, ())
         if all(name != node.id for name, _ in took):
             last = (node.id, max(0.0, node.joined_at - block.starts_at))

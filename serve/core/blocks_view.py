@@ -8,6 +8,7 @@ from typing import Any
 from serve.core.blocks import ENDED, QUEUED
 from serve.core.events import SeenBlock
 from serve.core.fleet import Fleet, Node, NodePhase
+from serve.core.troubles import words
 
 HOLDING = ("submitting", "pending", "running", "cancelling")
 """Phases of a block that holds a place."""
@@ -111,7 +112,7 @@ def _seconds(span: float) -> float:
 # --- all blocks of a type together ---
 def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     """One row for every node type of the site: how many blocks run and wait, how many there may be, and of the block
-    that waits longest why and until when."""
+    that waits longest why and until when; ``trouble``: why none is asked for before ``retry_in_s`` has passed."""
     rows = []
     for kind in sorted(fleet.policy.kinds, key=lambda kind: kind.name):
         blocks = [block for block in fleet.blocks.values() if block.type == kind.name and block.phase not in ENDED]
@@ -126,9 +127,20 @@ def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
                 "max": kind.max_nodes,
                 "reason": oldest.reason if oldest is not None else None,
                 "starts_in_s": _seconds(starts_at - now) if starts_at is not None else None,
+                **_trouble(fleet, kind.name, now),
             }
         )
     return rows
+
+
+def _trouble(fleet: Fleet, kind: str, now: float) -> dict[str, Any]:
+    trouble, failure = fleet.troubles.get(kind), fleet.kind_failures.get(kind)
+    if trouble is not None:
+        return {"trouble": words(kind, trouble), "retry_in_s": _seconds(trouble.retry_at - now)}
+    if failure is not None:
+        said = f"No agent could be made for a node of type '{kind}': {failure.reason.rstrip('.')}"
+        return {"trouble": said, "retry_in_s": _seconds(failure.retry_at - now)}
+    return {"trouble": None, "retry_in_s": None}
 
 
 def blocks_by_phase(fleet: Fleet) -> dict[tuple[str, str], int]:

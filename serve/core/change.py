@@ -14,7 +14,17 @@ from typing import Any, Generic, TypeVar
 from gateway_plugin.catalog import Model
 from serve.core.effects import Effect
 from serve.core.events import FoundServer, SeenBlock
-from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Fleet, Node, NodePhase, Waiter
+from serve.core.fleet import (
+    ClosingRoute,
+    Engine,
+    EngineState,
+    Failure,
+    Fleet,
+    Node,
+    NodePhase,
+    Trouble,
+    Waiter,
+)
 
 Row = TypeVar("Row")
 
@@ -74,6 +84,9 @@ class Change:
         self.blocks: Mapping[str, SeenBlock] = fleet.blocks
         self.queue_wait_s: Mapping[str, float] = fleet.queue_wait_s
         self.block_start_s = Table(fleet.block_start_s)
+        self.troubles: Table[Trouble] = Table(fleet.troubles)
+        self.forgiven: Table[float] = Table(fleet.forgiven)
+        self.joined_blocks = fleet.joined_blocks
         self.slots_changed = False
         self.fresh_slots: tuple[int, ...] = ()
 
@@ -104,6 +117,9 @@ class Change:
             blocks=self.blocks,
             queue_wait_s=self.queue_wait_s,
             block_start_s=self.block_start_s.rows,
+            troubles=self.troubles.rows,
+            forgiven=self.forgiven.rows,
+            joined_blocks=self.joined_blocks,
         )
 
     def emit(self, effect: Effect) -> None:

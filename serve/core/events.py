@@ -252,6 +252,13 @@ class NodeLeaves:
 
 
 @dataclass(frozen=True)
+class KindRetryAsked:
+    """``gateway blocks retry``: blocks of this type may be asked for again, whatever became of the last ones."""
+
+    type: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passed; deadlines are looked at."""
 
@@ -279,5 +286,6 @@ Event = (
     | BlockCancelAsked
     | BlocksSeen
     | NodeLeaves
+    | KindRetryAsked
     | Tick
 )

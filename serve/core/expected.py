@@ -66,7 +66,7 @@ def ask_s(fleet: Fleet, kind: str) -> float | None:
 def why_none(fleet: Fleet, need: Need, now: float) -> str | None:
     """Why no node that could hold ``need`` was asked for, if the last one asked for could not be had."""
     for kind in fleet.policy.kinds:
-        failure = fleet.kind_failures.get(kind.name)
+        failure = fleet.troubles.get(kind.name) or fleet.kind_failures.get(kind.name)
         if failure is not None and holds(kind, need):
             again = f", tried again in {failure.retry_at - now:.0f} s" if now < failure.retry_at else ""
             return f"no {kind.name} node can be had: {failure.reason.rstrip('.')}{again}"

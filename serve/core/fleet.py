@@ -187,6 +187,35 @@ class NodeKind:
     max_nodes: int
 
 
+class Cause(Enum):
+    REFUSED = "refused"
+    """The scheduler refuses its jobs. Asked for again and again, waiters wait on."""
+    DYING = "dying"
+    """Its jobs end as soon as they start. Left alone for a while; who can be served by no other kind is refused."""
+    STUCK = "stuck"
+    """Its jobs pend for a reason that never clears. As with ``DYING``."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a kind is not asked for before ``retry_at``; after that, one node at a time until one is had."""
+
+    cause: Cause
+    count: int
+    """How many blocks in a row."""
+    block: str
+    """The last of them."""
+    reason: str
+    """Its last words, or the scheduler's."""
+    since: float
+    retry_at: float
+
+    @property
+    def lasting(self) -> bool:
+        """Whether waiting for it makes no sense."""
+        return self.cause is not Cause.REFUSED
+
+
 @dataclass(frozen=True)
 class Policy:
     """Numbers that the decisions use; from the site's ``Limits``."""
@@ -197,10 +226,25 @@ class Policy:
     servers_per_slot: int = 8
     waiting_max: int = 1000
     abandoned_load_grace_s: float = 2.0
-    block_idle_s: float = 300.0
+    block_idle_s: float = 200.0
+    """A node without an engine and without demand is kept for so long."""
+    block_unused_s: float | None = 1800.0
+    """A node whose engines have all been unused for so long is given back; ``None``: never."""
+    last_block_idle_s: float = 3600.0
+    """The last node of all is kept for so long, empty or unused: whoever comes next finds it."""
     pending_idle_s: float = 120.0
     """A pending node that nobody needs any more is kept for so long: its place in the queue is worth something, because
     what is evicted to make room for one model is often what the next one waits for (``benchmarks.growth``)."""
+    kind_retry_s: float = 1800.0
+    """So long a kind is not asked for whose blocks die early or can never start."""
+    early_deaths_max: int = 3
+    """So many of its blocks in a row."""
+    lived_s: float = 60.0
+    """A block that fails so soon after its start died early."""
+    submit_retry_first_s: float = 5.0
+    """Back-off after the scheduler refused a block: doubles from here ..."""
+    submit_retry_max_s: float = 60.0
+    """... to here, and goes on for ever: schedulers come back."""
     retry_first_s: float = 2.0
     """Back-off after a failed load: doubles from here ..."""
     retry_max_s: float = 300.0
@@ -287,3 +331,9 @@ class Fleet:
     """Node type -> the longest that one of its jobs that started lately had waited."""
     block_start_s: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """Node type -> (node, seconds from its job's start until its agent reported), of the last few."""
+    troubles: Mapping[str, Trouble] = field(default_factory=dict)
+    """By kind: why it is not asked for. Kept by ``serve.core.troubles``."""
+    forgiven: Mapping[str, float] = field(default_factory=dict)
+    """By kind: when an administrator last asked for a retry; what its blocks did before does not count."""
+    joined_blocks: frozenset[str] = frozenset()
+    """Blocks of the ledger whose nodes joined in this controller's life."""

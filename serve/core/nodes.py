@@ -20,6 +20,7 @@ from serve.core.events import (
 )
 from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState
 from serve.core.routes import retire
+from serve.core.troubles import judge
 from serve.core.waiting import resolve_names
 
 
@@ -71,6 +72,8 @@ def node_joined(change: Change, event: NodeJoined) -> None:
         _retire_all(change, joined.id, "node-ends" if joined.ending else "node-leaving")
     change.unsettled -= {event.node}
     change.kind_failures.drop(event.type)
+    change.joined_blocks |= {event.block}
+    judge(change)
 
 
 def _adopt(change: Change, node: str, found: FoundEngine) -> None:

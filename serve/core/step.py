@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from serve.core import blocks, engines, events, leaving, nodes, routes, waiting, wishes
+from serve.core import blocks, engines, events, leaving, nodes, routes, troubles, waiting, wishes
 from serve.core.change import Change
 from serve.core.effects import (
     Answer,
@@ -35,6 +35,7 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.BlockCancelAsked: nodes.block_cancel_asked,
     events.BlocksSeen: blocks.blocks_seen,
     events.NodeLeaves: blocks.node_leaves,
+    events.KindRetryAsked: troubles.retry_asked,
     events.EngineListening: engines.engine_listening,
     events.EngineReady: engines.engine_ready,
     events.EngineExited: engines.engine_exited,
@@ -108,7 +109,7 @@ def _follow(change: Change) -> None:
     waiting.answer_ready(change)
     unplaced = place_wanted(change, handed_over)
     if unplaced:
-        leaving.let_go(change)
+        leaving.let_go(change, unplaced)
     waiting.refuse_hopeless(change, unplaced)
     grow_and_shrink(change, unplaced)
     routes.reconcile(change)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import (
     GatewayError,
     ModelNotFound,
     ModelQueueFull,
     ModelUnavailable,
+    NoBlocks,
     NoRoom,
     WaitDeadline,
 )
@@ -15,11 +18,23 @@ from serve.core.blocks import stays
 from serve.core.change import Change, live
 from serve.core.effects import Answer, Effect
 from serve.core.events import Acquire, WaiterLeft
-from serve.core.eviction import Room
+from serve.core.eviction import Need, Room
 from serve.core.expected import ask_s, next_node, why_none
-from serve.core.fleet import Engine, EngineState, Failure, Fleet, Node, NodeKind, RouteState, Waiter
+from serve.core.fleet import (
+    Engine,
+    EngineState,
+    Failure,
+    Fleet,
+    Node,
+    NodeKind,
+    NodePhase,
+    RouteState,
+    Trouble,
+    Waiter,
+)
 from serve.core.placement import could_ever_hold, holds, need_of
 from serve.core.routes import doubt
+from serve.core.troubles import withdrawn, words
 
 _PROMISE_STEP_S = 0.5
 """``Engine.answered_at`` is not rewritten for every answer of a busy model."""
@@ -57,8 +72,8 @@ def acquire(change: Change, event: Acquire) -> None:
     """One request for a model that does not serve (``go_at_once`` saw to those that do).
 
     (1) it waits already; (2) unknown model (before the catalog is known: wait and see); (3) it was told to go and the
-    edge had no usable server; (4) larger than anything here; (5) its loads failed too often and the back-off is not
-    over; (6) too many wait; (7) wait.
+    edge had no usable server; (4) larger than anything here, or than anything that can be had for a while; (5) its
+    loads failed too often and the back-off is not over; (6) too many wait; (7) wait.
     """
     if event.ticket in change.waiters.rows:  # (1)
         return
@@ -71,8 +86,9 @@ def acquire(change: Change, event: Acquire) -> None:
     model = change.models.get(name or "")
     failure = change.failures.rows.get(name or "")
     if model is not None and change.settled and not any(map(live, change.engines_of(model.name))):
-        if not could_ever_hold(change.policy.kinds, change.nodes.rows, need_of(model)):  # (4)
-            change.emit(Answer(event.ticket, _no_room(change, model)))
+        hopeless = _hopeless(change, model)
+        if hopeless is not None:  # (4)
+            change.emit(Answer(event.ticket, hopeless))
             return
         if failure is not None and failure.count >= change.policy.failures_per_wait and change.now < failure.retry_at:
             change.emit(Answer(event.ticket, _unavailable(model.name, failure, change.now)))  # (5)
@@ -140,11 +156,19 @@ def resolve_names(change: Change) -> None:
 
 
 def refuse_hopeless(change: Change, unplaced: tuple[str, ...]) -> None:
-    """Waiters for models that nothing here could ever hold."""
+    """Waiters for models that nothing here could ever hold, or nothing that can be had for a while."""
     for name in unplaced:
-        model = change.models[name]
-        if not could_ever_hold(change.policy.kinds, change.nodes.rows, need_of(model)):
-            answer_all(change, name, _no_room(change, model))
+        hopeless = _hopeless(change, change.models[name])
+        if hopeless is not None:
+            answer_all(change, name, hopeless)
+
+
+def _hopeless(change: Change, model: Model) -> GatewayError | None:
+    """Why waiting for a node that can hold ``model`` makes no sense; ``None``: it does."""
+    if not could_ever_hold(change.policy.kinds, change.nodes.rows, need_of(model)):
+        return _no_room(change, model)
+    troubled = _only_in_trouble(change, need_of(model))
+    return _no_blocks(change, model, troubled) if troubled else None
 
 
 def record_failure(change: Change, model: str, reason: str, *, after_ready: bool = False) -> None:
@@ -184,6 +208,37 @@ def _no_room(change: Change, model: Model) -> NoRoom:
         f"The model '{model.name}' needs {need}; a node of this site has {where} MiB. "
         "Give it less memory in the catalog, or the site larger nodes.",
         retry_after_s=300.0,
+        state="cold",
+    )
+
+
+def _only_in_trouble(change: Change, need: Need) -> dict[str, Trouble]:
+    """The kinds that could hold ``need``, where no node here could and all are in lasting trouble; else none."""
+    if not any(trouble.lasting for trouble in change.troubles.rows.values()):
+        return {}
+    able = {kind.name: kind for kind in change.policy.kinds if kind.max_nodes > 0 and holds(kind, need)}
+    useless = withdrawn(change)
+    for node in change.nodes.rows.values():
+        coming = node.phase is NodePhase.PENDING and node.type in able and node.id not in useless
+        if coming or holds(node, need):
+            return {}
+    found = {}
+    for name in able:
+        trouble = change.troubles.rows.get(name)
+        if trouble is None or not trouble.lasting or change.now >= trouble.retry_at:
+            return {}
+        found[name] = trouble
+    return found
+
+
+def _no_blocks(change: Change, model: Model, troubled: Mapping[str, Trouble]) -> NoBlocks:
+    wait_s = max(1.0, min(trouble.retry_at for trouble in troubled.values()) - change.now)
+    said = " ".join(f"{words(kind, trouble)}." for kind, trouble in troubled.items())
+    kinds = " or ".join(f"'gateway blocks retry {kind}'" for kind in troubled)
+    return NoBlocks(
+        f"The model '{model.name}' fits only on blocks that cannot be had. {said} An administrator who has put that "
+        f"right runs {kinds}; by itself it is tried again in {wait_s:.0f} s.",
+        retry_after_s=wait_s,
         state="cold",
     )
 

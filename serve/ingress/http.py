@@ -88,6 +88,7 @@ class Ingress:
                     Route(f"/gateway/v1/blocks/{verb}", self._end_block(f"{verb}_block"), methods=["POST"])
                     for verb in ("drain", "cancel")
                 ),
+                Route("/gateway/v1/blocks/retry", self._retry_blocks, methods=["POST"]),
                 Route("/gateway/v1/models/apply", self._apply, methods=["POST"]),
                 *(
                     Route(f"/gateway/v1/models/{verb}", self._administer(verb), methods=["POST"])
@@ -138,6 +139,10 @@ class Ingress:
             return await self._done(verb, _text(await self._document(request), "block"))
 
         return endpoint
+
+    async def _retry_blocks(self, request: Request) -> Response:
+        _admin_only(request)
+        return await self._done("retry_blocks", _text(await self._document(request), "type"))
 
     async def _apply(self, request: Request) -> Response:
         _admin_only(request)

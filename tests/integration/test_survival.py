@@ -31,6 +31,7 @@ def running() -> Iterator[Gateway]:
             "broken": fake_model(memory, "--crash-on-start", memory_gib=0.1),
         },
         block_idle_s=IDLE_S,
+        last_block_idle_s=IDLE_S,
     ) as made:
         yield made
 

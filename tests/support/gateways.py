@@ -32,6 +32,7 @@ from gateway_plugin.site import Limits, NodeType, Site
 
 site = Site(
     name="test", port={port}, ray_port={ray_port}, serve_port={serve_port}, block_idle_s={block_idle_s},
+    last_block_idle_s={block_idle_s},
     limits=Limits(**{limits!r}),
     node_types=(NodeType(
         name="local",

@@ -236,6 +236,7 @@ def test_something_else_on_the_port_is_said() -> None:
         (lambda c: c.unpin("m"), "/gateway/v1/models/unpin", {"model": "m"}),
         (lambda c: c.apply({"models": {}}), "/gateway/v1/models/apply", {"models": {}}),
         (lambda c: c.drain_block("b"), "/gateway/v1/blocks/drain", {"block": "b"}),
+        (lambda c: c.retry_blocks("gpu"), "/gateway/v1/blocks/retry", {"type": "gpu"}),
     ],
 )
 def test_the_verbs_post_what_the_design_says(call: Callable[[Client], None], path: str, body: dict[str, Any]) -> None:

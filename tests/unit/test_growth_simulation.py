@@ -8,10 +8,11 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.growth import RULES, simulate
+from benchmarks.growth import HELD_OUT, RULES, TUNED_ON, no_worse, simulate, summary
 from benchmarks.growth_rules import OneAMinute, ParslSimple, RayDefault
 from benchmarks.growth_trace import LOAD_S, NODE, Queue, Request, catalog, day
 from benchmarks.growth_world import BOOT_S, LEAVE_S, Job, Tally, World, nodes_needed
+from gateway_plugin.site import Site
 from serve.core.fleet import Policy
 
 HOURS = 4.0
@@ -102,6 +103,21 @@ def test_the_first_request_waits_for_queue_boot_and_load() -> None:
     assert job.started == pytest.approx(110.0)
     assert job.ended is not None, "the node is given back: keep-alive, then block_idle_s"
     assert tally.node_hours * 3600 == pytest.approx(job.ended - 110.0)
+
+
+def test_several_days_come_to_medians_and_the_largest_over_submission(tallies: dict[str, Tally]) -> None:
+    one, other, third = tallies["gateway"], tallies["up-only"], tallies["one-a-minute"]
+    line = summary([one, other, third])
+    assert line["node_hours"] == sorted(t.document()["node_hours"] for t in (one, other, third))[1]
+    assert line["max_over_submission"] == third.over_submission
+    assert set(line) == set(one.document())
+    assert no_worse([one, one], [one, other]) == (2, 1 + (one.waited_over_60s <= other.waited_over_60s))
+    assert not set(HELD_OUT) & set(TUNED_ON)
+
+
+def test_what_is_simulated_is_what_a_site_gets_by_default() -> None:
+    numbers = ("block_idle_s", "block_unused_s", "last_block_idle_s", "pending_idle_s")
+    assert [getattr(Policy(), key) for key in numbers] == [Site.model_fields[key].default for key in numbers]
 
 
 def test_packing() -> None:

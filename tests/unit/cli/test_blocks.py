@@ -16,6 +16,7 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.cli import blocks as commands
 from gateway_plugin.cli.main import cli
 from gateway_plugin.cli.output import make_table
+from gateway_plugin.cli.service import _status_parts
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.logs import block_logs, follow_all
 from tests.support.answering import answering
@@ -175,3 +176,19 @@ def test_following_reads_on_and_takes_a_log_that_begins_later_from_its_start(lay
     lines = follow_all(files, poll_s=0.0)
     assert [next(lines), next(lines)] == [("block", "more"), ("job stderr", "first")]
     lines.close()
+
+
+def test_retry_asks_for_a_type_of_block_again(tmp_path: Path) -> None:
+    with answering(tmp_path, blocks=[[]]) as made:
+        done = gateway(tmp_path, "retry", "gpu")
+    assert made.told == [("/gateway/v1/blocks/retry", {"type": "gpu"})]
+    assert (done.exit_code, done.stdout) == (0, "blocks of type gpu are asked for again\n")
+
+
+def test_status_says_which_type_of_block_is_in_trouble_and_what_to_do() -> None:
+    healthy = {"type": "cpu", "running": 1, "pending": 0, "max": 2, "trouble": None, "retry_in_s": None}
+    ill = {**healthy, "type": "gpu", "trouble": "gw-gpu-1 ended early; exit code 3", "retry_in_s": 1740.0}
+    status = {"state": "ready", "url": None, "parts": {}, "gateway": {"types": [healthy, ill]}}
+    words = [part for part in _status_parts(status) if isinstance(part, str) and "trouble" in part]
+    assert len(words) == 1
+    assert all(said in words[0] for said in ("exit code 3", "29 min", "'gateway blocks retry gpu'"))

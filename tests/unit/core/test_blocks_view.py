@@ -122,8 +122,25 @@ def test_types_say_how_many_run_and_wait_and_why_the_oldest_does() -> None:
         )
     )
     cpu, gpu = types_view(story.fleet, NOW)
-    assert cpu == {"type": "cpu", "running": 2, "pending": 2, "max": 3, "reason": "Priority", "starts_in_s": 50.0}
-    assert gpu == {"type": "gpu", "running": 0, "pending": 0, "max": 2, "reason": None, "starts_in_s": None}
+    untroubled = {"trouble": None, "retry_in_s": None}
+    assert cpu == {
+        "type": "cpu",
+        "running": 2,
+        "pending": 2,
+        "max": 3,
+        "reason": "Priority",
+        "starts_in_s": 50.0,
+        **untroubled,
+    }
+    assert gpu == {
+        "type": "gpu",
+        "running": 0,
+        "pending": 0,
+        "max": 2,
+        "reason": None,
+        "starts_in_s": None,
+        **untroubled,
+    }
     counts = blocks_by_phase(story.fleet)
     assert (counts["cpu", "running"], counts["cpu", "pending"], counts["gpu", "cancelling"]) == (2, 2, 0)
     assert next_end_s(story.fleet, NOW) == {"cpu": 70.0}

@@ -30,6 +30,8 @@ POLICY = a_policy(
     servers_per_slot=3,
     waiting_max=20,
     block_idle_s=40.0,
+    block_unused_s=25.0,
+    last_block_idle_s=50.0,
 )
 
 ENDING = a_policy(
