@@ -47,7 +47,7 @@ from gateway_plugin.site import NodeType, Site
 
 site = Site(
     name="demo-slurm", head_address={head!r}, port={port}, ray_port={ray_port}, serve_port={serve_port},
-    block_idle_s={block_idle_s},
+    block_idle_s={block_idle_s}, last_block_idle_s={block_idle_s},
     node_types=(
         NodeType(
             name="node",
