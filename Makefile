@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-globus test test-slurm test-globus check bench-gateway bench-growth bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-slurm test-globus check bench-gateway bench-growth bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,9 +25,13 @@ venv: $(STAMP) ## The virtual environment .venv with every pinned package
 demo: $(STAMP) ## Two real models on this machine, room for one: the quickstart, from nothing to an answer
 	@exec $(BIN)/python examples/run_demo.py
 
+demo-slurm: $(STAMP) ## The same on a real Slurm with two nodes, one model on each; needs root, installs Slurm's packages
+	@sh requirements/slurm.sh
+	@exec $(BIN)/python -m examples.run_demo_slurm
+
 demo-globus: $(STAMP) ## The same two models through Globus Compute: stand-in, broker, endpoint, a client in another venv
 	@sh requirements/rabbitmq.sh
-	@DEMO_STATE=build/globus-demo exec $(BIN)/python examples/run_globus_demo.py
+	@exec $(BIN)/python -m examples.run_globus_demo
 
 test: $(STAMP) ## Every test; says what it skipped and why
 	$(BIN)/python -m pytest -rs --durations=10 $(TESTS)

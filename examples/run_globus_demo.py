@@ -2,7 +2,7 @@
 
 A real RabbitMQ, the real endpoint, and a stand-in for the web service alone; then examples/globus_client.py, in an
 environment that has the light client and nothing else. Ends with ``globus demo ok: ...`` and exit code 0, or says what
-went wrong. Ctrl-C ends everything.
+went wrong. Uses a state folder of its own (build/demo-globus, or $DEMO_STATE). Ctrl-C ends everything.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import run_demo
-
+from examples.run_demo import ROOT, Demo, run_to_its_end, vllm_is_missing
 from gateway_plugin.keys import KeyStore
+from gateway_plugin.locate import find_gateway
+from tests.support.globus.chain import chain, missing
 
-ROOT = run_demo.ROOT
-sys.path.insert(0, str(ROOT))  # the chain is the tests'
-
-from tests.support.globus.chain import chain, missing  # noqa: E402
-
+STATE = Path(os.environ.get("DEMO_STATE") or ROOT / "build" / "demo-globus").absolute()
 CLIENT_VENV = ROOT / "build" / "globus-client-venv"
 SDK = "globus-compute-sdk==4.19.0"
 
 
-class GlobusDemo(run_demo.Demo):
+class GlobusDemo(Demo):
     """One run of it."""
 
     title = "globus demo"
@@ -53,9 +50,7 @@ class GlobusDemo(run_demo.Demo):
 
     def port(self) -> int:
         """The front door's."""
-        from gateway_plugin.locate import find_gateway
-
-        return int(find_gateway(state=run_demo.DEMO)[0].rpartition(":")[2])
+        return int(find_gateway(state=self.state)[0].rpartition(":")[2])
 
     def client_venv(self) -> Path:
         """Python of an environment with this package and the SDK: no Ray, no vLLM, no openai. Kept between runs."""
@@ -69,7 +64,15 @@ class GlobusDemo(run_demo.Demo):
         return python
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Returns the exit code."""
+    if vllm_is_missing():
+        return 69
     if (reason := missing()) is not None:
-        sys.exit(f"The demo cannot run here: {reason}")
-    sys.exit(run_demo.main(GlobusDemo))
+        print(f"{reason}. 'make demo' needs none of it.", file=sys.stderr)
+        return 69
+    return run_to_its_end(GlobusDemo(STATE))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -67,4 +67,7 @@ site = Site(
         ),
     ),
     block_idle_s=900.0,
+    # A job that is deleted or preempted has "kill_delay" between SIGTERM and SIGKILL: 10 s by PBS's default, and ALCF's
+    # guides do not say otherwise. Half of it for requests, half for the engines.
+    notice_s=5.0,
 )

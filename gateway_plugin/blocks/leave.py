@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 
 from gateway_plugin.blocks.processes import (
-    START_TOLERANCE_S,
     block_processes,
     carries_mark,
     end,
@@ -25,6 +24,7 @@ from gateway_plugin.blocks.processes import (
     same_process,
     writes_to,
 )
+from gateway_plugin.identity import START_TOLERANCE_S
 
 TERM_GRACE_S = 10.0
 """How long an engine has between being asked to end and being killed."""

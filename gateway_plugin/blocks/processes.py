@@ -14,9 +14,7 @@ from pathlib import Path
 
 import psutil
 
-START_TOLERANCE_S = 1.5
-"""Start times are counted from the boot time, which the kernel tells in whole seconds and shifts as the clock is
-corrected. No PID is given out again that fast."""
+from gateway_plugin.identity import still_runs
 
 BLOCK_MARK = "RAY_CLOUD_INSTANCE_ID"
 """The environment variable that carries a block's name into everything that runs in it."""
@@ -24,13 +22,8 @@ BLOCK_MARK = "RAY_CLOUD_INSTANCE_ID"
 
 def same_process(pid: int | None, started: float | None) -> psutil.Process | None:
     """The live process ``pid`` if it began at ``started`` and is this user's; else ``None``. A zombie is not alive."""
-    if pid is None or started is None or pid <= 0:
-        return None
     try:
-        process = psutil.Process(pid)
-        if abs(process.create_time() - started) > START_TOLERANCE_S or process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return process if process.uids().real == os.getuid() else None
+        return psutil.Process(pid) if still_runs(pid, started) else None
     except psutil.NoSuchProcess:
         return None
 

@@ -10,10 +10,12 @@ else, once no engine is left on it, at the latest ``notice_s`` later: meanwhile 
 agent.
 
 What ``scancel``, a preemption and the walltime do to it, seen on Slurm 22.05 (``tests/slurm/test_leaving.py``): SIGCONT
-and SIGTERM come together, SIGKILL follows after the site's ``KillWait`` (for a preempted one after its partition's
-``GraceTime``). Under ``proctrack/cgroup``, Slurm's default, SIGTERM reaches the batch shell alone and SIGKILL all that
-the job started; ``proctrack/pgid`` tells the shell's process group, so Ray runs in a session of its own;
-``proctrack/linuxproc`` tells every process at once, engines too: there is nothing left to drain.
+and SIGTERM come together, SIGKILL follows after the site's ``KillWait``, whatever signal ``scancel`` was given. Of a
+partition's ``GraceTime`` a batch shell hears nothing: it is over when SIGTERM comes (a job with ``--signal=B:USR1@60``
+is told, where the cluster has ``PreemptParameters=send_user_signal``). Under ``proctrack/cgroup``, Slurm's default,
+SIGTERM reaches the batch shell alone and SIGKILL all that the job started. ``proctrack/pgid`` tells the shell's process
+group: so Ray runs in a session of its own. ``proctrack/linuxproc`` tells every process at once, engines too: there is
+nothing left to drain.
 """
 
 from __future__ import annotations
@@ -273,7 +275,8 @@ for attempt in 1 2; do  # Ray's node gives up where its helpers take 15 s to imp
       seen=1
     elif [ -e "$FOLDER/ray_current_cluster" ]; then
       # Drained: ray start stays, and would for ever. Crashed: it notices within a second, and ends.
-      for ((i = 0; i < 20; i++)); do running && sleep 0.1 || break; done
+      for ((i = 0; i < 20; i++)); do running && ! raylet && sleep 0.1 || break; done
+      raylet && continue
       running && {{ leave "Ray gave this node back"; exit 0; }}
       break
     elif [ -n "$seen" ]; then

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -76,9 +77,21 @@ class SlurmJobs:
         self._told_at: dict[tuple[str, bool], float] = {}
         provider.script_dir = str(scripts)  # an executor would set it
         provider.cmd_timeout = max(provider.cmd_timeout, COMMAND_TIMEOUT_S)
+        runs = provider.execute_wait
+        before = getattr(runs, "__self__", None)
+        self._runs: Callable[..., tuple[int, str, str]] = before._runs if isinstance(before, SlurmJobs) else runs
+        provider.execute_wait = self._run_unbent
         if _NO_REQUEUE not in provider.scheduler_options:
             # Slurm would start a block again, by itself, whose node failed: its name is a Ray node that is dead.
             provider.scheduler_options += _NO_REQUEUE
+
+    def _run_unbent(self, command: str, timeout: int | None = None) -> tuple[int, str, str]:
+        """Parsl's way to run a command, with what the site file says and nothing else: no ``SBATCH_PARTITION``."""
+        if bent := words.bends(os.environ):
+            log.warning("slurm variables ignored (a site file says what a job asks for): %s", " ".join(bent))
+            command = f"env {' '.join(f'-u {shlex.quote(name)}' for name in bent)} {command}"
+        code, said, complained = self._runs(command, timeout)
+        return int(code), str(said), str(complained)
 
     def submit(self, name: str, script: str) -> Job:
         try:

@@ -23,6 +23,9 @@ _UNCERTAIN = re.compile(
     re.IGNORECASE,
 )
 
+_WHERE = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+"""Which Slurm is asked, and as whom."""
+
 _PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"})
 _ENDED = {
@@ -76,9 +79,17 @@ class Row:
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for asking: that of the process, without what would bend an answer."""
-    bends = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
-    kept = {key: value for key, value in environ.items() if not key.startswith(bends)}
+    bending = {*bends(environ), *(key for key in environ if key.startswith(("SQUEUE_", "SACCT_", "SCANCEL_")))}
+    kept = {key: value for key, value in environ.items() if key not in bending}
     return {**kept, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+
+
+def bends(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The variables of ``environ`` that would bend a submit: to ``sbatch`` they count for more than a script's lines.
+
+    A shell's profile may set some (``SBATCH_ACCOUNT``), and a gateway that is started inside a job has that job's.
+    """
+    return tuple(sorted(key for key in environ if key.startswith(("SBATCH_", "SLURM_")) and key not in _WHERE))
 
 
 def queue_argv(user: int, clusters: str | None = None) -> tuple[str, ...]:
@@ -98,7 +109,9 @@ def accounting_argv(job_ids: Iterable[str], clusters: str | None = None) -> tupl
 
 
 def cancel_argv(job_id: str, job_name: str | None, forced: bool, clusters: str | None = None) -> tuple[str, ...]:
-    """End a job: SIGTERM to all of it, SIGKILL after the site's ``KillWait``; ``forced``: SIGKILL at once.
+    """End a job: SIGTERM to its batch shell, SIGKILL to all of it after the site's ``KillWait``.
+
+    ``forced``: to its steps too; it is SIGTERM and ``KillWait`` all the same, whatever signal is named.
 
     With ``job_name`` only if the job still has this name: ids begin again when a controller loses its state.
     """

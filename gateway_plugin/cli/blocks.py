@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 _COLUMNS = ("block", "job", "type", "state", "host", "age", "until", "models, or why")
+_WHOLE = ("block", "job", "state", "age")
 _POLL_S = 0.5
 
 
@@ -34,7 +35,7 @@ def list_blocks(ended: bool) -> None:
     """Every block that holds a place, those in the queue too."""
     with connect() as client:
         found = client.blocks(ended=ended)
-    show(found, lambda: table(_COLUMNS, [_cells(row) for row in found], whole=("block", "job", "state", "age")))
+    show(found, lambda: table(_COLUMNS, [_cells(row) for row in found], whole=_WHOLE))
 
 
 def _cells(row: Row) -> tuple[object, ...]:
@@ -44,6 +45,8 @@ def _cells(row: Row) -> tuple[object, ...]:
         until = f"ended {duration(row['ended_s'])} ago"
     elif row["starts_in_s"] is not None:
         until = f"starts in {duration(row['starts_in_s'])}"
+    elif row["leaves_in_s"] is not None and row["state"] in ("draining", "leaving"):
+        until = f"leaves in {duration(row['leaves_in_s'])}"
     elif row["ends_in_s"] is not None:
         until = f"ends in {duration(row['ends_in_s'])}"
     models = ", ".join(_model(model) for model in row["models"])

@@ -119,9 +119,9 @@ def duration(seconds: float | None) -> str:
 
 
 def outlook(model: ModelInfo) -> str:
-    """What a model that is not ready waits for, and for how long: ``job 7 waits (Resources), about 40 s``."""
+    """What a model that is not ready waits for, and for how long: ``job 7 waits: Resources, ready in about 40 s``."""
     words = [model.reason] if model.reason else []
-    words += [f"about {duration(model.eta_s)}"] if model.eta_s is not None else []
+    words += [f"ready in about {duration(model.eta_s)}"] if model.eta_s is not None else []
     return ", ".join(words)
 
 

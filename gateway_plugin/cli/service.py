@@ -31,10 +31,13 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float, 
     Running again is safe: what is up stays, what lived through a crash is taken over.
     """
     from gateway_plugin.service import lifecycle
+    from gateway_plugin.service.dry_run import rehearse
 
     chosen = settings()
     if dry_run:
-        jobs = lifecycle.rehearse(chosen.state, site, models, port=port)
+        jobs, note = rehearse(chosen.state, site, models, port=port)
+        if note:
+            click.echo(note, err=True)
         scripts = [{"node_type": j.node_type, "block": j.block, "command": j.command, "script": j.text} for j in jobs]
         show(scripts, lambda: click.echo("\n".join(_rehearsed(job.node_type, job.command, job.text) for job in jobs)))
         return
@@ -175,13 +178,27 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
 @click.command()
 @click.option("--site", help="Site to check. Default: the one that runs, or local.")
 @click.option("--models", type=_FILE, help="Catalog to check. Default: the one that runs.")
+@click.option("--submit", is_flag=True, help="Submit a short job of each node type that looks at its node.")
+@click.option("--wait", default=600.0, show_default=True, help="Seconds that those jobs may wait in their queue.")
 @json_option
-def doctor(site: str | None, models: Path | None) -> None:
-    """Check everything that a start needs. Exit code 1 if something forbids it."""
+def doctor(site: str | None, models: Path | None, submit: bool, wait: float) -> None:
+    """Check everything that a start needs, the site's scheduler too. Exit code 1 if something forbids it.
+
+    With --submit nodes are looked at by jobs; they are always cleaned up, Ctrl-C cancels them.
+    """
     from gateway_plugin.service.doctor import examine
     from gateway_plugin.service.preflight import failures
 
-    checks = examine(settings().state, site, models)
+    if submit:
+        from gateway_plugin.service.trial import try_nodes
+
+        interrupt_on_signals()
+        with Steps("node type") as steps:
+            checks = examine(
+                settings().state, site, models, lambda layout, site: try_nodes(layout, site, wait, steps.update)
+            )
+    else:
+        checks = examine(settings().state, site, models)
     document = [
         {"name": c.name, "verdict": c.verdict.value, "found": c.found, "advice": c.advice or None} for c in checks
     ]

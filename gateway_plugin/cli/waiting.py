@@ -1,7 +1,8 @@
-"""One line on stderr about a model that a request waits for: ``queued: job 7 waits (Resources), about 40 s``."""
+"""One line on stderr about a model that a request waits for: ``queued: job 7 waits: Resources, ready in about 9 s``."""
 
 from __future__ import annotations
 
+import re
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -11,6 +12,9 @@ from gateway_plugin.errors import GatewayError
 
 if TYPE_CHECKING:
     from gateway_plugin.client import Client
+
+_TIMES = re.compile(r"[\d.]+ (s|min|h|d)\b")
+"""What goes on changing while nothing happens."""
 
 PATIENCE_S = 2.0
 """Before anything is said, and between two looks."""
@@ -69,7 +73,7 @@ class Waiting:
             if self._ended.is_set():
                 return
             if not self._console.is_terminal:
-                if words.partition(", about ")[0] != self._said.partition(", about ")[0]:
+                if _TIMES.sub("", words) != _TIMES.sub("", self._said):
                     self._console.print(words, soft_wrap=True, markup=False)
             elif self._live is None:
                 self._live = self._console.status(escape(words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,22 @@ from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.lifecycle import ports_held
-from gateway_plugin.service.preflight import edge_binary, every_check, open_files, python_version
+from gateway_plugin.service.preflight import edge_binary, every_check, failures, open_files, python_version
 from gateway_plugin.service.record import on_this_host, read_record, with_port
 from gateway_plugin.service.site_checks import every_site_check
 from gateway_plugin.service.status import report
 from gateway_plugin.site import Site, load_site
 
+Checks = tuple[Check, ...]
 
-def examine(state: Path, site_reference: str | None, models: Path | None) -> tuple[Check, ...]:
-    """All checks. Without ``site_reference`` and ``models``, those of the gateway in ``state`` are taken."""
+
+def examine(
+    state: Path, site_reference: str | None, models: Path | None, trial: Callable[[Layout, Site], Checks] | None = None
+) -> tuple[Check, ...]:
+    """All checks. Without ``site_reference`` and ``models``, those of the gateway in ``state`` are taken.
+
+    ``trial``: what tries the site's nodes with jobs, where nothing forbids to submit one.
+    """
     layout = Layout(state.expanduser().absolute())
     checks: list[Check] = []
     try:
@@ -43,10 +51,24 @@ def examine(state: Path, site_reference: str | None, models: Path | None) -> tup
         if record is not None and record.site == site.name:
             site = with_port(site, record.port)
         checks += every_check(layout, site, catalog, ports_held(layout, site))
-        checks += every_site_check(layout, site)
+        on_site = every_site_check(layout, site)
+        checks += on_site
+        if trial is not None:
+            checks += _tried(trial, layout, site, on_site)
     if record is not None and not on_this_host(record):
         running = Check("service", Verdict.WARN, f"runs on {record.host}", "run 'gateway doctor' there")
     return (*checks, running)
+
+
+def _tried(trial: Callable[[Layout, Site], Checks], layout: Layout, site: Site, on_site: Checks) -> Checks:
+    """The trial's checks. It is not made where a job could not be submitted, or would pend for ever."""
+    if wrong := failures(on_site):
+        words = f"not submitted: {', '.join(check.name for check in wrong)} first"
+        return (Check("trial jobs", Verdict.WARN, words, "mend that, and try again"),)
+    try:
+        return trial(layout, site)
+    except GatewayError as error:
+        return (Check("trial jobs", Verdict.FAIL, error.message, "correct the site file"),)
 
 
 def _site(reference: str) -> tuple[Site | None, Check]:

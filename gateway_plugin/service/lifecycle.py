@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,9 +21,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from gateway_plugin.blocks.rehearsal import RehearsedJob, rehearsed_jobs
 from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
 from gateway_plugin.layout import Layout, private_folder
@@ -40,13 +36,13 @@ from gateway_plugin.service.provision import forget, provision
 from gateway_plugin.service.record import (
     ServiceRecord,
     answers,
-    on_this_host,
-    read_record,
     read_status,
+    record_here,
     record_of,
-    with_port,
+    site_with_port,
 )
-from gateway_plugin.site import Site, load_site
+from gateway_plugin.service.undisturbed import undisturbed
+from gateway_plugin.site import Site
 
 UP_TIMEOUT_S = 300.0
 DOWN_TIMEOUT_S = 90.0
@@ -108,11 +104,11 @@ def up(
     """
     began = time.monotonic()
     layout = Layout(state.expanduser().absolute())
-    known = _known(layout) if layout.state.is_dir() else None
+    known = record_here(layout) if layout.state.is_dir() else None
     reference = site_reference or (known.site_reference if known is not None else "local")
     if port is None and site_reference is None and known is not None:
         port = known.port
-    site = _site(reference, port)
+    site = site_with_port(reference, port)
     site.demand_environment(os.environ)
     if models is None and known is not None:  # (1)
         chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
@@ -121,7 +117,7 @@ def up(
         chosen = Chosen(file, load_catalog(file), from_file=True)
     private_folder(layout.state)
     with _locked(layout):
-        known = _known(layout)
+        known = record_here(layout)
         wanted = record_of(site, reference, chosen.file, ray_head.head_address(site))
         supervisors = supervisors_of(layout)
         living = _anything_lives(layout, site)
@@ -142,30 +138,13 @@ def up(
             supervisor = _start_supervisor(layout)
             _wait_until_ready(layout, wanted, supervisor, timeout_s, began, report)
         except (GatewayError, KeyboardInterrupt) as error:  # (5)
-            with _undisturbed():
+            with undisturbed():
                 _undo(layout, site, everything=not living)
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
         outcome = Outcome.ADOPTED if living else Outcome.STARTED  # (3), (4)
         return Result(outcome, wanted.url, time.monotonic() - began, chosen.note)
-
-
-def rehearse(
-    state: Path, site_reference: str | None, models: Path | None, *, port: int | None = None
-) -> tuple[RehearsedJob, ...]:
-    """The job of each node type as ``up`` with the same arguments would have it submitted; nothing is started or made.
-
-    Raises:
-        ConfigError: site, catalog (if one is given) or environment are wrong.
-    """
-    layout = Layout(state.expanduser().absolute())
-    known = _known(layout) if layout.state.is_dir() else None
-    if models is not None:
-        load_catalog(models)
-    site = _site(site_reference or (known.site_reference if known is not None else "local"), port)
-    site.demand_environment(os.environ)
-    return rehearsed_jobs(site, layout, f"{ray_head.head_address(site)}:{site.ray_port}")
 
 
 def down(
@@ -185,7 +164,7 @@ def down(
         report(Progress(((what, "ending", ""),), time.monotonic() - began))
 
     with _locked(layout):
-        record = _known(layout)
+        record = record_here(layout)
         url = record.url if record is not None else ""
         site = _site_or_none(record)
         supervisors = supervisors_of(layout)
@@ -214,23 +193,6 @@ def _all_ended(left: tuple[str, ...], forced: bool) -> None:
     if left:
         advice = "End that by hand, then run it again." if forced else "Try 'gateway down --force'."
         raise ServiceError(f"could not be ended: {', '.join(left)}. {advice}")
-
-
-def _known(layout: Layout) -> ServiceRecord | None:
-    record = read_record(layout)
-    if record is not None and not on_this_host(record) and record.supervisor is not None:
-        raise ServiceError(
-            f"the gateway of {layout.state} runs on {record.host}: run this command there "
-            f"(if that machine is gone for good, remove {layout.service_json})."
-        )
-    return record
-
-
-def _site(reference: str, port: int | None) -> Site:
-    try:
-        return with_port(load_site(reference), port)
-    except ValidationError as error:
-        raise ConfigError(f"--port {port}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _site_or_none(record: ServiceRecord | None) -> Site | None:
@@ -339,20 +301,6 @@ def _undo(layout: Layout, site: Site, everything: bool) -> None:
         forget(layout)
     else:
         end(supervisors_of(layout), grace_s=0.0)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Cleaning up goes on when Ctrl-C is pressed once more."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

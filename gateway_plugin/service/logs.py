@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 from gateway_plugin.blocks.jobs import script_place
@@ -68,11 +68,10 @@ def block_logs(layout: Layout, name: str) -> dict[str, Path]:
 
     Empty for a block that waits in the queue. Raises ``NotFound`` for a name that neither a log nor the ledger has.
     """
-    found = {"block": block_log(layout, name)}
-    for path in sorted(script_place(layout).glob(f"{name}.*")):
-        if path.suffix in _JOB_OUTPUTS:
+    found = {"block": log} if (log := block_log(layout, name)).is_file() else {}
+    for path in sorted(script_place(layout).glob("gw-*")):
+        if path.name.startswith(f"{name}.") and path.suffix in _JOB_OUTPUTS:
             found["job stderr" if path.suffix in (".err", ".stderr") else "job stdout"] = path
-    found = {label: path for label, path in found.items() if path.is_file()}
     if not found and name not in (known := _blocks_known(layout)):
         names = ", ".join(known) or "none yet"
         raise NotFound(f"There is no block called '{name}' in {layout.state}. There are: {names}.")
@@ -104,18 +103,22 @@ def follow(path: Path, poll_s: float = 0.2) -> Iterator[str]:
     return (line for _, line in follow_all(lambda: {"": path}, poll_s))
 
 
-def follow_all(files: Callable[[], Mapping[str, Path]], poll_s: float = 0.2) -> Iterator[tuple[str, str]]:
+def follow_all(files: Callable[[], Mapping[str, Path]], poll_s: float = 0.2) -> Generator[tuple[str, str], None, None]:
     """``(label, line)`` for what is added from now on, for ever; a file that ``files`` names later is read whole."""
     followed = {label: _Followed(path, from_end=True) for label, path in files().items()}
-    while True:
-        news = [(label, line) for label, one in followed.items() for line in one.new_lines()]
-        yield from news
-        if news:
-            continue
-        time.sleep(poll_s)
-        for label, path in files().items():
-            if label not in followed:
-                followed[label] = _Followed(path, from_end=False)
+    try:
+        while True:
+            news = [(label, line) for label, one in followed.items() for line in one.new_lines()]
+            yield from news
+            if news:
+                continue
+            time.sleep(poll_s)
+            for label, path in files().items():
+                if label not in followed:
+                    followed[label] = _Followed(path, from_end=False)
+    finally:
+        for one in followed.values():
+            one.close()
 
 
 class _Followed:
@@ -140,5 +143,8 @@ class _Followed:
         except FileNotFoundError:
             return  # it may come again
         if found.st_ino != self._inode or found.st_size < self._stream.tell():
-            self._stream.close()
+            self.close()
             self._open()
+
+    def close(self) -> None:
+        self._stream.close()

@@ -1,8 +1,4 @@
-"""Processes by PID and start time: is it still the one we started, what belongs to it, end it.
-
-A PID alone says nothing after a crash or a reboot: it may be somebody else's by now. All of it reads ``/proc``, so that
-``gateway status`` needs no package for it.
-"""
+"""The service's processes, by PID and start time: what belongs to one, and how to end it. Reads only ``/proc``."""
 
 from __future__ import annotations
 
@@ -13,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_plugin.identity import started_at, stat_of, still_runs
+
 _PROC = Path("/proc")
-_CLOCK_SLACK_S = 2.0
-"""The boot time that start times are counted from moves a little when the clock is set."""
 
 
 @dataclass(frozen=True, order=True)
@@ -40,40 +36,15 @@ def read_mark(document: object) -> Mark | None:
     return Mark(pid, float(started))
 
 
-def parse_stat(text: str) -> tuple[str, int, int, int]:
-    """State letter, parent's PID, process group and start (clock ticks since boot) of a ``/proc/PID/stat`` line."""
-    fields = text.rpartition(")")[2].split()  # the program's name may hold blanks and brackets
-    return fields[0], int(fields[1]), int(fields[2]), int(fields[19])
-
-
-def _stat(pid: int) -> tuple[str, int, int, int] | None:
-    try:
-        return parse_stat((_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _boot_time_s() -> float:
-    for line in (_PROC / "stat").read_text().splitlines():
-        if line.startswith("btime "):
-            return float(line.split()[1])
-    raise OSError("/proc/stat has no btime")
-
-
 def mark(pid: int) -> Mark | None:
     """The mark of the living process ``pid``; ``None`` if there is none or it is a zombie."""
-    found = _stat(pid)
-    if found is None or found[0] in "ZX":
-        return None
-    return Mark(pid, _boot_time_s() + found[3] / os.sysconf("SC_CLK_TCK"))
+    started = started_at(pid)
+    return None if started is None else Mark(pid, started)
 
 
 def alive(known: Mark | None) -> bool:
     """Whether that very process still runs; a zombie does not."""
-    if known is None:
-        return False
-    now = mark(known.pid)
-    return now is not None and abs(now.started - known.started) <= _CLOCK_SLACK_S
+    return known is not None and still_runs(known.pid, known.started)
 
 
 def arguments(pid: int) -> tuple[str, ...]:
@@ -115,7 +86,7 @@ def descendants(pid: int) -> tuple[Mark, ...]:
     """Living children of ``pid``, their children and so on; ``pid`` itself left out."""
     children: dict[int, list[int]] = {}
     for other in own_processes():
-        stat = _stat(other)
+        stat = stat_of(other)
         if stat is not None:
             children.setdefault(stat[1], []).append(other)
     found: list[Mark] = []

@@ -11,7 +11,9 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.errors import ServiceError
+from pydantic import ValidationError
+
+from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service.plan import Part, Phase, Plan
 from gateway_plugin.service.processes import Mark, read_mark
@@ -57,6 +59,14 @@ def with_port(site: Site, port: int | None) -> Site:
     return Site(**{**dict(site), "port": port})
 
 
+def site_with_port(reference: str, port: int | None) -> Site:
+    """The site called ``reference``, with ``port`` for the front door if one is given. Raises ``ConfigError``."""
+    try:
+        return with_port(load_site(reference), port)
+    except ValidationError as error:
+        raise ConfigError(f"--port {port}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
 def record_of(site: Site, site_reference: str, catalog: Path, head_address: str) -> ServiceRecord:
     """The record of a gateway that is about to start."""
     reference = site_reference
@@ -90,6 +100,17 @@ def read_record(layout: Layout) -> ServiceRecord | None:
     if any(value is None for value in fields.values()):
         raise ServiceError(f"{layout.service_json} is not of this version; end what runs and remove it.")
     return ServiceRecord(**fields, supervisor=read_mark(document.get("supervisor")))
+
+
+def record_here(layout: Layout) -> ServiceRecord | None:
+    """The gateway's record. Raises ``ServiceError`` if it runs on another machine."""
+    record = read_record(layout)
+    if record is not None and not on_this_host(record) and record.supervisor is not None:
+        raise ServiceError(
+            f"the gateway of {layout.state} runs on {record.host}: run this command there "
+            f"(if that machine is gone for good, remove {layout.service_json})."
+        )
+    return record
 
 
 def write_record(layout: Layout, record: ServiceRecord) -> None:

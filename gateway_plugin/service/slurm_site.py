@@ -28,7 +28,7 @@ def judged(node_type: NodeType, cluster: Cluster) -> tuple[Check, ...]:
         checks.append(_walltime(node_type, partitions, cluster))
         checks += _nodes(node_type, partitions, cluster)
     checks.append(_account(node_type, partitions, cluster))
-    if provider.qos is not None:
+    if provider.qos is not None and checks[-1].verdict is not Verdict.FAIL:  # which of them are yours goes by account
         checks.append(_quality(node_type, partitions, cluster))
     return tuple(checks)
 

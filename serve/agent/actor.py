@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.errors import GatewayError
+from gateway_plugin.identity import still_runs
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.weights import resolve
 from serve.agent import records
@@ -271,7 +272,7 @@ class NodeAgent:
         for record in tuple(records.read_all(self._layout)):
             if record.block != self._block:
                 continue  # another block's, on the same machine
-            runs = records.alive(record.pid, record.started)
+            runs = still_runs(record.pid, record.started)
             if runs and record.node == self._settings.node:
                 self._epoch = max(self._epoch, record.epoch)
                 self._seen[record.engine] = record.generation

@@ -18,6 +18,7 @@ from typing import Literal, cast
 
 import psutil
 
+from gateway_plugin.identity import still_runs
 from gateway_plugin.layout import Layout
 from gateway_plugin.pruning import KEPT, mark_in_use, prune
 from serve.agent import records
@@ -95,7 +96,7 @@ async def end_group(pid: int, started: float, grace_s: float) -> None:
 
     Where the leader is dead, what is left is killed at once: it holds the memory and serves nobody.
     """
-    deadline = time.monotonic() + (grace_s if records.alive(pid, started) else 0.0)
+    deadline = time.monotonic() + (grace_s if still_runs(pid, started) else 0.0)
     told = False
     while members := await asyncio.to_thread(records.group_members, pid, started):
         kill = time.monotonic() >= deadline or pid not in members
@@ -184,7 +185,7 @@ class EngineProcess:
     def _runs(self) -> bool:
         if self._child is not None:
             return self._child.poll() is None
-        return records.alive(self.record.pid, self.record.started)
+        return still_runs(self.record.pid, self.record.started)
 
     async def _attend(self) -> str:
         """See it through loading, then look after its health. Returns why it must be ended."""

@@ -16,10 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from gateway_plugin.identity import START_TOLERANCE_S
 from gateway_plugin.layout import Layout, private_folder, write_private
-
-_START_TOLERANCE_S = 2.0
-"""``psutil`` counts a start from the boot time, whole seconds that move when the clock is set."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +83,6 @@ def read_all(layout: Layout) -> Iterator[EngineRecord]:
             path.unlink(missing_ok=True)
 
 
-def alive(pid: int, started: float) -> bool:
-    """Whether the process ``pid`` of this user, started then, still runs. A zombie does not run."""
-    try:
-        process = psutil.Process(pid)
-        return (
-            abs(process.create_time() - started) < _START_TOLERANCE_S
-            and process.uids().real == os.getuid()
-            and process.status() != psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
-        return False
-
-
 def group_members(pid: int, started: float) -> tuple[int, ...]:
     """Living processes of the session and process group that ``pid`` led, the leader itself included.
 
@@ -105,7 +90,7 @@ def group_members(pid: int, started: float) -> tuple[int, ...]:
     at another time has the PID, nothing is left of the group.
     """
     try:
-        if abs(psutil.Process(pid).create_time() - started) >= _START_TOLERANCE_S:
+        if abs(psutil.Process(pid).create_time() - started) >= START_TOLERANCE_S:
             return ()
     except psutil.NoSuchProcess:
         pass  # the leader is gone; others may not be

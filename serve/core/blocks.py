@@ -54,7 +54,9 @@ def know_block(change: Change, node: Node) -> None:
     ends_at = node.ends_at if block is None else block.ends_at
     half_at = None
     if drain_at is not None:
+        # A block that took long to start is not past its half before it was of any use: nothing would ever be loaded.
         began = node.since if block is None or block.starts_at is None else block.starts_at
+        began = began if node.joined_at is None else node.joined_at
         half_at = drain_at - max(0.0, drain_at - began) / 2
     later = node.drain_at is None or drain_at is None or drain_at > node.drain_at  # (5)
     ending = node.ending and not later
@@ -101,6 +103,11 @@ def start_s(known: Change | Fleet, kind: str) -> float:
     rows = known.block_start_s.rows if isinstance(known, Change) else known.block_start_s
     took = [seconds for _, seconds in rows.get(kind, ())]
     return median(took) if took else known.policy.block_start_guess_s
+
+
+def stays(node: Node) -> bool:
+    """It takes new engines, and its end is not near."""
+    return node.phase is NodePhase.UP and not node.ending
 
 
 def takes(change: Change, model: str, *, ending: bool) -> Callable[[Node], bool]:

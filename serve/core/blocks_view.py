@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from serve.core.blocks import ENDED
+from serve.core.blocks import ENDED, QUEUED
 from serve.core.events import SeenBlock
 from serve.core.fleet import Fleet, Node, NodePhase
 
-QUEUED = ("submitting", "pending")
-"""Phases of a block that waits for its job to start."""
-HOLDING = (*QUEUED, "running", "cancelling")
+HOLDING = ("submitting", "pending", "running", "cancelling")
 """Phases of a block that holds a place."""
-
-_NODE_STATES = {
-    NodePhase.PENDING: "starting",
-    NodePhase.UP: "serving",
-    NodePhase.LEAVING: "leaving",
-    NodePhase.ORPHANED: "adopting",
-}
 
 
 def blocks_view(fleet: Fleet, now: float, ended: bool = False) -> list[dict[str, Any]]:
@@ -72,6 +63,7 @@ def _row(fleet: Fleet, block: SeenBlock | None, node: Node | None, now: float) -
         "age_s": _seconds(now - asked_at),
         "starts_in_s": _seconds(block.starts_at - now) if block and pending and block.starts_at is not None else None,
         "ends_in_s": _seconds(block.ends_at - now) if block and holds and not pending and block.ends_at else None,
+        "leaves_in_s": _seconds(node.leave_at - now) if node is not None and node.leave_at is not None else None,
         "ended_s": _seconds(now - block.ended_at) if block is not None and block.ended_at is not None else None,
         "models": [
             {"model": engine.model, "state": engine.state.value, "in_flight": engine.in_flight} for engine in engines
@@ -81,22 +73,28 @@ def _row(fleet: Fleet, block: SeenBlock | None, node: Node | None, now: float) -
 
 
 def _state(block: SeenBlock | None, node: Node | None) -> str:
-    """(1) it ended: how; (2) told to end: ``ending``; (3) its node has joined: ``serving``, ``idle`` without a model,
-    ``draining`` while it leaves with models on it, then ``leaving``; ``adopting`` while its agent is made again;
-    (4) its job runs: ``starting``; (5) in the queue: ``pending``; (6) not submitted yet: ``asked``."""
+    """The first that is true:
+
+    (1) it ended: how; (2) ``draining``: it takes no new request, and there are models on it; (3) ``leaving``: told to
+    end, or empty and on its way; (4) ``adopting``: its agent died and is made again; (5) ``ending``: what it serves is
+    handed over, because its end is near; (6) ``serving``, or ``idle`` without a model; (7) ``starting``: its job runs,
+    its node has not joined; (8) ``pending``: in the queue; (9) ``asked``: Ray has not submitted a block for it yet.
+    """
     if block is not None and block.phase in ENDED:  # (1)
         return block.phase
-    if block is not None and block.phase == "cancelling":  # (2)
-        return "ending"
-    if node is not None and node.phase is not NodePhase.PENDING:  # (3)
-        if node.phase is NodePhase.UP and not node.engines:
-            return "idle"
-        if node.phase is NodePhase.LEAVING and node.engines:
-            return "draining"
-        return _NODE_STATES[node.phase]
-    if block is None:  # (6)
+    if node is not None and node.phase is NodePhase.LEAVING and node.engines:  # (2)
+        return "draining"
+    if (node is not None and node.phase is NodePhase.LEAVING) or (block is not None and block.phase == "cancelling"):
+        return "leaving"  # (3)
+    if node is not None and node.phase is NodePhase.ORPHANED:  # (4)
+        return "adopting"
+    if node is not None and node.phase is NodePhase.UP:
+        if node.ending:  # (5)
+            return "ending"
+        return "serving" if node.engines else "idle"  # (6)
+    if block is None:  # (9)
         return "asked"
-    return "pending" if block.phase in QUEUED else "starting"  # (5) (4)
+    return "pending" if block.phase in QUEUED else "starting"  # (8) (7)
 
 
 def _reason(fleet: Fleet, block: SeenBlock | None, node: Node | None) -> str | None:

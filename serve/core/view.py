@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from serve.core.blocks import QUEUED
 from serve.core.blocks_view import types_view
+from serve.core.events import SeenBlock
+from serve.core.expected import blocks_of
 from serve.core.fleet import Engine, EngineState, Fleet, Node, RouteState
-from serve.core.waiting import eta_s, model_state
+from serve.core.waiting import eta_s, model_state, waiting_reason
 
 
 def model_view(fleet: Fleet, name: str, now: float) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def model_view(fleet: Fleet, name: str, now: float) -> dict[str, Any]:
         "in_flight": sum(engine.in_flight for engine in engines),
         "waiting": sum(waiter.model == name for waiter in fleet.waiters.values()),
         "nodes": sorted({engine.node for engine in engines}),
-        "reason": failure.reason if failure is not None else None,
+        "reason": failure.reason if failure is not None else waiting_reason(fleet, name, now),
     }
 
 
@@ -56,8 +59,9 @@ def engine_view(engine: Engine, now: float) -> dict[str, Any]:
     }
 
 
-def node_view(fleet: Fleet, node: Node, now: float) -> dict[str, Any]:
-    """One node and what is free on it."""
+def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> dict[str, Any]:
+    """One node, what is free on it, and what the scheduler says of its block (of a pending node: one that is on its
+    way)."""
     host, gpus = node.host_mib, list(node.gpu_mib)
     models = []
     for engine in fleet.engines.values():
@@ -81,12 +85,24 @@ def node_view(fleet: Fleet, node: Node, now: float) -> dict[str, Any]:
         "free_gpu_mib": gpus,
         "models": sorted(models),
         "age_s": round(max(0.0, now - node.since), 1),
+        "job": block.job if block is not None else None,
+        "host": block.host if block is not None else None,
+        "reason": block.reason if block is not None else None,
+        "starts_in_s": _until(block.starts_at, now) if block is not None and block.phase in QUEUED else None,
+        "ends_in_s": _until(node.ends_at, now),
+        "leaves_in_s": _until(node.leave_at, now),
+        "ending": node.ending,
     }
+
+
+def _until(when: float | None, now: float) -> float | None:
+    return None if when is None else round(max(0.0, when - now), 1)
 
 
 def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     """Every node, by id."""
-    return [node_view(fleet, fleet.nodes[name], now) for name in sorted(fleet.nodes)]
+    blocks = blocks_of(fleet)
+    return [node_view(fleet, fleet.nodes[name], blocks.get(name), now) for name in sorted(fleet.nodes)]
 
 
 def status_view(fleet: Fleet, now: float) -> dict[str, Any]:

@@ -11,10 +11,13 @@ from gateway_plugin.errors import (
     NoRoom,
     WaitDeadline,
 )
+from serve.core.blocks import stays
 from serve.core.change import Change, live
 from serve.core.effects import Answer, Effect
 from serve.core.events import Acquire, WaiterLeft
-from serve.core.fleet import Engine, EngineState, Failure, Fleet, Node, NodeKind, NodePhase, RouteState, Waiter
+from serve.core.eviction import Room
+from serve.core.expected import ask_s, next_node, why_none
+from serve.core.fleet import Engine, EngineState, Failure, Fleet, Node, NodeKind, RouteState, Waiter
 from serve.core.placement import could_ever_hold, holds, need_of
 from serve.core.routes import doubt
 
@@ -109,13 +112,16 @@ def answer_overdue(change: Change) -> None:
             fleet = fleet or change.commit()
             state = model_state(fleet, waiter.model)
             eta = eta_s(fleet, waiter.model, change.now)
+            reason = waiting_reason(fleet, waiter.model, change.now)
             change.drop_waiter(waiter.ticket)
             waited = change.now - waiter.since
+            why = f"state: {state}" if reason is None else f"state: {state}; {reason}"
             error = WaitDeadline(
-                f"The model '{waiter.model}' was not ready after {waited:.0f} s (state: {state}). Try again later.",
+                f"The model '{waiter.model}' was not ready after {waited:.0f} s ({why}). Try again later.",
                 retry_after_s=5.0 if eta is None else max(1.0, eta),
                 state=state,
                 eta_s=eta,
+                reason=reason,
             )
             change.emit(Answer(waiter.ticket, error))
 
@@ -184,7 +190,10 @@ def _no_room(change: Change, model: Model) -> NoRoom:
 
 # --- what can be told ---
 def model_state(fleet: Fleet, model: str) -> str:
-    """``ready``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true."""
+    """``ready``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true.
+
+    ``queued``: it is wanted, and waits for room or for a node.
+    """
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
     if any(engine.state is EngineState.READY and engine.route is RouteState.OPEN for engine in engines):
         return "ready"
@@ -192,7 +201,7 @@ def model_state(fleet: Fleet, model: str) -> str:
         return "loading"
     if model in fleet.failures:
         return "failed"
-    if model in fleet.queues:
+    if model in fleet.queues or model in fleet.pinned or model in fleet.wished:
         return "queued"
     return "draining" if engines else "cold"
 
@@ -201,7 +210,8 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
     """Expected seconds until ``model`` serves, if it were wanted now; ``None``: nobody knows.
 
     (1) it serves: 0; (2) it loads: what is left of its last load's time, at least 1; (3) back-off: its rest and a load;
-    (4) a node must be had first: unknown; (5) a load.
+    (4) there is free room: a load; (5) a node that could hold it was asked for: when that is expected, and a load;
+    (6) a node here could hold it: a load; (7) a node must be had first: as long as the queue took lately, and a load.
     """
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
     if any(serving(engine) for engine in engines):  # (1)
@@ -214,8 +224,25 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
     if failure is not None and now < failure.retry_at:  # (3)
         return failure.retry_at - now + load
     entry = fleet.models.get(model)
-    if entry is None or not any(
-        node.phase is NodePhase.UP and holds(node, need_of(entry)) for node in fleet.nodes.values()
-    ):  # (4)
+    if entry is None:
         return None
-    return load  # (5)
+    need = need_of(entry)
+    here = [node for node in fleet.nodes.values() if stays(node) and holds(node, need)]
+    if any(Room(node.free_host_mib, node.free_gpu_mib).devices(need) is not None for node in here):  # (4)
+        return load
+    coming = next_node(fleet, need, now)
+    if coming is not None:  # (5)
+        return None if coming.in_s is None else coming.in_s + load
+    if here:  # (6)
+        return load
+    asks = [ask_s(fleet, kind.name) for kind in fleet.policy.kinds if kind.max_nodes > 0 and holds(kind, need)]
+    return min((seconds + load for seconds in asks if seconds is not None), default=None)  # (7)
+
+
+def waiting_reason(fleet: Fleet, model: str, now: float) -> str | None:
+    """Why a model that is ``queued`` waits, as far as a node that it needs is the cause; else ``None``."""
+    entry = fleet.models.get(model)
+    if entry is None or model_state(fleet, model) != "queued":
+        return None
+    coming = next_node(fleet, need_of(entry), now)
+    return why_none(fleet, need_of(entry), now) if coming is None else coming.words

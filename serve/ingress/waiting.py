@@ -85,7 +85,7 @@ class Waiting:
             return
 
     async def outlook(self, model: str) -> str:
-        """How a model that is waited for is: ``queued: job 7 waits (Resources), ready in about 40 s``."""
+        """How a model that is waited for is: ``queued: job 7 waits: Resources, ready in about 40 s``."""
         found = await self._look(model)
         if found is None:
             return "waiting"

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from gateway_plugin.catalog import Model, load_catalog
+from gateway_plugin.identity import still_runs
 from gateway_plugin.layout import Layout
 from gateway_plugin.weights import prepare
 from serve.agent import records
@@ -234,7 +235,7 @@ def test_its_end_leaves_nothing(engine: Running) -> None:
     print(f"{engine.row}: gone after {time.monotonic() - begun:.1f} s: {exited.reason}")
     # At the very moment when it is reported, not a while later: its memory is given to another.
     assert records.group_members(pid, started) == ()
-    assert not any(psutil.pid_exists(member) and records.alive(member, started) for member in members)
+    assert not any(psutil.pid_exists(member) and still_runs(member, started) for member in members)
     assert exited.expected == (engine.row.end == "stop")
     if engine.row.end == "stop":
         assert exited.reason == "evicted"

@@ -164,7 +164,7 @@ def test_a_node_set_down_costs_only_what_streams_on_it(running: Gateway, slurm_c
         down_at = time.monotonic()
         slurm_cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
         wait_for(lambda: queued(slurm_cluster, "PENDING"), 60, "another job in the queue")
-        slurm_cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+        slurm_cluster.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # Slurm may have
         wait_for(lambda: account.answers("a", since=down_at) >= 12, WAIT_S, "answers from another block")
     assert_only_streams_were_cut(account, "a", down_at)
     assert len(ever_submitted(slurm_cluster) - submitted) == 1
@@ -230,3 +230,31 @@ def refused_blocks(gateway: Gateway) -> list[Block]:
     """Blocks that never had a job, the oldest first."""
     blocks = Ledger(gateway.layout.ledger).read().values()
     return sorted((block for block in blocks if block.phase is BlockPhase.FAILED), key=lambda block: block.asked_at)
+
+
+GENERATIONS = 3
+
+
+def test_walltimes_end_under_load_and_no_request_fails(slurm_cluster: VirtualSlurm) -> None:
+    """Blocks of two minutes, one after the other: each is replaced, drained, and has left before Slurm ends it."""
+    two_minutes = slurm_gateway(
+        slurm_cluster, {"a": ()}, walltime="00:02:00", wait_s=WAIT_S, drain_before_end_s=30.0, leave_before_end_s=15.0
+    )
+    with two_minutes as gateway:
+        submitted = ever_submitted(slurm_cluster)
+        pinned(gateway, "a")
+        with load(gateway, ("a",), clients=2) as account:
+            wait_for(lambda: len(left_by_themselves(gateway)) >= GENERATIONS, GENERATIONS * 120, "blocks that left")
+            left_at = time.monotonic()
+            wait_for(lambda: account.answers(since=left_at) >= 8, WAIT_S, "answers after them")
+        ended = left_by_themselves(gateway)
+        jobs = ever_submitted(slurm_cluster) - submitted
+    print(f"{len(ended)} generations: {account}")
+    assert (account.failed, account.cut, account.refused) == ([], [], [])
+    assert len(jobs) == GENERATIONS + 1
+    for block in ended:
+        assert block.phase is BlockPhase.COMPLETED, block  # not EXPIRED: Slurm never had to end it
+
+
+def left_by_themselves(gateway: Gateway) -> list[Block]:
+    return [block for block in Ledger(gateway.layout.ledger).read().values() if block.phase.ended]

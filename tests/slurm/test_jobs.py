@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -114,6 +116,35 @@ def test_fake_gpus_are_given_out(slurm: VirtualSlurm, layout: Layout) -> None:
     wait_for(lambda: all(file.exists() and file.read_text() for file in files), "the jobs to write", timeout_s=10)
     given = {(node, file.read_text().strip()) for node, file in zip(where, files, strict=True)}
     assert given == {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}
+
+
+def test_what_the_shell_has_of_slurms_variables_does_not_bend_a_submit(
+    slurm: VirtualSlurm, layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For ``sbatch`` they count more than the script's own lines. A gateway may be started inside a job, too."""
+    bent = {
+        "SBATCH_JOB_NAME": "other",
+        "SBATCH_TIMELIMIT": "1",
+        "SBATCH_PARTITION": "short",
+        "SBATCH_ARRAY_INX": "1-3",
+        "SLURM_JOB_ID": "4711",
+        "SLURM_CLUSTERS": "nowhere",
+    }
+    for name, value in bent.items():
+        monkeypatch.setenv(name, value)
+    jobs = jobs_for(slurm_provider(), layout)
+    seen = reaches(jobs, submitted(jobs, NAME), BlockPhase.RUNNING)
+    assert seen.starts_at is not None
+    assert seen.ends_at == seen.starts_at + 300
+    env = {name: value for name, value in os.environ.items() if name not in bent}
+    row = subprocess.run(("squeue", "-h", "-o", "%j|%P"), env=env, capture_output=True, text=True, check=True).stdout
+    assert row.startswith(f"{NAME}.")
+    assert row.endswith("|debug\n")
+    assert row.count("\n") == 1
+    assert "ignored" in caplog.text
+    assert "SBATCH_PARTITION" in caplog.text
+    for name in bent:
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(

@@ -291,3 +291,11 @@ def test_an_unknown_model_is_told_at_once() -> None:
     gateway, _ = scripted((404, ModelNotFound("nobody").body()))
     with pytest.raises(ModelNotFound, match="nobody"):
         gateway.wait_until_ready("nobody")
+
+
+def test_what_a_queued_model_waits_for_comes_through_an_error() -> None:
+    said = WaitDeadline("not ready", retry_after_s=47.0, state="queued", eta_s=47.0, reason="job 7 waits: Resources")
+    error = parse_error(said.status, said.body(), {"retry-after": "47"})
+    assert isinstance(error, WaitDeadline)
+    assert (error.state, error.eta_s, error.reason, error.retry_after_s) == (said.state, 47.0, said.reason, 47.0)
+    assert parse_error(503, {"error": {"reason": ["no", "text"]}}, {}).reason is None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from examples.run_demo import Demo, Seen, Tally, changes, tally, when
+from examples.run_demo_slurm import queue_changed
 from gateway_plugin.answers import ModelInfo, Status
 
 
@@ -82,3 +83,12 @@ def test_the_end_of_the_demo_is_not_cut_off_by_any_signal(monkeypatch: pytest.Mo
     monkeypatch.setattr(demo, "gateway", down)
     assert (demo.down(), demo.ended) == (69, 69)
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_queue_is_shown_again_when_a_job_changes_and_not_because_time_passes() -> None:
+    pending = "  1  gw-node-1.2.3  PENDING  0:00  1 (Resources)\n"
+    running = "  1  gw-node-1.2.3  RUNNING  0:03  1 n1\n"
+    assert queue_changed("", pending)
+    assert queue_changed(pending, running)
+    assert not queue_changed(running, running.replace("0:03", "0:04"))
+    assert queue_changed(running, "")

@@ -7,7 +7,14 @@ import pickle
 import pytest
 
 from gateway_plugin import errors
-from gateway_plugin.errors import BodyTooLarge, GatewayError, ModelNotFound, ModelQueueFull, ModelUnavailable
+from gateway_plugin.errors import (
+    BodyTooLarge,
+    GatewayError,
+    ModelNotFound,
+    ModelQueueFull,
+    ModelUnavailable,
+    WaitDeadline,
+)
 
 EVERY = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GatewayError)
@@ -17,6 +24,7 @@ MADE = [
     ModelQueueFull("m", 7),
     BodyTooLarge(1024),
     ModelUnavailable("it said: no CUDA", retry_after_s=12.4, state="failed", eta_s=12.4),
+    WaitDeadline("not ready", state="queued", eta_s=47.0, reason="job 7 waits: Resources"),
 ]
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from gateway_plugin.identity import still_runs
 from gateway_plugin.layout import Layout
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent
@@ -286,7 +287,7 @@ def test_another_blocks_engines_are_left_alone(layout: Layout, monkeypatch: pyte
         first.start(fake_model())
         first.wait(EngineReady)
         assert second.describe().engines == ()
-        assert records.alive(first.record().pid, first.record().started)
+        assert still_runs(first.record().pid, first.record().started)
     finally:
         first.close()
         second.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gateway_plugin.identity import still_runs
 from gateway_plugin.layout import Layout
 from serve.agent import records
 from serve.agent.records import EngineRecord
@@ -83,11 +84,11 @@ def test_an_engines_name_does_not_leave_the_folder(layout: Layout) -> None:
 
 def test_alive_is_the_same_process_and_not_another_with_its_pid(process: subprocess.Popen[bytes]) -> None:
     started = psutil.Process(process.pid).create_time()
-    assert records.alive(process.pid, started)
-    assert not records.alive(process.pid, started - 60)
+    assert still_runs(process.pid, started)
+    assert not still_runs(process.pid, started - 60)
     process.kill()
     process.wait(10)
-    assert not records.alive(process.pid, started)
+    assert not still_runs(process.pid, started)
 
 
 def test_a_zombie_is_not_alive(process: subprocess.Popen[bytes]) -> None:
@@ -95,7 +96,7 @@ def test_a_zombie_is_not_alive(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
     assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
-    assert not records.alive(process.pid, started)
+    assert not still_runs(process.pid, started)
     assert records.group_members(process.pid, started) == ()
 
 

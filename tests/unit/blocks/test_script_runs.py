@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -19,22 +18,9 @@ from gateway_plugin.layout import Layout
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
+from tests.support.ray_stand_in import RUNS, STARTS, stand_in
 
 NAME = "gw-a-0123abcd"
-
-# Called as: -c PROGRAM HEAD | -m gateway_plugin.blocks.leave ... | -m ray.scripts.scripts start ...
-PYTHON = """#!/bin/bash
-echo "$@" >> "{calls}"
-case "$*" in
-  -c*) echo 127.0.0.1 ;;
-  *ray.scripts.scripts*)
-{ray}
-  ;;
-esac
-"""
-STARTS = 'touch "{folder}/ray_current_cluster"'
-RUNS = "{raylet} 300 & child=$!; trap 'kill $child; exit 0' TERM; " + STARTS + "; wait"
-"""Ray that runs until it is told to end."""
 
 PATIENT = Leaving()
 
@@ -47,15 +33,9 @@ def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
     layout = Layout(tmp_path / "state")
     layout.make()
-    raylet = tmp_path / "raylet"  # the script knows Ray's process by this name
-    shutil.copy("/bin/sleep", raylet)
-    python = tmp_path / "my python"
 
     def start(ray: str, leaving: Leaving = PATIENT, **environment: str) -> subprocess.Popen[str]:
-        folder = str(block_folder(layout.run, NAME))
-        text = PYTHON.format(calls=tmp_path / "calls", ray=ray.format(raylet=raylet, folder=folder))
-        python.write_text(text.replace("{folder}", folder))
-        python.chmod(0o755)
+        python = stand_in(tmp_path, block_folder(layout.run, NAME), ray)
         node_type = NodeType(name="a", provider=QueueProvider(Scheduler()), cpus=1, engine_memory_gib=1)
         script = block_script(NAME, node_type, layout, "127.0.0.1:1", str(python), leaving=leaving)
         env = {**os.environ, **environment}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,17 @@ def test_a_missing_account_is_one_line_and_2(tmp_path: Path, submitted: Path, mo
     assert "GATEWAY_ACCOUNT" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not done.stdout
+
+
+def test_a_site_may_be_looked_at_from_a_machine_that_is_not_of_it(
+    tmp_path: Path, submitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "parsl_configs.polaris", raising=False)  # it reads the account once
+    command = ["--state", str(tmp_path / "state"), "up", "--dry-run", "--site", "polaris"]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "# ---- node type a100: qsub -q preemptable -A abc-gpu " in done.stdout
+    assert "#PBS -l filesystems=home:eagle" in done.stdout
+    assert "HEAD=ADDRESS-OF-bond0:6390" in done.stdout
+    assert "head_interface: 'bond0' has no IPv4 address on this machine" in done.stderr
+    subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)

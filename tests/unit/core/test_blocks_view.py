@@ -48,8 +48,25 @@ def test_a_block_starts_is_idle_serves_drains_and_leaves() -> None:
     assert (row["state"], row["in_flight"], row["models"][0]["state"]) == ("serving", 3, "ready")
     story.on(NodeDrainAsked("cpu-0-0"))
     assert rows(story)[JOINED]["state"] == "draining"
+    story.drained("a")
+    story.exited("a", expected=True)
+    assert JOINED in rows(story)  # its node is given back, its block has not ended yet
     story.on(BlocksSeen((a_block(JOINED, "cancelling", host="n1"),)))
-    assert rows(story)[JOINED]["state"] == "ending"
+    assert rows(story)[JOINED]["state"] == "leaving"
+
+
+def test_a_block_whose_end_is_near_says_so_and_when_it_leaves() -> None:
+    story = begin(a_model("a"))
+    story.ask("a")
+    story.loaded("a")
+    block = a_block(JOINED, "running", starts_at=NOW - 1000, ends_at=story.now + 360)
+    story.on(BlocksSeen((block,)))
+    story.tick()
+    row = rows(story)[JOINED]
+    assert (row["state"], row["ends_in_s"]) == ("ending", 360.0)
+    assert row["leaves_in_s"] == 330.0
+    story.tick(after=300)
+    assert rows(story)[JOINED]["state"] == "draining"
 
 
 def test_those_that_ended_lately_are_shown_where_asked_for_the_last_one_first() -> None:

@@ -85,6 +85,18 @@ def test_a_model_whose_node_leaves_is_loaded_elsewhere_only_for_those_who_wait_w
     assert [start.node for start in story.said(StartEngine)] == ["cpu-1-2"]
 
 
+def test_a_short_block_that_took_most_of_its_time_to_start_serves_all_the_same() -> None:
+    story = begin(a_model("a"), policy=a_policy(a_kind(most=2), **POLICY), nodes=())
+    story.ask("a")
+    (asked,) = story.ever(CreateAgent)
+    began = story.now
+    story.blocks(a_block(asked.node, starts=began, ends=began + 120.0))
+    story.tick(42)
+    story.join(asked.node)
+    assert [start.node for start in story.said(StartEngine)] == [asked.node]
+    assert not story.ever(KillAgent)
+
+
 def test_an_extended_walltime_is_believed() -> None:
     story = serving(ends=4500.0)
     until(story, 4115.0)

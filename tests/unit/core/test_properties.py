@@ -32,6 +32,20 @@ POLICY = a_policy(
     block_idle_s=40.0,
 )
 
+ENDING = a_policy(
+    a_kind("cpu", 6, most=3),
+    a_kind("gpu", 4, gpus=(10, 10), most=2),
+    slots=5,
+    servers_per_slot=3,
+    waiting_max=20,
+    block_idle_s=40.0,
+    drain_before_end_s=10.0,
+    leave_before_end_s=5.0,
+    load_guess_s=5.0,
+    queue_wait_guess_s=5.0,
+    block_start_guess_s=5.0,
+)
+
 SHRINK = bool(os.environ.get("GATEWAY_SHRINK"))
 """Look for the smallest failing story (minutes) rather than report the first."""
 
@@ -41,15 +55,18 @@ names = st.sampled_from([model.name for model in MODELS])
 
 class Gateway(RuleBasedStateMachine):
     world: World
+    policy = POLICY
+    walltimes: tuple[float | None, ...] = (None,)
 
     @initialize(seed=st.integers(0, 2**16))
     def begin(self, seed: int) -> None:
-        self.world = World(POLICY, MODELS, seed)
+        self.world = World(self.policy, MODELS, seed, self.walltimes)
 
     # --- things that go their way ---
     @rule(seconds=st.sampled_from([0.05, 0.3, 1.0, 3.0, 10.0]))
     def time_passes(self, seconds: float) -> None:
         self.world.now += seconds
+        self.world.blocks.pass_time()
         self.world.tell(ev.Tick())
 
     @rule(steps=st.integers(1, 12))
@@ -148,7 +165,7 @@ class Gateway(RuleBasedStateMachine):
     @rule()
     def a_node_cannot_be_had(self) -> None:
         world = self.world
-        pending = [agent for agent in world.agents.values() if not agent.up and not agent.word]
+        pending = [agent for agent in world.agents.values() if not agent.up and not agent.word and not agent.gone]
         if pending:
             del world.agents[pending[0].id]
             world.tell(ev.NodeFailed(pending[0].id, "no such partition"))
@@ -190,11 +207,34 @@ class Gateway(RuleBasedStateMachine):
         assert not world.fleet.closing
         lines = [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in world.log]
         expected = [repr(effects) for _, _, effects in world.log]
-        assert [repr(effects) for _, effects in replay(POLICY, lines)] == expected
+        assert [repr(effects) for _, effects in replay(self.policy, lines)] == expected
+
+
+class EndingGateway(Gateway):
+    """Blocks that last a minute or two or for ever, are cancelled, or vanish."""
+
+    policy = ENDING
+    walltimes = (60.0, 120.0, None)
+
+    @rule()
+    def the_ledger_is_read(self) -> None:
+        self.world.blocks.tell()
+
+    @precondition(lambda self: any(agent.up and agent.until is None for agent in self.world.agents.values()))
+    @rule(pick=picks)
+    def a_block_is_cancelled(self, pick: int) -> None:
+        up = sorted(agent.id for agent in self.world.agents.values() if agent.up and agent.until is None)
+        self.world.blocks.notice(self.world.agents[up[pick % len(up)]])
+
+    @precondition(lambda self: any(agent.up for agent in self.world.agents.values()))
+    @rule(pick=picks)
+    def a_machine_vanishes(self, pick: int) -> None:
+        up = sorted(agent.id for agent in self.world.agents.values() if agent.up)
+        self.world.blocks.vanish(self.world.agents[up[pick % len(up)]])
 
 
 TestGateway = Gateway.TestCase
-TestGateway.settings = settings(
+SETTINGS = settings(
     deadline=None,
     max_examples=int(os.environ.get("GATEWAY_EXAMPLES", "100")),
     stateful_step_count=60,
@@ -202,3 +242,7 @@ TestGateway.settings = settings(
     phases=(Phase.explicit, Phase.generate, Phase.shrink) if SHRINK else (Phase.generate,),
     suppress_health_check=list(HealthCheck),
 )
+
+TestGateway.settings = SETTINGS
+TestEndingGateway = EndingGateway.TestCase
+TestEndingGateway.settings = SETTINGS

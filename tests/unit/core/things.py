@@ -33,6 +33,14 @@ class Agent:
     processes: dict[str, Process] = field(default_factory=dict)
     word: list[ev.Event] = field(default_factory=list)
     commands: list[StartEngine | StopEngine] = field(default_factory=list)
+    gone: bool = False
+    """Its machine is gone without a word; it never comes back."""
+    until: float | None = None
+    """Its block was told to end, and ends then."""
+
+    @property
+    def block(self) -> str:
+        return f"block-{self.id}"
 
 
 @dataclass

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serve.core.effects import StopEngine
-from serve.core.fleet import EngineState, RouteState
+from serve.core.effects import StartEngine, StopEngine
+from serve.core.fleet import Engine, EngineState, NodePhase, RouteState
+from serve.core.waiting import serving
 
 if TYPE_CHECKING:
     from tests.unit.core.world import World
+
+ENDS = ("node-ends", "handed-over")
+"""An engine that drains for these has until its node leaves, whatever its model's ``drain_timeout_s``."""
 
 
 def check_stop(world: World, effect: StopEngine) -> None:
@@ -16,11 +20,54 @@ def check_stop(world: World, effect: StopEngine) -> None:
     process = world.processes().get(effect.engine)
     if process is None or not process.ready:
         return
-    before = world.before.engines[effect.engine]
+    before = world.before.engines.get(effect.engine)  # None: found and let go in one step
     timeout = world.models[process.model].drain_timeout_s
-    overdue = before.state is EngineState.DRAINING and world.now >= before.since + timeout
+    overdue = (
+        before is not None
+        and before.state is EngineState.DRAINING
+        and (_leaves(world, before) or (before.stop_reason not in ENDS and world.now >= before.since + timeout))
+    )
     busy = sum(s.in_flight for s in world.servers.values() if s.address == process.address)
     assert overdue or busy == 0, f"{effect.engine} stopped ({effect.reason}) with {busy} in flight"
+
+
+def _leaves(world: World, engine: Engine) -> bool:
+    leaves_at = world.blocks.leaves_at(engine.node)
+    return leaves_at is not None and world.now >= leaves_at
+
+
+def check_start(world: World, effect: StartEngine) -> None:
+    """A model is loading at most once per wanted replica, and never on a node that leaves. What loads on a node whose
+    end is near does not count."""
+    assert not world.blocks.is_leaving(effect.node), "an engine was started on a node that leaves"
+    ending = {node.id for node in world.fleet.nodes.values() if node.ending}
+    for agent in world.agents.values():
+        for process in agent.processes.values():
+            if process.model == effect.model.name and not process.ready and not process.stopping:
+                assert agent.id in ending, f"{process.id} loads already"
+
+
+def check_ask(world: World, kind: str) -> None:
+    """No node is asked for that nobody needs: there are at most as many pending as models without an engine that is to
+    stay."""
+    fleet = world.fleet
+    pending = sum(node.type == kind and node.phase is NodePhase.PENDING for node in fleet.nodes.values())
+    staying = {
+        engine.model
+        for engine in fleet.engines.values()
+        if engine.state in (EngineState.LOADING, EngineState.READY) and not fleet.nodes[engine.node].ending
+    }
+    without = [m for m in world.models.values() if m.name not in staying and (m.gpus > 0) <= (kind == "gpu")]
+    assert pending <= len(without), f"{pending} {kind} nodes are pending for {[model.name for model in without]}"
+
+
+def check_hand_over(world: World) -> None:
+    """When an engine is drained because another one takes over, that one serves."""
+    for engine in world.fleet.engines.values():
+        before = world.before.engines.get(engine.id)
+        if engine.stop_reason == "handed-over" and (before is None or before.stop_reason != "handed-over"):
+            others = [other for other in world.fleet.engines.values() if other.model == engine.model]
+            assert any(serving(other) for other in others if not world.fleet.nodes[other.node].ending)
 
 
 def check_slots(world: World, names: Any, fresh: tuple[int, ...]) -> None:
@@ -42,7 +89,7 @@ def check(world: World) -> None:
     for engine in fleet.engines.values():
         if engine.route is RouteState.OPEN:
             assert engine.state in (EngineState.READY, EngineState.DRAINING)
-        if engine.state is EngineState.LOADING:
+        if engine.state is EngineState.LOADING and not fleet.nodes[engine.node].ending:
             loading[engine.model] = loading.get(engine.model, 0) + 1
     assert all(count == 1 for count in loading.values())
     places = [(e.slot, e.server) for e in fleet.engines.values() if e.server is not None]

@@ -26,18 +26,22 @@ from serve.core.effects import (
 from serve.core.fleet import EngineState, Fleet, Policy, RouteState
 from serve.core.placement import need_of
 from serve.core.step import initial, step
+from tests.unit.core.blocks import Blocks
 from tests.unit.core.things import Agent, Process, Server
-from tests.unit.core.truth import check, check_slots, check_stop
+from tests.unit.core.truth import check, check_ask, check_hand_over, check_slots, check_start, check_stop
 
 RouteCommand = OpenRoute | DrainRoute | CloseRoute
 
 
 class World:
-    def __init__(self, policy: Policy, models: tuple[Model, ...], seed: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, models: tuple[Model, ...], seed: int = 0, walltimes: tuple[float | None, ...] = (None,)
+    ) -> None:
         self.policy = policy
         self.models = {model.name: model for model in models}
         self.random = random.Random(seed)
         self.now = 1000.0
+        self.blocks = Blocks(self, walltimes)
         self.epoch = 0
         self.fleet: Fleet = initial(policy)
         self.before = self.fleet
@@ -69,6 +73,7 @@ class World:
         for effect in effects:
             self.take_up(effect)
         check(self)
+        check_hand_over(self)
 
     def restart(self) -> None:
         """The controller dies: what was under way to it or from it is lost, and the next one is told what there is."""
@@ -80,11 +85,14 @@ class World:
         for agent in list(self.agents.values()):
             agent.word, agent.commands = [], []
         self.fleet = initial(self.policy)
+        self.blocks.forget()
         self.tell(ev.CatalogChanged(tuple(self.models.values())))
         self.tell(ev.Started(self.epoch, dict(self.names), self.found_servers(), tuple(sorted(self.agents))))
         for agent in self.agents.values():
             if agent.up:
                 agent.word = [self.describe(agent)]
+                if agent.until is not None:
+                    agent.word.append(ev.NodeLeaves(agent.id, agent.until, "cancelled"))
         for ticket, (model, deadline) in list(self.waiting.items()):
             self.tell(ev.Acquire(ticket, model, max(0.0, deadline - self.now)))
 
@@ -100,9 +108,7 @@ class World:
             case StartEngine(engine, node, model):
                 assert node in self.agents
                 assert engine not in self.processes()
-                assert not any(
-                    p.model == model.name and not p.ready for p in self.processes().values() if not p.stopping
-                )
+                check_start(self, effect)
                 assert self.names[model.name] == effect.slot
                 self.command(self.agents[node], effect)
             case StopEngine(engine, node):
@@ -129,10 +135,17 @@ class World:
             case CreateAgent(node, kind, block):
                 assert block or node not in self.agents
                 assert not block or node in self.agents
+                if not block:
+                    check_ask(self, kind)
+                    self.blocks.ask(node, kind)
                 self.agents.setdefault(node, Agent(node, kind))
             case KillAgent(node):
                 if node in self.agents:
-                    assert not self.agents[node].processes, "a node was given back with engines on it"
+                    if not self.blocks.given_up(node):
+                        assert not self.agents[node].processes, "a node was given back with engines on it"
+                    for process in self.agents[node].processes.values():
+                        self.cut(process)
+                    self.blocks.end(f"block-{node}", "cancelled")
                     del self.agents[node]
 
     def add_route_command(self, effect: RouteCommand) -> None:
@@ -154,6 +167,7 @@ class World:
 
     def agent_comes_up(self, agent: Agent) -> None:
         agent.up = True
+        self.blocks.start(agent)
         agent.word.append(self.describe(agent))
 
     def command(self, agent: Agent, effect: StartEngine | StopEngine) -> None:
@@ -205,13 +219,19 @@ class World:
         agent.commands = []
         agent.word.append(ev.NodeGone(agent.id, "died", node_alive))
         if not node_alive:
-            for process in agent.processes.values():
-                self.cut(process)
-            agent.processes = {}
+            self.end_processes(agent)
+            self.blocks.end(agent.block, "failed")
+
+    def end_processes(self, agent: Agent) -> None:
+        for process in agent.processes.values():
+            self.cut(process)
+        agent.processes = {}
 
     def hear(self, agent: Agent) -> None:
         """The controller hears the agent's oldest word."""
         event = agent.word.pop(0)
+        if isinstance(event, ev.NodeLeaves):
+            self.blocks.noticed[agent.id] = event.until
         self.tell(event)
         if isinstance(event, ev.NodeGone) and agent.id not in self.fleet.nodes:
             for process in agent.processes.values():  # the block script ends what is recorded
@@ -312,6 +332,9 @@ class World:
         """No more accidents: everything under way arrives, requests end, time passes."""
         end = self.now + seconds
         while self.now < end:
+            self.blocks.pass_time()
+            if self.blocks.limited:
+                self.blocks.tell()
             for _ in range(50):
                 if not self.one_thing():
                     break
@@ -328,7 +351,7 @@ class World:
             if agent.word:
                 self.hear(agent)
                 return True
-            if not agent.up:
+            if not agent.up and not agent.gone:
                 self.agent_comes_up(agent)
                 return True
             if agent.commands:

@@ -61,6 +61,31 @@ async def test_answers_only_what_carries_the_edges_secret(tmp_path: Path) -> Non
         assert (await client.get("/v1/models")).status_code == 200
 
 
+@pytest.mark.parametrize(("query", "ended"), [("", False), ("?all=0", False), ("?all=1", True), ("?all=true", True)])
+async def test_blocks_that_ended_are_listed_where_asked_for(tmp_path: Path, query: str, ended: bool) -> None:
+    controller = ScriptedController(blocks=[{"name": "b"}])
+    async with ingress(tmp_path, controller, x_gateway_role="admin") as client:
+        response = await client.get(f"/gateway/v1/blocks{query}")
+    assert response.json() == {"blocks": [{"name": "b"}]}
+    assert controller.told == [("blocks", (ended,))]
+
+
+@pytest.mark.parametrize("verb", ["drain", "cancel"])
+async def test_a_block_is_drained_and_cancelled_by_administrators(tmp_path: Path, verb: str) -> None:
+    path = f"/gateway/v1/blocks/{verb}"
+    controller = ScriptedController(**{f"{verb}_block": None})
+    async with ingress(tmp_path, controller) as client:
+        assert (await client.post(path, json={"block": "b"})).status_code == 403
+        wrongs: tuple[object, ...] = ({}, {"block": 5}, {"block": ""}, [])
+        for wrong in wrongs:
+            response = await client.post(path, json=wrong, headers={"x-gateway-role": "admin"})
+            assert response.status_code == 400
+        assert controller.told == []
+        response = await client.post(path, json={"block": "b"}, headers={"x-gateway-role": "admin"})
+    assert response.status_code == 200
+    assert controller.told == [(f"{verb}_block", ("b",))]
+
+
 @pytest.mark.parametrize("path", ["/gateway/v1/status", "/gateway/v1/blocks", "/metrics"])
 async def test_administration_needs_the_admin_role(tmp_path: Path, path: str) -> None:
     controller = ScriptedController(status={}, blocks=[], metrics=b"")
@@ -245,6 +270,18 @@ async def test_a_slow_stream_gets_comments_then_the_engines_bytes(
     lines = response.text.split("\n\n")
     assert lines[0] == ": m is loading, ready in about 12 s"
     assert response.text.endswith("data: x\n\n")
+
+
+async def test_the_comments_say_what_a_queued_model_waits_for_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
+    controller = ScriptedController(0.2)
+    controller.outlook_now = {"state": "queued", "eta_s": 47.2, "reason": "job 7 waits:\n\nResources"}
+    async with inner_door(answer(200, b"data: x\n\n")) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert response.text.split("\n\n")[0] == ": m is queued: job 7 waits: Resources, ready in about 47 s"
 
 
 async def test_a_failure_after_the_200_is_an_sse_error_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from gateway_plugin.identity import parse_stat
 from gateway_plugin.service.processes import (
     Mark,
     alive,
@@ -19,7 +20,6 @@ from gateway_plugin.service.processes import (
     end,
     find_own,
     mark,
-    parse_stat,
     read_mark,
 )
 

@@ -1,0 +1,222 @@
+"""The job with which ``gateway doctor --submit`` looks at a node, and what its report means. Pure.
+
+The job needs nothing but a Python: what is missing on the node is to be told, not to be the reason of silence.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from gateway_plugin.service.checks import Check, Verdict
+from gateway_plugin.site import NodeType
+
+REPORT_BYTES = 65536
+"""No report is longer."""
+
+_CLOCK_OFF_S = 5.0
+_BACK_S = 15
+"""How long a node lets itself be called back."""
+
+
+class Report(BaseModel):
+    """What a node says of itself. It comes over the network or a shared folder: nothing else is taken."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    nonce: str
+    host: str
+    time_s: float
+    """Seconds since the epoch."""
+    python: str
+    packages: dict[str, str]
+    """Name -> version, ``missing`` where there is none."""
+    folder: str
+    """``seen``, or why the state folder is not what it is here."""
+    head: str
+    """``reached``, or why the head's address was not."""
+    address: str
+    """Its own, on the way to the head."""
+    port: int
+    """Where it lets itself be called back."""
+    cpus: int
+    memory_mib: int
+    visible_gpus: str
+    """``CUDA_VISIBLE_DEVICES``; empty if it is not set."""
+    gpu_mib: list[int]
+    """The memory of each GPU that ``nvidia-smi`` shows; empty without it."""
+
+
+def trial_script(worker_init: str, marker: Path, report: Path, nonce: str, head: str, port: int, talk: bool) -> str:
+    """The job, a bash script.
+
+    Args:
+        marker: a file in the state folder that holds ``nonce``.
+        report: where the node writes its report.
+        head: the head's address.
+        port: there, of something that listens.
+        talk: it is us: tell it the report too, in case the folder is not shared.
+    """
+    values = json.dumps(
+        {"marker": str(marker), "report": str(report), "nonce": nonce, "head": head, "port": port, "talk": talk}
+    )
+    return _SCRIPT.format(worker_init=worker_init, values=shlex.quote(values), program=_PROGRAM % _BACK_S)
+
+
+_SCRIPT = """\
+umask 077
+{worker_init}
+command -v python >/dev/null || {{ echo "no python on $(uname -n) after worker_init" >&2; exit 127; }}
+exec python - {values} <<'END_OF_PROGRAM'
+{program}
+END_OF_PROGRAM
+"""
+
+_PROGRAM = """\
+import json, os, platform, socket, subprocess, sys, time
+asked = json.loads(sys.argv[1])
+packages = {}
+for name in ("ray", "parsl", "gateway-plugin", "vllm"):
+    try:
+        from importlib import metadata
+        packages[name] = metadata.version(name)
+    except Exception:
+        packages[name] = "missing"
+try:
+    with open(asked["marker"]) as marker:
+        folder = "seen" if marker.read() == asked["nonce"] else "it holds other files there"
+except OSError as error:
+    folder = error.strerror or str(error)
+back = socket.socket()
+back.bind(("", 0))
+back.listen(1)
+back.settimeout(%d)
+head, address, line = "reached", "", None
+try:
+    line = socket.create_connection((asked["head"], asked["port"]), timeout=10)
+    address = line.getsockname()[0]
+except OSError as error:
+    head = error.strerror or str(error)
+gpu_mib = []
+try:
+    shown = subprocess.run(
+        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
+    gpu_mib = [int(row) for row in shown.stdout.decode().split() if row.isdigit()]
+except Exception:
+    pass
+memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 ** 20
+report = json.dumps({
+    "nonce": asked["nonce"], "host": platform.node(), "time_s": time.time(), "python": platform.python_version(),
+    "packages": packages, "folder": folder, "head": head, "address": address, "port": back.getsockname()[1],
+    "cpus": len(os.sched_getaffinity(0)), "memory_mib": memory_mib,
+    "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "gpu_mib": gpu_mib})
+try:
+    with open(asked["report"] + ".new", "w") as file:
+        file.write(report)
+    os.rename(asked["report"] + ".new", asked["report"])
+except OSError as error:
+    print(report, error, file=sys.stderr)
+if line is not None:
+    if asked["talk"]:
+        line.sendall(report.encode() + b"\\n")
+    try:
+        back.accept()
+    except OSError:
+        pass
+"""
+
+
+def judged(
+    node_type: NodeType, report: Report, here: Mapping[str, str], called_back: str, now_s: float
+) -> tuple[Check, ...]:
+    """What a node's report means.
+
+    Args:
+        here: versions on this machine: ``python`` and packages.
+        called_back: ``reached``, or why the node could not be called from here.
+        now_s: when the report came, in seconds since the epoch.
+    """
+    return (
+        _folder(node_type, report),
+        _versions(node_type, report, here),
+        _network(node_type, report, called_back),
+        _gpus(node_type, report),
+        _size(node_type, report),
+        _clock(node_type, report, now_s),
+    )
+
+
+def _folder(node_type: NodeType, report: Report) -> Check:
+    name = f"{node_type.name}: state folder"
+    if report.folder != "seen":
+        advice = "give --state (or GATEWAY_STATE) a folder that all machines share"
+        return Check(name, Verdict.FAIL, f"{report.host} does not see it: {report.folder}", advice)
+    return Check(name, Verdict.OK, f"{report.host} sees it")
+
+
+def _versions(node_type: NodeType, report: Report, here: Mapping[str, str]) -> Check:
+    name = f"{node_type.name}: versions"
+    there = {"python": report.python, **report.packages}
+    advice = "make worker_init= of the node type set up the environment that the gateway runs in"
+    for package in ("ray", "gateway-plugin"):
+        if there.get(package, "missing") == "missing":
+            return Check(name, Verdict.FAIL, f"no {package} for python {report.python} on {report.host}", advice)
+    for package in ("python", "ray"):  # Ray refuses a node whose own version or Python's is another
+        if there[package] != here[package]:
+            words = f"{package} {there[package]} on {report.host}, {here[package]} here"
+            return Check(name, Verdict.FAIL, words, advice)
+    return Check(name, Verdict.OK, ", ".join(f"{package} {version}" for package, version in there.items()))
+
+
+def _network(node_type: NodeType, report: Report, called_back: str) -> Check:
+    name = f"{node_type.name}: network"
+    if report.head != "reached":
+        advice = "head_interface= or head_address= in the site file: an address of this machine that nodes reach"
+        return Check(name, Verdict.FAIL, f"{report.host} does not reach the head: {report.head}", advice)
+    if called_back != "reached":
+        words = f"{report.host} ({report.address}) cannot be called from here: {called_back}"
+        return Check(name, Verdict.FAIL, words, "engines must be reachable: ask the site which machine may do that")
+    return Check(name, Verdict.OK, f"{report.host} ({report.address}) reaches the head, and is reached")
+
+
+def _gpus(node_type: NodeType, report: Report) -> Check:
+    name = f"{node_type.name}: GPUs"
+    given = [device for device in report.visible_gpus.split(",") if device]
+    count = len(given) or len(report.gpu_mib)
+    if count < node_type.gpus:
+        words = f"{count} on {report.host}, {node_type.gpus} expected"
+        return Check(name, Verdict.FAIL, words, "gpus= of the node type, or what its provider asks for")
+    if not node_type.gpus:
+        return Check(name, Verdict.OK, "none asked for")
+    if not report.gpu_mib:
+        return Check(name, Verdict.WARN, f"{count}; no nvidia-smi on {report.host}: their memory was not seen")
+    least_gib = min(report.gpu_mib) / 1024
+    if least_gib < node_type.gpu_memory_gib:
+        words = f"{least_gib:.1f} GiB each on {report.host}, and engines may use {node_type.gpu_memory_gib:.1f}"
+        return Check(name, Verdict.FAIL, words, "lower gpu_memory_gib= of the node type")
+    return Check(name, Verdict.OK, f"{count} with {least_gib:.1f} GiB, engines may use {node_type.gpu_memory_gib:.1f}")
+
+
+def _size(node_type: NodeType, report: Report) -> Check:
+    name = f"{node_type.name}: size"
+    memory_gib = report.memory_mib / 1024
+    words = f"{report.cpus} cores and {memory_gib:.0f} GiB for the job on {report.host}"
+    if node_type.engine_memory_gib > memory_gib:
+        advice = f"lower engine_memory_gib= of the node type ({node_type.engine_memory_gib:.0f})"
+        return Check(name, Verdict.FAIL, words, advice)
+    if node_type.cpus > report.cpus:
+        return Check(name, Verdict.WARN, words, f"cpus= of the node type is {node_type.cpus}")
+    return Check(name, Verdict.OK, words)
+
+
+def _clock(node_type: NodeType, report: Report, now_s: float) -> Check:
+    name, off_s = f"{node_type.name}: clock", report.time_s - now_s
+    if abs(off_s) > _CLOCK_OFF_S:
+        words = f"{report.host} is {abs(off_s):.0f} s {'ahead' if off_s > 0 else 'behind'}"
+        return Check(name, Verdict.WARN, words, "certificates and walltimes go by the clock: tell the site")
+    return Check(name, Verdict.OK, f"{report.host} has the same time")

@@ -1,0 +1,93 @@
+"""What can be told of nodes that are on their way: whose block is whose, when one is expected, what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from serve.core.blocks import ENDED, QUEUED, start_s
+from serve.core.events import SeenBlock
+from serve.core.eviction import Need
+from serve.core.fleet import Fleet, Node, NodePhase
+from serve.core.placement import holds
+
+
+class Expected(NamedTuple):
+    """The first node that could hold something and has not joined yet."""
+
+    in_s: float | None
+    """Seconds until it can take an engine; ``None``: nobody knows."""
+    words: str
+    """What it waits for, in the scheduler's words."""
+
+
+def blocks_of(fleet: Fleet) -> Mapping[str, SeenBlock]:
+    """Node -> its block. Which block a pending node will join from is not known: they are matched in the order of
+    asking, blocks that run before those that wait."""
+    known = {node.id: fleet.blocks[node.block] for node in fleet.nodes.values() if node.block in fleet.blocks}
+    pending: dict[str, list[Node]] = {}
+    for node in sorted(fleet.nodes.values(), key=lambda node: (node.since, node.id)):
+        if node.phase is NodePhase.PENDING and not node.block:
+            pending.setdefault(node.type, []).append(node)
+    for kind, nodes in pending.items():
+        known |= {node.id: block for node, block in zip(nodes, _on_the_way(fleet, kind), strict=False)}
+    return known
+
+
+def _on_the_way(fleet: Fleet, kind: str) -> list[SeenBlock]:
+    """Blocks of type ``kind`` whose node has not joined."""
+    joined = {node.block for node in fleet.nodes.values() if node.block}
+    coming = [
+        block
+        for block in fleet.blocks.values()
+        if block.type == kind and block.phase not in ENDED and block.phase != "cancelling" and block.name not in joined
+    ]
+    return sorted(coming, key=lambda block: (block.phase in QUEUED, block.asked_at, block.name))
+
+
+def next_node(fleet: Fleet, need: Need, now: float) -> Expected | None:
+    """The node that is expected first, of those asked for that could hold ``need``; ``None``: none was asked for."""
+    able = {kind.name for kind in fleet.policy.kinds if holds(kind, need)}
+    asked = {node.type for node in fleet.nodes.values() if node.phase is NodePhase.PENDING and node.type in able}
+    coming = [_expect(fleet, block, now) for kind in sorted(asked) for block in _on_the_way(fleet, kind)]
+    if coming:
+        return min(coming, key=lambda one: (one.in_s is None, one.in_s or 0.0))
+    for kind in sorted(asked):
+        return Expected(ask_s(fleet, kind), f"a job for a {kind} node is about to be submitted")
+    return None
+
+
+def ask_s(fleet: Fleet, kind: str) -> float | None:
+    """Seconds until a node of type ``kind``, asked for now, could take an engine, going by the queue lately."""
+    wait_s = fleet.queue_wait_s.get(kind)
+    return None if wait_s is None else wait_s + start_s(fleet, kind)
+
+
+def why_none(fleet: Fleet, need: Need, now: float) -> str | None:
+    """Why no node that could hold ``need`` was asked for, if the last one asked for could not be had."""
+    for kind in fleet.policy.kinds:
+        failure = fleet.kind_failures.get(kind.name)
+        if failure is not None and holds(kind, need):
+            again = f", tried again in {failure.retry_at - now:.0f} s" if now < failure.retry_at else ""
+            return f"no {kind.name} node can be had: {failure.reason.rstrip('.')}{again}"
+    return None
+
+
+def _expect(fleet: Fleet, block: SeenBlock, now: float) -> Expected:
+    """(1) its job runs, its node is on its way; (2) it is not submitted yet; (3) the scheduler says when it starts;
+    (4) it does not."""
+    job = "a job" if block.job is None else f"job {block.job}"
+    start = start_s(fleet, block.type)
+    if block.phase not in QUEUED:  # (1)
+        left = max(1.0, start if block.starts_at is None else block.starts_at + start - now)
+        where = f" on {block.host}" if block.host else ""
+        return Expected(left, f"{job} has started{where}, its node is expected to join in {left:.0f} s")
+    wait_s = fleet.queue_wait_s.get(block.type)
+    seen = None if wait_s is None else max(0.0, block.asked_at + wait_s - now) + start
+    if block.phase == "submitting":  # (2)
+        return Expected(seen, f"a job for a {block.type} node is being submitted")
+    words = f"{job} waits: {block.reason}" if block.reason else f"{job} waits in the queue"
+    if block.starts_at is not None:  # (3)
+        starts_in = max(0.0, block.starts_at - now)
+        return Expected(starts_in + start, f"{words}, expected to start in {starts_in:.0f} s")
+    return Expected(seen, words)  # (4)

@@ -1,0 +1,103 @@
+"""``gateway blocks`` and the block that it speaks of on a real Slurm: one that runs, one that waits for a node."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.gateways import ROOT, Gateway, chat_body, wait_for
+from tests.support.slurm.gateways import ever_submitted, pinned, queued, slurm_gateway
+from tests.support.slurm.virtual import VirtualSlurm
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def gateway(slurm: VirtualSlurm) -> Iterator[Gateway]:
+    with slurm_gateway(slurm, {"a": ("--tokens", "4000"), "b": ()}, block_idle_s=600.0) as made:
+        yield made
+
+
+@contextmanager
+def waiting_chat(gateway: Gateway, model: str) -> Iterator[subprocess.Popen[str]]:
+    """``gateway chat MODEL hello``, interrupted at the end."""
+    argv = [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(gateway.layout.state), "chat", model, "hi"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=gateway.environment, cwd=ROOT) as chat:
+        try:
+            yield chat
+        finally:
+            chat.kill()
+
+
+def rows(gateway: Gateway, *options: str) -> dict[str, dict[str, Any]]:
+    found = json.loads(gateway.cli("blocks", "list", "--json", *options).stdout)
+    return {row["name"]: row for row in found if row["name"]}
+
+
+def in_state(gateway: Gateway, state: str, *options: str) -> dict[str, Any] | None:
+    return next((row for row in rows(gateway, *options).values() if row["state"] == state), None)
+
+
+def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
+    slurm: VirtualSlurm, gateway: Gateway
+) -> None:
+    host = pinned(gateway, "a")["a"]
+    gateway.cli("models", "unpin", "a")
+    slurm.run("sbatch", "-N1", "--exclusive", "-t", "10", "-J", "somebody", "-o", "/dev/null", "--wrap", "sleep 600")
+    wait_for(lambda: "RUNNING" in slurm.run("squeue", "-h", "-n", "somebody", "-o", "%T"), 30, "somebody's job runs")
+    with gateway.client() as client:
+        client.post("/gateway/v1/models/pin", json={"model": "a"}).raise_for_status()  # b must not take its place
+
+    # One runs, one waits: both are listed, and who waits is told why.
+    with waiting_chat(gateway, "b") as chat:
+        wait_for(lambda: (row := in_state(gateway, "pending")) and row["starts_in_s"], 60, "an expected start")
+        assert chat.stderr is not None
+        said = next(line for line in chat.stderr if "job" in line and "waits" in line)
+        pending, serving = in_state(gateway, "pending"), in_state(gateway, "serving")
+        assert pending is not None
+        assert serving is not None
+        assert (pending["reason"], pending["host"]) == ("Resources", None)
+        assert 0 < pending["starts_in_s"] <= 600  # when somebody's walltime ends
+        assert said.startswith(f"queued: job {pending['job']} waits")
+        assert (serving["host"], serving["models"][0]["model"]) == (host, "a")
+        assert 0 < serving["ends_in_s"] <= 1800
+        assert {job.block: job.id for job in queued(slurm)} == {row["name"]: row["job"] for row in (pending, serving)}
+        (kind,) = gateway.status()["types"]
+        assert (kind["running"], kind["pending"], kind["reason"]) == (1, 1, "Resources")
+        table = gateway.cli("blocks", "list").stdout
+        assert all(word in table for word in (pending["name"], "Resources", "starts in", "ends in", host))
+
+    # The one that waits is cancelled, and no other is asked for in its stead.
+    wait_for(lambda: not gateway.status()["waiting"], 30, "nobody waits any more")
+    submitted = ever_submitted(slurm)
+    assert gateway.cli("blocks", "cancel", pending["name"]).stdout == f"{pending['name']} is being ended\n"
+    wait_for(lambda: [job.block for job in queued(slurm)] == [serving["name"]], 30, "its job is gone")
+    wait_for(lambda: (in_state(gateway, "cancelled", "--all") or {}).get("name") == pending["name"], 15, "its end")
+    again = gateway.cli("blocks", "cancel", pending["name"], check=False)
+    assert (again.returncode, "ended" in again.stderr) == (66, True)
+    assert gateway.cli("blocks", "logs", pending["name"]).stdout == ""
+
+    # The one that runs is cancelled with a stream on it, which breaks off visibly.
+    gateway.cli("models", "unpin", "a")
+    body = {**chat_body("a", stream=True), "max_tokens": 4000}
+    with gateway.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as stream:
+        pieces = stream.iter_text()
+        next(pieces)
+        wait_for(lambda: (in_state(gateway, "serving") or {}).get("in_flight") == 1, 15, "the stream is counted")
+        done = gateway.cli("blocks", "cancel", serving["name"], "--json")
+        assert json.loads(done.stdout)[0]["cut"] == 1
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in pieces:
+                pass
+    wait_for(lambda: not queued(slurm), 60, "its job is gone")
+    wait_for(lambda: rows(gateway, "--all")[serving["name"]]["state"] == "cancelled", 15, "its end")
+    assert "leaving: told to" in gateway.cli("blocks", "logs", serving["name"]).stdout
+    assert not rows(gateway)
+    assert ever_submitted(slurm) == submitted

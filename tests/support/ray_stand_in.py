@@ -1,0 +1,35 @@
+"""A stand-in for Python and Ray in a block's script, for tests of the script itself: it does as each story says."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+# Called as: -c PROGRAM HEAD | -m gateway_plugin.blocks.leave ... | -m ray.scripts.scripts start ...
+_PYTHON = """#!/bin/bash
+echo "$@" >> "{calls}"
+case "$*" in
+  -c*) echo 127.0.0.1 ;;
+  *ray.scripts.scripts*)
+{ray}
+  ;;
+esac
+"""
+STARTS = 'touch "{folder}/ray_current_cluster"'
+RUNS = "{raylet} 300 & child=$!; trap 'echo Ray was told; kill $child; exit 0' TERM; " + STARTS + "; wait"
+"""Ray that runs until it is told to end."""
+
+
+def stand_in(place: Path, folder: Path, ray: str) -> Path:
+    """An interpreter in ``place`` that notes its calls in ``calls`` and, asked to start Ray, runs ``ray``.
+
+    Args:
+        folder: the block's, ``{folder}`` in ``ray``; ``{raylet}`` is a process that the script takes for Ray's.
+    """
+    raylet = place / "raylet"  # known by this name
+    if not raylet.exists():
+        shutil.copy("/bin/sleep", raylet)
+    python = place / "my python"
+    python.write_text(_PYTHON.format(calls=place / "calls", ray=ray.format(raylet=raylet, folder=folder)))
+    python.chmod(0o755)
+    return python

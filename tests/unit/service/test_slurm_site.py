@@ -1,0 +1,150 @@
+"""What a node type asks of a cluster, against what Slurm says it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from parsl.launchers import SimpleLauncher
+from parsl.providers import SlurmProvider
+
+from gateway_plugin.service import slurm_cluster as words
+from gateway_plugin.service.checks import Verdict
+from gateway_plugin.service.slurm_site import environment, judged
+from gateway_plugin.site import NodeType
+
+PARTITIONS = """\
+PartitionName=gpu AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL Default=YES MaxTime=2-00:00:00 State=UP TotalNodes=2
+PartitionName=closed AllowAccounts=other,more AllowQos=high Default=NO MaxTime=UNLIMITED State=UP
+PartitionName=old AllowAccounts=ALL AllowQos=ALL Default=NO MaxTime=04:00:00 State=DOWN
+"""
+NODES = """\
+n1|gpu*|64|257000|gpu:a100:4(S:0-3)|a100,hbm40g|mixed
+n2|gpu*|64|257000|gpu:a100:4(S:0-3)|a100,hbm80g|drained
+n2|old|64|257000|gpu:a100:4(S:0-3)|a100,hbm80g|drained
+n4|old|64|257000|gpu:a100:4(S:0-3)|a100,hbm80g|idle
+n3|closed|128+|2000000|(null)|(null)|idle
+"""
+CLUSTER = words.Cluster(
+    partitions=words.parse_partitions(PARTITIONS),
+    nodes=words.parse_nodes(NODES),
+    associations=words.parse_associations("proj||normal,high\nmore||normal\nnarrow|closed|normal\n"),
+    qualities=words.parse_qualities("normal||\nhigh|1-00:00:00|DenyOnLimit\nlong|7-00:00:00|PartitionTimeLimit\n"),
+)
+
+
+def node_type(gpus: int = 4, engine_memory_gib: float = 0.0, **options: Any) -> NodeType:
+    known = {"partition": "gpu", "account": "proj", "walltime": "24:00:00", "gpus_per_node": 4, "cores_per_node": 64}
+    provider = SlurmProvider(**{"launcher": SimpleLauncher(), **known, **options})
+    return NodeType(
+        name="big",
+        provider=provider,
+        cpus=64,
+        gpus=gpus,
+        gpu_memory_gib=38.0 if gpus else 0.0,
+        engine_memory_gib=engine_memory_gib or (0.0 if gpus else 1.0),
+    )
+
+
+def complaints(found: NodeType, cluster: words.Cluster = CLUSTER) -> dict[str, tuple[Verdict, str]]:
+    checks = judged(found, cluster)
+    return {c.name.removeprefix("big: "): (c.verdict, c.found) for c in checks if c.verdict is not Verdict.OK}
+
+
+def test_a_good_one_has_nothing_to_complain_of() -> None:
+    assert complaints(node_type()) == {}
+    assert [check.found for check in judged(node_type(qos="high"), CLUSTER)] == [
+        "gpu is up",
+        "24:00:00; quality high allows 24:00:00, partition gpu allows 48:00:00",
+        "1 of 2 nodes of partition gpu can take jobs",
+        "proj",
+        "high",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "verdict", "said"),
+    [
+        ({"partition": "gpus"}, "partition", Verdict.FAIL, "there is no partition gpus"),
+        ({"partition": "old", "walltime": "01:00:00"}, "partition", Verdict.WARN, "old is not up"),
+        ({"walltime": "72:00:00"}, "walltime", Verdict.FAIL, "72:00:00 is more than partition gpu allows (48:00:00)"),
+        ({"walltime": "30:00:00", "qos": "high"}, "walltime", Verdict.FAIL, "more than quality high allows (24:00:00)"),
+        ({"gpus_per_node": 8}, "nodes", Verdict.FAIL, "8 GPUs asked for, and a node of partition gpu has 4"),
+        ({"cores_per_node": 128}, "nodes", Verdict.FAIL, "128 cores asked for, and a node of partition gpu has 64"),
+        ({"mem_per_node": 500}, "nodes", Verdict.FAIL, "500 GiB of memory asked for"),
+        ({"engine_memory_gib": 300.0}, "nodes", Verdict.FAIL, "300 GiB of memory for engines"),
+        ({"gpus_per_node": 2}, "nodes", Verdict.FAIL, "gpus=4 for engines, and the job asks for 2"),
+        ({"gpus_per_node": None, "gres": "gpu:a100:2"}, "nodes", Verdict.FAIL, "the job asks for 2"),
+        ({"constraint": "hbm80g"}, "nodes", Verdict.WARN, "0 of 1 nodes of partition gpu with hbm80g can take jobs"),
+        ({"constraint": "h100"}, "nodes", Verdict.FAIL, "partition gpu with h100 has no nodes"),
+        ({"constraint": "[a|b]"}, "constraint", Verdict.WARN, "[a|b] cannot be checked here"),
+        ({"account": "theirs"}, "account", Verdict.FAIL, "theirs is not an account of yours in partition gpu"),
+        ({"account": "narrow"}, "account", Verdict.FAIL, "narrow is not an account of yours in partition gpu"),
+        ({"qos": "gold"}, "qos", Verdict.FAIL, "gold is not for you with account proj"),
+    ],
+)
+def test_each_mistake_is_named(options: dict[str, Any], what: str, verdict: Verdict, said: str) -> None:
+    found = complaints(node_type(**options))
+    assert list(found) == [what]
+    assert found[what][0] is verdict
+    assert said in found[what][1]
+
+
+def test_a_partition_that_is_closed_to_an_account_and_a_quality() -> None:
+    closed: dict[str, Any] = {"gpus": 0, "partition": "closed", "gpus_per_node": None, "qos": "normal"}
+    assert complaints(node_type(**closed)) == {"account": (Verdict.FAIL, "partition closed is closed to proj")}
+    found = complaints(node_type(**closed, account="more"))
+    assert found == {"qos": (Verdict.FAIL, "partition closed does not take normal")}
+
+
+def test_a_quality_may_go_beyond_its_partition() -> None:
+    own = words.parse_associations("proj||normal,long\n")
+    cluster = words.Cluster(CLUSTER.partitions, CLUSTER.nodes, own, CLUSTER.qualities)
+    assert complaints(node_type(walltime="96:00:00", qos="long"), cluster) == {}
+    assert "walltime" in complaints(node_type(walltime="169:00:00", qos="long"), cluster)
+
+
+def test_where_the_site_chooses_the_partition_its_limits_are_no_verdict() -> None:
+    """As on Perlmutter: a rule of the site sends a job on by its constraint and its quality of service."""
+    found = complaints(node_type(partition=None, walltime="72:00:00", gpus_per_node=8))
+    assert {what: verdict for what, (verdict, _) in found.items()} == {
+        "walltime": Verdict.WARN,
+        "nodes": Verdict.WARN,
+    }
+
+
+def test_without_accounting_it_says_that_it_cannot_tell() -> None:
+    cluster = words.Cluster(CLUSTER.partitions, CLUSTER.nodes, None, None)
+    found = complaints(node_type(account="any", qos="any"), cluster)
+    assert {what: verdict for what, (verdict, _) in found.items()} == {"account": Verdict.WARN, "qos": Verdict.WARN}
+    assert "cannot be checked" in found["account"][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("UNLIMITED", None), ("", None), ("2-00:00:00", 172800), ("1-12", 129600), ("04:00:00", 14400), ("30:00", 1800),
+     ("60", 3600)],
+)  # fmt: skip
+def test_time_limits(text: str, expected: float | None) -> None:
+    assert words.limit_s(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("gres", "expected"),
+    [("(null)", 0), ("gpu:2", 2), ("gpu:a100:4(S:0-1)", 4), ("nvme:1,gpu:a:1,gpu:b:2", 3), ("craynetwork:4", 0)],
+)
+def test_gpus_of_a_node(gres: str, expected: int) -> None:
+    assert words.gpus_in(gres) == expected
+
+
+def test_nodes_that_do_not_answer_take_no_jobs() -> None:
+    states = ("idle", "mixed", "allocated", "idle*", "down", "drained", "inval", "reserved")
+    nodes = words.parse_nodes("\n".join(f"n|p|1|1|(null)|(null)|{state}" for state in states))
+    assert [node.usable for node in nodes] == [True, True, True, False, False, False, False, True]
+
+
+def test_variables_that_bend_every_job_are_named() -> None:
+    assert environment({"SBATCH_JOB_NAME": "x", "SQUEUE_FORMAT": "%i"}).verdict is Verdict.OK
+    bent = environment({"SBATCH_PARTITION": "x", "SBATCH_TIMELIMIT": "1"})
+    assert (bent.verdict, bent.found) == (Verdict.WARN, "SBATCH_PARTITION, SBATCH_TIMELIMIT change every job")
+    assert "inside job 17" in environment({"SLURM_JOB_ID": "17"}).found

@@ -1,0 +1,117 @@
+"""The trial job runs with nothing but a Python, and what its report means."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parsl.launchers import SimpleLauncher
+from parsl.providers import SlurmProvider
+
+from gateway_plugin.service.checks import Verdict
+from gateway_plugin.service.trial_words import Report, judged, trial_script
+from gateway_plugin.site import NodeType
+
+HERE = {"python": "3.11.7", "ray": "2.60.0"}
+GOOD = Report(
+    nonce="0" * 32,
+    host="n1",
+    time_s=1000.0,
+    python="3.11.7",
+    packages={"ray": "2.60.0", "gateway-plugin": "0.1", "vllm": "missing"},
+    folder="seen",
+    head="reached",
+    address="10.0.0.1",
+    port=4000,
+    cpus=64,
+    memory_mib=256 * 1024,
+    visible_gpus="0,1,2,3",
+    gpu_mib=[40960] * 4,
+)
+TYPE = NodeType(
+    name="big",
+    provider=SlurmProvider(launcher=SimpleLauncher()),
+    cpus=64,
+    gpus=4,
+    gpu_memory_gib=38.0,
+    engine_memory_gib=100.0,
+)
+
+
+def test_a_good_node_has_nothing_to_complain_of() -> None:
+    assert {check.verdict for check in judged(TYPE, GOOD, HERE, "reached", 1000.0)} == {Verdict.OK}
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "verdict", "said"),
+    [
+        ({"folder": "No such file or directory"}, "state folder", Verdict.FAIL, "n1 does not see it: No such file"),
+        ({"python": "3.12.1"}, "versions", Verdict.FAIL, "python 3.12.1 on n1, 3.11.7 here"),
+        ({"packages": {"ray": "2.59.0", "gateway-plugin": "0.1"}}, "versions", Verdict.FAIL, "ray 2.59.0 on n1"),
+        ({"packages": {"ray": "missing"}}, "versions", Verdict.FAIL, "no ray for python 3.11.7 on n1"),
+        ({"head": "timed out"}, "network", Verdict.FAIL, "n1 does not reach the head: timed out"),
+        ({"visible_gpus": "0,1"}, "GPUs", Verdict.FAIL, "2 on n1, 4 expected"),
+        ({"gpu_mib": [], "visible_gpus": ""}, "GPUs", Verdict.FAIL, "0 on n1, 4 expected"),
+        ({"gpu_mib": []}, "GPUs", Verdict.WARN, "no nvidia-smi on n1"),
+        ({"gpu_mib": [24576] * 4}, "GPUs", Verdict.FAIL, "24.0 GiB each on n1, and engines may use 38.0"),
+        ({"memory_mib": 64 * 1024}, "size", Verdict.FAIL, "64 cores and 64 GiB for the job on n1"),
+        ({"cpus": 1}, "size", Verdict.WARN, "1 cores"),
+        ({"time_s": 1100.0}, "clock", Verdict.WARN, "n1 is 100 s ahead"),
+    ],
+)
+def test_each_trouble_is_named(change: dict[str, Any], what: str, verdict: Verdict, said: str) -> None:
+    checks = judged(TYPE, GOOD.model_copy(update=change), HERE, "reached", 1000.0)
+    (check,) = [check for check in checks if check.verdict is not Verdict.OK]
+    assert (check.name, check.verdict) == (f"big: {what}", verdict)
+    assert said in check.found
+
+
+def test_a_node_that_cannot_be_called_is_no_node() -> None:
+    (check,) = [c for c in judged(TYPE, GOOD, HERE, "timed out", 1000.0) if c.verdict is not Verdict.OK]
+    assert check.found == "n1 (10.0.0.1) cannot be called from here: timed out"
+
+
+def test_the_job_tells_its_node_both_ways(tmp_path: Path) -> None:
+    nonce = "f" * 32
+    (tmp_path / "marker").write_text(nonce)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        heard: list[bytes] = []
+
+        def hear() -> None:
+            line, _ = listener.accept()
+            with line, line.makefile("rb") as words:
+                heard.append(words.readline())
+            socket.create_connection(("127.0.0.1", json.loads(heard[0])["port"]), timeout=5).close()
+
+        thread = threading.Thread(target=hear)
+        thread.start()
+        script = trial_script(
+            f"export PATH={Path(sys.executable).parent}:$PATH CUDA_VISIBLE_DEVICES=0,1",
+            tmp_path / "marker",
+            tmp_path / "report",
+            nonce,
+            "127.0.0.1",
+            listener.getsockname()[1],
+            talk=True,
+        )
+        subprocess.run(["bash"], input=script, text=True, check=True, timeout=30)
+        thread.join()
+    report = Report.model_validate_json((tmp_path / "report").read_bytes())
+    assert Report.model_validate_json(heard[0]) == report
+    assert (report.nonce, report.folder, report.head, report.address) == (nonce, "seen", "reached", "127.0.0.1")
+    assert report.visible_gpus == "0,1"
+    assert report.packages["ray"] != "missing"
+    assert (tmp_path / "report").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_node_without_python_says_so(tmp_path: Path) -> None:
+    script = trial_script("PATH=/nonexistent", tmp_path / "m", tmp_path / "r", "x", "127.0.0.1", 1, talk=False)
+    done = subprocess.run(["/bin/bash"], input=script, text=True, capture_output=True, check=False)
+    assert done.returncode == 127
+    assert "no python on" in done.stderr
