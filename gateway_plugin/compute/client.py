@@ -265,6 +265,7 @@ class GlobusClient:
             for task in tasks:
                 task.add_done_callback(lambda _: advance())
             done = wait_for(tasks, timeout=self._budget(timeout_s)).done
+        self._transport.release(task_group_id)
         answers = [task.result() for task in tasks if task in done and not task.exception()]
         missing = TaskFailed(
             "There is no answer to this prompt: it was not sent, its task failed or is still under way, or the result "

@@ -31,6 +31,8 @@ class Limits:
     items: int = 64
     """More would gain nothing, and a pack is answered when its slowest prompt is."""
     flush_s: float = 0.05
+    under_way: int = 64
+    """Packs at the site or on their way: more would queue there, where nobody can take them back."""
 
 
 @dataclass(frozen=True)
