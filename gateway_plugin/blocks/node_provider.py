@@ -71,12 +71,12 @@ def script_for(name: str, node_type: NodeType, layout: Layout, head_address: str
 
 
 def walltime_s(provider: Any) -> int | None:
-    """The walltime of a provider's jobs in seconds, as Parsl gives it to its scheduler: in whole minutes.
+    """The walltime of a provider's jobs in seconds; seconds in it do not count, as Parsl asks Slurm for minutes.
 
-    ``None`` where nobody ends a job at its walltime: on this machine, or where the provider has none.
+    ``None`` where it has none, as on this machine.
     """
     walltime = getattr(provider, "walltime", None)
-    if walltime is None or isinstance(provider, LocalProvider):
+    if walltime is None:
         return None
     try:
         return int(wtime_to_minutes(walltime)) * 60

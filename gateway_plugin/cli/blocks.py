@@ -158,7 +158,7 @@ def logs(name: str, follow: bool, lines: int) -> None:
         if last[label]:
             click.echo(f"==> {label}: {path} <==")
             click.echo("\n".join(last[label]))
-    if not any(last.values()):
+    if not any(path.stat().st_size for path in found.values()):
         click.echo(f"{name} has not written anything yet", err=True)
     shown = label if found else ""
     if follow:

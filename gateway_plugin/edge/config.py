@@ -171,6 +171,10 @@ defaults
   option abortonclose
   option http-no-delay      # without it the first token of a stream waits up to 200 ms
   option dontlognull
+  option srvtcpka           # a node that lost its power closes nothing: what it was sending breaks off within 30 s
+  srvtcpka-idle 15s
+  srvtcpka-intvl 5s
+  srvtcpka-cnt 3
   http-reuse always
   load-server-state-from-file global
 {errors}

@@ -171,8 +171,8 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 3600:02}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
-BENDING = re.compile(r"SBATCH_(?!JOB_NAME$)\w+|SLURM_(HINT|CONF_SERVER)")
-"""What a user's environment may hold that changes every job he submits. Blocks are told their names all the same."""
+BENDING = re.compile(r"SBATCH_\w+|SLURM_HINT")
+"""What a user's environment may hold that goes before the directives of every job that is submitted from it."""
 
 
 def environment(environ: Mapping[str, str]) -> Check:

@@ -63,7 +63,8 @@ def know_block(change: Change, node: Node) -> None:
     changed = replace(node, ends_at=ends_at, drain_at=drain_at, half_at=half_at, leave_at=leave_at, ending=ending)
     if changed != change.nodes.rows.get(node.id):
         change.nodes.put(node.id, changed)
-    if block is not None and block.starts_at is not None and node.joined_at is not None:
+    started = block is not None and block.phase not in QUEUED  # else the ledger is behind: it names an expected start
+    if block is not None and started and block.starts_at is not None and node.joined_at is not None:
         took = change.block_start_s.rows.get(node.type, ())
         if all(name != node.id for name, _ in took):
             last = (node.id, max(0.0, node.joined_at - block.starts_at))

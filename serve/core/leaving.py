@@ -9,6 +9,7 @@ from serve.core.change import Change, live
 from serve.core.effects import KillAgent
 from serve.core.fleet import Engine, EngineState, Node, NodePhase
 from serve.core.nodes import lose
+from serve.core.placement import holds, need_of
 from serve.core.routes import retire
 
 
@@ -60,11 +61,12 @@ def matters(change: Change, engine: Engine) -> bool:
     )
 
 
-def let_go(change: Change) -> None:
-    """Something found no room: nodes that are ending and empty are of no use to it, but may stand in the way of another
-    one (``max_nodes``)."""
-    for node in list(change.nodes.rows.values()):
-        if node.ending and not node.engines and node.phase is NodePhase.UP:
+def let_go(change: Change, unplaced: tuple[str, ...]) -> None:
+    """These models found no room: nodes that are ending and empty have too little time left for them, and may stand in
+    the way of others (``max_nodes``)."""
+    needs = [need_of(change.models[name]) for name in unplaced]
+    for node in [node for node in change.nodes.rows.values() if node.ending and not node.engines]:
+        if node.phase is NodePhase.UP and any(holds(node, need) for need in needs):
             _leave(change, node)
 
 

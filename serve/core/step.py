@@ -108,7 +108,7 @@ def _follow(change: Change) -> None:
     waiting.answer_ready(change)
     unplaced = place_wanted(change, handed_over)
     if unplaced:
-        leaving.let_go(change)
+        leaving.let_go(change, unplaced)
     waiting.refuse_hopeless(change, unplaced)
     grow_and_shrink(change, unplaced)
     routes.reconcile(change)

@@ -178,6 +178,20 @@ def test_embeddings_and_the_client_library(running: Gateway) -> None:
         assert {entry.name for entry in client.models()} == {"a", "b", "brief", "slow", "vectors"}
 
 
+def test_the_block_that_holds_the_models_is_listed_with_them(running: Gateway) -> None:
+    assert running.chat("a").status_code == 200
+    with running.client() as client:
+        (row,) = client.get("/gateway/v1/blocks").json()["blocks"]
+        metrics = client.get("/metrics").text
+    assert (row["type"], row["state"], row["phase"], row["node"]) == ("local", "serving", "running", "local-1-1")
+    assert row["job"].isdigit()  # the PID of its shell
+    assert "a" in [entry["model"] for entry in row["models"]]
+    (kind,) = running.status()["types"]
+    assert (kind["type"], kind["running"], kind["pending"], kind["max"]) == ("local", 1, 0, 1)
+    assert 'gateway_blocks{phase="running",type="local"} 1.0' in metrics
+    assert f"block {row['name']} on" in running.cli("blocks", "logs", row["name"], "-n", "1000").stdout
+
+
 def test_metrics_and_the_usage_log_tell_what_happened(running: Gateway) -> None:
     with running.client() as client:
         ours = client.get("/metrics").text

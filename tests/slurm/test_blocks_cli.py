@@ -1,4 +1,4 @@
-"""``gateway blocks`` and the block that it speaks of on a real Slurm: one that runs, one that waits for a node."""
+"""``gateway blocks`` on a real Slurm: of a block that runs, and of one that waits for a free node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.gateways import ROOT, Gateway, chat_body, wait_for
 from tests.support.slurm.gateways import ever_submitted, pinned, queued, slurm_gateway
 from tests.support.slurm.virtual import VirtualSlurm
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def in_state(gateway: Gateway, state: str, *options: str) -> dict[str, Any] | No
 def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
     slurm: VirtualSlurm, gateway: Gateway
 ) -> None:
-    host = pinned(gateway, "a")["a"]
+    host = pinned(gateway, "a", timeout_s=240)["a"]
     gateway.cli("models", "unpin", "a")
     slurm.run("sbatch", "-N1", "--exclusive", "-t", "10", "-J", "somebody", "-o", "/dev/null", "--wrap", "sleep 600")
     wait_for(lambda: "RUNNING" in slurm.run("squeue", "-h", "-n", "somebody", "-o", "%T"), 30, "somebody's job runs")

@@ -71,7 +71,9 @@ def start(slurm: VirtualSlurm, layout: Layout) -> Start:
         pool = BlockPool(Ledger(layout.ledger), {"node": jobs}, {"node": 1}, marks=LeaveMarks(layout.leave_marks))
         block = pool.submit(NAME, "node", script, {})
         reaches(jobs, block, BlockPhase.RUNNING)
-        wait_for(lambda: (folder / "ray_current_cluster").exists(), "the block's script", timeout_s=20)
+        told = folder / "engine"
+        up = lambda: (folder / "ray_current_cluster").exists() and told.exists() and told.read_text()  # noqa: E731
+        wait_for(up, "the block's script", timeout_s=60)
         record = layout.engine_records / "e.json"
         record.write_text(json.dumps({"engine": "e", "block": NAME, "pid": 1}))
         return Running(layout, jobs, pool, block, folder, record)
@@ -102,7 +104,7 @@ def test_ended_by_others_it_gives_notice_and_its_engines_go_on(
     assert running.engine().is_running()
     assert "was told" not in running.said()  # neither Ray nor the engine
     running.record.unlink()  # drained, and ended by its agent
-    wait_for(lambda: "no engine is left" in running.said(), "the block to leave", timeout_s=10)
+    wait_for(lambda: "no engine is left" in running.said(), "the block to leave", timeout_s=30)
     reaches(running.jobs, running.block, phase)
     assert not running.folder.exists()
 
@@ -119,7 +121,7 @@ def test_a_forced_cancel_is_sigterm_too(slurm: VirtualSlurm, start: Start) -> No
 def test_ended_by_the_gateway_it_leaves_at_once(slurm: VirtualSlurm, start: Start) -> None:
     running = start(Leaving(walltime_s=300))
     running.pool.cancel([NAME])
-    reaches(running.jobs, running.block, BlockPhase.CANCELLED, timeout_s=15)
+    reaches(running.jobs, running.block, BlockPhase.CANCELLED, timeout_s=18)
     assert "leaving: told to\n" in running.said()
     assert "leaving within" not in running.said()
 
@@ -132,13 +134,13 @@ def test_a_script_that_is_killed_takes_all_that_it_started_with_it(start: Start)
     assert "slurm_script" in " ".join(batch_shell.cmdline())
     batch_shell.kill()
     assert "signal 9" in (reaches(running.jobs, running.block, BlockPhase.FAILED).reason or "")
-    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, "its engine's end", 20)
+    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, "its engine's end", 30)
 
 
 def test_it_leaves_before_an_end_that_was_changed_while_it_ran(slurm: VirtualSlurm, start: Start) -> None:
     running = start(Leaving(walltime_s=300, before_end_s=50, ask_every_s=5))
     slurm.run("scontrol", "update", f"JobId={running.job}", "TimeLimit=1")
-    seen = reaches(running.jobs, running.block, BlockPhase.COMPLETED, timeout_s=30)
+    seen = reaches(running.jobs, running.block, BlockPhase.COMPLETED, timeout_s=60)
     assert seen.reason is None
     assert "leaving: its walltime ends" in running.said()
 
@@ -149,10 +151,10 @@ def test_a_job_that_slurm_gave_up_ends_though_nobody_can_tell_it(slurm: VirtualS
     os.kill(int(slurm.places.pid_file(f"slurmd.{node}").read_text()), signal.SIGKILL)
     try:
         slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        wait_for(lambda: (seen := look(running.jobs, running.block)) and seen.phase is BlockPhase.LOST, "lost", 20)
+        wait_for(lambda: (seen := look(running.jobs, running.block)) and seen.phase is BlockPhase.LOST, "lost", 30)
         assert running.engine().is_running()
-        wait_for(lambda: not running.pool.refresh(), "the pool to see it", timeout_s=10)
-        wait_for(lambda: "leaving: told to by its mark" in running.said(), "the block to leave", timeout_s=10)
+        wait_for(lambda: not running.pool.refresh(), "the pool to see it", timeout_s=30)
+        wait_for(lambda: "leaving: told to by its mark" in running.said(), "the block to leave", timeout_s=30)
         wait_for(lambda: not running.folder.exists(), "its folder to go", timeout_s=20)
     finally:
         slurm.start_node(int(node.removeprefix("n")))

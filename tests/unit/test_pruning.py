@@ -67,10 +67,12 @@ def test_blocks_logs_and_job_files_go_together_and_those_that_hold_a_place_stay(
         aged(layout.logs / f"block-gw-cpu-0000000{number}.log", number)
         for ending in ("sh", "sh.ec", "sh.out", "sh.err"):
             aged(layout.block_scripts / f"gw-cpu-0000000{number}.1700000000.5.{ending}", number)
+        aged(layout.leave_marks / f"gw-cpu-0000000{number}", number)
     aged(layout.block_scripts / "notes.txt", 0)
     aged(layout.edge_log, 0)
     prune_blocks(layout, ("gw-cpu-00000000",), keep=1)
     assert names(layout.logs) == ["block-gw-cpu-00000000.log", "block-gw-cpu-00000003.log", "edge.log"]
+    assert names(layout.leave_marks) == ["gw-cpu-00000000", "gw-cpu-00000003"]
     assert names(layout.block_scripts) == sorted(
         ["notes.txt"]
         + [f"gw-cpu-0000000{n}.1700000000.5.{e}" for n in (0, 3) for e in ("sh", "sh.ec", "sh.out", "sh.err")]

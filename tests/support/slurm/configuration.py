@@ -14,7 +14,7 @@ class Shape:
     cpus: int = 2
     """Of one node, as Slurm counts them; may be more than there are."""
     memory_mib: int = 4096
-    gpus: int = 2
+    gpus: int = 4
     """Fake ones of one node: Slurm gives them to jobs and sets CUDA_VISIBLE_DEVICES, no driver opens them."""
     namespaces: bool = True
     """Each node in a network namespace of its own, with its own host name and address."""

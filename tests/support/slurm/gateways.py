@@ -119,7 +119,7 @@ def engine_nodes(gateway: Gateway) -> dict[str, str]:
     return {engine["model"]: nodes[engine["node"]] for engine in status["engines"] if engine["state"] == "ready"}
 
 
-def pinned(gateway: Gateway, *models: str, timeout_s: float = 120.0) -> dict[str, str]:
+def pinned(gateway: Gateway, *models: str, timeout_s: float = 240.0) -> dict[str, str]:
     """Pin models, so that none makes room for another, and wait until each is ready; ``engine_nodes`` then."""
     with gateway.client() as client:
         for model in models:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 from tests.support.slurm.configuration import Places
 
@@ -44,6 +45,11 @@ def inside(places: Places, number: int, *argv: str) -> tuple[str, ...]:
     """``argv`` on node ``number``. Not ``ip netns exec``: that mounts another /sys, and slurmd dies of it."""
     name = f'hostname n{number}; exec "$@"'
     return ("nsenter", f"--net=/run/netns/{places.namespace(number)}", "unshare", "--uts", "sh", "-c", name, "-", *argv)
+
+
+def plug(places: Places, number: int, state: Literal["up", "down"]) -> None:
+    """Connect a node to the others, or cut it off: nothing that it sends arrives then, not even an end."""
+    ip("link", "set", places.link(number), state)
 
 
 def kill_all(places: Places, number: int) -> None:

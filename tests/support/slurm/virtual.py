@@ -107,7 +107,10 @@ class VirtualSlurm:
         self._end("slurmctld")
 
     def start_node(self, number: int) -> None:
+        """Its network too, if it crashed."""
         argv = ("slurmd", "-N", node_name(number), "-f", str(self.places.conf))
+        if self.shape.namespaces:
+            network.plug(self.places, number, "up")
         self.run(*(network.inside(self.places, number, *argv) if self.shape.namespaces else argv))
 
     def kill_node_daemon(self, number: int) -> None:
@@ -119,9 +122,10 @@ class VirtualSlurm:
         wait_for(lambda: not _runs(pid), "slurmd's end", timeout_s=_GRACE_S)
 
     def crash_node(self, number: int) -> None:
-        """Everything on a node ends at once and without a word, slurmd too, as when its power is cut."""
+        """Everything on a node ends at once, slurmd too, and no connection is closed, as when its power is cut."""
         if not self.shape.namespaces:
             raise RuntimeError("what runs on a node is known by its namespace: this cluster has none")
+        network.plug(self.places, number, "down")
         network.kill_all(self.places, number)
 
     def clear(self) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from parsl.launchers import SimpleLauncher
+from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from gateway_plugin.blocks.ledger import BlockPhase, Ledger
-from gateway_plugin.blocks.node_provider import ParslNodeProvider
+from gateway_plugin.blocks.node_provider import ParslNodeProvider, walltime_s
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout
 from tests.support.queue import Scheduler
@@ -89,3 +91,13 @@ def test_tags_are_kept_in_the_ledger(config: dict[str, str]) -> None:
     provider.set_node_tags("head", {"color": "red"})
     assert Ledger(Layout(Path(config["state"])).ledger).read()[name].tags["color"] == "blue"
     assert provider.non_terminated_nodes({"color": "red"}) == ["head"]
+
+
+def test_the_walltime_of_a_job_is_what_its_provider_asks_for() -> None:
+    launcher = SimpleLauncher()
+    assert walltime_s(SlurmProvider(launcher=launcher, walltime="02:30:00")) == 9000
+    assert walltime_s(PBSProProvider(launcher=launcher, walltime="00:10:00")) == 600
+    assert walltime_s(LocalProvider(launcher=launcher)) is None
+    assert walltime_s(object()) is None
+    with pytest.raises(ConfigError, match="walltime='2h': expected hours, minutes and seconds"):
+        walltime_s(SlurmProvider(launcher=launcher, walltime="2h"))

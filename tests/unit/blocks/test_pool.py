@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gateway_plugin.blocks.jobs import Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
+from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, after_look, after_search, retry_at
 from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.errors import ServiceError
@@ -69,11 +70,13 @@ class Story:
         self.now = 1000.0
         self.scheduler = Scheduler()
         self.ledger = Ledger(folder / "ledger.json")
+        self.marks = folder / "leave"
+        self.marks.mkdir()
         self.pool = self.new_pool()
 
     def new_pool(self) -> BlockPool:
         jobs = QueueJobs(QueueProvider(self.scheduler))
-        return BlockPool(self.ledger, {"a": jobs}, {"a": 4}, clock=lambda: self.now)
+        return BlockPool(self.ledger, {"a": jobs}, {"a": 4}, clock=lambda: self.now, marks=LeaveMarks(self.marks))
 
 
 @pytest.fixture
@@ -206,3 +209,31 @@ def test_a_request_outlives_the_pool_that_did_not_read_it(story: Story, tmp_path
     later.refresh()
     assert later.refresh() == ()
     assert story.ledger.read()[NAME].phase is BlockPhase.CANCELLED
+
+
+def test_a_block_is_marked_before_its_job_is_told(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So its script knows, when the signal comes, that it was the gateway."""
+    marked = []
+    monkeypatch.setattr(QueueJobs, "cancel", lambda jobs, block, forced: marked.append((story.marks / NAME).exists()))
+    story.pool.submit(NAME, "a", "", {})
+    assert not (story.marks / NAME).exists()
+    story.pool.cancel([NAME])
+    assert marked == [True]
+
+
+@pytest.mark.parametrize(
+    ("phase", "marked"), [(BlockPhase.LOST, True), (BlockPhase.CANCELLED, True), (BlockPhase.COMPLETED, False)]
+)
+def test_a_block_whose_job_was_ended_by_others_is_marked(story: Story, phase: BlockPhase, marked: bool) -> None:
+    """Its script may live on, on a node whose slurmd died."""
+    story.pool.submit(NAME, "a", "", {})
+    story.scheduler.move(NAME, phase)
+    story.pool.refresh()
+    assert (story.marks / NAME).exists() is marked
+
+
+def test_a_mark_that_cannot_be_put_stops_nothing(story: Story) -> None:
+    story.pool.submit(NAME, "a", "", {})
+    story.marks.rmdir()
+    story.pool.cancel([NAME])
+    assert story.ledger.read()[NAME].phase is BlockPhase.CANCELLING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,8 @@ def large() -> Fleet:
         found = ev.FoundEngine(f"e{i}", f"m{model}", (0, 1), 60 * GIB, i, 900.0, f"h:{i}", True, 30.0)
         story.join(node, 8, (80, 80), engines=(found,))
     assert story.fleet.settled
+    running = ev.SeenBlock("", "gpu", "running", 800.0, "1", None, "n", 900.0, 100_000.0)
+    story.blocks(*(replace(running, name=f"block-{node}") for node in nodes))
     for i in range(20):
         story.ask(f"w{i}")
     story.tick(1)

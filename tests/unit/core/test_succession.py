@@ -38,11 +38,11 @@ def use(story: Story, model: str = "a", busy: int = 0) -> None:
 
 
 def until(story: Story, when: float, used: str = "a") -> None:
-    """Time passes, and a request a second comes and goes."""
+    """Time passes, in the end second by second, and requests for the models in ``used`` (a letter each) come and go."""
     while story.now + 1 < when:
-        story.tick(1)
-        if used:
-            use(story, used)
+        story.tick(20 if story.now + 60 < when else 1)
+        for model in used:
+            use(story, model)
     story.tick(when - story.now)
 
 
@@ -130,6 +130,36 @@ def test_free_room_on_a_node_that_stays_is_taken_before_another_node_is_asked_fo
     assert not story.ever(CreateAgent)
 
 
+def test_a_node_that_ends_too_is_no_successor() -> None:
+    story = begin(a_model("a"), policy=a_policy(a_kind(most=3), block_idle_s=1e6), nodes=(OLD, "cpu-0-1"))
+    story.blocks(a_block(OLD, ends=4500.0), a_block("cpu-0-1", ends=4500.0))
+    story.ask("a")
+    story.loaded("a")
+    until(story, DRAIN_AT - LEAD + 1)
+    assert starts(story, "a") == [OLD]
+    assert story.ever(CreateAgent)
+
+
+def test_a_successor_that_turns_out_to_end_too_is_succeeded_itself() -> None:
+    story = old("cpu-0-1", "cpu-0-2", most=3)
+    until(story, DRAIN_AT - LEAD + 1)
+    assert starts(story, "a") == [OLD, "cpu-0-1"]
+    story.blocks(a_block(OLD, ends=4500.0), a_block("cpu-0-1", ends=4500.0))
+    story.tick(1)
+    assert starts(story, "a") == [OLD, "cpu-0-1", "cpu-0-2"]
+    assert not story.ever(StopEngine), "they do not hand over to each other"
+
+
+def test_nothing_idle_is_evicted_for_a_hand_over_while_a_node_may_be_asked_for() -> None:
+    story = old("cpu-0-1", most=3)
+    story.ask("b")
+    story.loaded("b")
+    assert story.engine("b").node == "cpu-0-1"
+    until(story, DRAIN_AT - LEAD + 1, used="ab")
+    assert not story.ever(DrainRoute)
+    assert story.ever(CreateAgent)
+
+
 def test_never_more_than_max_nodes_and_no_request_fails() -> None:
     story = old(most=1)
     until(story, DRAIN_AT - 1)
@@ -192,9 +222,10 @@ def test_the_load_of_a_short_block_may_take_half_of_its_time() -> None:
 
 
 def test_an_empty_node_that_ends_makes_way_for_one_that_does_not() -> None:
-    story = begin(a_model("a"), policy=a_policy(a_kind(most=1), load_guess_s=100.0))
+    story = begin(a_model("a"), policy=a_policy(a_kind(most=1), load_guess_s=100.0, block_idle_s=1e6))
     story.blocks(a_block(OLD, ends=4500.0))
     until(story, DRAIN_AT - 90, used="")
+    assert not story.ever(KillAgent)
     story.ask("a")
     assert story.ever(KillAgent) == (KillAgent(OLD),)
     story.tick(3)
@@ -222,6 +253,17 @@ def test_the_lead_follows_the_queue_and_the_start_of_blocks_lately() -> None:
     story.blocks(a_block(OLD, ends=4500.0), *late, a_block(NEW, story.now, 9000.0, asked_at=story.now - 10))
     story.join(NEW)
     assert story.fleet.block_start_s["cpu"] == ((NEW, 0.0),)
+
+
+def test_a_ledger_that_is_behind_says_nothing_of_how_long_a_block_took_to_start() -> None:
+    story = old()
+    until(story, DRAIN_AT - LEAD + 1)
+    behind = a_block(NEW, story.now + 600, phase="pending", asked_at=story.now - 10)
+    story.blocks(a_block(OLD, ends=4500.0), behind)
+    story.join(NEW)
+    assert not story.fleet.block_start_s
+    story.blocks(a_block(OLD, ends=4500.0), a_block(NEW, story.now - 12, 9000.0), after=2)
+    assert story.fleet.block_start_s["cpu"] == ((NEW, 12.0),)
 
 
 def test_the_new_engine_dies_and_the_old_one_is_taken_back() -> None:

@@ -118,6 +118,7 @@ def test_limits_are_those_of_the_site() -> None:
     assert "sc_conn_cur(0,limits) gt 7" in text
     assert "sc_http_req_rate(0,limits) gt 11" in text
     assert "timeout server 9600s" in text
+    assert "option srvtcpka " in text
     assert "5000 bytes" in script(made)
 
 

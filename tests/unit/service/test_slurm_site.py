@@ -144,7 +144,7 @@ def test_nodes_that_do_not_answer_take_no_jobs() -> None:
 
 
 def test_variables_that_bend_every_job_are_named() -> None:
-    assert environment({"SBATCH_JOB_NAME": "x", "SQUEUE_FORMAT": "%i"}).verdict is Verdict.OK
+    assert environment({"SQUEUE_FORMAT": "%i", "SLURM_CONF": "/etc/slurm.conf"}).verdict is Verdict.OK
     bent = environment({"SBATCH_PARTITION": "x", "SBATCH_TIMELIMIT": "1"})
     assert (bent.verdict, bent.found) == (Verdict.WARN, "SBATCH_PARTITION, SBATCH_TIMELIMIT change every job")
     assert "inside job 17" in environment({"SLURM_JOB_ID": "17"}).found
