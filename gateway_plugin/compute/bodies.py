@@ -65,7 +65,9 @@ def vectors(body: Mapping[str, Any]) -> list[list[float]]:
 def _vector(given: str | list[float]) -> list[float]:
     if not isinstance(given, str):
         return [float(number) for number in given]
-    data = base64.b64decode(given)
+    data = base64.b64decode(given, validate=True)
+    if len(data) % 4:
+        raise ValueError(f"a vector of {len(data)} bytes")
     return list(struct.unpack(f"<{len(data) // 4}f", data))
 
 

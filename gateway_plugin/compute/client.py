@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 3600.0
 """Of one prompt, from the call to the answer: the model's loading included."""
 _EMBED_BATCH = 32
-_STATUS_S = 60.0
+_STATUS_S = 180.0
+"""The first task of a user starts a process at the endpoint, which takes its time where the file system is slow."""
 _FAILED_GRACE_S = 10.0
 
 
@@ -201,10 +202,12 @@ class GlobusClient:
         ``body`` a GET.
         """
         if body is None:
-            return self._one({"path": path}, "", bodies.whole, wait, timeout_s)
+            return self._one({"path": path}, path, bodies.whole, wait, timeout_s)
         if body.get("stream"):
             raise InvalidRequest(bodies.NO_STREAMING)
-        return self._one({"path": path, "body": dict(body)}, str(body.get("model", "")), bodies.whole, wait, timeout_s)
+        return self._one(
+            {"path": path, "body": dict(body)}, str(body.get("model", path)), bodies.whole, wait, timeout_s
+        )
 
     # --- many prompts ---
     def map_chat(
@@ -265,6 +268,7 @@ class GlobusClient:
             for task in tasks:
                 task.add_done_callback(lambda _: advance())
             done = wait_for(tasks, timeout=self._budget(timeout_s)).done
+        self._transport.release(task_group_id)
         answers = [task.result() for task in tasks if task in done and not task.exception()]
         missing = TaskFailed(
             "There is no answer to this prompt: it was not sent, its task failed or is still under way, or the result "

@@ -187,7 +187,7 @@ class Dispatcher:
 
     def _send(self, now: float) -> float | None:
         """Send what is due and what the pace permits: packs that failed first, then the lane that waits longest."""
-        while self._pace.next(now) <= now:
+        while self._pace.next(now) <= now and not self._full():
             pack = self._next_again(now) or self._next_pack(now)
             if pack is None:
                 break
@@ -240,12 +240,17 @@ class Dispatcher:
     def _wake(self, now: float) -> float | None:
         ready = [when for lane in self._waiting if (when := self._due(lane)) is not None]
         ready += [when for when, _ in self._again]
+        if self._full():  # an outcome will wake us
+            ready = []
         allowed = self._pace.next(now)
         times = [max(when, allowed) for when in ready]
         times += [calls[0].deadline for calls in self._waiting.values() if calls]
         times += [_first_deadline(pack) for pack in self._flying.values()]
         times += [_first_deadline(pack) for _, pack in self._again]
         return min(times, default=None)
+
+    def _full(self) -> bool:
+        return len(self._flying) >= self._limits.under_way
 
     def _sizes(self, lane: LaneKey) -> Sequence[Any]:
         return [call.size for call in islice(self._waiting[lane], max(_LANE_CALLS_SEEN, self._limits.items + 1))]
@@ -303,7 +308,7 @@ def _settle(future: Future[Any], found: object) -> None:
 def _read(call: Call, body: dict[str, Any]) -> object:
     try:
         return call.read(body)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         return TaskFailed(f"The answer has another form than expected ({type(error).__name__}: {error}).")
 
 

@@ -31,6 +31,8 @@ class Limits:
     items: int = 64
     """More would gain nothing, and a pack is answered when its slowest prompt is."""
     flush_s: float = 0.05
+    under_way: int = 64
+    """Packs at the site or on their way: more would queue there, where nobody can take them back."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,19 @@ class Pace:
 
     requests: int = 18
     window_s: float = 10.5
+    burst: int = 8
+    """In any ``burst_s``; more, and the SDK's executor complains and waits by itself."""
+    burst_s: float = 1.1
     spent: tuple[float, ...] = ()
 
     def next(self, now: float) -> float:
         """The earliest time for one more request."""
-        recent = [when for when in self.spent if when > now - self.window_s]
-        return now if len(recent) < self.requests else recent[-self.requests] + self.window_s
+        allowed = now
+        for count, window_s in ((self.requests, self.window_s), (self.burst, self.burst_s)):
+            recent = [when for when in self.spent if when > now - window_s]
+            if len(recent) >= count:
+                allowed = max(allowed, recent[-count] + window_s)
+        return allowed
 
     def spend(self, now: float) -> Pace:
         """This pace after a request at ``now``."""

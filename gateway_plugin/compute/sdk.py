@@ -62,6 +62,8 @@ class GlobusTransport:
         self._client.fx_serializer = ComputeSerializer(
             strategy_data=JSONData, allowed_deserializer_types=[JSONData, PureSourceTextInspect]
         )
+        # It warns where Python or dill differ there; what travels is JSON.
+        self._client._log_version_mismatch = lambda details: None
         self._lock = threading.Lock()
         self._executors: dict[str, Executor] = {}
 

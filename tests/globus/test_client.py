@@ -57,7 +57,7 @@ def test_five_hundred_prompts_come_back_in_order_below_the_limit(globus_chain: C
     answers = client.map_chat(counted(500), "tiny")
     assert lengths(answers) == list(range(1, 501))
     after = globus_chain.counts()
-    assert after["tasks"] - before["tasks"] == client.tasks_sent == 8
+    assert after["tasks"] - before.get("tasks", 0) == client.tasks_sent == 8
     assert after.get("refused", 0) == before.get("refused", 0)
 
 
@@ -161,10 +161,10 @@ def _start(program: str, chain: Chain) -> tuple[subprocess.Popen[str], str]:
 
 
 def test_a_map_is_resumed_after_its_process_was_killed(globus_chain: Chain, client: GlobusClient) -> None:
-    sent = globus_chain.counts()["tasks"]
+    sent = globus_chain.counts().get("tasks", 0)
     child, group = _start(_KILLED, globus_chain)
     deadline = time.monotonic() + 60
-    while globus_chain.counts()["tasks"] < sent + 3:
+    while globus_chain.counts().get("tasks", 0) < sent + 3:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     child.kill()
@@ -175,10 +175,10 @@ def test_a_map_is_resumed_after_its_process_was_killed(globus_chain: Chain, clie
 
 
 def test_ctrl_c_says_how_to_go_on(globus_chain: Chain, client: GlobusClient) -> None:
-    sent = globus_chain.counts()["tasks"]
+    sent = globus_chain.counts().get("tasks", 0)
     child, group = _start(_KILLED, globus_chain)
     deadline = time.monotonic() + 60
-    while globus_chain.counts()["tasks"] < sent + 3:
+    while globus_chain.counts().get("tasks", 0) < sent + 3:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     child.send_signal(signal.SIGINT)

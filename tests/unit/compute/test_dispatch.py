@@ -30,11 +30,14 @@ TOO_LARGE = TransportError(AnswerTooLarge("big"), Next.SMALLER)
 class World:
     """A dispatcher, a transport, and the time."""
 
-    def __init__(self, *, held: bool = False, items: int = 4, requests: int = 100) -> None:
+    def __init__(self, *, held: bool = False, items: int = 4, requests: int = 100, under_way: int = 64) -> None:
         self.now = 1000.0
         self.transport = FakeTransport(held=held)
         self.dispatcher = Dispatcher(
-            self.transport, limits=Limits(items=items), pace=Pace(requests, 10.0), clock=lambda: self.now
+            self.transport,
+            limits=Limits(items=items, under_way=under_way),
+            pace=Pace(requests, 10.0),
+            clock=lambda: self.now,
         )
         self.wake: float | None = None
 
@@ -122,6 +125,23 @@ def test_where_the_service_makes_us_wait_packs_grow() -> None:
     world.settle()
     assert [len(request["items"]) for request in world.transport.requests] == [1, 5]
     assert words([*first, *later]) == [f"re: {word}" for word in "abcdef"]
+
+
+def test_what_the_site_has_not_done_yet_holds_the_rest_back() -> None:
+    world = World(held=True, items=1, under_way=2)
+    calls = world.offer("a", "b", "c")
+    world.turn()
+    assert len(world.transport.sent) == 2
+    assert world.wake == pytest.approx(1100.0)
+    assert calls[2].future.cancel()
+    world.transport.answer_all()
+    world.offer("d")
+    world.settle()
+    assert [request["items"][0]["body"]["messages"][0]["content"] for request in world.transport.requests] == [
+        "a",
+        "b",
+        "d",
+    ]
 
 
 def test_a_prompt_that_was_not_sent_can_be_cancelled_and_one_that_was_cannot() -> None:
