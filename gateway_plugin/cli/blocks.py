@@ -25,7 +25,7 @@ _POLL_S = 0.5
 
 @click.group()
 def blocks() -> None:
-    """Blocks: list, drain, cancel, logs."""
+    """Blocks: list, drain, cancel, logs, retry."""
 
 
 @blocks.command("list")

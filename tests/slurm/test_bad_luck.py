@@ -186,6 +186,27 @@ def test_a_node_that_loses_its_power_costs_only_what_streams_on_it(
     assert len(ever_submitted(slurm_cluster) - submitted) == 1
 
 
+def test_a_node_whose_daemon_is_killed_is_left_when_slurm_gives_its_job_up(
+    running: Gateway, slurm_cluster: VirtualSlurm
+) -> None:
+    """Nobody ends what runs on such a node: its engines would serve on, on a node that is not ours any more."""
+    node = pinned(running, *MODELS)["a"]
+    (job,) = [job for job in queued(slurm_cluster, "RUNNING") if job.node == node]
+    submitted = ever_submitted(slurm_cluster)
+    (engine,) = [engine["id"] for engine in running.status()["engines"] if engine["model"] == "a"]
+    pid = running.engine_pids()[engine]
+    with load(running, MODELS) as account:
+        wait_for(lambda: account.answers("a") >= 8, 60, "answers before")
+        slurm_cluster.kill_node_daemon(int(node.removeprefix("n")))
+        wait_for(lambda: job.id not in {other.id for other in queued(slurm_cluster)}, 150, "Slurm giving the job up")
+        wait_for(lambda: not psutil.pid_exists(pid), 90, "the engine's end")
+        slurm_cluster.start_node(int(node.removeprefix("n")))
+        back_at = time.monotonic()
+        wait_for(lambda: account.answers("a", since=back_at) >= 8, WAIT_S, "answers from another block")
+    assert (account.failed, account.cut, account.refused) == ([], [], [])
+    assert len(ever_submitted(slurm_cluster) - submitted) == 1
+
+
 def assert_only_streams_were_cut(account: Account, model: str, down_at: float) -> None:
     """Nothing else than streams of ``model`` that were sent before its node went down."""
     assert (account.failed, account.refused) == ([], [])
