@@ -107,7 +107,7 @@ def test_a_good_site_passes_and_its_node_is_looked_at(slurm: VirtualSlurm, docto
         ({"walltime": "02:00:00"}, "walltime", "02:00:00 is more than partition debug allows (01:00:00)"),
         ({"account": "theirs"}, "account", "theirs is not an account of yours in partition debug"),
         ({"qos": "gold"}, "qos", "gold is not for you with account proj"),
-        ({"gpus_per_node": 7}, "nodes", "7 GPUs asked for, and a node of partition debug has 2"),
+        ({"gpus_per_node": 7}, "nodes", "7 GPUs asked for, and a node of partition debug has 4"),
         ({"cores_per_node": 64}, "nodes", "64 cores asked for, and a node of partition debug has 2"),
         ({"mem_per_node": 64}, "nodes", "64 GiB of memory asked for, and a node of partition debug has 4"),
     ],
