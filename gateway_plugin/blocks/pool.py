@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 CANCEL_GRACE_S = 40.0
 """How long a block may clean up before it is ended without being asked: Ray 10 s, engines 10 s, and room."""
 
+CANCEL_HOLD_S = 10.0
+"""After somebody ended a block no other of its type is submitted for so long. What was withdrawn with it is seen by Ray
+a moment later than by us: it would ask for one more, and leave it in the queue."""
+
 _LIVED_S = 60.0
 _RETRY_MAX_S = 30.0
 _SUBMITS = BlockPhase.SUBMITTING
@@ -115,6 +119,8 @@ class BlockPool:
         self._adopted_at = clock()
         self._doubted_at: dict[str, float] = {}
         self._cancelled_at: dict[str, float] = {}
+        self._held_until: dict[str, float] = {}
+        """By type: nothing is submitted before."""
         for block in self.holding():
             log.info("block adopted name=%s phase=%s job=%s", block.name, block.phase.value, block.job and block.job.id)
 
@@ -141,7 +147,7 @@ class BlockPool:
 
         Raises:
             ServiceError: the type has its ``max_blocks`` already (one that is still ending counts); its blocks keep
-                failing; or the scheduler refused: then this one has ended as ``failed`` with the scheduler's words.
+                failing; somebody has just ended one; or the scheduler refused: then this one has ended as ``failed`` with the scheduler's words.
         """
         with self._lock:
             taken = [block.name for block in self.holding() if block.type == node_type]
@@ -149,6 +155,10 @@ class BlockPool:
                 raise ServiceError(f"no more than {self._max_blocks[node_type]} blocks of type {node_type}: {taken}")
             if (wait_s := retry_at(self._blocks.values(), node_type) - self._clock()) > 0:
                 raise ServiceError(f"blocks of type {node_type} keep failing; the next is asked for in {wait_s:.0f} s")
+            if (wait_s := self._held_until.get(node_type, 0.0) - self._clock()) > 0:
+                raise ServiceError(
+                    f"a block of type {node_type} was ended by hand; the next can be had in {wait_s:.0f} s"
+                )
             self._submitting.add(name)
             self._put(Block(name=name, type=node_type, phase=_SUBMITS, asked_at=self._clock(), tags=dict(tags)))
         try:
@@ -219,11 +229,19 @@ class BlockPool:
             return
         try:
             asked = self._requests.names()
+            self._hold(asked)
             self.cancel(asked)
             for name in asked:
                 self._requests.done(name)
         except OSError as error:  # read again at the next look; the jobs must be seen to all the same
             log.warning("requests unreadable error=%s", error)
+
+    def _hold(self, names: Iterable[str]) -> None:
+        with self._lock:
+            for name in names:
+                block = self._blocks.get(name)
+                if block is not None and not block.phase.ended:
+                    self._held_until[block.type] = self._clock() + CANCEL_HOLD_S
 
     def _change(self, before: Block, after: Block) -> None:
         """Take over what was learnt of a block while the lock was free; it may have been cancelled meanwhile."""

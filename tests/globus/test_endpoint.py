@@ -172,6 +172,13 @@ def test_nothing_listens_for_strangers(globus_chain: Chain) -> None:
     assert set(found) <= {"127.0.0.1", "::1"}
 
 
+def connections(process: psutil.Process) -> list[Any]:
+    try:
+        return list(process.net_connections("tcp4"))
+    except psutil.NoSuchProcess:
+        return []
+
+
 def who_asks(chain: Chain, gateway: EngineAsGateway) -> list[psutil.Process]:
     """The workers that have a request open at the gateway."""
     port = urlsplit(gateway.url).port
@@ -179,13 +186,14 @@ def who_asks(chain: Chain, gateway: EngineAsGateway) -> list[psutil.Process]:
         process
         for process in psutil.process_iter(["uids"])
         if process.info["uids"].real == chain.account.uid
-        and any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp4"))
+        and any(c.raddr and c.raddr.port == port and c.status == "ESTABLISHED" for c in connections(process))
     ]
 
 
 def test_a_pack_whose_worker_is_killed_is_done_by_another_once(
     globus_chain: Chain, globus_gateway: EngineAsGateway
 ) -> None:
+    wait_for(lambda: not who_asks(globus_chain, globus_gateway), 90, "what other tests left being done")
     seen = len(globus_gateway.seen())
     executor = globus_chain.executor()
     future = executor.submit_to_registered_function(globus_chain.function_id, args=(pack("quick", "@sleep=3"),))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway_plugin.blocks.jobs import Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
-from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, after_look, after_search, retry_at
+from gateway_plugin.blocks.pool import CANCEL_GRACE_S, CANCEL_HOLD_S, BlockPool, after_look, after_search, retry_at
 from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.errors import ServiceError
 from tests.support.queue import QueueJobs, QueueProvider, Scheduler
@@ -197,6 +197,25 @@ def test_a_block_that_was_asked_to_end_is_told_at_the_next_look_and_the_request_
     assert requests.names() == ()
     (left,) = pool.refresh()
     assert left.name == "gw-a-2"
+
+
+def test_after_a_block_was_ended_by_hand_no_other_of_its_type_is_submitted_for_a_moment(
+    story: Story, tmp_path: Path
+) -> None:
+    """Ray hears a moment later than we do that nobody needs it any more, and would ask for another one."""
+    requests = CancelRequests(tmp_path / "cancel")
+    jobs = QueueJobs(QueueProvider(story.scheduler))
+    pool = BlockPool(story.ledger, {"a": jobs, "b": jobs}, {"a": 4, "b": 4}, lambda: story.now, requests=requests)
+    pool.submit(NAME, "a", "", {})
+    requests.ask(NAME)
+    requests.ask("gw-b-unheard-of")
+    pool.refresh()
+    with pytest.raises(ServiceError, match="ended by hand; the next can be had in 10 s"):
+        pool.submit("gw-a-2", "a", "", {})
+    assert pool.find("gw-a-2") is None
+    pool.submit("gw-b-1", "b", "", {})
+    story.now += CANCEL_HOLD_S
+    pool.submit("gw-a-2", "a", "", {})
 
 
 def test_a_request_outlives_the_pool_that_did_not_read_it(story: Story, tmp_path: Path) -> None:
