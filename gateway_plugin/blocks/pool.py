@@ -147,7 +147,8 @@ class BlockPool:
 
         Raises:
             ServiceError: the type has its ``max_blocks`` already (one that is still ending counts); its blocks keep
-                failing; somebody has just ended one; or the scheduler refused: then this one has ended as ``failed`` with the scheduler's words.
+                failing; somebody has just ended one; or the scheduler refused: then this one has ended as ``failed``
+                with the scheduler's words.
         """
         with self._lock:
             taken = [block.name for block in self.holding() if block.type == node_type]
