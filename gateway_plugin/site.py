@@ -127,7 +127,8 @@ class Site(_Frozen):
     """So long before its walltime ends a block has left, by itself: engines and Ray need this to end in peace."""
     notice_s: float = Field(default=20.0, ge=0)
     """How long a block that somebody cancels or preempts lets requests end before it leaves: less than the time between
-    Slurm's SIGTERM and SIGKILL (``KillWait``, 30 s as a rule, or a partition's ``GraceTime``)."""
+    Slurm's SIGTERM and SIGKILL (``KillWait``, 30 s as a rule; before that a batch script hears nothing,
+    whatever a partition's ``GraceTime``)."""
     queue_wait_max_s: float = Field(default=7 * 86400.0, ge=60)
     """Longest time a job may be pending before Ray gives it up."""
     limits: Limits = Limits()
