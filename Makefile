@@ -33,17 +33,14 @@ demo-globus: $(STAMP) ## The same two models through Globus Compute: stand-in, b
 	@sh requirements/rabbitmq.sh
 	@exec $(BIN)/python -m examples.run_globus_demo
 
-# Tests on Slurm wait more than they work: two files at a time, each with a cluster of its own.
 PYTEST := $(BIN)/python -m pytest -rs --durations=10
-ON_SLURM := $(PYTEST) -m slurm -n 2 --dist loadfile
 
 test: $(STAMP) ## Every test; says what it skipped and why
-	$(PYTEST) -m "not slurm" $(TESTS) || [ $$? = 5 ]  # 5: none of these among $$(TESTS)
-	$(ON_SLURM) $(TESTS) || [ $$? = 5 ]
+	$(PYTEST) $(TESTS)
 
 test-slurm: $(STAMP) ## The tests on a real Slurm; installs its packages if it may, else says what to install
 	@sh requirements/slurm.sh
-	$(ON_SLURM) $(TESTS)
+	$(PYTEST) -m slurm $(TESTS)
 
 test-globus: $(STAMP) ## The tests of the Globus Compute endpoint; installs RabbitMQ if it may, else says what to install
 	@sh requirements/rabbitmq.sh
