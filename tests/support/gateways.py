@@ -152,10 +152,10 @@ class Gateway:
                 continue
             try:
                 text = " ".join([*process.cmdline(), *process.environ().values()])
+                if any(mark in text for mark in marks) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-            if any(mark in text for mark in marks) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
         return found
 
 
