@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.support.globus.gateway import EngineAsGateway
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # broker and endpoint end before other tests begin
 def globus_gateway() -> Iterator[EngineAsGateway]:
     """The gateway that the endpoint asks."""
     from tests.support.globus.gateway import engine_as_gateway
@@ -21,7 +21,7 @@ def globus_gateway() -> Iterator[EngineAsGateway]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def globus_chain(globus_gateway: EngineAsGateway) -> Iterator[Chain]:
     """Broker, stand-in and endpoint, started; and this process led to the stand-in."""
     from tests.support.globus.chain import chain, missing
