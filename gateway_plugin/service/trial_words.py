@@ -107,8 +107,8 @@ try:
         ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
     gpu_mib = [int(row) for row in shown.stdout.decode().split() if row.isdigit()]
-except Exception:
-    pass
+except (OSError, subprocess.SubprocessError):
+    pass  # no nvidia-smi, or it gives no answer: the report says so
 memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 ** 20
 report = json.dumps({
     "nonce": asked["nonce"], "host": platform.node(), "time_s": time.time(), "python": platform.python_version(),
