@@ -33,7 +33,7 @@ demo-globus: $(STAMP) ## The same two models through Globus Compute: stand-in, b
 	@sh requirements/rabbitmq.sh
 	@exec $(BIN)/python -m examples.run_globus_demo
 
-PYTEST := $(BIN)/python -m pytest -rs --durations=10
+PYTEST := $(BIN)/python -m pytest -rfEs --tb=short --durations=10
 
 test: $(STAMP) ## Every test; says what it skipped and why
 	$(PYTEST) $(TESTS)

@@ -164,15 +164,15 @@ def chat_body(model: str, prompt: str = "hello", **options: Any) -> dict[str, An
     return {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8, **options, "model": model}
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """Poll until ``condition`` is true; its value. Fails with ``what`` after ``timeout_s``."""
+def wait_for(condition: Callable[[], Any], timeout_s: float, what: str | Callable[[], str]) -> Any:
+    """Poll until ``condition`` is true; its value. Fails with ``what`` (or what it then says) after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)
 
 

@@ -147,13 +147,18 @@ def emptied(gateway: Gateway, slurm: VirtualSlurm) -> None:
 def at_rest(gateway: Gateway, slurm: VirtualSlurm) -> None:
     """Wait until a shared gateway is as the next test may expect it: ready, nobody waits, Slurm well, no job pends."""
 
-    def rested() -> bool:
+    def restless() -> list[str]:
         status = gateway.status()
-        nodes = slurm.run("sinfo", "-h", "-N", "-o", "%T").split()
-        well = all(state in ("idle", "allocated", "mixed") for state in nodes)
-        return status["state"] == "ready" and not status["waiting"] and well and not queued(slurm, "PENDING")
+        nodes = slurm.run("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
+        pending = queued(slurm, "PENDING")
+        return [
+            *([f"gateway {status['state']}"] if status["state"] != "ready" else []),
+            *([f"waiting {status['waiting']}"] if status["waiting"] else []),
+            *(node for node in nodes if node.split()[1] not in ("idle", "allocated", "mixed")),
+            *(f"job {job.id} of {job.block} pends" for job in pending),
+        ]
 
-    wait_for(rested, 90, "the gateway and Slurm at rest")
+    wait_for(lambda: not restless(), 90, lambda: f"the gateway and Slurm at rest; still: {', '.join(restless())}")
 
 
 @contextmanager
