@@ -18,9 +18,11 @@ import pytest
 from gateway_plugin.compute import AsyncGlobusClient, GlobusClient
 from gateway_plugin.compute.packing import Limits
 from gateway_plugin.errors import Forbidden, GatewayError, NotFound, TaskFailed, WaitDeadline
+from tests.support.gateways import wait_for
 
 if TYPE_CHECKING:
     from tests.support.globus.chain import Chain
+    from tests.support.globus.gateway import EngineAsGateway
 
 pytestmark = pytest.mark.globus
 
@@ -108,23 +110,27 @@ def test_a_request_near_the_limit_passes_and_one_over_it_is_refused_here(client:
     assert "tiny" in client.chat("x" * 9_000_000, "tiny")
 
 
-def test_a_deadline_is_kept_and_leaving_does_not_block(globus_chain: Chain) -> None:
+def test_a_deadline_is_kept_and_leaving_does_not_block(globus_chain: Chain, globus_gateway: EngineAsGateway) -> None:
     began = time.monotonic()
     with GlobusClient(globus_chain.endpoint_id, globus_chain.function_id) as client:
         with pytest.raises(WaitDeadline):
             client.chat("hello @sleep=30", "tiny", timeout_s=4)
+        before = len(globus_gateway.seen())
         client.submit_chat("hello @sleep=30", "tiny")
-        time.sleep(1.5)  # it is sent by now, and nobody waits for it
+        wait_for(lambda: len(globus_gateway.seen()) > before, 10, "a request that nobody waits for under way")
     assert time.monotonic() - began < 15
 
 
-def test_the_broker_restarts_under_load_and_nothing_is_lost(globus_chain: Chain) -> None:
+def test_the_broker_restarts_under_load_and_nothing_is_lost(
+    globus_chain: Chain, globus_gateway: EngineAsGateway
+) -> None:
     with GlobusClient(globus_chain.endpoint_id, globus_chain.function_id, limits=Limits(items=16)) as client:
         found: list[Any] = []
         prompts = [f"@sleep=0.2 {prompt}" for prompt in counted(160)]
+        before = len(globus_gateway.seen())
         work = threading.Thread(target=lambda: found.extend(client.map_chat(prompts, "tiny", timeout_s=200)))
         work.start()
-        time.sleep(2.0)  # some packs are under way
+        wait_for(lambda: len(globus_gateway.seen()) > before + 16, 30, "more than one pack under way")
         globus_chain.broker.kill()
         globus_chain.broker.start()
         work.join(220)
@@ -154,7 +160,7 @@ client.map_chat(prompts, "tiny")
 def _start(program: str, chain: Chain) -> tuple[subprocess.Popen[str], str]:
     child = subprocess.Popen(
         [sys.executable, "-c", program, chain.endpoint_id, chain.function_id],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert child.stdout is not None
     return child, child.stdout.readline().strip()
@@ -163,10 +169,7 @@ def _start(program: str, chain: Chain) -> tuple[subprocess.Popen[str], str]:
 def test_a_map_is_resumed_after_its_process_was_killed(globus_chain: Chain, client: GlobusClient) -> None:
     sent = globus_chain.counts().get("tasks", 0)
     child, group = _start(_KILLED, globus_chain)
-    deadline = time.monotonic() + 60
-    while globus_chain.counts().get("tasks", 0) < sent + 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(lambda: globus_chain.counts().get("tasks", 0) >= sent + 3, 60, "three packs sent")
     child.kill()
     child.wait()
     assert lengths(client.resume(group)) == list(range(1, 49))
@@ -177,10 +180,7 @@ def test_a_map_is_resumed_after_its_process_was_killed(globus_chain: Chain, clie
 def test_ctrl_c_says_how_to_go_on(globus_chain: Chain, client: GlobusClient) -> None:
     sent = globus_chain.counts().get("tasks", 0)
     child, group = _start(_KILLED, globus_chain)
-    deadline = time.monotonic() + 60
-    while globus_chain.counts().get("tasks", 0) < sent + 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(lambda: globus_chain.counts().get("tasks", 0) >= sent + 3, 60, "three packs sent")
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=30)
     assert f"resume('{group}')" in said
@@ -189,9 +189,10 @@ def test_ctrl_c_says_how_to_go_on(globus_chain: Chain, client: GlobusClient) -> 
 
 def test_the_endpoint_is_stopped_with_tasks_pending(globus_chain: Chain, client: GlobusClient) -> None:
     globus_chain.stop()
+    sent = globus_chain.counts().get("tasks", 0)
     try:
         future = client.submit_chat("hello", "tiny", timeout_s=120)
-        time.sleep(2)
+        wait_for(lambda: globus_chain.counts().get("tasks", 0) > sent, 30, "a task pending")
         assert not future.done()
     finally:
         globus_chain.start()
@@ -220,16 +221,18 @@ def test_another_executor_of_the_process_keeps_its_own_group(globus_chain: Chain
     other.shutdown(wait=False, cancel_futures=True)
 
 
-def test_a_program_that_forgets_to_close_ends(globus_chain: Chain) -> None:
+def test_a_program_that_forgets_to_close_ends(globus_chain: Chain, globus_gateway: EngineAsGateway) -> None:
     program = (
         "import sys\nfrom gateway_plugin.compute import GlobusClient\n"
         "client = GlobusClient(sys.argv[1], sys.argv[2])\n"
         "client.submit_chat('hello @sleep=60', 'tiny')\n"
-        "import time; time.sleep(2); print('over', flush=True)"
+        "print('sent', flush=True); sys.stdin.readline()"
     )
+    before = len(globus_gateway.seen())
     child, said = _start(program, globus_chain)
-    assert said == "over"
+    assert said == "sent"
+    wait_for(lambda: len(globus_gateway.seen()) > before, 30, "its request under way")
     began = time.monotonic()
-    _, trouble = child.communicate(timeout=30)
+    _, trouble = child.communicate("over\n", timeout=30)
     assert child.returncode == 0, trouble
     assert time.monotonic() - began < 15

@@ -43,6 +43,8 @@ class Chain:
     service_port: int
     operator: Account
     """Who configures and starts the endpoint."""
+    name: str = NAME
+    """Of the endpoint."""
     configured: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -73,12 +75,12 @@ class Chain:
 
     @property
     def log(self) -> Path:
-        return self.state / "endpoints/globus" / NAME / "endpoint.log"
+        return self.state / "endpoints/globus" / self.name / "endpoint.log"
 
     @property
     def site_file(self) -> Path:
         """What the function reads."""
-        return self.state / f"endpoints/{NAME}.site.json"
+        return self.state / f"endpoints/{self.name}.site.json"
 
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """``gateway endpoint ...`` as the account."""
@@ -105,11 +107,11 @@ class Chain:
 
     def start(self) -> None:
         """Start the endpoint; it is online afterwards."""
-        self.cli("start", NAME, "--json")
+        self.cli("start", self.name, "--json")
 
     def stop(self) -> None:
         """Stop the endpoint."""
-        self.cli("stop", NAME, "--json")
+        self.cli("stop", self.name, "--json")
 
     def executor(self, **options: Any) -> Any:
         """The real ``Executor``, JSON both ways unless ``options`` say otherwise; set ``service_environment`` first."""
@@ -212,6 +214,25 @@ def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> I
             print(f"kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def beside(base: Chain, name: str, url: str, key: str) -> Iterator[Chain]:
+    """Another endpoint of ``base``'s account, for the gateway at ``url``; started."""
+    made = replace(base, name=name, configured={})
+    key_file = base.account.home / ".config" / f"{name}.key"
+    write_private(key_file, key + "\n")
+    base.account.own(key_file)
+    try:
+        ended = made.cli(
+            "configure", name, "--url", url, "--key-file", str(key_file), "--venv", str(made.venv),
+            "--heartbeat", "5", "--json",
+        )  # fmt: skip
+        made.configured = json.loads(ended.stdout)
+        made.start()
+        yield made
+    finally:
+        made.cli("stop", name, check=False)
 
 
 @contextmanager
