@@ -14,7 +14,7 @@ import pytest
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.living import deployments_of, edges_of, supervisors_of
-from tests.support.gateways import Gateway, wait_for
+from tests.support.gateways import Gateway, chat_body, wait_for
 from tests.support.load import Account, load
 from tests.support.slurm.gateways import (
     all_nodes_taken,
@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 WAIT_S = 60.0
 """How long a request may wait for its model."""
+PATIENCE_S = 30
+"""How long the one client waits that says so."""
 MODELS = ("a", "b")
 """One fits on a node, and there are two nodes."""
 
@@ -56,16 +58,16 @@ def test_a_queue_without_a_free_node_is_waited_for_with_one_job(running: Gateway
     with ThreadPoolExecutor(1) as one, ExitStack() as until_freed:
         until_freed.enter_context(all_nodes_taken(slurm_cluster))
         began = time.monotonic()
-        impatient = one.submit(running.chat, "a")
+        impatient = one.submit(chat_that_waits, running, "a", PATIENCE_S)
 
         def jobs_seen_until(passed_s: float) -> bool:
             jobs.update(job.id for job in queued(slurm_cluster))
             return time.monotonic() > began + passed_s or impatient.done()
 
         # The others come late enough to have most of their time left when it gives up.
-        wait_for(lambda: jobs_seen_until(WAIT_S - 10), WAIT_S, "the first client nearly giving up")
+        wait_for(lambda: jobs_seen_until(PATIENCE_S - 10), WAIT_S, "the first client nearly giving up")
         with load(running, ("a",)) as account:
-            wait_for(lambda: jobs_seen_until(WAIT_S + 30), WAIT_S, "the first client giving up")
+            wait_for(lambda: jobs_seen_until(PATIENCE_S + 30), WAIT_S, "the first client giving up")
             refused = impatient.result(30)
             assert not account.answered
             until_freed.close()
@@ -76,6 +78,13 @@ def test_a_queue_without_a_free_node_is_waited_for_with_one_job(running: Gateway
     assert (account.failed, account.cut, account.refused) == ([], [], [])
     assert len(jobs) == 1
     assert ever_submitted(slurm_cluster) - before == jobs
+
+
+def chat_that_waits(gateway: Gateway, model: str, patience_s: int) -> httpx.Response:
+    """One chat completion of a client that says how long it is ready to wait for the model."""
+    with gateway.client() as client:
+        wait = {"x-gateway-wait": str(patience_s)}
+        return client.post("/v1/chat/completions", json=chat_body(model), headers=wait)
 
 
 def test_a_controller_of_slurms_away_for_half_a_minute_is_not_noticed(

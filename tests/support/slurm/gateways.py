@@ -158,6 +158,7 @@ def at_rest(gateway: Gateway, slurm: VirtualSlurm) -> None:
             *(f"job {job.id} of {job.block} pends" for job in pending),
         ]
 
+    slurm.mend()
     wait_for(lambda: not restless(), 90, lambda: f"the gateway and Slurm at rest; still: {', '.join(restless())}")
 
 

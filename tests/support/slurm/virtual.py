@@ -128,14 +128,23 @@ class VirtualSlurm:
         network.plug(self.places, number, "down")
         network.kill_all(self.places, number)
 
+    def mend(self) -> None:
+        """Undo what a test that failed in the middle may have left: start absent daemons, take nodes back into use."""
+        if self._pid("slurmctld") is None:
+            self.start_controller()
+        for number in range(1, self.shape.nodes + 1):
+            if self._pid(f"slurmd.{node_name(number)}") is None:
+                self.start_node(number)
+            if not self._usable(number):  # refused where there is nothing to resume from: it has a job, say
+                self.run("scontrol", "update", f"nodename={node_name(number)}", "state=resume", check=False)
+        self.run("scontrol", "update", "partitionname=debug", "state=up")
+
     def clear(self) -> None:
         """Cancel every job and wait for the queue to be empty and every node to be up again."""
         jobs = self.run("squeue", "-h", "--all", "-o", "%A").split()
         if jobs:
             self.run("scancel", "--quiet", *jobs, check=False)
-        for number in range(1, self.shape.nodes + 1):
-            if not self._usable(number):
-                self.run("scontrol", "update", f"nodename={node_name(number)}", "state=resume", check=False)
+        self.mend()
         wait_for(lambda: not self.run("squeue", "-h", "--all"), "an empty queue", timeout_s=45)
         wait_for(self._registered, "all nodes to be up", timeout_s=30)
 
