@@ -155,6 +155,9 @@ def gres_conf(shape: Shape, places: Places) -> str:
 def epilog(places: Places, python: str) -> str:
     """A program that kills what a job has left, with all that it started: they carry the job's id, or descend from it.
 
+    Another node's run of it for the same job carries the id too, and is seen here, where all nodes share their PIDs:
+    killed, it would have its node drained ("Epilog error").
+
     ``python``: an interpreter with ``psutil``.
     """
     return EPILOG.format(python=python, conf=str(places.conf))
@@ -169,6 +172,8 @@ for process in psutil.process_iter():
     try:
         environment = process.environ()
         if process.pid in own or any(environment.get(name) != value for name, value in marks.items()):
+            continue
+        if __file__ in process.cmdline():
             continue
         for member in (*process.children(recursive=True), process):
             member.kill()
