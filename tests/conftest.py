@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,15 @@ import pytest
 if TYPE_CHECKING:
     from tests.support.pbs.virtual import VirtualPbs
     from tests.support.slurm.virtual import VirtualSlurm
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A command of ours that was interrupted leaves Ctrl-C ignored, which every later child of the tests would be too."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
