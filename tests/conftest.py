@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """A command of ours that was interrupted leaves Ctrl-C ignored, which every later child of the tests would be too."""
+    """Ctrl-C works in every test and its children: not so in a background job's, nor where a command was interrupted
+    in this process before, which then ignores it on purpose."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
-        signal.signal(number, handler)
+        if handler is not None:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
