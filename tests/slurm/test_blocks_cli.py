@@ -98,7 +98,6 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
 
     # The one that runs is drained while another one waits for its node: nothing new is put on the old one.
     gateway.cli("models", "unpin", "a")
-    assert serving is not None
     with streamed(gateway, "a", tokens=400) as pieces, waiting_chat(gateway, "b"):
         following = wait_for(lambda: in_state(gateway, "pending"), 15, "another job in the queue")
         drained = json.loads(gateway.cli("blocks", "drain", serving["name"], "--wait", "--json").stdout)
@@ -106,21 +105,21 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
         assert "[DONE]" in "".join(pieces)  # what was in flight ended in peace
         wait_for(lambda: "b" in engine_nodes(gateway), 60, "b on the node that was given back")
     assert engine_nodes(gateway)["b"] == host
-    serving = in_state(gateway, "serving")
-    assert serving is not None
-    assert serving["name"] == following["name"]
+    second = in_state(gateway, "serving")
+    assert second is not None
+    assert second["name"] == following["name"]
     assert ever_submitted(slurm) - submitted == {following["job"]}
 
     # The one that runs is cancelled with a stream on it, which breaks off visibly.
     with streamed(gateway, "b", tokens=4000) as pieces:
         wait_for(lambda: (in_state(gateway, "serving") or {}).get("in_flight") == 1, 15, "the stream is counted")
-        done = gateway.cli("blocks", "cancel", serving["name"], "--json")
+        done = gateway.cli("blocks", "cancel", second["name"], "--json")
         assert json.loads(done.stdout)[0]["cut"] == 1
         with pytest.raises(httpx.RemoteProtocolError):
             for _ in pieces:
                 pass
     wait_for(lambda: not queued(slurm), 60, "its job is gone")
-    wait_for(lambda: rows(gateway, "--all")[serving["name"]]["state"] == "cancelled", 15, "its end")
-    assert "leaving: told to" in gateway.cli("blocks", "logs", serving["name"]).stdout
+    wait_for(lambda: rows(gateway, "--all")[second["name"]]["state"] == "cancelled", 15, "its end")
+    assert "leaving: told to" in gateway.cli("blocks", "logs", second["name"]).stdout
     assert not rows(gateway)
     assert ever_submitted(slurm) - submitted == {following["job"]}
