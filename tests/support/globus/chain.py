@@ -87,6 +87,8 @@ class Chain:
         more: dict[str, Any] = {}
         if self.operator.switches:
             more = {"user": self.operator.uid, "group": self.operator.gid, "extra_groups": []}
+        elif self.operator.uid == 0:
+            more = {"umask": 0o077}  # as on a hardened machine: what it shares must be readable all the same
         ended = subprocess.run(
             [str(self.venv / "bin/python"), "-m", "gateway_plugin.cli.main", "endpoint", *words],
             stdin=subprocess.DEVNULL,
@@ -217,16 +219,16 @@ def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> I
 
 
 @contextmanager
-def beside(base: Chain, name: str, url: str, key: str) -> Iterator[Chain]:
-    """Another endpoint of ``base``'s account, for the gateway at ``url``; started."""
+def beside(base: Chain, name: str, url: str, key: str, *, own_venv: bool = False) -> Iterator[Chain]:
+    """Another endpoint of ``base``'s account, for the gateway at ``url``; started. ``own_venv``: one is made for it."""
     made = replace(base, name=name, configured={})
     key_file = base.account.home / ".config" / f"{name}.key"
     write_private(key_file, key + "\n")
     base.account.own(key_file)
     try:
         ended = made.cli(
-            "configure", name, "--url", url, "--key-file", str(key_file), "--venv", str(made.venv),
-            "--heartbeat", "5", "--json",
+            "configure", name, "--url", url, "--key-file", str(key_file), "--heartbeat", "5", "--json",
+            *(() if own_venv else ("--venv", str(made.venv))),
         )  # fmt: skip
         made.configured = json.loads(ended.stdout)
         made.start()
