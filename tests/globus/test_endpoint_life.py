@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ import pytest
 
 from gateway_plugin.service import processes
 from tests.globus.test_endpoint import pack, refused, statuses
+from tests.support.terminal import Terminal
 
 if TYPE_CHECKING:
     from tests.support.globus.chain import Chain
     from tests.support.globus.gateway import EngineAsGateway
 
-pytestmark = [pytest.mark.globus, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.globus, pytest.mark.timeout(420)]
 
 NAME = "second"
 
@@ -82,3 +84,24 @@ def test_from_configure_to_delete(globus_chain: Chain, globus_gateway: EngineAsG
         assert not (first.state / "endpoints/globus" / NAME).exists()
         with refused("ENDPOINT_NOT_FOUND"):
             later.call(pack("nobody is there"))
+
+
+def test_a_person_logs_in(globus_chain: Chain) -> None:
+    """Through the flow of Globus's own SDK: a page to visit, a code to type."""
+    from tests.support.globus.standin import CODE
+
+    argv, environment, more = globus_chain.command("status")
+    for name in ("GLOBUS_COMPUTE_CLIENT_ID", "GLOBUS_COMPUTE_CLIENT_SECRET"):
+        del environment[name]
+    terminal = Terminal(argv, environment, **more)
+    try:
+        terminal.read_until("Enter the resulting Authorization Code here: ")
+        assert "/v2/oauth2/authorize?" in terminal.shown
+        terminal.type(f"{CODE}\n")
+        terminal.read_until(f"{globus_chain.endpoint_id}: online")
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
+    again = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False, **more)
+    assert again.returncode == 0, "it is logged in from now on"
+    assert "online" in again.stdout

@@ -84,28 +84,27 @@ class Chain:
 
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """``gateway endpoint ...`` as the account."""
-        more: dict[str, Any] = {}
-        if self.operator.switches:
-            more = {"user": self.operator.uid, "group": self.operator.gid, "extra_groups": []}
-        elif self.operator.uid == 0:
-            more = {"umask": 0o077}  # as on a hardened machine: what it shares must be readable all the same
+        argv, environment, more = self.command(*words)
         ended = subprocess.run(
-            [str(self.venv / "bin/python"), "-m", "gateway_plugin.cli.main", "endpoint", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=self.operator.home,
-            env=self.operator.environment(
-                **self.service_environment,
-                PYTHONPATH=str(self.folder / "src"),
-                GATEWAY_STATE=str(self.state),
-                GATEWAY_RUN_ROOT=str(self.folder / "run"),
-            ),
-            **more,
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env=environment, **more
         )
         assert not check or ended.returncode == 0, f"{words}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
         return ended
+
+    def command(self, *words: str) -> tuple[list[str], dict[str, str], dict[str, Any]]:
+        """``gateway endpoint ...`` as the account: its command line, its environment, and how to start it."""
+        more: dict[str, Any] = {"cwd": self.operator.home}
+        if self.operator.switches:
+            more |= {"user": self.operator.uid, "group": self.operator.gid, "extra_groups": []}
+        elif self.operator.uid == 0:
+            more["umask"] = 0o077  # as on a hardened machine: what it shares must be readable all the same
+        environment = self.operator.environment(
+            **self.service_environment,
+            PYTHONPATH=str(self.folder / "src"),
+            GATEWAY_STATE=str(self.state),
+            GATEWAY_RUN_ROOT=str(self.folder / "run"),
+        )
+        return [str(self.venv / "bin/python"), "-m", "gateway_plugin.cli.main", "endpoint", *words], environment, more
 
     def start(self) -> None:
         """Start the endpoint; it is online afterwards."""

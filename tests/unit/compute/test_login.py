@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import select
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import pytest
 from gateway_plugin.compute.record import EndpointRecord, Records
 from gateway_plugin.service.processes import mark
 from tests.support.globus import fake_sdk
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
@@ -34,52 +31,15 @@ def state(tmp_path: Path) -> Iterator[Path]:
         process.kill()
 
 
-class Terminal:
-    """A pty with ``gateway endpoint start`` in its foreground."""
-
-    def __init__(self, state: Path) -> None:
-        self._side, other = pty.openpty()
-        argv = [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(state), "endpoint", "start"]
-        self.child = subprocess.Popen(
-            [sys.executable, "-c", f"import os; os.login_tty({other}); os.execv({argv[0]!r}, {argv!r})"],
-            pass_fds=(other,),
-            env=fake_sdk.environment(state.parent),
-        )
-        os.close(other)
-        self.shown = ""
-
-    def read_until(self, words: str, within_s: float = 30.0) -> None:
-        deadline = time.monotonic() + within_s
-        while words not in self.shown and self.quiet_for(deadline - time.monotonic()) is False:
-            try:
-                self.shown += os.read(self._side, 65536).decode()
-            except OSError:  # nobody has it open any more
-                break
-        assert words in self.shown, self.shown
-
-    def quiet_for(self, seconds: float) -> bool:
-        return not select.select([self._side], [], [], max(0.0, seconds))[0]
-
-    def type(self, words: str) -> None:
-        os.write(self._side, words.encode())
-
-    def end(self) -> int:
-        code = self.child.wait(30)
-        while not self.quiet_for(0):
-            try:
-                self.shown += os.read(self._side, 65536).decode()
-            except OSError:
-                break
-        os.close(self._side)
-        return code
+def command(state: Path) -> list[str]:
+    return [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(state), "endpoint", "start"]
 
 
 @pytest.fixture
 def terminal(state: Path) -> Iterator[Terminal]:
-    made = Terminal(state)
+    made = Terminal(command(state), fake_sdk.environment(state.parent))
     yield made
-    made.child.kill()
-    made.child.wait()
+    made.close()
 
 
 def test_a_person_logs_in_and_nothing_is_drawn_meanwhile(terminal: Terminal, state: Path) -> None:
@@ -109,7 +69,7 @@ def test_ctrl_c_at_the_prompt_ends_the_command(terminal: Terminal) -> None:
 
 def test_without_a_terminal_it_says_which_variables_to_set(state: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(state), "endpoint", "start"],
+        command(state),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
