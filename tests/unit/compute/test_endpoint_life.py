@@ -103,7 +103,12 @@ def test_two_starts_at_once_make_one_process(layout: Layout) -> None:
     globus = layout.state / "endpoints/globus"
     (globus / "token").touch()
     records = configured(layout)
-    first, second = gateway(layout, "start", "--json"), gateway(layout, "start", "--json")
+    with records.locked():
+        first, second = gateway(layout, "start", "--json"), gateway(layout, "start", "--json")
+        for child in (first, second):
+            assert child.stderr is not None
+            assert "printed by the SDK" in child.stderr.readline(), "both have got so far"
+        assert not (globus / "starts").exists()
     try:
         said = [child.communicate(timeout=60) for child in (first, second)]
         assert [first.returncode, second.returncode] == [0, 0], said
