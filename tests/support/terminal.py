@@ -16,8 +16,10 @@ class Terminal:
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str], **more: Any) -> None:
         self._side, other = pty.openpty()
+        # a shell's foreground program hears Ctrl-C, even where these tests are a background job and do not
+        begin = f"signal.signal(signal.SIGINT, signal.SIG_DFL); os.login_tty({other})"
         self.child = subprocess.Popen(
-            [argv[0], "-c", f"import os; os.login_tty({other}); os.execv({argv[0]!r}, {list(argv)!r})"],
+            [argv[0], "-c", f"import os, signal; {begin}; os.execv({argv[0]!r}, {list(argv)!r})"],
             pass_fds=(other,),
             env=dict(environment),
             **more,
