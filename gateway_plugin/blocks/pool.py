@@ -42,15 +42,23 @@ def after_look(block: Block, seen: Seen | None, now: float) -> Block:
     if block.phase.ended or seen is None:  # (1) (2)
         return block
     if block.phase is _CANCELS:
-        if seen.phase.ended:  # (3)
-            return block.ending(BlockPhase.CANCELLED, now, seen.reason)
-        return block  # (4)
+        return _over(block, seen, BlockPhase.CANCELLED, now) if seen.phase.ended else block  # (3) (4)
     if seen.phase.ended:  # (5)
-        ended = block.ending(seen.phase, now, seen.reason)
-        return replace(ended, node=seen.node or block.node, starts_at=seen.starts_at or block.starts_at)
+        return _over(block, seen, seen.phase, now)
     return replace(  # (6)
         block, phase=seen.phase, reason=seen.reason, node=seen.node, starts_at=seen.starts_at, ends_at=seen.ends_at
     )
+
+
+def _over(block: Block, seen: Seen, phase: BlockPhase, now: float) -> Block:
+    """It ended. Its start is (1) what the scheduler says, if it ran: it was seen running, or has a node; (2) what it
+    was when it was told to end; (3) none, if it left the queue without having run: what is known is an estimate."""
+    node = seen.node or block.node
+    if node is not None or block.phase is BlockPhase.RUNNING:  # (1)
+        starts_at = seen.starts_at or block.starts_at
+    else:
+        starts_at = block.starts_at if block.phase is _CANCELS else None  # (2) (3)
+    return replace(block.ending(phase, now, seen.reason), node=node, starts_at=starts_at)
 
 
 def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: float, now: float) -> Block:
@@ -185,7 +193,7 @@ class BlockPool:
             for name in names:
                 block = self._blocks.get(name)
                 if block is not None and not block.phase.ended and block.phase is not _CANCELS:
-                    block = replace(block, phase=_CANCELS)
+                    block = block.told_to_end()
                     self._put(block)
                     self._cancelled_at[name] = self._clock()
                     told.append(block)
@@ -256,11 +264,9 @@ class BlockPool:
         with self._lock:
             current = self._blocks[before.name]
             if current.phase is _CANCELS:
-                phase = BlockPhase.CANCELLED if after.phase.ended else _CANCELS
-            else:
-                phase = after.phase
+                after = replace(after, phase=BlockPhase.CANCELLED) if after.phase.ended else after.told_to_end()
             # Everything learnt by looking; its tags are Ray's, and may have changed meanwhile.
-            self._put(replace(after, phase=phase, tags=current.tags))
+            self._put(replace(after, tags=current.tags))
 
     def _mark(self, block: Block) -> None:
         if self._marks is not None:
