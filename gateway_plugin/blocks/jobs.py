@@ -6,6 +6,7 @@ is behind this seam: ``local.py`` finds jobs by PID and start time; a queue's fi
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.site import what_went_wrong
+
+_CLOCK = re.compile(r"(\d+):(\d+):\d+")
+_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,12 @@ class Jobs(Protocol):
 
 
 def jobs_for(provider: Any, layout: Layout) -> Jobs:
-    """The jobs of a Parsl provider. Raises ``ConfigError`` for one whose jobs could not be found again.
+    """The jobs of a Parsl provider. Raises ``ConfigError`` for one whose jobs could not be submitted or found again.
 
     (1) A site's own provider may bring them, with a method ``gateway_jobs(layout) -> Jobs``. (2) ``LocalProvider``.
     (3) one of a queue: ``SlurmProvider``, ``PBSProProvider``.
     """
+    walltime_s(provider)
     if callable(bring := getattr(provider, "gateway_jobs", None)):  # (1)
         return _brought(type(provider).__name__, bring, layout)
     from parsl.providers import LocalProvider
@@ -100,6 +105,27 @@ def _brought(provider: str, bring: Callable[[Layout], Any], layout: Layout) -> J
             "expected what gateway_plugin.blocks.jobs.Jobs asks for"
         )
     return jobs
+
+
+def walltime_s(provider: Any) -> int | None:
+    """The walltime of a provider's jobs in seconds; seconds in it do not count, as Parsl asks Slurm for minutes.
+
+    ``None`` where it has none, as on this machine. Raises ``ConfigError`` for one that Parsl does not take (days, as
+    Slurm writes them), or takes for no limit at all (less than a minute).
+    """
+    walltime = getattr(provider, "walltime", None)
+    if walltime is None:
+        return None
+    clock, days = _CLOCK.fullmatch(str(walltime)), _DAYS.fullmatch(str(walltime))
+    if clock is not None and (minutes := int(clock[1]) * 60 + int(clock[2])) > 0:
+        return minutes * 60
+    example = "02:00:00"
+    if days is not None:
+        example = f"{int(days[1]) * 24 + int(days[2]):02}:{days[3] or '00'}:{days[4] or '00'}"
+    raise ConfigError(
+        f"{type(provider).__name__}: walltime={walltime!r}: expected hours, minutes and seconds, a minute at least: "
+        f"'{example}'"
+    )
 
 
 def is_queue(provider: Any) -> bool:

@@ -17,6 +17,7 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.errors import GatewayError, ServiceError
+from gateway_plugin.site import what_went_wrong
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +68,12 @@ def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: f
     (1) found: it is that job. (2) not yet, and it may still show up: unchanged. (3) it never started.
     """
     if found is not None:  # (1)
-        return replace(block, job=found, phase=_CANCELS if block.phase is _CANCELS else BlockPhase.PENDING)
+        phase = _CANCELS if block.phase is _CANCELS else BlockPhase.PENDING
+        return replace(block, job=found, phase=phase, reason=None)
     if waited_s < in_doubt_s:  # (2)
         return block
-    return block.ending(BlockPhase.LOST, now, "its submit was cut short and no job of its name was found")  # (3)
+    said = f" ({block.reason})" if block.reason else ""
+    return block.ending(BlockPhase.LOST, now, f"its submit was cut short{said} and no job of its name was found")  # (3)
 
 
 def retry_at(blocks: Iterable[Block], node_type: str) -> float:
@@ -159,15 +162,7 @@ class BlockPool:
                 with the scheduler's words.
         """
         with self._lock:
-            taken = [block.name for block in self.holding() if block.type == node_type]
-            if len(taken) >= self._max_blocks[node_type]:
-                raise ServiceError(f"no more than {self._max_blocks[node_type]} blocks of type {node_type}: {taken}")
-            if (wait_s := retry_at(self._blocks.values(), node_type) - self._clock()) > 0:
-                raise ServiceError(f"blocks of type {node_type} keep failing; the next is asked for in {wait_s:.0f} s")
-            if (wait_s := self._held_until.get(node_type, 0.0) - self._clock()) > 0:
-                raise ServiceError(
-                    f"a block of type {node_type} was ended by hand; the next can be had in {wait_s:.0f} s"
-                )
+            self._admit(node_type)
             self._submitting.add(name)
             self._put(Block(name=name, type=node_type, phase=_SUBMITS, asked_at=self._clock(), tags=dict(tags)))
         try:
@@ -176,7 +171,11 @@ class BlockPool:
             with self._lock:
                 self._put(self._blocks[name].ending(BlockPhase.FAILED, self._clock(), error.message))
             raise
-        finally:  # after anything else (a command that timed out) the job may be there or not: refresh looks for it
+        except Exception as error:  # a command that timed out, or anything else: the job may be there or not
+            with self._lock:
+                self._put(replace(self._blocks[name], reason=what_went_wrong(error)))
+            raise
+        finally:  # refresh looks for it
             with self._lock:
                 self._submitting.discard(name)
                 self._doubted_at[name] = self._clock()
@@ -185,6 +184,23 @@ class BlockPool:
             block = replace(block, job=job, phase=BlockPhase.PENDING if block.phase is _SUBMITS else block.phase)
             self._put(block)
             return block
+
+    def refuse(self, name: str, node_type: str, reason: str, tags: Mapping[str, str]) -> None:
+        """Write down a block that cannot be submitted, as ``failed`` for ``reason``. Raises ``ServiceError`` where
+        ``submit`` would: no more of them than of blocks that the scheduler refuses."""
+        with self._lock:
+            self._admit(node_type)
+            block = Block(name=name, type=node_type, phase=_SUBMITS, asked_at=self._clock(), tags=dict(tags))
+            self._put(block.ending(BlockPhase.FAILED, self._clock(), reason))
+
+    def _admit(self, node_type: str) -> None:
+        taken = [block.name for block in self.holding() if block.type == node_type]
+        if len(taken) >= self._max_blocks[node_type]:
+            raise ServiceError(f"no more than {self._max_blocks[node_type]} blocks of type {node_type}: {taken}")
+        if (wait_s := retry_at(self._blocks.values(), node_type) - self._clock()) > 0:
+            raise ServiceError(f"blocks of type {node_type} keep failing; the next is asked for in {wait_s:.0f} s")
+        if (wait_s := self._held_until.get(node_type, 0.0) - self._clock()) > 0:
+            raise ServiceError(f"a block of type {node_type} was ended by hand; the next can be had in {wait_s:.0f} s")
 
     def cancel(self, names: Iterable[str]) -> None:
         """Tell blocks to end. They hold their place until their job is seen to be gone. Unknown or ended: nothing."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from gateway_plugin.blocks.jobs import walltime_s
+from gateway_plugin.errors import ConfigError
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service.slurm_cluster import Association, Cluster, Partition, gpus_in, limit_s
+from gateway_plugin.service.slurm_cluster import Association, Cluster, Partition, gpus_in
 from gateway_plugin.site import NodeType
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
@@ -54,9 +56,10 @@ def _partitions(node_type: NodeType, cluster: Cluster) -> tuple[tuple[Partition,
 def _walltime(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluster) -> Check:
     """Against the partition's limit, unless the quality of service goes beyond it, and against the latter's."""
     provider, name = node_type.provider, f"{node_type.name}: walltime"
-    asked_s = limit_s(provider.walltime)
-    if asked_s is None:
-        return Check(name, Verdict.FAIL, f"{provider.walltime!r}", "walltime= in the site file is HH:MM:SS", True)
+    try:
+        asked_s = walltime_s(provider) or 0
+    except ConfigError as error:
+        return Check(name, Verdict.FAIL, error.message, "walltime= in the site file", True)
     quality = next((each for each in cluster.qualities or () if each.name == provider.qos), None)
     limits = [(f"quality {quality.name}", quality.max_s)] if quality is not None and quality.max_s is not None else []
     if quality is None or not quality.over_partition:

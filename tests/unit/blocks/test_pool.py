@@ -106,8 +106,23 @@ def test_a_submit_that_timed_out_is_searched_and_not_repeated(story: Story, monk
     monkeypatch.setattr(QueueJobs, "submit", cut_short)
     with pytest.raises(TimeoutError):
         story.pool.submit(NAME, "a", "", {})
+    assert story.ledger.read()[NAME].reason == "TimeoutError: sbatch did not answer"
     (block,) = story.pool.refresh()
-    assert (block.phase, block.job) == (BlockPhase.PENDING, Job("1001"))
+    assert (block.phase, block.job, block.reason) == (BlockPhase.PENDING, Job("1001"), None)
+
+
+def test_a_submit_that_broke_and_left_no_job_keeps_the_words(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: QueueJobs, name: str, script: str) -> Job:
+        raise ValueError("not enough values to unpack")
+
+    monkeypatch.setattr(QueueJobs, "submit", broken)
+    with pytest.raises(ValueError, match="unpack"):
+        story.pool.submit(NAME, "a", "", {})
+    story.now += QueueJobs.in_doubt_s
+    assert story.pool.refresh() == ()
+    block = story.ledger.read()[NAME]
+    said = "its submit was cut short (ValueError: not enough values to unpack) and no job of its name was found"
+    assert (block.phase, block.reason) == (BlockPhase.LOST, said)
 
 
 def test_a_cancel_during_the_submit_reaches_the_job(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

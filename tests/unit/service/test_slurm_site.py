@@ -68,6 +68,7 @@ def test_a_good_one_has_nothing_to_complain_of() -> None:
         ({"partition": "gpus"}, "partition", Verdict.FAIL, "there is no partition gpus"),
         ({"partition": "old", "walltime": "01:00:00"}, "partition", Verdict.WARN, "old is not up"),
         ({"walltime": "72:00:00"}, "walltime", Verdict.FAIL, "72:00:00 is more than partition gpu allows (48:00:00)"),
+        ({"walltime": "1-00:00:00"}, "walltime", Verdict.FAIL, "expected hours, minutes and seconds"),
         ({"walltime": "30:00:00", "qos": "high"}, "walltime", Verdict.FAIL, "more than quality high allows (24:00:00)"),
         ({"gpus_per_node": 8}, "nodes", Verdict.FAIL, "8 GPUs asked for, and a node of partition gpu has 4"),
         ({"cores_per_node": 128}, "nodes", Verdict.FAIL, "128 cores asked for, and a node of partition gpu has 64"),
