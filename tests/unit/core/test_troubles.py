@@ -249,7 +249,8 @@ def test_min_nodes_of_a_kind_in_trouble_are_not_asked_for_until_its_retry() -> N
     ["PartitionTimeLimit", "BadConstraints", "InvalidAccount", "InvalidQOS", "AccountNotAllowed", "JobHeldAdmin",
      "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxGRESPerJob", "QOSMaxMemoryPerNode",
      "AssocMaxCpuPerJobLimit", "QOSMinGRES", "QOSMinCpuNotSatisfied", "AssocGrpCPUMinutesLimit", "QOSGrpGRESMinutes",
-     "MaxMemPerLimit"],
+     "MaxMemPerLimit",
+     "Can Never Run: Insufficient amount of resource: ngpus (R: 8 A: 4 T: 4)"],
 )  # fmt: skip
 def test_reasons_that_never_clear(reason: str) -> None:
     assert never_clears(reason)
@@ -260,7 +261,8 @@ def test_reasons_that_never_clear(reason: str) -> None:
     ["Priority", "Resources", "Dependency", "BeginTime", "AssocGrpCPURunMinutesLimit", "QOSGrpGRESRunMinutes",
      "AssocGrpGRES", "AssocGrpJobsLimit", "QOSMaxJobsPerUserLimit", "QOSMaxCpuPerUserLimit", "AssocMaxJobsLimit",
      "MaxGRESPerAccount", "PartitionDown", "Licenses", "JobArrayTaskLimit", "None", "", None,
-     "ReqNodeNotAvail, UnavailableNodes:n[1-4]", "Nodes required for job are DOWN, DRAINED or reserved"],
+     "ReqNodeNotAvail, UnavailableNodes:n[1-4]", "Nodes required for job are DOWN, DRAINED or reserved",
+     "Not Running: Insufficient amount of resource: ngpus (R: 4 A: 0 T: 4)", "Not Running: Queue not started.", "held"],
 )  # fmt: skip
 def test_reasons_that_clear(reason: str | None) -> None:
     assert not never_clears(reason)
