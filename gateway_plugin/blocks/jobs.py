@@ -70,24 +70,30 @@ class Jobs(Protocol):
 def jobs_for(provider: Any, layout: Layout) -> Jobs:
     """The jobs of a Parsl provider. Raises ``ConfigError`` for one whose jobs could not be submitted or found again.
 
-    (1) A site's own provider may bring them, with a method ``gateway_jobs(layout) -> Jobs``. (2) ``LocalProvider``.
-    (3) one of a queue: ``SlurmProvider``, ``PBSProProvider``.
+    (1) A site's own provider may bring them, with a method ``gateway_jobs(layout) -> Jobs``. (2) one of a queue:
+    ``SlurmProvider``, ``PBSProProvider``. (3) ``LocalProvider``.
     """
-    walltime_s(provider)
+    demand_known(provider)
     if callable(bring := getattr(provider, "gateway_jobs", None)):  # (1)
         return _brought(type(provider).__name__, bring, layout)
+    if is_queue(provider):  # (2)
+        return queue_jobs(provider, private_folder(shared_script_place(layout)), layout)
+    from gateway_plugin.blocks.local import LocalJobs
+
+    return LocalJobs(provider, script_folder(layout), layout)  # (3)
+
+
+def demand_known(provider: Any) -> None:
+    """Raises ``ConfigError`` for a provider that ``jobs_for`` has no jobs of, or with a walltime that is none."""
     from parsl.providers import LocalProvider
 
-    if isinstance(provider, LocalProvider):  # (2)
-        from gateway_plugin.blocks.local import LocalJobs
-
-        return LocalJobs(provider, script_folder(layout), layout)
-    if is_queue(provider):  # (3)
-        return queue_jobs(provider, shared_script_folder(layout), layout)
-    raise ConfigError(
-        f"{type(provider).__name__}: blocks of this Parsl provider cannot be found again after a restart; "
-        "expected a LocalProvider, a SlurmProvider or a PBSProProvider"
-    )
+    walltime_s(provider)
+    own = callable(getattr(provider, "gateway_jobs", None))
+    if not (own or is_queue(provider) or isinstance(provider, LocalProvider)):
+        raise ConfigError(
+            f"{type(provider).__name__}: blocks of this Parsl provider cannot be found again after a restart; "
+            "expected a LocalProvider, a SlurmProvider or a PBSProProvider"
+        )
 
 
 def _brought(provider: str, bring: Callable[[Layout], Any], layout: Layout) -> Jobs:
@@ -159,7 +165,7 @@ def script_place(layout: Layout) -> Path:
     return scripts if shlex.quote(str(scripts)) == str(scripts) else layout.run / "scripts"
 
 
-def shared_script_folder(layout: Layout) -> Path:
+def shared_script_place(layout: Layout) -> Path:
     """Where scripts of jobs on other machines lie: in the state folder. Raises ``ConfigError`` if it needs quoting.
 
     The run folder is this node's own: what a job writes there would never be seen.
@@ -170,7 +176,7 @@ def shared_script_folder(layout: Layout) -> Path:
             f"{layout.state}: Parsl does not quote the path of a job's script; expected a state folder (GATEWAY_STATE) "
             "without blanks, quotes and other signs of the shell"
         )
-    return private_folder(scripts)
+    return scripts
 
 
 def last_words(*outputs: Path) -> str:

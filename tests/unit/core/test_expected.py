@@ -66,7 +66,7 @@ def started(took: float) -> ev.SeenBlock:
         ),
         (
             (a_block("cpu-0-7", phase="cancelling", job=None), pending()),
-            None,
+            20 + 30 + 7,  # as long as the one that leaves had waited
             "job 123 waits in the queue",
         ),
         (
