@@ -108,7 +108,7 @@ def _nodes(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluste
             return
     if gpus is None and node_type.gpus:
         found = f"gpus={node_type.gpus} for engines; how many the job asks for cannot be read from scheduler_options"
-        yield Check(f"{node_type.name}: GPUs", Verdict.WARN, found, _TRY)
+        yield Check(f"{node_type.name}: GPUs of the job", Verdict.WARN, found, _TRY)
     elif gpus is not None and node_type.gpus > gpus:
         found = f"gpus={node_type.gpus} for engines, and the job asks for {gpus}"
         yield Check(name, Verdict.FAIL, found, "gpus_per_node= of the provider in the site file", True)

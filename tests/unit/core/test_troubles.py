@@ -57,7 +57,7 @@ def test_a_refused_block_is_asked_for_again_after_a_back_off_that_doubles_and_ne
         waits.append(told.now - began)
     assert waits == [5, 10, 20, 40, 60, 60, 60]
     assert told.fleet.waiters, "waiters wait on: schedulers come back"
-    assert "refused by the scheduler" in str(kind(told, "cpu")["trouble"])
+    assert "could not be submitted" in str(kind(told, "cpu")["trouble"])
     assert "Unable to contact controller" in str(why_none(told.fleet, Need(0, 4 * GIB), told.now)), (
         "waiters hear it too"
     )

@@ -169,7 +169,7 @@ def test_gpus_asked_for_in_the_scheduler_s_own_words_are_gpus() -> None:
     own: dict[str, Any] = {"gpus_per_node": None, "scheduler_options": "#SBATCH --gpus-per-node=a100:4"}
     assert complaints(node_type(**own)) == {}
     own["scheduler_options"] = "#SBATCH --gpus-per-socket=2"
-    assert complaints(node_type(**own))["GPUs"][0] is Verdict.WARN
+    assert complaints(node_type(**own))["GPUs of the job"][0] is Verdict.WARN
     own["scheduler_options"] = ""
     assert complaints(node_type(**own))["nodes"] == (Verdict.FAIL, "gpus=4 for engines, and the job asks for 0")
 
