@@ -116,21 +116,20 @@ def _brought(provider: str, bring: Callable[[Layout], Any], layout: Layout) -> J
 def walltime_s(provider: Any) -> int | None:
     """The walltime of a provider's jobs in seconds; seconds in it do not count, as Parsl asks Slurm for minutes.
 
-    ``None`` where it has none, as on this machine. Raises ``ConfigError`` for one that Parsl does not take (days, as
-    Slurm writes them), or takes for no limit at all (less than a minute).
+    ``None`` where it has none, as on this machine. Raises ``ConfigError`` for one that Parsl does not take, such as
+    Slurm's own form for days.
     """
     walltime = getattr(provider, "walltime", None)
     if walltime is None:
         return None
     clock, days = _CLOCK.fullmatch(str(walltime)), _DAYS.fullmatch(str(walltime))
-    if clock is not None and (minutes := int(clock[1]) * 60 + int(clock[2])) > 0:
-        return minutes * 60
+    if clock is not None:
+        return (int(clock[1]) * 60 + int(clock[2])) * 60
     example = "02:00:00"
     if days is not None:
         example = f"{int(days[1]) * 24 + int(days[2]):02}:{days[3] or '00'}:{days[4] or '00'}"
     raise ConfigError(
-        f"{type(provider).__name__}: walltime={walltime!r}: expected hours, minutes and seconds, a minute at least: "
-        f"'{example}'"
+        f"{type(provider).__name__}: walltime={walltime!r}: expected hours, minutes and seconds: '{example}'"
     )
 
 

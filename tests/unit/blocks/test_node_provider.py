@@ -108,7 +108,7 @@ def test_the_walltime_of_a_job_is_what_its_provider_asks_for() -> None:
 @pytest.mark.parametrize(
     ("walltime", "example"),
     [("2h", "02:00:00"), ("2-00:00:00", "48:00:00"), ("1-12", "36:00:00"), ("30:00", "02:00:00"),
-     ("00:00:30", "02:00:00"), ("-1:00:00", "02:00:00")],
+     ("-1:00:00", "02:00:00")],
 )  # fmt: skip
 def test_a_walltime_that_parsl_would_stumble_over_is_refused_where_jobs_are_asked_for(
     walltime: str, example: str, tmp_path: Path
@@ -117,6 +117,12 @@ def test_a_walltime_that_parsl_would_stumble_over_is_refused_where_jobs_are_aske
     provider = SlurmProvider(launcher=SimpleLauncher(), walltime=walltime)
     words = re.escape(f"SlurmProvider: walltime={walltime!r}: expected hours, minutes and seconds")
     with pytest.raises(ConfigError, match=f"{words}.*'{example}'"):
+        jobs_for(provider, Layout(tmp_path))
+
+
+def test_less_than_a_minute_which_slurm_would_take_for_no_limit_at_all_is_refused(tmp_path: Path) -> None:
+    provider = SlurmProvider(launcher=SimpleLauncher(), walltime="00:00:30")
+    with pytest.raises(ConfigError, match=r"walltime='00:00:30': .* expected a minute or more"):
         jobs_for(provider, Layout(tmp_path))
 
 

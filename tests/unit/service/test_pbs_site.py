@@ -19,7 +19,7 @@ from gateway_plugin.site import NodeType
         (
             "1-00:00:00",
             Verdict.FAIL,
-            "'1-00:00:00': expected hours, minutes and seconds, a minute at least: '24:00:00'",
+            "'1-00:00:00': expected hours, minutes and seconds: '24:00:00'",
         ),
     ],
 )
