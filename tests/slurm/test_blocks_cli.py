@@ -99,7 +99,7 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
     # The one that runs is drained while another one waits for its node: nothing new is put on the old one.
     gateway.cli("models", "unpin", "a")
     with streamed(gateway, "a", tokens=400) as pieces, waiting_chat(gateway, "b"):
-        following = wait_for(lambda: in_state(gateway, "pending"), 15, "another job in the queue")
+        following = wait_for(lambda: (row := in_state(gateway, "pending")) and row["job"] and row, 15, "another job")
         drained = json.loads(gateway.cli("blocks", "drain", serving["name"], "--wait", "--json").stdout)
         assert drained["ended"]["state"] in ("cancelled", "completed"), drained
         assert "[DONE]" in "".join(pieces)  # what was in flight ended in peace

@@ -21,6 +21,7 @@ from gateway_plugin.service import lifecycle
 from gateway_plugin.service.ending import has_blocks
 from gateway_plugin.service.lifecycle import Outcome, down
 from gateway_plugin.service.processes import find_own
+from tests.support.gateways import wait_for
 
 NAME = "gateway-local-1a2b3c4d"
 
@@ -102,7 +103,8 @@ def test_where_nothing_runs_and_something_is_left_it_is_named_and_its_record_is_
 def test_a_supervisor_that_ends_between_two_looks_is_no_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = [sys.executable, "-c", "import time; time.sleep(60)", "-m", "gateway_plugin.service.supervisor"]
     with subprocess.Popen([*argv, "--state", str(layout.state)]) as child:
-        marks = find_own(("gateway_plugin.service.supervisor", "--state", str(layout.state)))
+        name = ("gateway_plugin.service.supervisor", "--state", str(layout.state))
+        marks = wait_for(lambda: find_own(name), 10, "a supervisor among the processes")
         assert [known.pid for known in marks] == [child.pid]
         child.kill()
     monkeypatch.setattr(lifecycle, "supervisors_of", lambda _: marks)
