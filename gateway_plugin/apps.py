@@ -10,9 +10,9 @@ A task finds the gateway where it runs: ``$GATEWAY_URL`` and ``$GATEWAY_API_KEY`
 state folder of a gateway on this machine or file system. Neither URL nor key travels with a task unless you name a URL.
 Errors are ``GatewayError``s, raised by the future's ``result()``.
 
-``Apps(endpoint=ID)`` has the same apps ask a site elsewhere, through Globus Compute: each worker process is one client of
-that endpoint. Tasks that run in one process at a time (threads: Parsl's ``ThreadPoolExecutor``) travel packed; a worker
-of ``HighThroughputExecutor`` runs one task at a time, so there each ``chat`` is a Globus task: take ``map_chat``.
+``Apps(endpoint=ID)`` has the same apps ask a site elsewhere, through Globus Compute: each worker process is one client
+of that endpoint. Tasks that run in one process at a time (threads: Parsl's ``ThreadPoolExecutor``) travel packed; a
+worker of ``HighThroughputExecutor`` runs one at a time, so there each ``chat`` is a Globus task: take ``map_chat``.
 """
 
 from __future__ import annotations
