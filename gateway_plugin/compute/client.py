@@ -11,33 +11,23 @@ Needs ``globus-compute-sdk`` and no port, key or account of the site but a Globu
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, as_completed
-from concurrent.futures import wait as wait_for
+from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gateway_plugin.answers import FAILED, ModelInfo, parse_model
+from gateway_plugin.answers import ModelInfo, parse_model
 from gateway_plugin.compute import bodies
 from gateway_plugin.compute.bodies import Prompt
+from gateway_plugin.compute.groups import gathered, resumed
 from gateway_plugin.compute.locate import find_endpoint
 from gateway_plugin.compute.packing import Limits, Pace
-from gateway_plugin.compute.progress import progress_bar
+from gateway_plugin.compute.readiness import wait_until_ready
 from gateway_plugin.compute.sdk import GlobusTransport
 from gateway_plugin.compute.sending import Read, Sender, checked_timeout
 from gateway_plugin.compute.status import EndpointStatus, parse_endpoint
 from gateway_plugin.compute.transport import Transport
-from gateway_plugin.compute.wire import in_order
-from gateway_plugin.errors import (
-    GatewayError,
-    InvalidRequest,
-    ModelNotFound,
-    ModelUnavailable,
-    TaskFailed,
-    WaitDeadline,
-)
+from gateway_plugin.errors import GatewayError, InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
     from globus_compute_sdk import Client
@@ -47,7 +37,6 @@ REQUEST_TIMEOUT_S = 3600.0
 _EMBED_BATCH = 32
 _STATUS_S = 180.0
 """The first task of a user starts a process at the endpoint, which takes its time where the file system is slow."""
-_FAILED_GRACE_S = 10.0
 
 
 class GlobusClient:
@@ -263,25 +252,7 @@ class GlobusClient:
         Raises:
             NotFound: the service knows no such task group, or it is somebody else's.
         """
-        tasks = self._transport.tasks(task_group_id)
-        with progress_bar(f"tasks of {task_group_id[:8]}", len(tasks), progress) as advance:
-            for task in tasks:
-                task.add_done_callback(lambda _: advance())
-            done = wait_for(tasks, timeout=self._budget(timeout_s)).done
-        self._transport.release(task_group_id)
-        answers = [task.result() for task in tasks if task in done and not task.exception()]
-        missing = TaskFailed(
-            "There is no answer to this prompt: it was not sent, its task failed or is still under way, or the result "
-            "is no longer kept. Send it again."
-        )
-        found = in_order(answers)
-        if tasks and not found:
-            reasons = [self._transport.failure(error).error for task in done if (error := task.exception())]
-            raise reasons[0] if reasons else missing
-        return [
-            missing if answer is None else answer if isinstance(answer, GatewayError) else bodies.reading(answer)
-            for answer in found
-        ]
+        return resumed(self._transport, task_group_id, self._budget(timeout_s), progress)
 
     # --- the site ---
     def models(self, timeout_s: float = _STATUS_S) -> list[ModelInfo]:
@@ -309,26 +280,7 @@ class GlobusClient:
             ModelUnavailable: its engine fails to start; the message ends with the engine's own last words.
             WaitDeadline: not ready within ``timeout_s`` seconds.
         """
-        deadline = time.monotonic() + timeout_s
-        failed_since: float | None = None
-        while not (found := self.model(model)).ready:
-            now = time.monotonic()
-            failed_since = (failed_since or now) if found.state == FAILED else None
-            if failed_since is not None and now - failed_since >= _FAILED_GRACE_S:
-                raise ModelUnavailable(
-                    f"The model '{found.name}' fails to load: {found.reason or 'no reason is known'}", state=FAILED
-                )
-            if now >= deadline:
-                raise WaitDeadline(
-                    f"The model '{found.name}' is {found.state} and was not ready within {timeout_s:.0f} s.",
-                    state=found.state,
-                    eta_s=found.eta_s,
-                )
-            if found.state in ("cold", FAILED):
-                self._touch(found)
-            # every look is a task: the rate limit is for prompts
-            time.sleep(min(max(poll_s, (found.eta_s or 0.0) / 2), 15.0, max(0.0, deadline - now)))
-        return found
+        return wait_until_ready(self.model, self._touch, model, timeout_s, poll_s)
 
     def _touch(self, model: ModelInfo) -> None:
         """Ask for one token without waiting: that has the model loaded."""
@@ -353,22 +305,9 @@ class GlobusClient:
         self, group: str, futures: list[Future[Any]], return_errors: bool, progress: bool | None, words: str
     ) -> list[Any]:
         try:
-            with progress_bar(words, len(futures), progress) as advance:
-                for future in as_completed(futures):
-                    advance()
-                    if not return_errors and (error := future.exception()):
-                        raise error
-        except KeyboardInterrupt:
-            answered = sum(future.done() for future in futures)
-            print(
-                f"interrupted: {answered} of {len(futures)} prompts are answered. Those at the site go on there; fetch "
-                f"all answers within half an hour with resume('{group}').",
-                file=sys.stderr,
-            )
-            raise
+            return gathered(group, futures, return_errors, progress, words)
         finally:
             self._sender.dispatcher.release(group)
-        return [future.exception() or future.result() for future in futures]
 
 
 def _result(future: Future[Any]) -> Any:

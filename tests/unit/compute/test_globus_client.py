@@ -209,7 +209,7 @@ def test_ctrl_c_in_a_map_says_how_to_go_on(
         yield futures[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gateway_plugin.compute.client.as_completed", interrupt)
+    monkeypatch.setattr("gateway_plugin.compute.groups.as_completed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         client.map_chat(["a", "b"], "m")
     group = transport.sent[0][0]
