@@ -10,16 +10,17 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from gateway_plugin.compute import endings
 from gateway_plugin.compute.lanes import Call, LaneKey, Pack, after_failure, halves
 from gateway_plugin.compute.packing import Limits, Pace, cut, due
 from gateway_plugin.compute.transport import Next, Transport
 from gateway_plugin.compute.wire import Place, file_request, pack_request, unpack
-from gateway_plugin.errors import AnswerTooLarge, EndpointUnavailable, GatewayError, TaskFailed, WaitDeadline
+from gateway_plugin.errors import AnswerTooLarge, GatewayError
 
 _TRANSIT_S = 5.0
 """Kept back from the function's budget, so that its own words about a deadline arrive before ours."""
@@ -158,7 +159,7 @@ class Dispatcher:
                 place = replace(pack.place, start=pack.place.start + number, count=1)
                 self._again.append((now, Pack(pack.lane, place, _key(place), (call,))))
             else:
-                _settle(call.future, found if isinstance(found, GatewayError) else _read(call, found))
+                endings.settle(call.future, found if isinstance(found, GatewayError) else endings.read(call, found))
 
     def _recover(self, pack: Pack, error: BaseException, now: float) -> None:
         failure = self._transport.failure(error)
@@ -171,19 +172,19 @@ class Dispatcher:
                 self._again.append((now, Pack(pack.lane, place, _key(place), calls)))
         else:
             for call in pack.calls:
-                _settle(call.future, failure.error)
+                endings.settle(call.future, failure.error)
 
     def _expire(self, now: float) -> None:
         for lane, calls in self._waiting.items():
             while calls and calls[0].deadline <= now:
-                _settle(
+                endings.settle(
                     calls.popleft().future,
-                    _late(lane, "it was not sent yet, since the service's rate limit is reached"),
+                    endings.late(lane, "it was not sent yet, since the service's rate limit is reached"),
                 )
         for key, pack in list(self._flying.items()):
-            if _end_late(pack, now):
+            if endings.end_late(pack, now):
                 del self._flying[key]
-        self._again = [(when, pack) for when, pack in self._again if not _end_late(pack, now)]
+        self._again = [(when, pack) for when, pack in self._again if not endings.end_late(pack, now)]
 
     def _send(self, now: float) -> float | None:
         """Send what is due and what the pace permits: packs that failed first, then the lane that waits longest."""
@@ -209,7 +210,7 @@ class Dispatcher:
             lane = min(ready)[2]
             waiting = self._waiting[lane]
             count = cut(self._sizes(lane), self._limits)
-            calls = tuple(call for call in (waiting.popleft() for _ in range(count)) if _begin(call.future))
+            calls = tuple(call for call in (waiting.popleft() for _ in range(count)) if endings.begin(call.future))
             if not waiting:
                 del self._waiting[lane]
             if not calls:
@@ -245,8 +246,8 @@ class Dispatcher:
         allowed = self._pace.next(now)
         times = [max(when, allowed) for when in ready]
         times += [calls[0].deadline for calls in self._waiting.values() if calls]
-        times += [_first_deadline(pack) for pack in self._flying.values()]
-        times += [_first_deadline(pack) for _, pack in self._again]
+        times += [endings.first_deadline(pack) for pack in self._flying.values()]
+        times += [endings.first_deadline(pack) for _, pack in self._again]
         return min(times, default=None)
 
     def _full(self) -> bool:
@@ -261,14 +262,14 @@ class Dispatcher:
     def _forget(self, group: str) -> None:
         for lane in [lane for lane in self._waiting if lane.group == group]:
             for call in self._waiting.pop(lane):
-                _withdraw(call.future)
+                endings.withdraw(call.future)
         for lane in [lane for lane in self._numbers if lane.group == group]:
             del self._numbers[lane]
         for pack in [pack for pack in self._flying.values() if pack.lane.group == group]:
             del self._flying[pack.key]
-            _close(pack)
+            endings.close(pack)
         for _, pack in [entry for entry in self._again if entry[1].lane.group == group]:
-            _close(pack)
+            endings.close(pack)
         self._again = [entry for entry in self._again if entry[1].lane.group != group]
         self._transport.release(group)
 
@@ -283,57 +284,3 @@ class Dispatcher:
 
 def _key(place: Place) -> str:
     return place.key(uuid.uuid4().hex[:12])
-
-
-def _begin(future: Future[Any]) -> bool:
-    """Whether the prompt is still wanted; from now on ``cancel()`` says that it comes too late."""
-    return future.set_running_or_notify_cancel()
-
-
-def _withdraw(future: Future[Any]) -> None:
-    if future.cancel():
-        future.set_running_or_notify_cancel()
-
-
-def _settle(future: Future[Any], found: object) -> None:
-    try:
-        if isinstance(found, GatewayError):
-            future.set_exception(found)
-        else:
-            future.set_result(found)
-    except InvalidStateError:
-        return  # it ended with its deadline, or was cancelled: that is what its owner was told
-
-
-def _read(call: Call, body: dict[str, Any]) -> object:
-    try:
-        return call.read(body)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        return TaskFailed(f"The answer has another form than expected ({type(error).__name__}: {error}).")
-
-
-def _close(pack: Pack) -> None:
-    error = EndpointUnavailable(
-        f"The client was closed before the answer came. It may still be fetched: resume('{pack.lane.group}')."
-    )
-    for call in pack.calls:
-        _settle(call.future, error)
-
-
-def _late(lane: LaneKey, why: str) -> WaitDeadline:
-    return WaitDeadline(f"No answer of '{lane.model}' through the endpoint within {lane.timeout_s:g} s: {why}.")
-
-
-def _end_late(pack: Pack, now: float) -> bool:
-    """End those futures of ``pack`` whose time is up. Whether nobody waits for it any more."""
-    if _first_deadline(pack) > now:
-        return False
-    why = f"its task is at the endpoint, or lost; resume('{pack.lane.group}') fetches what came of it"
-    for call in pack.calls:
-        if call.deadline <= now and not call.future.done():
-            _settle(call.future, _late(pack.lane, why))
-    return all(call.future.done() for call in pack.calls)
-
-
-def _first_deadline(pack: Pack) -> float:
-    return min((call.deadline for call in pack.calls if not call.future.done()), default=float("inf"))
