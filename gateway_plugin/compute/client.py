@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from gateway_plugin.answers import ModelInfo, parse_model
 from gateway_plugin.compute import bodies
 from gateway_plugin.compute.bodies import Prompt
+from gateway_plugin.compute.endings import error_of
 from gateway_plugin.compute.groups import gathered, resumed
 from gateway_plugin.compute.locate import find_endpoint
 from gateway_plugin.compute.packing import Limits, Pace
@@ -312,7 +314,10 @@ class GlobusClient:
 
 def _result(future: Future[Any]) -> Any:
     try:
-        return future.result()
+        wait_for([future])
     except BaseException:  # Ctrl-C above all
         future.cancel()
         raise
+    if (error := error_of(future)) is not None:
+        raise error
+    return future.result()

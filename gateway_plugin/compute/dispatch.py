@@ -86,19 +86,24 @@ class Dispatcher:
 
     # --- any thread ---
     def offer(self, lane: LaneKey, calls: Iterable[Call]) -> None:
-        """Take prompts; their futures are theirs to keep."""
-        self._mailbox.put(_Offer(lane, tuple(calls)))
+        """Take prompts; their futures are theirs to keep. Too late for that: cancelled."""
+        self._post(_Offer(lane, tuple(calls)))
 
     def release(self, group: str) -> None:
         """Send nothing more of ``group``, and expect nothing more of it. Returns when that is so (in a moment)."""
         done = threading.Event()
-        self._mailbox.put(_Release(group, done))
+        self._post(_Release(group, done))
         done.wait(_RELEASE_S)
 
     def close(self) -> None:
         """End ``run``: what was not sent is cancelled, what was is told that nobody listens any more."""
-        self._mailbox.put(_Stop())
+        self._post(_Stop())
         self._ended.wait(_RELEASE_S)
+
+    def _post(self, message: _Message) -> None:
+        self._mailbox.put(message)
+        if self.stopped:  # only now is it known that somebody will take it: the loop, or we
+            self._drain()
 
     @property
     def stopped(self) -> bool:
@@ -121,10 +126,10 @@ class Dispatcher:
             if not self.stopped:  # a mistake of ours: nobody shall wait for it for ever
                 self._end()
 
-    def turn(self, *messages: _Message) -> float | None:
+    def turn(self, message: _Message | None = None) -> float | None:
         """Take in all that came, then do what is due. Returns when to look again; ``None``: when something comes."""
         now = self._clock()
-        for message in messages:
+        if message is not None:
             self._take(message, now)
         while not self.stopped:
             try:
@@ -278,8 +283,22 @@ class Dispatcher:
         groups = {lane.group for lane in self._waiting} | {pack.lane.group for pack in self._flying.values()}
         for group in groups | {pack.lane.group for _, pack in self._again}:
             self._forget(group)
+        self._drain()
         self._transport.close()
         self._ended.set()
+
+    def _drain(self) -> None:
+        """What came too late: any thread may see to it, and each message is taken by one."""
+        while True:
+            try:
+                message = self._mailbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(message, _Offer):
+                for call in message.calls:
+                    endings.withdraw(call.future)
+            elif isinstance(message, _Release):
+                message.done.set()
 
 
 def _key(place: Place) -> str:

@@ -20,6 +20,13 @@ def withdraw(future: Future[Any]) -> None:
         future.set_running_or_notify_cancel()
 
 
+def error_of(future: Future[Any]) -> BaseException | None:
+    """The error of one that has ended: it is only taken back unasked where its client is closed."""
+    if future.cancelled():
+        return EndpointUnavailable("The client was closed before this prompt was sent.")
+    return future.exception()
+
+
 def settle(future: Future[Any], found: object) -> None:
     """End it with ``found``, a ``GatewayError`` or what its owner wants, unless it has ended."""
     try:

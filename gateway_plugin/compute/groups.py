@@ -8,6 +8,7 @@ from concurrent.futures import wait as wait_for
 from typing import Any
 
 from gateway_plugin.compute import bodies
+from gateway_plugin.compute.endings import error_of
 from gateway_plugin.compute.progress import progress_bar
 from gateway_plugin.compute.transport import Transport
 from gateway_plugin.compute.wire import in_order
@@ -24,7 +25,7 @@ def gathered(
         with progress_bar(words, len(futures), progress) as advance:
             for future in as_completed(futures):
                 advance()
-                if not return_errors and (error := future.exception()):
+                if not return_errors and (error := error_of(future)):
                     raise error
     except KeyboardInterrupt:
         answered = sum(future.done() for future in futures)
@@ -34,7 +35,7 @@ def gathered(
             file=sys.stderr,
         )
         raise
-    return [future.exception() or future.result() for future in futures]
+    return [error_of(future) or future.result() for future in futures]
 
 
 def resumed(transport: Transport, group: str, timeout_s: float, progress: bool | None) -> list[Any]:
@@ -45,14 +46,14 @@ def resumed(transport: Transport, group: str, timeout_s: float, progress: bool |
             task.add_done_callback(lambda _: advance())
         done = wait_for(tasks, timeout=timeout_s).done
     transport.release(group)
-    answers = [task.result() for task in tasks if task in done and not task.exception()]
+    answers = [task.result() for task in tasks if task in done and not error_of(task)]
     missing = TaskFailed(
         "There is no answer to this prompt: it was not sent, its task failed or is still under way, or the result "
         "is no longer kept. Send it again."
     )
     found = in_order(answers)
     if tasks and not found:
-        reasons = [transport.failure(error).error for task in done if (error := task.exception())]
+        reasons = [transport.failure(error).error for task in done if (error := error_of(task))]
         raise reasons[0] if reasons else missing
     return [
         missing if answer is None else answer if isinstance(answer, GatewayError) else bodies.reading(answer)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
-from gateway_plugin.compute.dispatch import Dispatcher
+from gateway_plugin.compute.dispatch import Dispatcher, _Release, _Stop
 from gateway_plugin.compute.lanes import Call, LaneKey, Verdict, after_failure, halves
 from gateway_plugin.compute.packing import Limits, Pace, size
 from gateway_plugin.compute.transport import Next, TransportError
@@ -302,6 +303,22 @@ def test_released_nothing_more_is_sent_or_expected() -> None:
     assert world.transport.released == ["group"]
     world.turn(60.0)
     assert len(world.transport.sent) == 1
+
+
+def test_a_prompt_that_comes_while_the_client_closes_ends_and_a_release_does_not_wait() -> None:
+    world = World()
+    known = world.offer("a")
+    world.dispatcher._mailbox.put(_Stop())
+    behind = world.offer("b")  # close() was first
+    released = threading.Event()
+    world.dispatcher._mailbox.put(_Release("group", released))
+    world.turn()
+    after = world.offer("c")
+    assert all(call.future.cancelled() for call in (*known, *behind, *after))
+    assert released.is_set()
+    assert world.transport.closed
+    world.dispatcher.release("another")
+    assert world.dispatcher._mailbox.empty()
 
 
 def test_lines_of_a_file_travel_as_a_range() -> None:

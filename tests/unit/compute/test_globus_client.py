@@ -168,6 +168,28 @@ def test_leaving_with_something_under_way_does_not_block(transport: FakeTranspor
         client.chat("x", "m")
 
 
+def test_closing_ends_what_waits_here_with_an_error_of_ours(transport: FakeTransport) -> None:
+    client = GlobusClient(transport=transport, limits=Limits(flush_s=60.0))
+    found: list[BaseException] = []
+
+    def ask(verb: Callable[[], object]) -> None:
+        try:
+            verb()
+        except BaseException as error:  # noqa: BLE001 - whatever it is
+            found.append(error)
+
+    verbs = (lambda: client.chat("a", "m"), lambda: client.map_chat(["b", "c"], "m"))
+    threads = [threading.Thread(target=ask, args=(verb,)) for verb in verbs]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(client._sender.dispatcher._waiting) == 2, 10, "both wait for company")
+    client.close()
+    for thread in threads:
+        thread.join(10)
+    assert [type(error) for error in found] == [EndpointUnavailable] * 2
+    assert transport.sent == []
+
+
 def test_what_is_wrong_is_said_before_anything_is_sent(client: GlobusClient, transport: FakeTransport) -> None:
     with pytest.raises(InvalidRequest, match="JSON"):
         client.chat("x", "m", stop=object())
