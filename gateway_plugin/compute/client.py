@@ -24,7 +24,7 @@ from gateway_plugin.compute.endings import error_of
 from gateway_plugin.compute.groups import gathered, resumed
 from gateway_plugin.compute.locate import find_endpoint
 from gateway_plugin.compute.packing import Limits, Pace
-from gateway_plugin.compute.readiness import wait_until_ready
+from gateway_plugin.compute.readiness import LOOK_S, wait_until_ready
 from gateway_plugin.compute.sdk import GlobusTransport
 from gateway_plugin.compute.sending import Read, Sender, checked_timeout
 from gateway_plugin.compute.status import EndpointStatus, parse_endpoint
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 3600.0
 """Of one prompt, from the call to the answer: the model's loading included."""
 _EMBED_BATCH = 32
-_STATUS_S = 180.0
-"""The first task of a user starts a process at the endpoint, which takes its time where the file system is slow."""
 
 
 class GlobusClient:
@@ -257,12 +255,12 @@ class GlobusClient:
         return resumed(self._transport, task_group_id, self._budget(timeout_s), progress)
 
     # --- the site ---
-    def models(self, timeout_s: float = _STATUS_S) -> list[ModelInfo]:
+    def models(self, timeout_s: float = LOOK_S) -> list[ModelInfo]:
         """Every model of the site's catalog with its state."""
         answer = _result(self.submit(bodies.MODELS, timeout_s=timeout_s))
         return [parse_model(entry) for entry in answer["data"]]
 
-    def model(self, name: str, timeout_s: float = _STATUS_S) -> ModelInfo:
+    def model(self, name: str, timeout_s: float = LOOK_S) -> ModelInfo:
         """One model, by name or alias. Raises ``ModelNotFound``."""
         models = self.models(timeout_s)
         found = next((model for model in models if name == model.name or name in model.aliases), None)
@@ -280,18 +278,18 @@ class GlobusClient:
         Raises:
             ModelNotFound: the catalog has no such model.
             ModelUnavailable: its engine fails to start; the message ends with the engine's own last words.
-            WaitDeadline: not ready within ``timeout_s`` seconds.
+            WaitDeadline: not ready within ``timeout_s`` seconds, every look at it included.
         """
-        return wait_until_ready(self.model, self._touch, model, timeout_s, poll_s)
+        return wait_until_ready(lambda within_s: self.model(model, within_s), self._touch, timeout_s, poll_s)
 
-    def _touch(self, model: ModelInfo) -> None:
+    def _touch(self, model: ModelInfo, timeout_s: float) -> None:
         """Ask for one token without waiting: that has the model loaded."""
         if model.task == "embed":
             item = bodies.embed_item(["ready?"], model.name, {})
         else:
             item = bodies.chat_item("ready?", model.name, None, {"max_tokens": 1})
         try:
-            _result(self._one(item, model.name, bodies.whole, False, _STATUS_S))
+            _result(self._one(item, model.name, bodies.whole, False, timeout_s))
         except GatewayError as error:
             if error.status != 503:
                 raise

@@ -273,7 +273,7 @@ def test_waiting_for_a_model_has_it_loaded(client: GlobusClient, transport: Fake
 def test_waiting_for_a_model_ends(client: GlobusClient, transport: FakeTransport) -> None:
     transport.infer = _catalog({"id": "m", "state": "loading", "eta_s": 0.01})
     with pytest.raises(WaitDeadline, match="loading"):
-        client.wait_until_ready("m", timeout_s=0.1, poll_s=0.01)
+        client.wait_until_ready("m", timeout_s=2.0, poll_s=0.01)
 
 
 async def test_the_same_verbs_for_asyncio(transport: FakeTransport) -> None:
