@@ -22,6 +22,7 @@ from gateway_plugin.compute import bodies
 from gateway_plugin.compute.bodies import Prompt
 from gateway_plugin.compute.endings import error_of
 from gateway_plugin.compute.groups import gathered, resumed
+from gateway_plugin.compute.lanes import File
 from gateway_plugin.compute.locate import find_endpoint
 from gateway_plugin.compute.packing import Limits, Pace
 from gateway_plugin.compute.readiness import LOOK_S, wait_until_ready
@@ -51,6 +52,7 @@ class GlobusClient:
         function_id: of the site's function; else ``$GATEWAY_FUNCTION``, else what was registered from this machine.
         timeout_s: of one prompt, at most six hours.
         client: Globus Compute's own ``Client``, for another way to log in.
+        task_group_id: of what is not a map, a UUID of yours to ``resume`` by; otherwise a new one.
         options: for the endpoint's template, where the site allows any.
         limits: of a pack.
         transport: for tests.
@@ -66,6 +68,7 @@ class GlobusClient:
         function_id: str | None = None,
         *,
         timeout_s: float = REQUEST_TIMEOUT_S,
+        task_group_id: str | None = None,
         client: Client | None = None,
         options: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
@@ -79,7 +82,7 @@ class GlobusClient:
         else:
             self.endpoint_id = endpoint_id or "?"
         self._transport = transport
-        self._sender = Sender(transport, limits, pace)
+        self._sender = Sender(transport, limits, pace, task_group_id)
         self.task_group_id = self._sender.group
         """Of everything but maps, which have one each."""
 
@@ -209,6 +212,7 @@ class GlobusClient:
         wait: bool = True,
         timeout_s: float | None = None,
         progress: bool | None = None,
+        task_group_id: str | None = None,
         **options: Any,
     ) -> list[Any]:
         """The answers' texts, in order. Ctrl-C says how to fetch what was under way.
@@ -216,9 +220,12 @@ class GlobusClient:
         Args:
             return_errors: put a ``GatewayError`` in an answer's place; otherwise the first one ends the whole.
             progress: a bar on stderr; by default on a terminal.
+            task_group_id: a UUID that you choose and keep, to ``resume`` by should this process be lost.
         """
         items = [bodies.chat_item(prompt, model, system, options) for prompt in prompts]
-        group, futures = self._sender.many(items, model, bodies.chat_text, wait, self._budget(timeout_s))
+        group, futures = self._sender.many(
+            items, model, bodies.chat_text, wait, self._budget(timeout_s), None, task_group_id
+        )
         return self._gather(group, futures, return_errors, progress, model)
 
     def map_file(
@@ -232,15 +239,20 @@ class GlobusClient:
         wait: bool = True,
         timeout_s: float | None = None,
         progress: bool | None = None,
+        task_group_id: str | None = None,
     ) -> list[Any]:
         """The whole answers to ``count`` lines, from number ``start``, of a JSONL file that lies at the site already.
 
         Args:
             path: below the site's input folder; a line is ``{"path": "/v1/chat/completions", "body": {...}}``.
             sha256: of the file: if it is another one by now, nothing is computed.
+            task_group_id: as of ``map_chat``.
         """
         lines = [{"line": number} for number in range(start, start + count)]
-        group, futures = self._sender.many(lines, path, bodies.whole, wait, self._budget(timeout_s), (path, sha256))
+        file = File(path, sha256, start)
+        group, futures = self._sender.many(
+            lines, path, bodies.whole, wait, self._budget(timeout_s), file, task_group_id
+        )
         return self._gather(group, futures, return_errors, progress, path)
 
     def resume(self, task_group_id: str, timeout_s: float | None = None, progress: bool | None = None) -> list[Any]:
@@ -307,7 +319,7 @@ class GlobusClient:
         try:
             return gathered(group, futures, return_errors, progress, words)
         finally:
-            self._sender.dispatcher.release(group)
+            self._sender.release(group)
 
 
 def _result(future: Future[Any]) -> Any:

@@ -220,7 +220,7 @@ class Dispatcher:
                 del self._waiting[lane]
             if not calls:
                 continue  # all of them were cancelled
-            start = self._numbers.get(lane, 0) if lane.file is None else int(calls[0].item["line"])
+            start = self._numbers.get(lane, 0) if lane.file is None else int(calls[0].item["line"]) - lane.file.first
             self._numbers[lane] = start + len(calls)
             place = Place(lane.name, start, len(calls), lane.total)
             return Pack(lane, place, _key(place), calls)
@@ -232,7 +232,10 @@ class Dispatcher:
         budget_s = left - min(_TRANSIT_S, left / 10)
         lane = pack.lane
         if lane.file is not None:
-            request = file_request(pack.key, budget_s, lane.wait, *lane.file, pack.place)
+            start = lane.file.first + pack.place.start
+            request = file_request(
+                pack.key, budget_s, lane.wait, lane.file.path, lane.file.sha256, start, pack.place.count
+            )
         else:
             request = pack_request(pack.key, budget_s, lane.wait, [call.item for call in pack.calls])
         try:

@@ -18,6 +18,15 @@ BACKOFF_S = (1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
+class File:
+    """Lines of a JSONL file at the site: the lane's first one is number ``first``."""
+
+    path: str
+    sha256: str
+    first: int = 0
+
+
+@dataclass(frozen=True)
 class LaneKey:
     """Prompts that may share a task: one model (a cold one holds up its own only), one way to wait, one budget."""
 
@@ -27,8 +36,8 @@ class LaneKey:
     model: str
     wait: bool
     timeout_s: float
-    file: tuple[str, str] | None = None
-    """Path and SHA-256 of a JSONL file at the site; the calls are its lines, ``{"line": NUMBER}``."""
+    file: File | None = None
+    """The calls are its lines, ``{"line": NUMBER}``."""
     total: int = 0
     """Prompts that there will be, where that is known."""
 

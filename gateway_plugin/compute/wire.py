@@ -50,9 +50,11 @@ def pack_request(key: str, deadline_s: float, wait: bool, items: Sequence[Mappin
     return {**_request(key, deadline_s, wait), "items": list(items)}
 
 
-def file_request(key: str, deadline_s: float, wait: bool, path: str, sha256: str, place: Place) -> dict[str, Any]:
-    """The function's argument for ``place`` of a JSONL file at the site."""
-    where = {"path": path, "sha256": sha256, "start": place.start, "count": place.count}
+def file_request(
+    key: str, deadline_s: float, wait: bool, path: str, sha256: str, start: int, count: int
+) -> dict[str, Any]:
+    """The function's argument for ``count`` lines, from number ``start``, of a JSONL file at the site."""
+    where = {"path": path, "sha256": sha256, "start": start, "count": count}
     return {**_request(key, deadline_s, wait), "input": where}
 
 

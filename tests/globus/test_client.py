@@ -138,22 +138,15 @@ def test_the_broker_restarts_under_load_and_nothing_is_lost(
 
 
 _KILLED = """
-import sys, threading
+import sys, uuid
 from gateway_plugin.compute import GlobusClient
 from gateway_plugin.compute.packing import Limits
 from tests.globus.test_client import counted
 
+group = str(uuid.uuid4())
+print(group, flush=True)
 client = GlobusClient(sys.argv[1], sys.argv[2], limits=Limits(items=16))
-prompts = [f"@sleep=2 {prompt}" for prompt in counted(48)]
-many = client._sender.many
-
-def tell(*args):
-    group, futures = many(*args)
-    print(group, flush=True)
-    return group, futures
-
-client._sender.many = tell
-client.map_chat(prompts, "tiny")
+client.map_chat([f"@sleep=2 {prompt}" for prompt in counted(48)], "tiny", task_group_id=group)
 """
 
 
@@ -172,7 +165,9 @@ def test_a_map_is_resumed_after_its_process_was_killed(globus_chain: Chain, clie
     wait_for(lambda: globus_chain.counts().get("tasks", 0) >= sent + 3, 60, "three packs sent")
     child.kill()
     child.wait()
+    asked = globus_chain.counts()["requests"]
     assert lengths(client.resume(group)) == list(range(1, 49))
+    assert globus_chain.counts()["requests"] - asked <= 3, "not one for each task"
     with pytest.raises(NotFound):
         client.resume("00000000-0000-0000-0000-000000000000")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway_plugin.compute.dispatch import Dispatcher, _Release, _Stop
-from gateway_plugin.compute.lanes import Call, LaneKey, Verdict, after_failure, halves
+from gateway_plugin.compute.lanes import Call, File, LaneKey, Verdict, after_failure, halves
 from gateway_plugin.compute.packing import Limits, Pace, size
 from gateway_plugin.compute.transport import Next, TransportError
 from gateway_plugin.compute.wire import Place, parse_key
@@ -323,11 +323,12 @@ def test_a_prompt_that_comes_while_the_client_closes_ends_and_a_release_does_not
 
 def test_lines_of_a_file_travel_as_a_range() -> None:
     world = World()
-    lane = LaneKey("group", "lane", "jobs/p.jsonl", True, 100.0, ("jobs/p.jsonl", "0" * 64), 16)
+    lane = LaneKey("group", "lane", "jobs/p.jsonl", True, 100.0, File("jobs/p.jsonl", "0" * 64, 10), 6)
     calls = [Call({"line": n}, size({"line": n}, world.now), 1100.0, lambda body: body) for n in range(10, 16)]
     world.dispatcher.offer(lane, calls)
     world.settle()
     assert [(r["input"]["start"], r["input"]["count"]) for r in world.transport.requests] == [(10, 4), (14, 2)]
+    assert [parse_key(r["key"]) for r in world.transport.requests] == [Place("lane", 0, 4, 6), Place("lane", 4, 2, 6)]
     assert calls[5].future.result(0)["choices"][0]["message"]["content"] == "re: line 15"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -221,6 +222,43 @@ def test_a_group_is_resumed_in_order_with_its_gaps(client: GlobusClient, transpo
     assert all(isinstance(entry, TaskFailed) for entry in found[64:128])
     assert found[128:] == ["re: 128", "re: 129"]
     assert client.resume("another") == []
+
+
+def test_a_map_has_the_task_group_that_its_user_chose(client: GlobusClient, transport: FakeTransport) -> None:
+    group = str(uuid.uuid4())
+    client.map_chat(["a", "b"], "m", task_group_id=group)
+    client.map_chat(["c"], "m", task_group_id=group.upper())  # once more, after the first
+    assert [there for there, _ in transport.sent] == [group, group]
+    assert client.resume(group) == ["re: a", "re: b", "re: c"]
+    for wrong in ("my-map", client.task_group_id):
+        with pytest.raises(InvalidRequest, match="task_group_id"):
+            client.map_chat(["a"], "m", task_group_id=wrong)
+    with GlobusClient(transport=transport, task_group_id=group, **QUICK) as another:
+        assert another.chat("d", "m") == "re: d"
+        assert another.resume(group) == ["re: a", "re: b", "re: c", "re: d"]
+
+
+def test_a_map_of_a_group_whose_map_is_under_way_is_refused(transport: FakeTransport) -> None:
+    transport.held = True
+    group = str(uuid.uuid4())
+    with GlobusClient(transport=transport, **QUICK) as client:
+        first = threading.Thread(target=lambda: client.map_chat(["a"], "m", task_group_id=group))
+        first.start()
+        wait_for(lambda: transport.sent, 10, "the first map under way")
+        with pytest.raises(InvalidRequest, match="in use"):
+            client.map_chat(["b"], "m", task_group_id=group)
+        transport.held = False
+        transport.answer_all()
+        first.join(10)
+        assert client.map_chat(["b"], "m", task_group_id=group) == ["re: b"]
+
+
+def test_lines_from_the_middle_of_a_file_are_resumed_as_many_as_they_are(
+    client: GlobusClient, transport: FakeTransport
+) -> None:
+    client.map_file("jobs/p.jsonl", "0" * 64, 2, start=1000)
+    assert transport.requests[0]["input"]["start"] == 1000
+    assert client.resume(transport.sent[0][0]) == ["re: line 1000", "re: line 1001"]
 
 
 def test_ctrl_c_in_a_map_says_how_to_go_on(
