@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway_plugin.compute.dispatch import Dispatcher, _Release, _Stop
+from gateway_plugin.compute.failures import task_failure
 from gateway_plugin.compute.lanes import Call, File, LaneKey, Verdict, after_failure, halves
 from gateway_plugin.compute.packing import Limits, Pace, size
 from gateway_plugin.compute.transport import Next, TransportError
@@ -185,6 +186,26 @@ def test_a_service_that_stays_away_is_given_up() -> None:
     world.settle()
     assert isinstance(calls[0].future.exception(0), EndpointUnavailable)
     assert len(world.transport.sent) == 5
+
+
+def test_tasks_that_an_endpoint_dropped_after_an_outage_are_sent_again_as_they_are() -> None:
+    """Each start command that it finds too old fails every task of its user: the first ones sent again, too."""
+    world = World(items=2)
+    dropped = task_failure("Ignoring command from server\nCommand too old or skew between system clocks is too large.")
+    left = [4]
+
+    def infer(request: dict[str, Any]) -> dict[str, Any]:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise dropped
+        return echo(request)
+
+    world.transport.infer = infer
+    calls = world.offer("a", "b", "c")
+    world.settle()
+    assert words(calls) == ["re: a", "re: b", "re: c"]
+    assert len(world.transport.requests) == 6
+    assert len({request["key"] for request in world.transport.requests}) == 2
 
 
 def test_what_is_too_large_together_travels_in_halves() -> None:
