@@ -17,9 +17,9 @@ from typing import Any
 
 from gateway_plugin.compute import endings
 from gateway_plugin.compute.lanes import Call, LaneKey, Pack, after_failure, halves
-from gateway_plugin.compute.packing import Limits, Pace, cut, due
+from gateway_plugin.compute.packing import Limits, Pace, Size, cut, due
 from gateway_plugin.compute.transport import Next, Transport
-from gateway_plugin.compute.wire import Place, file_request, pack_request, unpack
+from gateway_plugin.compute.wire import Place, file_request, pack_request, too_many_lines, unpack
 from gateway_plugin.errors import AnswerTooLarge, GatewayError
 
 _TRANSIT_S = 5.0
@@ -159,6 +159,9 @@ class Dispatcher:
         except (Exception, CancelledError) as error:  # noqa: BLE001 - the transport says what it means
             self._recover(pack, error, now)
             return
+        if too_many_lines(answer) and len(pack.calls) > 1:
+            self._halve(pack, now)
+            return
         for number, (call, found) in enumerate(zip(pack.calls, unpack(answer, len(pack.calls)), strict=True)):
             if isinstance(found, AnswerTooLarge) and len(pack.calls) > 1:  # it is the pack that was too large: alone
                 place = replace(pack.place, start=pack.place.start + number, count=1)
@@ -172,24 +175,33 @@ class Dispatcher:
         if verdict.action is Next.AGAIN:
             self._again.append((now + verdict.delay_s, replace(pack, attempt=pack.attempt + 1)))
         elif verdict.action is Next.SMALLER:
-            first, second = halves(pack.place)
-            for place, calls in ((first, pack.calls[: first.count]), (second, pack.calls[first.count :])):
-                self._again.append((now, Pack(pack.lane, place, _key(place), calls)))
+            self._halve(pack, now)
         else:
             for call in pack.calls:
                 endings.settle(call.future, failure.error)
 
+    def _halve(self, pack: Pack, now: float) -> None:
+        first, second = halves(pack.place)
+        for place, calls in ((first, pack.calls[: first.count]), (second, pack.calls[first.count :])):
+            self._again.append((now, Pack(pack.lane, place, _key(place), calls)))
+
     def _expire(self, now: float) -> None:
+        why = "it was not sent yet: " + self._held_back(now)
         for lane, calls in self._waiting.items():
             while calls and calls[0].deadline <= now:
-                endings.settle(
-                    calls.popleft().future,
-                    endings.late(lane, "it was not sent yet, since the service's rate limit is reached"),
-                )
+                endings.settle(calls.popleft().future, endings.late(lane, why))
         for key, pack in list(self._flying.items()):
             if endings.end_late(pack, now):
                 del self._flying[key]
         self._again = [(when, pack) for when, pack in self._again if not endings.end_late(pack, now)]
+
+    def _held_back(self, now: float) -> str:
+        """By what, for who must be told."""
+        if self._full():
+            return f"{len(self._flying)} packs are at the endpoint already, which takes its time"
+        if self._pace.next(now) > now:
+            return "the service's rate limit is reached"
+        return "its time was too short"
 
     def _send(self, now: float) -> float | None:
         """Send what is due and what the pace permits: packs that failed first, then the lane that waits longest."""
@@ -214,7 +226,7 @@ class Dispatcher:
                 return None
             lane = min(ready)[2]
             waiting = self._waiting[lane]
-            count = cut(self._sizes(lane), self._limits)
+            count = cut(self._sizes(lane), self._limits_of(lane))
             calls = tuple(call for call in (waiting.popleft() for _ in range(count)) if endings.begin(call.future))
             if not waiting:
                 del self._waiting[lane]
@@ -261,11 +273,15 @@ class Dispatcher:
     def _full(self) -> bool:
         return len(self._flying) >= self._limits.under_way
 
-    def _sizes(self, lane: LaneKey) -> Sequence[Any]:
-        return [call.size for call in islice(self._waiting[lane], max(_LANE_CALLS_SEEN, self._limits.items + 1))]
+    def _limits_of(self, lane: LaneKey) -> Limits:
+        return self._limits if lane.file is None else replace(self._limits, items=self._limits.lines)
+
+    def _sizes(self, lane: LaneKey) -> Sequence[Size]:
+        seen = max(_LANE_CALLS_SEEN, self._limits_of(lane).items + 1)
+        return [call.size for call in islice(self._waiting[lane], seen)]
 
     def _due(self, lane: LaneKey) -> float | None:
-        return due(self._sizes(lane), self._limits)
+        return due(self._sizes(lane), self._limits_of(lane))
 
     def _forget(self, group: str) -> None:
         for lane in [lane for lane in self._waiting if lane.group == group]:

@@ -255,7 +255,7 @@ def wanted_lines(stream: Any, given: dict[str, Any]) -> list[bytes]:
             size += len(line)
         number += 1
         if size > INPUT_BYTES:
-            raise Refusal("input_too_large", f"the lines are over {INPUT_BYTES} bytes; ask for fewer at a time.")
+            raise Refusal("pack_too_large", f"the lines are over {INPUT_BYTES} bytes; ask for fewer at a time.")
     if digest.hexdigest() != given["sha256"]:
         raise Refusal("checksum_mismatch", "The input file's SHA-256 is another one: it changed, or is not the one.")
     if len(lines) != given["count"]:

@@ -62,6 +62,12 @@ def _request(key: str, deadline_s: float, wait: bool) -> dict[str, Any]:
     return {"version": VERSION, "key": key, "deadline_s": round(max(0.1, deadline_s), 3), "wait": wait}
 
 
+def too_many_lines(answer: object) -> bool:
+    """Whether the function wants fewer lines of a file at a time."""
+    said = answer.get("error") if isinstance(answer, Mapping) else None
+    return isinstance(said, Mapping) and said.get("code") == "pack_too_large"
+
+
 def unpack(answer: object, count: int) -> list[Answer]:
     """One answer a prompt, in order. What cannot be read is a ``TaskFailed`` for each; what refuses the whole, too."""
     if not isinstance(answer, Mapping):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway_plugin.compute.bodies import chat_text
 from gateway_plugin.compute.dispatch import Dispatcher, _Release, _Stop
 from gateway_plugin.compute.failures import task_failure
 from gateway_plugin.compute.lanes import Call, File, LaneKey, Verdict, after_failure, halves
@@ -32,12 +33,14 @@ TOO_LARGE = TransportError(AnswerTooLarge("big"), Next.SMALLER)
 class World:
     """A dispatcher, a transport, and the time."""
 
-    def __init__(self, *, held: bool = False, items: int = 4, requests: int = 100, under_way: int = 64) -> None:
+    def __init__(
+        self, *, held: bool = False, items: int = 4, lines: int = 4, requests: int = 100, under_way: int = 64
+    ) -> None:
         self.now = 1000.0
         self.transport = FakeTransport(held=held)
         self.dispatcher = Dispatcher(
             self.transport,
-            limits=Limits(items=items, under_way=under_way),
+            limits=Limits(items=items, lines=lines, under_way=under_way),
             pace=Pace(requests, 10.0),
             clock=lambda: self.now,
         )
@@ -274,6 +277,22 @@ def test_a_prompt_that_was_never_sent_says_so_at_its_deadline() -> None:
     error = late[0].future.exception(0)
     assert isinstance(error, WaitDeadline)
     assert "not sent" in str(error)
+    assert "rate limit" in str(error)
+
+
+def test_a_prompt_behind_others_at_the_endpoint_is_told_so() -> None:
+    world = World(held=True, items=1, under_way=2)
+    world.offer("a", "b")
+    world.turn()
+    late = world.offer("c", lane=LaneKey("group", "short", "m", True, 2.0))
+    world.turn(0.05)
+    world.turn(2.0)
+    assert "2 packs are at the endpoint" in str(late[0].future.exception(0))
+    world.transport.answer_all()
+    world.settle()
+    hurried = world.offer("d", lane=LaneKey("group", "none", "m", True, 0.01))
+    world.turn(0.02)
+    assert "too short" in str(hurried[0].future.exception(0))
 
 
 def test_a_prompt_with_a_deadline_behind_it_does_not_take_the_pack_with_it() -> None:
@@ -351,6 +370,24 @@ def test_lines_of_a_file_travel_as_a_range() -> None:
     assert [(r["input"]["start"], r["input"]["count"]) for r in world.transport.requests] == [(10, 4), (14, 2)]
     assert [parse_key(r["key"]) for r in world.transport.requests] == [Place("lane", 0, 4, 6), Place("lane", 4, 2, 6)]
     assert calls[5].future.result(0)["choices"][0]["message"]["content"] == "re: line 15"
+
+
+def test_lines_that_are_too_many_at_a_time_travel_in_halves() -> None:
+    """A file's lines weigh nothing here: only the site knows how long they are."""
+    world = World(lines=8)
+
+    def infer(request: dict[str, Any]) -> dict[str, Any]:
+        if request["input"]["count"] > 2:
+            return {"version": 1, "error": {"code": "pack_too_large", "message": "m", "type": "invalid_request_error"}}
+        return echo(request)
+
+    world.transport.infer = infer
+    lane = LaneKey("group", "lane", "jobs/p.jsonl", True, 100.0, File("jobs/p.jsonl", "0" * 64, 10), 8)
+    calls = [Call({"line": n}, size({"line": n}, world.now), 1100.0, chat_text) for n in range(10, 18)]
+    world.dispatcher.offer(lane, calls)
+    world.settle()
+    assert words(calls) == [f"re: line {number}" for number in range(10, 18)]
+    assert [request["input"]["count"] for request in world.transport.requests] == [8, 4, 4, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -541,6 +541,19 @@ def test_a_range_of_lines_of_a_file(site: dict[str, Any], gateway: Gateway, tmp_
     assert error_of(function.infer(request(input=given | {"start": -1}))) == "invalid_request"
 
 
+def test_lines_that_are_too_long_by_themselves_and_together_are_told_apart(
+    site: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = write_input(tmp_path, "prompts.jsonl", 10)
+    given = {"path": "prompts.jsonl", "sha256": digest, "start": 0, "count": 10}
+    longest = max(len(line) for line in (tmp_path / "input/prompts.jsonl").read_bytes().splitlines(keepends=True))
+    monkeypatch.setattr(function, "INPUT_BYTES", 5 * longest)
+    assert error_of(function.infer(request(input=given))) == "pack_too_large"
+    assert len(function.infer(request(input=given | {"count": 5}))["items"]) == 5
+    monkeypatch.setattr(function, "LINE_BYTES", longest - 1)
+    assert error_of(function.infer(request(input=given | {"count": 5}))) == "input_too_large"
+
+
 def test_nothing_outside_the_folder_is_read(site: dict[str, Any], gateway: Gateway, tmp_path: Path) -> None:
     digest = write_input(tmp_path, "good.jsonl", 1)
     outside = tmp_path / "outside.jsonl"
