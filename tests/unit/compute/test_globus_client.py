@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import os
+import pty
 import struct
 import subprocess
 import sys
@@ -327,11 +330,33 @@ async def test_the_same_verbs_for_asyncio(transport: FakeTransport) -> None:
     assert transport.closed
 
 
+async def test_asyncio_has_every_verb(transport: FakeTransport) -> None:
+    verbs = {name for name, value in vars(GlobusClient).items() if callable(value) and not name.startswith("_")}
+    assert verbs <= set(vars(AsyncGlobusClient))
+    group = str(uuid.uuid4())
+    async with AsyncGlobusClient(transport=transport, **QUICK) as client:
+        answers = await client.map_file("p.jsonl", "0" * 64, 2, start=7, task_group_id=group)
+        assert [answer["choices"][0]["message"]["content"] for answer in answers] == ["re: line 7", "re: line 8"]
+        assert await client.resume(group) == ["re: line 7", "re: line 8"]
+        assert await client.submit_chat("a", "m") == "re: a"
+        transport.held = True
+        waiting = client.submit_chat("b", "m")
+        assert waiting.cancel()
+        transport.held = False
+        vector = {"object": "list", "data": [{"index": 0, "embedding": [0.5]}]}
+        transport.infer = site(lambda item: {"status": 200, "body": vector})
+        assert await client.submit_embed("text", "m")[0] == [[0.5]]
+        transport.infer = site(lambda item: {"status": 200, "body": {"choices": [{"text": "so on"}]}})
+        assert await client.submit_completion("and", "m") == "so on"
+        transport.infer = _catalog({"id": "m", "task": "generate", "state": "ready"})
+        assert (await client.model("m", timeout_s=30)).ready
+
+
 def test_a_file_at_the_site_travels_by_name(client: GlobusClient, transport: FakeTransport) -> None:
-    answers = client.map_file("jobs/p.jsonl", "0" * 64, 100, start=10)
-    assert len(answers) == 100
-    assert answers[99]["choices"][0]["message"]["content"] == "re: line 109"
-    assert [(r["input"]["start"], r["input"]["count"]) for r in transport.requests] == [(10, 64), (74, 36)]
+    answers = client.map_file("jobs/p.jsonl", "0" * 64, 1000, start=10)
+    assert len(answers) == 1000
+    assert answers[999]["choices"][0]["message"]["content"] == "re: line 1009"
+    assert [(r["input"]["start"], r["input"]["count"]) for r in transport.requests] == [(10, 512), (522, 488)]
 
 
 _WITHOUT = """
@@ -364,6 +389,45 @@ def test_without_the_sdk_the_extra_is_named() -> None:
     )
     ended = _python(program)
     assert "gateway-plugin[globus]" in ended.stdout, ended.stderr
+
+
+_BAR = """
+from gateway_plugin.compute import GlobusClient
+from tests.support.fake_endpoint import FakeTransport
+with GlobusClient(transport=FakeTransport()) as client:
+    client.map_chat([str(n) for n in range(70)], "a-model", progress={progress})
+    client.resume(client.task_group_id, progress={progress})
+"""
+
+
+def _on_a_terminal(program: str) -> str:
+    """What a program shows on stderr, where that is a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as child:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the last one has closed it
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+    assert child.returncode == 0, shown
+    return shown.decode()
+
+
+@pytest.mark.parametrize("progress", [True, None])
+def test_a_bar_on_a_terminal_counts_answers(progress: bool | None) -> None:
+    shown = _on_a_terminal(_BAR.format(progress=progress))
+    assert "a-model" in shown
+    assert "70/70" in shown
+    assert "tasks of" in shown
+
+
+def test_no_bar_where_none_is_wanted_or_there_is_no_terminal() -> None:
+    assert _on_a_terminal(_BAR.format(progress=False)) == ""
+    ended = _python(_BAR.format(progress=None))
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 _LEFT_OPEN = """
