@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
 
@@ -70,23 +71,44 @@ class AsyncGlobusClient:
         return await asyncio.wrap_future(self.sync.submit(path, body, **options))
 
     async def map_chat(
-        self, prompts: Iterable[Prompt], model: str, *, return_errors: bool = False, **options: Any
+        self,
+        prompts: Iterable[Prompt],
+        model: str,
+        *,
+        system: str | None = None,
+        return_errors: bool = False,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        task_group_id: str | None = None,
+        **options: Any,
     ) -> list[Any]:
-        """The answers' texts, in order; cancelled, what was not sent is not sent. For a task group to resume, or a
-        progress bar, use ``sync.map_chat`` in a thread.
+        """The answers' texts, in order; cancelled, what was not sent is not sent. For a bar use ``sync.map_chat`` in a
+        thread.
         """
-        futures = [self.submit_chat(prompt, model, **options) for prompt in prompts]
-        try:
-            return await asyncio.gather(*futures, return_exceptions=return_errors)
-        finally:
-            for future in futures:
-                future.cancel()
+        made = self.sync._chats(prompts, model, system, wait, timeout_s, task_group_id, options)
+        return await self._gather(*made, return_errors)
 
-    async def map_file(self, path: str, sha256: str, count: int, **options: Any) -> list[Any]:
-        """The whole answers to lines of a JSONL file at the site; see ``GlobusClient.map_file``. It goes on when the
-        awaiting is cancelled; ``close`` ends it.
-        """
-        return await asyncio.to_thread(self.sync.map_file, path, sha256, count, **options)
+    async def map_file(
+        self,
+        path: str,
+        sha256: str,
+        count: int,
+        *,
+        start: int = 0,
+        return_errors: bool = False,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        task_group_id: str | None = None,
+    ) -> list[Any]:
+        """The whole answers to lines of a JSONL file at the site; cancelled as ``map_chat`` is."""
+        made = self.sync._lines(path, sha256, count, start, wait, timeout_s, task_group_id)
+        return await self._gather(*made, return_errors)
+
+    async def _gather(self, group: str, futures: list[Future[Any]], return_errors: bool) -> list[Any]:
+        try:
+            return await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=return_errors)
+        finally:
+            await asyncio.to_thread(self.sync._sender.release, group)
 
     async def resume(self, task_group_id: str, **options: Any) -> list[Any]:
         """What came of an earlier map; see ``GlobusClient.resume``."""

@@ -222,10 +222,7 @@ class GlobusClient:
             progress: a bar on stderr; by default on a terminal.
             task_group_id: a UUID that you choose and keep, to ``resume`` by should this process be lost.
         """
-        items = [bodies.chat_item(prompt, model, system, options) for prompt in prompts]
-        group, futures = self._sender.many(
-            items, model, bodies.chat_text, wait, self._budget(timeout_s), None, task_group_id
-        )
+        group, futures = self._chats(prompts, model, system, wait, timeout_s, task_group_id, options)
         return self._gather(group, futures, return_errors, progress, model)
 
     def map_file(
@@ -248,11 +245,7 @@ class GlobusClient:
             sha256: of the file: if it is another one by now, nothing is computed.
             task_group_id: as of ``map_chat``.
         """
-        lines = [{"line": number} for number in range(start, start + count)]
-        file = File(path, sha256, start)
-        group, futures = self._sender.many(
-            lines, path, bodies.whole, wait, self._budget(timeout_s), file, task_group_id
-        )
+        group, futures = self._lines(path, sha256, count, start, wait, timeout_s, task_group_id)
         return self._gather(group, futures, return_errors, progress, path)
 
     def resume(self, task_group_id: str, timeout_s: float | None = None, progress: bool | None = None) -> list[Any]:
@@ -312,6 +305,26 @@ class GlobusClient:
 
     def _budget(self, timeout_s: float | None) -> float:
         return self.timeout_s if timeout_s is None else checked_timeout(timeout_s)
+
+    def _chats(
+        self,
+        prompts: Iterable[Prompt],
+        model: str,
+        system: str | None,
+        wait: bool,
+        timeout_s: float | None,
+        group: str | None,
+        options: Mapping[str, Any],
+    ) -> tuple[str, list[Future[Any]]]:
+        items = [bodies.chat_item(prompt, model, system, options) for prompt in prompts]
+        return self._sender.many(items, model, bodies.chat_text, wait, self._budget(timeout_s), None, group)
+
+    def _lines(
+        self, path: str, sha256: str, count: int, start: int, wait: bool, timeout_s: float | None, group: str | None
+    ) -> tuple[str, list[Future[Any]]]:
+        items = [{"line": number} for number in range(start, start + count)]
+        file = File(path, sha256, start)
+        return self._sender.many(items, path, bodies.whole, wait, self._budget(timeout_s), file, group)
 
     def _gather(
         self, group: str, futures: list[Future[Any]], return_errors: bool, progress: bool | None, words: str

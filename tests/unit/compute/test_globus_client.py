@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import os
@@ -350,6 +351,24 @@ async def test_asyncio_has_every_verb(transport: FakeTransport) -> None:
         assert await client.submit_completion("and", "m") == "so on"
         transport.infer = _catalog({"id": "m", "task": "generate", "state": "ready"})
         assert (await client.model("m", timeout_s=30)).ready
+
+
+async def test_a_map_of_asyncio_is_cancelled_and_resumed(transport: FakeTransport) -> None:
+    transport.held = True
+    group = str(uuid.uuid4())
+    options = {**QUICK, "limits": Limits(items=2, under_way=1, flush_s=0.005)}
+    async with AsyncGlobusClient(transport=transport, **options) as client:
+        work = asyncio.create_task(client.map_chat(["a", "b", "c"], "m", system="briefly", task_group_id=group))
+        await asyncio.to_thread(wait_for, lambda: transport.sent, 10, "the first pack sent")
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        transport.held = False
+        transport.answer_all()
+        assert await client.map_chat(["d"], "m", task_group_id=group) == ["re: d"]
+        first, second, missing, last = await client.resume(group)
+        assert (first, second, last) == ("re: a", "re: b", "re: d")
+        assert isinstance(missing, TaskFailed)
 
 
 def test_a_file_at_the_site_travels_by_name(client: GlobusClient, transport: FakeTransport) -> None:
