@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from gateway_plugin.compute import endings
-from gateway_plugin.compute.lanes import Call, LaneKey, Pack, after_failure, halves
+from gateway_plugin.compute.lanes import Call, LaneKey, Pack, after_failure, halves, runs
 from gateway_plugin.compute.packing import Limits, Pace, Size, cut, due
 from gateway_plugin.compute.transport import Next, Transport
 from gateway_plugin.compute.wire import Place, file_request, pack_request, too_many_lines, unpack
@@ -162,12 +162,17 @@ class Dispatcher:
         if too_many_lines(answer) and len(pack.calls) > 1:
             self._halve(pack, now)
             return
-        for number, (call, found) in enumerate(zip(pack.calls, unpack(answer, len(pack.calls)), strict=True)):
-            if isinstance(found, AnswerTooLarge) and len(pack.calls) > 1:  # it is the pack that was too large: alone
-                place = replace(pack.place, start=pack.place.start + number, count=1)
-                self._again.append((now, Pack(pack.lane, place, _key(place), (call,))))
-            else:
+        answers = unpack(answer, len(pack.calls))
+        left_out = [number for number, found in enumerate(answers) if isinstance(found, AnswerTooLarge)]
+        if len(pack.calls) == 1:
+            left_out = []  # it is too large by itself
+        for number, (call, found) in enumerate(zip(pack.calls, answers, strict=True)):
+            if number not in left_out:
                 endings.settle(call.future, found if isinstance(found, GatewayError) else endings.read(call, found))
+        # as many as did fit will fit: so packs get smaller each time
+        for first, count in runs(left_out, max(1, len(answers) - len(left_out))):
+            place = replace(pack.place, start=pack.place.start + first, count=count)
+            self._again.append((now, Pack(pack.lane, place, _key(place), pack.calls[first : first + count])))
 
     def _recover(self, pack: Pack, error: BaseException, now: float) -> None:
         failure = self._transport.failure(error)

@@ -465,14 +465,18 @@ def is_final(answer: Answer | None) -> bool:
 
 
 def fit(answers: list[Answer], limit_bytes: int) -> None:
-    """Replace the largest answers by an error until all fit into ``limit_bytes``."""
+    """Replace answers by an error until all fit into ``limit_bytes``: those far larger than the others first, then from
+    the end, so that what has to be asked for again is of one piece.
+    """
     sizes = [len(json.dumps(answer)) + 2 for answer in answers]
     total, small = sum(sizes) + 500, len(json.dumps(too_large())) + 2
-    for index in sorted(range(len(answers)), key=lambda i: (-sizes[i], i)):
+    far = 4 * sum(sizes) / len(sizes)
+    for index in sorted(range(len(answers)), key=lambda i: (0, -sizes[i]) if sizes[i] > far else (1, -i)):
         if total <= limit_bytes:
             return
-        answers[index] = too_large()
-        total += small - sizes[index]
+        if sizes[index] > small:
+            answers[index] = too_large()
+            total += small - sizes[index]
 
 
 # --- what was answered before ---

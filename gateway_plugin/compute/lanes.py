@@ -4,7 +4,7 @@ failed. Values and pure decisions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,3 +99,15 @@ def halves(place: Place) -> tuple[Place, Place]:
         Place(place.lane, place.start, first, place.total),
         Place(place.lane, place.start + first, place.count - first, place.total),
     )
+
+
+def runs(numbers: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Ascending ``numbers`` as runs of consecutive ones, first and count, of at most ``most`` each."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        first, count = found[-1] if found else (number, 0)
+        if found and number == first + count and count < most:
+            found[-1] = (first, count + 1)
+        else:
+            found.append((number, 1))
+    return found

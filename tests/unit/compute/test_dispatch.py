@@ -10,7 +10,7 @@ import pytest
 from gateway_plugin.compute.bodies import chat_text
 from gateway_plugin.compute.dispatch import Dispatcher, _Release, _Stop
 from gateway_plugin.compute.failures import task_failure
-from gateway_plugin.compute.lanes import Call, File, LaneKey, Verdict, after_failure, halves
+from gateway_plugin.compute.lanes import Call, File, LaneKey, Verdict, after_failure, halves, runs
 from gateway_plugin.compute.packing import Limits, Pace, size
 from gateway_plugin.compute.transport import Next, TransportError
 from gateway_plugin.compute.wire import Place, parse_key
@@ -252,6 +252,41 @@ def test_an_answer_that_was_left_out_for_room_is_asked_for_alone() -> None:
         Place("lane", 0, 3),
         Place("lane", 1, 1),
     ]
+
+
+def test_answers_that_were_left_out_for_room_are_asked_for_in_packs_as_large_as_fitted() -> None:
+    world = World(items=12)
+
+    def infer(request: dict[str, Any]) -> dict[str, Any]:
+        answer = echo(request)
+        for number in range(4, len(answer["items"])):
+            answer["items"][number] = {"status": 413, "error": {"code": "result_too_large", "message": "big"}}
+        return answer
+
+    world.transport.infer = infer
+    calls = world.offer(*"abcdefghijkl")
+    world.settle()
+    assert words(calls) == [f"re: {word}" for word in "abcdefghijkl"]
+    places = [parse_key(request["key"]) for request in world.transport.requests]
+    assert places == [Place("lane", 0, 12), Place("lane", 4, 4), Place("lane", 8, 4)]
+
+
+def test_answers_that_are_all_too_large_by_themselves_are_errors_and_no_endless_loop() -> None:
+    world = World()
+    large = {"status": 413, "error": {"code": "result_too_large", "message": "big"}}
+    world.transport.infer = lambda request: {**echo(request), "items": [large] * len(request["items"])}
+    calls = world.offer("a", "b", "c")
+    world.settle()
+    assert all(isinstance(call.future.exception(0), AnswerTooLarge) for call in calls)
+    assert len(world.transport.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("numbers", "most", "expected"),
+    [([], 3, []), ([2], 1, [(2, 1)]), ([0, 1, 2, 3, 7, 8], 3, [(0, 3), (3, 1), (7, 2)]), ([1, 2], 1, [(1, 1), (2, 1)])],
+)
+def test_runs(numbers: list[int], most: int, expected: list[tuple[int, int]]) -> None:
+    assert runs(numbers, most) == expected
 
 
 def test_a_lost_task_ends_with_the_clients_own_deadline() -> None:

@@ -402,9 +402,18 @@ def test_an_answer_over_the_limit_is_an_error_of_that_item(
     monkeypatch.setattr(function, "RESULT_BYTES", 20_000)
     gateway.reply = lambda body: (200, {"text": "x" * int(body["messages"][0]["content"])}, {})
     answer = function.infer(request(chat("100"), chat("30000"), chat("12000"), chat("11000")))
-    assert [item["status"] for item in answer["items"]] == [200, 413, 413, 200]
+    assert [item["status"] for item in answer["items"]] == [200, 413, 200, 413]
     assert answer["items"][1]["error"]["code"] == "result_too_large"
     assert len(json.dumps(answer)) < 20_000
+
+
+def test_what_does_not_fit_together_is_what_is_far_larger_and_then_the_last_ones() -> None:
+    answers = [
+        {"status": 200, "body": {"text": "x" * size}} for size in (900, 1000, 90_000, 1100, 1000, 950, 900, 1000)
+    ]
+    function.fit(answers, 5_500)
+    assert [answer["status"] for answer in answers] == [200, 200, 413, 200, 200, 413, 413, 413]
+    assert len(json.dumps(answers)) < 5_500
 
 
 # --- idempotency ---
