@@ -42,11 +42,14 @@ def started_at(pid: int) -> float | None:
 
 
 def still_runs(pid: int | None, started: float | None) -> bool:
-    """Whether the process ``pid`` that began at ``started`` lives and is this user's. A zombie does not live."""
+    """Whether the process ``pid`` that began at ``started`` lives and is this user's. A zombie does not live.
+
+    To root all are: what it starts may become another user.
+    """
     if pid is None or started is None or pid <= 0:
         return False
     now = started_at(pid)
-    return now is not None and abs(now - started) <= START_TOLERANCE_S and _real_user(pid) == os.getuid()
+    return now is not None and abs(now - started) <= START_TOLERANCE_S and os.getuid() in (0, _real_user(pid))
 
 
 def _boot_time_s() -> float:

@@ -32,6 +32,32 @@ class Seen:
     """When its walltime ends; of one that ended, when that was."""
 
 
+ASK_EVERY_S = 10.0
+"""How often a queue is asked of jobs that are as they were: the monitor looks every two seconds, and there may be many
+node types, on a controller that a whole site shares."""
+_FRESH_S = 60.0
+"""A job asked for so lately is asked of at every look."""
+
+
+class Pace:
+    """When a queue is to be asked again. ``clock``: monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._asked_at = float("-inf")
+
+    def due(self, blocks: Sequence[Block], now: float) -> bool:
+        """Whether to ask now: at once while something is under way with one of ``blocks``, else every ``ASK_EVERY_S``.
+
+        ``now``: seconds since the epoch. A yes counts as asked.
+        """
+        moving = any(block.phase is BlockPhase.CANCELLING or now < block.asked_at + _FRESH_S for block in blocks)
+        if not moving and self._clock() < self._asked_at + ASK_EVERY_S:
+            return False
+        self._asked_at = self._clock()
+        return True
+
+
 class Jobs(Protocol):
     """The jobs of one node type. Calls may block for as long as the scheduler's commands do."""
 

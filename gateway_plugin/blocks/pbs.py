@@ -22,7 +22,7 @@ from parsl.providers import PBSProProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
 from gateway_plugin.blocks import pbs_words as words
-from gateway_plugin.blocks.jobs import Seen, last_words
+from gateway_plugin.blocks.jobs import Pace, Seen, last_words
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.script import block_log
 from gateway_plugin.errors import ConfigError, ServiceError
@@ -75,6 +75,7 @@ class PbsJobs:
         self._scripts = scripts
         self._layout = layout
         self._clock = clock
+        self._pace = Pace(clock)
         self._ends: dict[str, Seen] = {}
         """How blocks ended, by name (an id may be another job's one day): PBS forgets, and the first end stays."""
         self._absent_since: dict[str, float] = {}
@@ -128,7 +129,7 @@ class PbsJobs:
         known = {block.name: block for block in blocks if block.job is not None}
         seen = {name: self._ends[name] for name in known if name in self._ends}  # (1)
         asked = {name: block for name, block in known.items() if name not in seen}
-        if not asked:
+        if not asked or not self._pace.due(blocks, time.time()):
             return seen
         try:
             ids = [block.job.id for block in asked.values() if block.job is not None]

@@ -22,7 +22,7 @@ from parsl.providers import SlurmProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
 from gateway_plugin.blocks import slurm_words as words
-from gateway_plugin.blocks.jobs import Seen, last_words
+from gateway_plugin.blocks.jobs import Pace, Seen, last_words
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.script import block_log
 from gateway_plugin.errors import ConfigError, ServiceError
@@ -71,6 +71,7 @@ class SlurmJobs:
         self._scripts = scripts
         self._layout = layout
         self._clock = clock
+        self._pace = Pace(clock)
         self._ends: dict[str, Seen] = {}
         """How blocks ended, by name (an id may be another job's one day): Slurm forgets, and the first end stays."""
         self._absent_since: dict[str, float] = {}
@@ -120,7 +121,7 @@ class SlurmJobs:
         jobs = {block.name: block.job for block in blocks if block.job is not None}
         seen = {name: self._ends[name] for name in jobs if name in self._ends}  # (1)
         asked = {name: job for name, job in jobs.items() if name not in seen}
-        if not asked:
+        if not asked or not self._pace.due(blocks, time.time()):
             return seen
         try:
             rows = {row.id: row for row in self._queue()}

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway_plugin.cli.output import Steps, json_option, say, settings, show, table
-from gateway_plugin.errors import ConfigError
 from gateway_plugin.layout import Layout
 
 if TYPE_CHECKING:
     from gateway_plugin.compute.endpoint import Endpoints, EndpointStatus, Report
+    from gateway_plugin.compute.service import Pause
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 _name = click.argument("name", default="gateway")
 
 
@@ -32,66 +32,48 @@ def endpoint() -> None:
 @click.option("--url", help="The gateway's address. Default: of the one that runs from the state folder.")
 @click.option(
     "--key-file",
-    default="~/.config/gateway-plugin/endpoint.key",
-    show_default=True,
+    show_default="~/.config/gateway-plugin/endpoint.key",
     help="API key for it, 0600; '~' is the home of the local user that serves the caller.",
 )
-@click.option("--ca", type=click.Path(exists=True, dir_okay=False), help="Authority of the gateway's certificate.")
+@click.option("--ca", type=_FILE, help="Authority of the gateway's certificate.")
 @click.option("--input-folder", help="Folder whose JSONL files callers may name ('~' as above). Default: none.")
-@click.option("--workers", default=4, show_default=True, type=click.IntRange(1, 64), help="Packs at a time and user.")
-@click.option("--heartbeat", default=15.0, show_default=True, type=click.FloatRange(5, 60), help="Seconds between.")
-@click.option("--multi-user", is_flag=True, help="Run as the local user that each caller maps to (needs root).")
+@click.option("--workers", show_default="4", type=click.IntRange(1, 64), help="Packs at a time and user.")
+@click.option("--heartbeat", "heartbeat_s", show_default="15", type=click.FloatRange(5, 60), help="Seconds between.")
 @click.option(
-    "--identity-mapping",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Globus identity mapping, for --multi-user.",
+    "--multi-user", is_flag=True, default=None, help="Run as the local user that each caller maps to (needs root)."
 )
+@click.option("--identity-mapping", type=_FILE, help="Globus identity mapping, for --multi-user.")
 @click.option("--contact", help="E-mail address for its users, for --multi-user.")
-@click.option(
-    "--shared-folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that every mapped user can read, for --multi-user.",
-)
-@click.option(
-    "--venv",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Environment with globus-compute-endpoint. Default: one is made.",
-)
-@json_option  # fmt: skip
-def configure(
-    name: str, url: str | None, key_file: str, ca: str | None, input_folder: str | None, workers: int,
-    heartbeat: float, multi_user: bool, identity_mapping: Path | None, contact: str | None,
-    shared_folder: Path | None, venv: Path | None,
-) -> None:  # fmt: skip
-    """Make an endpoint that can do one thing: ask this gateway. Prints its id and the function's."""
-    from gateway_plugin.compute.config import EndpointSettings
-    from gateway_plugin.locate import find_gateway
+@click.option("--shared-folder", type=_FOLDER, help="Folder that every mapped user can read, for --multi-user.")
+@click.option("--venv", type=_FOLDER, help="Environment with globus-compute-endpoint. Default: one is made.")
+@click.option("--afresh", is_flag=True, help="Forget the options that it was configured with before.")
+@click.option("--newest-only", is_flag=True, help="Allow older versions' functions no more; their callers are refused.")
+@json_option
+def configure(name: str, afresh: bool, newest_only: bool, **given: Any) -> None:
+    """Make an endpoint that can do one thing: ask this gateway. Prints its id and the function's.
 
-    if multi_user != (identity_mapping is not None):
-        raise ConfigError("--multi-user and --identity-mapping FILE go together.")
-    layout = Layout(settings().state)
-    made = EndpointSettings(
-        name=name,
-        url=url.rstrip("/").removesuffix("/v1") if url else find_gateway(state=settings().state)[0],
-        key_file=key_file,
-        answers=_answers_prefix(layout, name),
-        input_folder=input_folder,
-        ca=str(Path(ca).absolute()) if ca else None,
-        workers=workers,
-        heartbeat_s=heartbeat,
-        identity_mapping=identity_mapping.absolute() if identity_mapping else None,
-        contact=contact,
-    )
-    with _steps("configuring") as report:
-        found = _endpoints().configure(made, report, venv=venv, shared=shared_folder)
+    Run again, it changes what it is told, and keeps its other options.
+    """
+    from gateway_plugin.compute.record import Options
+
+    whole = {key: said.absolute() if isinstance(said, Path) else said for key, said in given.items()}
+    options = Options.model_validate(whole)
+    with _working("configuring") as (endpoints, report):
+        found = endpoints.configure(name, options, report, afresh=afresh, newest_only=newest_only)
     function = found.functions[-1]
 
     def human() -> None:
         click.echo(f"endpoint  {found.id}  ({name})")
         click.echo(f"function  {function.id}  (version {function.version}, SHA-256 {function.sha256[:16]})")
-        click.echo(
-            f"Next: put an API key for the gateway into {key_file} (0600), then 'gateway endpoint start {name}'."
-        )
+        for older in found.functions[:-1]:
+            click.echo(f"allowed   {older.id}  (version {older.version}; --newest-only ends that)")
+        if found.state == "stopped":
+            click.echo(
+                f"Next: put an API key for the gateway into its key file (0600), then 'gateway endpoint start {name}'."
+            )
+        else:
+            where = "" if found.pid else f", on {found.host}"
+            click.echo(f"Next: it runs with what it was started with; 'gateway endpoint restart {name}'{where}.")
 
     show(found.document(), human)
 
@@ -102,17 +84,18 @@ def configure(
 @json_option
 def start(name: str, timeout: float) -> None:
     """Start it and wait until it is online. Running again is safe."""
-    with _steps("starting") as report:
-        found = _endpoints().start(name, report, timeout)
+    with _working("starting") as (endpoints, report):
+        found = endpoints.start(name, report, timeout)
     show(found.document(), lambda: click.echo(f"'{name}' is online: {found.id}"))
 
 
 @endpoint.command()
 @_name
+@click.option("--host-is-gone", is_flag=True, help="The machine it was started on will not be back: forget it there.")
 @json_option
-def stop(name: str) -> None:
+def stop(name: str, host_is_gone: bool) -> None:
     """End it. Tasks that wait for it run when it is back."""
-    stopped = _endpoints().stop(name)
+    stopped = _endpoints().stop(name, host_is_gone=host_is_gone)
     show({"name": name, "stopped": stopped}, lambda: click.echo("stopped" if stopped else "it did not run"))
 
 
@@ -122,10 +105,8 @@ def stop(name: str) -> None:
 @json_option
 def restart(name: str, timeout: float) -> None:
     """Stop it if it runs, and start it."""
-    with _steps("restarting") as report:
-        report("endpoint", "stopping")
-        _endpoints().stop(name)
-        found = _endpoints().start(name, report, timeout)
+    with _working("restarting") as (endpoints, report):
+        found = endpoints.restart(name, report, timeout)
     show(found.document(), lambda: click.echo(f"'{name}' is online: {found.id}"))
 
 
@@ -146,9 +127,9 @@ def list_endpoints() -> None:
     """The endpoints configured here."""
     all_of_them = _endpoints()
     found = [all_of_them.status(name) for name in all_of_them.names()]
-    rows = [(one.name, one.id, "running" if one.pid else "stopped", one.tasks_done) for one in found]
-    document = [{"name": one.name, "id": one.id, "running": one.pid is not None} for one in found]
-    show(document, lambda: table(("endpoint", "id", "state", "tasks"), rows))
+    rows = [(one.name, one.id, "running" if one.pid else one.state, one.host, one.tasks_done) for one in found]
+    document = [{"name": one.name, "id": one.id, "running": one.pid is not None, "host": one.host} for one in found]
+    show(document, lambda: table(("endpoint", "id", "state", "machine", "tasks"), rows))
 
 
 @endpoint.command()
@@ -164,20 +145,15 @@ def delete(name: str, yes: bool) -> None:
     show({"name": name, "deleted": True}, lambda: say(f"'{name}' is deleted"))
 
 
-def _endpoints() -> Endpoints:
+def _endpoints(pause: Pause = nullcontext) -> Endpoints:
     from gateway_plugin.compute.endpoint import Endpoints
 
-    return Endpoints(Layout(settings().state))
-
-
-def _answers_prefix(layout: Layout, name: str) -> str:
-    """On this node's own disk, told apart from another gateway's."""
-    digest = hashlib.sha256(f"{layout.state}:{name}".encode()).hexdigest()[:8]
-    return str(layout.run.parent / f"gwe-{os.getuid()}-{digest}")
+    return Endpoints(Layout(settings().state), pause)
 
 
 @contextmanager
-def _steps(title: str) -> Iterator[Report]:
+def _working(title: str) -> Iterator[tuple[Endpoints, Report]]:
+    """The endpoints, and whom to report to; off the terminal while somebody logs in there."""
     began = time.monotonic()
     rows: dict[str, str] = {}
     with Steps(title) as steps:
@@ -186,13 +162,13 @@ def _steps(title: str) -> Iterator[Report]:
             rows[what] = words
             steps.update([(part, text, "") for part, text in rows.items()], time.monotonic() - began)
 
-        yield report
+        yield _endpoints(steps.pause), report
 
 
 def _print_status(found: EndpointStatus) -> None:
     click.echo(f"{found.name}  {found.id}: {found.state}{f' ({found.note})' if found.note else ''}")
     beat = "-" if found.heartbeat_age_s is None else f"{found.heartbeat_age_s:.0f} s ago"
-    click.echo(f"  process         {found.pid or '-'}")
+    click.echo(f"  process         {found.pid or '-'}{f' on {found.host}' if found.host else ''}")
     click.echo(f"  last heartbeat  {beat}")
     click.echo(f"  tasks done      {found.tasks_done}")
     for function in found.functions:

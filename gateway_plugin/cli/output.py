@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -158,6 +159,18 @@ class Steps:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the terminal to somebody else meanwhile."""
+        if self._live is None:
+            yield
+            return
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start()
 
     def update(self, rows: Sequence[tuple[str, str, str]], elapsed_s: float) -> None:
         """Show ``(what, phase, note)`` rows as they are after ``elapsed_s`` seconds."""

@@ -20,6 +20,7 @@ from gateway_plugin.errors import ConfigError
 
 ENDPOINT_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 IDENTITY = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+DEFAULT_KEY_FILE = "~/.config/gateway-plugin/endpoint.key"
 _SERIALIZERS = ("globus_compute_sdk.serialize.JSONData", "globus_compute_sdk.serialize.PureSourceTextInspect")
 
 
@@ -30,10 +31,10 @@ class EndpointSettings:
     name: str
     url: str
     """The gateway's, without ``/v1``."""
-    key_file: str
-    """``~`` is the home of the local user that the function runs as."""
     answers: str
     """Prefix of the folders for answers, on the endpoint's own disk; each local user gets one."""
+    key_file: str = DEFAULT_KEY_FILE
+    """``~`` is the home of the local user that the function runs as."""
     input_folder: str | None = None
     ca: str | None = None
     """Certificate of the authority that signed the gateway's, where it is not a public one."""

@@ -5,23 +5,27 @@ State lies in ``endpoints/`` of the state folder: the environment, the manifest 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-import subprocess
+import socket
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.compute import config, environment, manifest
+from gateway_plugin.compute import agent, config, environment, manifest, shared
 from gateway_plugin.compute.config import EndpointSettings
-from gateway_plugin.compute.service import Registrar
-from gateway_plugin.errors import ConfigError, NotFound, ServiceError
+from gateway_plugin.compute.record import EndpointRecord, Options, Records
+from gateway_plugin.compute.service import Pause, Registrar
+from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.locate import find_gateway
 from gateway_plugin.service import processes
-from gateway_plugin.service.processes import Mark, read_mark
+from gateway_plugin.service.processes import Mark
 
 Report = Callable[[str, str], None]
 """Told each step: what, and how far."""
@@ -36,9 +40,13 @@ class EndpointStatus:
     name: str
     id: str
     state: str
-    """``online``; ``starting``: it runs, Globus has not heard; ``stopped``; ``unknown``: Globus cannot be asked."""
+    """``online``; ``starting``: it runs, Globus has not heard; ``stopped``; ``unknown``: not to be told from here."""
     pid: int | None
+    """Of a process on this machine."""
+    host: str | None
+    """The machine that it was started on, unless it is stopped."""
     functions: tuple[manifest.Function, ...]
+    """Those it may run, the one of this version last."""
     heartbeat_age_s: float | None
     """Since the process last gave a sign of life."""
     tasks_done: int
@@ -50,61 +58,105 @@ class EndpointStatus:
 
 
 class Endpoints:
-    """The endpoints of one gateway's state folder."""
+    """The endpoints of one gateway's state folder. ``pause``: entered while somebody logs in on the terminal."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, pause: Pause = nullcontext) -> None:
         self._layout = layout
+        self._pause = pause
         self._root = layout.state / "endpoints"
+        self._records = Records(self._root)
         self._globus = self._root / "globus"
         self._manifest = self._root / "functions.json"
+        self._here = socket.gethostname()
 
     # --- configure ---
     def configure(
-        self, settings: EndpointSettings, report: Report, *, venv: Path | None = None, shared: Path | None = None
+        self, name: str, options: Options, report: Report, *, afresh: bool = False, newest_only: bool = False
     ) -> EndpointStatus:
-        """Write everything that ``settings`` say, make the environment, register function and endpoint.
+        """Write what ``options`` and those of before say, make the environment, register function and endpoint.
 
-        ``venv``: an environment that is there already; ``shared``: the folder that all local users of a multi-user
-        endpoint can read, for environment and site file. Running again changes what is configured.
+        ``afresh``: those of before are forgotten; ``newest_only``: older versions' functions are not allowed any more.
 
         Raises:
             ConfigError: this cannot be an endpoint here.
             ServiceError: the environment cannot be made, or Globus Compute refuses.
         """
-        _check_user(settings, shared)
+        before = self._records.find(name) if config.ENDPOINT_NAME.fullmatch(name) else None
+        if before is not None and not afresh:
+            options = options.over(before.options)
+        settings = self._settings(name, options)
+        _check_user(options)
         private_folder(self._layout.state)
         private_folder(self._root)
-        place = shared if shared is not None else self._root
-        place.mkdir(mode=0o755, parents=True, exist_ok=True)
-        used = (venv or place / "venv").absolute()
-        if venv is None:
-            environment.make(used, lambda words: report("environment", words))
-        elif not environment.program(used).exists():
-            raise ConfigError(f"{used} has no globus-compute-endpoint; leave --venv out to have one made.")
-        report("environment", "ready")
+        place = options.shared_folder or self._root
+        if options.shared_folder is not None:
+            shared.make(place)
+        used = self._environment(options, place, report)
         private_folder(self._globus)
-        folder = private_folder(self._globus / settings.name)
+        folder = private_folder(self._globus / name)
         with self._registrar(used) as registrar:
             report("identity", "asking Globus")
             settings = _with_owner(settings, registrar.ask("identity"))
             report("function", "registering")
             function = self._register_function(registrar)
             report("function", function.id)
-            site_file = place / f"{settings.name}.site.json"
+            older = before.functions if before is not None and not newest_only else ()
+            allowed = (*(known for known in older if known != function.id), function.id)
+            site_file = place / f"{name}.site.json"
             write_private(site_file, json.dumps(config.site_document(settings), indent=1) + "\n")
-            if shared is not None:
+            if options.shared_folder is not None:
                 site_file.chmod(0o644)  # no secret in it, and every mapped user reads it
-            write_private(folder / "config.yaml", config.core_yaml(settings, (function.id,)))
+            write_private(folder / "config.yaml", config.core_yaml(settings, allowed))
             write_private(folder / "user_config_template.yaml.j2", config.template(settings))
             write_private(folder / "user_config_schema.json", config.schema())
             write_private(folder / "user_environment.yaml", config.user_environment(site_file, used))
             report("endpoint", "registering")
             endpoint = str(registrar.ask("register_endpoint", folder=str(folder)))
             report("endpoint", endpoint)
-        record = self._record(settings.name)
-        record |= {"id": endpoint, "venv": str(used), "functions": [function.id], "answers": settings.answers}
-        self._write_record(settings.name, record)
-        return self.status(settings.name)
+        with self._records.locked():
+            made = EndpointRecord(id=endpoint, venv=used, functions=allowed, answers=settings.answers, options=options)
+            now = self._records.find(name)
+            if now is not None:  # it may have been started or stopped meanwhile
+                made = made.model_copy(update={"process": now.process, "host": now.host})
+            self._records.write(name, made)
+        return self.status(name)
+
+    def _settings(self, name: str, options: Options) -> EndpointSettings:
+        if bool(options.multi_user) != (options.identity_mapping is not None):
+            raise ConfigError("--multi-user and --identity-mapping FILE go together.")
+        url = options.url or find_gateway(state=self._layout.state)[0]
+        given = options.model_dump(
+            include={"key_file", "input_folder", "workers", "heartbeat_s", "identity_mapping", "contact"},
+            exclude_none=True,
+        )
+        digest = hashlib.sha256(f"{self._layout.state}:{name}".encode()).hexdigest()[:8]
+        return EndpointSettings(
+            name=name,
+            url=url.rstrip("/").removesuffix("/v1"),
+            # on this node's own disk, told apart from another gateway's
+            answers=str(self._layout.run.parent / f"gwe-{os.getuid()}-{digest}"),
+            ca=str(options.ca) if options.ca else None,
+            **given,
+        )
+
+    def _environment(self, options: Options, place: Path, report: Report) -> Path:
+        used = (options.venv or place / "venv").absolute()
+        if options.venv is not None:
+            if not environment.program(used).exists():
+                raise ConfigError(f"{used} has no globus-compute-endpoint; leave --venv out to have one made.")
+        elif not environment.is_complete(used):
+            for name in self.names():
+                record = self._records.known(name)
+                if record.venv == used and (record.elsewhere(self._here) or processes.alive(record.process)):
+                    raise ConfigError(
+                        f"The endpoint '{name}' runs from {used}, which this version has to make anew: "
+                        f"'gateway endpoint stop {name}' first."
+                    )
+            environment.make(used, lambda words: report("environment", words))
+        if options.shared_folder is not None:
+            shared.check_program(environment.program(used))
+        report("environment", "ready")
+        return used
 
     def _register_function(self, registrar: Registrar) -> manifest.Function:
         text = manifest.source()
@@ -124,24 +176,31 @@ class Endpoints:
 
         Raises:
             NotFound: it is not configured.
-            ServiceError: it ended, or is not online in time; the message has its own last words.
+            ServiceError: it runs on another machine, it ended, or is not online in time; with its own last words.
         """
-        record = self._known(name)
-        folder, venv = self._globus / name, Path(record["venv"])
-        running = read_mark(record.get("process"))
-        if not processes.alive(running):
-            (folder / "daemon.pid").unlink(missing_ok=True)  # of one that was killed: it would refuse to start
-            running = self._spawn(name, folder, venv)
-            self._write_record(name, {**record, "process": running.document()})
-        deadline = time.monotonic() + within_s
-        report("endpoint", "waiting until it is online")
+        return self._start(name, report, within_s, stop_first=False)
+
+    def restart(self, name: str, report: Report, within_s: float = 60.0) -> EndpointStatus:
+        """Stop it if it runs, and ``start`` it. Raises as that does."""
+        return self._start(name, report, within_s, stop_first=True)
+
+    def _start(self, name: str, report: Report, within_s: float, stop_first: bool) -> EndpointStatus:
+        folder, venv = self._globus / name, self._known_here(name).venv
         with self._registrar(venv) as registrar:
+            report("identity", "asking Globus")
+            registrar.ask("login")  # here and now: the endpoint's own process has no terminal
+            if stop_first:
+                report("endpoint", "stopping")
+                self.stop(name)
+            running = self._running(name)
+            report("endpoint", "waiting until it is online")
+            deadline = time.monotonic() + within_s
             while True:
                 found = self.status(name, registrar)
                 if found.state == "online":
                     return found
                 if not processes.alive(running):
-                    raise ServiceError(f"The endpoint '{name}' ended at once:\n{_last_words(folder)}")
+                    raise ServiceError(f"The endpoint '{name}' ended at once:\n{agent.last_words(folder)}")
                 if time.monotonic() > deadline:
                     raise ServiceError(
                         f"The endpoint '{name}' runs, but is not online after {within_s:.0f} s "
@@ -149,114 +208,116 @@ class Endpoints:
                     )
                 time.sleep(0.3)
 
-    def _spawn(self, name: str, folder: Path, venv: Path) -> Mark:
-        with (folder / "console.log").open("wb") as log:
-            (folder / "console.log").chmod(0o600)
-            child = subprocess.Popen(
-                [str(environment.program(venv)), "start", name],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=config.process_environment(os.environ, venv, self._globus),
-                cwd=folder,
-                start_new_session=True,
-            )
-        found = processes.mark(child.pid)
-        if found is None:
-            child.wait()
-            raise ServiceError(f"The endpoint '{name}' ended at once:\n{_last_words(folder)}")
-        return found
+    def _running(self, name: str) -> Mark:
+        """Its process, started if there is none."""
+        with self._records.locked():
+            record = self._known_here(name)
+            if record.process is not None and processes.alive(record.process):
+                return record.process
+            if record.process is not None:
+                self._pid_file(name).unlink(missing_ok=True)  # killed on this machine: it would refuse to start
+            made = agent.spawn(self._globus / name, record.venv)
+            self._records.write(name, record.model_copy(update={"process": made, "host": self._here}))
+            return made
 
-    def stop(self, name: str) -> bool:
-        """End it with all that belongs to it; tasks that wait run when it is back. ``False``: it did not run."""
-        record = self._known(name)
-        running = read_mark(record.get("process"))
-        if running is None or not processes.alive(running):
-            return False
-        family = (running, *processes.descendants(running.pid))
-        left = processes.end((running,), grace_s=_STOP_S) + processes.end(family, grace_s=5.0)
-        if left:
-            raise ServiceError(f"Processes {[known.pid for known in left]} of the endpoint '{name}' do not end.")
-        self._write_record(name, {**record, "process": None})
-        return True
+    def stop(self, name: str, *, host_is_gone: bool = False) -> bool:
+        """End it with all that belongs to it; tasks that wait run when it is back. ``False``: it did not run.
+
+        ``host_is_gone``: the machine it was started on will never be back, forget what ran there.
+
+        Raises ``NotFound``, and ``ServiceError`` if it runs on another machine or does not end.
+        """
+        with self._records.locked():
+            record = self._records.known(name)
+            gone = host_is_gone and record.elsewhere(self._here) is not None
+            if not gone:
+                self._known_here(name)
+            if record.process is None or not (gone or processes.alive(record.process)):
+                return False
+            if not gone:
+                family = (record.process, *processes.descendants(record.process.pid))
+                left = processes.end((record.process,), grace_s=_STOP_S) + processes.end(family, grace_s=5.0)
+                if left:
+                    raise ServiceError(
+                        f"Processes {[known.pid for known in left]} of the endpoint '{name}' do not end."
+                    )
+            self._pid_file(name).unlink(missing_ok=True)
+            self._records.write(name, record.model_copy(update={"process": None, "host": None}))
+            return True
 
     # --- look ---
     def ask_status(self, name: str) -> EndpointStatus:
         """What is known of it, here and at Globus Compute. Raises ``NotFound``."""
-        with self._registrar(self._known(name)["venv"]) as registrar:
+        with self._registrar(self._records.known(name).venv) as registrar:
             return self.status(name, registrar)
 
     def status(self, name: str, registrar: Registrar | None = None) -> EndpointStatus:
         """What is known of it here, and by the ``registrar`` if there is one. Raises ``NotFound``."""
-        record = self._known(name)
-        running = read_mark(record.get("process"))
-        lives = processes.alive(running)
+        record = self._records.known(name)
+        elsewhere = record.elsewhere(self._here)
+        lives = elsewhere is None and processes.alive(record.process)
         state, note = "stopped", None
-        if lives:
-            state = "starting"
+        if lives or elsewhere:
+            state, note = ("unknown", f"it was started on {elsewhere}") if elsewhere else ("starting", None)
             try:
-                if registrar is not None and registrar.ask("status", endpoint=record["id"])["status"] == "online":
-                    state = "online"
+                if registrar is not None and registrar.ask("status", endpoint=record.id)["status"] == "online":
+                    state, note = "online", None
             except ServiceError as error:
                 state, note = "unknown", error.message
-        allowed = tuple(f for f in manifest.read(self._manifest) if f.id in record["functions"])
+        registered = {function.id: function for function in manifest.read(self._manifest)}
         return EndpointStatus(
             name=name,
-            id=record["id"],
+            id=record.id,
             state=state,
-            pid=running.pid if running is not None and lives else None,
-            functions=allowed,
-            heartbeat_age_s=_age_s(self._globus / name / "daemon.pid") if lives else None,
-            tasks_done=_tasks_done(Path(record["answers"])),
+            pid=record.process.pid if record.process is not None and lives else None,
+            host=record.host if lives or elsewhere else None,
+            functions=tuple(
+                registered.get(known, manifest.Function("unknown", "", known)) for known in record.functions
+            ),
+            heartbeat_age_s=_age_s(self._pid_file(name)) if lives or elsewhere else None,
+            tasks_done=_tasks_done(Path(record.answers)),
             note=note,
         )
 
     def names(self) -> tuple[str, ...]:
         """Those configured, sorted."""
-        return tuple(sorted(path.stem for path in self._root.glob("*.endpoint")))
+        return self._records.names()
 
     def delete(self, name: str) -> None:
         """Stop it, remove it from Globus Compute and from here. Raises ``NotFound``, ``ServiceError``."""
-        record = self._known(name)
-        self.stop(name)
-        with self._registrar(record["venv"]) as registrar:
-            registrar.ask("delete", endpoint=record["id"])
+        record = self._known_here(name)
+        with self._registrar(record.venv) as registrar:
+            registrar.ask("login")  # before it is stopped
+            self.stop(name)
+            registrar.ask("delete", endpoint=record.id)
         shutil.rmtree(self._globus / name, ignore_errors=True)
-        self._path(name).unlink()
+        self._records.remove(name)
 
-    # --- records ---
-    def _path(self, name: str) -> Path:
-        return self._root / f"{name}.endpoint"
-
-    def _record(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads(self._path(name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            raise ServiceError(f"{self._path(name)} is damaged; run 'gateway endpoint configure' again.") from None
-        return dict(found)
-
-    def _known(self, name: str) -> dict[str, Any]:
-        record = self._record(name) if config.ENDPOINT_NAME.fullmatch(name) else {}
-        if not record:
-            raise NotFound(f"There is no endpoint '{name}' here; 'gateway endpoint configure' makes one.")
+    def _known_here(self, name: str) -> EndpointRecord:
+        """The record of one that does not run on another machine. Raises ``NotFound``, ``ServiceError``."""
+        record = self._records.known(name)
+        if (host := record.elsewhere(self._here)) is not None:
+            raise ServiceError(
+                f"The endpoint '{name}' was started on {host}: run this command there (if that machine is gone for "
+                f"good, 'gateway endpoint stop {name} --host-is-gone' first)."
+            )
         return record
 
-    def _write_record(self, name: str, record: dict[str, Any]) -> None:
-        write_private(self._path(name), json.dumps(record, indent=1) + "\n")
+    def _pid_file(self, name: str) -> Path:
+        """The endpoint process's own, which it touches with each heartbeat."""
+        return self._globus / name / "daemon.pid"
 
-    def _registrar(self, venv: str | Path) -> Registrar:
-        return Registrar(Path(venv), self._globus)
+    def _registrar(self, venv: Path) -> Registrar:
+        return Registrar(venv, self._globus, self._pause)
 
 
-def _check_user(settings: EndpointSettings, shared: Path | None) -> None:
-    multi = settings.identity_mapping is not None
+def _check_user(options: Options) -> None:
+    multi = bool(options.multi_user)
     if multi and os.getuid() != 0:
         raise ConfigError(
             "A multi-user endpoint becomes each mapped user, which needs root; or leave --multi-user out."
         )
-    if multi and shared is None:
+    if multi and options.shared_folder is None:
         raise ConfigError("A multi-user endpoint needs --shared-folder, a folder that every mapped user can read.")
     if not multi and os.getuid() == 0:
         raise ConfigError("As root an endpoint must be --multi-user; configure a single-user one as an ordinary user.")
@@ -282,13 +343,3 @@ def _tasks_done(answers: Path) -> int:
         except OSError:
             continue
     return total
-
-
-def _last_words(folder: Path) -> str:
-    lines: list[str] = []
-    for name in ("console.log", "endpoint.log"):
-        try:
-            lines += (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()[-6:]
-        except OSError:
-            continue
-    return "\n".join(lines) or "(it said nothing)"

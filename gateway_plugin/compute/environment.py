@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway_plugin.compute.shared import READABLE_UMASK
 from gateway_plugin.errors import ServiceError
 
 _LIST = Path(__file__).with_name("endpoint.txt")
@@ -50,7 +51,10 @@ def make(venv: Path, report: Callable[[str], None], python: str | None = None) -
 
 def _installed(install: list[str]) -> bool:
     argv = [*install, "--no-deps", "-r", str(_LIST)]
-    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S).returncode == 0
+    ended = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S, umask=READABLE_UMASK
+    )
+    return ended.returncode == 0
 
 
 def _uv() -> str | None:
@@ -64,7 +68,9 @@ def _stamp(venv: Path) -> Path:
 def _run(argv: list[str]) -> None:
     began = time.monotonic()
     try:
-        ended = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_S)
+        ended = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_S, umask=READABLE_UMASK
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServiceError(f"The endpoint's environment could not be made: {error}") from error
     if ended.returncode != 0:

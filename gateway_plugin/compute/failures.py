@@ -24,9 +24,13 @@ def refusal(status: int, code: str, words: str) -> TransportError:
         )
     if status == 401:
         return TransportError(
-            InvalidKey(f"Globus does not know you ({said}). Log in: globus-compute-endpoint login, or set "
-                       "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET."), Next.NOTHING
-        )  # fmt: skip
+            InvalidKey(
+                f"Globus does not know you ({said}). Forget the old login, and the next call asks for a new one: "
+                'python -c "from globus_compute_sdk import Client; Client().logout()"; or set '
+                "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET."
+            ),
+            Next.NOTHING,
+        )
     if status == 403:
         return TransportError(
             Forbidden(f"The endpoint does not allow this function, or not for you ({said})."), Next.NOTHING

@@ -1,64 +1,137 @@
 """Talks to Globus Compute for ``gateway endpoint``: a program of the endpoint's own environment, where its SDK is.
 
 A JSON request a line on stdin, a JSON answer a line on stdout: ``{"ok": ...}`` or ``{"error": {"kind", "message"}}``.
+Before a person logs in it says ``{"login": true}`` and waits for a line, so that the terminal is free by then.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+_NO_TERMINAL = (
+    "Nobody is logged in to Globus, and there is no terminal to ask on: run this on one, or set "
+    "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET."
+)
+
+
+class NoTerminal(Exception):
+    """Somebody has to log in, and there is nobody to ask."""
+
+
+class Gateway:
+    """The command that asks, on the other side of the pipes that were stdin and stdout."""
+
+    def __init__(self) -> None:
+        # Taken away from under stdin and stdout: the SDK prints there, and its login reads there.
+        self._asked: IO[str] = os.fdopen(os.dup(0), "r", encoding="utf-8")
+        self._answers: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.dup2(2, 1)
+
+    def read(self) -> dict[str, Any] | None:
+        """What it asks; ``None`` at the end."""
+        line = self._asked.readline()
+        return dict(json.loads(line)) if line else None
+
+    def write(self, document: dict[str, Any]) -> None:
+        """Answer it."""
+        self._answers.write(json.dumps(document) + "\n")
+        self._answers.flush()
 
 
 def main() -> None:
     """Do one thing after the other until stdin ends."""
     logging.disable(logging.WARNING)
-    answers_to, sys.stdout = sys.stdout, sys.stderr  # what the SDK prints (a login's URL) is for people
-    for line in sys.stdin:
-        asked = json.loads(line)
+    gateway = Gateway()
+    client = _Client(gateway)
+    while (asked := gateway.read()) is not None:
         try:
-            answer = {"ok": _ACTIONS[asked.pop("action")](**asked)}
+            answer = {"ok": _ACTIONS[asked.pop("action")](client, **asked)}
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the SDK raises much, and exits; the user is told
             answer = {"error": {"kind": type(error).__name__, "message": _words(error)}}
-        answers_to.write(json.dumps(answer) + "\n")
-        answers_to.flush()
+        gateway.write(answer)
 
 
 def _words(error: BaseException) -> str:
     return " ".join(str(error).split())[:500]
 
 
-@functools.cache
-def _client() -> Any:
-    from globus_compute_endpoint.auth import get_globus_app_with_scopes
-    from globus_compute_sdk import Client
+class _Client:
+    """The SDK's client, made and logged in when it is first needed."""
 
-    app = get_globus_app_with_scopes()
-    if app.login_required():
-        app.login()
-    return Client(app=app, do_version_check=False)
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._made: Any = None
+
+    def __call__(self) -> Any:
+        if self._made is None:
+            from globus_compute_endpoint.auth import get_globus_app_with_scopes
+            from globus_compute_sdk import Client
+
+            app = get_globus_app_with_scopes()
+            if app.login_required():
+                self._login(app)
+            self._made = Client(app=app, do_version_check=False)
+        return self._made
+
+    def _login(self, app: Any) -> None:
+        if os.environ.get("GLOBUS_COMPUTE_CLIENT_SECRET"):
+            app.login()  # asks nobody
+            return
+        with _on_terminal():
+            self._gateway.write({"login": True})
+            self._gateway.read()
+            app.login()
 
 
-def identity() -> str:
+@contextmanager
+def _on_terminal() -> Iterator[None]:
+    """What is printed appears on the terminal and what is read is typed there, whatever is redirected."""
+    try:
+        reader = open("/dev/tty", encoding="utf-8")  # noqa: SIM115  # entered below: only its opening may fail here
+    except OSError:
+        raise NoTerminal(_NO_TERMINAL) from None
+    with reader:
+        if os.tcgetpgrp(reader.fileno()) != os.getpgrp():  # in the background: to read would stop the whole command
+            raise NoTerminal(_NO_TERMINAL)
+        with open("/dev/tty", "w", encoding="utf-8", buffering=1) as writer:
+            before = sys.stdin, sys.stdout
+            sys.stdin, sys.stdout = reader, writer
+            try:
+                yield
+            finally:
+                sys.stdin, sys.stdout = before
+
+
+def login(client: _Client) -> None:
+    """Have somebody logged in."""
+    client()
+
+
+def identity(client: _Client) -> str:
     """The Globus identity that acts here."""
     from globus_compute_sdk.sdk.auth.auth_client import ComputeAuthClient
 
-    return str(ComputeAuthClient(app=_client().app).userinfo()["sub"])
+    return str(ComputeAuthClient(app=client().app).userinfo()["sub"])
 
 
-def register_function(source: str, entry_point: str, description: str) -> str:
+def register_function(client: _Client, source: str, entry_point: str, description: str) -> str:
     """Register the function's text; its id."""
     # Public: everybody may call it where an endpoint allows it. It holds no secret, and it does nothing elsewhere.
-    made = _client().register_source_code(source, entry_point, description=description, public=True)
+    made = client().register_source_code(source, entry_point, description=description, public=True)
     return str(made)
 
 
-def register_endpoint(folder: str) -> str:
+def register_endpoint(client: _Client, folder: str) -> str:
     """Register what lies in ``folder``, as ``globus-compute-endpoint start`` does; the id."""
     from globus_compute_endpoint.cli import _do_register_endpoint
     from globus_compute_endpoint.endpoint.config.utils import get_config
@@ -69,23 +142,24 @@ def register_endpoint(folder: str) -> str:
     return endpoint
 
 
-def status(endpoint: str) -> dict[str, Any]:
+def status(client: _Client, endpoint: str) -> dict[str, Any]:
     """What the service says of an endpoint."""
-    return dict(_client().get_endpoint_status(endpoint))
+    return dict(client().get_endpoint_status(endpoint))
 
 
-def delete(endpoint: str) -> None:
+def delete(client: _Client, endpoint: str) -> None:
     """Remove an endpoint from the service; one that it does not know is removed already."""
     from globus_sdk import GlobusAPIError
 
     try:
-        _client().delete_endpoint(endpoint)
+        client().delete_endpoint(endpoint)
     except GlobusAPIError as error:
         if error.http_status != 404:
             raise
 
 
 _ACTIONS: dict[str, Callable[..., Any]] = {
+    "login": login,
     "identity": identity,
     "register_function": register_function,
     "register_endpoint": register_endpoint,
@@ -95,4 +169,5 @@ _ACTIONS: dict[str, Callable[..., Any]] = {
 
 if __name__ == "__main__":
     os.umask(0o077)
-    main()
+    with suppress(KeyboardInterrupt):  # Ctrl-C is the command's: it says so
+        main()

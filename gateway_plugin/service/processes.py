@@ -56,14 +56,15 @@ def arguments(pid: int) -> tuple[str, ...]:
     return tuple(part.decode(errors="replace") for part in raw.split(b"\0")[:-1])
 
 
-def own_processes() -> tuple[int, ...]:
-    """PIDs of this user's processes, this one left out, ascending."""
+def own_processes(*, root_sees_all: bool = False) -> tuple[int, ...]:
+    """PIDs of this user's processes, this one left out, ascending. ``root_sees_all``: to root, everybody's."""
+    everybody = root_sees_all and os.getuid() == 0
     found: list[int] = []
     for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if entry.stat().st_uid == os.getuid():
+            if everybody or entry.stat().st_uid == os.getuid():
                 found.append(int(entry.name))
         except OSError:
             continue
@@ -83,9 +84,9 @@ def find_own(words: tuple[str, ...]) -> tuple[Mark, ...]:
 
 
 def descendants(pid: int) -> tuple[Mark, ...]:
-    """Living children of ``pid``, their children and so on; ``pid`` itself left out."""
+    """Living children of ``pid``, their children and so on, those that root's became other users' too."""
     children: dict[int, list[int]] = {}
-    for other in own_processes():
+    for other in own_processes(root_sees_all=True):
         stat = stat_of(other)
         if stat is not None:
             children.setdefault(stat[1], []).append(other)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.core.generated import autoscaler_pb2
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve.core.events import EngineExited, Event, NodeFailed, NodeGone
@@ -22,6 +23,8 @@ log = logging.getLogger("gateway.controller")
 NAMESPACE = "gateway"
 _PREFIX = "gateway-agent-"
 _POLL_S = 20.0
+_DRAIN_S = 5.0
+"""How long Ray's GCS may take to hear of a drain."""
 _LOST = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError, ray.exceptions.ActorUnavailableError)
 
 MakeAgent = Callable[[str, NodeKind], tuple[type[Any], tuple[Any, ...]]]
@@ -85,8 +88,18 @@ class Agents:
             return
         self._watch(node, handle)
 
-    def kill(self, node: str) -> None:
-        """End the agent; its node becomes idle and the autoscaler gives the block back."""
+    async def end(self, node: str, block_goes: bool) -> None:
+        """End the agent; its node becomes idle and the autoscaler gives the block back.
+
+        With ``block_goes`` nothing else is put there before that. Ray would: it waits some seconds for a node to stay
+        idle, and an agent that waits for its own block, the successor of this one say, would take this one's.
+        """
+        ray_node = self._ray_nodes.get(node)
+        if block_goes and ray_node is not None:
+            try:
+                await asyncio.to_thread(_drain, ray_node)
+            except ray.exceptions.RayError as error:  # it ends all the same; what comes there is sent away again
+                log.warning("ray-node-not-drained", extra={"node": node, "error": _first_line(error)})
         handle = self._handles.get(node)
         if handle is None:
             try:
@@ -143,6 +156,16 @@ class Agents:
         except ray.exceptions.RayTaskError as error:
             log.exception("agent-refused", extra={"node": node, "verb": verb})
             self._post(EngineExited(command.engine, command.generation, _first_line(error), expected=False))
+
+
+def _drain(ray_node: str) -> None:
+    """Have Ray put nothing on this node any more; Ray ends it as soon as nothing runs there. What ``ray drain-node``
+    does. Raises ``RayError``."""
+    client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # the other is refused while busy
+    accepted, why = client.drain_node(ray_node, reason, "the gateway gives its block back", 0, timeout=_DRAIN_S)
+    if not accepted:
+        log.warning("ray-node-not-drained", extra={"ray_node": ray_node, "error": why})
 
 
 def _ray_node_alive(ray_node: str) -> bool:

@@ -92,8 +92,8 @@ class Performer:
                 self._spawn(self._agents.command(node, "stop", effect))
             case CreateAgent(node, kind, block):
                 self._agents.create(node, kind, block)
-            case KillAgent(node):
-                self._agents.kill(node)
+            case KillAgent(node, block_goes):
+                self._spawn(self._agents.end(node, block_goes))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -74,7 +74,7 @@ class Change:
         self.kind_failures: Table[Failure] = Table(fleet.kind_failures)
         self.load_s: Table[float] = Table(fleet.load_s)
         self.pinned = fleet.pinned
-        self.wished = fleet.wished
+        self.wished: Table[float] = Table(fleet.wished)
         self.switches = fleet.switches
         self.serial = fleet.serial
         self.settled = fleet.settled
@@ -107,7 +107,7 @@ class Change:
             kind_failures=self.kind_failures.rows,
             load_s=self.load_s.rows,
             pinned=self.pinned,
-            wished=self.wished,
+            wished=self.wished.rows,
             switches=self.switches,
             serial=self.serial,
             settled=self.settled,
@@ -194,8 +194,8 @@ class Change:
             self.queues.drop(waiter.model)
 
     def wanted(self, model: str) -> bool:
-        """Somebody waits for it, it is pinned, or an administrator asked for it."""
-        return model in self.queues.rows or model in self.pinned or model in self.wished
+        """Somebody waits for it, it is pinned, or wished for: by an administrator, or by who was told to come back."""
+        return model in self.queues.rows or model in self.pinned or model in self.wished.rows
 
     def load_time_s(self, model: str) -> float:
         """How long ``model`` takes to load, as far as is known."""

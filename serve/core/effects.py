@@ -98,9 +98,11 @@ class CreateAgent:
 
 @dataclass(frozen=True)
 class KillAgent:
-    """Give the node back: the agent ends, the node is idle, the autoscaler cancels the block."""
+    """Give the node back: it takes no other agent, this one ends, and the autoscaler cancels the idle block."""
 
     node: str
+    block_goes: bool = True
+    """Else its block is left to the next agent that waits for one; the autoscaler cancels it if there is none."""
 
 
 Effect = Answer | StartEngine | StopEngine | OpenRoute | DrainRoute | CloseRoute | SyncSlots | CreateAgent | KillAgent

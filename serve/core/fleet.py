@@ -235,6 +235,8 @@ class Policy:
     pending_idle_s: float = 120.0
     """A pending node that nobody needs any more is kept for so long: its place in the queue is worth something, because
     what is evicted to make room for one model is often what the next one waits for (``benchmarks.growth``)."""
+    promise_max_s: float = 43200.0
+    """A client that was told when to come back is expected for so long at most: its model stays wanted until then."""
     kind_retry_s: float = 1800.0
     """So long a kind is not asked for whose blocks die early or can never start."""
     early_deaths_max: int = 3
@@ -303,8 +305,9 @@ class Fleet:
     """Model -> the last load's seconds, for ``eta_s``."""
     pinned: frozenset[str] = frozenset()
     """Never evicted, always wanted: from the catalog and from ``gateway models pin``."""
-    wished: frozenset[str] = frozenset()
-    """``gateway models load``: wanted once, until ready."""
+    wished: Mapping[str, float] = field(default_factory=dict)
+    """Model -> until when it is wanted, or until it is ready: for ever by ``gateway models load``; where a client was
+    refused with a time at which to come back, until a while after that."""
     switches: int = 0
     """Evictions made so that another model could be loaded."""
     serial: int = 0

@@ -30,12 +30,13 @@ def kind_of(node: str) -> str:
 
 
 def node_joined(change: Change, event: NodeJoined) -> None:
-    """An agent says what it has: (1) an unknown node without engines was given back before it came: give it back;
+    """An agent says what it has: (1) an unknown node without engines was given back before it came: it ends, and its
+    fresh block is for who waits for one;
     (2) engines of ours that it does not have are gone; (3) those it has are compared; (4) those unknown are adopted."""
     node = change.nodes.rows.get(event.node)
     if node is None:
         if not event.engines:  # (1)
-            change.emit(KillAgent(event.node))
+            change.emit(KillAgent(event.node, block_goes=False))
             return
         node = Node(event.node, event.type, NodePhase.UP, since=change.now)
     found = {engine.id: engine for engine in event.engines}

@@ -41,7 +41,7 @@ def wanted_order(change: Change) -> list[str]:
     """Models that are wanted: those with waiters by their oldest, then pins and wishes; ties by name."""
     waiters = change.waiters.rows
     queued = sorted((waiters[tickets[0]].since, model) for model, tickets in change.queues.rows.items())
-    unasked = sorted(model for model in change.pinned | change.wished if model not in change.queues.rows)
+    unasked = sorted(model for model in change.pinned | change.wished.rows.keys() if model not in change.queues.rows)
     return [model for model in (*(model for _, model in queued), *unasked) if model in change.models]
 
 

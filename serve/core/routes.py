@@ -23,7 +23,7 @@ def route_opened(change: Change, event: RouteOpened) -> None:
     engine = change.engines.rows.get(event.engine)
     if engine is not None and engine.route is RouteState.OPENING:  # (1)
         change.set_engine(engine, route=RouteState.OPEN, up=True, refusals=0, retry_at=0.0, fresh_from=change.now)
-        change.wished = change.wished - {engine.model}
+        change.wished.drop(engine.model)
     _acknowledge_closing(change, event.engine)  # (2)
 
 

@@ -107,7 +107,7 @@ def loss(change: Change, node: Node) -> float:
 
 def _of_use(change: Change, node: Node) -> bool:
     """A wanted model without an engine (it may be backing off after a failure) would fit on it."""
-    wanted = (*change.queues.rows, *change.pinned, *change.wished)
+    wanted = (*change.queues.rows, *change.pinned, *change.wished.rows)
     return any(
         holds(node, need_of(change.models[model])) and not any(map(live, change.engines_of(model)))
         for model in wanted

@@ -121,7 +121,13 @@ def answer_ready(change: Change) -> None:
 
 
 def answer_overdue(change: Change) -> None:
-    """Refuse waiters whose deadline has passed, with the state of their model."""
+    """Refuse waiters whose deadline has passed, with the state of their model.
+
+    Who hears when to come back shall find what was asked for: a model that waits for a block stays wanted until a while
+    after that, or the block would lose its place in a queue that is longer than anybody waits.
+    """
+    for model in [model for model, until in change.wished.rows.items() if change.now >= until]:
+        change.wished.drop(model)
     fleet: Fleet | None = None
     for waiter in list(change.waiters.rows.values()):
         if change.now >= waiter.deadline:
@@ -129,6 +135,8 @@ def answer_overdue(change: Change) -> None:
             state = model_state(fleet, waiter.model)
             eta = eta_s(fleet, waiter.model, change.now)
             reason = waiting_reason(fleet, waiter.model, change.now)
+            if eta is not None and state == "queued":
+                _expect_back(change, fleet, waiter.model, eta)
             change.drop_waiter(waiter.ticket)
             waited = change.now - waiter.since
             why = f"state: {state}" if reason is None else f"state: {state}; {reason}"
@@ -140,6 +148,14 @@ def answer_overdue(change: Change) -> None:
                 reason=reason,
             )
             change.emit(Answer(waiter.ticket, error))
+
+
+def _expect_back(change: Change, fleet: Fleet, model: str, eta_s: float) -> None:
+    if next_node(fleet, need_of(change.models[model]), change.now) is None:
+        return
+    policy = change.policy
+    until = change.now + min(eta_s + policy.pending_idle_s, policy.promise_max_s)
+    change.wished.put(model, max(until, change.wished.rows.get(model, until)))
 
 
 def resolve_names(change: Change) -> None:
@@ -184,7 +200,7 @@ def record_failure(change: Change, model: str, reason: str, *, after_ready: bool
     failure = Failure(count, change.now, change.now + delay, reason, after_ready)
     change.failures.put(model, failure)
     if count >= policy.failures_per_wait:
-        change.wished = change.wished - {model}
+        change.wished.drop(model)
         answer_all(change, model, _unavailable(model, failure, change.now))
 
 

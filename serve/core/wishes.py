@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gateway_plugin.errors import ModelNotFound, Unloaded
 from serve.core.change import Change, live
 from serve.core.events import CatalogChanged, LoadAsked, PinChanged, UnloadAsked
@@ -32,7 +34,8 @@ def catalog_changed(change: Change, event: CatalogChanged) -> None:
         for name, model in after.items()
         if (model.pinned if name not in before or model.pinned != before[name].pinned else name in change.pinned)
     )
-    change.wished &= frozenset(after)
+    for name in change.wished.rows.keys() - after.keys():
+        change.wished.drop(name)
     change.slots_changed = True
 
 
@@ -48,7 +51,7 @@ def load_asked(change: Change, event: LoadAsked) -> None:
     name = change.names.get(event.model)
     if name is not None:
         change.failures.drop(name)
-        change.wished |= {name}
+        change.wished.put(name, math.inf)
 
 
 def unload_asked(change: Change, event: UnloadAsked) -> None:
@@ -66,7 +69,7 @@ def unload_asked(change: Change, event: UnloadAsked) -> None:
         ),
     )
     change.pinned -= {name}
-    change.wished -= {name}
+    change.wished.drop(name)
     for engine in change.engines_of(name):
         retire(change, engine, "unloaded")
 

@@ -268,6 +268,19 @@ def test_a_multi_user_endpoint_becomes_the_mapped_user_with_that_users_own_key(
         (kept,) = (shared.folder / "run").glob("gwe-0-*")
         assert kept.stat().st_uid == shared.account.uid != 0
         assert json.loads(shared.cli("status", "--json").stdout)["tasks_done"] == 1
+        assert processes_of(shared)
+        shared.stop()
+        assert not processes_of(shared), "the mapped user's have ended too"
+
+
+def processes_of(chain: Chain) -> list[int]:
+    """The user endpoints' and their workers', which read the endpoint's site file."""
+    site_file = str(chain.folder / "shared" / f"{chain.name}.site.json")
+    return [
+        process.pid
+        for process in psutil.process_iter(["uids", "environ"])
+        if process.info["uids"].real == chain.account.uid and site_file in (process.info["environ"] or {}).values()
+    ]
 
 
 def test_a_real_endpoint_answers() -> None:
@@ -277,19 +290,18 @@ def test_a_real_endpoint_answers() -> None:
     if endpoint is None or function is None or model is None:
         pytest.skip(f"the real service is asked where {', '.join(names)} and a Globus login are given")
     program = """
-import json, sys
-from globus_compute_sdk import Executor
-from globus_compute_sdk.serialize import ComputeSerializer, JSONData
-endpoint, function, request = sys.argv[1:]
-serializer = ComputeSerializer(strategy_data=JSONData(), allowed_deserializer_types=[JSONData])
-with Executor(endpoint_id=endpoint, serializer=serializer, result_serializers=[JSONData]) as executor:
-    print(json.dumps(executor.submit_to_registered_function(function, args=(json.loads(request),)).result(150)))
+import sys
+from gateway_plugin.compute import GlobusClient
+endpoint, function, model = sys.argv[1:]
+with GlobusClient(endpoint, function, timeout_s=150) as client:
+    print(client.chat("Say hello.", model))
+    print(len(client.map_chat([f"Count to {number}." for number in range(1, 6)], model)))
 """
-    request = pack("Say hello.", deadline_s=120)
-    request["items"][0]["body"]["model"] = model
     ended = subprocess.run(
-        [sys.executable, "-c", program, endpoint, function, json.dumps(request)],
+        [sys.executable, "-c", program, endpoint, function, model],
         capture_output=True, text=True, timeout=170, env=_ENVIRONMENT,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert statuses(json.loads(ended.stdout)) == [200]
+    *said, count = ended.stdout.splitlines()
+    assert said
+    assert count == "5"

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.gateways import ROOT, Gateway, chat_body, wait_for
-from tests.support.slurm.gateways import ever_submitted, pinned, queued, slurm_gateway
+from tests.support.slurm.gateways import engine_nodes, ever_submitted, pinned, queued, slurm_gateway
 from tests.support.slurm.virtual import VirtualSlurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def gateway(slurm: VirtualSlurm) -> Iterator[Gateway]:
-    with slurm_gateway(slurm, {"a": ("--tokens", "4000"), "b": ()}, block_idle_s=600.0) as made:
+    with slurm_gateway(slurm, {"a": ("--tokens", "400"), "b": ("--tokens", "4000")}, block_idle_s=600.0) as made:
         yield made
 
 
@@ -29,11 +29,23 @@ def gateway(slurm: VirtualSlurm) -> Iterator[Gateway]:
 def waiting_chat(gateway: Gateway, model: str) -> Iterator[subprocess.Popen[str]]:
     """``gateway chat MODEL hello``, interrupted at the end."""
     argv = [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(gateway.layout.state), "chat", model, "hi"]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=gateway.environment, cwd=ROOT) as chat:
+    with subprocess.Popen(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=gateway.environment, cwd=ROOT
+    ) as chat:
         try:
             yield chat
         finally:
             chat.kill()
+
+
+@contextmanager
+def streamed(gateway: Gateway, model: str, tokens: int) -> Iterator[Iterator[str]]:
+    """An answer that has begun: what comes after its first piece."""
+    body = {**chat_body(model, stream=True), "max_tokens": tokens}
+    with gateway.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as stream:
+        pieces = stream.iter_text()
+        next(pieces)
+        yield pieces
 
 
 def rows(gateway: Gateway, *options: str) -> dict[str, dict[str, Any]]:
@@ -84,20 +96,30 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
     assert (again.returncode, "ended" in again.stderr) == (66, True)
     assert gateway.cli("blocks", "logs", pending["name"]).stdout == ""
 
-    # The one that runs is cancelled with a stream on it, which breaks off visibly.
+    # The one that runs is drained while another one waits for its node: nothing new is put on the old one.
     gateway.cli("models", "unpin", "a")
-    body = {**chat_body("a", stream=True), "max_tokens": 4000}
-    with gateway.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as stream:
-        pieces = stream.iter_text()
-        next(pieces)
+    with streamed(gateway, "a", tokens=400) as pieces, waiting_chat(gateway, "b"):
+        following = wait_for(lambda: in_state(gateway, "pending"), 15, "another job in the queue")
+        drained = json.loads(gateway.cli("blocks", "drain", serving["name"], "--wait", "--json").stdout)
+        assert drained["ended"]["state"] in ("cancelled", "completed"), drained
+        assert "[DONE]" in "".join(pieces)  # what was in flight ended in peace
+        wait_for(lambda: "b" in engine_nodes(gateway), 60, "b on the node that was given back")
+    assert engine_nodes(gateway)["b"] == host
+    second = in_state(gateway, "serving")
+    assert second is not None
+    assert second["name"] == following["name"]
+    assert ever_submitted(slurm) - submitted == {following["job"]}
+
+    # The one that runs is cancelled with a stream on it, which breaks off visibly.
+    with streamed(gateway, "b", tokens=4000) as pieces:
         wait_for(lambda: (in_state(gateway, "serving") or {}).get("in_flight") == 1, 15, "the stream is counted")
-        done = gateway.cli("blocks", "cancel", serving["name"], "--json")
+        done = gateway.cli("blocks", "cancel", second["name"], "--json")
         assert json.loads(done.stdout)[0]["cut"] == 1
         with pytest.raises(httpx.RemoteProtocolError):
             for _ in pieces:
                 pass
     wait_for(lambda: not queued(slurm), 60, "its job is gone")
-    wait_for(lambda: rows(gateway, "--all")[serving["name"]]["state"] == "cancelled", 15, "its end")
-    assert "leaving: told to" in gateway.cli("blocks", "logs", serving["name"]).stdout
+    wait_for(lambda: rows(gateway, "--all")[second["name"]]["state"] == "cancelled", 15, "its end")
+    assert "leaving: told to" in gateway.cli("blocks", "logs", second["name"]).stdout
     assert not rows(gateway)
-    assert ever_submitted(slurm) == submitted
+    assert ever_submitted(slurm) - submitted == {following["job"]}

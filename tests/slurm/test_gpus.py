@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,12 @@ def gateway(slurm: VirtualSlurm) -> Iterator[Gateway]:
 def devices(gateway: Gateway) -> dict[str, str]:
     """Model -> what its engine's own environment says of its GPUs."""
     engines = {engine["id"]: engine["model"] for engine in gateway.status()["engines"]}
-    return {
-        engines[engine]: psutil.Process(pid).environ()["CUDA_VISIBLE_DEVICES"]
-        for engine, pid in gateway.engine_pids().items()
-        if engine in engines
-    }
+    found = {}
+    for engine, pid in gateway.engine_pids().items():
+        with suppress(psutil.NoSuchProcess):  # it ends while we look: a zombie has no environment any more
+            if engine in engines:
+                found[engines[engine]] = psutil.Process(pid).environ()["CUDA_VISIBLE_DEVICES"]
+    return found
 
 
 def test_models_share_a_nodes_gpus_and_fragments_of_two_nodes_are_no_room(

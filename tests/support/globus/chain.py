@@ -84,26 +84,27 @@ class Chain:
 
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """``gateway endpoint ...`` as the account."""
-        more: dict[str, Any] = {}
-        if self.operator.switches:
-            more = {"user": self.operator.uid, "group": self.operator.gid, "extra_groups": []}
+        argv, environment, more = self.command(*words)
         ended = subprocess.run(
-            [str(self.venv / "bin/python"), "-m", "gateway_plugin.cli.main", "endpoint", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=self.operator.home,
-            env=self.operator.environment(
-                **self.service_environment,
-                PYTHONPATH=str(self.folder / "src"),
-                GATEWAY_STATE=str(self.state),
-                GATEWAY_RUN_ROOT=str(self.folder / "run"),
-            ),
-            **more,
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env=environment, **more
         )
         assert not check or ended.returncode == 0, f"{words}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
         return ended
+
+    def command(self, *words: str) -> tuple[list[str], dict[str, str], dict[str, Any]]:
+        """``gateway endpoint ...`` as the account: its command line, its environment, and how to start it."""
+        more: dict[str, Any] = {"cwd": self.operator.home}
+        if self.operator.switches:
+            more |= {"user": self.operator.uid, "group": self.operator.gid, "extra_groups": []}
+        elif self.operator.uid == 0:
+            more["umask"] = 0o077  # as on a hardened machine: what it shares must be readable all the same
+        environment = self.operator.environment(
+            **self.service_environment,
+            PYTHONPATH=str(self.folder / "src"),
+            GATEWAY_STATE=str(self.state),
+            GATEWAY_RUN_ROOT=str(self.folder / "run"),
+        )
+        return [str(self.venv / "bin/python"), "-m", "gateway_plugin.cli.main", "endpoint", *words], environment, more
 
     def start(self) -> None:
         """Start the endpoint; it is online afterwards."""
@@ -217,16 +218,16 @@ def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> I
 
 
 @contextmanager
-def beside(base: Chain, name: str, url: str, key: str) -> Iterator[Chain]:
-    """Another endpoint of ``base``'s account, for the gateway at ``url``; started."""
+def beside(base: Chain, name: str, url: str, key: str, *, own_venv: bool = False) -> Iterator[Chain]:
+    """Another endpoint of ``base``'s account, for the gateway at ``url``; started. ``own_venv``: one is made for it."""
     made = replace(base, name=name, configured={})
     key_file = base.account.home / ".config" / f"{name}.key"
     write_private(key_file, key + "\n")
     base.account.own(key_file)
     try:
         ended = made.cli(
-            "configure", name, "--url", url, "--key-file", str(key_file), "--venv", str(made.venv),
-            "--heartbeat", "5", "--json",
+            "configure", name, "--url", url, "--key-file", str(key_file), "--heartbeat", "5", "--json",
+            *(() if own_venv else ("--venv", str(made.venv))),
         )  # fmt: skip
         made.configured = json.loads(ended.stdout)
         made.start()

@@ -20,10 +20,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
+import jwt
 import pika
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric import rsa
 from globus_compute_common.messagepack import pack, unpack
 from globus_compute_common.messagepack.message_types import Result, ResultErrorDetails, Task
+from jwt.algorithms import RSAAlgorithm
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -38,7 +41,10 @@ _IDENTITY = "11111111-aaaa-4444-8888-000000000001"
 PERSON = {"sub": _IDENTITY, "id": _IDENTITY, "username": "ci@example.org", "status": "used"}
 
 _SCOPE = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/all"
+_SCOPES = (_SCOPE, "openid", "urn:globus:auth:scope:auth.globus.org:manage_projects")
 _NAMESPACE = uuid.UUID(int=0)
+CODE = "the-code"
+"""What Globus Auth shows to a person who logs in."""
 
 Document = dict[str, Any]
 
@@ -259,8 +265,22 @@ class Service:
         }
 
 
+class Signer:
+    """Globus Auth's key: it signs who somebody is."""
+
+    def __init__(self) -> None:
+        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.public = RSAAlgorithm.to_jwk(self._key.public_key(), as_dict=True) | {"alg": "RS512"}
+
+    def identity(self, client: str) -> str:
+        """What a person's tokens for ``client`` say of that person."""
+        claims = {**PERSON, "aud": client, "iat": int(time.time()), "exp": int(time.time()) + 3600}
+        return jwt.encode(claims, self._key, algorithm="RS512")
+
+
 def application(service: Service) -> Starlette:
     """The service over HTTP. ``/standin/...`` is the tests' own."""
+    auth = Signer()
 
     def authorized(request: Request, counted: bool = True) -> None:
         if not request.headers.get("authorization", "").startswith("Bearer standin-"):
@@ -269,18 +289,31 @@ def application(service: Service) -> Starlette:
             service.count_request(time.monotonic())
 
     async def token(request: Request) -> Response:
-        """Globus Auth: the client-credentials grant."""
+        """Globus Auth: a client's own credentials, the code that a person typed, or a token's renewal."""
+        form = parse_qs((await request.body()).decode())
+        grant = form["grant_type"][0]
+        if grant == "authorization_code" and form["code"] != [CODE]:
+            return JSONResponse({"error": "invalid_grant"}, 401)
         servers: dict[str, list[str]] = {}
-        for scope in parse_qs((await request.body()).decode())["scope"][0].split():
+        for scope in form["scope"][0].split() if "scope" in form else _SCOPES:
             servers.setdefault("funcx_service" if scope == _SCOPE else "auth.globus.org", []).append(scope)
         tokens = [
             {
                 "access_token": f"standin-{server}", "scope": " ".join(scopes), "resource_server": server,
                 "expires_in": 172800, "token_type": "Bearer",
+                **({} if grant == "client_credentials" else {"refresh_token": f"again-{server}"}),
             }
             for server, scopes in servers.items()
         ]  # fmt: skip
-        return JSONResponse({**tokens[0], "other_tokens": tokens[1:]})
+        more = {"id_token": auth.identity(form["client_id"][0])} if grant == "authorization_code" else {}
+        return JSONResponse({**tokens[0], **more, "other_tokens": tokens[1:]})
+
+    async def openid(request: Request) -> Response:
+        keys = str(request.url_for("jwk"))
+        return JSONResponse({"jwks_uri": keys, "id_token_signing_alg_values_supported": ["RS512"]})
+
+    async def jwk(request: Request) -> Response:
+        return JSONResponse({"keys": [auth.public]})
 
     async def person(request: Request) -> Response:
         return JSONResponse({**PERSON, "identity_set": [PERSON]})
@@ -355,6 +388,8 @@ def application(service: Service) -> Starlette:
         routes=[
             Route("/v2/oauth2/token", token, methods=["POST"]),
             Route("/v2/oauth2/userinfo", person),
+            Route("/.well-known/openid-configuration", openid),
+            Route("/jwk.json", jwk),
             Route("/v2/version", version),
             Route("/v3/endpoints", register, methods=["POST"]),
             Route("/v3/endpoints/{endpoint}", register, methods=["PUT"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from parsl.launchers import SimpleLauncher
@@ -23,7 +24,7 @@ def slurm_provider(**options: Any) -> SlurmProvider:
 def submitted(jobs: Jobs, name: str, script: str = ENDLESS) -> Block:
     """A block called ``name`` whose job was just submitted."""
     job = jobs.submit(name, script)
-    return Block(name=name, type="node", phase=BlockPhase.PENDING, asked_at=0.0, job=job)
+    return Block(name=name, type="node", phase=BlockPhase.PENDING, asked_at=time.time(), job=job)
 
 
 def look(jobs: Jobs, block: Block) -> Seen | None:

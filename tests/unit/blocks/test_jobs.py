@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from parsl.providers import GridEngineProvider
 
-from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.blocks.jobs import ASK_EVERY_S, Pace, jobs_for
+from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout
 from tests.support.queue import QueueJobs, QueueProvider, Scheduler
@@ -58,3 +59,20 @@ def test_its_own_error_says_enough(tmp_path: Path) -> None:
 def test_a_provider_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="GridEngineProvider: blocks of this Parsl provider cannot be found again"):
         jobs_for(GridEngineProvider(), Layout(tmp_path))
+
+
+def test_a_queue_is_asked_rarely_of_jobs_that_are_as_they_were() -> None:
+    passed_s = 0.0
+    pace = Pace(lambda: passed_s)
+    old = Block("gw-a-1", "a", BlockPhase.RUNNING, asked_at=0.0)
+    looks = []
+    for passed_s in range(0, 61, 2):  # as the monitor does
+        looks.append(pace.due([old], 1e6 + passed_s))
+    assert sum(looks) == 1 + 60 / ASK_EVERY_S
+
+
+@pytest.mark.parametrize(("phase", "asked_at"), [(BlockPhase.CANCELLING, 0.0), (BlockPhase.PENDING, 1e6 - 5)])
+def test_a_queue_is_asked_at_once_of_jobs_with_which_something_is_under_way(phase: BlockPhase, asked_at: float) -> None:
+    pace = Pace(lambda: 7.0)
+    blocks = [Block("gw-a-1", "a", BlockPhase.RUNNING, asked_at=0.0), Block("gw-a-2", "a", phase, asked_at=asked_at)]
+    assert [pace.due(blocks, 1e6) for _ in range(3)] == [True] * 3

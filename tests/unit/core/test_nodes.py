@@ -232,7 +232,7 @@ def test_engines_that_hold_more_than_there_is_are_stopped() -> None:
 def test_an_agent_that_was_given_back_and_comes_all_the_same_is_sent_away() -> None:
     story = begin(a_model("a"), nodes=())
     story.join("cpu-9-9")
-    assert story.said(KillAgent) == (KillAgent("cpu-9-9"),)
+    assert story.said(KillAgent) == (KillAgent("cpu-9-9", block_goes=False),)
     assert "cpu-9-9" not in story.fleet.nodes
 
 

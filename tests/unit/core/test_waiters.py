@@ -14,10 +14,10 @@ from gateway_plugin.errors import (
     WaitDeadline,
 )
 from serve.core import events as ev
-from serve.core.effects import Answer, CloseRoute, DrainRoute, StartEngine, StopEngine
+from serve.core.effects import Answer, CloseRoute, CreateAgent, DrainRoute, KillAgent, StartEngine, StopEngine
 from serve.core.step import initial
 from serve.core.waiting import model_state
-from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
+from tests.support.fleets import Story, a_block, a_kind, a_model, a_policy, begin
 
 
 def told(story: Story, ticket: str) -> GatewayError:
@@ -236,3 +236,36 @@ def test_requests_before_the_controller_has_settled_wait() -> None:
     assert story.said(StartEngine)
     story.loaded("a")
     assert story.effects == (Answer(early),)
+
+
+def test_who_was_told_when_to_come_back_finds_the_block_still_in_the_queue() -> None:
+    """The queue is longer than anybody waits: its job must not lose its place when the last client has given up."""
+    story = begin(a_model("a"), policy=a_policy(a_kind(most=1), pending_idle_s=120.0), nodes=())
+    ticket = story.ask("a", wait_s=1800.0)
+    story.tick(2)
+    (asked,) = story.ever(CreateAgent)
+    story.blocks(a_block(asked.node, starts=story.now + 7200.0, phase="pending"))
+    story.tick(1800.0)
+    error = story.answers()[ticket].error
+    assert isinstance(error, WaitDeadline)
+    assert error.retry_after_s is not None
+    story.tick(error.retry_after_s - 60.0)
+    assert not story.ever(KillAgent)
+    late = story.ask("a", after=30.0)
+    story.join(asked.node)
+    story.loaded("a")
+    assert story.answers()[late].error is None
+    assert not story.fleet.wished
+
+
+def test_who_does_not_come_back_is_not_waited_for_for_ever() -> None:
+    story = begin(a_model("a"), policy=a_policy(a_kind(most=1), pending_idle_s=120.0), nodes=())
+    ticket = story.ask("a", wait_s=60.0)
+    story.tick(2)
+    story.blocks(a_block("cpu-1-1", starts=story.now + 600.0, phase="pending"))
+    story.tick(60.0)
+    error = story.answers()[ticket].error
+    assert isinstance(error, WaitDeadline)
+    story.tick((error.retry_after_s or 0.0) + 121.0)
+    story.tick(121.0)
+    assert len(story.ever(KillAgent)) == 1

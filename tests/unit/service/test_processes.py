@@ -83,6 +83,15 @@ def test_descendants_are_found(sleeper: subprocess.Popen[bytes]) -> None:
     assert sleeper.pid in [known.pid for known in descendants(os.getpid())]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="to become another user needs root")
+def test_what_roots_process_started_as_another_user_is_ended_too() -> None:
+    with subprocess.Popen(["/bin/sleep", "600"], user=65534, group=65534, extra_groups=[]) as child:
+        (found,) = (known for known in descendants(os.getpid()) if known.pid == child.pid)
+        assert alive(found)
+        assert end([found], grace_s=5.0) == ()
+        assert child.wait(5) == -15
+
+
 @pytest.mark.parametrize("document", [None, 3, {}, {"pid": "7", "started": 1}, {"pid": 7}, {"pid": -1, "started": 1.0}])
 def test_a_damaged_mark_is_none(document: object) -> None:
     assert read_mark(document) is None
