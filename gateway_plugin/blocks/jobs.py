@@ -6,6 +6,7 @@ is behind this seam: ``local.py`` finds jobs by PID and start time; a queue's fi
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.site import what_went_wrong
+
+_CLOCK = re.compile(r"(\d+):(\d+):\d+")
+_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -90,25 +94,32 @@ class Jobs(Protocol):
 
 
 def jobs_for(provider: Any, layout: Layout) -> Jobs:
-    """The jobs of a Parsl provider. Raises ``ConfigError`` for one whose jobs could not be found again.
+    """The jobs of a Parsl provider. Raises ``ConfigError`` for one whose jobs could not be submitted or found again.
 
-    (1) A site's own provider may bring them, with a method ``gateway_jobs(layout) -> Jobs``. (2) ``LocalProvider``.
-    (3) one of a queue: ``SlurmProvider``, ``PBSProProvider``.
+    (1) A site's own provider may bring them, with a method ``gateway_jobs(layout) -> Jobs``. (2) one of a queue:
+    ``SlurmProvider``, ``PBSProProvider``. (3) ``LocalProvider``.
     """
+    demand_known(provider)
     if callable(bring := getattr(provider, "gateway_jobs", None)):  # (1)
         return _brought(type(provider).__name__, bring, layout)
+    if is_queue(provider):  # (2)
+        return queue_jobs(provider, private_folder(shared_script_place(layout)), layout)
+    from gateway_plugin.blocks.local import LocalJobs
+
+    return LocalJobs(provider, script_folder(layout), layout)  # (3)
+
+
+def demand_known(provider: Any) -> None:
+    """Raises ``ConfigError`` for a provider that ``jobs_for`` has no jobs of, or with a walltime that is none."""
     from parsl.providers import LocalProvider
 
-    if isinstance(provider, LocalProvider):  # (2)
-        from gateway_plugin.blocks.local import LocalJobs
-
-        return LocalJobs(provider, script_folder(layout), layout)
-    if is_queue(provider):  # (3)
-        return queue_jobs(provider, shared_script_folder(layout), layout)
-    raise ConfigError(
-        f"{type(provider).__name__}: blocks of this Parsl provider cannot be found again after a restart; "
-        "expected a LocalProvider, a SlurmProvider or a PBSProProvider"
-    )
+    walltime_s(provider)
+    own = callable(getattr(provider, "gateway_jobs", None))
+    if not (own or is_queue(provider) or isinstance(provider, LocalProvider)):
+        raise ConfigError(
+            f"{type(provider).__name__}: blocks of this Parsl provider cannot be found again after a restart; "
+            "expected a LocalProvider, a SlurmProvider or a PBSProProvider"
+        )
 
 
 def _brought(provider: str, bring: Callable[[Layout], Any], layout: Layout) -> Jobs:
@@ -126,6 +137,26 @@ def _brought(provider: str, bring: Callable[[Layout], Any], layout: Layout) -> J
             "expected what gateway_plugin.blocks.jobs.Jobs asks for"
         )
     return jobs
+
+
+def walltime_s(provider: Any) -> int | None:
+    """The walltime of a provider's jobs in seconds; seconds in it do not count, as Parsl asks Slurm for minutes.
+
+    ``None`` where it has none, as on this machine. Raises ``ConfigError`` for one that Parsl does not take, such as
+    Slurm's own form for days.
+    """
+    walltime = getattr(provider, "walltime", None)
+    if walltime is None:
+        return None
+    clock, days = _CLOCK.fullmatch(str(walltime)), _DAYS.fullmatch(str(walltime))
+    if clock is not None:
+        return (int(clock[1]) * 60 + int(clock[2])) * 60
+    example = "02:00:00"
+    if days is not None:
+        example = f"{int(days[1]) * 24 + int(days[2]):02}:{days[3] or '00'}:{days[4] or '00'}"
+    raise ConfigError(
+        f"{type(provider).__name__}: walltime={walltime!r}: expected hours, minutes and seconds: '{example}'"
+    )
 
 
 def is_queue(provider: Any) -> bool:
@@ -159,7 +190,7 @@ def script_place(layout: Layout) -> Path:
     return scripts if shlex.quote(str(scripts)) == str(scripts) else layout.run / "scripts"
 
 
-def shared_script_folder(layout: Layout) -> Path:
+def shared_script_place(layout: Layout) -> Path:
     """Where scripts of jobs on other machines lie: in the state folder. Raises ``ConfigError`` if it needs quoting.
 
     The run folder is this node's own: what a job writes there would never be seen.
@@ -170,7 +201,7 @@ def shared_script_folder(layout: Layout) -> Path:
             f"{layout.state}: Parsl does not quote the path of a job's script; expected a state folder (GATEWAY_STATE) "
             "without blanks, quotes and other signs of the shell"
         )
-    return private_folder(scripts)
+    return scripts
 
 
 def last_words(*outputs: Path) -> str:

@@ -81,7 +81,8 @@ class Block:
     node: str | None = None
     """Where it runs or ran, where the scheduler says."""
     starts_at: float | None = None
-    """When its job started; of a pending one, when the scheduler expects it to."""
+    """When its job started; of a pending one, when the scheduler expects it to. ``None`` once it is certain that it
+    never started: an expectation must not be taken for a start."""
     ends_at: float | None = None
     """When its walltime ends."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -90,6 +91,11 @@ class Block:
     def ending(self, phase: BlockPhase, now: float, reason: str | None = None) -> Block:
         """This block, ended; unchanged if it had ended before."""
         return self if self.phase.ended else replace(self, phase=phase, ended_at=now, reason=reason or self.reason)
+
+    def told_to_end(self) -> Block:
+        """This block, told to end. What was expected of one in the queue does not come any more."""
+        queued = self.phase in (BlockPhase.SUBMITTING, BlockPhase.PENDING)
+        return replace(self, phase=BlockPhase.CANCELLING, starts_at=None if queued else self.starts_at)
 
 
 def to_document(blocks: Iterable[Block]) -> dict[str, Any]:

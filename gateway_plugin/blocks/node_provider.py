@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from parsl.providers import LocalProvider
-from parsl.utils import wtime_to_minutes
 from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import (
     NODE_KIND_HEAD,
@@ -27,16 +26,16 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from gateway_plugin.blocks.jobs import jobs_for, script_place
+from gateway_plugin.blocks.jobs import jobs_for, script_place, walltime_s
 from gateway_plugin.blocks.ledger import BlockPhase, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool
 from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.blocks.script import Leaving, block_script
-from gateway_plugin.errors import ConfigError
+from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import Layout
 from gateway_plugin.pruning import KEPT, prune
-from gateway_plugin.site import NodeType, Site, load_site
+from gateway_plugin.site import NodeType, Site, load_site, what_went_wrong
 
 log = logging.getLogger(__name__)
 
@@ -68,22 +67,6 @@ def script_for(name: str, node_type: NodeType, layout: Layout, head_address: str
         own = os.path.dirname(sys.executable)
         return block_script(name, node_type, layout, head_address, sys.executable, own, leaving)
     return block_script(name, node_type, layout, head_address, leaving=leaving)
-
-
-def walltime_s(provider: Any) -> int | None:
-    """The walltime of a provider's jobs in seconds; seconds in it do not count, as Parsl asks Slurm for minutes.
-
-    ``None`` where it has none, as on this machine.
-    """
-    walltime = getattr(provider, "walltime", None)
-    if walltime is None:
-        return None
-    try:
-        return int(wtime_to_minutes(walltime)) * 60
-    except ValueError:
-        raise ConfigError(
-            f"{type(provider).__name__}: walltime={walltime!r}: expected hours, minutes and seconds: '02:00:00'"
-        ) from None
 
 
 def prune_blocks(layout: Layout, living: Collection[str], keep: int = KEPT) -> None:
@@ -153,13 +136,23 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
         return node_id
 
     def create_node(self, node_config: Mapping[str, Any], tags: Mapping[str, str], count: int) -> None:
-        """Submit ``count`` blocks of the type in ``tags``. Raises ``ServiceError``; Ray asks again later."""
+        """Submit ``count`` blocks of the type in ``tags``. Whatever it raises, Ray asks again later and tells nobody;
+        so what hinders a block before there is a job is in the ledger, as the scheduler's own refusals are.
+
+        Raises:
+            ServiceError: see ``BlockPool.submit``.
+        """
         node_type = self._site.node_type(tags[TAG_RAY_USER_NODE_TYPE])
         for _ in range(count):
             name = block_name(node_type.name)
             own = {**tags, TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_NODE_NAME: name}
-            script = script_for(name, node_type, self._layout, self._head_address, self._site)
-            prune_blocks(self._layout, [block.name for block in self.pool.holding()])
+            try:
+                script = script_for(name, node_type, self._layout, self._head_address, self._site)
+                prune_blocks(self._layout, [block.name for block in self.pool.holding()])
+            except Exception as error:
+                said = error.message if isinstance(error, GatewayError) else what_went_wrong(error)
+                self.pool.refuse(name, node_type.name, f"its job could not be written: {said}", own)
+                raise
             self.pool.submit(name, node_type.name, script, {**own, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE})
 
     def create_node_with_resources_and_labels(

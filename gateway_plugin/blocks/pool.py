@@ -17,6 +17,7 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.errors import GatewayError, ServiceError
+from gateway_plugin.site import what_went_wrong
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,23 @@ def after_look(block: Block, seen: Seen | None, now: float) -> Block:
     if block.phase.ended or seen is None:  # (1) (2)
         return block
     if block.phase is _CANCELS:
-        if seen.phase.ended:  # (3)
-            return block.ending(BlockPhase.CANCELLED, now, seen.reason)
-        return block  # (4)
+        return _over(block, seen, BlockPhase.CANCELLED, now) if seen.phase.ended else block  # (3) (4)
     if seen.phase.ended:  # (5)
-        ended = block.ending(seen.phase, now, seen.reason)
-        return replace(ended, node=seen.node or block.node, starts_at=seen.starts_at or block.starts_at)
+        return _over(block, seen, seen.phase, now)
     return replace(  # (6)
         block, phase=seen.phase, reason=seen.reason, node=seen.node, starts_at=seen.starts_at, ends_at=seen.ends_at
     )
+
+
+def _over(block: Block, seen: Seen, phase: BlockPhase, now: float) -> Block:
+    """It ended. Its start is (1) what the scheduler says, if it ran: it was seen running, or has a node; (2) what it
+    was when it was told to end; (3) none, if it left the queue without having run: what is known is an estimate."""
+    node = seen.node or block.node
+    if node is not None or block.phase is BlockPhase.RUNNING:  # (1)
+        starts_at = seen.starts_at or block.starts_at
+    else:
+        starts_at = block.starts_at if block.phase is _CANCELS else None  # (2) (3)
+    return replace(block.ending(phase, now, seen.reason), node=node, starts_at=starts_at)
 
 
 def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: float, now: float) -> Block:
@@ -59,10 +68,12 @@ def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: f
     (1) found: it is that job. (2) not yet, and it may still show up: unchanged. (3) it never started.
     """
     if found is not None:  # (1)
-        return replace(block, job=found, phase=_CANCELS if block.phase is _CANCELS else BlockPhase.PENDING)
+        phase = _CANCELS if block.phase is _CANCELS else BlockPhase.PENDING
+        return replace(block, job=found, phase=phase, reason=None)
     if waited_s < in_doubt_s:  # (2)
         return block
-    return block.ending(BlockPhase.LOST, now, "its submit was cut short and no job of its name was found")  # (3)
+    said = f" ({block.reason})" if block.reason else ""
+    return block.ending(BlockPhase.LOST, now, f"its submit was cut short{said} and no job of its name was found")  # (3)
 
 
 def retry_at(blocks: Iterable[Block], node_type: str) -> float:
@@ -151,15 +162,7 @@ class BlockPool:
                 with the scheduler's words.
         """
         with self._lock:
-            taken = [block.name for block in self.holding() if block.type == node_type]
-            if len(taken) >= self._max_blocks[node_type]:
-                raise ServiceError(f"no more than {self._max_blocks[node_type]} blocks of type {node_type}: {taken}")
-            if (wait_s := retry_at(self._blocks.values(), node_type) - self._clock()) > 0:
-                raise ServiceError(f"blocks of type {node_type} keep failing; the next is asked for in {wait_s:.0f} s")
-            if (wait_s := self._held_until.get(node_type, 0.0) - self._clock()) > 0:
-                raise ServiceError(
-                    f"a block of type {node_type} was ended by hand; the next can be had in {wait_s:.0f} s"
-                )
+            self._admit(node_type)
             self._submitting.add(name)
             self._put(Block(name=name, type=node_type, phase=_SUBMITS, asked_at=self._clock(), tags=dict(tags)))
         try:
@@ -168,7 +171,11 @@ class BlockPool:
             with self._lock:
                 self._put(self._blocks[name].ending(BlockPhase.FAILED, self._clock(), error.message))
             raise
-        finally:  # after anything else (a command that timed out) the job may be there or not: refresh looks for it
+        except Exception as error:  # a command that timed out, or anything else: the job may be there or not
+            with self._lock:
+                self._put(replace(self._blocks[name], reason=what_went_wrong(error)))
+            raise
+        finally:  # refresh looks for it
             with self._lock:
                 self._submitting.discard(name)
                 self._doubted_at[name] = self._clock()
@@ -178,6 +185,23 @@ class BlockPool:
             self._put(block)
             return block
 
+    def refuse(self, name: str, node_type: str, reason: str, tags: Mapping[str, str]) -> None:
+        """Write down a block that cannot be submitted, as ``failed`` for ``reason``. Raises ``ServiceError`` where
+        ``submit`` would: no more of them than of blocks that the scheduler refuses."""
+        with self._lock:
+            self._admit(node_type)
+            block = Block(name=name, type=node_type, phase=_SUBMITS, asked_at=self._clock(), tags=dict(tags))
+            self._put(block.ending(BlockPhase.FAILED, self._clock(), reason))
+
+    def _admit(self, node_type: str) -> None:
+        taken = [block.name for block in self.holding() if block.type == node_type]
+        if len(taken) >= self._max_blocks[node_type]:
+            raise ServiceError(f"no more than {self._max_blocks[node_type]} blocks of type {node_type}: {taken}")
+        if (wait_s := retry_at(self._blocks.values(), node_type) - self._clock()) > 0:
+            raise ServiceError(f"blocks of type {node_type} keep failing; the next is asked for in {wait_s:.0f} s")
+        if (wait_s := self._held_until.get(node_type, 0.0) - self._clock()) > 0:
+            raise ServiceError(f"a block of type {node_type} was ended by hand; the next can be had in {wait_s:.0f} s")
+
     def cancel(self, names: Iterable[str]) -> None:
         """Tell blocks to end. They hold their place until their job is seen to be gone. Unknown or ended: nothing."""
         told = []
@@ -185,7 +209,7 @@ class BlockPool:
             for name in names:
                 block = self._blocks.get(name)
                 if block is not None and not block.phase.ended and block.phase is not _CANCELS:
-                    block = replace(block, phase=_CANCELS)
+                    block = block.told_to_end()
                     self._put(block)
                     self._cancelled_at[name] = self._clock()
                     told.append(block)
@@ -256,11 +280,9 @@ class BlockPool:
         with self._lock:
             current = self._blocks[before.name]
             if current.phase is _CANCELS:
-                phase = BlockPhase.CANCELLED if after.phase.ended else _CANCELS
-            else:
-                phase = after.phase
+                after = replace(after, phase=BlockPhase.CANCELLED) if after.phase.ended else after.told_to_end()
             # Everything learnt by looking; its tags are Ray's, and may have changed meanwhile.
-            self._put(replace(after, phase=phase, tags=current.tags))
+            self._put(replace(after, tags=current.tags))
 
     def _mark(self, block: Block) -> None:
         if self._marks is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.blocks.jobs import is_queue, queue_jobs, script_place
+from gateway_plugin.blocks.jobs import demand_known, is_queue, queue_jobs, shared_script_place
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import NodeType, Site
@@ -47,20 +47,20 @@ def rehearsed_jobs(site: Site, layout: Layout, head_address: str) -> tuple[Rehea
 
 def rehearsed(node_type: NodeType, name: str, script: str, layout: Layout) -> RehearsedJob:
     """The job of block ``name``: (1) of a queue's provider, with its directives; (2) of any other, the script as it is.
+    What ``up`` would refuse is refused here too.
 
     Args:
         script: ``block_script``'s text.
         layout: where the script would lie.
 
     Raises:
-        ConfigError: the provider's jobs could not be a block's.
+        ConfigError: the provider's jobs could not be a block's, or the path of the state folder needs quoting.
     """
-    from parsl.providers.cluster_provider import ClusterProvider
-
-    if not isinstance(node_type.provider, ClusterProvider):  # (2)
+    demand_known(node_type.provider)
+    if not is_queue(node_type.provider):  # (2)
         return RehearsedJob(node_type.name, name, "", script)
     commands: list[str] = []
-    folder = script_place(layout)
+    folder = shared_script_place(layout)
     with tempfile.TemporaryDirectory(prefix="gw-rehearsal-") as scratch:
 
         def note(command: str, timeout: float | None = None) -> tuple[int, str, str]:
@@ -70,8 +70,7 @@ def rehearsed(node_type: NodeType, name: str, script: str, layout: Layout) -> Re
         provider: Any = copy.copy(node_type.provider)  # (1)
         provider.resources = {}
         provider.script_dir = scratch
-        if is_queue(provider):
-            queue_jobs(provider, Path(scratch), layout)  # what it adds to the job and what it refuses
+        queue_jobs(provider, Path(scratch), layout)  # what it adds to the job and what it refuses
         provider.execute_wait = note
         provider.submit(script, 1, name)
         written = [path for path in Path(scratch).iterdir() if path.is_file()]

@@ -22,7 +22,7 @@ from parsl.providers import SlurmProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
 from gateway_plugin.blocks import slurm_words as words
-from gateway_plugin.blocks.jobs import Pace, Seen, last_words
+from gateway_plugin.blocks.jobs import Pace, Seen, last_words, walltime_s
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.script import block_log
 from gateway_plugin.errors import ConfigError, ServiceError
@@ -66,6 +66,11 @@ class SlurmJobs:
             raise ConfigError(
                 f"SlurmProvider: scheduler_options: {taken[1]} is the gateway's to give (a job is found by its name, "
                 "and its script by its output); expected without it"
+            )
+        if walltime_s(provider) == 0:
+            raise ConfigError(
+                f"SlurmProvider: walltime={provider.walltime!r}: Parsl counts minutes, and to Slurm none are no limit; "
+                "expected a minute or more: '00:01:00'"
             )
         self._provider = provider
         self._scripts = scripts

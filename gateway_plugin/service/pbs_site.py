@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from gateway_plugin.blocks.jobs import walltime_s
 from gateway_plugin.blocks.pbs_words import duration_s
+from gateway_plugin.errors import ConfigError
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.site import NodeType
 
@@ -43,17 +45,24 @@ def judged(node_type: NodeType, queue: Mapping[str, Any]) -> tuple[Check, ...]:
     if (nodes := _number(least.get("nodect"))) > 1:
         found = f"{provider.queue} takes jobs of {nodes} nodes and more, and a block is one node"
         checks[0] = Check(name, Verdict.FAIL, found, "queue= in the site file: choose another", configuration=True)
-    asked_s, name = duration_s(provider.walltime) or 0.0, f"{node_type.name}: walltime"
-    limits = (duration_s(least.get("walltime")) or 0.0, duration_s(most.get("walltime")) or float("inf"))
-    if limits[0] <= asked_s <= limits[1]:
-        words = f"{provider.walltime}; {provider.queue} allows {most.get('walltime', 'any')}"
-        checks.append(Check(name, Verdict.OK, words))
-    else:
-        found = f"{provider.walltime}; {provider.queue} takes {least.get('walltime', 'any')} to {most.get('walltime')}"
-        checks.append(Check(name, Verdict.FAIL, found, "walltime= in the site file", configuration=True))
+    checks.append(_walltime(node_type, least, most))
     words = f"{provider.account or 'your default project'}, GPUs and cores: PBS does not say beforehand"
     checks.append(Check(f"{node_type.name}: account", Verdict.WARN, words, "'gateway doctor --submit' tries it"))
     return tuple(checks)
+
+
+def _walltime(node_type: NodeType, least: Mapping[str, Any], most: Mapping[str, Any]) -> Check:
+    provider, name = node_type.provider, f"{node_type.name}: walltime"
+    try:
+        walltime_s(provider)
+    except ConfigError as error:
+        return Check(name, Verdict.FAIL, error.message, "walltime= in the site file", configuration=True)
+    asked_s = duration_s(provider.walltime) or 0.0
+    limits = (duration_s(least.get("walltime")) or 0.0, duration_s(most.get("walltime")) or float("inf"))
+    if limits[0] <= asked_s <= limits[1]:
+        return Check(name, Verdict.OK, f"{provider.walltime}; {provider.queue} allows {most.get('walltime', 'any')}")
+    found = f"{provider.walltime}; {provider.queue} takes {least.get('walltime', 'any')} to {most.get('walltime')}"
+    return Check(name, Verdict.FAIL, found, "walltime= in the site file", configuration=True)
 
 
 def _number(text: object) -> int:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.blocks.jobs import is_queue, jobs_for, shared_script_place
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import ConfigError, GatewayError
@@ -54,6 +54,7 @@ def every_check(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[in
         edge_binary(),
         *ports(site, ours),
         *folders(layout),
+        *job_scripts(layout, site),
         *disk(layout),
         open_files(),
         *weights(catalog),
@@ -202,6 +203,18 @@ def folders(layout: Layout) -> tuple[Check, ...]:
         words = f"{layout.run} is too long a path for sockets"
         checks.append(Check("socket paths", Verdict.FAIL, words, "set GATEWAY_RUN_ROOT to a short path on local disk"))
     return tuple(checks)
+
+
+def job_scripts(layout: Layout, site: Site) -> tuple[Check, ...]:
+    """Where jobs in a queue have their scripts: Parsl takes the path as it is. Nothing to say where it will do."""
+    if not any(is_queue(node_type.provider) for node_type in site.node_types):
+        return ()
+    try:
+        shared_script_place(layout)
+    except ConfigError as error:
+        advice = "give --state or GATEWAY_STATE another folder"
+        return (Check("job scripts", Verdict.FAIL, error.message, advice, configuration=True),)
+    return ()
 
 
 def disk(layout: Layout) -> tuple[Check, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 """Commands without which there is no block."""
@@ -153,6 +155,38 @@ def limit_s(text: str) -> float | None:
 def gpus_in(gres: str) -> int:
     """How many GPUs ``gpu:a100:4(S:0-1),nvme:1`` has."""
     return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)*?:(\d+)", gres))
+
+
+def gpus_of_job(directives: str) -> int | None:
+    """How many GPUs of its one node a job with these ``#SBATCH`` lines asks for, by whichever option; ``None``: it asks
+    in a way that is not understood here. Parsl's own lines (``gpus_per_node=``, ``gres=``) are among them.
+
+    (1) By name: ``--gpus-per-node=a100:4``, ``-G 4``; of tasks it has one. (2) Among other things of a node:
+    ``--gres=gpu:a100:4,nvme:1``, where no number is one.
+    """
+    asked = [0]
+    for key, value in _options(directives):
+        if key in ("--gpus", "-G", "--gpus-per-node", "--gpus-per-task"):  # (1)
+            counts = [part.rpartition(":")[2] for part in value.split(",")]
+        elif key in ("--gres", "--tres-per-node", "--tres-per-task"):  # (2)
+            things = [re.split("[:=]", part.removeprefix("gres/")) for part in value.split(",")]
+            counts = [thing[-1] if thing[-1][:1].isdigit() else "1" for thing in things if thing[0] == "gpu"]
+        else:
+            counts = ["?"] if key == "--gpus-per-socket" else []
+        if not all(count.isdigit() for count in counts):
+            return None
+        asked.append(sum(map(int, counts)))
+    return max(asked)
+
+
+def _options(directives: str) -> Iterable[tuple[str, str]]:
+    """Each option with the word that is its value, if it takes one; of short ones only ``-G``."""
+    for line in directives.splitlines():
+        if line.startswith("#SBATCH"):
+            words = line.removeprefix("#SBATCH").partition("#")[0].split()
+            for word, following in pairwise([*words, ""]):
+                key, given, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:], word[2:])
+                yield key, (value if given else following).strip("\"'")
 
 
 def _list(text: str) -> frozenset[str] | None:

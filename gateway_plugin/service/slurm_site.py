@@ -9,8 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from gateway_plugin.blocks.jobs import walltime_s
+from gateway_plugin.blocks.slurm_words import bends
+from gateway_plugin.errors import ConfigError
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service.slurm_cluster import Association, Cluster, Partition, gpus_in, limit_s
+from gateway_plugin.service.slurm_cluster import Association, Cluster, Partition, gpus_of_job
 from gateway_plugin.site import NodeType
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
@@ -54,9 +57,10 @@ def _partitions(node_type: NodeType, cluster: Cluster) -> tuple[tuple[Partition,
 def _walltime(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluster) -> Check:
     """Against the partition's limit, unless the quality of service goes beyond it, and against the latter's."""
     provider, name = node_type.provider, f"{node_type.name}: walltime"
-    asked_s = limit_s(provider.walltime)
-    if asked_s is None:
-        return Check(name, Verdict.FAIL, f"{provider.walltime!r}", "walltime= in the site file is HH:MM:SS", True)
+    try:
+        asked_s = walltime_s(provider) or 0
+    except ConfigError as error:
+        return Check(name, Verdict.FAIL, error.message, "walltime= in the site file", True)
     quality = next((each for each in cluster.qualities or () if each.name == provider.qos), None)
     limits = [(f"quality {quality.name}", quality.max_s)] if quality is not None and quality.max_s is not None else []
     if quality is None or not quality.over_partition:
@@ -91,8 +95,9 @@ def _nodes(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluste
     if not nodes:
         yield Check(name, verdict, f"{place} has no nodes", "partition= or constraint= in the site file", not elsewhere)
         return
+    gpus = gpus_of_job(provider.scheduler_options)
     for what, asked, has in (
-        ("GPUs", _gpus_asked(node_type), max(node.gpus for node in nodes)),
+        ("GPUs", gpus or 0, max(node.gpus for node in nodes)),
         ("cores", provider.cores_per_node or 0, max(node.cores for node in nodes)),
         ("GiB of memory", provider.mem_per_node or 0, max(node.memory_mib for node in nodes) // 1024),
         ("GiB of memory for engines", int(node_type.engine_memory_gib), max(n.memory_mib for n in nodes) // 1024),
@@ -101,8 +106,11 @@ def _nodes(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluste
             found = f"{asked} {what} asked for, and a node of {place} has {has}"
             yield Check(name, verdict, found, "correct the node type in the site file", not elsewhere)
             return
-    if node_type.gpus > (given := _gpus_asked(node_type)):
-        found = f"gpus={node_type.gpus} for engines, and the job asks for {given}"
+    if gpus is None and node_type.gpus:
+        found = f"gpus={node_type.gpus} for engines; how many the job asks for cannot be read from scheduler_options"
+        yield Check(f"{node_type.name}: GPUs of the job", Verdict.WARN, found, _TRY)
+    elif gpus is not None and node_type.gpus > gpus:
+        found = f"gpus={node_type.gpus} for engines, and the job asks for {gpus}"
         yield Check(name, Verdict.FAIL, found, "gpus_per_node= of the provider in the site file", True)
         return
     usable = {node.name for node in nodes if node.usable}
@@ -111,11 +119,6 @@ def _nodes(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluste
         yield Check(name, Verdict.WARN, words, "jobs wait until one is up: 'sinfo -R' says why they are not")
     else:
         yield Check(name, Verdict.OK, words)
-
-
-def _gpus_asked(node_type: NodeType) -> int:
-    provider = node_type.provider
-    return int(provider.gpus_per_node or 0) or gpus_in(provider.gres or "")
 
 
 def _account(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluster) -> Check:
@@ -171,17 +174,22 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 3600:02}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
-BENDING = re.compile(r"SBATCH_\w+|SLURM_HINT")
-"""What a user's environment may hold that goes before the directives of every job that is submitted from it."""
+_MEANT = re.compile(r"SBATCH_\w+|SLURM_(CLUSTERS|HINT)")
+"""What somebody set in the belief that it counts. The rest of what is kept away is the modules' and the jobs' own."""
 
 
 def environment(environ: Mapping[str, str]) -> Check:
-    """Variables that change what ``sbatch`` submits. What changes answers (``SQUEUE_``...) the commands never see."""
-    found = sorted(name for name in environ if BENDING.fullmatch(name))
+    """Variables by which a user would change what ``sbatch`` submits: neither the gateway's jobs nor its questions ever
+    see them, nor anything else of that kind."""
+    name, job = "environment of sbatch", environ.get("SLURM_JOB_ID")
+    found = [each for each in bends(environ) if _MEANT.fullmatch(each)]
+    said, advice = [], []
     if found:
-        words = f"{', '.join(found)} change every job"
-        return Check("environment of sbatch", Verdict.WARN, words, f"unset {' '.join(found)}, or mean it")
-    if "SLURM_JOB_ID" in environ:
-        words = f"this shell is inside job {environ['SLURM_JOB_ID']}: a gateway started here ends with it"
-        return Check("environment of sbatch", Verdict.WARN, words, "start it on a login or service node")
-    return Check("environment of sbatch", Verdict.OK, "nothing bends it")
+        said.append(f"{', '.join(found)}: ignored")
+        advice.append("put what is meant into the site file (account=, partition=, clusters=, ...)")
+    if job is not None:
+        said.append(f"this shell is inside job {job}: a gateway started here ends with it")
+        advice.append("start it on a login or service node")
+    if said:
+        return Check(name, Verdict.WARN, "; ".join(said), "; ".join(advice))
+    return Check(name, Verdict.OK, "nothing in it is meant for sbatch")

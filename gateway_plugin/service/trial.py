@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway_plugin.blocks.jobs import Jobs, Seen, is_queue, jobs_for, last_words, shared_script_folder
+from gateway_plugin.blocks.jobs import Jobs, Seen, is_queue, jobs_for, last_words, shared_script_place
 from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.layout import Layout, private_folder, write_private
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.ray_head import head_address
 from gateway_plugin.service.site_checks import versions
@@ -78,7 +78,7 @@ def try_nodes(
         return (Check("trial jobs", Verdict.OK, "none: no node type of this site has a queue"),)
     head, began, token = head_address(site), time.monotonic(), secrets.token_hex(4)
     fresh = not layout.state.exists()
-    scripts = shared_script_folder(layout)
+    scripts = private_folder(shared_script_place(layout))
     trials: list[_Trial] = []
     checks: list[Check] = []
     try:

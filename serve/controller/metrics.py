@@ -101,7 +101,8 @@ class Metrics:
             self._nodes.labels(phase.value).set(sum(node.phase is phase for node in fleet.nodes.values()))
         for (kind, held), count in blocks_by_phase(fleet).items():
             self._blocks.labels(kind, held).set(count)
-        for gauge, samples in ((self._next_end, next_end_s(fleet, now)), (self._queue_wait, last_queue_wait_s(fleet))):
+        waits = last_queue_wait_s(fleet, now)
+        for gauge, samples in ((self._next_end, next_end_s(fleet, now)), (self._queue_wait, waits)):
             gauge.clear()
             for kind, seconds in samples.items():
                 gauge.labels(kind).set(seconds)

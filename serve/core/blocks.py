@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from statistics import median
 
@@ -15,6 +15,8 @@ ENDED = frozenset({"completed", "cancelled", "failed", "expired", "lost"})
 """Phases of a block that holds nothing any more."""
 QUEUED = frozenset({"submitting", "pending"})
 """Phases of a block whose job has not started."""
+_RAN = frozenset({"running", "completed", "expired"})
+"""Phases of a block whose job did."""
 _LATELY = 5
 """Of so many blocks of a type is remembered how long they took."""
 
@@ -22,7 +24,7 @@ _LATELY = 5
 def blocks_seen(change: Change, event: BlocksSeen) -> None:
     """The ledger as it is now, whole."""
     change.blocks = {block.name: block for block in event.blocks}
-    change.queue_wait_s = _queue_waits(event.blocks)
+    change.queue_wait_s = _queue_waits(event.blocks, change.now)
     for node in list(change.nodes.rows.values()):
         if node.block in change.blocks:
             know_block(change, node)
@@ -89,12 +91,28 @@ def _by_walltime(block: SeenBlock | None, policy: Policy) -> tuple[float | None,
     return leave_at - before, leave_at
 
 
-def _queue_waits(blocks: tuple[SeenBlock, ...]) -> Mapping[str, float]:
+def _queue_waits(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, float]:
+    return {kind: max(some[-_LATELY:]) for kind, some in waited_s(blocks, now).items()}
+
+
+def waited_s(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, list[float]]:
+    """Type -> how long in seconds each of its blocks that ever started had waited for it, in the order of starting."""
     waits: dict[str, list[float]] = {}
-    started = [(b.starts_at, b) for b in blocks if b.starts_at is not None and b.phase not in QUEUED]
+    started = [(starts_at, b) for b in blocks if (starts_at := _started_at(b, now)) is not None]
     for starts_at, block in sorted(started, key=lambda pair: (pair[0], pair[1].name)):
         waits.setdefault(block.type, []).append(max(0.0, starts_at - block.asked_at))
-    return {kind: max(some[-_LATELY:]) for kind, some in waits.items()}
+    return waits
+
+
+def _started_at(block: SeenBlock, now: float) -> float | None:
+    """When its job started; ``None``: it did not. Of one that may never have run, no host known, a start to come or
+    after its end is what the scheduler had expected of it while it was in the queue."""
+    if block.starts_at is None or block.phase in QUEUED:
+        return None
+    if block.phase in _RAN or block.host is not None:
+        return block.starts_at
+    until = now if block.ended_at is None else block.ended_at
+    return block.starts_at if block.starts_at <= until else None
 
 
 def wait_for_node_s(known: Change | Fleet, kind: str) -> float:

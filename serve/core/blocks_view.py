@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from serve.core.blocks import ENDED, QUEUED
+from serve.core.blocks import ENDED, QUEUED, waited_s
 from serve.core.events import SeenBlock
 from serve.core.fleet import Fleet, Node, NodePhase
 from serve.core.troubles import words
@@ -161,10 +161,6 @@ def next_end_s(fleet: Fleet, now: float) -> dict[str, float]:
     return {name: _seconds(at - now) for name, at in ends.items()}
 
 
-def last_queue_wait_s(fleet: Fleet) -> dict[str, float]:
+def last_queue_wait_s(fleet: Fleet, now: float) -> dict[str, float]:
     """Type -> seconds that its block which started last had waited for it; no entry before there is one."""
-    last: dict[str, SeenBlock] = {}
-    for block in sorted(fleet.blocks.values(), key=lambda block: (block.starts_at or 0.0, block.name)):
-        if block.phase not in QUEUED and block.starts_at is not None:
-            last[block.type] = block
-    return {name: _seconds((block.starts_at or 0.0) - block.asked_at) for name, block in last.items()}
+    return {kind: _seconds(waits[-1]) for kind, waits in waited_s(fleet.blocks.values(), now).items()}

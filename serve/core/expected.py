@@ -46,15 +46,31 @@ def _on_the_way(fleet: Fleet, kind: str) -> list[SeenBlock]:
 
 
 def next_node(fleet: Fleet, need: Need, now: float) -> Expected | None:
-    """The node that is expected first, of those asked for that could hold ``need``; ``None``: none was asked for."""
+    """The node that is expected first, of those asked for that could hold ``need``; ``None``: none was asked for.
+
+    (1) a block is on its way; (2) one can be submitted; (3) none can before one ends that was told to: it holds its
+    place for as long as the scheduler has its job, which may hang there, and nobody says for how long.
+    """
     able = {kind.name for kind in fleet.policy.kinds if holds(kind, need)}
     asked = {node.type for node in fleet.nodes.values() if node.phase is NodePhase.PENDING and node.type in able}
     coming = [_expect(fleet, block, now) for kind in sorted(asked) for block in _on_the_way(fleet, kind)]
-    if coming:
+    if coming:  # (1)
         return min(coming, key=lambda one: (one.in_s is None, one.in_s or 0.0))
-    for kind in sorted(asked):
+    blocked = {kind: block for kind in sorted(asked) if (block := _in_the_way(fleet, kind)) is not None}
+    for kind in sorted(asked - blocked.keys()):  # (2)
         return Expected(ask_s(fleet, kind), f"a job for a {kind} node is about to be submitted")
+    for kind, block in blocked.items():  # (3)
+        job = "" if block.job is None else f" (job {block.job})"
+        return Expected(None, f"a job for a {kind} node waits for {block.name}{job} to end")
     return None
+
+
+def _in_the_way(fleet: Fleet, kind: str) -> SeenBlock | None:
+    """Of a type that has as many blocks as it may, the first that is being cancelled."""
+    most = next((each.max_nodes for each in fleet.policy.kinds if each.name == kind), 0)
+    holding = [block for block in fleet.blocks.values() if block.type == kind and block.phase not in ENDED]
+    leaving = [block for block in holding if block.phase == "cancelling"]
+    return min(leaving, key=lambda b: (b.asked_at, b.name), default=None) if len(holding) >= most else None
 
 
 def ask_s(fleet: Fleet, kind: str) -> float | None:
@@ -85,7 +101,8 @@ def _expect(fleet: Fleet, block: SeenBlock, now: float) -> Expected:
     wait_s = fleet.queue_wait_s.get(block.type)
     seen = None if wait_s is None else max(0.0, block.asked_at + wait_s - now) + start
     if block.phase == "submitting":  # (2)
-        return Expected(seen, f"a job for a {block.type} node is being submitted")
+        said = f": {block.reason}" if block.reason else ""
+        return Expected(seen, f"a job for a {block.type} node is being submitted{said}")
     words = f"{job} waits: {block.reason}" if block.reason else f"{job} waits in the queue"
     if block.starts_at is not None:  # (3)
         starts_in = max(0.0, block.starts_at - now)

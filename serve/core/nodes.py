@@ -184,10 +184,11 @@ def block_cancel_asked(change: Change, event: BlockCancelAsked) -> None:
     (1) its node joined: its routes close and its agent is killed, and its engines with it, whatever is in flight;
     (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one that nobody has
     needed for longest goes, else the youngest (one that has not reported after a restart is no pending one);
-    (3) neither: nothing.
+    (3) neither, or told before: nothing.
     """
     node = next((node for node in change.nodes.rows.values() if node.block == event.block), None)
-    if node is None and (block := change.blocks.get(event.block)) is not None:  # (2)
+    block = change.blocks.get(event.block)
+    if node is None and block is not None and block.phase in ("submitting", "pending", "running"):  # (2)
         pending = [
             other
             for other in change.nodes.rows.values()

@@ -1,9 +1,12 @@
-"""Slurm's words for why a job pends, and which of them never clear by themselves.
+"""Schedulers' words for why a job pends, and which of them never clear by themselves.
 
-From Slurm's list of reasons, https://slurm.schedmd.com/job_reason_codes.html: what a job asks for is over a limit that
-holds for every single job, is not allowed, or comes out of a budget that past jobs have used up. Left out are limits
-that running jobs fill and free again (``AssocGrpGRES``, ``QOSMaxJobsPerUserLimit``, ``...RunMinutes``), what waits for
-a node or a partition to come back (``PartitionDown``, ``ReqNodeNotAvail``), and ``PartitionNodeLimit`` and
+PBS says so itself: its scheduler's comment begins with ``Can Never Run`` where the machine as a whole, or a limit for
+one job, will not do, and with ``Not Running`` where waiting helps. Slurm has a word for each reason.
+
+Those below are from Slurm's list, https://slurm.schedmd.com/job_reason_codes.html: what a job asks for is over a limit
+that holds for every single job, is not allowed, or comes out of a budget that past jobs have used up. Left out are
+limits that running jobs fill and free again (``AssocGrpGRES``, ``QOSMaxJobsPerUserLimit``, ``...RunMinutes``), what
+waits for a node or a partition to come back (``PartitionDown``, ``ReqNodeNotAvail``), and ``PartitionNodeLimit`` and
 ``PartitionConfig``, which Slurm also says while nodes are down.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import re
 
+_PBS_NEVER = "can never run"
 _WORDS = frozenset(
     {
         "AccountNotAllowed",
@@ -38,5 +42,8 @@ _FAMILIES = re.compile(
 
 def never_clears(reason: str | None) -> bool:
     """Whether a job that pends for ``reason`` waits for ever, unless somebody changes it or the site's rules."""
-    word = re.match(r"\w+", reason or "")
+    said = reason or ""
+    if said.casefold().startswith(_PBS_NEVER):
+        return True
+    word = re.match(r"\w+", said)
     return word is not None and (word[0] in _WORDS or _FAMILIES.fullmatch(word[0]) is not None)

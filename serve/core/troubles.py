@@ -128,11 +128,10 @@ def words(kind: str, trouble: Trouble) -> str:
     """One sentence for people, without its full stop: which kind, which block, and what was said."""
     if trouble.cause is Cause.STUCK:
         return f"Blocks of type '{kind}' can never start: {trouble.block} pends with '{trouble.reason}'"
-    what = "ended early" if trouble.cause is Cause.DYING else "were refused by the scheduler"
+    what = "ended early" if trouble.cause is Cause.DYING else "could not be submitted"
     which = "the last block" if trouble.count == 1 else f"the last {trouble.count} blocks"
-    was = what.replace("were", "was") if trouble.count == 1 else what
     said = trouble.reason.rstrip(".")
-    return f"Of type '{kind}' {which} {was}; {trouble.block} with: {said}"
+    return f"Of type '{kind}' {which} {what}; {trouble.block} with: {said}"
 
 
 def withdrawn(change: Change) -> frozenset[str]:

@@ -8,11 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from parsl.launchers import SimpleLauncher
-from parsl.providers import PBSProProvider, SlurmProvider
+from parsl.providers import GridEngineProvider, PBSProProvider, SlurmProvider
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 import parsl_configs
@@ -126,6 +127,22 @@ def test_the_rehearsal_is_what_parsl_submits(tmp_path: Path, monkeypatch: pytest
 
     assert at_no_time(job.text) == at_no_time(submitted.read_text())
     assert at_no_time(job.command) == at_no_time(f"sbatch {submitted}")
+
+
+def test_what_up_refuses_is_not_rehearsed_either(tmp_path: Path) -> None:
+    slurm = SlurmProvider(partition="p", launcher=SimpleLauncher())
+    with pytest.raises(ConfigError, match=r"expected a state folder .* without blanks"):
+        rehearsed(a_gpu_node(slurm), "gw-gpu-0", "true\n", Layout(tmp_path / "my state"))
+    with pytest.raises(ConfigError, match="GridEngineProvider: blocks of this Parsl provider cannot be found again"):
+        rehearsed(a_gpu_node(GridEngineProvider()), "gw-gpu-0", "true\n", Layout(tmp_path))
+    with pytest.raises(ConfigError, match=r"walltime='1-00:00:00'.*'24:00:00'"):
+        days = SlurmProvider(partition="p", walltime="1-00:00:00", launcher=SimpleLauncher())
+        rehearsed(a_gpu_node(days), "gw-gpu-0", "true\n", Layout(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def a_gpu_node(provider: Any) -> NodeType:
+    return NodeType(name="gpu", provider=provider, cpus=8, gpus=4, gpu_memory_gib=38.0)
 
 
 def test_a_block_on_this_machine_or_of_a_site_s_own_provider_is_its_script_alone(tmp_path: Path) -> None:

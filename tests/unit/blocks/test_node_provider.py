@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
+from gateway_plugin.blocks import node_provider
+from gateway_plugin.blocks.jobs import jobs_for, walltime_s
 from gateway_plugin.blocks.ledger import BlockPhase, Ledger
-from gateway_plugin.blocks.node_provider import ParslNodeProvider, walltime_s
+from gateway_plugin.blocks.node_provider import ParslNodeProvider
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout
 from tests.support.queue import Scheduler
@@ -99,5 +103,48 @@ def test_the_walltime_of_a_job_is_what_its_provider_asks_for() -> None:
     assert walltime_s(PBSProProvider(launcher=launcher, walltime="00:10:00")) == 600
     assert walltime_s(LocalProvider(launcher=launcher)) is None
     assert walltime_s(object()) is None
-    with pytest.raises(ConfigError, match="walltime='2h': expected hours, minutes and seconds"):
-        walltime_s(SlurmProvider(launcher=launcher, walltime="2h"))
+
+
+@pytest.mark.parametrize(
+    ("walltime", "example"),
+    [("2h", "02:00:00"), ("2-00:00:00", "48:00:00"), ("1-12", "36:00:00"), ("30:00", "02:00:00"),
+     ("-1:00:00", "02:00:00")],
+)  # fmt: skip
+def test_a_walltime_that_parsl_would_stumble_over_is_refused_where_jobs_are_asked_for(
+    walltime: str, example: str, tmp_path: Path
+) -> None:
+    """Slurm's own form for days is one: Parsl raises a ValueError in the middle of a submit."""
+    provider = SlurmProvider(launcher=SimpleLauncher(), walltime=walltime)
+    words = re.escape(f"SlurmProvider: walltime={walltime!r}: expected hours, minutes and seconds")
+    with pytest.raises(ConfigError, match=f"{words}.*'{example}'"):
+        jobs_for(provider, Layout(tmp_path))
+
+
+def test_less_than_a_minute_which_slurm_would_take_for_no_limit_at_all_is_refused(tmp_path: Path) -> None:
+    provider = SlurmProvider(launcher=SimpleLauncher(), walltime="00:00:30")
+    with pytest.raises(ConfigError, match=r"walltime='00:00:30': .* expected a minute or more"):
+        jobs_for(provider, Layout(tmp_path))
+
+
+def test_what_hinders_a_block_before_there_is_a_job_is_in_the_ledger_and_backs_off(
+    config: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's monitor only logs what ``create_node`` raises, and asks again two seconds later."""
+    provider = ParslNodeProvider(config, "queue")
+
+    def no_room(*arguments: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(node_provider, "script_for", no_room)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                provider.create_node({}, TAGS, 1)
+        with pytest.raises(ServiceError, match="keep failing; the next is asked for in"):
+            provider.create_node({}, TAGS, 1)
+    blocks = Ledger(Layout(Path(config["state"])).ledger).read().values()
+    assert [(block.type, block.phase, block.job) for block in blocks] == [("gpu", BlockPhase.FAILED, None)] * 2
+    assert {block.reason for block in blocks} == {
+        "its job could not be written: OSError: [Errno 28] No space left on device"
+    }
+    assert SCHEDULER.submits == 0

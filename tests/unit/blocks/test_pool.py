@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,8 +106,23 @@ def test_a_submit_that_timed_out_is_searched_and_not_repeated(story: Story, monk
     monkeypatch.setattr(QueueJobs, "submit", cut_short)
     with pytest.raises(TimeoutError):
         story.pool.submit(NAME, "a", "", {})
+    assert story.ledger.read()[NAME].reason == "TimeoutError: sbatch did not answer"
     (block,) = story.pool.refresh()
-    assert (block.phase, block.job) == (BlockPhase.PENDING, Job("1001"))
+    assert (block.phase, block.job, block.reason) == (BlockPhase.PENDING, Job("1001"), None)
+
+
+def test_a_submit_that_broke_and_left_no_job_keeps_the_words(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: QueueJobs, name: str, script: str) -> Job:
+        raise ValueError("not enough values to unpack")
+
+    monkeypatch.setattr(QueueJobs, "submit", broken)
+    with pytest.raises(ValueError, match="unpack"):
+        story.pool.submit(NAME, "a", "", {})
+    story.now += QueueJobs.in_doubt_s
+    assert story.pool.refresh() == ()
+    block = story.ledger.read()[NAME]
+    said = "its submit was cut short (ValueError: not enough values to unpack) and no job of its name was found"
+    assert (block.phase, block.reason) == (BlockPhase.LOST, said)
 
 
 def test_a_cancel_during_the_submit_reaches_the_job(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +177,48 @@ def test_where_and_until_when_a_block_runs_is_kept() -> None:
     assert (running.reason, running.node, running.starts_at, running.ends_at) == (None, "n1", 60.0, 360.0)
     ended = after_look(running, Seen(BlockPhase.EXPIRED, "its walltime ended", "n1", 60.0, 361.0), now=400.0)
     assert (ended.node, ended.starts_at, ended.ended_at) == ("n1", 60.0, 400.0)
+
+
+def test_what_was_expected_of_a_job_that_never_ran_is_not_taken_for_its_start() -> None:
+    pending = after_look(BLOCK, Seen(BlockPhase.PENDING, "Priority", starts_at=9e5), now=5.0)
+    told = pending.told_to_end()
+    assert (told.phase, told.starts_at) == (BlockPhase.CANCELLING, None)
+    # squeue calls the moment of a cancellation the start of a job that never had a node
+    cancelled = after_look(told, Seen(BlockPhase.CANCELLED, "cancelled", starts_at=9.0), now=10.0)
+    assert (cancelled.phase, cancelled.starts_at) == (BlockPhase.CANCELLED, None)
+    by_others = after_look(pending, Seen(BlockPhase.CANCELLED, "by user 7", starts_at=9.0), now=10.0)
+    assert (by_others.phase, by_others.starts_at) == (BlockPhase.CANCELLED, None)
+    lost = after_look(pending, Seen(BlockPhase.LOST), now=10.0)
+    assert (lost.phase, lost.starts_at) == (BlockPhase.LOST, None)
+
+
+def test_a_job_that_ran_keeps_its_start_however_it_ended() -> None:
+    running = after_look(BLOCK, Seen(BlockPhase.RUNNING, None, "n1", 60.0, 360.0), now=65.0)
+    ended = after_look(running.told_to_end(), Seen(BlockPhase.CANCELLED, "cancelled"), now=70.0)
+    assert (ended.node, ended.starts_at) == ("n1", 60.0)
+    pending = after_look(BLOCK, Seen(BlockPhase.PENDING, "Priority", starts_at=9e5), now=5.0)
+    for block in (pending, pending.told_to_end()):  # it started after the last look
+        ended = after_look(block, Seen(BlockPhase.FAILED, "exit code 1", "n1", 60.0), now=70.0)
+        assert (ended.node, ended.starts_at) == ("n1", 60.0)
+
+
+def test_a_block_that_is_told_to_end_in_the_queue_forgets_its_expected_start(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.pool.submit(NAME, "a", "", {})
+    estimate = Seen(BlockPhase.PENDING, "Priority", starts_at=story.now + 432000)
+
+    def look(jobs: QueueJobs, blocks: Sequence[Block]) -> dict[str, Seen]:
+        if story.pool.find(NAME) == blocks[0] and blocks[0].starts_at is not None:
+            story.pool.cancel([NAME])  # while it is being looked at
+        return {NAME: replace(estimate, starts_at=story.now + 500000)} if blocks[0].starts_at else {NAME: estimate}
+
+    monkeypatch.setattr(QueueJobs, "look", look)
+    (block,) = story.pool.refresh()
+    assert (block.phase, block.starts_at) == (BlockPhase.PENDING, estimate.starts_at)
+    (block,) = story.pool.refresh()
+    assert (block.phase, block.starts_at) == (BlockPhase.CANCELLING, None)
+    assert story.ledger.read()[NAME].starts_at is None
 
 
 def test_a_block_that_does_not_end_is_pressed(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from serve.core.effects import CloseRoute, CreateAgent, KillAgent, StopEngine
 from serve.core.events import BlockCancelAsked, BlocksSeen, CatalogChanged, SeenBlock, Started, WaiterLeft
 from serve.core.fleet import NodePhase
@@ -40,6 +44,23 @@ def test_a_pending_block_takes_one_pending_node_with_it_so_that_ray_does_not_ask
     story.on(BlockCancelAsked("b1"))
     assert story.said(KillAgent) == (KillAgent(unneeded),)
     assert set(story.fleet.nodes) == {first, second} - {unneeded}
+
+
+@pytest.mark.parametrize("phase", ["cancelling", "cancelled"])
+def test_a_block_that_is_cancelled_once_more_takes_no_second_node_with_it(phase: str) -> None:
+    """Another pending node of its type is somebody else's: it would lose its place in the queue."""
+    story = begin(a_model("a"), a_model("b"), nodes=(), policy=a_policy(a_kind(most=2)))
+    story.ask("a")
+    story.tick(5)
+    story.ask("b")
+    story.tick(5)
+    story.on(BlocksSeen((pending("b1"), pending("b2"))))
+    story.on(BlockCancelAsked("b1"))
+    story.on(BlocksSeen((replace(pending("b1"), phase=phase), pending("b2"))))
+    before = set(story.fleet.nodes)
+    story.on(BlockCancelAsked("b1"))
+    assert story.said(KillAgent) == ()
+    assert set(story.fleet.nodes) == before
 
 
 def test_of_pending_nodes_that_are_all_needed_the_youngest_goes() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from serve.core.blocks_view import blocks_by_phase, blocks_view, last_queue_wait_s, next_end_s, types_view
 from serve.core.effects import CreateAgent
@@ -144,4 +147,17 @@ def test_types_say_how_many_run_and_wait_and_why_the_oldest_does() -> None:
     counts = blocks_by_phase(story.fleet)
     assert (counts["cpu", "running"], counts["cpu", "pending"], counts["gpu", "cancelling"]) == (2, 2, 0)
     assert next_end_s(story.fleet, NOW) == {"cpu": 70.0}
-    assert last_queue_wait_s(story.fleet) == {"cpu": 40.0}  # b1: asked 60 s ago, started 20 s ago
+    assert last_queue_wait_s(story.fleet, story.now) == {"cpu": 40.0}  # b1: asked 60 s ago, started 20 s ago
+
+
+@pytest.mark.parametrize("phase", ["cancelling", "cancelled", "lost"])
+def test_the_start_that_was_expected_of_a_job_that_never_ran_is_no_wait_in_the_queue(phase: str) -> None:
+    ended_at = None if phase == "cancelling" else 990.0
+    surplus = a_block("b2", phase, starts_at=NOW + 432000, ended_at=ended_at)  # as Slurm had thought
+    story = begin(a_model("a"))
+    story.on(BlocksSeen((a_block(JOINED, "running", starts_at=NOW - 40), surplus)))
+    assert story.fleet.queue_wait_s == {"cpu": 20.0}
+    assert last_queue_wait_s(story.fleet, story.now) == {"cpu": 20.0}
+    surplus = replace(surplus, host="n1", starts_at=NOW - 10)  # it ran, and was ended
+    story.on(BlocksSeen((a_block(JOINED, "running", starts_at=NOW - 40), surplus)))
+    assert last_queue_wait_s(story.fleet, story.now) == {"cpu": 50.0}

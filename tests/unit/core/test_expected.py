@@ -59,6 +59,21 @@ def started(took: float) -> ev.SeenBlock:
             "job 124 has started, its node is expected to join in 25 s",
         ),
         ((pending(phase="cancelling"),), None, "a job for a cpu node is about to be submitted"),
+        (
+            (pending(phase="cancelling"), a_block("cpu-0-7", phase="cancelling", job="7"), started(20)),
+            None,
+            "a job for a cpu node waits for block-cpu-0-7 (job 7) to end",
+        ),
+        (
+            (a_block("cpu-0-7", phase="cancelling", job=None), pending()),
+            20 + 30 + 7,  # as long as the one that leaves had waited
+            "job 123 waits in the queue",
+        ),
+        (
+            (pending(phase="submitting", job=None, reason="TimeoutError: no answer"),),
+            None,
+            "a job for a cpu node is being submitted: TimeoutError: no answer",
+        ),
     ],
 )
 def test_what_a_waiter_is_told_of_the_queue(

@@ -57,7 +57,7 @@ def test_a_refused_block_is_asked_for_again_after_a_back_off_that_doubles_and_ne
         waits.append(told.now - began)
     assert waits == [5, 10, 20, 40, 60, 60, 60]
     assert told.fleet.waiters, "waiters wait on: schedulers come back"
-    assert "refused by the scheduler" in str(kind(told, "cpu")["trouble"])
+    assert "could not be submitted" in str(kind(told, "cpu")["trouble"])
     assert "Unable to contact controller" in str(why_none(told.fleet, Need(0, 4 * GIB), told.now)), (
         "waiters hear it too"
     )
@@ -249,7 +249,8 @@ def test_min_nodes_of_a_kind_in_trouble_are_not_asked_for_until_its_retry() -> N
     ["PartitionTimeLimit", "BadConstraints", "InvalidAccount", "InvalidQOS", "AccountNotAllowed", "JobHeldAdmin",
      "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxGRESPerJob", "QOSMaxMemoryPerNode",
      "AssocMaxCpuPerJobLimit", "QOSMinGRES", "QOSMinCpuNotSatisfied", "AssocGrpCPUMinutesLimit", "QOSGrpGRESMinutes",
-     "MaxMemPerLimit"],
+     "MaxMemPerLimit",
+     "Can Never Run: Insufficient amount of resource: ngpus (R: 8 A: 4 T: 4)"],
 )  # fmt: skip
 def test_reasons_that_never_clear(reason: str) -> None:
     assert never_clears(reason)
@@ -260,7 +261,8 @@ def test_reasons_that_never_clear(reason: str) -> None:
     ["Priority", "Resources", "Dependency", "BeginTime", "AssocGrpCPURunMinutesLimit", "QOSGrpGRESRunMinutes",
      "AssocGrpGRES", "AssocGrpJobsLimit", "QOSMaxJobsPerUserLimit", "QOSMaxCpuPerUserLimit", "AssocMaxJobsLimit",
      "MaxGRESPerAccount", "PartitionDown", "Licenses", "JobArrayTaskLimit", "None", "", None,
-     "ReqNodeNotAvail, UnavailableNodes:n[1-4]", "Nodes required for job are DOWN, DRAINED or reserved"],
+     "ReqNodeNotAvail, UnavailableNodes:n[1-4]", "Nodes required for job are DOWN, DRAINED or reserved",
+     "Not Running: Insufficient amount of resource: ngpus (R: 4 A: 0 T: 4)", "Not Running: Queue not started.", "held"],
 )  # fmt: skip
 def test_reasons_that_clear(reason: str | None) -> None:
     assert not never_clears(reason)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from parsl.launchers import SimpleLauncher
-from parsl.providers import LocalProvider, PBSProProvider
+from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
 from gateway_plugin.catalog import Catalog, parse_catalog
 from gateway_plugin.errors import ConfigError
@@ -21,6 +21,7 @@ from gateway_plugin.service.preflight import (
     every_check,
     failures,
     folders,
+    job_scripts,
     packages,
     port_holder,
     ports,
@@ -140,6 +141,19 @@ def test_a_provider_whose_jobs_cannot_be_found_again_is_told_before_the_start(tm
     assert "\n" not in told.value.message
     assert there in every_check(layout, Site(name="s", node_types=kinds), catalog())
     assert not layout.state.exists()
+
+
+def test_a_state_folder_in_which_no_script_of_a_queue_can_lie_is_told_before_the_start(tmp_path: Path) -> None:
+    """Else Ray's monitor would die of it, where nobody looks."""
+    local = LocalProvider(launcher=SimpleLauncher())
+    kinds = (NodeType(name="here", provider=local, cpus=1, engine_memory_gib=1),)
+    queue = NodeType(name="q", provider=SlurmProvider(launcher=SimpleLauncher()), cpus=1, engine_memory_gib=1)
+    crooked = Layout(tmp_path / "my state")
+    assert job_scripts(crooked, Site(name="s", node_types=kinds)) == ()
+    both = Site(name="s", node_types=(*kinds, queue))
+    assert job_scripts(Layout(tmp_path / "state"), both) == ()
+    with pytest.raises(ConfigError, match=r"job scripts: .*my state: Parsl does not quote .*; give --state"):
+        before_start(crooked, both, Catalog(models=()))
 
 
 def test_a_provider_of_parsl_without_jobs_of_ours_is_refused() -> None:

@@ -68,6 +68,7 @@ def test_a_good_one_has_nothing_to_complain_of() -> None:
         ({"partition": "gpus"}, "partition", Verdict.FAIL, "there is no partition gpus"),
         ({"partition": "old", "walltime": "01:00:00"}, "partition", Verdict.WARN, "old is not up"),
         ({"walltime": "72:00:00"}, "walltime", Verdict.FAIL, "72:00:00 is more than partition gpu allows (48:00:00)"),
+        ({"walltime": "1-00:00:00"}, "walltime", Verdict.FAIL, "expected hours, minutes and seconds"),
         ({"walltime": "30:00:00", "qos": "high"}, "walltime", Verdict.FAIL, "more than quality high allows (24:00:00)"),
         ({"gpus_per_node": 8}, "nodes", Verdict.FAIL, "8 GPUs asked for, and a node of partition gpu has 4"),
         ({"cores_per_node": 128}, "nodes", Verdict.FAIL, "128 cores asked for, and a node of partition gpu has 64"),
@@ -137,14 +138,56 @@ def test_gpus_of_a_node(gres: str, expected: int) -> None:
     assert words.gpus_in(gres) == expected
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("", 0),
+        ("#SBATCH --exclusive\n#SBATCH --gpus-per-node=4", 4),
+        ("#SBATCH --gpus-per-node=a100:4", 4),
+        ("#SBATCH --gpus=a100:2,h100:2", 4),
+        ("#SBATCH --gpus 3", 3),
+        ("#SBATCH -G 2", 2),
+        ("#SBATCH -Ga100:2", 2),
+        ("#SBATCH --gpus-per-task=2", 2),
+        ("#SBATCH --gres=gpu:a100:4,nvme:1", 4),
+        ("#SBATCH --mem=1g --gres='gpu:4' # all of them", 4),
+        ("#SBATCH --gres=gpu", 1),
+        ("#SBATCH --gres=gpu:a100", 1),
+        ("#SBATCH --gres=nvme:1", 0),
+        ("#SBATCH --tres-per-node=gres/gpu:2", 2),
+        ("# SBATCH --gpus=4\n##SBATCH --gpus=4", 0),
+        ("#SBATCH --gpu-bind=none\n#SBATCH --gpu-freq=high", 0),
+        ("#SBATCH --gpus-per-socket=2", None),
+        ("#SBATCH --gpus-per-node=$MANY", None),
+    ],
+)
+def test_gpus_of_a_job_by_whichever_option_it_asks(lines: str, expected: int | None) -> None:
+    assert words.gpus_of_job(lines) == expected
+
+
+def test_gpus_asked_for_in_the_scheduler_s_own_words_are_gpus() -> None:
+    own: dict[str, Any] = {"gpus_per_node": None, "scheduler_options": "#SBATCH --gpus-per-node=a100:4"}
+    assert complaints(node_type(**own)) == {}
+    own["scheduler_options"] = "#SBATCH --gpus-per-socket=2"
+    assert complaints(node_type(**own))["GPUs of the job"][0] is Verdict.WARN
+    own["scheduler_options"] = ""
+    assert complaints(node_type(**own))["nodes"] == (Verdict.FAIL, "gpus=4 for engines, and the job asks for 0")
+
+
 def test_nodes_that_do_not_answer_take_no_jobs() -> None:
     states = ("idle", "mixed", "allocated", "idle*", "down", "drained", "inval", "reserved")
     nodes = words.parse_nodes("\n".join(f"n|p|1|1|(null)|(null)|{state}" for state in states))
     assert [node.usable for node in nodes] == [True, True, True, False, False, False, False, True]
 
 
-def test_variables_that_bend_every_job_are_named() -> None:
-    assert environment({"SQUEUE_FORMAT": "%i", "SLURM_CONF": "/etc/slurm.conf"}).verdict is Verdict.OK
+def test_variables_meant_for_sbatch_are_named_as_what_they_are_to_us_ignored() -> None:
+    assert (
+        environment({"SQUEUE_FORMAT": "%i", "SLURM_CONF": "/etc/slurm.conf", "SLURM_ROOT": "/opt"}).verdict
+        is Verdict.OK
+    )
     bent = environment({"SBATCH_PARTITION": "x", "SBATCH_TIMELIMIT": "1"})
-    assert (bent.verdict, bent.found) == (Verdict.WARN, "SBATCH_PARTITION, SBATCH_TIMELIMIT change every job")
-    assert "inside job 17" in environment({"SLURM_JOB_ID": "17"}).found
+    assert (bent.verdict, bent.found) == (Verdict.WARN, "SBATCH_PARTITION, SBATCH_TIMELIMIT: ignored")
+    assert environment({"SLURM_CLUSTERS": "big"}).found == "SLURM_CLUSTERS: ignored"
+    assert "clusters=" in environment({"SLURM_CLUSTERS": "big"}).advice
+    inside = environment({"SLURM_JOB_ID": "17", "SLURM_NNODES": "1", "SBATCH_ACCOUNT": "a"})
+    assert inside.found == "SBATCH_ACCOUNT: ignored; this shell is inside job 17: a gateway started here ends with it"
