@@ -10,12 +10,14 @@ A task finds the gateway where it runs: ``$GATEWAY_URL`` and ``$GATEWAY_API_KEY`
 state folder of a gateway on this machine or file system. Neither URL nor key travels with a task unless you name a URL.
 Errors are ``GatewayError``s, raised by the future's ``result()``.
 
-``Apps(endpoint=ID)`` has the same apps ask a site elsewhere, through Globus Compute: each worker process is a client of
-that endpoint, and the tasks that run in it at a time travel packed.
+``Apps(endpoint=ID)`` has the same apps ask a site elsewhere, through Globus Compute: each worker process is one client
+of that endpoint. Tasks that run in one process at a time (threads: Parsl's ``ThreadPoolExecutor``) travel packed; a
+worker of ``HighThroughputExecutor`` runs one at a time, so there each ``chat`` is a Globus task: take ``map_chat``.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
@@ -150,8 +152,17 @@ Where = tuple[str | None, str | None] | tuple[str, str | None, Literal["globus"]
 """A gateway's URL and state folder, or an endpoint and its function."""
 
 
-@lru_cache(maxsize=_CLIENTS)
+_making = threading.Lock()
+
+
 def _through(endpoint: str, function: str | None) -> GlobusClient:
+    """One client per endpoint and process, so that its tasks travel together."""
+    with _making:  # a cache alone has each of the first callers make its own
+        return _cached(endpoint, function)
+
+
+@lru_cache(maxsize=_CLIENTS)
+def _cached(endpoint: str, function: str | None) -> GlobusClient:
     from gateway_plugin.compute import GlobusClient
 
     return GlobusClient(endpoint, function)

@@ -11,33 +11,26 @@ Needs ``globus-compute-sdk`` and no port, key or account of the site but a Globu
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gateway_plugin.answers import FAILED, ModelInfo, parse_model
+from gateway_plugin.answers import ModelInfo, parse_model
 from gateway_plugin.compute import bodies
 from gateway_plugin.compute.bodies import Prompt
+from gateway_plugin.compute.endings import error_of
+from gateway_plugin.compute.groups import gathered, resumed
+from gateway_plugin.compute.lanes import File
 from gateway_plugin.compute.locate import find_endpoint
 from gateway_plugin.compute.packing import Limits, Pace
-from gateway_plugin.compute.progress import progress_bar
+from gateway_plugin.compute.readiness import LOOK_S, wait_until_ready
 from gateway_plugin.compute.sdk import GlobusTransport
 from gateway_plugin.compute.sending import Read, Sender, checked_timeout
 from gateway_plugin.compute.status import EndpointStatus, parse_endpoint
 from gateway_plugin.compute.transport import Transport
-from gateway_plugin.compute.wire import in_order
-from gateway_plugin.errors import (
-    GatewayError,
-    InvalidRequest,
-    ModelNotFound,
-    ModelUnavailable,
-    TaskFailed,
-    WaitDeadline,
-)
+from gateway_plugin.errors import GatewayError, InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
     from globus_compute_sdk import Client
@@ -45,9 +38,6 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 3600.0
 """Of one prompt, from the call to the answer: the model's loading included."""
 _EMBED_BATCH = 32
-_STATUS_S = 180.0
-"""The first task of a user starts a process at the endpoint, which takes its time where the file system is slow."""
-_FAILED_GRACE_S = 10.0
 
 
 class GlobusClient:
@@ -62,6 +52,7 @@ class GlobusClient:
         function_id: of the site's function; else ``$GATEWAY_FUNCTION``, else what was registered from this machine.
         timeout_s: of one prompt, at most six hours.
         client: Globus Compute's own ``Client``, for another way to log in.
+        task_group_id: of what is not a map, a UUID of yours to ``resume`` by; otherwise a new one.
         options: for the endpoint's template, where the site allows any.
         limits: of a pack.
         transport: for tests.
@@ -77,6 +68,7 @@ class GlobusClient:
         function_id: str | None = None,
         *,
         timeout_s: float = REQUEST_TIMEOUT_S,
+        task_group_id: str | None = None,
         client: Client | None = None,
         options: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
@@ -90,7 +82,7 @@ class GlobusClient:
         else:
             self.endpoint_id = endpoint_id or "?"
         self._transport = transport
-        self._sender = Sender(transport, limits, pace)
+        self._sender = Sender(transport, limits, pace, task_group_id)
         self.task_group_id = self._sender.group
         """Of everything but maps, which have one each."""
 
@@ -220,6 +212,7 @@ class GlobusClient:
         wait: bool = True,
         timeout_s: float | None = None,
         progress: bool | None = None,
+        task_group_id: str | None = None,
         **options: Any,
     ) -> list[Any]:
         """The answers' texts, in order. Ctrl-C says how to fetch what was under way.
@@ -227,9 +220,9 @@ class GlobusClient:
         Args:
             return_errors: put a ``GatewayError`` in an answer's place; otherwise the first one ends the whole.
             progress: a bar on stderr; by default on a terminal.
+            task_group_id: a UUID that you choose and keep, to ``resume`` by should this process be lost.
         """
-        items = [bodies.chat_item(prompt, model, system, options) for prompt in prompts]
-        group, futures = self._sender.many(items, model, bodies.chat_text, wait, self._budget(timeout_s))
+        group, futures = self._chats(prompts, model, system, wait, timeout_s, task_group_id, options)
         return self._gather(group, futures, return_errors, progress, model)
 
     def map_file(
@@ -243,15 +236,16 @@ class GlobusClient:
         wait: bool = True,
         timeout_s: float | None = None,
         progress: bool | None = None,
+        task_group_id: str | None = None,
     ) -> list[Any]:
         """The whole answers to ``count`` lines, from number ``start``, of a JSONL file that lies at the site already.
 
         Args:
             path: below the site's input folder; a line is ``{"path": "/v1/chat/completions", "body": {...}}``.
             sha256: of the file: if it is another one by now, nothing is computed.
+            task_group_id: as of ``map_chat``.
         """
-        lines = [{"line": number} for number in range(start, start + count)]
-        group, futures = self._sender.many(lines, path, bodies.whole, wait, self._budget(timeout_s), (path, sha256))
+        group, futures = self._lines(path, sha256, count, start, wait, timeout_s, task_group_id)
         return self._gather(group, futures, return_errors, progress, path)
 
     def resume(self, task_group_id: str, timeout_s: float | None = None, progress: bool | None = None) -> list[Any]:
@@ -263,33 +257,15 @@ class GlobusClient:
         Raises:
             NotFound: the service knows no such task group, or it is somebody else's.
         """
-        tasks = self._transport.tasks(task_group_id)
-        with progress_bar(f"tasks of {task_group_id[:8]}", len(tasks), progress) as advance:
-            for task in tasks:
-                task.add_done_callback(lambda _: advance())
-            done = wait_for(tasks, timeout=self._budget(timeout_s)).done
-        self._transport.release(task_group_id)
-        answers = [task.result() for task in tasks if task in done and not task.exception()]
-        missing = TaskFailed(
-            "There is no answer to this prompt: it was not sent, its task failed or is still under way, or the result "
-            "is no longer kept. Send it again."
-        )
-        found = in_order(answers)
-        if tasks and not found:
-            reasons = [self._transport.failure(error).error for task in done if (error := task.exception())]
-            raise reasons[0] if reasons else missing
-        return [
-            missing if answer is None else answer if isinstance(answer, GatewayError) else bodies.reading(answer)
-            for answer in found
-        ]
+        return resumed(self._transport, task_group_id, self._budget(timeout_s), progress)
 
     # --- the site ---
-    def models(self, timeout_s: float = _STATUS_S) -> list[ModelInfo]:
+    def models(self, timeout_s: float = LOOK_S) -> list[ModelInfo]:
         """Every model of the site's catalog with its state."""
         answer = _result(self.submit(bodies.MODELS, timeout_s=timeout_s))
         return [parse_model(entry) for entry in answer["data"]]
 
-    def model(self, name: str, timeout_s: float = _STATUS_S) -> ModelInfo:
+    def model(self, name: str, timeout_s: float = LOOK_S) -> ModelInfo:
         """One model, by name or alias. Raises ``ModelNotFound``."""
         models = self.models(timeout_s)
         found = next((model for model in models if name == model.name or name in model.aliases), None)
@@ -307,37 +283,18 @@ class GlobusClient:
         Raises:
             ModelNotFound: the catalog has no such model.
             ModelUnavailable: its engine fails to start; the message ends with the engine's own last words.
-            WaitDeadline: not ready within ``timeout_s`` seconds.
+            WaitDeadline: not ready within ``timeout_s`` seconds, every look at it included.
         """
-        deadline = time.monotonic() + timeout_s
-        failed_since: float | None = None
-        while not (found := self.model(model)).ready:
-            now = time.monotonic()
-            failed_since = (failed_since or now) if found.state == FAILED else None
-            if failed_since is not None and now - failed_since >= _FAILED_GRACE_S:
-                raise ModelUnavailable(
-                    f"The model '{found.name}' fails to load: {found.reason or 'no reason is known'}", state=FAILED
-                )
-            if now >= deadline:
-                raise WaitDeadline(
-                    f"The model '{found.name}' is {found.state} and was not ready within {timeout_s:.0f} s.",
-                    state=found.state,
-                    eta_s=found.eta_s,
-                )
-            if found.state in ("cold", FAILED):
-                self._touch(found)
-            # every look is a task: the rate limit is for prompts
-            time.sleep(min(max(poll_s, (found.eta_s or 0.0) / 2), 15.0, max(0.0, deadline - now)))
-        return found
+        return wait_until_ready(lambda within_s: self.model(model, within_s), self._touch, timeout_s, poll_s)
 
-    def _touch(self, model: ModelInfo) -> None:
+    def _touch(self, model: ModelInfo, timeout_s: float) -> None:
         """Ask for one token without waiting: that has the model loaded."""
         if model.task == "embed":
             item = bodies.embed_item(["ready?"], model.name, {})
         else:
             item = bodies.chat_item("ready?", model.name, None, {"max_tokens": 1})
         try:
-            _result(self._one(item, model.name, bodies.whole, False, _STATUS_S))
+            _result(self._one(item, model.name, bodies.whole, False, timeout_s))
         except GatewayError as error:
             if error.status != 503:
                 raise
@@ -349,31 +306,41 @@ class GlobusClient:
     def _budget(self, timeout_s: float | None) -> float:
         return self.timeout_s if timeout_s is None else checked_timeout(timeout_s)
 
+    def _chats(
+        self,
+        prompts: Iterable[Prompt],
+        model: str,
+        system: str | None,
+        wait: bool,
+        timeout_s: float | None,
+        group: str | None,
+        options: Mapping[str, Any],
+    ) -> tuple[str, list[Future[Any]]]:
+        items = [bodies.chat_item(prompt, model, system, options) for prompt in prompts]
+        return self._sender.many(items, model, bodies.chat_text, wait, self._budget(timeout_s), None, group)
+
+    def _lines(
+        self, path: str, sha256: str, count: int, start: int, wait: bool, timeout_s: float | None, group: str | None
+    ) -> tuple[str, list[Future[Any]]]:
+        items = [{"line": number} for number in range(start, start + count)]
+        file = File(path, sha256, start)
+        return self._sender.many(items, path, bodies.whole, wait, self._budget(timeout_s), file, group)
+
     def _gather(
         self, group: str, futures: list[Future[Any]], return_errors: bool, progress: bool | None, words: str
     ) -> list[Any]:
         try:
-            with progress_bar(words, len(futures), progress) as advance:
-                for future in as_completed(futures):
-                    advance()
-                    if not return_errors and (error := future.exception()):
-                        raise error
-        except KeyboardInterrupt:
-            answered = sum(future.done() for future in futures)
-            print(
-                f"interrupted: {answered} of {len(futures)} prompts are answered. Those at the site go on there; fetch "
-                f"all answers within half an hour with resume('{group}').",
-                file=sys.stderr,
-            )
-            raise
+            return gathered(group, futures, return_errors, progress, words)
         finally:
-            self._sender.dispatcher.release(group)
-        return [future.exception() or future.result() for future in futures]
+            self._sender.release(group)
 
 
 def _result(future: Future[Any]) -> Any:
     try:
-        return future.result()
+        wait_for([future])
     except BaseException:  # Ctrl-C above all
         future.cancel()
         raise
+    if (error := error_of(future)) is not None:
+        raise error
+    return future.result()

@@ -10,16 +10,17 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from gateway_plugin.compute.lanes import Call, LaneKey, Pack, after_failure, halves
-from gateway_plugin.compute.packing import Limits, Pace, cut, due
+from gateway_plugin.compute import endings
+from gateway_plugin.compute.lanes import Call, LaneKey, Pack, after_failure, halves, runs
+from gateway_plugin.compute.packing import Limits, Pace, Size, cut, due
 from gateway_plugin.compute.transport import Next, Transport
-from gateway_plugin.compute.wire import Place, file_request, pack_request, unpack
-from gateway_plugin.errors import AnswerTooLarge, EndpointUnavailable, GatewayError, TaskFailed, WaitDeadline
+from gateway_plugin.compute.wire import Place, file_request, pack_request, too_many_lines, unpack
+from gateway_plugin.errors import AnswerTooLarge, GatewayError
 
 _TRANSIT_S = 5.0
 """Kept back from the function's budget, so that its own words about a deadline arrive before ours."""
@@ -85,19 +86,24 @@ class Dispatcher:
 
     # --- any thread ---
     def offer(self, lane: LaneKey, calls: Iterable[Call]) -> None:
-        """Take prompts; their futures are theirs to keep."""
-        self._mailbox.put(_Offer(lane, tuple(calls)))
+        """Take prompts; their futures are theirs to keep. Too late for that: cancelled."""
+        self._post(_Offer(lane, tuple(calls)))
 
     def release(self, group: str) -> None:
         """Send nothing more of ``group``, and expect nothing more of it. Returns when that is so (in a moment)."""
         done = threading.Event()
-        self._mailbox.put(_Release(group, done))
+        self._post(_Release(group, done))
         done.wait(_RELEASE_S)
 
     def close(self) -> None:
         """End ``run``: what was not sent is cancelled, what was is told that nobody listens any more."""
-        self._mailbox.put(_Stop())
+        self._post(_Stop())
         self._ended.wait(_RELEASE_S)
+
+    def _post(self, message: _Message) -> None:
+        self._mailbox.put(message)
+        if self.stopped:  # only now is it known that somebody will take it: the loop, or we
+            self._drain()
 
     @property
     def stopped(self) -> bool:
@@ -120,10 +126,10 @@ class Dispatcher:
             if not self.stopped:  # a mistake of ours: nobody shall wait for it for ever
                 self._end()
 
-    def turn(self, *messages: _Message) -> float | None:
+    def turn(self, message: _Message | None = None) -> float | None:
         """Take in all that came, then do what is due. Returns when to look again; ``None``: when something comes."""
         now = self._clock()
-        for message in messages:
+        if message is not None:
             self._take(message, now)
         while not self.stopped:
             try:
@@ -153,12 +159,20 @@ class Dispatcher:
         except (Exception, CancelledError) as error:  # noqa: BLE001 - the transport says what it means
             self._recover(pack, error, now)
             return
-        for number, (call, found) in enumerate(zip(pack.calls, unpack(answer, len(pack.calls)), strict=True)):
-            if isinstance(found, AnswerTooLarge) and len(pack.calls) > 1:  # it is the pack that was too large: alone
-                place = replace(pack.place, start=pack.place.start + number, count=1)
-                self._again.append((now, Pack(pack.lane, place, _key(place), (call,))))
-            else:
-                _settle(call.future, found if isinstance(found, GatewayError) else _read(call, found))
+        if too_many_lines(answer) and len(pack.calls) > 1:
+            self._halve(pack, now)
+            return
+        answers = unpack(answer, len(pack.calls))
+        left_out = [number for number, found in enumerate(answers) if isinstance(found, AnswerTooLarge)]
+        if len(pack.calls) == 1:
+            left_out = []  # it is too large by itself
+        for number, (call, found) in enumerate(zip(pack.calls, answers, strict=True)):
+            if number not in left_out:
+                endings.settle(call.future, found if isinstance(found, GatewayError) else endings.read(call, found))
+        # as many as did fit will fit: so packs get smaller each time
+        for first, count in runs(left_out, max(1, len(answers) - len(left_out))):
+            place = replace(pack.place, start=pack.place.start + first, count=count)
+            self._again.append((now, Pack(pack.lane, place, _key(place), pack.calls[first : first + count])))
 
     def _recover(self, pack: Pack, error: BaseException, now: float) -> None:
         failure = self._transport.failure(error)
@@ -166,24 +180,33 @@ class Dispatcher:
         if verdict.action is Next.AGAIN:
             self._again.append((now + verdict.delay_s, replace(pack, attempt=pack.attempt + 1)))
         elif verdict.action is Next.SMALLER:
-            first, second = halves(pack.place)
-            for place, calls in ((first, pack.calls[: first.count]), (second, pack.calls[first.count :])):
-                self._again.append((now, Pack(pack.lane, place, _key(place), calls)))
+            self._halve(pack, now)
         else:
             for call in pack.calls:
-                _settle(call.future, failure.error)
+                endings.settle(call.future, failure.error)
+
+    def _halve(self, pack: Pack, now: float) -> None:
+        first, second = halves(pack.place)
+        for place, calls in ((first, pack.calls[: first.count]), (second, pack.calls[first.count :])):
+            self._again.append((now, Pack(pack.lane, place, _key(place), calls)))
 
     def _expire(self, now: float) -> None:
+        why = "it was not sent yet: " + self._held_back(now)
         for lane, calls in self._waiting.items():
             while calls and calls[0].deadline <= now:
-                _settle(
-                    calls.popleft().future,
-                    _late(lane, "it was not sent yet, since the service's rate limit is reached"),
-                )
+                endings.settle(calls.popleft().future, endings.late(lane, why))
         for key, pack in list(self._flying.items()):
-            if _end_late(pack, now):
+            if endings.end_late(pack, now):
                 del self._flying[key]
-        self._again = [(when, pack) for when, pack in self._again if not _end_late(pack, now)]
+        self._again = [(when, pack) for when, pack in self._again if not endings.end_late(pack, now)]
+
+    def _held_back(self, now: float) -> str:
+        """By what, for who must be told."""
+        if self._full():
+            return f"{len(self._flying)} packs are at the endpoint already, which takes its time"
+        if self._pace.next(now) > now:
+            return "the service's rate limit is reached"
+        return "its time was too short"
 
     def _send(self, now: float) -> float | None:
         """Send what is due and what the pace permits: packs that failed first, then the lane that waits longest."""
@@ -208,13 +231,13 @@ class Dispatcher:
                 return None
             lane = min(ready)[2]
             waiting = self._waiting[lane]
-            count = cut(self._sizes(lane), self._limits)
-            calls = tuple(call for call in (waiting.popleft() for _ in range(count)) if _begin(call.future))
+            count = cut(self._sizes(lane), self._limits_of(lane))
+            calls = tuple(call for call in (waiting.popleft() for _ in range(count)) if endings.begin(call.future))
             if not waiting:
                 del self._waiting[lane]
             if not calls:
                 continue  # all of them were cancelled
-            start = self._numbers.get(lane, 0) if lane.file is None else int(calls[0].item["line"])
+            start = self._numbers.get(lane, 0) if lane.file is None else int(calls[0].item["line"]) - lane.file.first
             self._numbers[lane] = start + len(calls)
             place = Place(lane.name, start, len(calls), lane.total)
             return Pack(lane, place, _key(place), calls)
@@ -226,7 +249,10 @@ class Dispatcher:
         budget_s = left - min(_TRANSIT_S, left / 10)
         lane = pack.lane
         if lane.file is not None:
-            request = file_request(pack.key, budget_s, lane.wait, *lane.file, pack.place)
+            start = lane.file.first + pack.place.start
+            request = file_request(
+                pack.key, budget_s, lane.wait, lane.file.path, lane.file.sha256, start, pack.place.count
+            )
         else:
             request = pack_request(pack.key, budget_s, lane.wait, [call.item for call in pack.calls])
         try:
@@ -245,30 +271,34 @@ class Dispatcher:
         allowed = self._pace.next(now)
         times = [max(when, allowed) for when in ready]
         times += [calls[0].deadline for calls in self._waiting.values() if calls]
-        times += [_first_deadline(pack) for pack in self._flying.values()]
-        times += [_first_deadline(pack) for _, pack in self._again]
+        times += [endings.first_deadline(pack) for pack in self._flying.values()]
+        times += [endings.first_deadline(pack) for _, pack in self._again]
         return min(times, default=None)
 
     def _full(self) -> bool:
         return len(self._flying) >= self._limits.under_way
 
-    def _sizes(self, lane: LaneKey) -> Sequence[Any]:
-        return [call.size for call in islice(self._waiting[lane], max(_LANE_CALLS_SEEN, self._limits.items + 1))]
+    def _limits_of(self, lane: LaneKey) -> Limits:
+        return self._limits if lane.file is None else replace(self._limits, items=self._limits.lines)
+
+    def _sizes(self, lane: LaneKey) -> Sequence[Size]:
+        seen = max(_LANE_CALLS_SEEN, self._limits_of(lane).items + 1)
+        return [call.size for call in islice(self._waiting[lane], seen)]
 
     def _due(self, lane: LaneKey) -> float | None:
-        return due(self._sizes(lane), self._limits)
+        return due(self._sizes(lane), self._limits_of(lane))
 
     def _forget(self, group: str) -> None:
         for lane in [lane for lane in self._waiting if lane.group == group]:
             for call in self._waiting.pop(lane):
-                _withdraw(call.future)
+                endings.withdraw(call.future)
         for lane in [lane for lane in self._numbers if lane.group == group]:
             del self._numbers[lane]
         for pack in [pack for pack in self._flying.values() if pack.lane.group == group]:
             del self._flying[pack.key]
-            _close(pack)
+            endings.close(pack)
         for _, pack in [entry for entry in self._again if entry[1].lane.group == group]:
-            _close(pack)
+            endings.close(pack)
         self._again = [entry for entry in self._again if entry[1].lane.group != group]
         self._transport.release(group)
 
@@ -277,63 +307,23 @@ class Dispatcher:
         groups = {lane.group for lane in self._waiting} | {pack.lane.group for pack in self._flying.values()}
         for group in groups | {pack.lane.group for _, pack in self._again}:
             self._forget(group)
+        self._drain()
         self._transport.close()
         self._ended.set()
+
+    def _drain(self) -> None:
+        """What came too late: any thread may see to it, and each message is taken by one."""
+        while True:
+            try:
+                message = self._mailbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(message, _Offer):
+                for call in message.calls:
+                    endings.withdraw(call.future)
+            elif isinstance(message, _Release):
+                message.done.set()
 
 
 def _key(place: Place) -> str:
     return place.key(uuid.uuid4().hex[:12])
-
-
-def _begin(future: Future[Any]) -> bool:
-    """Whether the prompt is still wanted; from now on ``cancel()`` says that it comes too late."""
-    return future.set_running_or_notify_cancel()
-
-
-def _withdraw(future: Future[Any]) -> None:
-    if future.cancel():
-        future.set_running_or_notify_cancel()
-
-
-def _settle(future: Future[Any], found: object) -> None:
-    try:
-        if isinstance(found, GatewayError):
-            future.set_exception(found)
-        else:
-            future.set_result(found)
-    except InvalidStateError:
-        return  # it ended with its deadline, or was cancelled: that is what its owner was told
-
-
-def _read(call: Call, body: dict[str, Any]) -> object:
-    try:
-        return call.read(body)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        return TaskFailed(f"The answer has another form than expected ({type(error).__name__}: {error}).")
-
-
-def _close(pack: Pack) -> None:
-    error = EndpointUnavailable(
-        f"The client was closed before the answer came. It may still be fetched: resume('{pack.lane.group}')."
-    )
-    for call in pack.calls:
-        _settle(call.future, error)
-
-
-def _late(lane: LaneKey, why: str) -> WaitDeadline:
-    return WaitDeadline(f"No answer of '{lane.model}' through the endpoint within {lane.timeout_s:g} s: {why}.")
-
-
-def _end_late(pack: Pack, now: float) -> bool:
-    """End those futures of ``pack`` whose time is up. Whether nobody waits for it any more."""
-    if _first_deadline(pack) > now:
-        return False
-    why = f"its task is at the endpoint, or lost; resume('{pack.lane.group}') fetches what came of it"
-    for call in pack.calls:
-        if call.deadline <= now and not call.future.done():
-            _settle(call.future, _late(pack.lane, why))
-    return all(call.future.done() for call in pack.calls)
-
-
-def _first_deadline(pack: Pack) -> float:
-    return min((call.deadline for call in pack.calls if not call.future.done()), default=float("inf"))

@@ -53,6 +53,10 @@ def task_failure(remote: str) -> TransportError:
         return TransportError(
             AnswerTooLarge(f"The answer is over Globus Compute's limit of 10 MB a result: {last}"), Next.SMALLER
         )
+    if "Command too old" in remote:
+        # it was away for over three minutes, and drops what it was told before: computed once, so told again
+        words = "The endpoint was away for too long, or its clock and Globus's differ by over three minutes"
+        return TransportError(TaskFailed(f"{words}: {last}"), Next.AGAIN)
     if any(word in remote for word in ("WorkerLost", "ManagerLost", "BrokenProcessPool")):
         # the endpoint has tried twice by then: a prompt that kills its worker shall not go on doing so
         return TransportError(

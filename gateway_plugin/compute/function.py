@@ -51,6 +51,8 @@ KEPT_S = 3600.0
 KEPT_BYTES = 256_000_000
 UNREACHABLE_S = 5.0
 """A gateway that takes no connection for so long is down: it restarts faster."""
+HANG_UPS = 4
+"""In a row, of a gateway that takes connections: it restarts with fewer."""
 CONCURRENCY = 64
 TALLY = "tally"
 
@@ -81,9 +83,9 @@ def infer(request: Any) -> Answer:
         site = read_site()
         caller = os.environ.get(CALLER_VARIABLE, "")
         items = request["items"] if "items" in request else read_input(site, request["input"])
+        gateway = Gateway(site, read_key(site), caller, request["wait"], deadline)
         with opened_answers(site, caller, request, deadline) as store:
             todo = [index for index in range(len(items)) if not is_final(store.found.get(index))]
-            gateway = Gateway(site, read_key(site), caller, request["wait"], deadline)
             done = dict(store.found)
             done.update(run_items(gateway, items, todo, store.append))
             count_task(site)
@@ -99,6 +101,8 @@ def infer(request: Any) -> Answer:
         }
     except Refusal as refusal:
         return {**head, "error": refusal.error}
+    except Exception as error:  # noqa: BLE001 - an answer, not a traceback with what was asked
+        return {**head, "error": unforeseen(error)["error"]}
 
 
 # --- the request ---
@@ -251,7 +255,7 @@ def wanted_lines(stream: Any, given: dict[str, Any]) -> list[bytes]:
             size += len(line)
         number += 1
         if size > INPUT_BYTES:
-            raise Refusal("input_too_large", f"the lines are over {INPUT_BYTES} bytes; ask for fewer at a time.")
+            raise Refusal("pack_too_large", f"the lines are over {INPUT_BYTES} bytes; ask for fewer at a time.")
     if digest.hexdigest() != given["sha256"]:
         raise Refusal("checksum_mismatch", "The input file's SHA-256 is another one: it changed, or is not the one.")
     if len(lines) != given["count"]:
@@ -267,21 +271,38 @@ class Gateway:
         url = urlsplit(site["url"])
         self.host, self.port, self.tls = str(url.hostname), url.port, None
         if url.scheme == "https":
-            self.tls = ssl.create_default_context(cafile=site.get("ca"))
+            try:
+                self.tls = ssl.create_default_context(cafile=site.get("ca"))
+            except OSError as error:  # an SSLError is one
+                why = error.strerror or "it holds no certificate"
+                raise misconfigured(f"The authority of the gateway's certificate cannot be read ({why}).") from None
         self.headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
         if caller:
             self.headers["x-gateway-caller"] = caller
         self.wait, self.deadline = wait, deadline
         self.down_since: float | None = None
+        """When a connection was tried in vain, with none made since."""
 
     def left_s(self) -> float:
         return self.deadline - time.monotonic()
+
+    def patience_s(self) -> float:
+        """For one step: never none at all."""
+        return max(0.1, self.left_s())
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection that is not open yet."""
         if self.tls is not None:
             return http.client.HTTPSConnection(self.host, self.port, context=self.tls)
         return http.client.HTTPConnection(self.host, self.port)
+
+
+class Unreachable(Exception):
+    """No connection was made; ``tls``: TLS did not come about, and why."""
+
+    def __init__(self, tls: str | None) -> None:
+        super().__init__(tls)
+        self.tls = tls
 
 
 class Caller:
@@ -303,41 +324,56 @@ class Caller:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def ask(self, item: Answer) -> Answer:
-        """One answer: (1) out of time; (2) nobody there; (3) the answer; (4) not now, and the caller waits: again."""
-        gateway = self._gateway
+        """One answer: (1) out of time; (2) the answer; (3) not the gateway that is meant; (4) nobody there; (5) hangs
+        up time after time; (6) not now, and the caller waits: again.
+        """
+        gateway, hung_up = self._gateway, 0
         while True:
             if gateway.left_s() <= 0:  # (1)
                 return failed(504, "deadline", "There was no answer within the request's own deadline.")
             try:
+                self._connect()
                 found, again_s = self._once(item)
-                gateway.down_since = None
-            except TimeoutError:
+                hung_up = 0
+                if again_s is None or not gateway.wait:  # (2)
+                    return found
+            except ssl.SSLCertVerificationError as error:  # (3)
                 self._connection.close()
-                continue
-            except (OSError, http.client.HTTPException):  # (2)
+                return untrusted(error.verify_message)
+            except Unreachable as error:  # (4)
                 self._connection.close()
                 now = time.monotonic()
                 gateway.down_since = gateway.down_since or now
                 if now - gateway.down_since > UNREACHABLE_S:
-                    words = "The gateway at the endpoint's site does not answer. Try again later."
-                    return failed(503, "gateway_unreachable", words, state="unreachable", eta_s=None)
+                    return unreachable("does not answer") if error.tls is None else untrusted(error.tls)
                 again_s = 0.25
-            else:
-                if again_s is None or not gateway.wait:  # (3)
-                    return found
-            time.sleep(max(0.0, min(again_s, gateway.left_s())))  # (4)
+            except TimeoutError:
+                self._connection.close()
+                continue
+            except (OSError, http.client.HTTPException):  # (5)
+                self._connection.close()
+                hung_up += 1
+                if hung_up > HANG_UPS:
+                    return unreachable("breaks off without an answer")
+                again_s = 1.0
+            time.sleep(max(0.0, min(again_s, gateway.left_s())))  # (6)
+
+    def _connect(self) -> None:
+        """Raises ``Unreachable``, or ``ssl.SSLCertVerificationError``."""
+        if self._connection.sock is None:
+            self._connection.timeout = min(self._gateway.patience_s(), UNREACHABLE_S)
+            try:
+                self._connection.connect()
+            except ssl.SSLCertVerificationError:
+                raise
+            except OSError as error:
+                raise Unreachable(error.reason if isinstance(error, ssl.SSLError) else None) from None
+            self._gateway.down_since = None
 
     def _once(self, item: Answer) -> tuple[Answer, float | None]:
         """The answer, and after how many seconds it is worth asking again (``None``: it is final)."""
-        connection, left = self._connection, max(0.1, self._gateway.left_s())
-        if connection.sock is None:
-            connection.timeout = min(left, UNREACHABLE_S)
-            try:
-                connection.connect()
-            except TimeoutError as error:
-                raise ConnectionError("no connection in time") from error
-        if connection.sock is not None:
-            connection.sock.settimeout(left)
+        connection, left = self._connection, self._gateway.patience_s()
+        connection.sock.settimeout(left)
         headers = {**self._gateway.headers, "x-gateway-wait": f"{left:.0f}" if self._gateway.wait else "0"}
         body = json.dumps(item["body"]).encode() if "body" in item else None
         connection.request("GET" if body is None else "POST", item["path"], body, headers)
@@ -377,9 +413,11 @@ def run_items(
             except IndexError:
                 caller.close()
                 return
-            answer = caller.ask(items[index])
-            done[index] = answer
-            keep(index, answer)
+            try:
+                done[index] = caller.ask(items[index])
+                keep(index, done[index])
+            except Exception as error:  # noqa: BLE001 - of this item alone
+                done.setdefault(index, unforeseen(error))
 
     # Daemons: one that hangs must not keep the worker from ending.
     threads = [threading.Thread(target=work, args=(caller,), daemon=True) for caller in callers]
@@ -401,6 +439,22 @@ def failed(status: int, code: str, message: str, **more: Any) -> Answer:
     }
 
 
+def unforeseen(error: Exception) -> Answer:
+    """A mistake of this function, or of the machine that it runs on. The words may hold what was asked: left out."""
+    words = f"The function failed at the site ({type(error).__name__}). Tell the endpoint's administrators."
+    return failed(500, "internal_error", words)
+
+
+def unreachable(what: str) -> Answer:
+    words = f"The gateway at the endpoint's site {what}. Try again later."
+    return failed(503, "gateway_unreachable", words, state="unreachable", eta_s=None)
+
+
+def untrusted(why: str) -> Answer:
+    words = f"The endpoint's site file and the gateway's TLS do not fit ({why}). Ask the endpoint's administrators."
+    return failed(503, "endpoint_misconfigured", words)
+
+
 def too_large() -> Answer:
     return failed(413, "result_too_large", f"The answer is over {RESULT_BYTES} bytes; send it in a smaller pack.")
 
@@ -411,14 +465,18 @@ def is_final(answer: Answer | None) -> bool:
 
 
 def fit(answers: list[Answer], limit_bytes: int) -> None:
-    """Replace the largest answers by an error until all fit into ``limit_bytes``."""
+    """Replace answers by an error until all fit into ``limit_bytes``: those far larger than the others first, then from
+    the end, so that what has to be asked for again is of one piece.
+    """
     sizes = [len(json.dumps(answer)) + 2 for answer in answers]
     total, small = sum(sizes) + 500, len(json.dumps(too_large())) + 2
-    for index in sorted(range(len(answers)), key=lambda i: (-sizes[i], i)):
+    far = 4 * sum(sizes) / len(sizes)
+    for index in sorted(range(len(answers)), key=lambda i: (0, -sizes[i]) if sizes[i] > far else (1, -i)):
         if total <= limit_bytes:
             return
-        answers[index] = too_large()
-        total += small - sizes[index]
+        if sizes[index] > small:
+            answers[index] = too_large()
+            total += small - sizes[index]
 
 
 # --- what was answered before ---
@@ -453,6 +511,11 @@ class Store:
         if is_final(answer):
             self._write({"index": index, "answer": answer})
 
+    def close(self) -> None:
+        """Nothing is kept any more: a thread that is late must not write into a file that got this number."""
+        with self._lock:
+            self._descriptor = -1
+
     def _write(self, document: Answer) -> None:
         data = json.dumps(document).encode() + b"\n"
         with self._lock, contextlib.suppress(OSError):  # a full disk costs the repetition, not the answer
@@ -479,7 +542,11 @@ def opened_answers(site: dict[str, Any], caller: str, request: Answer, deadline:
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     descriptor = locked(path, deadline)
     try:
-        yield Store(descriptor, digest)
+        store = Store(descriptor, digest)
+        try:
+            yield store
+        finally:
+            store.close()
     finally:
         os.close(descriptor)
 
@@ -493,7 +560,10 @@ def count_task(site: dict[str, Any]) -> None:
 def locked(path: str, deadline: float) -> int:
     """The file, opened and locked; made if there is none. Raises ``Refusal`` past the deadline."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise misconfigured(f"Answers cannot be kept ({error.strerror}).") from None
         try:
             while True:
                 try:

@@ -4,7 +4,7 @@ failed. Values and pure decisions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,15 @@ BACKOFF_S = (1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
+class File:
+    """Lines of a JSONL file at the site: the lane's first one is number ``first``."""
+
+    path: str
+    sha256: str
+    first: int = 0
+
+
+@dataclass(frozen=True)
 class LaneKey:
     """Prompts that may share a task: one model (a cold one holds up its own only), one way to wait, one budget."""
 
@@ -27,8 +36,8 @@ class LaneKey:
     model: str
     wait: bool
     timeout_s: float
-    file: tuple[str, str] | None = None
-    """Path and SHA-256 of a JSONL file at the site; the calls are its lines, ``{"line": NUMBER}``."""
+    file: File | None = None
+    """The calls are its lines, ``{"line": NUMBER}``."""
     total: int = 0
     """Prompts that there will be, where that is known."""
 
@@ -90,3 +99,15 @@ def halves(place: Place) -> tuple[Place, Place]:
         Place(place.lane, place.start, first, place.total),
         Place(place.lane, place.start + first, place.count - first, place.total),
     )
+
+
+def runs(numbers: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Ascending ``numbers`` as runs of consecutive ones, first and count, of at most ``most`` each."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        first, count = found[-1] if found else (number, 0)
+        if found and number == first + count and count < most:
+            found[-1] = (first, count + 1)
+        else:
+            found.append((number, 1))
+    return found

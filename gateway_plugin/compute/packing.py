@@ -30,6 +30,8 @@ class Limits:
     """Of a pack's answers, as far as can be guessed."""
     items: int = 64
     """More would gain nothing, and a pack is answered when its slowest prompt is."""
+    lines: int = 512
+    """Of a file at the site, instead of ``items``: each pack has the whole file read, for its checksum."""
     flush_s: float = 0.05
     under_way: int = 64
     """Packs at the site or on their way: more would queue there, where nobody can take them back."""

@@ -23,6 +23,9 @@ from gateway_plugin.errors import ConfigError, EndpointUnavailable
 if TYPE_CHECKING:
     from globus_compute_sdk import Client, Executor
 
+_STATUS_BATCH = 64
+"""Tasks a request, where a group is looked up: these requests are not paced, and 20 are allowed within 10 s."""
+
 
 class GlobusTransport:
     """Globus Compute, with JSON in both directions and nothing else.
@@ -101,10 +104,13 @@ class GlobusTransport:
         self.release(group)  # what a living watcher still expects would be left out
         with self._lock:
             executor = self._executor(str(_uuid(group, "task group")))
+        executor.batch_size = _STATUS_BATCH
         try:
             return list(executor.reload_tasks())
         except Exception as error:
             raise self.failure(error).error from error
+        finally:
+            executor.batch_size = 1
 
     def endpoint(self) -> Mapping[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""From verbs to prompts on their way: lanes, sizes, deadlines, and the thread that sends."""
+"""From verbs to prompts on their way: task groups, lanes, sizes, deadlines, and the thread that sends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway_plugin.compute.dispatch import Dispatcher
 from gateway_plugin.compute.exit import close_at_exit
-from gateway_plugin.compute.lanes import Call, LaneKey
+from gateway_plugin.compute.lanes import Call, File, LaneKey
 from gateway_plugin.compute.packing import Limits, Pace, size
 from gateway_plugin.compute.transport import Transport
 from gateway_plugin.errors import EndpointUnavailable, InvalidRequest, PromptTooLarge
@@ -28,9 +28,14 @@ Read = Callable[[dict[str, Any]], Any]
 class Sender:
     """A dispatcher on a thread of its own, and the lanes of one client. Thread-safe."""
 
-    def __init__(self, transport: Transport, limits: Limits | None, pace: Pace | None) -> None:
-        self.group = str(uuid.uuid4())
+    def __init__(
+        self, transport: Transport, limits: Limits | None, pace: Pace | None, group: str | None = None
+    ) -> None:
+        self.group = _group(group)
         """Task group of single prompts."""
+        self._maps: set[str] = set()
+        """Task groups of the maps under way."""
+        self._last_ms = 0
         self.dispatcher = Dispatcher(transport, limits=limits, pace=pace)
         self._lanes: dict[tuple[str, bool, float], LaneKey] = {}
         self._lock = threading.Lock()
@@ -44,9 +49,7 @@ class Sender:
         with self._lock:
             self._check_open()
             if kind not in self._lanes:
-                # numbered, so that resume() gives lanes in the order in which they began
-                name = f"{len(self._lanes):04d}{uuid.uuid4().hex[:8]}"
-                self._lanes[kind] = LaneKey(self.group, name, *kind)
+                self._lanes[kind] = LaneKey(self.group, self._lane_name(), *kind)
             self.dispatcher.offer(self._lanes[kind], [call])
         return call.future
 
@@ -57,19 +60,47 @@ class Sender:
         read: Read,
         wait: bool,
         timeout_s: float,
-        file: tuple[str, str] | None = None,
+        file: File | None = None,
+        group: str | None = None,
     ) -> tuple[str, list[Future[Any]]]:
-        """Send these, by themselves: their task group and their futures. ``file``: the items are lines of it."""
-        self._check_open()
+        """Send these, by themselves: their task group and their futures. ``file``: the items are lines of it.
+
+        The group is theirs until it is released: another map of this client may not have it meanwhile.
+        """
         calls = [_call(item, read, timeout_s) for item in items]
-        total = int(items[-1]["line"]) + 1 if file and items else len(items)
-        lane = LaneKey(str(uuid.uuid4()), uuid.uuid4().hex[:12], model, wait, timeout_s, file, total)
-        self.dispatcher.offer(lane, calls)
-        return lane.group, [call.future for call in calls]
+        with self._lock:
+            self._check_open()
+            found = _group(group)
+            if found == self.group or found in self._maps:
+                raise InvalidRequest(f"task_group_id: {found} is in use by this client; take another for this map.")
+            self._maps.add(found)
+            lane = LaneKey(found, self._lane_name(), model, wait, timeout_s, file, len(items))
+            self.dispatcher.offer(lane, calls)
+        return found, [call.future for call in calls]
+
+    def release(self, group: str) -> None:
+        """Send nothing more of a map's ``group``, and expect nothing more of it."""
+        self.dispatcher.release(group)
+        with self._lock:
+            self._maps.discard(group)
+
+    def _lane_name(self) -> str:
+        """By when it begins: ``resume`` gives a group's lanes in that order, whichever process began them."""
+        self._last_ms = max(int(time.time() * 1000), self._last_ms + 1)
+        return f"{self._last_ms:011x}{uuid.uuid4().hex[:5]}"
 
     def _check_open(self) -> None:
         if self.dispatcher.stopped:
             raise EndpointUnavailable("This client is closed.")
+
+
+def _group(given: str | None) -> str:
+    try:
+        return str(uuid.uuid4() if given is None else uuid.UUID(given))
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidRequest(
+            f"task_group_id: expected a UUID, as uuid.uuid4() gives and not used for anything else, got {given!r}"
+        ) from None
 
 
 def _call(item: Mapping[str, Any], read: Any, timeout_s: float) -> Call:

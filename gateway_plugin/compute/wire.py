@@ -50,14 +50,22 @@ def pack_request(key: str, deadline_s: float, wait: bool, items: Sequence[Mappin
     return {**_request(key, deadline_s, wait), "items": list(items)}
 
 
-def file_request(key: str, deadline_s: float, wait: bool, path: str, sha256: str, place: Place) -> dict[str, Any]:
-    """The function's argument for ``place`` of a JSONL file at the site."""
-    where = {"path": path, "sha256": sha256, "start": place.start, "count": place.count}
+def file_request(
+    key: str, deadline_s: float, wait: bool, path: str, sha256: str, start: int, count: int
+) -> dict[str, Any]:
+    """The function's argument for ``count`` lines, from number ``start``, of a JSONL file at the site."""
+    where = {"path": path, "sha256": sha256, "start": start, "count": count}
     return {**_request(key, deadline_s, wait), "input": where}
 
 
 def _request(key: str, deadline_s: float, wait: bool) -> dict[str, Any]:
     return {"version": VERSION, "key": key, "deadline_s": round(max(0.1, deadline_s), 3), "wait": wait}
+
+
+def too_many_lines(answer: object) -> bool:
+    """Whether the function wants fewer lines of a file at a time."""
+    said = answer.get("error") if isinstance(answer, Mapping) else None
+    return isinstance(said, Mapping) and said.get("code") == "pack_too_large"
 
 
 def unpack(answer: object, count: int) -> list[Answer]:

@@ -1,15 +1,25 @@
-"""The chain, once for all tests here, with a fake engine as its gateway."""
+"""The chain, once for all tests here: with a fake engine as its gateway, and with a whole gateway."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.support.gateways import fake_model, gateway
 
 if TYPE_CHECKING:
     from tests.support.globus.chain import Chain
     from tests.support.globus.gateway import EngineAsGateway
+
+WRITER, EMBEDDER = "smollm2-135m-instruct", "all-minilm-l6-v2"
+"""As the examples name them."""
+COLD = ("slow-to-load", "as-slow-to-load")
+"""Nobody asks for these but the tests of cold models, each once."""
+LOAD_S = 6.0
 
 
 @pytest.fixture(scope="package")  # broker and endpoint end before other tests begin
@@ -36,3 +46,23 @@ def globus_chain(globus_gateway: EngineAsGateway) -> Iterator[Chain]:
         for name, value in made.service_environment.items():
             patch.setenv(name, value)
         yield made
+
+
+def _models(memory: Path) -> Mapping[str, Any]:
+    small = {"memory_gib": 0.3}
+    slow = {name: fake_model(memory, "--load-delay-s", str(LOAD_S), **small) for name in COLD}
+    embedder = fake_model(memory, "--task", "embed", task="embed", **small)
+    return {WRITER: fake_model(memory, **small), EMBEDDER: embedder, **slow}
+
+
+@pytest.fixture(scope="package")
+def globus_site(globus_chain: Chain) -> Iterator[Chain]:
+    """Another endpoint beside that of ``globus_chain``, for a whole gateway with room for all of its models."""
+    from tests.support.globus.chain import beside
+
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # the gateway is another site's: nothing leads it to the stand-in
+            for name in globus_chain.service_environment:
+                patch.delenv(name)
+            made = stack.enter_context(gateway(_models))
+        yield stack.enter_context(beside(globus_chain, "models", made.url, made.key))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +20,8 @@ import pytest
 
 from gateway_plugin.compute import AsyncGlobusClient, GlobusClient
 from gateway_plugin.compute.packing import Limits
-from gateway_plugin.errors import Forbidden, GatewayError, NotFound, TaskFailed, WaitDeadline
-from tests.support.gateways import wait_for
+from gateway_plugin.errors import Forbidden, GatewayError, NotFound, PromptTooLarge, TaskFailed, WaitDeadline
+from tests.support.gateways import chat_body, wait_for
 
 if TYPE_CHECKING:
     from tests.support.globus.chain import Chain
@@ -108,6 +111,28 @@ def test_answers_over_the_limit_of_a_result_come_in_several(globus_chain: Chain)
 
 def test_a_request_near_the_limit_passes_and_one_over_it_is_refused_here(client: GlobusClient) -> None:
     assert "tiny" in client.chat("x" * 9_000_000, "tiny")
+    sent = client.tasks_sent
+    with pytest.raises(PromptTooLarge, match="map_file"):
+        client.chat("x" * 9_600_000, "tiny")
+    assert client.tasks_sent == sent
+
+
+def test_lines_of_a_file_at_the_site(globus_chain: Chain, client: GlobusClient) -> None:
+    lines = [
+        {"path": "/v1/chat/completions", "body": chat_body("tiny", prompt, max_tokens=64)} for prompt in counted(40)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    folder = globus_chain.account.home / "input"
+    (folder / "prompts.jsonl").write_bytes(text)
+    globus_chain.account.own(folder / "prompts.jsonl")
+    digest = hashlib.sha256(text).hexdigest()
+    group = str(uuid.uuid4())
+    answers = client.map_file("prompts.jsonl", digest, 10, start=20, task_group_id=group)
+    assert lengths([answer["choices"][0]["message"]["content"] for answer in answers]) == list(range(21, 31))
+    assert lengths(client.resume(group)) == list(range(21, 31))
+    with pytest.raises(GatewayError, match="SHA-256") as caught:
+        client.map_file("prompts.jsonl", "0" * 64, 10)
+    assert caught.value.code == "checksum_mismatch"
 
 
 def test_a_deadline_is_kept_and_leaving_does_not_block(globus_chain: Chain, globus_gateway: EngineAsGateway) -> None:
@@ -138,22 +163,15 @@ def test_the_broker_restarts_under_load_and_nothing_is_lost(
 
 
 _KILLED = """
-import sys, threading
+import sys, uuid
 from gateway_plugin.compute import GlobusClient
 from gateway_plugin.compute.packing import Limits
 from tests.globus.test_client import counted
 
+group = str(uuid.uuid4())
+print(group, flush=True)
 client = GlobusClient(sys.argv[1], sys.argv[2], limits=Limits(items=16))
-prompts = [f"@sleep=2 {prompt}" for prompt in counted(48)]
-many = client._sender.many
-
-def tell(*args):
-    group, futures = many(*args)
-    print(group, flush=True)
-    return group, futures
-
-client._sender.many = tell
-client.map_chat(prompts, "tiny")
+client.map_chat([f"@sleep=2 {prompt}" for prompt in counted(48)], "tiny", task_group_id=group)
 """
 
 
@@ -172,7 +190,9 @@ def test_a_map_is_resumed_after_its_process_was_killed(globus_chain: Chain, clie
     wait_for(lambda: globus_chain.counts().get("tasks", 0) >= sent + 3, 60, "three packs sent")
     child.kill()
     child.wait()
+    asked = globus_chain.counts()["requests"]
     assert lengths(client.resume(group)) == list(range(1, 49))
+    assert globus_chain.counts()["requests"] - asked <= 3, "not one for each task"
     with pytest.raises(NotFound):
         client.resume("00000000-0000-0000-0000-000000000000")
 

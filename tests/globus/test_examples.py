@@ -6,48 +6,27 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.gateways import ROOT, fake_model, gateway
+from tests.globus.conftest import WRITER
+from tests.support.gateways import ROOT
 
 if TYPE_CHECKING:
     from tests.support.globus.chain import Chain
 
 pytestmark = [pytest.mark.globus, pytest.mark.timeout(300)]
 
-WRITER, EMBEDDER = "smollm2-135m-instruct", "all-minilm-l6-v2"
-"""As the examples name them."""
 
-
-def both(memory: Path) -> Mapping[str, Any]:
-    small = {"memory_gib": 0.5}
-    return {WRITER: fake_model(memory, **small), EMBEDDER: fake_model(memory, "--task", "embed", task="embed", **small)}
-
-
-@pytest.fixture(scope="module")
-def site(globus_chain: Chain) -> Iterator[Chain]:
-    from tests.support.globus.chain import beside
-
-    with ExitStack() as stack:
-        with pytest.MonkeyPatch.context() as patch:  # the gateway is another site's: nothing leads it to the stand-in
-            for name in globus_chain.service_environment:
-                patch.delenv(name)
-            made = stack.enter_context(gateway(both))
-        yield stack.enter_context(beside(globus_chain, "models", made.url, made.key))
-
-
-def run(site: Chain, *argv: str, folder: Path) -> str:
+def run(globus_site: Chain, *argv: str, folder: Path) -> str:
     """What it printed; stderr goes to the test's own."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "GATEWAY_ENDPOINT": site.endpoint_id,
-        "GATEWAY_FUNCTION": site.function_id,
+        "GATEWAY_ENDPOINT": globus_site.endpoint_id,
+        "GATEWAY_FUNCTION": globus_site.function_id,
     }
     done = subprocess.run(
         [sys.executable, *argv],
@@ -62,18 +41,18 @@ def run(site: Chain, *argv: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_a_program(site: Chain, tmp_path: Path) -> None:
-    said = run(site, str(ROOT / "examples/globus_client.py"), folder=tmp_path)
+def test_a_program(globus_site: Chain, tmp_path: Path) -> None:
+    said = run(globus_site, str(ROOT / "examples/globus_client.py"), folder=tmp_path)
     assert "8 prompts in 1 task" in said
     assert "3 vectors of 8 numbers" in said
 
 
-def test_a_workflow(site: Chain, tmp_path: Path) -> None:
-    said = run(site, str(ROOT / "examples/globus_parsl.py"), folder=tmp_path)
+def test_a_workflow(globus_site: Chain, tmp_path: Path) -> None:
+    said = run(globus_site, str(ROOT / "examples/globus_parsl.py"), folder=tmp_path)
     assert said.count(f"  {WRITER} pid=") == said.count("most like the answer to: ") == 3
 
 
-def test_a_notebook_cell_after_cell(site: Chain, tmp_path: Path) -> None:
+def test_a_notebook_cell_after_cell(globus_site: Chain, tmp_path: Path) -> None:
     """As Jupyter shows it: the value of a cell's last line."""
     source = (ROOT / "examples/globus_notebook.py").read_text(encoding="utf-8")
     shown = tmp_path / "cells.py"
@@ -85,18 +64,18 @@ def test_a_notebook_cell_after_cell(site: Chain, tmp_path: Path) -> None:
         "    exec(compile(tree, 'cell', 'exec'))\n"
         "    if last: print(eval(compile(ast.Expression(last.value), 'cell', 'eval')))\n"
     )
-    said = run(site, str(shown), folder=tmp_path)
+    said = run(globus_site, str(shown), folder=tmp_path)
     assert f"('{WRITER}', 'generate', " in said
     assert said.count(f"{WRITER} pid=") == 1 + 6 + 6
     assert "(3, 8)" in said
 
 
-def test_a_batch_goes_on_where_it_stopped(site: Chain, tmp_path: Path) -> None:
+def test_a_batch_goes_on_where_it_stopped(globus_site: Chain, tmp_path: Path) -> None:
     source, target = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     source.write_text("".join(json.dumps({"id": n, "prompt": f"hello @tokens={n}"}) + "\n" for n in range(1, 21)))
     cut = json.dumps({"id": 1, "answer": "of before"}) + "\n" + '{"id": 2, "ans'  # a crash in the middle of a line
     target.write_text(cut)
-    run(site, str(ROOT / "examples/globus_batch.py"), str(source), str(target), folder=tmp_path)
+    run(globus_site, str(ROOT / "examples/globus_batch.py"), str(source), str(target), folder=tmp_path)
     complete = [line for line in target.read_text().splitlines() if line.endswith("}")]
     answers = {entry["id"]: entry["answer"] for entry in map(json.loads, complete)}
     assert answers.keys() == set(range(1, 21))

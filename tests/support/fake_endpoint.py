@@ -1,6 +1,6 @@
 """A transport with the site's function behind it in this process: answers when told to, fails as told to.
 
-The contract with Globus Compute itself: tests/globus/test_client_chain.py runs the same stories over the real chain.
+The contract with Globus Compute itself: tests/globus/test_client.py runs the same stories over the real chain.
 """
 
 from __future__ import annotations

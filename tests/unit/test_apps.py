@@ -19,9 +19,11 @@ from parsl.executors import HighThroughputExecutor
 from parsl.executors.threads import ThreadPoolExecutor
 from parsl.providers import LocalProvider
 
-from gateway_plugin import apps
+from gateway_plugin import apps, compute
+from gateway_plugin.compute.client import GlobusClient
 from gateway_plugin.errors import ConfigError, GatewayUnreachable, ModelNotFound
 from gateway_plugin.layout import Layout
+from tests.support.fake_endpoint import FakeTransport
 
 KEY = "the-key-of-this-test"
 
@@ -159,6 +161,24 @@ def test_a_gateway_that_is_away_is_unreachable(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("GATEWAY_API_KEY", "k")
     with pytest.raises(GatewayUnreachable, match=r"127\.0\.0\.1:9 does not answer"):
         away.chat("hello", "m").result()
+
+
+@pytest.mark.usefixtures("on_threads")
+def test_tasks_of_a_process_share_one_client_of_an_endpoint_from_the_first_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[GlobusClient] = []
+
+    def slow(endpoint: str, function: str | None) -> GlobusClient:
+        time.sleep(0.05)  # as a login does
+        made.append(GlobusClient(endpoint, function, transport=FakeTransport()))
+        return made[-1]
+
+    monkeypatch.setattr(compute, "GlobusClient", slow)
+    through = apps.Apps(endpoint="11111111-aaaa-4444-8888-000000000003")
+    futures = [through.chat(str(number), "m") for number in range(32)]
+    assert [future.result() for future in futures] == [f"re: {number}" for number in range(32)]
+    assert len(made) == 1
+    assert made[0].tasks_sent < 32
+    made[0].close()
 
 
 @pytest.mark.integration

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
-from gateway_plugin.compute.dispatch import Dispatcher
-from gateway_plugin.compute.lanes import Call, LaneKey, Verdict, after_failure, halves
+from gateway_plugin.compute.bodies import chat_text
+from gateway_plugin.compute.dispatch import Dispatcher, _Release, _Stop
+from gateway_plugin.compute.failures import task_failure
+from gateway_plugin.compute.lanes import Call, File, LaneKey, Verdict, after_failure, halves, runs
 from gateway_plugin.compute.packing import Limits, Pace, size
 from gateway_plugin.compute.transport import Next, TransportError
 from gateway_plugin.compute.wire import Place, parse_key
@@ -30,12 +33,14 @@ TOO_LARGE = TransportError(AnswerTooLarge("big"), Next.SMALLER)
 class World:
     """A dispatcher, a transport, and the time."""
 
-    def __init__(self, *, held: bool = False, items: int = 4, requests: int = 100, under_way: int = 64) -> None:
+    def __init__(
+        self, *, held: bool = False, items: int = 4, lines: int = 4, requests: int = 100, under_way: int = 64
+    ) -> None:
         self.now = 1000.0
         self.transport = FakeTransport(held=held)
         self.dispatcher = Dispatcher(
             self.transport,
-            limits=Limits(items=items, under_way=under_way),
+            limits=Limits(items=items, lines=lines, under_way=under_way),
             pace=Pace(requests, 10.0),
             clock=lambda: self.now,
         )
@@ -186,6 +191,26 @@ def test_a_service_that_stays_away_is_given_up() -> None:
     assert len(world.transport.sent) == 5
 
 
+def test_tasks_that_an_endpoint_dropped_after_an_outage_are_sent_again_as_they_are() -> None:
+    """Each start command that it finds too old fails every task of its user: the first ones sent again, too."""
+    world = World(items=2)
+    dropped = task_failure("Ignoring command from server\nCommand too old or skew between system clocks is too large.")
+    left = [4]
+
+    def infer(request: dict[str, Any]) -> dict[str, Any]:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise dropped
+        return echo(request)
+
+    world.transport.infer = infer
+    calls = world.offer("a", "b", "c")
+    world.settle()
+    assert words(calls) == ["re: a", "re: b", "re: c"]
+    assert len(world.transport.requests) == 6
+    assert len({request["key"] for request in world.transport.requests}) == 2
+
+
 def test_what_is_too_large_together_travels_in_halves() -> None:
     world = World()
 
@@ -229,6 +254,41 @@ def test_an_answer_that_was_left_out_for_room_is_asked_for_alone() -> None:
     ]
 
 
+def test_answers_that_were_left_out_for_room_are_asked_for_in_packs_as_large_as_fitted() -> None:
+    world = World(items=12)
+
+    def infer(request: dict[str, Any]) -> dict[str, Any]:
+        answer = echo(request)
+        for number in range(4, len(answer["items"])):
+            answer["items"][number] = {"status": 413, "error": {"code": "result_too_large", "message": "big"}}
+        return answer
+
+    world.transport.infer = infer
+    calls = world.offer(*"abcdefghijkl")
+    world.settle()
+    assert words(calls) == [f"re: {word}" for word in "abcdefghijkl"]
+    places = [parse_key(request["key"]) for request in world.transport.requests]
+    assert places == [Place("lane", 0, 12), Place("lane", 4, 4), Place("lane", 8, 4)]
+
+
+def test_answers_that_are_all_too_large_by_themselves_are_errors_and_no_endless_loop() -> None:
+    world = World()
+    large = {"status": 413, "error": {"code": "result_too_large", "message": "big"}}
+    world.transport.infer = lambda request: {**echo(request), "items": [large] * len(request["items"])}
+    calls = world.offer("a", "b", "c")
+    world.settle()
+    assert all(isinstance(call.future.exception(0), AnswerTooLarge) for call in calls)
+    assert len(world.transport.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("numbers", "most", "expected"),
+    [([], 3, []), ([2], 1, [(2, 1)]), ([0, 1, 2, 3, 7, 8], 3, [(0, 3), (3, 1), (7, 2)]), ([1, 2], 1, [(1, 1), (2, 1)])],
+)
+def test_runs(numbers: list[int], most: int, expected: list[tuple[int, int]]) -> None:
+    assert runs(numbers, most) == expected
+
+
 def test_a_lost_task_ends_with_the_clients_own_deadline() -> None:
     world = World(held=True)
     calls = world.offer("a")
@@ -252,6 +312,22 @@ def test_a_prompt_that_was_never_sent_says_so_at_its_deadline() -> None:
     error = late[0].future.exception(0)
     assert isinstance(error, WaitDeadline)
     assert "not sent" in str(error)
+    assert "rate limit" in str(error)
+
+
+def test_a_prompt_behind_others_at_the_endpoint_is_told_so() -> None:
+    world = World(held=True, items=1, under_way=2)
+    world.offer("a", "b")
+    world.turn()
+    late = world.offer("c", lane=LaneKey("group", "short", "m", True, 2.0))
+    world.turn(0.05)
+    world.turn(2.0)
+    assert "2 packs are at the endpoint" in str(late[0].future.exception(0))
+    world.transport.answer_all()
+    world.settle()
+    hurried = world.offer("d", lane=LaneKey("group", "none", "m", True, 0.01))
+    world.turn(0.02)
+    assert "too short" in str(hurried[0].future.exception(0))
 
 
 def test_a_prompt_with_a_deadline_behind_it_does_not_take_the_pack_with_it() -> None:
@@ -304,14 +380,50 @@ def test_released_nothing_more_is_sent_or_expected() -> None:
     assert len(world.transport.sent) == 1
 
 
+def test_a_prompt_that_comes_while_the_client_closes_ends_and_a_release_does_not_wait() -> None:
+    world = World()
+    known = world.offer("a")
+    world.dispatcher._mailbox.put(_Stop())
+    behind = world.offer("b")  # close() was first
+    released = threading.Event()
+    world.dispatcher._mailbox.put(_Release("group", released))
+    world.turn()
+    assert all(call.future.cancelled() for call in (*known, *behind))
+    assert released.is_set()
+    (after,) = world.offer("c")
+    assert after.future.cancelled()
+    assert world.transport.closed
+    world.dispatcher.release("another")
+    assert world.dispatcher._mailbox.empty()
+
+
 def test_lines_of_a_file_travel_as_a_range() -> None:
     world = World()
-    lane = LaneKey("group", "lane", "jobs/p.jsonl", True, 100.0, ("jobs/p.jsonl", "0" * 64), 16)
+    lane = LaneKey("group", "lane", "jobs/p.jsonl", True, 100.0, File("jobs/p.jsonl", "0" * 64, 10), 6)
     calls = [Call({"line": n}, size({"line": n}, world.now), 1100.0, lambda body: body) for n in range(10, 16)]
     world.dispatcher.offer(lane, calls)
     world.settle()
     assert [(r["input"]["start"], r["input"]["count"]) for r in world.transport.requests] == [(10, 4), (14, 2)]
+    assert [parse_key(r["key"]) for r in world.transport.requests] == [Place("lane", 0, 4, 6), Place("lane", 4, 2, 6)]
     assert calls[5].future.result(0)["choices"][0]["message"]["content"] == "re: line 15"
+
+
+def test_lines_that_are_too_many_at_a_time_travel_in_halves() -> None:
+    """A file's lines weigh nothing here: only the site knows how long they are."""
+    world = World(lines=8)
+
+    def infer(request: dict[str, Any]) -> dict[str, Any]:
+        if request["input"]["count"] > 2:
+            return {"version": 1, "error": {"code": "pack_too_large", "message": "m", "type": "invalid_request_error"}}
+        return echo(request)
+
+    world.transport.infer = infer
+    lane = LaneKey("group", "lane", "jobs/p.jsonl", True, 100.0, File("jobs/p.jsonl", "0" * 64, 10), 8)
+    calls = [Call({"line": n}, size({"line": n}, world.now), 1100.0, chat_text) for n in range(10, 18)]
+    world.dispatcher.offer(lane, calls)
+    world.settle()
+    assert words(calls) == [f"re: line {number}" for number in range(10, 18)]
+    assert [request["input"]["count"] for request in world.transport.requests] == [8, 4, 4, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

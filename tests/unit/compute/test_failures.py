@@ -34,6 +34,9 @@ def test_a_refusal_by_its_status(status: int, code: str, then: Next) -> None:
          Next.SMALLER, "Task result of 11MB"),
         ("parsl.executors.high_throughput.errors.WorkerLost: Task failure due to loss", "task_failed", Next.NOTHING,
          "due to loss"),
+        ("Ignoring command from server\nCommand too old or skew between system clocks is too large."
+         "\n  Command timestamp:  1 (long ago)\n  Endpoint timestamp: 999 (now)", "task_failed", Next.AGAIN,
+         "away for too long"),
         ("Traceback:\n  File x\nValueError: no\n\n", "task_failed", Next.NOTHING, "ValueError: no"),
         ("", "task_failed", Next.NOTHING, "no reason"),
     ],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import ipaddress
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from gateway_plugin.compute import function
 from gateway_plugin.compute.manifest import source
@@ -28,7 +35,7 @@ PERSON = "11111111-aaaa-4444-8888-000000000001"
 class Gateway:
     """An HTTP server that answers as it is told, and keeps what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
         self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.reply: Reply = lambda body: (200, {"echo": body}, {})
         self.most = 0
@@ -68,8 +75,12 @@ class Gateway:
                 """A client that breaks off is what some tests are about."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
+        if certificate is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(certificate)
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"{'http' if certificate is None else 'https'}://127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:
         self._server.shutdown()
@@ -268,15 +279,141 @@ def test_a_gateway_that_is_down_is_said_to_be_in_time(
     assert answer["seconds"] < 10, "they do not wait one after the other"
 
 
+def breaking_off(times: int) -> Reply:
+    left = [times]
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise ConnectionError("the handler ends, and its connection with it")
+        return 200, {"ready": True}, {}
+
+    return reply
+
+
+def test_a_gateway_that_takes_connections_again_is_not_down(site: dict[str, Any], gateway: Gateway) -> None:
+    """It was down, long before it broke off in the middle of an answer."""
+    gateway.reply = breaking_off(1)
+    asked = function.Gateway(site, "secret-key", PERSON, True, time.monotonic() + 10)
+    asked.down_since = time.monotonic() - 60
+    caller = function.Caller(asked)
+    assert caller.ask(chat()) == {"status": 200, "body": {"ready": True}}
+    caller.close()
+    assert asked.down_since is None
+
+
+def test_a_gateway_that_breaks_off_each_time_is_not_asked_for_ever(
+    site: dict[str, Any], gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function, "HANG_UPS", 1)
+    gateway.reply = breaking_off(100)
+    (item,) = function.infer(request(deadline_s=600))["items"]
+    assert item["error"]["code"] == "gateway_unreachable"
+    assert "breaks off" in item["error"]["message"]
+    assert len(gateway.asked) == 2
+
+
+def self_signed(path: Path) -> Path:
+    """A certificate of 127.0.0.1, its own authority, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, path.stem)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + secret)
+    return path
+
+
+def test_the_gateways_certificate_is_checked_and_trouble_with_it_is_said_at_once(
+    site: dict[str, Any], tmp_path: Path
+) -> None:
+    own, other = self_signed(tmp_path / "own.pem"), self_signed(tmp_path / "other.pem")
+    server = Gateway(own)
+    try:
+        write_site(tmp_path, site | {"url": server.url, "ca": str(own)})
+        assert function.infer(request())["items"][0]["status"] == 200
+        write_site(tmp_path, site | {"url": server.url, "ca": str(other)})
+        answer = function.infer(request(deadline_s=600))
+        assert answer["items"][0]["error"]["code"] == "endpoint_misconfigured"
+        assert "self-signed" in answer["items"][0]["error"]["message"]
+        assert answer["seconds"] < function.UNREACHABLE_S
+        (tmp_path / "empty.pem").touch()
+        for unreadable in ("none.pem", "empty.pem", "."):
+            write_site(tmp_path, site | {"url": server.url, "ca": str(tmp_path / unreadable)})
+            assert error_of(function.infer(request())) == "endpoint_misconfigured"
+    finally:
+        server.close()
+
+
+def test_tls_where_there_is_none_is_the_sites_mistake(
+    site: dict[str, Any], gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function, "UNREACHABLE_S", 0.3)
+    write_site(tmp_path, site | {"url": gateway.url.replace("http:", "https:")})
+    (item,) = function.infer(request(deadline_s=600))["items"]
+    assert item["error"]["code"] == "endpoint_misconfigured"
+
+
+def test_what_nobody_foresaw_is_an_answer_without_contents(site: dict[str, Any], gateway: Gateway) -> None:
+    odd = {"error": {"message": "m", "code": "unavailable", "retry_after_s": "soon"}}
+    gateway.reply = lambda body: (200, {}, {}) if body["messages"][0]["content"] == "fine" else (503, odd, {})
+    answer = function.infer(request(chat("private words"), chat("fine"), deadline_s=600))
+    assert [item["status"] for item in answer["items"]] == [500, 200]
+    assert answer["items"][0]["error"]["code"] == "internal_error"
+    assert answer["seconds"] < 60, "not at the deadline"
+    assert "soon" not in json.dumps(answer)
+    asked = request(chat("private words"))
+    function.infer(asked)
+    newest = max(Path(f"{site['answers']}-{os.getuid()}").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_text('{"private": "words"}\n')  # somebody's hand
+    refused = function.infer(asked)
+    assert error_of(refused) == "internal_error"
+    assert "private" not in json.dumps(refused)
+    newest.unlink()
+    newest.symlink_to("elsewhere")
+    assert error_of(function.infer(asked)) == "endpoint_misconfigured"
+
+
+def test_a_thread_that_is_late_writes_into_no_other_file(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "kept", os.O_RDWR | os.O_CREAT)
+    store = function.Store(descriptor, "digest")
+    store.close()
+    store.append(0, {"status": 200, "body": {}})
+    os.close(descriptor)
+    assert (tmp_path / "kept").read_text() == '{"digest": "digest"}\n'
+
+
 def test_an_answer_over_the_limit_is_an_error_of_that_item(
     site: dict[str, Any], gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(function, "RESULT_BYTES", 20_000)
     gateway.reply = lambda body: (200, {"text": "x" * int(body["messages"][0]["content"])}, {})
     answer = function.infer(request(chat("100"), chat("30000"), chat("12000"), chat("11000")))
-    assert [item["status"] for item in answer["items"]] == [200, 413, 413, 200]
+    assert [item["status"] for item in answer["items"]] == [200, 413, 200, 413]
     assert answer["items"][1]["error"]["code"] == "result_too_large"
     assert len(json.dumps(answer)) < 20_000
+
+
+def test_what_does_not_fit_together_is_what_is_far_larger_and_then_the_last_ones() -> None:
+    answers = [
+        {"status": 200, "body": {"text": "x" * size}} for size in (900, 1000, 90_000, 1100, 1000, 950, 900, 1000)
+    ]
+    function.fit(answers, 5_500)
+    assert [answer["status"] for answer in answers] == [200, 200, 413, 200, 200, 413, 413, 413]
+    assert len(json.dumps(answers)) < 5_500
 
 
 # --- idempotency ---
@@ -411,6 +548,19 @@ def test_a_range_of_lines_of_a_file(site: dict[str, Any], gateway: Gateway, tmp_
     assert error_of(function.infer(request(input=given | {"sha256": "0" * 64}))) == "checksum_mismatch"
     assert error_of(function.infer(request(input=given | {"url": "x"}))) == "unknown_option"
     assert error_of(function.infer(request(input=given | {"start": -1}))) == "invalid_request"
+
+
+def test_lines_that_are_too_long_by_themselves_and_together_are_told_apart(
+    site: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = write_input(tmp_path, "prompts.jsonl", 10)
+    given = {"path": "prompts.jsonl", "sha256": digest, "start": 0, "count": 10}
+    longest = max(len(line) for line in (tmp_path / "input/prompts.jsonl").read_bytes().splitlines(keepends=True))
+    monkeypatch.setattr(function, "INPUT_BYTES", 5 * longest)
+    assert error_of(function.infer(request(input=given))) == "pack_too_large"
+    assert len(function.infer(request(input=given | {"count": 5}))["items"]) == 5
+    monkeypatch.setattr(function, "LINE_BYTES", longest - 1)
+    assert error_of(function.infer(request(input=given | {"count": 5}))) == "input_too_large"
 
 
 def test_nothing_outside_the_folder_is_read(site: dict[str, Any], gateway: Gateway, tmp_path: Path) -> None:

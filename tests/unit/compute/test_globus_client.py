@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
+import os
+import pty
 import struct
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -168,6 +173,28 @@ def test_leaving_with_something_under_way_does_not_block(transport: FakeTranspor
         client.chat("x", "m")
 
 
+def test_closing_ends_what_waits_here_with_an_error_of_ours(transport: FakeTransport) -> None:
+    client = GlobusClient(transport=transport, limits=Limits(flush_s=60.0))
+    found: list[BaseException] = []
+
+    def ask(verb: Callable[[], object]) -> None:
+        try:
+            verb()
+        except BaseException as error:  # noqa: BLE001 - whatever it is
+            found.append(error)
+
+    verbs = (lambda: client.chat("a", "m"), lambda: client.map_chat(["b", "c"], "m"))
+    threads = [threading.Thread(target=ask, args=(verb,)) for verb in verbs]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(client._sender.dispatcher._waiting) == 2, 10, "both wait for company")
+    client.close()
+    for thread in threads:
+        thread.join(10)
+    assert [type(error) for error in found] == [EndpointUnavailable] * 2
+    assert transport.sent == []
+
+
 def test_what_is_wrong_is_said_before_anything_is_sent(client: GlobusClient, transport: FakeTransport) -> None:
     with pytest.raises(InvalidRequest, match="JSON"):
         client.chat("x", "m", stop=object())
@@ -201,6 +228,43 @@ def test_a_group_is_resumed_in_order_with_its_gaps(client: GlobusClient, transpo
     assert client.resume("another") == []
 
 
+def test_a_map_has_the_task_group_that_its_user_chose(client: GlobusClient, transport: FakeTransport) -> None:
+    group = str(uuid.uuid4())
+    client.map_chat(["a", "b"], "m", task_group_id=group)
+    client.map_chat(["c"], "m", task_group_id=group.upper())  # once more, after the first
+    assert [there for there, _ in transport.sent] == [group, group]
+    assert client.resume(group) == ["re: a", "re: b", "re: c"]
+    for wrong in ("my-map", client.task_group_id):
+        with pytest.raises(InvalidRequest, match="task_group_id"):
+            client.map_chat(["a"], "m", task_group_id=wrong)
+    with GlobusClient(transport=transport, task_group_id=group, **QUICK) as another:
+        assert another.chat("d", "m") == "re: d"
+        assert another.resume(group) == ["re: a", "re: b", "re: c", "re: d"]
+
+
+def test_a_map_of_a_group_whose_map_is_under_way_is_refused(transport: FakeTransport) -> None:
+    transport.held = True
+    group = str(uuid.uuid4())
+    with GlobusClient(transport=transport, **QUICK) as client:
+        first = threading.Thread(target=lambda: client.map_chat(["a"], "m", task_group_id=group))
+        first.start()
+        wait_for(lambda: transport.sent, 10, "the first map under way")
+        with pytest.raises(InvalidRequest, match="in use"):
+            client.map_chat(["b"], "m", task_group_id=group)
+        transport.held = False
+        transport.answer_all()
+        first.join(10)
+        assert client.map_chat(["b"], "m", task_group_id=group) == ["re: b"]
+
+
+def test_lines_from_the_middle_of_a_file_are_resumed_as_many_as_they_are(
+    client: GlobusClient, transport: FakeTransport
+) -> None:
+    client.map_file("jobs/p.jsonl", "0" * 64, 2, start=1000)
+    assert transport.requests[0]["input"]["start"] == 1000
+    assert client.resume(transport.sent[0][0]) == ["re: line 1000", "re: line 1001"]
+
+
 def test_ctrl_c_in_a_map_says_how_to_go_on(
     client: GlobusClient, transport: FakeTransport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,7 +273,7 @@ def test_ctrl_c_in_a_map_says_how_to_go_on(
         yield futures[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gateway_plugin.compute.client.as_completed", interrupt)
+    monkeypatch.setattr("gateway_plugin.compute.groups.as_completed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         client.map_chat(["a", "b"], "m")
     group = transport.sent[0][0]
@@ -251,7 +315,7 @@ def test_waiting_for_a_model_has_it_loaded(client: GlobusClient, transport: Fake
 def test_waiting_for_a_model_ends(client: GlobusClient, transport: FakeTransport) -> None:
     transport.infer = _catalog({"id": "m", "state": "loading", "eta_s": 0.01})
     with pytest.raises(WaitDeadline, match="loading"):
-        client.wait_until_ready("m", timeout_s=0.1, poll_s=0.01)
+        client.wait_until_ready("m", timeout_s=2.0, poll_s=0.01)
 
 
 async def test_the_same_verbs_for_asyncio(transport: FakeTransport) -> None:
@@ -267,11 +331,51 @@ async def test_the_same_verbs_for_asyncio(transport: FakeTransport) -> None:
     assert transport.closed
 
 
+async def test_asyncio_has_every_verb(transport: FakeTransport) -> None:
+    verbs = {name for name, value in vars(GlobusClient).items() if callable(value) and not name.startswith("_")}
+    assert verbs <= set(vars(AsyncGlobusClient))
+    group = str(uuid.uuid4())
+    async with AsyncGlobusClient(transport=transport, **QUICK) as client:
+        answers = await client.map_file("p.jsonl", "0" * 64, 2, start=7, task_group_id=group)
+        assert [answer["choices"][0]["message"]["content"] for answer in answers] == ["re: line 7", "re: line 8"]
+        assert await client.resume(group) == ["re: line 7", "re: line 8"]
+        assert await client.submit_chat("a", "m") == "re: a"
+        transport.held = True
+        waiting = client.submit_chat("b", "m")
+        assert waiting.cancel()
+        transport.held = False
+        vector = {"object": "list", "data": [{"index": 0, "embedding": [0.5]}]}
+        transport.infer = site(lambda item: {"status": 200, "body": vector})
+        assert await client.submit_embed("text", "m")[0] == [[0.5]]
+        transport.infer = site(lambda item: {"status": 200, "body": {"choices": [{"text": "so on"}]}})
+        assert await client.submit_completion("and", "m") == "so on"
+        transport.infer = _catalog({"id": "m", "task": "generate", "state": "ready"})
+        assert (await client.model("m", timeout_s=30)).ready
+
+
+async def test_a_map_of_asyncio_is_cancelled_and_resumed(transport: FakeTransport) -> None:
+    transport.held = True
+    group = str(uuid.uuid4())
+    options = {**QUICK, "limits": Limits(items=2, under_way=1, flush_s=0.005)}
+    async with AsyncGlobusClient(transport=transport, **options) as client:
+        work = asyncio.create_task(client.map_chat(["a", "b", "c"], "m", system="briefly", task_group_id=group))
+        await asyncio.to_thread(wait_for, lambda: transport.sent, 10, "the first pack sent")
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        transport.held = False
+        transport.answer_all()
+        assert await client.map_chat(["d"], "m", task_group_id=group) == ["re: d"]
+        first, second, missing, last = await client.resume(group)
+        assert (first, second, last) == ("re: a", "re: b", "re: d")
+        assert isinstance(missing, TaskFailed)
+
+
 def test_a_file_at_the_site_travels_by_name(client: GlobusClient, transport: FakeTransport) -> None:
-    answers = client.map_file("jobs/p.jsonl", "0" * 64, 100, start=10)
-    assert len(answers) == 100
-    assert answers[99]["choices"][0]["message"]["content"] == "re: line 109"
-    assert [(r["input"]["start"], r["input"]["count"]) for r in transport.requests] == [(10, 64), (74, 36)]
+    answers = client.map_file("jobs/p.jsonl", "0" * 64, 1000, start=10)
+    assert len(answers) == 1000
+    assert answers[999]["choices"][0]["message"]["content"] == "re: line 1009"
+    assert [(r["input"]["start"], r["input"]["count"]) for r in transport.requests] == [(10, 512), (522, 488)]
 
 
 _WITHOUT = """
@@ -304,6 +408,45 @@ def test_without_the_sdk_the_extra_is_named() -> None:
     )
     ended = _python(program)
     assert "gateway-plugin[globus]" in ended.stdout, ended.stderr
+
+
+_BAR = """
+from gateway_plugin.compute import GlobusClient
+from tests.support.fake_endpoint import FakeTransport
+with GlobusClient(transport=FakeTransport()) as client:
+    client.map_chat([str(n) for n in range(70)], "a-model", progress={progress})
+    client.resume(client.task_group_id, progress={progress})
+"""
+
+
+def _on_a_terminal(program: str) -> str:
+    """What a program shows on stderr, where that is a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as child:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the last one has closed it
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+    assert child.returncode == 0, shown
+    return shown.decode()
+
+
+@pytest.mark.parametrize("progress", [True, None])
+def test_a_bar_on_a_terminal_counts_answers(progress: bool | None) -> None:
+    shown = _on_a_terminal(_BAR.format(progress=progress))
+    assert "a-model" in shown
+    assert "70/70" in shown
+    assert "tasks of" in shown
+
+
+def test_no_bar_where_none_is_wanted_or_there_is_no_terminal() -> None:
+    assert _on_a_terminal(_BAR.format(progress=False)) == ""
+    ended = _python(_BAR.format(progress=None))
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 _LEFT_OPEN = """

@@ -38,7 +38,7 @@ def test_a_request_has_either_prompts_or_a_place_in_a_file() -> None:
     assert pack_request("k" * 8, 9.99999, True, [item]) == {
         "version": 1, "key": "k" * 8, "deadline_s": 10.0, "wait": True, "items": [item],
     }  # fmt: skip
-    request = file_request("k" * 8, 10, False, "jobs/p.jsonl", "0" * 64, Place("l", 200, 100))
+    request = file_request("k" * 8, 10, False, "jobs/p.jsonl", "0" * 64, 200, 100)
     assert request["input"] == {"path": "jobs/p.jsonl", "sha256": "0" * 64, "start": 200, "count": 100}
     assert "items" not in request
 
