@@ -466,12 +466,17 @@ def is_final(answer: Answer | None) -> bool:
 
 def fit(answers: list[Answer], limit_bytes: int) -> None:
     """Replace answers by an error until all fit into ``limit_bytes``: those far larger than the others first, then from
-    the end, so that what has to be asked for again is of one piece.
+    the end, so that what has to be asked for again is of one piece; small ones, which would make little room, at last.
     """
     sizes = [len(json.dumps(answer)) + 2 for answer in answers]
     total, small = sum(sizes) + 500, len(json.dumps(too_large())) + 2
-    far = 4 * sum(sizes) / len(sizes)
-    for index in sorted(range(len(answers)), key=lambda i: (0, -sizes[i]) if sizes[i] > far else (1, -i)):
+    median = sorted(sizes)[len(sizes) // 2]
+
+    def order(index: int) -> tuple[int, int]:
+        size = sizes[index]
+        return (0, -size) if size > 4 * median else (1 if size > median / 4 else 2, -index)
+
+    for index in sorted(range(len(answers)), key=order):
         if total <= limit_bytes:
             return
         if sizes[index] > small:

@@ -126,7 +126,7 @@ def test_a_request_over_the_services_limit_is_not_taken(globus_chain: Chain) -> 
     assert globus_chain.counts()["tasks"] == before
 
 
-def test_of_answers_over_the_limit_the_largest_is_an_error(globus_chain: Chain) -> None:
+def test_of_answers_over_the_limit_the_last_large_one_is_an_error(globus_chain: Chain) -> None:
     answer = globus_chain.call(pack("@tokens=700000", "@tokens=800000", "small"), within_s=120)
     assert statuses(answer) == [200, 413, 200]
     assert answer["items"][1]["error"]["code"] == "result_too_large"

@@ -416,6 +416,12 @@ def test_what_does_not_fit_together_is_what_is_far_larger_and_then_the_last_ones
     assert len(json.dumps(answers)) < 5_500
 
 
+def test_small_answers_are_kept_where_large_ones_do_not_fit_together() -> None:
+    answers = [{"status": 200, "body": {"text": "x" * size}} for size in (5000, 6000, 400)]
+    function.fit(answers, 7_000)
+    assert [answer["status"] for answer in answers] == [200, 413, 200]
+
+
 # --- idempotency ---
 def test_the_same_key_is_answered_from_what_was_kept(site: dict[str, Any], gateway: Gateway) -> None:
     asked = request(chat("a"), chat("b"))
