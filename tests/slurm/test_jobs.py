@@ -65,7 +65,7 @@ def test_walltime_ends_a_block_as_expired(slurm: VirtualSlurm, layout: Layout) -
     block = submitted(jobs, NAME)
     reaches(jobs, block, BlockPhase.RUNNING)
     assert block.job is not None
-    slurm.run("scontrol", "update", f"JobId={block.job.id}", "EndTime=now")  # a minute is the shortest one can ask for
+    slurm.run("scontrol", "update", f"JobId={block.job.id}", "EndTime=now+2seconds")  # after its start
     seen = reaches(jobs, block, BlockPhase.EXPIRED, timeout_s=60)  # looked at by Slurm every 30 s
     assert seen.reason is not None
     assert seen.reason.startswith("its walltime ended")
