@@ -38,7 +38,13 @@ def endpoint() -> None:
 @click.option("--ca", type=_FILE, help="Authority of the gateway's certificate.")
 @click.option("--input-folder", help="Folder whose JSONL files callers may name ('~' as above). Default: none.")
 @click.option("--workers", show_default="4", type=click.IntRange(1, 64), help="Packs at a time and user.")
-@click.option("--heartbeat", "heartbeat_s", show_default="15", type=click.FloatRange(5, 60), help="Seconds between.")
+@click.option(
+    "--heartbeat",
+    "heartbeat_s",
+    show_default="15",
+    type=click.FloatRange(5, 60),
+    help="Seconds between two signs of life.",
+)
 @click.option(
     "--multi-user", is_flag=True, default=None, help="Run as the local user that each caller maps to (needs root)."
 )
