@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gateway_plugin.errors import ConfigError, GatewayError
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from gateway_plugin.client import Client
     from gateway_plugin.compute import GlobusClient
+    from gateway_plugin.locate import Connection
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A user's words, or messages in OpenAI's form."""
@@ -47,6 +48,7 @@ class Apps:
         executors: labels of the Parsl executors that may run the tasks; ``"all"`` of them.
         url: of the gateway, if the worker's environment shall not say it. The key is found on the worker.
         state: state folder of the gateway, as seen from the worker.
+        ca: file with the certificates that vouch for the gateway, as seen from the worker (``Client(ca=...)``).
         endpoint: a Globus Compute endpoint, instead of a gateway; the worker needs ``gateway-plugin[globus]``.
         function: of that endpoint, if the worker's environment shall not say it (``$GATEWAY_FUNCTION``).
         data_flow_kernel: Parsl's; by default the one that is loaded when an app is called.
@@ -58,16 +60,17 @@ class Apps:
         *,
         url: str | None = None,
         state: str | Path | None = None,
+        ca: str | Path | None = None,
         endpoint: str | None = None,
         function: str | None = None,
         data_flow_kernel: DataFlowKernel | None = None,
     ) -> None:
-        if endpoint is not None and (url is not None or state is not None):
-            raise ConfigError("Apps: endpoint: a gateway's url or state cannot be given with it")
+        if endpoint is not None and any(value is not None for value in (url, state, ca)):
+            raise ConfigError("Apps: endpoint: a gateway's url, state or ca cannot be given with it")
         self._executors: Any = executors if executors == "all" else list(executors)
-        self._where: Where = (url, str(state) if state is not None else None)
+        self._where: Where = AtGateway(url, *(str(path) if path is not None else None for path in (state, ca)))
         if endpoint is not None:
-            self._where = (endpoint, function, "globus")
+            self._where = AtEndpoint(endpoint, function)
         self._dfk = data_flow_kernel
 
     def chat(self, prompt: Prompt | Future[Any], model: str, *, system: str | None = None, **options: Any) -> AppFuture:
@@ -148,8 +151,23 @@ def _members(inputs: Sequence[Any], whole: bool) -> list[Any]:
 
 # --- what runs on the worker ---
 
-Where = tuple[str | None, str | None] | tuple[str, str | None, Literal["globus"]]
-"""A gateway's URL and state folder, or an endpoint and its function."""
+
+class AtGateway(NamedTuple):
+    """A gateway, found on the worker: what is ``None`` says the worker's environment."""
+
+    url: str | None = None
+    state: str | None = None
+    ca: str | None = None
+
+
+class AtEndpoint(NamedTuple):
+    """A Globus Compute endpoint and its function."""
+
+    endpoint: str
+    function: str | None = None
+
+
+Where = AtGateway | AtEndpoint
 
 
 _making = threading.Lock()
@@ -169,23 +187,22 @@ def _cached(endpoint: str, function: str | None) -> GlobusClient:
 
 
 @lru_cache(maxsize=_CLIENTS)
-def _connected(url: str, key: str) -> Client:
+def _connected(where: AtGateway, found: Connection) -> Client:
     from gateway_plugin.client import Client
 
-    return Client(url, key)
+    return Client(where.url, found.key, where.state, ca=where.ca)
 
 
-def _client(where: Where) -> Client:
+def _client(where: AtGateway) -> Client:
     """One client per gateway and process, so that tasks share connections; found anew, since keys may be renewed."""
     from gateway_plugin.locate import find_gateway
 
-    url, state = where[:2]
-    return _connected(*find_gateway(url, None, state))
+    return _connected(where, find_gateway(where.url, None, where.state, ca=where.ca))
 
 
 def _run_chat(prompt: Any, model: str, system: str | None, options: dict[str, Any], where: Where) -> str:
-    if len(where) == 3:
-        return _through(where[0], where[1]).chat(prompt, model, system=system, **options)
+    if isinstance(where, AtEndpoint):
+        return _through(*where).chat(prompt, model, system=system, **options)
     return _answer(_client(where), prompt, model, system, options)
 
 
@@ -210,8 +227,8 @@ def _run_embed(model: str, whole: bool, where: Where, inputs: Sequence[Any] = ()
     from gateway_plugin.client import gateway_error
 
     texts = _members(inputs, whole)
-    if len(where) == 3:
-        return _through(where[0], where[1]).embed(texts, model)
+    if isinstance(where, AtEndpoint):
+        return _through(*where).embed(texts, model)
     client = _client(where)
     vectors: list[list[float]] = []
     try:
@@ -234,8 +251,8 @@ def _run_map_chat(
     inputs: Sequence[Any] = (),
 ) -> list[Any]:
     prompts = _members(inputs, whole)
-    if len(where) == 3:
-        through = _through(where[0], where[1])
+    if isinstance(where, AtEndpoint):
+        through = _through(*where)
         return through.map_chat(prompts, model, system=system, return_errors=return_errors, progress=False, **options)
     client = _client(where)
 

@@ -12,10 +12,11 @@ Needs neither Ray nor vLLM.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -24,8 +25,6 @@ from openai import (
     APIError,
     APIStatusError,
     AsyncOpenAI,
-    DefaultAsyncHttpxClient,
-    DefaultHttpxClient,
     OpenAI,
     OpenAIError,
 )
@@ -46,15 +45,23 @@ REQUEST_TIMEOUT_S = 3600.0
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0
 _FAILED_GRACE_S = 10.0
+_LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
+"""Those of ``openai``'s own client."""
+
+_Transport = TypeVar("_Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 
 class Client:
     """One gateway, as a user or an administrator sees it. Thread-safe, as ``httpx`` and ``openai`` are.
 
     Args:
-        base_url: such as ``http://127.0.0.1:8180``, with or without ``/v1``.
+        base_url: such as ``https://127.0.0.1:8180``, with or without ``/v1``.
         api_key: what ``gateway keys create`` printed.
         state: a gateway's state folder, for one that runs on this machine or file system.
+        ca: file with the certificates of the authority that vouches for the gateway: what ``gateway ca`` prints.
+            Default: ``$GATEWAY_CA``, else the system's.
+        plain_http: send key and prompts also over plain HTTP, to whatever listens there. Default:
+            ``$GATEWAY_PLAIN_HTTP`` is 1.
         timeout_s: of one inference request, waiting for the model included.
         transport: for tests.
 
@@ -68,20 +75,32 @@ class Client:
         api_key: str | None = None,
         state: str | Path | None = None,
         *,
+        ca: str | Path | None = None,
+        plain_http: bool | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url, self._key = find_gateway(base_url, api_key, state)
+        self._gateway = find_gateway(
+            base_url, api_key, state, ca=ca, plain_http=True if transport is not None else plain_http
+        )
+        self.url, self._key = self._gateway.url, self._gateway.key
         self.timeout_s = timeout_s
         # A cluster's proxy settings are for the world outside: a gateway on this machine is not reached through one.
         self._trust_env = not on_loopback(self.url)
+        self._base = self.url if self._gateway.door is None else "http://localhost"
+        self._options: dict[str, Any] = {"trust_env": self._trust_env, "verify": self._gateway.verify()}
         self._http = httpx.Client(
-            base_url=self.url,
+            base_url=self._base,
             headers={"Authorization": f"Bearer {self._key}"},
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
-            trust_env=self._trust_env,
-            transport=transport,
+            transport=transport or self._through_door(httpx.HTTPTransport),
+            **self._options,
         )
+
+    def _through_door(self, kind: Callable[..., _Transport]) -> _Transport | None:
+        """A transport over the gateway's own socket, if that is the way; ``None``: ``httpx``'s default, to the URL."""
+        door = self._gateway.door
+        return None if door is None else kind(uds=str(door), limits=_LIMITS)
 
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
@@ -103,22 +122,18 @@ class Client:
     @cached_property
     def openai(self) -> OpenAI:
         """The real one. Its errors are ``openai``'s own; ``gateway_error`` translates them."""
-        return OpenAI(
-            base_url=f"{self.url}/v1",
-            api_key=self._key,
-            timeout=self.timeout_s,
-            http_client=DefaultHttpxClient(trust_env=self._trust_env, timeout=self.timeout_s),
+        client = httpx.Client(
+            timeout=self.timeout_s, limits=_LIMITS, transport=self._through_door(httpx.HTTPTransport), **self._options
         )
+        # openai's 2 is made of httpx and its 3 of httpx2, of which it takes either client.
+        return OpenAI(base_url=f"{self._base}/v1", api_key=self._key, timeout=self.timeout_s, http_client=client)  # type: ignore[arg-type]
 
     @cached_property
     def async_openai(self) -> AsyncOpenAI:
         """The same for ``asyncio``; close it yourself (``await client.async_openai.close()``)."""
-        return AsyncOpenAI(
-            base_url=f"{self.url}/v1",
-            api_key=self._key,
-            timeout=self.timeout_s,
-            http_client=DefaultAsyncHttpxClient(trust_env=self._trust_env, timeout=self.timeout_s),
-        )
+        transport = self._through_door(httpx.AsyncHTTPTransport)
+        client = httpx.AsyncClient(timeout=self.timeout_s, limits=_LIMITS, transport=transport, **self._options)
+        return AsyncOpenAI(base_url=f"{self._base}/v1", api_key=self._key, timeout=self.timeout_s, http_client=client)  # type: ignore[arg-type]
 
     # --- anybody with a key ---
     def models(self) -> list[ModelInfo]:

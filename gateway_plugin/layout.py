@@ -1,18 +1,19 @@
 """Where things lie: the state folder (shared, kept) and the run folder (this node's own, sockets and PID files).
 
-Every path of the gateway is spelled here and nowhere else. Both folders are 0700 and belong to the user.
+Every path of the gateway is spelled here and nowhere else. Both folders are 0700 and belong to the user: ``ownership``
+looks at them and at all that is above them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.errors import ServiceError
+from gateway_plugin.ownership import demand_own, first_own
+from gateway_plugin.ownership import private_folder as private_folder  # part of this module's interface
 
 
 def default_state_root() -> Path:
@@ -33,19 +34,6 @@ def weights_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "gateway-plugin" / "models"
 
 
-def private_folder(path: Path) -> Path:
-    """Make ``path`` a 0700 folder of this user. Raises ``ServiceError`` if it is somebody else's or a link."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise ServiceError(
-            f"{path} is not a folder of this user; remove it or set another place (GATEWAY_STATE, TMPDIR)."
-        )
-    if stat.S_IMODE(found.st_mode) != 0o700:
-        path.chmod(0o700)
-    return path
-
-
 def write_private(path: Path, content: str | bytes) -> None:
     """Write a 0600 file atomically: a reader sees the old content or the new one, and nobody else sees either."""
     data = content.encode() if isinstance(content, str) else content
@@ -61,6 +49,10 @@ def write_private(path: Path, content: str | bytes) -> None:
         raise
 
 
+_RUN_NAMES = 9
+"""How many names for the run folder are tried: each takes another user a folder in /tmp to occupy."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """All paths of one gateway, from the path of its state folder.
@@ -71,11 +63,25 @@ class Layout:
 
     state: Path
 
+    @classmethod
+    def of(cls, state: Path) -> Layout:
+        """The layout of ``state`` (``~`` and relative paths are made absolute), which nobody else can have put there.
+
+        Raises:
+            ServiceError: the folder, or one above it, is another user's or can be changed by one. Nothing was read.
+        """
+        return cls(demand_own(state.expanduser().absolute()))
+
     @property
     def run(self) -> Path:
-        """``/tmp/gw-<uid>-<hash>``: sockets, PID files, engine records of this node."""
+        """``/tmp/gw-<uid>-<hash>``: sockets, PID files, engine records of this node.
+
+        Where another user sits on that name: ``...-1`` and so on, the same for every process of this node.
+        """
         digest = hashlib.sha256(str(self.state).encode()).hexdigest()[:8]
-        return Path(os.environ.get("GATEWAY_RUN_ROOT", "/tmp")) / f"gw-{os.getuid()}-{digest}"
+        name = f"gw-{os.getuid()}-{digest}"
+        root = Path(os.environ.get("GATEWAY_RUN_ROOT", "/tmp"))
+        return first_own((root / name, *(root / f"{name}-{number}" for number in range(1, _RUN_NAMES))))
 
     def make(self) -> None:
         """Create every folder, 0700."""
@@ -191,6 +197,11 @@ class Layout:
         """What the edge shows to the ingress in ``x-gateway-edge``."""
         return self.tls / "edge.secret"
 
+    @property
+    def front_identity(self) -> Path:
+        """Certificate and key of the front door, one PEM, where the site has no certificate of its own."""
+        return self.tls / "front.pem"
+
     # --- edge ---
     @property
     def edge(self) -> Path:
@@ -228,6 +239,11 @@ class Layout:
     def edge_socket(self) -> Path:
         """The edge's administration socket."""
         return self.run / "edge.sock"
+
+    @property
+    def owner_door(self) -> Path:
+        """The front door for the gateway's own user on its own machine: a Unix socket that nobody else reaches."""
+        return self.run / "owner.sock"
 
     @property
     def inner_door(self) -> Path:

@@ -96,10 +96,14 @@ class Site(_Frozen):
     name: str
     node_types: tuple[NodeType, ...] = Field(min_length=1)
     bind: str = "127.0.0.1"
-    """Address of the front door. Anything but loopback wants ``certificate``."""
+    """Address of the front door."""
     port: int = Field(default=8180, ge=1024, le=65535)
     certificate: Path | None = None
-    """PEM file with certificate chain and key of the front door."""
+    """PEM file with certificate chain and key of the front door. ``None``: the gateway makes one, signed by its own
+    authority, which callers verify with the file that ``gateway ca`` prints."""
+    plain_http: bool = False
+    """The front door speaks HTTP without TLS, on loopback only. Callers then cannot tell the gateway from another
+    program that took its port while it was down, and send it their keys and prompts: for a machine of your own."""
     ray_port: int = Field(default=6390, ge=1024, le=65535)
     serve_port: int = Field(default=8181, ge=1024, le=65535)
     head_address: str = "auto"
@@ -145,8 +149,10 @@ class Site(_Frozen):
         names = [node_type.name for node_type in self.node_types]
         if len(set(names)) != len(names):
             raise ValueError("node_types: two of them have the same name")
-        if self.bind not in ("127.0.0.1", "::1", "localhost") and self.certificate is None:
-            raise ValueError(f"bind={self.bind!r} is open to others: give a 'certificate', or bind to 127.0.0.1")
+        if self.plain_http and self.bind not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(f"bind={self.bind!r} is open to others: plain_http is for 127.0.0.1 only")
+        if self.plain_http and self.certificate is not None:
+            raise ValueError("give either plain_http or a certificate")
         if len({self.port, self.ray_port, self.serve_port}) != 3:
             raise ValueError("port, ray_port and serve_port must differ")
         if self.head_interface and self.head_address != "auto":

@@ -1,14 +1,16 @@
 """The gateway's private certificate authority: who may be an engine, who may call one.
 
 Engines and Serve listen on a network that is shared with strangers. So engines serve TLS and demand a client
-certificate of this authority, and the edge demands theirs. The authority signs nothing but the four certificates here:
-two for servers (``engine.gateway``, ``serve.gateway``), two for clients (``edge``, ``agent``), each good for its own
-side only, so that a stolen engine key opens no engine.
+certificate of this authority, and the edge demands theirs. The authority signs nothing but the certificates here:
+three for servers (``engine.gateway``, ``serve.gateway``, the front door with the addresses that callers know it by),
+two for clients (``edge``, ``agent``), each good for its own side only, so that a stolen engine key opens no engine.
 """
 
 from __future__ import annotations
 
 import datetime
+import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ ENGINE_NAME = "engine.gateway"
 """The name in every engine's certificate; clients ask for it whatever the engine's address."""
 SERVE_NAME = "serve.gateway"
 """The name in the ingress's certificate."""
+FRONT_NAME = "front.gateway"
+"""The name in the front door's certificate; callers ask for its address instead, which stands beside it."""
 
 _CA_LIFE = datetime.timedelta(days=3650)
 _LIFE = datetime.timedelta(days=398)
@@ -39,12 +43,15 @@ class _Leaf:
     key: Path
     """The same path as ``certificate`` where both lie in one PEM file."""
     server: bool
+    hosts: tuple[str, ...] = ()
+    """Names and addresses that a client may know the server by, beside ``name``."""
 
 
-def make_authority(layout: Layout, now: datetime.datetime | None = None) -> None:
+def make_authority(layout: Layout, now: datetime.datetime | None = None, front_hosts: tuple[str, ...] = ()) -> None:
     """Make what is missing, broken or near its end (30 days) among the authority and its certificates; keep the rest.
 
-    A new authority makes every certificate anew. All files are 0600. ``now`` is for tests.
+    A new authority makes every certificate anew. All files are 0600. ``now`` is for tests. ``front_hosts``: names and
+    addresses under which callers reach the front door; without any its certificate is left as it is.
     """
     moment = now or datetime.datetime.now(datetime.UTC)
     private_folder(layout.tls)
@@ -52,9 +59,15 @@ def make_authority(layout: Layout, now: datetime.datetime | None = None) -> None
     if authority is None or _near_end(authority[0], moment):
         authority = _new_authority(moment)
         _store(layout.ca, layout.ca_key, *authority)
-    for leaf in _leaves(layout):
+    front = _Leaf(FRONT_NAME, layout.front_identity, layout.front_identity, server=True, hosts=front_hosts)
+    for leaf in (*_leaves(layout), *((front,) if front_hosts else ())):
         found = _load(leaf.certificate, leaf.key)
-        if found is None or _near_end(found[0], moment) or not _signed_by(found[0], authority[0]):
+        if (
+            found is None
+            or _near_end(found[0], moment)
+            or not _signed_by(found[0], authority[0])
+            or (leaf.server and _hosts_of(found[0]) != _alternatives(leaf))
+        ):
             _store(leaf.certificate, leaf.key, *_new_leaf(leaf, authority, moment))
 
 
@@ -169,5 +182,26 @@ def _new_leaf(leaf: _Leaf, authority: _Pair, now: datetime.datetime) -> _Pair:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
     )
     if leaf.server:
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(leaf.name)]), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(_alternatives(leaf)), critical=False)
     return builder.sign(signer, hashes.SHA256()), private
+
+
+def _alternatives(leaf: _Leaf) -> list[x509.GeneralName]:
+    return [_general_name(host) for host in dict.fromkeys((leaf.name, *leaf.hosts))]
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
+    try:
+        names: Iterable[x509.GeneralName] = certificate.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        ).value
+    except x509.ExtensionNotFound:
+        return []
+    return list(names)

@@ -85,7 +85,7 @@ def build(args: dict[str, str]) -> ray_serve.Application:
     state = args.get("state")
     if not state:
         raise ConfigError("serve.app:build wants the argument 'state', the gateway's state folder")
-    record = read_record(Layout(Path(state)))
+    record = read_record(Layout.of(Path(state)))
     if record is None:
         raise ConfigError(f"{state} has no service.json; start the gateway with 'gateway up'")
     site = record.load_site()

@@ -85,7 +85,7 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
 
     def __init__(self, provider_config: Mapping[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
-        self._layout = Layout(Path(provider_config["state"]))
+        self._layout = Layout.of(Path(provider_config["state"]))
         self._site = load_site(provider_config["site"])
         self._head_address: str = provider_config["head_address"]
         self.pool = open_pool(self._site, self._layout)

@@ -107,9 +107,6 @@ def block_script(
         "GATEWAY_RUN_ROOT": str(layout.run.parent),
     }
     values: dict[str, str] = {
-        "FOLDER": str(block_folder(layout.run, name)),
-        "RUN": str(layout.run),
-        "RECORDS": str(layout.engine_records),
         "NAME": name,
         "HEAD": head_address,
         "PYTHON": python,
@@ -136,6 +133,8 @@ def block_script(
         environment=_assignments(environment, export=True),
         path="" if bin_folder is None else f"export PATH={shlex.quote(bin_folder)}:$PATH",
         worker_init=node_type.worker_init,
+        records=layout.engine_records.name,
+        folder=block_folder(Path(), name),
         address=address,
         start=" ".join(start),
         told=TOLD_TO_END,
@@ -164,7 +163,6 @@ unset ${{!RAY_@}} ${{!SQUEUE_@}}
 {path}
 {worker_init}
 {environment}
-export GATEWAY_BLOCK_FOLDER=$FOLDER
 # Which GPUs are this block's is for its engines to know. Ray would refuse to start where there are fewer than the node
 # type says, and hides them from an actor that asks for none.
 export GATEWAY_VISIBLE_DEVICES=${{CUDA_VISIBLE_DEVICES:-${{ROCR_VISIBLE_DEVICES:-${{HIP_VISIBLE_DEVICES:-}}}}}}
@@ -259,11 +257,14 @@ look() {{  # leave, if it is time to
   [ "$NOW" -ge $((ENDS - BEFORE_END_S)) ] && {{ leave "its walltime ends"; exit 0; }}
   [ -n "$SLURM_JOB_ID" ] && [ "$NOW" -ge "$ASK_AT" ] && ask
 }}
+RUN=$("$PYTHON" -m gateway_plugin.blocks.run_folder) || exit 73
+RECORDS=$RUN/{records} FOLDER=$RUN/{folder}
+mkdir -p -m 700 "$RECORDS" "$FOLDER" || exit 73
+export GATEWAY_BLOCK_FOLDER=$FOLDER
 trap told TERM
 trap 'notice "signalled ahead of its end" 0' USR1
 trap 'leave "told to"; exit {told}' INT HUP
 echo "$(date +%FT%T%z) block $NAME on $(uname -n), head $HEAD"
-mkdir -p -m 700 "$RUN" "$RECORDS" "$FOLDER" && [ -O "$RUN" ] || {{ echo "$RUN is not ours"; exit 73; }}
 {address}
 for attempt in 1 2; do  # Ray's node gives up where its helpers take 15 s to import, as they may the first time
   rm -f "$FOLDER/ray_current_cluster"

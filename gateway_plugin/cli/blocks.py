@@ -148,7 +148,7 @@ def logs(name: str, follow: bool, lines: int) -> None:
     from gateway_plugin.layout import Layout
     from gateway_plugin.service import logs as log_files
 
-    layout = Layout(settings().state)
+    layout = Layout.of(settings().state)
     found = log_files.block_logs(layout, name)
     last = {label: log_files.last_lines(path, lines) for label, path in found.items()}
     if settings().json and not follow:

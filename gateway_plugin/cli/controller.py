@@ -29,7 +29,7 @@ def replay(log: Path, site: str | None) -> None:
     from gateway_plugin.service.record import read_record
     from gateway_plugin.site import load_site
 
-    known = read_record(Layout(settings().state))
+    known = read_record(Layout.of(settings().state))
     chosen = load_site(site or (known.site_reference if known is not None else "local"))
     # By name: this package never imports the application's (docs/design.md, who may import whom).
     policy: Any = importlib.import_module("serve.app").policy(chosen)

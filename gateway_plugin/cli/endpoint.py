@@ -154,7 +154,7 @@ def delete(name: str, yes: bool) -> None:
 def _endpoints(pause: Pause = nullcontext) -> Endpoints:
     from gateway_plugin.compute.endpoint import Endpoints
 
-    return Endpoints(Layout(settings().state), pause)
+    return Endpoints(Layout.of(settings().state), pause)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def create(name: str, role: Role) -> None:
     """Make a key. Its secret is printed once and stored nowhere."""
     from gateway_plugin.keys import KeyStore
 
-    secret = KeyStore(Layout(settings().state)).create(name, role)
+    secret = KeyStore(Layout.of(settings().state)).create(name, role)
     document = {"name": name, "role": role, "secret": secret}
 
     def human() -> None:
@@ -43,7 +43,7 @@ def list_keys() -> None:
     """Names, roles and dates; no secrets."""
     from gateway_plugin.keys import KeyStore
 
-    found = KeyStore(Layout(settings().state)).list()
+    found = KeyStore(Layout.of(settings().state)).list()
     rows = [(key.name, key.role, f"{datetime.datetime.fromtimestamp(key.created):%Y-%m-%d %H:%M}") for key in found]
     document = [{"name": key.name, "role": key.role, "created": key.created} for key in found]
     show(document, lambda: table(("key", "role", "created"), rows))
@@ -56,7 +56,7 @@ def revoke(name: str) -> None:
     """Refuse a key from now on. The command line's own, admin-cli, is replaced by a new one at once."""
     from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 
-    KeyStore(Layout(settings().state)).revoke(name)
+    KeyStore(Layout.of(settings().state)).revoke(name)
     replaced = name == CLI_KEY_NAME
     words = f"'{name}' is revoked" + ("; a new one lies in admin.key of the state folder" if replaced else "")
     show({"name": name, "revoked": True, "replaced": replaced}, lambda: say(words))

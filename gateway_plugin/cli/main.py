@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gateway_plugin import __version__
-from gateway_plugin.cli import blocks, chat, controller, endpoint, keys, models, service
+from gateway_plugin.cli import authority, blocks, chat, controller, endpoint, keys, models, service
 from gateway_plugin.cli.output import Settings, report_error
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import default_state_root
@@ -32,6 +32,8 @@ Environment:
   GATEWAY_STATE      state folder, as --state
   GATEWAY_URL        address of a gateway elsewhere, for models, chat, embed, blocks
   GATEWAY_API_KEY    key for it
+  GATEWAY_CA         certificates to verify it with: what 'gateway ca' prints there
+  GATEWAY_PLAIN_HTTP 1: send the key over plain HTTP too, to whatever listens at that address
   GATEWAY_WEIGHTS    where prepared weights lie
 """
 
@@ -77,6 +79,7 @@ for command in (service.up, service.down, service.status, service.doctor, servic
 for command in (
     models.models,
     keys.keys,
+    authority.ca,
     blocks.blocks,
     chat.chat,
     chat.embed,

@@ -226,7 +226,7 @@ def logs(what: str | None, follow: bool, lines: int) -> None:
     """
     from gateway_plugin.service import logs as log_files
 
-    layout = Layout(settings().state)
+    layout = Layout.of(settings().state)
     if what is None:
         found = log_files.find_logs(layout)
         document = [{"name": name, "path": str(path), "bytes": path.stat().st_size} for name, path in found.items()]

@@ -1,8 +1,9 @@
 """The edge's configuration: pure text from settings. What it must refuse is in ``docs/design.md``, Security.
 
-Three doors share one process: the front door (callers), the inner door (requests that the ingress sends back) and the
-cold door (inside: where a slot without a usable engine hands its requests on). A slot is a backend with
-room for several engines; which model is in which slot, and where its engines are, changes at run time over the socket.
+Three doors share one process: the front door (callers; over TCP, and over a Unix socket for the gateway's own user),
+the inner door (requests that the ingress sends back) and the cold door (inside: where a slot without a usable engine
+hands its requests on). A slot is a backend with room for several engines; which model is in which slot, and where its
+engines are, changes at run time over the socket.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class EdgeSettings:
     threads: int
     script: Path
     socket: Path
+    owner_door: Path
     inner_door: Path
     cold_door: Path
     keys_map: Path
@@ -68,7 +70,7 @@ class EdgeSettings:
         return cls(
             bind=site.bind,
             port=site.port,
-            certificate=site.certificate,
+            certificate=None if site.plain_http else site.certificate or layout.front_identity,
             serve_port=site.serve_port,
             secret=secret,
             body_bytes=site.limits.body_bytes,
@@ -81,6 +83,7 @@ class EdgeSettings:
             threads=threads,
             script=layout.edge_script,
             socket=layout.edge_socket,
+            owner_door=layout.owner_door,
             inner_door=layout.inner_door,
             cold_door=layout.cold_door,
             keys_map=layout.keys_map,
@@ -128,6 +131,7 @@ def script(settings: EdgeSettings) -> str:
 def _front(settings: EdgeSettings) -> FrontSettings:
     return FrontSettings(
         listen=_listen(settings),
+        owner_door=settings.owner_door,
         keys_map=settings.keys_map,
         models_map=settings.models_map,
         body_bytes=settings.body_bytes,

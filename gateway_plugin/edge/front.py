@@ -101,6 +101,7 @@ class FrontSettings:
 
     listen: str
     """Address, port and TLS options."""
+    owner_door: Path
     keys_map: Path
     models_map: Path
     body_bytes: int
@@ -159,6 +160,7 @@ def _begin(settings: FrontSettings) -> str:
     return f"""\
 frontend front
   bind {settings.listen}
+  bind unix@{settings.owner_door} mode 600
   timeout client 60s        # of a caller that is to send or to read; one that waits for an answer may wait longer
   log stdout format raw daemon info
   log-format '{_USAGE}'

@@ -6,6 +6,7 @@ import os
 import resource
 import secrets
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def prepare(layout: Layout, site: Site, *, slots: int = 64, servers_per_slot: in
         ServiceError: a folder is somebody else's, a path cannot be configured, or too few files may be open.
     """
     layout.make()
-    make_authority(layout)
+    make_authority(layout, front_hosts=front_hosts(site))
     if site.certificate is not None and not os.access(site.certificate, os.R_OK):
         raise ServiceError(f"{site.certificate}: the front door's certificate cannot be read.")
     if not layout.edge_secret.exists():
@@ -47,6 +48,21 @@ def prepare(layout: Layout, site: Site, *, slots: int = 64, servers_per_slot: in
     )
     write_private(layout.edge_script, script(settings))
     write_private(layout.edge_config, render(settings))
+
+
+def front_hosts(site: Site) -> tuple[str, ...]:
+    """Names and addresses under which callers reach the front door; none if the certificate is not the gateway's."""
+    if site.plain_http or site.certificate is not None:
+        return ()
+    local = ("localhost", "127.0.0.1", "::1")
+    if site.bind in local:
+        return local  # callers elsewhere come through a tunnel, which ends on their own loopback
+    names = (socket.getfqdn(), socket.gethostname())
+    return (*local, *names) if site.bind in WILDCARDS else (*local, site.bind, *names)
+
+
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
+"""Every address of the machine -> the one to reach it by from the machine itself."""
 
 
 def binary() -> Path:

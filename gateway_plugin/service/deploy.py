@@ -26,7 +26,7 @@ def main() -> int:
     """Entry point: exit code 0 when the application is deployed or Serve recovers it."""
     parser = argparse.ArgumentParser(prog="gateway-deploy")
     parser.add_argument("--state", type=Path, required=True)
-    layout = Layout(parser.parse_args().state)
+    layout = Layout.of(parser.parse_args().state)
     record = read_record(layout)
     if record is None:
         raise ServiceError(f"{layout.service_json} is missing; 'gateway up' writes it.")

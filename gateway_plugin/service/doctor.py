@@ -27,7 +27,7 @@ def examine(
 
     ``trial``: what tries the site's nodes with jobs, where nothing forbids to submit one.
     """
-    layout = Layout(state.expanduser().absolute())
+    layout = Layout.of(state)
     checks: list[Check] = []
     try:
         record = read_record(layout)

@@ -22,7 +22,7 @@ def rehearse(
     Raises:
         ConfigError: site, catalog (if one is given) or environment are wrong.
     """
-    layout = Layout(state.expanduser().absolute())
+    layout = Layout.of(state)
     known = record_here(layout) if layout.state.is_dir() else None
     if models is not None:
         load_catalog(models)

@@ -103,7 +103,7 @@ def up(
         ServiceError: a check failed, something else runs, or it did not come up (and was ended again).
     """
     began = time.monotonic()
-    layout = Layout(state.expanduser().absolute())
+    layout = Layout.of(state)
     known = record_here(layout) if layout.state.is_dir() else None
     reference = site_reference or (known.site_reference if known is not None else "local")
     if port is None and site_reference is None and known is not None:
@@ -156,7 +156,7 @@ def down(
         ServiceError: something could not be ended; names it.
     """
     began = time.monotonic()
-    layout = Layout(state.expanduser().absolute())
+    layout = Layout.of(state)
     if not layout.state.is_dir():
         return Result(Outcome.NOTHING_RAN, "", 0.0)
 
@@ -164,6 +164,7 @@ def down(
         report(Progress(((what, "ending", ""),), time.monotonic() - began))
 
     with _locked(layout):
+        private_folder(layout.run)  # this user's own from here on: what is removed below lies in no other's
         record = record_here(layout)
         url = record.url if record is not None else ""
         site = _site_or_none(record)
@@ -252,7 +253,7 @@ def _wait_until_ready(
         status = read_status(layout) or {}
         current = own is None or status.get("supervisor") == own.document()
         parts: dict[str, Any] = status.get("parts", {}) if current else {}
-        ready = bool(parts) and answers(record, "/ready", 1.0)
+        ready = bool(parts) and answers(layout, "/ready", 1.0)
         report(_progress(parts, ready, elapsed_s))
         if ready:
             return

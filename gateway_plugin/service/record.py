@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
 
+import httpx
 from pydantic import ValidationError
 
+from gateway_plugin.edge.process import WILDCARDS
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service.plan import Part, Phase, Plan
 from gateway_plugin.service.processes import Mark, read_mark
 from gateway_plugin.site import Site, load_site
-
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class ServiceRecord:
     host: str
     """Name of the machine it runs on; PIDs mean nothing on another."""
     supervisor: Mark | None = None
+    own_certificate: bool = False
+    """The front door's certificate is signed by the gateway's own authority. Earlier versions did not write this."""
 
     def document(self) -> dict[str, Any]:
         """The JSON document, as in docs/design.md (Seams)."""
@@ -72,8 +72,8 @@ def record_of(site: Site, site_reference: str, catalog: Path, head_address: str)
     reference = site_reference
     if reference.endswith(".py") or "/" in reference:
         reference = str(Path(reference).expanduser().resolve())
-    host = socket.getfqdn() if site.bind in _WILDCARDS else site.bind
-    scheme = "https" if site.certificate else "http"
+    host = socket.getfqdn() if site.bind in WILDCARDS else site.bind
+    scheme = "http" if site.plain_http else "https"
     return ServiceRecord(
         site=site.name,
         site_reference=reference,
@@ -81,7 +81,8 @@ def record_of(site: Site, site_reference: str, catalog: Path, head_address: str)
         url=f"{scheme}://{f'[{host}]' if ':' in host else host}:{site.port}",
         bind=site.bind,
         port=site.port,
-        tls=site.certificate is not None,
+        tls=not site.plain_http,
+        own_certificate=not site.plain_http and site.certificate is None,
         head_address=head_address,
         ray_port=site.ray_port,
         serve_port=site.serve_port,
@@ -94,8 +95,9 @@ def read_record(layout: Layout) -> ServiceRecord | None:
     document = _read_json(layout.service_json)
     if document is None:
         return None
+    known = {"own_certificate": False, **document}
     fields: dict[str, Any] = {
-        name: document.get(name) for name in ServiceRecord.__dataclass_fields__ if name != "supervisor"
+        name: known.get(name) for name in ServiceRecord.__dataclass_fields__ if name != "supervisor"
     }
     if any(value is None for value in fields.values()):
         raise ServiceError(f"{layout.service_json} is not of this version; end what runs and remove it.")
@@ -165,24 +167,14 @@ def on_this_host(record: ServiceRecord) -> bool:
     return record.host == socket.gethostname()
 
 
-def answers(record: ServiceRecord, path: str, timeout_s: float) -> bool:
-    """Whether ``GET path`` on the front door says 200. No credential goes along, so the certificate is not checked."""
-    host = _WILDCARDS.get(record.bind, record.bind)
-    connection: HTTPConnection
-    if record.tls:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        connection = HTTPSConnection(host, record.port, timeout=timeout_s, context=context)
-    else:
-        connection = HTTPConnection(host, record.port, timeout=timeout_s)
+def answers(layout: Layout, path: str, timeout_s: float) -> bool:
+    """Whether ``GET path`` at the front door says 200, asked over the owner's socket: nobody else can answer there."""
+    transport = httpx.HTTPTransport(uds=str(layout.owner_door))
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
+        with httpx.Client(transport=transport, timeout=timeout_s, trust_env=False) as client:
+            return client.get(f"http://localhost{path}").status_code == 200
+    except httpx.TransportError:
         return False
-    finally:
-        connection.close()
 
 
 def connects(address: str, port: int, timeout_s: float) -> bool:

@@ -36,13 +36,16 @@ def ask_gateway(layout: Layout) -> Mapping[str, Any]:
     from gateway_plugin.answers import parse_error
     from gateway_plugin.locate import find_gateway
 
-    url, key = find_gateway(state=layout.state)
-    headers = {"Authorization": f"Bearer {key}"}
+    found = find_gateway(state=layout.state)
+    base = found.url if found.door is None else "http://localhost"
+    transport = None if found.door is None else httpx.HTTPTransport(uds=str(found.door))
+    headers = {"Authorization": f"Bearer {found.key}"}
     try:
-        response = httpx.get(f"{url}/gateway/v1/status", headers=headers, timeout=5.0, trust_env=False)
+        with httpx.Client(transport=transport, verify=found.verify(), timeout=5.0, trust_env=False) as client:
+            response = client.get(f"{base}/gateway/v1/status", headers=headers)
         document: Mapping[str, Any] = response.json()
     except (httpx.HTTPError, ValueError) as error:
-        raise GatewayUnreachable(f"{url} does not answer ({type(error).__name__}: {error})") from None
+        raise GatewayUnreachable(f"{found.url} does not answer ({type(error).__name__}: {error})") from None
     if not response.is_success:
         raise parse_error(response.status_code, document, response.headers)
     return document
@@ -56,7 +59,7 @@ def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
     ``state`` is one of: ``down``; ``ready``; ``starting``; ``degraded`` (something is not there, warm requests may
     pass); ``remote`` (it runs on another machine, whose processes cannot be seen from here).
     """
-    layout = Layout(state.expanduser().absolute())
+    layout = Layout.of(state)
     record = read_record(layout) if layout.state.is_dir() else None
     if record is None:
         return {"state": "down", "url": None, "site": None, "host": None, "parts": {}, **_silent(None), "routes": []}
@@ -105,14 +108,14 @@ def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
             known, state = found[0], "running"
         if not supervised and state == "starting":
             state = "running"  # nobody is left to note that it answers
-        if name == "edge" and state == "running" and not answers(record, "/health", 1.0):
+        if name == "edge" and state == "running" and not answers(layout, "/health", 1.0):
             state = "silent"
         parts[name] = _part(state, known if alive(known) else None, notes.get(name, {}), now)
     serve = part_phase(status, "serve").value if supervised else "unknown"
     if parts["head"]["state"] in ("dead", "down"):
         serve = "down"
     parts["serve"] = _part(serve, None, notes.get("serve", {}), now)
-    if serve == "unknown" and answers(record, "/ready", 1.0):
+    if serve == "unknown" and answers(layout, "/ready", 1.0):
         parts["serve"]["state"] = "running"
     return {name: parts[name] for name in _PARTS}
 

@@ -69,7 +69,7 @@ def main() -> int:
     options = parser.parse_args()
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    layout = Layout(options.state)
+    layout = Layout.of(options.state)
     with layout.supervisor_lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,14 +184,14 @@ class Supervisor:
 
     def _ask(self, head: Mark | None) -> Probes:
         record = self._record
-        edge = answers(record, "/health", 1.0)
+        edge = answers(self._layout, "/health", 1.0)
         whole = head is not None and _head_whole(head)
         head_answers = whole and connects(record.head_address, record.ray_port, 0.5)
         return Probes(
             edge_answers=edge,
             head_answers=head_answers,
             # Without a head nobody could say so, and the edge would try for seconds.
-            ready=edge and head_answers and answers(record, "/ready", 2.0),
+            ready=edge and head_answers and answers(self._layout, "/ready", 2.0),
             head_whole=whole,
         )
 

@@ -65,7 +65,7 @@ class NodeAgent:
     def __init__(self, settings: AgentSettings, timing: Timing | None = None) -> None:
         self._settings = settings
         self._timing = timing or Timing()
-        self._layout = Layout(Path(settings.state))
+        self._layout = Layout.of(Path(settings.state))
         self._block = os.environ.get("RAY_CLOUD_INSTANCE_ID", "")
         self._host = "127.0.0.1" if settings.on_loopback else ""
         self._gpu_total_mib = 0

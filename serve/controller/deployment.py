@@ -57,7 +57,7 @@ class Controller:
     """Decides what is loaded where and which routes are open."""
 
     def __init__(self, state: str, policy: Policy, make_agent: MakeAgent) -> None:
-        self._layout = Layout(Path(state))
+        self._layout = Layout.of(Path(state))
         log_events("gateway.controller", self._layout.logs / "controller.log")
         self.fleet: Fleet = initial(policy)
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue()

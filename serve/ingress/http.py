@@ -62,7 +62,7 @@ class Ingress:
     """One Serve replica of it; stateless."""
 
     def __init__(self, state: str, limits: Limits, controller: Any) -> None:
-        layout = Layout(Path(state))
+        layout = Layout.of(Path(state))
         log_events("gateway.ingress", layout.logs / "ingress.log")
         self._limits = limits
         self._controller = controller

@@ -101,7 +101,7 @@ def test_what_is_wrong_is_said_in_openais_form(running: Gateway, body: str, stat
 def test_a_users_key_serves_models_but_not_administration(running: Gateway) -> None:
     key = running.cli("keys", "create", "alice", "--json").stdout
     headers = {"authorization": f"Bearer {json.loads(key)['secret']}"}
-    with httpx.Client(base_url=running.url, headers=headers, timeout=60) as client:
+    with running.client(headers=headers) as client:
         assert client.post("/v1/chat/completions", json=chat_body("brief")).status_code == 200
         assert client.get("/v1/models").status_code == 200
         for method, path in (("GET", "/gateway/v1/status"), ("POST", "/gateway/v1/models/unload"), ("GET", "/metrics")):
@@ -143,6 +143,7 @@ def test_a_load_that_nobody_waits_for_any_more_is_stopped(running: Gateway) -> N
             json=chat_body("slow"),
             headers={"authorization": f"Bearer {running.key}"},
             timeout=2.0,
+            verify=running.trust,
         )
     wait_for(lambda: running.status()["waiting"] == 0, 10, "nobody waits")
     wait_for(lambda: model(running, "slow")["state"] == "cold", 10, "the load was stopped")
@@ -171,7 +172,7 @@ def test_a_pinned_model_is_never_evicted_and_the_other_waits_until_it_is_unpinne
 
 
 def test_embeddings_and_the_client_library(running: Gateway) -> None:
-    with Client(running.url, running.key) as client:
+    with Client(running.url, running.key, ca=running.layout.ca) as client:
         client.wait_until_ready("vectors", 60)
         vectors = client.openai.embeddings.create(model="vectors", input=["one", "two"]).data
         assert len(vectors) == 2
@@ -239,6 +240,7 @@ def test_another_user_of_the_machine_reaches_no_socket_no_secret_and_no_engine(r
     engine = next(engine["address"] for engine in running.status()["engines"] if engine["model"] == "a")
     tries = {
         "edge": f"connect(socket.AF_UNIX, {str(running.layout.edge_socket)!r})",
+        "owner": f"connect(socket.AF_UNIX, {str(running.layout.owner_door)!r})",
         "inner": f"connect(socket.AF_UNIX, {str(running.layout.inner_door)!r})",
         "cold": f"connect(socket.AF_UNIX, {str(running.layout.cold_door)!r})",
         "secret": f"open({str(running.layout.edge_secret)!r})",

@@ -93,10 +93,10 @@ def test_commands_work_on_a_running_gateway(running: Gateway) -> None:
     effects = [effect["effect"] for line in replayed.splitlines() for effect in json.loads(line)["effects"]]
     assert "StartEngine" in effects
     secret = json.loads(running.cli("keys", "create", "ann", "--json").stdout)["secret"]
-    listing = httpx.get(f"{running.url}/v1/models", headers={"x-api-key": secret})
+    listing = httpx.get(f"{running.url}/v1/models", headers={"x-api-key": secret}, verify=running.trust)
     assert listing.status_code == 200
     running.cli("keys", "revoke", "ann")
-    assert httpx.get(f"{running.url}/v1/models", headers={"x-api-key": secret}).status_code == 401
+    assert httpx.get(f"{running.url}/v1/models", headers={"x-api-key": secret}, verify=running.trust).status_code == 401
 
 
 def test_files_with_secrets_are_nobody_elses(running: Gateway) -> None:

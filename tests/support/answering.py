@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.layout import Layout
+from tests.support.owner_doors import owner_door
 
 
 @dataclass
@@ -51,16 +50,5 @@ def answering(state: Path, **answers: Any) -> Iterator[Answering]:
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: a test says what it wants to see."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        layout = Layout(state)
-        layout.service_json.write_text(json.dumps({"url": f"http://127.0.0.1:{server.server_port}"}))
-        layout.admin_key.write_text("gw-x")
+    with owner_door(state, Handler):
         yield made
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

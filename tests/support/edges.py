@@ -68,6 +68,7 @@ def edge_site(port: int, serve_port: int, limits: Limits | None = None, certific
         serve_port=serve_port,
         limits=limits or Limits(),
         certificate=certificate,
+        plain_http=certificate is None,
     )
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -108,15 +109,22 @@ class Gateway:
     def key(self) -> str:
         return self.layout.admin_key.read_text().strip()
 
+    @property
+    def trust(self) -> ssl.SSLContext:
+        """What a caller verifies the front door with."""
+        return ssl.create_default_context(cafile=str(self.layout.ca))
+
+    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
+        headers = {"authorization": f"Bearer {self.key}"}
+        return {"base_url": self.url, "headers": headers, "timeout": 120, "verify": self.trust, **given}
+
     def client(self, **options: Any) -> httpx.Client:
         """An HTTP client with the admin key."""
-        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=120, **options)
+        return httpx.Client(**self._options(options))
 
     def async_client(self, **options: Any) -> httpx.AsyncClient:
         """The same, asynchronous."""
-        return httpx.AsyncClient(
-            base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=120, **options
-        )
+        return httpx.AsyncClient(**self._options(options))
 
     def status(self) -> dict[str, Any]:
         """``GET /gateway/v1/status``."""

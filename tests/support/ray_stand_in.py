@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
-# Called as: -c PROGRAM HEAD | -m gateway_plugin.blocks.leave ... | -m ray.scripts.scripts start ...
+# Called as: -c PROGRAM HEAD | -m gateway_plugin.blocks.run_folder | -m gateway_plugin.blocks.leave ...
+# | -m ray.scripts.scripts start ...
 _PYTHON = """#!/bin/bash
 echo "$@" >> "{calls}"
 case "$*" in
   -c*) echo 127.0.0.1 ;;
+  *blocks.run_folder*) exec {python} "$@" ;;
   *ray.scripts.scripts*)
 {ray}
   ;;
@@ -30,6 +33,8 @@ def stand_in(place: Path, folder: Path, ray: str) -> Path:
     if not raylet.exists():
         shutil.copy("/bin/sleep", raylet)
     python = place / "my python"
-    python.write_text(_PYTHON.format(calls=place / "calls", ray=ray.format(raylet=raylet, folder=folder)))
+    python.write_text(
+        _PYTHON.format(calls=place / "calls", python=sys.executable, ray=ray.format(raylet=raylet, folder=folder))
+    )
     python.chmod(0o755)
     return python

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from parsl.providers import LocalProvider
 from gateway_plugin import apps, compute
 from gateway_plugin.compute.client import GlobusClient
 from gateway_plugin.errors import ConfigError, GatewayUnreachable, ModelNotFound
-from gateway_plugin.layout import Layout
 from tests.support.fake_endpoint import FakeTransport
+from tests.support.owner_doors import owner_door
 
 KEY = "the-key-of-this-test"
 
@@ -71,21 +70,14 @@ class Echo(BaseHTTPRequestHandler):
 def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Echo]]:
     """The stand-in, found the way a gateway of this machine is: by its state folder."""
     handler = type("ThisEcho", (Echo,), {"seen": [], "at_once": [0, 0]})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    layout = Layout(tmp_path)
-    layout.service_json.write_text(json.dumps({"url": f"http://127.0.0.1:{server.server_address[1]}"}))
-    layout.admin_key.write_text(KEY)
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
     monkeypatch.setenv("GATEWAY_STATE", str(tmp_path))
     monkeypatch.delenv("GATEWAY_URL", raising=False)
     monkeypatch.delenv("GATEWAY_API_KEY", raising=False)
-    yield handler
-    apps._client((None, None)).close()
+    with owner_door(tmp_path, handler, KEY):
+        yield handler
+        apps._client(apps.AtGateway()).close()
     apps._connected.cache_clear()
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture
@@ -157,7 +149,7 @@ def test_an_error_is_the_gateways_own() -> None:
 
 @pytest.mark.usefixtures("on_threads")
 def test_a_gateway_that_is_away_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    away = apps.Apps(url="http://127.0.0.1:9")  # discard: nobody listens there
+    away = apps.Apps(url="https://127.0.0.1:9")  # discard: nobody listens there
     monkeypatch.setenv("GATEWAY_API_KEY", "k")
     with pytest.raises(GatewayUnreachable, match=r"127\.0\.0\.1:9 does not answer"):
         away.chat("hello", "m").result()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from gateway_plugin.answers import parse_error, parse_status
 from gateway_plugin.client import Client
 from gateway_plugin.errors import (
+    ConfigError,
     Forbidden,
     GatewayError,
     GatewayUnreachable,
@@ -22,28 +26,44 @@ from gateway_plugin.errors import (
     ModelNotFound,
     ModelQueueFull,
     ModelUnavailable,
+    ServiceError,
     WaitDeadline,
 )
 from gateway_plugin.layout import Layout
 from gateway_plugin.locate import find_gateway, on_loopback
+from gateway_plugin.ownership import private_folder
 
-URL = "http://127.0.0.1:8180"
+URL = "https://127.0.0.1:8180"
 
 
 @pytest.fixture(autouse=True)
 def _no_gateway_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("GATEWAY_URL", "GATEWAY_API_KEY"):
+    for name in ("GATEWAY_URL", "GATEWAY_API_KEY", "GATEWAY_CA", "GATEWAY_PLAIN_HTTP", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
     monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "none"))
 
 
-def local_gateway(state: Path, url: str = URL, key: str | None = "admin-secret") -> Layout:
-    layout = Layout(state)
-    state.mkdir(parents=True)
-    layout.service_json.write_text(json.dumps({"url": url}))
+def local_gateway(
+    state: Path, url: str = URL, key: str | None = "admin-secret", host: str = "", own_certificate: bool = True
+) -> Layout:
+    """A state folder as ``up`` leaves it, of a gateway on ``host`` (this machine)."""
+    layout = Layout(private_folder(state))
+    document = {"url": url, "host": host or socket.gethostname(), "own_certificate": own_certificate}
+    layout.service_json.write_text(json.dumps(document))
     if key is not None:
         layout.admin_key.write_text(key + "\n")
     return layout
+
+
+@contextmanager
+def listening(layout: Layout) -> Iterator[None]:
+    """Its owner socket is there."""
+    private_folder(layout.run)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(layout.owner_door))
+        door.listen()
+        yield
 
 
 def model(state: str = "ready", name: str = "tiny", **more: Any) -> dict[str, Any]:
@@ -69,43 +89,110 @@ def scripted(*answers: tuple[int, Any]) -> tuple[Client, list[httpx.Request]]:
 # --- where the gateway is ---
 
 
-def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GATEWAY_URL", "http://elsewhere:1")
+def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GATEWAY_URL", "https://elsewhere:1")
     monkeypatch.setenv("GATEWAY_API_KEY", "other")
-    assert find_gateway("http://here:2/v1/", "mine") == ("http://here:2", "mine")
+    monkeypatch.setenv("GATEWAY_CA", str(tmp_path / "other.pem"))
+    assert find_gateway("https://here:2/v1/", "mine", ca="/mine.pem") == (
+        "https://here:2",
+        "mine",
+        Path("/mine.pem"),
+        None,
+    )
 
 
 def test_the_environment_goes_before_the_local_gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     local_gateway(tmp_path / "s")
     monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "s"))
-    monkeypatch.setenv("GATEWAY_URL", "http://elsewhere:1")
+    monkeypatch.setenv("GATEWAY_URL", "https://elsewhere:1")
     monkeypatch.setenv("GATEWAY_API_KEY", "other")
-    assert find_gateway() == ("http://elsewhere:1", "other")
+    assert find_gateway() == ("https://elsewhere:1", "other", None, None)
 
 
-def test_the_local_gateway_is_found_by_its_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    local_gateway(tmp_path / "s")
+def test_the_local_gateway_is_found_by_its_state_folder_and_reached_by_its_own_socket(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    layout = local_gateway(tmp_path / "s")
     monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "s"))
-    assert find_gateway() == (URL, "admin-secret")
+    with listening(layout):
+        assert find_gateway() == (URL, "admin-secret", layout.ca, layout.owner_door)
 
 
 def test_a_state_folder_that_is_named_goes_before_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    local_gateway(tmp_path / "s")
-    monkeypatch.setenv("GATEWAY_URL", "http://elsewhere:1")
+    layout = local_gateway(tmp_path / "s")
+    monkeypatch.setenv("GATEWAY_URL", "https://elsewhere:1")
     monkeypatch.setenv("GATEWAY_API_KEY", "other")
-    assert find_gateway(state=tmp_path / "s") == (URL, "admin-secret")
+    with listening(layout):
+        assert find_gateway(state=tmp_path / "s")[:2] == (URL, "admin-secret")
 
 
 def test_the_local_admin_key_goes_to_no_other_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     local_gateway(tmp_path / "s")
     monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "s"))
     with pytest.raises(InvalidKey, match="GATEWAY_API_KEY"):
-        find_gateway("http://127.0.0.1:9999")
+        find_gateway("https://127.0.0.1:9999")
     monkeypatch.setenv("GATEWAY_URL", "https://somewhere.example")
     with pytest.raises(InvalidKey):
         find_gateway()
+
+
+def test_the_local_gateway_s_own_url_is_verified_with_its_own_authority(tmp_path: Path) -> None:
+    layout = local_gateway(tmp_path / "s")
+    assert find_gateway(URL, state=tmp_path / "s") == (URL, "admin-secret", layout.ca, None)
+
+
+def test_no_key_goes_to_this_machine_s_loopback_for_a_gateway_of_another(tmp_path: Path) -> None:
+    local_gateway(tmp_path / "s", host="login01.other")
+    with pytest.raises(GatewayUnreachable, match=r"login01\.other.*No key was sent"):
+        find_gateway(state=tmp_path / "s")
+
+
+def test_a_gateway_of_another_machine_is_reached_over_tls_and_verified(tmp_path: Path) -> None:
+    layout = local_gateway(tmp_path / "s", "https://login01:8180", host="login01.other")
+    assert find_gateway(state=tmp_path / "s") == ("https://login01:8180", "admin-secret", layout.ca, None)
+    other = local_gateway(tmp_path / "t", "https://login01:8180", host="login01.other", own_certificate=False)
+    assert find_gateway(state=other.state).ca is None
+
+
+def test_no_key_goes_to_the_port_of_a_gateway_that_is_down(tmp_path: Path) -> None:
+    layout = local_gateway(tmp_path / "s")
+    with pytest.raises(GatewayUnreachable, match=r"does not run.*gateway up"):
+        find_gateway(state=layout.state)
+
+
+def test_what_is_no_socket_of_this_user_gets_no_key(tmp_path: Path) -> None:
+    layout = local_gateway(tmp_path / "s")
+    private_folder(layout.run)
+    layout.owner_door.write_text("")
+    with pytest.raises(GatewayUnreachable, match="not a socket of this user"):
+        find_gateway(state=layout.state)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder that is somebody else's")
+def test_a_foreign_state_folder_is_not_read(tmp_path: Path) -> None:
+    layout = local_gateway(tmp_path / "s")
+    os.chown(layout.state, 65534, 65534)
+    with pytest.raises(ServiceError, match="is not a folder of this user"):
+        find_gateway(state=layout.state)
+
+
+def test_plain_http_wants_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="GATEWAY_PLAIN_HTTP=1"):
+        find_gateway("http://127.0.0.1:8180", "k")
+    assert find_gateway("http://127.0.0.1:8180", "k", plain_http=True)[:2] == ("http://127.0.0.1:8180", "k")
+    monkeypatch.setenv("GATEWAY_PLAIN_HTTP", "1")
+    assert find_gateway("http://127.0.0.1:8180", "k").url == "http://127.0.0.1:8180"
+    with pytest.raises(ConfigError, match="plain HTTP"):
+        find_gateway("http://127.0.0.1:8180", "k", plain_http=False)
+
+
+def test_a_file_of_certificates_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    for name in ("ca.pem", "none.pem"):
+        with pytest.raises(ConfigError, match=rf"{name}.*GATEWAY_CA"):
+            Client(URL, "k", ca=tmp_path / name)
 
 
 def test_without_any_gateway_it_says_what_to_do() -> None:
@@ -114,7 +201,7 @@ def test_without_any_gateway_it_says_what_to_do() -> None:
 
 
 def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(GatewayError, match="http://host:port"):
+    with pytest.raises(GatewayError, match="https://host:port"):
         find_gateway("localhost:8180", "k")
 
 
@@ -126,6 +213,7 @@ def test_an_address_that_is_none_is_refused() -> None:
         ("http://[::1]:1", True),
         ("https://gateway.example", False),
         ("http://10.0.0.1:1", False),
+        ("https://127.example.org", False),
     ],
 )
 def test_only_loopback_bypasses_the_proxy(url: str, is_local: bool) -> None:

@@ -62,7 +62,8 @@ def test_impossible_node_types(node_type: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("site", "says"),
     [
-        ({"bind": "0.0.0.0"}, "give a 'certificate', or bind to 127.0.0.1"),
+        ({"bind": "0.0.0.0", "plain_http": True}, "plain_http is for 127.0.0.1 only"),
+        ({"certificate": "/c.pem", "plain_http": True}, "either plain_http or a certificate"),
         ({"port": 80}, "greater than or equal to 1024"),
         ({"port": 6390}, "must differ"),
         ({"name": "No Spaces"}, "a site's name matches"),

@@ -37,14 +37,14 @@ def test_values_reach_the_job_as_they_are(tmp_path: Path) -> None:
     head = script[: script.index("RAY=\n")].replace("exec >>", "true >>/dev/null #")
     shown = subprocess.run(
         ["bash"],
-        input=head + '\nprintf "%s\\n" "$SITE" "$RAY_AUTH_TOKEN_PATH" "$GATEWAY_STATE" "$RECORDS" "$RAY_gcs_storage"\n',
+        input=head + '\nprintf "%s\\n" "$SITE" "$RAY_AUTH_TOKEN_PATH" "$GATEWAY_STATE" "$RAY_gcs_storage"\n',
         text=True,
         check=True,
         capture_output=True,
         env={"RAY_gcs_storage": "rocksdb", "PATH": "/usr/bin:/bin"},
     ).stdout.split("\n")
     # The head's own settings, which a local block inherits, are gone.
-    assert shown[:5] == ["1", str(place.ray_token), str(place.state), str(place.engine_records), ""]
+    assert shown[:4] == ["1", str(place.ray_token), str(place.state), ""]
 
 
 def test_it_carries_the_path_of_the_token_and_not_the_token(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from gateway_plugin import __version__
 from gateway_plugin.cli.main import cli
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout
+from gateway_plugin.tls import make_authority
+from tests.support.owner_doors import owner_door
 
 
 def gateway(state: Path, *arguments: str, stdin: str | None = None) -> Result:
@@ -129,10 +132,9 @@ def test_logs_without_any(tmp_path: Path) -> None:
 
 
 def test_an_empty_prompt_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
-    (tmp_path / "service.json").write_text(json.dumps({"url": "http://127.0.0.1:9"}))
-    (tmp_path / "admin.key").write_text("gw-x")
-    assert gateway(tmp_path, "chat", "m", stdin="").exit_code == 64
-    assert gateway(tmp_path, "embed", "m", stdin="").exit_code == 64
+    with owner_door(tmp_path, BaseHTTPRequestHandler):
+        assert gateway(tmp_path, "chat", "m", stdin="").exit_code == 64
+        assert gateway(tmp_path, "embed", "m", stdin="").exit_code == 64
     assert gateway(tmp_path, "chat", "m", stdin="hello").exit_code == 69
 
 
@@ -208,3 +210,11 @@ def test_a_closed_terminal_interrupts_up_unless_it_runs_under_nohup(prefix: list
     )
     done = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == says, done.stderr
+
+
+def test_the_certificate_of_the_authority_is_printed_for_callers(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    assert gateway(state, "ca").exit_code == 66
+    make_authority(Layout(state))
+    assert gateway(state, "ca").stdout == Layout(state).ca.read_text()
+    assert gateway(state, "ca", "--path").stdout.strip() == str(Layout(state).ca)

@@ -34,6 +34,7 @@ def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     text = render(settings())
     assert re.findall(r"^  bind (.*)$", text, re.MULTILINE) == [
         "127.0.0.1:8180",
+        f"unix@{settings().owner_door} mode 600",
         f"unix@{settings().inner_door} mode 600",
         f"unix@{settings().cold_door} mode 600",
     ]

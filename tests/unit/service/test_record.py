@@ -29,8 +29,18 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
     write_record(layout, record)
     assert read_record(layout) == record
-    assert record.url == "http://127.0.0.1:20011"
+    assert record.url == "https://127.0.0.1:20011"
     assert layout.service_json.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    document = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1").document()
+    del document["own_certificate"]
+    layout.service_json.write_text(json.dumps(document))
+    found = read_record(layout)
+    assert found is not None
+    assert found.own_certificate is False
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:

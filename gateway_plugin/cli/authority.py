@@ -1,0 +1,30 @@
+"""``gateway ca``: what a caller verifies the front door with."""
+
+from __future__ import annotations
+
+import click
+
+from gateway_plugin.cli.output import json_option, settings, show
+from gateway_plugin.errors import NotFound
+from gateway_plugin.layout import Layout
+
+
+@click.command()
+@click.option("--path", is_flag=True, help="Print the file's path instead, for programs of this user on this machine.")
+@json_option
+def ca(path: bool) -> None:
+    """Print the certificate of the gateway's own authority (PEM), for callers to verify the gateway with.
+
+    \b
+    Give it to users in a file, with their key:
+      gateway ca > /shared/gateway-ca.pem
+      export GATEWAY_CA=/shared/gateway-ca.pem      Client, apps, gateway chat ...
+      export SSL_CERT_FILE=/shared/gateway-ca.pem   openai, curl and most others
+    """
+    layout = Layout.of(settings().state)
+    try:
+        text = layout.ca.read_text(encoding="ascii")
+    except FileNotFoundError:
+        raise NotFound(f"There is no {layout.ca} yet: 'gateway up' makes it.") from None
+    words = str(layout.ca) if path else text.rstrip("\n")
+    show({"path": str(layout.ca), "pem": text}, lambda: click.echo(words))
