@@ -47,7 +47,8 @@ def make_authority(layout: Layout, now: datetime.datetime | None = None) -> None
     A new authority makes every certificate anew. All files are 0600. ``now`` is for tests.
     """
     moment = now or datetime.datetime.now(datetime.UTC)
-    private_folder(layout.tls)
+    for folder in (layout.tls, layout.node):
+        private_folder(folder)
     authority = _load(layout.ca, layout.ca_key)
     if authority is None or _near_end(authority[0], moment):
         authority = _new_authority(moment)
