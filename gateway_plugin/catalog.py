@@ -63,6 +63,8 @@ class Model(_Frozen):
     args: tuple[str, ...] = ()
     """Further arguments for vLLM."""
     env: dict[str, str] = Field(default_factory=dict)
+    isolated: bool = True
+    """``False``: its engines see all that you see, whatever the site says. For programs that cannot be isolated."""
     gpus: int = Field(default=0, ge=0, le=64)
     memory_gib: float = Field(gt=0, le=100_000)
     """Per GPU when ``gpus`` > 0, else of the node's engine memory."""
