@@ -21,7 +21,7 @@ from gateway_plugin.layout import Layout
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.room import fit
 from gateway_plugin.site import Site
-from gateway_plugin.weights import resolve
+from gateway_plugin.weights import is_local, resolve, split_revision
 
 _DISK_FAIL_MIB = 500
 _DISK_WARN_MIB = 3000
@@ -244,13 +244,19 @@ def open_files() -> Check:
 
 
 def weights(catalog: Catalog) -> tuple[Check, ...]:
-    """Weights that are said to be on this machine's disk are there."""
+    """Weights that are said to be on this machine's disk are there; those of a hub are of one revision."""
     checks: list[Check] = []
     for model in catalog.models:
         if model.engine == "command":
             continue
         try:
-            checks.append(Check(f"weights of {model.name}", Verdict.OK, resolve(model)))
+            found = resolve(model)
+            if is_local(model.source) or split_revision(found)[1]:
+                checks.append(Check(f"weights of {model.name}", Verdict.OK, found))
+            else:
+                words = f"{found} without a revision: other weights are loaded once the repository has others"
+                advice = f"write 'source: {found}@COMMIT' in the catalog"
+                checks.append(Check(f"weights of {model.name}", Verdict.WARN, words, advice))
         except GatewayError as error:
             what, _, advice = error.message.partition("; ")
             checks.append(

@@ -69,8 +69,8 @@ def test_a_hidden_folder_is_never_put_back_itself() -> None:
 MOUNTS = """\
 21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
 30 21 0:40 / /gpfs rw - gpfs gpfs rw
-31 21 0:40 /home /home rw - gpfs gpfs rw
-32 21 0:40 /home/ann\\040b /srv/ann rw - gpfs gpfs rw
+31 21 0:40 /big /big rw - gpfs gpfs rw
+32 21 0:40 /big/ann\\040b /srv/ann rw - gpfs gpfs rw
 33 21 0:41 / /other rw - nfs x rw
 """
 
@@ -78,9 +78,9 @@ MOUNTS = """\
 @pytest.mark.parametrize(
     ("path", "others"),
     [
-        ("/home/ann b/state", ("/gpfs/home/ann b/state", "/srv/ann/state")),
-        ("/gpfs/home/ann b/state", ("/home/ann b/state", "/srv/ann/state")),
-        ("/srv/ann/state", ("/gpfs/home/ann b/state", "/home/ann b/state")),
+        ("/big/ann b/state", ("/gpfs/big/ann b/state", "/srv/ann/state")),
+        ("/gpfs/big/ann b/state", ("/big/ann b/state", "/srv/ann/state")),
+        ("/srv/ann/state", ("/gpfs/big/ann b/state", "/big/ann b/state")),
         ("/gpfs/scratch", ()),
         ("/tmp/x", ()),
     ],
@@ -326,7 +326,7 @@ def test_an_unprivileged_owner_can_still_look_after_it(tmp_path: Path) -> None:
     for path in (place, place / "secret"):
         os.chown(path, nobody, nobody)
     log = place / "log"
-    script = 'cat "$1/secret" /proc/"$2"/environ /proc/"$2"/root/"$1"/secret; echo looked; exec sleep 60'
+    script = 'cat "$1/secret" /proc/"$2"/environ /proc/"$2"/root"$1"/secret; echo looked; exec sleep 60'
     as_nobody: dict[str, Any] = {"user": nobody, "group": nobody, "extra_groups": [], "cwd": "/"}
     other = subprocess.Popen(("sleep", "60"), **as_nobody)
     with log.open("w") as output:

@@ -114,6 +114,13 @@ def test_weights_that_are_not_prepared_say_what_to_run(monkeypatch: pytest.Monke
     assert "gateway models prepare" in found[0].advice
 
 
+def test_a_hub_model_without_a_revision_is_a_warning() -> None:
+    entries = {"loose": {"source": "org/m", "memory_gib": 1}, "tight": {"source": "org/m@0f3c", "memory_gib": 1}}
+    loose, tight = weights(parse_catalog({"models": entries}, "test"))
+    assert (loose.verdict, tight.verdict) == (Verdict.WARN, Verdict.OK)
+    assert "org/m@COMMIT" in loose.advice
+
+
 def test_an_old_python_is_refused() -> None:
     assert python_version((3, 10)).verdict is Verdict.FAIL
     assert python_version((3, 12)).verdict is Verdict.OK
