@@ -228,6 +228,7 @@ def test_the_recorded_process_is_the_engine_and_leads_its_session(layout: Layout
         pid = host.record().pid
         (around,) = wrappers(layout)
         assert (os.getsid(pid), os.getpgid(pid), psutil.Process(pid).ppid()) == (pid, pid, around.pid)
+        assert psutil.Process(pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
         assert around.pid not in records.group_members(pid, host.record().started)
     finally:
         host.close()

@@ -61,6 +61,7 @@ def test_it_says_what_the_node_holds_and_who_it_is(tmp_path: Path) -> None:
     script = block_script(NAME, node_type(), Layout(tmp_path), "10.0.0.1:6390")
     for part in (
         "umask 077",
+        "ulimit -c 0",
         f"export RAY_CLOUD_INSTANCE_ID={NAME}",
         "export RAY_NODE_TYPE_NAME=gpu",
         "--num-cpus=16",
