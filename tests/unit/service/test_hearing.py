@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Iterator
@@ -11,26 +10,18 @@ from contextlib import ExitStack
 import pytest
 
 from gateway_plugin.service.hearing import Heard, listening, report_in
-from gateway_plugin.service.trial_words import REPORT_BYTES
+from gateway_plugin.service.trial_words import REPORT_BYTES, Report
 from tests.support.agents import eventually
 
 HOST = "127.0.0.1"
 
 
 def report(nonce: str) -> bytes:
-    said = {
-        **{"nonce": nonce, "host": "n1", "time_s": 1.0, "python": "3.11.7", "packages": {}, "folder": "seen"},
-        **{
-            "head": "reached",
-            "address": HOST,
-            "port": 1,
-            "cpus": 1,
-            "memory_mib": 1,
-            "visible_gpus": "",
-            "gpu_mib": [],
-        },
-    }
-    return json.dumps(said).encode() + b"\n"
+    made = Report(
+        nonce=nonce, host="n1", time_s=1.0, python="3.11.7", packages={}, folder="seen", head="reached", address=HOST,
+        port=1, cpus=1, memory_mib=1, visible_gpus="", gpu_mib=[], isolation="works",
+    )  # fmt: skip
+    return made.model_dump_json().encode() + b"\n"
 
 
 @pytest.fixture
