@@ -82,13 +82,20 @@ def hidden_here(layout: Layout, home: Path | None = None) -> Hidden:
     system = (Path(place.format(uid=os.getuid())) for place in _OF_THE_SYSTEM)
     places = (layout.state, layout.run, *((home or Path.home()) / name for name in _OF_THE_OWNER), *system)
     found: set[Path] = set()
-    for place in (place.resolve() for place in places if place.exists()):
+    for place in (place.resolve() for place in places if os.path.exists(place)):  # closed to us: to engines too
         found.add(place)
-        found |= {alias for alias in aliases(place, mounts) if alias.exists() and alias.samefile(place)}
+        found |= {alias for alias in aliases(place, mounts) if _leads_to(alias, place)}
     folders = {path for path in found if path.is_dir()}
     outer = tuple(sorted(path for path in folders if not folders & set(path.parents)))
     files = tuple(sorted(path for path in found - folders if not folders & set(path.parents)))
     return Hidden(outer, files)
+
+
+def _leads_to(alias: Path, place: Path) -> bool:
+    try:
+        return alias.samefile(place)
+    except OSError:
+        return False  # something else is mounted over it, or nobody of ours gets there
 
 
 def aliases(path: Path, mountinfo: str) -> tuple[Path, ...]:

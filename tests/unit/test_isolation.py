@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from gateway_plugin import isolation
 from gateway_plugin.blocks import leave
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ServiceError
@@ -87,6 +88,26 @@ MOUNTS = """\
 )
 def test_every_mount_that_leads_to_a_folder_is_known(path: str, others: tuple[str, ...]) -> None:
     assert aliases(Path(path), MOUNTS) == tuple(Path(other) for other in others)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount")
+def test_a_second_way_to_the_state_folder_is_closed_too(layout: Layout, tmp_path: Path) -> None:
+    (layout.state / "admin.key").write_text("sesame")
+    (tmp_path / "again").mkdir()
+    if subprocess.run(("mount", "--bind", layout.state.parent, tmp_path / "again"), check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        hidden = hidden_here(layout, tmp_path)
+        assert tmp_path / "again" / "state" in hidden.folders
+    finally:
+        subprocess.run(("umount", tmp_path / "again"), check=True)
+
+
+def test_what_cannot_be_reached_by_another_mount_is_no_second_way(layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for alias in (tmp_path / "none", tmp_path / "file" / "state", tmp_path):
+        assert not isolation._leads_to(alias, layout.state)
+    assert isolation._leads_to(layout.state.parent / "." / "state", layout.state)
 
 
 def test_what_lies_below_a_hidden_folder_is_not_hidden_twice(layout: Layout, tmp_path: Path) -> None:
