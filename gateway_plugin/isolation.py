@@ -27,8 +27,8 @@ _OF_THE_OWNER = (
     *(".globus", ".globus_compute", ".globusonline"),
 )
 """In the home folder: credentials that no engine needs."""
-_OF_THE_SYSTEM = ("/run/user/{uid}", "/run/munge", "/tmp/krb5cc_{uid}")  # noqa: S108 - hidden, not used
-"""Ways to have something run or vouched for in the owner's name: the session's bus, Slurm's MUNGE, Kerberos tickets."""
+_OF_THE_SYSTEM = ("/run/user/{uid}", "/run/munge", "/run/slurm", "/tmp/krb5cc_{uid}")  # noqa: S108 - hidden, not used
+"""Ways to have something run in the owner's name: the session's bus, Slurm's sockets, Kerberos tickets."""
 _PROBE_S = 20.0
 _SEES = 'test -r "$1" && ! test -e "$2"'
 
