@@ -17,6 +17,10 @@ from gateway_plugin.errors import ConfigError, ModelNotFound
 MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._/:@-]{0,127}")
 """What a model may be called: safe in the edge's maps and on its socket, whose commands are separated by ``;``."""
 
+LOCAL_SOURCES = ("prepared:", "/", "~", ".")
+"""How a ``source`` begins that is on this machine's disk."""
+
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -54,7 +58,8 @@ class Model(_Frozen):
 
     name: str
     source: str
-    """``prepared:NAME`` (built by ``gateway models prepare``), a local folder, or a hub repository ``org/name``."""
+    """``prepared:NAME`` (built by ``gateway models prepare``), a local folder, or a hub repository: ``org/name``, or
+    ``org/name@REVISION`` (a commit's hash, a tag or a branch)."""
     task: Literal["generate", "embed"] = "generate"
     aliases: tuple[str, ...] = ()
     engine: Literal["vllm", "command"] = "vllm"
@@ -63,6 +68,8 @@ class Model(_Frozen):
     args: tuple[str, ...] = ()
     """Further arguments for vLLM."""
     env: dict[str, str] = Field(default_factory=dict)
+    isolated: bool = True
+    """``False``: its engines see all that you see, whatever the site says. For programs that cannot be isolated."""
     gpus: int = Field(default=0, ge=0, le=64)
     memory_gib: float = Field(gt=0, le=100_000)
     """Per GPU when ``gpus`` > 0, else of the node's engine memory."""
@@ -82,6 +89,14 @@ class Model(_Frozen):
         for name in (value,) if isinstance(value, str) else value:
             if not MODEL_NAME.fullmatch(name):
                 raise ValueError(f"a model name matches {MODEL_NAME.pattern}, got {name!r}")
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _whole_source(cls, value: str) -> str:
+        name, at, revision = value.partition("@")
+        if not value.startswith(LOCAL_SOURCES) and at and not (name and _REVISION.fullmatch(revision)):
+            raise ValueError(f"a hub source is 'org/name' or 'org/name@REVISION', got {value!r}")
         return value
 
     @field_validator("load_timeout_s", "drain_timeout_s", "min_residency_s")

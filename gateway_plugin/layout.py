@@ -90,6 +90,7 @@ class Layout:
             self.run,
             self.edge,
             self.tls,
+            self.node,
             self.logs,
             self.engine_logs,
             self.blocks,
@@ -125,7 +126,7 @@ class Layout:
 
     @property
     def ray_token(self) -> Path:
-        return self.state / "ray.token"
+        return self.node / "ray.token"
 
     @property
     def ray_tables(self) -> Path:
@@ -155,11 +156,17 @@ class Layout:
     # --- certificates ---
     @property
     def tls(self) -> Path:
+        """Of the machine that the gateway runs on alone."""
         return self.state / "tls"
 
     @property
+    def node(self) -> Path:
+        """All the secrets that a block's node reads, and no others."""
+        return self.state / "node"
+
+    @property
     def ca(self) -> Path:
-        return self.tls / "ca.pem"
+        return self.node / "ca.pem"
 
     @property
     def ca_key(self) -> Path:
@@ -174,15 +181,15 @@ class Layout:
     @property
     def agent_identity(self) -> Path:
         """Client certificate and key of node agents, one PEM."""
-        return self.tls / "agent.pem"
+        return self.node / "agent.pem"
 
     @property
     def engine_certificate(self) -> Path:
-        return self.tls / "engine.crt"
+        return self.node / "engine.crt"
 
     @property
     def engine_key(self) -> Path:
-        return self.tls / "engine.key"
+        return self.node / "engine.key"
 
     @property
     def serve_certificate(self) -> Path:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -133,6 +133,9 @@ class Site(_Frozen):
     """How long a block that somebody cancels or preempts lets requests end before it leaves: less than the time between
     Slurm's SIGTERM and SIGKILL (``KillWait``, 30 s as a rule; before that a batch script hears nothing,
     whatever a partition's ``GraceTime``)."""
+    isolate_engines: Literal["auto", "required", "off"] = "auto"
+    """Keep the gateway's secrets and yours from engines, by bubblewrap: where a node has it; ``required``: no engine
+    starts without it."""
     queue_wait_max_s: float = Field(default=7 * 86400.0, ge=60)
     """Longest time a job may be pending before Ray gives it up."""
     limits: Limits = Limits()

@@ -54,7 +54,8 @@ def make_authority(layout: Layout, now: datetime.datetime | None = None, front_h
     addresses under which callers reach the front door; without any its certificate is left as it is.
     """
     moment = now or datetime.datetime.now(datetime.UTC)
-    private_folder(layout.tls)
+    for folder in (layout.tls, layout.node):
+        private_folder(folder)
     authority = _load(layout.ca, layout.ca_key)
     if authority is None or _near_end(authority[0], moment):
         authority = _new_authority(moment)

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.catalog import Model
+from gateway_plugin.catalog import LOCAL_SOURCES, Model
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
 from gateway_plugin.layout import weights_root
 
@@ -122,7 +123,11 @@ def resolve(model: Model, root: Path | None = None) -> str:
                 f"models.{model.name}.source: the weights of '{name}' are not in {root or weights_root()}; "
                 f"run `gateway models prepare {name}`"
             )
-        return str((root or weights_root()) / name)
+        folder = (root or weights_root()) / name
+        for place in (folder.parent, folder):
+            if problem := _changeable(place):
+                raise ConfigError(f"models.{model.name}.source: {problem}")
+        return str(folder)
     if not is_local(source):
         return source
     folder = Path(source).expanduser()
@@ -135,14 +140,37 @@ def resolve(model: Model, root: Path | None = None) -> str:
 
 def is_local(source: str) -> bool:
     """Whether ``source`` is on this machine's disk: prepared, or a path (``/...``, ``~/...``, ``./...``)."""
-    return source.startswith((PREPARED, "/", "~", "."))
+    return source.startswith(LOCAL_SOURCES)
+
+
+def _changeable(folder: Path) -> str:
+    """Why others than this user and root could put other weights into ``folder``; ``""`` if they could not."""
+    found = folder.stat()
+    if found.st_uid not in (0, os.getuid()):
+        return f"{folder} belongs to another user (uid {found.st_uid}); set GATEWAY_WEIGHTS to a folder of your own"
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        return f"others may write to {folder}; run `chmod go-w {folder}`, or set GATEWAY_WEIGHTS to another folder"
+    return ""
+
+
+def split_revision(source: str) -> tuple[str, str]:
+    """A hub source ``org/name@REVISION`` as name and revision. ``""``: none is given, or the source is local."""
+    if is_local(source):
+        return source, ""
+    name, _, revision = source.partition("@")
+    return name, revision
 
 
 @contextlib.contextmanager
 def _locked(place: Path, on_wait: Callable[[], None]) -> Iterator[int]:
     """Hold the folder's lock; yields its descriptor, which the build inherits, so that it outlives us with it."""
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        for folder in reversed([folder for folder in (place, *place.parents) if not folder.exists()]):
+            folder.mkdir(mode=0o755, exist_ok=True)  # whatever the umask
+        if place.stat().st_uid == os.getuid() and stat.S_IMODE(place.stat().st_mode) & 0o022:
+            place.chmod(0o755)  # as an earlier version may have made it
+        if problem := _changeable(place):
+            raise ServiceError(problem)
         lock = os.open(place / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ServiceError(

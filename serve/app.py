@@ -62,6 +62,7 @@ class AgentMaker:
 
     def __init__(self, state: str, site: Site) -> None:
         self._state = state
+        self._isolate = site.isolate_engines
         self._on_loopback = {node_type.name: node_type.engines_on_loopback for node_type in site.node_types}
 
     def __call__(self, node: str, kind: NodeKind) -> tuple[type[Any], tuple[Any, ...]]:
@@ -72,6 +73,7 @@ class AgentMaker:
             host_mib=kind.host_mib,
             gpu_mib=kind.gpu_mib,
             on_loopback=self._on_loopback[kind.name],
+            isolate=self._isolate,
         )
         return RayNodeAgent, (settings,)
 

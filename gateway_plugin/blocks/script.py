@@ -156,6 +156,7 @@ print(probe.getsockname()[0])' "$HEAD")"""
 # In this text every brace that is not a placeholder is doubled.
 _SCRIPT = """\
 umask 077
+ulimit -c 0  # core files hold prompts and keys
 {values}
 exec >>"$LOG" 2>&1
 # What the submitting process had of Ray's settings (it is part of the head) must not reach this node.

@@ -17,11 +17,12 @@ from gateway_plugin.blocks.jobs import is_queue, jobs_for, shared_script_place
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import ConfigError, GatewayError
+from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.room import fit
 from gateway_plugin.site import Site
-from gateway_plugin.weights import resolve
+from gateway_plugin.weights import is_local, resolve, split_revision
 
 _DISK_FAIL_MIB = 500
 _DISK_WARN_MIB = 3000
@@ -59,6 +60,7 @@ def every_check(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[in
         open_files(),
         *weights(catalog),
         *memory(site),
+        engine_isolation(site, find_isolation(layout)),
     )
 
 
@@ -244,13 +246,19 @@ def open_files() -> Check:
 
 
 def weights(catalog: Catalog) -> tuple[Check, ...]:
-    """Weights that are said to be on this machine's disk are there."""
+    """Weights that are said to be on this machine's disk are there; those of a hub are of one revision."""
     checks: list[Check] = []
     for model in catalog.models:
         if model.engine == "command":
             continue
         try:
-            checks.append(Check(f"weights of {model.name}", Verdict.OK, resolve(model)))
+            found = resolve(model)
+            if is_local(model.source) or split_revision(found)[1]:
+                checks.append(Check(f"weights of {model.name}", Verdict.OK, found))
+            else:
+                words = f"{found} without a revision: other weights are loaded once the repository has others"
+                advice = f"write 'source: {found}@COMMIT' in the catalog"
+                checks.append(Check(f"weights of {model.name}", Verdict.WARN, words, advice))
         except GatewayError as error:
             what, _, advice = error.message.partition("; ")
             checks.append(
@@ -274,6 +282,20 @@ def memory(site: Site) -> tuple[Check, ...]:
         advice = "lower engine_memory_gib in the site file, or end other programs"
         return (Check("memory", Verdict.WARN, words, advice),)
     return (Check("memory", Verdict.OK, words),)
+
+
+def engine_isolation(site: Site, found: Isolation) -> Check:
+    """Whether engines on this machine are kept from the gateway's secrets. Each node looks for itself."""
+    name = "engine isolation"
+    if site.isolate_engines == "off":
+        return Check(name, Verdict.WARN, "off: engines read what you read", "isolate_engines='auto' in the site file")
+    if found.program:
+        return Check(name, Verdict.OK, found.program)
+    here = any(node_type.engines_on_loopback for node_type in site.node_types)
+    words = f"engines on this machine read what you read: {found.reason}" if here else f"not here: {found.reason}"
+    if here and site.isolate_engines == "required":
+        return Check(name, Verdict.FAIL, words, "install bubblewrap, or isolate_engines='auto' in the site file")
+    return Check(name, Verdict.WARN, words, "install bubblewrap where engines run")
 
 
 def _available_gib() -> float:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True)
     options = parser.parse_args()
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # core files hold prompts and keys: none of its parts' either
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     layout = Layout.of(options.state)
     with layout.supervisor_lock.open("w") as lock:

@@ -6,21 +6,19 @@ import contextlib
 import copy
 import secrets
 import socket
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from gateway_plugin.blocks.jobs import Jobs, Seen, is_queue, jobs_for, last_words, shared_script_place
 from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import Layout, private_folder, write_private
 from gateway_plugin.service.checks import Check, Verdict
+from gateway_plugin.service.hearing import Heard, listening, report_in
 from gateway_plugin.service.ray_head import head_address
 from gateway_plugin.service.site_checks import versions
 from gateway_plugin.service.trial_words import REPORT_BYTES, Report, judged, trial_script
@@ -56,15 +54,6 @@ class _Trial:
     checks: list[Check] = field(default_factory=list)
 
 
-@dataclass
-class _Heard:
-    """What nodes said over the network, by nonce, and when. ``talk``: whether anybody listens."""
-
-    talk: bool
-    reports: dict[str, Report] = field(default_factory=dict)
-    times: dict[str, float] = field(default_factory=dict)
-
-
 def try_nodes(
     layout: Layout, site: Site, wait_s: float = WAIT_S, progress: Progress = lambda rows, elapsed_s: None
 ) -> tuple[Check, ...]:
@@ -82,7 +71,7 @@ def try_nodes(
     trials: list[_Trial] = []
     checks: list[Check] = []
     try:
-        with _listening(head, site.ray_port) as heard:
+        with listening(head, site.ray_port) as heard:
             for node_type in queued:
                 try:
                     _submit(node_type, layout, scripts, token, (head, site.ray_port), heard, trials)
@@ -113,7 +102,7 @@ def _submit(
     scripts: Path,
     token: str,
     head: tuple[str, int],
-    heard: _Heard,
+    heard: Heard,
     trials: list[_Trial],
 ) -> None:
     """Add the node type's to ``trials`` before its job is submitted, so that Ctrl-C leaves none that nobody knows.
@@ -132,6 +121,7 @@ def _submit(
     block = Block(name=name, type=node_type.name, phase=BlockPhase.PENDING, asked_at=time.time())
     trial = _Trial(node_type, jobs, block, nonce, scripts / f"{name}.report")
     trials.append(trial)
+    heard.expected.add(nonce)
     try:
         trial.block = replace(block, job=jobs.submit(name, script))
     except GatewayError:
@@ -160,7 +150,7 @@ def _walltime(provider: Any) -> str:
     return "00:01:00" if isinstance(provider, SlurmProvider) else "00:05:00"
 
 
-def _look(trial: _Trial, heard: _Heard, elapsed_s: float, wait_s: float) -> None:
+def _look(trial: _Trial, heard: Heard, elapsed_s: float, wait_s: float) -> None:
     """One look: (1) it reported: judged. (2) its job ended and no report came. (3) it waited too long."""
     report = heard.reports.get(trial.nonce) or _read(trial.file, trial.nonce)
     trial.seen = trial.jobs.look([trial.block]).get(trial.block.name, trial.seen)
@@ -195,18 +185,9 @@ def _row(trial: _Trial) -> tuple[str, str, str]:
 
 def _read(file: Path, nonce: str) -> Report | None:
     try:
-        return _report(file.read_bytes()[:REPORT_BYTES], {nonce})
+        return report_in(file.read_bytes()[:REPORT_BYTES], {nonce})
     except OSError:
         return None
-
-
-def _report(text: bytes, nonces: Collection[str] | None = None) -> Report | None:
-    """``None`` for what is no report of ours."""
-    try:
-        report = Report.model_validate_json(text)
-    except ValidationError:
-        return None
-    return report if nonces is None or report.nonce in nonces else None
 
 
 def _call(report: Report) -> str:
@@ -246,44 +227,3 @@ def _cleaned_up(trials: list[_Trial], scripts: Path, token: str) -> tuple[Check,
         )
         for trial in left
     )
-
-
-@contextlib.contextmanager
-def _listening(head: str, port: int) -> Iterator[_Heard]:
-    """Hear reports at the address that blocks will use. Where the gateway runs, its own port is there to be reached."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((head, port))
-    except OSError:
-        listener.close()
-        yield _Heard(talk=False)
-        return
-    listener.listen(16)
-    listener.settimeout(0.2)
-    heard, over = _Heard(talk=True), threading.Event()
-    thread = threading.Thread(target=_hear, args=(listener, heard, over), daemon=True)
-    thread.start()
-    try:
-        yield heard
-    finally:
-        over.set()
-        thread.join()
-        listener.close()
-
-
-def _hear(listener: socket.socket, heard: _Heard, over: threading.Event) -> None:
-    while not over.is_set():
-        try:
-            line, _ = listener.accept()
-        except TimeoutError:
-            continue
-        with line:
-            line.settimeout(_CALL_S)
-            text = b""
-            with contextlib.suppress(OSError):
-                while len(text) < REPORT_BYTES and not text.endswith(b"\n") and (more := line.recv(4096)):
-                    text += more
-        if (report := _report(text)) is not None:
-            heard.times[report.nonce] = time.time()
-            heard.reports[report.nonce] = report

@@ -49,6 +49,8 @@ class Report(BaseModel):
     """``CUDA_VISIBLE_DEVICES``; empty if it is not set."""
     gpu_mib: list[int]
     """The memory of each GPU that ``nvidia-smi`` shows; empty without it."""
+    isolation: str
+    """``works``: bubblewrap does; or why it does not."""
 
 
 def trial_script(worker_init: str, marker: Path, report: Path, nonce: str, head: str, port: int, talk: bool) -> str:
@@ -109,12 +111,19 @@ try:
     gpu_mib = [int(row) for row in shown.stdout.decode().split() if row.isdigit()]
 except (OSError, subprocess.SubprocessError):
     pass  # no nvidia-smi, or it gives no answer: the report says so
+try:
+    tried = subprocess.run(
+        ["bwrap", "--unshare-user", "--dev-bind", "/", "/", "true"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=20)
+    isolation = (tried.stderr.decode(errors="replace").split("\\n")[0] or "failed") if tried.returncode else "works"
+except (OSError, subprocess.SubprocessError) as error:
+    isolation = str(error)
 memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 ** 20
 report = json.dumps({
     "nonce": asked["nonce"], "host": platform.node(), "time_s": time.time(), "python": platform.python_version(),
     "packages": packages, "folder": folder, "head": head, "address": address, "port": back.getsockname()[1],
     "cpus": len(os.sched_getaffinity(0)), "memory_mib": memory_mib,
-    "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "gpu_mib": gpu_mib})
+    "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "gpu_mib": gpu_mib, "isolation": isolation})
 try:
     with open(asked["report"] + ".new", "w") as file:
         file.write(report)
@@ -148,6 +157,7 @@ def judged(
         _gpus(node_type, report),
         _size(node_type, report),
         _clock(node_type, report, now_s),
+        _isolation(node_type, report),
     )
 
 
@@ -220,3 +230,11 @@ def _clock(node_type: NodeType, report: Report, now_s: float) -> Check:
         words = f"{report.host} is {abs(off_s):.0f} s {'ahead' if off_s > 0 else 'behind'}"
         return Check(name, Verdict.WARN, words, "certificates and walltimes go by the clock: tell the site")
     return Check(name, Verdict.OK, f"{report.host} has the same time")
+
+
+def _isolation(node_type: NodeType, report: Report) -> Check:
+    name = f"{node_type.name}: engine isolation"
+    if report.isolation != "works":
+        words = f"engines on {report.host} would read what you read: {report.isolation}"
+        return Check(name, Verdict.WARN, words, "ask the site for bubblewrap and user namespaces on its nodes")
+    return Check(name, Verdict.OK, f"bubblewrap works on {report.host}")

@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
+import signal
 import socket
 import ssl
 import subprocess
@@ -18,9 +20,11 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.identity import still_runs
+from gateway_plugin.isolation import Isolation, find_isolation, isolated
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.weights import resolve
 from serve.agent import records
@@ -57,6 +61,8 @@ class AgentSettings:
     gpu_mib: tuple[int, ...]
     on_loopback: bool
     """Engines listen on 127.0.0.1: the block is on the gateway's own machine."""
+    isolate: Literal["auto", "required", "off"] = "auto"
+    """``Site.isolate_engines``"""
 
 
 class NodeAgent:
@@ -69,6 +75,7 @@ class NodeAgent:
         self._block = os.environ.get("RAY_CLOUD_INSTANCE_ID", "")
         self._host = "127.0.0.1" if settings.on_loopback else ""
         self._gpu_total_mib = 0
+        self._isolation = Isolation(reason="the site says 'off'")
         self._context: ssl.SSLContext | None = None
         self._epoch = 0
         self._engines: dict[str, EngineProcess] = {}
@@ -194,15 +201,16 @@ class NodeAgent:
         env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ)
         log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
         prune_engine_logs(layout, [records.file_name(engine) for engine in (command.engine, *self._engines)])
-        child, started = spawn(argv, env, log)
+        wrapper = isolated(self._isolation, self._settings.isolate, model, layout, source, env)
+        spawned = spawn(argv, env, log, wrapper)
         record = EngineRecord(
             engine=command.engine,
             model=model.name,
             task=model.task,
             node=self._settings.node,
             block=self._block,
-            pid=child.pid,
-            started=started,
+            pid=spawned.pid,
+            started=spawned.started,
             host=bind.host,
             port=bind.port,
             epoch=command.epoch,
@@ -215,11 +223,12 @@ class NodeAgent:
         try:
             records.write(layout, record)
         except (GatewayError, OSError):
-            child.kill()  # nobody would find it again
-            child.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(spawned.pid, signal.SIGKILL)  # nobody would find it again
+            spawned.child.wait()
             raise
         logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
-        return record, child
+        return record, spawned.child
 
     def _watch(self, record: EngineRecord, child: subprocess.Popen[bytes] | None) -> None:
         if self._context is None:
@@ -269,6 +278,11 @@ class NodeAgent:
         self._gpu_total_mib = await asyncio.to_thread(gpu_total_mib) if self._settings.gpu_mib else 0
         private_folder(self._layout.run)
         private_folder(self._layout.engine_records)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys and, of an engine, prompts
+        if self._settings.isolate != "off":
+            self._isolation = await asyncio.to_thread(find_isolation, self._layout)
+            if not self._isolation.program:
+                logger.warning("engines not isolated node=%s why=%s", self._settings.node, self._isolation.reason)
         for record in tuple(records.read_all(self._layout)):
             if record.block != self._block:
                 continue  # another block's, on the same machine

@@ -5,7 +5,7 @@ A catalog entry with ``engine: command`` gives an argv template. In each of its 
     {host} {port}                      where to listen
     {name}, {model}                    the model's name in the catalog
     {names}                            name and aliases: the word is repeated, once for each
-    {source}                           where the weights are: a folder, or a hub name
+    {source} {revision}                where the weights are: a folder, or a hub name and its revision (may be empty)
     {keyfile} {certfile} {cafile}      TLS: its private key, its certificate, and who signs the clients it may answer
     {python}                           this Python interpreter
 
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.weights import is_local
+from gateway_plugin.weights import is_local, split_revision
 
-_PLACEHOLDER = re.compile(r"\{(host|port|model|name|source|keyfile|certfile|cafile|python)\}")
+_PLACEHOLDER = re.compile(r"\{(host|port|model|name|source|revision|keyfile|certfile|cafile|python)\}")
 
 _PASSED = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TERM", "CC", "CXX"}
@@ -38,6 +38,8 @@ _PASSED_PREFIXES = ("LC_", "HF_", "VLLM_", "TORCH", "TRITON_", "NCCL_", "NVIDIA_
 _CPU_KV_CACHE_BYTES = 2**30
 """Of a vLLM without a GPU, unless the catalog says otherwise; its own default is nearly all of the machine."""
 _GPU_SHARE_MAX = 0.95
+_NO_DOMAIN = "none.invalid"
+"""No host has a name in ``.invalid`` (RFC 6761). To vLLM an empty list means every host."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,12 @@ def engine_argv(model: Model, source: str, bind: Bind, tls: TlsFiles, gpu_total_
     """
     if model.engine == "command":
         return _from_template(model, source, bind, tls)
+    name, revision = split_revision(source)
     return (
         sys.executable,
         *("-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", source),
+        *("--model", name),
+        *(("--revision", revision, "--tokenizer-revision", revision) if revision else ()),
         *("--served-model-name", *model.names),
         *("--host", bind.host),
         *("--port", str(bind.port)),
@@ -89,6 +93,7 @@ def engine_argv(model: Model, source: str, bind: Bind, tls: TlsFiles, gpu_total_
         *("--ssl-cert-reqs", "2"),  # ssl.CERT_REQUIRED, on every path: its key guards only some of them
         "--disable-fastapi-docs",
         "--disable-uvicorn-access-log",
+        *("--allowed-media-domains", _NO_DOMAIN),  # a caller's image_url is no order to look around in the cluster
         *_devices(model, gpu_total_mib),
         *model.args,  # last: of two, vLLM takes the later
     )
@@ -107,12 +112,14 @@ def _devices(model: Model, gpu_total_mib: int) -> tuple[str, ...]:
 
 
 def _from_template(model: Model, source: str, bind: Bind, tls: TlsFiles) -> tuple[str, ...]:
+    name, revision = split_revision(source)
     values = {
         "host": bind.host,
         "port": str(bind.port),
         "model": model.name,
         "name": model.name,
-        "source": source,
+        "source": name,
+        "revision": revision,
         "keyfile": str(tls.key),
         "certfile": str(tls.certificate),
         "cafile": str(tls.authority),
@@ -140,6 +147,8 @@ def engine_env(
     env["VLLM_NO_USAGE_STATS"] = "1"
     # vLLM closes idle connections after 5 s; the edge would find some of its pool dead and pause before it tries again.
     env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
+    # Where the catalog lets it fetch from some host, that host does not send it on to others.
+    env.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     env["PYTHONUNBUFFERED"] = "1"  # its last words must reach the log
     env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[gpu] if gpu < len(visible) else str(gpu) for gpu in gpus)
     if is_local(model.source):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -30,6 +32,8 @@ from serve.core.events import EngineExited, EngineListening, EngineReady, FoundE
 logger = logging.getLogger(__name__)
 
 _LOG_TAIL_BYTES = 64 * 1024
+_ISOLATED_WITHIN_S = 10.0
+"""It takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +61,79 @@ def free_port(host: str) -> int:
         return int(listener.getsockname()[1])
 
 
-def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> tuple[subprocess.Popen[bytes], float]:
+@dataclass(frozen=True)
+class Spawned:
+    """A process that was just started."""
+
+    child: subprocess.Popen[bytes]
+    """The engine, or what isolates it and ends with it."""
+    pid: int
+    """The engine's own: leader of its session and group."""
+    started: float
+    """``psutil``'s wall clock."""
+
+
+def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tuple[str, ...] = ()) -> Spawned:
     """Start a process in a session and group of its own, its output in ``log`` (0600; a former one becomes ``.log.1``).
 
-    Returns:
-        The process and when it started (``psutil``'s wall clock).
+    ``wrapper``: the words of ``gateway_plugin.isolation``, of a program that starts ``argv`` as its child.
 
     Raises:
         OSError: the program or the log's folder is not there.
     """
     with contextlib.suppress(FileNotFoundError):
         log.replace(log.with_name(f"{log.name}.1"))  # nobody takes a former process's last words for this one's
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    told, tell = os.pipe()
+    output = -1
     try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         mark_in_use(output)
-        process = subprocess.Popen(
-            argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        words = (*wrapper, "--info-fd", str(tell), "--", *argv) if wrapper else argv
+        child = subprocess.Popen(
+            words,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=(tell,) if wrapper else (),
         )
+        os.close(tell)
+        tell = -1
+        pid = _led_by(child, told) if wrapper else child.pid
     finally:
-        os.close(output)
+        for descriptor in (told, tell, output):
+            if descriptor >= 0:
+                os.close(descriptor)
     try:
-        return process, psutil.Process(process.pid).create_time()
+        return Spawned(child, pid, psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
-        return process, time.time()  # dead already; not reaped, so nobody else has its PID
+        return Spawned(child, pid, time.time())  # dead already; not reaped, so nobody else has its PID
+
+
+def _led_by(child: subprocess.Popen[bytes], told: int) -> int:
+    """PID of the isolated process, once it leads its session: so long nobody would find it as the group's leader.
+
+    The PID of ``child`` if it ends before that. Raises ``OSError`` if it does neither: a file system hangs, say.
+    """
+    deadline = time.monotonic() + _ISOLATED_WITHIN_S
+    said = b""
+    while select.select((told,), (), (), max(0.0, deadline - time.monotonic()))[0]:
+        if not (more := os.read(told, 4096)):
+            break
+        said += more
+    pid = int(json.loads(said)["child-pid"]) if said else child.pid
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            return child.pid
+        with contextlib.suppress(ProcessLookupError):
+            if pid != child.pid and os.getsid(pid) == pid:
+                return pid
+        time.sleep(0.001)
+    for stuck in {pid, child.pid}:
+        os.kill(stuck, signal.SIGKILL)
+    child.wait()
+    raise TimeoutError(f"it was not isolated within {_ISOLATED_WITHIN_S:.0f} s")
 
 
 def prune_engine_logs(layout: Layout, living: Collection[str], keep: int = KEPT) -> None:
@@ -164,7 +218,10 @@ class EngineProcess:
             await self._probe.close()
         expected = self._stop.is_set()
         await end_group(self.record.pid, self.record.started, self._timing.grace_s)
-        while self._child is not None and self._child.poll() is None:  # noqa: ASYNC110
+        deadline = time.monotonic() + self._timing.grace_s
+        while self._child is not None and self._child.poll() is None:
+            if time.monotonic() > deadline:
+                self._child.kill()  # what isolated it was stopped
             await asyncio.sleep(0.01)  # its last thread; and no zombie stays
         await asyncio.to_thread(records.remove, self._layout, self.record.engine)
         reason = self._told() if expected else self._with_last_words(why or self._how_it_ended())
@@ -183,7 +240,7 @@ class EngineProcess:
         return ""
 
     def _runs(self) -> bool:
-        if self._child is not None:
+        if self._child is not None and self._child.pid == self.record.pid:
             return self._child.poll() is None
         return still_runs(self.record.pid, self.record.started)
 
@@ -253,6 +310,8 @@ class EngineProcess:
         code = self._child.returncode if self._child is not None else None
         if code is None:
             return "it ended"
+        if code > 128 and self._child is not None and self._child.pid != self.record.pid:
+            code = 128 - code  # what isolated it says so, as shells do
         if code >= 0:
             return f"it ended with exit code {code}"
         name = signal.Signals(-code).name

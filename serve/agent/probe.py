@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import httpx
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import Layout
 from gateway_plugin.tls import ENGINE_NAME
+
+_ANSWER_BYTES = 2**20
+"""More than one token or one vector takes, and little for an agent that an engine would fill."""
 
 
 class ProbeFailed(GatewayError):
@@ -46,7 +50,7 @@ class Probe:
         self._client = httpx.AsyncClient(
             base_url=f"https://{address}",
             verify=context,
-            headers={"authorization": f"Bearer {key}"},
+            headers={"authorization": f"Bearer {key}", "accept-encoding": "identity"},
             trust_env=False,  # no proxy of the site's between agent and engine
         )
 
@@ -67,27 +71,46 @@ class Probe:
     async def health(self, timeout_s: float = 10.0) -> Health:
         """``GET /health``."""
         try:
-            answer = await self._client.get("/health", timeout=timeout_s, extensions=_named())
-        except httpx.HTTPError as error:
-            return Health(False, f"/health: {type(error).__name__} {error}".strip())
-        return Health(answer.status_code == 200, f"/health answers {answer.status_code}")
+            status, _ = await self._call("GET", "/health", None, timeout_s)
+        except ProbeFailed as failure:
+            return Health(False, f"/health: {failure.message}")
+        return Health(status == 200, f"/health answers {status}")
 
     async def ask(self, model: str, task: Literal["generate", "embed"], timeout_s: float = 120.0) -> None:
         """One real request, as small as there is. Raises ``ProbeFailed`` with the engine's answer."""
         problem = ""
         for path, body in _requests(model, task):
             try:
-                answer = await self._client.post(path, json=body, timeout=timeout_s, extensions=_named())
-            except httpx.HTTPError as error:
-                raise ProbeFailed(
-                    f"its first request, {path}, failed: {type(error).__name__} {error}".strip()
-                ) from None
-            if answer.status_code == 200 and _answered(answer):
+                status, answer = await self._call("POST", path, body, timeout_s)
+            except ProbeFailed as failure:
+                raise ProbeFailed(f"its first request, {path}, failed: {failure.message}") from None
+            if status == 200 and _answered(answer):
                 return
-            problem = problem or f"its first request, {path}, was answered {answer.status_code}: {answer.text[:200]}"
-            if answer.status_code not in (400, 404, 405):  # those may mean that it has no such path
+            words = answer[:200].decode(errors="replace")
+            problem = problem or f"its first request, {path}, was answered {status}: {words}"
+            if status not in (400, 404, 405):  # those may mean that it has no such path
                 break
         raise ProbeFailed(problem)
+
+    async def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
+    ) -> tuple[int, bytes]:
+        """Status and body. Raises ``ProbeFailed`` for one that is not whole in time, or larger than it may be."""
+        content = bytearray()
+        try:
+            async with (
+                asyncio.timeout(timeout_s),  # of it all: httpx would wait so long for each piece
+                self._client.stream(method, path, json=body, timeout=timeout_s, extensions=_named()) as answer,
+            ):
+                async for piece in answer.aiter_raw():
+                    content += piece
+                    if len(content) > _ANSWER_BYTES:
+                        raise ProbeFailed(f"its answer is larger than {_ANSWER_BYTES} bytes")
+        except TimeoutError:
+            raise ProbeFailed(f"no whole answer within {timeout_s:g} s") from None
+        except httpx.HTTPError as error:
+            raise ProbeFailed(f"{type(error).__name__} {error}".strip()) from None
+        return answer.status_code, bytes(content)
 
 
 def _named() -> dict[str, Any]:
@@ -104,9 +127,9 @@ def _requests(model: str, task: str) -> tuple[tuple[str, Mapping[str, Any]], ...
     )
 
 
-def _answered(answer: httpx.Response) -> bool:
+def _answered(answer: bytes) -> bool:
     try:
-        body = answer.json()
-    except ValueError:
+        body = json.loads(answer)
+    except (ValueError, RecursionError):
         return False
     return isinstance(body, dict) and bool(body.get("choices") or body.get("data"))

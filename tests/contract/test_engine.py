@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import psutil
@@ -23,6 +23,7 @@ import pytest
 
 from gateway_plugin.catalog import Model, load_catalog
 from gateway_plugin.identity import still_runs
+from gateway_plugin.isolation import find_isolation
 from gateway_plugin.layout import Layout
 from gateway_plugin.weights import prepare
 from serve.agent import records
@@ -75,6 +76,7 @@ class Row:
     kind: str
     task: str
     end: str
+    isolate: Literal["auto", "off"] = "auto"
 
     @property
     def load_timeout_s(self) -> float:
@@ -98,6 +100,7 @@ class Row:
 ROWS = [
     pytest.param(Row("fake", "generate", "stop"), id="fake-generate"),
     pytest.param(Row("fake", "embed", "kill"), id="fake-embed"),
+    pytest.param(Row("fake", "generate", "kill", "off"), id="fake-not-isolated"),
     pytest.param(Row("vllm", "generate", "stop"), id="vllm-generate", marks=pytest.mark.live),
     pytest.param(Row("vllm", "embed", "kill"), id="vllm-embed", marks=pytest.mark.live),
 ]
@@ -130,7 +133,7 @@ def layout() -> Iterator[Layout]:
 @pytest.fixture(scope="module", params=ROWS)
 def engine(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Running]:
     row: Row = request.param
-    host = AgentHost(layout, timing=QUICK if row.kind == "fake" else Timing())
+    host = AgentHost(layout, timing=QUICK if row.kind == "fake" else Timing(), isolate=row.isolate)
     try:
         model = row.model()
         begun = time.monotonic()
@@ -154,6 +157,19 @@ def test_keeps_its_key_and_log_to_itself(engine: Running) -> None:
     record = records.record_path(engine.layout, engine.record.engine)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (log, record)} == {0o600}
     assert KEY not in log.read_text()
+
+
+def test_sees_nothing_of_the_gateway_but_its_three_files(engine: Running) -> None:
+    if engine.row.isolate == "off":
+        pytest.skip("it is not isolated")
+    if reason := find_isolation(engine.layout).reason:
+        pytest.skip(f"no bubblewrap: {reason}")
+    layout = engine.layout
+    needed = {layout.ca, layout.engine_certificate, layout.engine_key}
+    for pid in records.group_members(engine.record.pid, engine.record.started):
+        seen = Path(f"/proc/{pid}/root") / str(layout.state).lstrip("/")
+        assert {layout.state / path.relative_to(seen) for path in seen.rglob("*") if path.is_file()} == needed
+        assert list((seen.parent / layout.run.name).iterdir()) == []
 
 
 def test_answers_over_mutual_tls_with_its_key(engine: Running) -> None:
@@ -243,7 +259,7 @@ def test_its_end_leaves_nothing(engine: Running) -> None:
     assert not records.record_path(engine.layout, engine.record.engine).exists()
 
 
-@pytest.mark.parametrize("row", [ROWS[0], ROWS[2]])
+@pytest.mark.parametrize("row", [ROWS[0], ROWS[3]])
 def test_one_that_fails_to_start_leaves_its_last_words(row: Row, layout: Layout) -> None:
     host = AgentHost(layout)
     try:

@@ -145,10 +145,10 @@ async def test_another_user_of_the_machine(edge: Edge) -> None:
     secrets = (*maps, *keys)
     for path in (*sockets, *secrets):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
-    for folder in (layout.run, layout.state, layout.tls, layout.edge):
+    for folder in (layout.run, layout.state, layout.tls, layout.node, layout.edge):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
     assert all(_as_nobody(path) == "PermissionError" for path in (*sockets, *secrets))
-    for folder in {layout.run.parent, layout.run, layout.state, layout.tls, layout.edge}:
+    for folder in {layout.run.parent, layout.run, layout.state, layout.tls, layout.node, layout.edge}:
         folder.chmod(0o755)
     assert all(_as_nobody(path) == "PermissionError" for path in (*sockets, *secrets))
 

@@ -108,6 +108,7 @@ def test_files_with_secrets_are_nobody_elses(running: Gateway) -> None:
     secrets = [running.key, running.layout.ray_token.read_text().strip()]
     for process in running.processes():
         assert not any(secret in " ".join(process.cmdline()) for secret in secrets), process
+        assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0), f"{process} may leave a core file"
 
 
 def test_a_killed_edge_is_back_within_a_second_or_two_with_its_routes(running: Gateway) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -86,9 +86,15 @@ class AgentHost:
     """Runs a ``NodeAgent`` in a thread with its own loop, and keeps what it reported."""
 
     def __init__(
-        self, layout: Layout, node: str = "node1", timing: Timing = QUICK, gpu_mib: tuple[int, ...] = ()
+        self,
+        layout: Layout,
+        node: str = "node1",
+        timing: Timing = QUICK,
+        gpu_mib: tuple[int, ...] = (),
+        isolate: Literal["auto", "required", "off"] = "auto",
     ) -> None:
         self.layout = layout
+        self.isolate = isolate
         self.gpu_mib = gpu_mib
         self.node = node
         self.timing = timing
@@ -102,7 +108,8 @@ class AgentHost:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def _new(self) -> NodeAgent:
-        settings = AgentSettings(self.node, "local", str(self.layout.state), 4096, self.gpu_mib, on_loopback=True)
+        state = str(self.layout.state)
+        settings = AgentSettings(self.node, "local", state, 4096, self.gpu_mib, on_loopback=True, isolate=self.isolate)
         return NodeAgent(settings, self.timing)
 
     def call(self, work: Coroutine[Any, Any, T], timeout_s: float = 60.0) -> T:

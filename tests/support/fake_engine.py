@@ -4,8 +4,8 @@
 
 ``--model`` may be given several times (name and aliases). The key is taken from ``VLLM_API_KEY``, as by vLLM. A prompt
 may steer its own request: ``@crash`` (the process kills itself before a byte), ``@crash-mid-stream`` (after half of the
-tokens), ``@hang`` (never answered), ``@sleep=SECONDS``, ``@tokens=N``. Answers echo the model, the process id and the
-number of the request: ``tiny pid=12 request=3 w1 w2 ...``.
+tokens), ``@hang`` (never answered), ``@sleep=SECONDS``, ``@tokens=N``, ``@read=PATH`` (the file's content, or why not).
+Answers echo the model, the process id and the number of the request: ``tiny pid=12 request=3 w1 w2 ...``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tests.support.raw_http import Exchange, listen, run, tls_context
 _GENERATE = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 _EMBED = ("/v1/embeddings", "/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank")
 _SLEEP = re.compile(r"@sleep=([0-9.]+)")
+_READ = re.compile(r"@read=(\S+)")
 _TOKENS = re.compile(r"@tokens=(\d+)")
 
 
@@ -134,6 +135,8 @@ class Engine:
         wanted = int(match[1]) if (match := _TOKENS.search(text)) else self.given.tokens
         limit = body.get("max_tokens") or body.get("max_completion_tokens")
         count = max(1, min(wanted, int(limit)) if limit else wanted)
+        if wished := _READ.search(text):
+            return _later(exchange, _answer(path, model, number, [_reading(Path(wished[1]))]), delay)
         words = [f"{model} pid={os.getpid()} request={number}"] + [f" w{i}" for i in range(1, count)]
         if body.get("stream"):
             return self._stream(exchange, path, model, number, words, delay, "@crash-mid-stream" in text)
@@ -220,6 +223,13 @@ def _later(exchange: Exchange, answer: dict[str, Any], delay: float) -> Coroutin
 
 def _fail(exchange: Exchange, status: int, message: str) -> None:
     exchange.send(status, json.dumps({"error": {"message": message, "type": "fake", "code": status}}).encode())
+
+
+def _reading(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace") if path.is_file() else " ".join(sorted(os.listdir(path)))
+    except OSError as error:
+        return type(error).__name__
 
 
 def _die() -> None:

@@ -41,8 +41,8 @@ async def test_an_engines_log_stays_while_the_engine_or_a_child_of_it_lives(tmp_
     layout.engine_logs.mkdir(parents=True)
     long_lived = layout.engine_logs / "lives-1-1.log"
     # the first process leaves, its child writes on
-    process, started = spawn(("bash", "-c", "sleep 60 & exit 0"), {"PATH": os.environ["PATH"]}, long_lived)
-    process.wait()
+    spawned = spawn(("bash", "-c", "sleep 60 & exit 0"), {"PATH": os.environ["PATH"]}, long_lived)
+    spawned.child.wait()
     os.utime(long_lived, (0, 0))
     for number in range(3):
         aged(layout.engine_logs / f"over-1-{number}.log", 10 + number)
@@ -50,7 +50,7 @@ async def test_an_engines_log_stays_while_the_engine_or_a_child_of_it_lives(tmp_
         prune_engine_logs(layout, (), keep=2)
         assert names(layout.engine_logs) == ["lives-1-1.log", "over-1-1.log", "over-1-2.log"]
     finally:
-        await end_group(process.pid, started, 0.0)
+        await end_group(spawned.pid, spawned.started, 0.0)
     prune_engine_logs(layout, (), keep=2)
     assert names(layout.engine_logs) == ["over-1-1.log", "over-1-2.log"]
     prune_engine_logs(layout, ("over-1-1",), keep=0)

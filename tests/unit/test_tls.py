@@ -26,7 +26,11 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
 
 
 def files(layout: Layout) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in layout.tls.iterdir()}
+    return {path.name: path.read_bytes() for path in paths(layout)}
+
+
+def paths(layout: Layout) -> tuple[Path, ...]:
+    return (*layout.tls.iterdir(), *layout.node.iterdir())
 
 
 def read(path: Path) -> x509.Certificate:
@@ -37,9 +41,26 @@ def test_every_file_is_private(layout: Layout) -> None:
     assert set(files(layout)) == {
         *("ca.pem", "ca.key", "edge.pem", "agent.pem", "engine.crt", "engine.key", "serve.crt", "serve.key")
     }
-    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in layout.tls.iterdir())
-    assert stat.S_IMODE(layout.tls.stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in paths(layout))
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (layout.tls, layout.node)} == {0o700}
     assert b"PRIVATE" not in layout.ca.read_bytes()
+
+
+def test_a_nodes_folder_holds_what_a_node_needs_and_no_more(layout: Layout) -> None:
+    assert {path.name for path in layout.node.iterdir()} == {"ca.pem", "agent.pem", "engine.crt", "engine.key"}
+    assert layout.ray_token.parent == layout.node
+    others = (layout.ca_key, layout.edge_identity, layout.serve_key, layout.edge_secret, layout.admin_key)
+    assert all(layout.node not in path.parents for path in (*others, layout.keys_json, layout.slot_keys_map))
+
+
+def test_the_folder_of_an_earlier_version_gets_new_files(layout: Layout) -> None:
+    for path in (*layout.node.iterdir(),):
+        path.rename(layout.tls / path.name)  # as they lay before
+    layout.node.rmdir()
+    make_authority(layout, NOW)
+    assert len(tuple(layout.node.iterdir())) == 4
+    read(layout.engine_certificate).verify_directly_issued_by(read(layout.ca))
+    read(layout.edge_identity).verify_directly_issued_by(read(layout.ca))
 
 
 def test_each_certificate_is_good_for_its_own_side_only(layout: Layout) -> None:
@@ -89,7 +110,7 @@ def shake(server: tuple[Path, Path], client: Path, layout: Layout, name: str) ->
 @pytest.fixture
 def valid_now(layout: Layout) -> Layout:
     """With certificates that this moment's clock accepts."""
-    for path in layout.tls.iterdir():
+    for path in paths(layout):
         path.unlink()
     make_authority(layout)
     return layout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ import pytest
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
-from gateway_plugin.weights import MARKER, RECIPES, Progress, is_prepared, prepare, resolve
+from gateway_plugin.weights import MARKER, RECIPES, Progress, is_prepared, prepare, resolve, split_revision
 
 SMOL, MINI = RECIPES
 
@@ -181,6 +182,53 @@ def test_resolve_a_folder_or_a_hub_name(tmp_path: Path, monkeypatch: pytest.Monk
         resolve(model(str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="relative"):
         resolve(model("./m"))
+
+
+def test_a_hub_source_may_name_its_revision() -> None:
+    assert split_revision("org/name@0123abc") == ("org/name", "0123abc")
+    assert split_revision("org/name") == ("org/name", "")
+    assert split_revision("/data/a@b") == ("/data/a@b", "")
+    assert resolve(model("org/name@0123abc")) == "org/name@0123abc"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_the_folder_is_its_owners_to_change_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        place = tmp_path / "cache" / "models"
+        prepare([MINI], place, builder=builder(tmp_path, GOOD))
+    finally:
+        os.umask(before)
+    for folder in (place.parent, place, place / MINI):
+        assert stat.S_IMODE(folder.stat().st_mode) & 0o022 == 0, folder
+    resolve(model(f"prepared:{MINI}"), place)
+
+
+def test_a_folder_that_others_may_change_holds_no_weights_of_ours(tmp_path: Path) -> None:
+    place = tmp_path / "w"
+    prepare([MINI], place, builder=builder(tmp_path, GOOD))
+    for folder in (place, place / MINI):
+        was = stat.S_IMODE(folder.stat().st_mode)
+        for mode in (0o775, 0o757, 0o1777):
+            folder.chmod(mode)
+            with pytest.raises(ConfigError, match=f"chmod go-w {folder}"):
+                resolve(model(f"prepared:{MINI}"), place)
+        folder.chmod(was)
+    place.chmod(0o777)
+    prepare([SMOL], place, builder=builder(tmp_path, GOOD))  # of an earlier version with another umask: closed
+    assert stat.S_IMODE(place.stat().st_mode) == 0o755
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder that is somebody else's")
+def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "w"
+    prepare([MINI], place, builder=builder(tmp_path, GOOD))
+    for folder in (place / MINI, place):
+        os.chown(folder, 65534, 65534)
+        with pytest.raises(ConfigError, match="uid 65534"):
+            resolve(model(f"prepared:{MINI}"), place)
+    with pytest.raises(ServiceError, match="uid 65534"):
+        prepare([SMOL], place, builder=builder(tmp_path, GOOD))
 
 
 def test_importing_it_loads_nothing_heavy() -> None:

@@ -44,7 +44,7 @@ def test_it_describes_its_node(host: AgentHost) -> None:
 
 
 def test_an_engine_is_found_from_its_start_on(host: AgentHost) -> None:
-    host.start(fake_model(memory_gib=0.5), generation=4)
+    host.start(fake_model("tiny", "generate", "--load-delay-s", "0.5", memory_gib=0.5), generation=4)
     (found,) = host.describe().engines
     assert (found.id, found.model, found.generation, found.memory_mib) == ("e1", "tiny", 4, 512)
     assert (found.ready, found.address) == (False, "")

@@ -61,6 +61,25 @@ def test_the_catalogs_arguments_come_last() -> None:
     assert value(argv, "--dtype") == "bfloat16"
 
 
+def test_a_hub_model_is_loaded_at_its_revision() -> None:
+    argv = engine_argv(model(source="org/m@0f3c"), "org/m@0f3c", BIND, TLS)
+    options = {"--model": "org/m", "--revision": "0f3c", "--tokenizer-revision": "0f3c"}
+    assert {option: value(argv, option) for option in options} == options
+    assert "--revision" not in engine_argv(model(), "org/m", BIND, TLS)
+    assert value(engine_argv(model(), "/weights/m@2", BIND, TLS), "--model") == "/weights/m@2"
+    entry = model(engine="command", command=("run", "{source}", "--rev={revision}"))
+    assert engine_argv(entry, "org/m@0f3c", BIND, TLS) == ("run", "org/m", "--rev=0f3c")
+
+
+def test_no_url_is_fetched_for_callers_unless_the_catalog_says_so() -> None:
+    assert value(engine_argv(model(), "/weights/m", BIND, TLS), "--allowed-media-domains").endswith(".invalid")
+    opened = engine_argv(model(args=("--allowed-media-domains", "images.example.org")), "/weights/m", BIND, TLS)
+    assert value(opened, "--allowed-media-domains") == "images.example.org"
+    assert engine_env(model(), "k", (), (), {})["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    followed = model(env={"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "1"})
+    assert engine_env(followed, "k", (), (), {})["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "1"
+
+
 def test_a_template_is_filled_in() -> None:
     command = (
         "{python}",

@@ -49,6 +49,7 @@ def test_values_reach_the_job_as_they_are(tmp_path: Path) -> None:
 
 def test_it_carries_the_path_of_the_token_and_not_the_token(tmp_path: Path) -> None:
     place = Layout(tmp_path)
+    place.node.mkdir()
     place.ray_token.write_text("sesame")
     script = block_script(NAME, node_type(), place, "10.0.0.1:6390")
     assert "sesame" not in script
@@ -60,6 +61,7 @@ def test_it_says_what_the_node_holds_and_who_it_is(tmp_path: Path) -> None:
     script = block_script(NAME, node_type(), Layout(tmp_path), "10.0.0.1:6390")
     for part in (
         "umask 077",
+        "ulimit -c 0",
         f"export RAY_CLOUD_INSTANCE_ID={NAME}",
         "export RAY_NODE_TYPE_NAME=gpu",
         "--num-cpus=16",

@@ -13,11 +13,13 @@ from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
 from gateway_plugin.catalog import Catalog, parse_catalog
 from gateway_plugin.errors import ConfigError
+from gateway_plugin.isolation import Isolation
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.checks import Verdict
 from gateway_plugin.service.preflight import (
     before_start,
     bind_problem,
+    engine_isolation,
     every_check,
     failures,
     folders,
@@ -112,6 +114,32 @@ def test_weights_that_are_not_prepared_say_what_to_run(monkeypatch: pytest.Monke
     entry = {"source": "prepared:smollm2-135m-instruct", "memory_gib": 1}
     found = failures(weights(parse_catalog({"models": {"m": entry}}, "test")))
     assert "gateway models prepare" in found[0].advice
+
+
+def test_a_hub_model_without_a_revision_is_a_warning() -> None:
+    entries = {"loose": {"source": "org/m", "memory_gib": 1}, "tight": {"source": "org/m@0f3c", "memory_gib": 1}}
+    loose, tight = weights(parse_catalog({"models": entries}, "test"))
+    assert (loose.verdict, tight.verdict) == (Verdict.WARN, Verdict.OK)
+    assert "org/m@COMMIT" in loose.advice
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "here", "verdict"),
+    [
+        ("auto", Isolation("/usr/bin/bwrap"), True, Verdict.OK),
+        ("required", Isolation("/usr/bin/bwrap"), True, Verdict.OK),
+        ("auto", Isolation(reason="no bwrap"), True, Verdict.WARN),
+        ("required", Isolation(reason="no bwrap"), True, Verdict.FAIL),
+        ("required", Isolation(reason="no bwrap"), False, Verdict.WARN),  # nodes may have it
+        ("off", Isolation("/usr/bin/bwrap"), True, Verdict.WARN),
+    ],
+)
+def test_it_says_whether_engines_are_isolated(wanted: str, found: Isolation, here: bool, verdict: Verdict) -> None:
+    chosen = site(engines_on_loopback=here).model_copy(update={"isolate_engines": wanted})
+    check = engine_isolation(chosen, found)
+    assert (check.name, check.verdict) == ("engine isolation", verdict)
+    assert found.reason in check.found
+    assert check.advice or verdict is Verdict.OK
 
 
 def test_an_old_python_is_refused() -> None:

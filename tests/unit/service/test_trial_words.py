@@ -33,6 +33,7 @@ GOOD = Report(
     memory_mib=256 * 1024,
     visible_gpus="0,1,2,3",
     gpu_mib=[40960] * 4,
+    isolation="works",
 )
 TYPE = NodeType(
     name="big",
@@ -62,6 +63,12 @@ def test_a_good_node_has_nothing_to_complain_of() -> None:
         ({"gpu_mib": [24576] * 4}, "GPUs", Verdict.FAIL, "24.0 GiB each on n1, and engines may use 38.0"),
         ({"memory_mib": 64 * 1024}, "size", Verdict.FAIL, "64 cores and 64 GiB for the job on n1"),
         ({"cpus": 1}, "size", Verdict.WARN, "1 cores"),
+        (
+            {"isolation": "bwrap: no user namespace"},
+            "engine isolation",
+            Verdict.WARN,
+            "n1 would read what you read: bwrap",
+        ),
         ({"time_s": 1100.0}, "clock", Verdict.WARN, "n1 is 100 s ahead"),
     ],
 )
@@ -107,6 +114,7 @@ def test_the_job_tells_its_node_both_ways(tmp_path: Path) -> None:
     assert (report.nonce, report.folder, report.head, report.address) == (nonce, "seen", "reached", "127.0.0.1")
     assert report.visible_gpus == "0,1"
     assert report.packages["ray"] != "missing"
+    assert report.isolation
     assert (tmp_path / "report").stat().st_mode & 0o777 == 0o600
 
 

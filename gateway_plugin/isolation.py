@@ -1,0 +1,162 @@
+"""Engines without sight of the gateway's secrets: bubblewrap around them, on nodes that have it.
+
+An engine runs as the gateway's owner. Around it the file system is as it is (devices too), except that the state
+folder, the node's run folder and a few places where a person keeps credentials are empty, with exactly the files in
+them that an engine needs. It is in a user namespace of its own, without capabilities: so the kernel keeps it from
+undoing that, and from the memory, the environment and the root folder of the owner's other processes.
+
+It does not keep an engine from the network, from signals to the owner's processes, nor from writing elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_plugin.catalog import Model
+from gateway_plugin.errors import ServiceError
+from gateway_plugin.layout import Layout
+
+_OF_THE_OWNER = (
+    *(".ssh", ".gnupg", ".aws", ".kube", ".netrc", ".git-credentials", ".config/gh", ".config/gcloud", ".azure"),
+    *(".globus", ".globus_compute", ".globusonline"),
+)
+"""In the home folder: credentials that no engine needs."""
+_OF_THE_SYSTEM = ("/run/user/{uid}", "/run/munge", "/run/slurm", "/tmp/krb5cc_{uid}")  # noqa: S108 - hidden, not used
+"""Ways to have something run in the owner's name: the session's bus, Slurm's sockets, Kerberos tickets."""
+_PROBE_S = 20.0
+_SEES = 'test -r "$1" && ! test -e "$2"'
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """Whether engines can be isolated on this node."""
+
+    program: str = ""
+    """bubblewrap's path; ``""``: they cannot."""
+    reason: str = ""
+    """Why not."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What engines do not see. Resolved paths, none below another."""
+
+    folders: tuple[Path, ...] = ()
+    files: tuple[Path, ...] = ()
+
+    def holds(self, path: Path) -> bool:
+        """Whether ``path`` is inside a hidden folder."""
+        return any(folder in path.parents for folder in self.folders)
+
+
+def wrapper(program: str, hidden: Hidden, shown: Iterable[Path], written: Iterable[Path] = ()) -> tuple[str, ...]:
+    """The words before an engine's command line: pure. Its process leads a session of its own.
+
+    Args:
+        shown: files and folders that it reads; those that nothing hides are left out.
+        written: folders that it writes, likewise.
+    """
+    words = [program, "--unshare-user", "--cap-drop", "ALL", "--new-session", "--dev-bind", "/", "/"]
+    for folder in hidden.folders:
+        words += ["--tmpfs", str(folder)]
+    for file in hidden.files:
+        words += ["--dev-bind", "/dev/null", str(file)]
+    for option, paths in (("--ro-bind", shown), ("--bind", written)):
+        for path in dict.fromkeys(paths):
+            if hidden.holds(path):
+                words += [option, str(path), str(path)]
+    for folder in hidden.folders:
+        words += ["--remount-ro", str(folder)]
+    return tuple(words)
+
+
+def hidden_here(layout: Layout, home: Path | None = None) -> Hidden:
+    """What there is to hide on this machine now, under each path that leads to it."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    system = (Path(place.format(uid=os.getuid())) for place in _OF_THE_SYSTEM)
+    places = (layout.state, layout.run, *((home or Path.home()) / name for name in _OF_THE_OWNER), *system)
+    found: set[Path] = set()
+    for place in (place.resolve() for place in places if os.path.exists(place)):  # closed to us: to engines too
+        found.add(place)
+        found |= {alias for alias in aliases(place, mounts) if _leads_to(alias, place)}
+    folders = {path for path in found if path.is_dir()}
+    outer = tuple(sorted(path for path in folders if not folders & set(path.parents)))
+    files = tuple(sorted(path for path in found - folders if not folders & set(path.parents)))
+    return Hidden(outer, files)
+
+
+def _leads_to(alias: Path, place: Path) -> bool:
+    try:
+        return alias.samefile(place)
+    except OSError:
+        return False  # something else is mounted over it, or nobody of ours gets there
+
+
+def aliases(path: Path, mountinfo: str) -> tuple[Path, ...]:
+    """Other paths to the folder ``path`` by other mounts of its file system: pure. ``mountinfo``: of ``/proc/self``."""
+    mounts: list[tuple[str, Path, Path]] = []
+    for fields in (line.split() for line in mountinfo.splitlines()):
+        device, root, point = fields[2], *(Path(_unescaped(field)) for field in fields[3:5])
+        mounts.append((device, root, point))
+    holding = [mount for mount in mounts if path.is_relative_to(mount[2])]
+    if not holding:
+        return ()
+    device, root, point = max(enumerate(holding), key=lambda found: (len(found[1][2].parts), found[0]))[1]
+    inside = root / path.relative_to(point)
+    others = (at / inside.relative_to(top) for dev, top, at in mounts if dev == device and inside.is_relative_to(top))
+    return tuple(dict.fromkeys(other for other in others if other != path))
+
+
+def _unescaped(field: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, character)
+    return field
+
+
+def find_isolation(layout: Layout, program: str = "bwrap") -> Isolation:
+    """Try it on this node: whether a process in it reads what it should, and sees nothing else of the gateway."""
+    found = shutil.which(program)
+    if found is None:
+        return Isolation(reason=f"there is no {program} on PATH (package bubblewrap)")
+    seen, unseen = layout.engine_key.resolve(), layout.agent_identity.resolve()
+    trial = ("sh", "-c", _SEES, "sh", str(seen), str(unseen)) if seen.is_file() else ("true",)
+    argv = (*wrapper(found, hidden_here(layout), [seen]), "--", *trial)
+    try:
+        ended = subprocess.run(argv, capture_output=True, text=True, timeout=_PROBE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Isolation(reason=f"{found}: {error}")
+    if ended.returncode:
+        said = ended.stderr.strip().splitlines()
+        return Isolation(reason=said[-1] if said else f"{found}: what it should hide is seen, or the reverse")
+    return Isolation(found)
+
+
+def isolated(
+    found: Isolation, wanted: str, model: Model, layout: Layout, source: str, env: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The words before the command line of ``model``'s engine; ``()``: it is not isolated.
+
+    Args:
+        wanted: ``Site.isolate_engines``.
+        source: where its weights are.
+        env: its environment; folders that it names are written, wherever they lie.
+
+    Raises:
+        ServiceError: the site does not let an engine start without.
+    """
+    if wanted == "required" and not (found.program and model.isolated):
+        why = found.reason if model.isolated else "its entry says 'isolated: false'"
+        raise ServiceError(f"the site wants isolated engines (isolate_engines), and this one cannot be: {why}")
+    if wanted == "off" or not model.isolated or not found.program:
+        return ()
+    read = (str(layout.engine_key), str(layout.engine_certificate), str(layout.ca), source, sys.prefix, sys.base_prefix)
+    shown = [Path(place).resolve() for place in (*read, *env.get("PYTHONPATH", "").split(":")) if place.startswith("/")]
+    named = [Path(value).resolve() for value in env.values() if value.startswith("/") and ":" not in value]
+    written = [path for path in named if path.is_dir() and path not in shown]
+    return wrapper(found.program, hidden_here(layout), shown, written)
