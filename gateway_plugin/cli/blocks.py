@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway_plugin.cli.connection import connect
-from gateway_plugin.cli.output import Steps, duration, json_option, read_terminal, say, settings, show, table
+from gateway_plugin.cli.output import Steps, duration, json_option, put, read_terminal, say, settings, show, table
 from gateway_plugin.errors import NotFound
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def drain(name: str, wait: bool) -> None:
             last = _until_gone(client, name, began)
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            click.echo(f"{name} goes on draining; see 'gateway blocks list'", err=True)
+            put(f"{name} goes on draining; see 'gateway blocks list'", err=True)
             raise
     seconds = round(time.monotonic() - began, 1)
     words = f"{name} has gone after {duration(seconds)}"
@@ -115,7 +115,7 @@ def cancel(names: Sequence[str], yes: bool) -> None:
                 raise NotFound(f"The block {row['name']} ended {ago} ago ({row['state']}); nothing was cancelled.")
         if not yes and not settings().json and read_terminal():
             for row in chosen:
-                click.echo(f"{row['name']}: {row['state']}{_cut(row)}", err=True)
+                put(f"{row['name']}: {row['state']}{_cut(row)}", err=True)
             click.confirm(f"End {'it' if len(chosen) == 1 else f'these {len(chosen)}'} now?", abort=True, err=True)
         for row in chosen:
             client.cancel_block(row["name"])
@@ -156,17 +156,17 @@ def logs(name: str, follow: bool, lines: int) -> None:
         return
     for label, path in found.items():
         if last[label]:
-            click.echo(f"==> {label}: {path} <==")
-            click.echo("\n".join(last[label]))
+            put(f"==> {label}: {path} <==")
+            put("\n".join(last[label]))
     if not any(path.stat().st_size for path in found.values()):
-        click.echo(f"{name} has not written anything yet", err=True)
+        put(f"{name} has not written anything yet", err=True)
     shown = label if found else ""
     if follow:
         for label, line in log_files.follow_all(lambda: log_files.block_logs(layout, name)):
             if label != shown:
-                click.echo(f"==> {label} <==")
+                put(f"==> {label} <==")
                 shown = label
-            click.echo(line)
+            put(line)
 
 
 @blocks.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway_plugin.cli.output import json_option, say, settings, show, table
+from gateway_plugin.cli.output import json_option, put, say, settings, show, table
 from gateway_plugin.layout import Layout
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def create(name: str, role: Role) -> None:
     document = {"name": name, "role": role, "secret": secret}
 
     def human() -> None:
-        click.echo(f"{role} key '{name}'; it cannot be shown again:", err=True)
-        click.echo(secret)
+        put(f"{role} key '{name}'; it cannot be shown again:", err=True)
+        put(secret)
 
     show(document, human)
 

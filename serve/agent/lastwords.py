@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from gateway_plugin.plain import plain
+
 _LIMIT = 600
 _LINES = 5
 _LOOKED_AT = 200
@@ -19,7 +21,6 @@ _FATAL = re.compile(r"\b(?:fatal|error|out of memory|killed|abort(?:ed)?|segment
 _SAYS_NOTHING = re.compile(r"See root cause above|Engine core initialization failed|^SystemExit\b|Warning\b")
 _FRAME = re.compile(r"^(?:\s|Traceback \(|During handling|The above exception|[~^]+$)")
 _NEXT_TRACEBACK = re.compile(r"^(?:Traceback \(|During handling|The above exception|\s+File \")")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
@@ -28,10 +29,11 @@ def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
     (1) The last exception that is a reason itself ("see root cause above" is none), with what follows it;
     (2) else the last lines that speak of an error; (3) else the last lines. ``""`` for an empty log.
     """
+    log = plain(log)  # first: a colour in the middle would hide a secret
     for secret in secrets:
         if secret:
             log = log.replace(secret, "***")
-    whole = [_COLOUR.sub("", line).rstrip() for line in log.splitlines() if line.strip()][-_LOOKED_AT:]
+    whole = [line.rstrip() for line in log.splitlines() if line.strip()][-_LOOKED_AT:]
     harmless = {line for line in whole if (found := _PREFIX.match(line)) and found["level"] in _HARMLESS}
     told = [(_PREFIX.sub("", line), line in harmless) for line in whole]
     lines = [line for line, _ in told if line.strip()]

@@ -78,3 +78,8 @@ def test_a_warning_that_speaks_of_errors_is_none() -> None:
 def test_what_went_wrong_long_before_is_not_why_it_ended() -> None:
     log = "ValueError: one bad request\n" + "".join(f"served {i}\n" for i in range(300)) + "bye\n"
     assert last_words(log).endswith("served 299 | bye")
+
+
+def test_nothing_that_a_terminal_obeys_and_no_secret_behind_a_colour() -> None:
+    log = "RuntimeError: \x1b]52;c;AAAA\x1b\\\x1b[2Jboom \x9b31ms3c\x1b[1mret-key\x07 given\n"
+    assert last_words(log, ("s3cret-key",)) == "RuntimeError: boom *** given"
