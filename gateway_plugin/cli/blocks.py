@@ -12,6 +12,7 @@ import click
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Steps, duration, json_option, put, read_terminal, say, settings, show, table
 from gateway_plugin.errors import NotFound
+from gateway_plugin.masking import masked
 
 if TYPE_CHECKING:
     from gateway_plugin.client import Client
@@ -150,7 +151,10 @@ def logs(name: str, follow: bool, lines: int) -> None:
 
     layout = Layout(settings().state)
     found = log_files.block_logs(layout, name)
-    last = {label: log_files.last_lines(path, lines) for label, path in found.items()}
+    secrets = log_files.secrets_in_force(layout)
+    last = {
+        label: [masked(line, secrets) for line in log_files.last_lines(path, lines)] for label, path in found.items()
+    }
     if settings().json and not follow:
         show([{"log": label, "path": str(found[label]), "lines": last[label]} for label in found], lambda: None)
         return
@@ -166,7 +170,7 @@ def logs(name: str, follow: bool, lines: int) -> None:
             if label != shown:
                 put(f"==> {label} <==")
                 shown = label
-            put(line)
+            put(masked(line, secrets))
 
 
 @blocks.command()

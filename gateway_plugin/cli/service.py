@@ -23,6 +23,7 @@ from gateway_plugin.cli.output import (
     text,
 )
 from gateway_plugin.layout import Layout
+from gateway_plugin.masking import masked
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -235,9 +236,10 @@ def logs(what: str | None, follow: bool, lines: int) -> None:
         show(document, lambda: table(("log", "bytes", "path"), [(d["name"], d["bytes"], d["path"]) for d in document]))
         return
     path = log_files.log_named(layout, what)
-    last = log_files.last_lines(path, lines)
+    secrets = log_files.secrets_in_force(layout)
+    last = [masked(line, secrets) for line in log_files.last_lines(path, lines)]
     if settings().json and not follow:
         show({"name": what, "path": str(path), "lines": last}, lambda: None)
         return
     for line in itertools.chain(last, log_files.follow(path) if follow else ()):
-        put(line)
+        put(masked(line, secrets))

@@ -138,3 +138,20 @@ def test_logs_and_lists(tmp_path: Path) -> None:
             done = CliRunner().invoke(cli, ["--state", str(layout.state), *command], catch_exceptions=False)
             assert (done.exit_code, SEEN in done.stdout) == (0, True), done.output
             assert not set(done.stdout) & set("\x1b\x9b\x07\x08\x7f")
+
+
+def test_logs_hide_the_secrets_of_the_catalog_in_force(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    layout.make()
+    (layout.engine_logs / "e1.log").parent.mkdir(exist_ok=True)
+    (layout.engine_logs / "e1.log").write_text("token hf_abcdefgh spawn\n")
+    (layout.logs / "block-b1.log").write_text("token hf_abcdefgh spawn\n")
+    entry = {"source": "x", "memory_gib": 1, "env": {"HF_TOKEN": "hf_abcdefgh", "KIND": "spawn"}}
+    layout.catalog_json.write_text(json.dumps({"models": {"m": entry}}))
+    for command in (["logs", "engine:e1"], ["logs", "engine:e1", "--json"], ["blocks", "logs", "b1"]):
+        done = CliRunner().invoke(cli, ["--state", str(layout.state), *command], catch_exceptions=False)
+        assert "token *** spawn" in done.stdout
+        assert "hf_abcdefgh" not in done.stdout
+    layout.catalog_json.write_text("{")
+    done = CliRunner().invoke(cli, ["--state", str(layout.state), "logs", "engine:e1"], catch_exceptions=False)
+    assert done.exit_code == 0
