@@ -16,7 +16,10 @@ def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The values that ``masked`` is to hide; of one with several lines, each line."""
     found = set()
     for name, value in environment.items():
-        least = _LENGTH_MIN_NAMED if _SECRET_NAME.search(name) else _LENGTH_MIN
+        named = _SECRET_NAME.search(name) is not None
+        if not named and value.startswith(("/", "~", ".")):
+            continue  # a path, such as HF_HOME: what is wrong with it must be said
+        least = _LENGTH_MIN_NAMED if named else _LENGTH_MIN
         found |= {part.strip() for part in (value, *value.splitlines()) if len(part.strip()) >= least}
     return tuple(sorted(found))
 

@@ -14,6 +14,8 @@ ENVIRONMENT = {
     "USE_AUTH": "false",
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
     "VLLM_LOGGING_LEVEL": "INFO",
+    "HF_HOME": "/scratch/project/models",
+    "HF_TOKEN_PATH": "/scratch/project/token",
     "HTTPS_PROXY": "http://eve:pw@proxy:3128",
     "CERTIFICATE": "first line of it\n second line of it",
 }
@@ -21,13 +23,13 @@ ENVIRONMENT = {
 
 def test_values_are_secrets_by_name_or_by_length() -> None:
     assert set(secrets_of(ENVIRONMENT)) == {
-        "hf_abc", "sk-1234567", "http://eve:pw@proxy:3128", "first line of it", "second line of it",
+        "hf_abc", "sk-1234567", "/scratch/project/token", "http://eve:pw@proxy:3128", "first line of it", "second line of it",
         "first line of it\n second line of it",
     }  # fmt: skip
 
 
 def test_settings_stay_readable() -> None:
-    words = "INFO spawn 1 false: method spawn failed"
+    words = "INFO spawn 1 false: method spawn failed, /scratch/project/models is not there"
     assert masked(words, secrets_of(ENVIRONMENT)) == words
 
 
