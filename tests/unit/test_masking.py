@@ -23,7 +23,8 @@ ENVIRONMENT = {
 
 def test_values_are_secrets_by_name_or_by_length() -> None:
     assert set(secrets_of(ENVIRONMENT)) == {
-        "hf_abc", "sk-1234567", "/scratch/project/token", "http://eve:pw@proxy:3128", "first line of it", "second line of it",
+        "hf_abc", "sk-1234567", "/scratch/project/token", "http://eve:pw@proxy:3128",
+        "first line of it", "second line of it",
         "first line of it\n second line of it",
     }  # fmt: skip
 
