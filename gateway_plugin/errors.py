@@ -21,6 +21,7 @@ class GatewayError(Exception):
         state: of the model that was asked for, or of the gateway, where that says something.
         eta_s: expected seconds until the model serves, where that can be said.
         reason: what the model waits for, in the words of whoever it waits for (a scheduler's: ``Resources``).
+        detail: what an engine or an agent said, for administrators alone.
     """
 
     status: int = 500
@@ -36,6 +37,7 @@ class GatewayError(Exception):
         state: str | None = None,
         eta_s: float | None = None,
         reason: str | None = None,
+        detail: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -43,14 +45,16 @@ class GatewayError(Exception):
         self.state = state
         self.eta_s = eta_s
         self.reason = reason
+        self.detail = detail
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), dict(self.__dict__))
 
-    def body(self) -> dict[str, Any]:
+    def body(self, *, detail: bool = False) -> dict[str, Any]:
         """The error in OpenAI's form, with ours: ``{"error": {"message", "type", "code", "param", "state"?, "eta_s"?,
-        "reason"?}}``."""
-        error: dict[str, Any] = {"message": self.message, "type": self.kind, "code": self.code, "param": None}
+        "reason"?}}``. ``detail``: for an administrator."""
+        message = f"{self.message} In full: {self.detail}" if detail and self.detail else self.message
+        error: dict[str, Any] = {"message": message, "type": self.kind, "code": self.code, "param": None}
         if self.state is not None:
             error["state"] = self.state
         if self.status == 503:
@@ -140,7 +144,7 @@ class ModelQueueFull(GatewayError):
 
 
 class ModelUnavailable(GatewayError):
-    """The model could not be made ready: its engine failed, and the message carries the engine's own last words."""
+    """The model could not be made ready: its engine failed, and the message says how."""
 
     status, code, exit_code = 503, "model_unavailable", 75
 

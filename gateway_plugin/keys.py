@@ -1,7 +1,8 @@
 """API keys: made, listed, revoked. Only their SHA-256 is kept.
 
 ``keys.json`` is the store; ``keys.map`` is the same for the edge, which looks up the hash of what a caller sends. A
-running edge is told over its socket, so that a revoked key stops working at once.
+running edge is told over its socket, and what it says counts: a key is revoked when the edge no longer lets it in and
+has nothing of it in flight. Until then the store keeps it, as revoked, and the supervisor goes on trying.
 """
 
 from __future__ import annotations
@@ -14,18 +15,26 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from gateway_plugin.edge.commands import add_to_map, ask, delete_from_map, map_text, refused
+from gateway_plugin.edge.admission import admit_only
+from gateway_plugin.edge.commands import ask, map_text
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
 from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.service.living import edges_of
+from gateway_plugin.service.record import record_here
 
 Role = Literal["user", "endpoint", "admin"]
 """``endpoint``: a user whose word for whom it asks (``x-gateway-caller``) goes into the usage log."""
 
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 """What a key may be called: it goes into headers, maps and the usage log."""
+
+_PATIENCE_S = 5.0
+"""For an edge that starts, and for the end of what a revoked key has in flight."""
+_PAUSE_S = 0.1
 
 CLI_KEY_NAME = "admin-cli"
 """The command line's own admin key, in the clear in ``admin.key``. Never without one: it is how keys are made."""
@@ -41,6 +50,8 @@ class Key:
     """Hexadecimal, lower case."""
     created: float
     """Seconds since 1970."""
+    revoked: bool = False
+    """No edge that starts lets it in; that the running one does not either is not confirmed yet."""
 
 
 class KeyStore:
@@ -54,19 +65,25 @@ class KeyStore:
 
         Raises:
             InvalidRequest: the name or role is not possible, or the name is taken.
-            EdgeError: the edge runs and did not take it.
+            ServiceError: the gateway runs on another machine.
+            EdgeError: the edge runs and did not take it; it was not made.
         """
         if not KEY_NAME.fullmatch(name):
             raise InvalidRequest(f"A key's name matches {KEY_NAME.pattern}, got {name!r}.")
         if role not in get_args(Role):
             raise InvalidRequest(f"A key's role is one of {', '.join(get_args(Role))}, got {role!r}.")
+        record_here(self._layout)
         secret, key = _made(name, role)
         with self._locked():
             keys = self.list()
-            if any(other.name == name for other in keys):
+            if any(other.name == name and not other.revoked for other in keys):
                 raise InvalidRequest(f"There is a key called '{name}' already; revoke it first or choose another name.")
             self._write((*keys, key))
-            self._tell(add_to_map(self._layout.keys_map, _hash(key), _value(key)))
+            try:
+                self._put_in_force(_PATIENCE_S)
+            except EdgeError as error:
+                self._write(keys)
+                raise EdgeError(f"The key '{name}' was not made: {error.message.rstrip('.')}. Try again.") from error
         return secret
 
     def list(self) -> tuple[Key, ...]:
@@ -80,22 +97,31 @@ class KeyStore:
             raise ServiceError(f"{path} is damaged ({error}); restore it, or remove it and make new keys.") from error
 
     def revoke(self, name: str) -> None:
-        """Forget a key: it is refused from now on. That of the command line is replaced by a new one at once.
+        """Refuse a key from now on, and cut what it has in flight. That of the command line is replaced by a new one.
 
         Raises:
             NotFound: there is no such key.
-            EdgeError: the running edge refused.
+            ServiceError: the gateway runs on another machine.
+            EdgeError: the running edge did not confirm it. It is tried again every second, and when this is called
+                again.
         """
+        record_here(self._layout)
         with self._locked():
             keys = self.list()
-            gone = next((key for key in keys if key.name == name), None)
-            if gone is None:
+            if not any(key.name == name for key in keys):
                 raise NotFound(f"There is no key called '{name}'; 'gateway keys list' shows those there are.")
-            if name == CLI_KEY_NAME:
-                self._renew_cli_key(keys)
-                return
-            self._write(tuple(key for key in keys if key is not gone))
-            self._tell(delete_from_map(self._layout.keys_map, _hash(gone)))
+            try:
+                if name == CLI_KEY_NAME:
+                    self._renew_cli_key(keys)
+                else:
+                    self._write(tuple(replace(key, revoked=key.revoked or key.name == name) for key in keys))
+                    self._put_in_force(_PATIENCE_S)
+            except EdgeError as error:
+                raise EdgeError(
+                    f"The key '{name}' may still be in use: {error.message.rstrip('.')}. An edge that starts refuses "
+                    f"it, and the one that runs is told again every second. 'gateway keys revoke {name}' once more "
+                    "says whether it has taken it; 'gateway down' ends all."
+                ) from error
 
     def keep_cli_key(self) -> None:
         """See to it that ``admin.key`` holds a key that the store knows as an administrator's; else make it anew.
@@ -110,55 +136,89 @@ class KeyStore:
                 held = self._layout.admin_key.read_text(encoding="utf-8").strip()
             except (FileNotFoundError, UnicodeDecodeError):
                 held = ""
-            if not any(key.sha256 == _digest(held) and key.role == "admin" for key in keys):
+            if not any(key.sha256 == _digest(held) and key.role == "admin" and not key.revoked for key in keys):
                 self._renew_cli_key(keys)
 
     def _renew_cli_key(self, keys: tuple[Key, ...]) -> None:
-        """The new one is in force, and in ``admin.key``, before the edge forgets the old one."""
+        """The new one is in ``admin.key`` before the edge forgets the old one."""
         secret, key = _made(CLI_KEY_NAME, "admin")
-        self._write((*(other for other in keys if other.name != CLI_KEY_NAME), key))
+        self._write((*(replace(old, revoked=old.revoked or old.name == CLI_KEY_NAME) for old in keys), key))
         write_private(self._layout.admin_key, secret)
-        self._tell(add_to_map(self._layout.keys_map, _hash(key), _value(key)))
-        for gone in keys:
-            if gone.name == CLI_KEY_NAME:
-                self._tell(delete_from_map(self._layout.keys_map, _hash(gone)))
+        self._put_in_force(_PATIENCE_S)
 
     def write_map(self) -> None:
         """Make ``keys.map`` equal to ``keys.json``: before the edge starts."""
         with self._locked():
             self._write_map(self.list())
 
+    def keep_in_force(self) -> None:
+        """Make ``keys.map`` and the running edge equal to the store, and finish what ``revoke`` could not.
+
+        Nothing while somebody changes the keys: who does that sees to it.
+
+        Raises:
+            ServiceError: the store is missing or damaged.
+            EdgeError: an edge runs and does not confirm.
+        """
+        with self._locked(wait=False) as alone:
+            if not alone:
+                return
+            if not self._layout.keys_json.exists():
+                raise ServiceError(f"{self._layout.keys_json} is missing; the running edge keeps the keys it has.")
+            self._put_in_force(0.0)
+
+    def _put_in_force(self, patience_s: float) -> None:
+        """Store -> ``keys.map`` -> running edge; then forget what was revoked. ``patience_s``: for one that starts."""
+        keys = self.list()
+        want = _admitted(keys)
+        revoked = {_hash(key) for key in keys if key.revoked}
+        self._write_map(keys)  # first: an edge that starts meanwhile starts right
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                admit_only(self._say, self._layout.keys_map, want, revoked, _PATIENCE_S)
+                break
+            except EdgeError as error:
+                if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+                    raise
+                if not (edges := edges_of(self._layout)):
+                    break
+                if time.monotonic() >= deadline:
+                    raise EdgeError(
+                        f"an edge runs (PID {edges[0].pid}) and does not answer on {self._layout.edge_socket}: it "
+                        "starts, or GATEWAY_RUN_ROOT is not what it was for 'gateway up'"
+                    ) from error
+            time.sleep(_PAUSE_S)
+        if revoked:
+            self._write(tuple(key for key in keys if not key.revoked))
+
+    def _say(self, command: str) -> str:
+        return ask(self._layout.edge_socket, command)
+
     def _write(self, keys: tuple[Key, ...]) -> None:
-        document = {"keys": [asdict(key) for key in keys]}
+        document = {"keys": [_entry(key) for key in keys]}
         write_private(self._layout.keys_json, json.dumps(document, indent=1) + "\n")
         self._write_map(keys)
 
     def _write_map(self, keys: tuple[Key, ...]) -> None:
+        text = map_text(_admitted(keys))
         private_folder(self._layout.edge)
-        write_private(self._layout.keys_map, map_text({_hash(key): _value(key) for key in keys}))
-
-    def _tell(self, command: str) -> None:
-        """Over the socket. An edge that does not run reads ``keys.map`` when it starts, so silence is fine there."""
-        try:
-            reason = refused(ask(self._layout.edge_socket, command))
-        except EdgeError as error:
-            if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
-                return
-            raise
-        if reason is not None:
-            raise EdgeError(
-                f"The running edge did not take the change of keys: {reason}. 'gateway down' and 'up' does."
-            )
+        if _text(self._layout.keys_map) != text:
+            write_private(self._layout.keys_map, text)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Two ``gateway keys`` at a time write one after the other."""
+    def _locked(self, *, wait: bool = True) -> Iterator[bool]:
+        """Two ``gateway keys`` at a time write one after the other. Yields whether it is this one's turn."""
         private_folder(self._layout.state)
         path = self._layout.keys_json.with_suffix(".lock")
         with path.open("a") as lock:
             path.chmod(0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
 
 
 def _made(name: str, role: Role) -> tuple[str, Key]:
@@ -177,3 +237,19 @@ def _hash(key: Key) -> str:
 
 def _value(key: Key) -> str:
     return f"{key.role}:{key.name}"
+
+
+def _admitted(keys: tuple[Key, ...]) -> dict[str, str]:
+    """What the edge's map holds."""
+    return {_hash(key): _value(key) for key in keys if not key.revoked}
+
+
+def _entry(key: Key) -> dict[str, Any]:
+    return {name: value for name, value in asdict(key).items() if name != "revoked" or value}
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway_plugin.cli.connection import connect
-from gateway_plugin.cli.output import Steps, duration, json_option, read_terminal, say, settings, show, table
+from gateway_plugin.cli.output import Steps, duration, json_option, put, read_terminal, say, settings, show, table
 from gateway_plugin.errors import NotFound
+from gateway_plugin.masking import masked
 
 if TYPE_CHECKING:
     from gateway_plugin.client import Client
@@ -79,7 +80,7 @@ def drain(name: str, wait: bool) -> None:
             last = _until_gone(client, name, began)
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            click.echo(f"{name} goes on draining; see 'gateway blocks list'", err=True)
+            put(f"{name} goes on draining; see 'gateway blocks list'", err=True)
             raise
     seconds = round(time.monotonic() - began, 1)
     words = f"{name} has gone after {duration(seconds)}"
@@ -115,7 +116,7 @@ def cancel(names: Sequence[str], yes: bool) -> None:
                 raise NotFound(f"The block {row['name']} ended {ago} ago ({row['state']}); nothing was cancelled.")
         if not yes and not settings().json and read_terminal():
             for row in chosen:
-                click.echo(f"{row['name']}: {row['state']}{_cut(row)}", err=True)
+                put(f"{row['name']}: {row['state']}{_cut(row)}", err=True)
             click.confirm(f"End {'it' if len(chosen) == 1 else f'these {len(chosen)}'} now?", abort=True, err=True)
         for row in chosen:
             client.cancel_block(row["name"])
@@ -150,23 +151,26 @@ def logs(name: str, follow: bool, lines: int) -> None:
 
     layout = Layout.of(settings().state)
     found = log_files.block_logs(layout, name)
-    last = {label: log_files.last_lines(path, lines) for label, path in found.items()}
+    secrets = log_files.secrets_in_force(layout)
+    last = {
+        label: [masked(line, secrets) for line in log_files.last_lines(path, lines)] for label, path in found.items()
+    }
     if settings().json and not follow:
         show([{"log": label, "path": str(found[label]), "lines": last[label]} for label in found], lambda: None)
         return
     for label, path in found.items():
         if last[label]:
-            click.echo(f"==> {label}: {path} <==")
-            click.echo("\n".join(last[label]))
+            put(f"==> {label}: {path} <==")
+            put("\n".join(last[label]))
     if not any(path.stat().st_size for path in found.values()):
-        click.echo(f"{name} has not written anything yet", err=True)
+        put(f"{name} has not written anything yet", err=True)
     shown = label if found else ""
     if follow:
         for label, line in log_files.follow_all(lambda: log_files.block_logs(layout, name)):
             if label != shown:
-                click.echo(f"==> {label} <==")
+                put(f"==> {label} <==")
                 shown = label
-            click.echo(line)
+            put(masked(line, secrets))
 
 
 @blocks.command()

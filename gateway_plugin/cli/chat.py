@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway_plugin.cli.connection import connect
-from gateway_plugin.cli.output import json_option, read_terminal, settings, show
+from gateway_plugin.cli.output import Answer, json_option, put, read_terminal, settings, show
 from gateway_plugin.cli.waiting import Waiting
 from gateway_plugin.errors import InvalidRequest
 
@@ -53,7 +53,7 @@ def chat(
             messages.append({"role": "user", "content": text})
             ask(messages)
             return
-        click.echo("Ctrl-D ends.", err=True)
+        put("Ctrl-D ends.", err=True)
         while (line := _read_line()) is not None:
             if line.strip():
                 messages.append({"role": "user", "content": line})
@@ -64,7 +64,7 @@ def _read_line() -> str | None:
     try:
         return input("> ")
     except EOFError:
-        click.echo()
+        put("")
         return None
 
 
@@ -81,11 +81,17 @@ def _remote(endpoint: str, model: str, options: dict[str, Any]) -> Iterator[Call
     def ask(messages: Messages) -> str:
         answer = client.submit("/v1/chat/completions", {"model": model, "messages": messages, **options}).result()
         content: str = answer["choices"][0]["message"]["content"] or ""
-        show(answer, lambda: click.echo(content))
+        show(answer, lambda: _put(content))
         return content
 
     with GlobusClient(endpoint) as client:
         yield ask
+
+
+def _put(content: str) -> None:
+    shown = Answer()
+    shown.write(content)
+    shown.end()
 
 
 def _ask(client: Client, model: str, messages: Messages, options: dict[str, Any]) -> str:
@@ -96,14 +102,15 @@ def _ask(client: Client, model: str, messages: Messages, options: dict[str, Any]
         show(answer.model_dump(exclude_none=True), lambda: None)
         return content
     words: list[str] = []
+    shown = Answer()
     with Waiting(client, model) as waiting:
         for chunk in create(model=model, messages=messages, stream=True, **options):
             waiting.end()
             for choice in chunk.choices:
                 if choice.delta.content:
                     words.append(choice.delta.content)
-                    click.echo(choice.delta.content, nl=False)
-    click.echo()
+                    shown.write(choice.delta.content)
+    shown.end()
     return "".join(words)
 
 
@@ -121,7 +128,7 @@ def embed(model: str, texts: tuple[str, ...], endpoint: str | None) -> None:
         raise InvalidRequest("There is nothing to embed: give texts, or pipe them in, one a line.")
     vectors = _vectors_through(endpoint, model, chosen) if endpoint else _vectors(model, chosen)
     document = {"model": model, "data": [{"text": t, "embedding": v} for t, v in zip(chosen, vectors, strict=True)]}
-    show(document, lambda: click.echo("\n".join(json.dumps(vector) for vector in vectors)))
+    show(document, lambda: put("\n".join(json.dumps(vector) for vector in vectors)))
 
 
 def _vectors(model: str, texts: list[str]) -> list[list[float]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gateway_plugin.cli.output import json_option, settings
+from gateway_plugin.cli.output import json_option, put, put_json, settings
 from gateway_plugin.errors import ConfigError
 
 
@@ -39,9 +38,9 @@ def replay(log: Path, site: str | None) -> None:
             for event, effects in record.replay(policy, lines):
                 if settings().json:
                     document = {**record.event_to_json(event), "effects": [_document(effect) for effect in effects]}
-                    click.echo(json.dumps(document, default=str))
+                    put_json(document)
                 else:
-                    click.echo(f"{event}\n" + "".join(f"    {effect}\n" for effect in effects), nl=False)
+                    put("\n".join([str(event), *(f"    {effect}" for effect in effects)]))
     except OSError as error:
         raise ConfigError(f"{log}: cannot be read: {error.strerror}") from None
 

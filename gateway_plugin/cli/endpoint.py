@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway_plugin.cli.output import Steps, json_option, say, settings, show, table
+from gateway_plugin.cli.output import Steps, json_option, put, say, settings, show, table
 from gateway_plugin.layout import Layout
+from gateway_plugin.plain import plain
 
 if TYPE_CHECKING:
     from gateway_plugin.compute.endpoint import Endpoints, EndpointStatus, Report
@@ -69,17 +70,15 @@ def configure(name: str, afresh: bool, newest_only: bool, **given: Any) -> None:
     function = found.functions[-1]
 
     def human() -> None:
-        click.echo(f"endpoint  {found.id}  ({name})")
-        click.echo(f"function  {function.id}  (version {function.version}, SHA-256 {function.sha256[:16]})")
+        put(f"endpoint  {found.id}  ({name})")
+        put(f"function  {function.id}  (version {function.version}, SHA-256 {function.sha256[:16]})")
         for older in found.functions[:-1]:
-            click.echo(f"allowed   {older.id}  (version {older.version}; --newest-only ends that)")
+            put(f"allowed   {older.id}  (version {older.version}; --newest-only ends that)")
         if found.state == "stopped":
-            click.echo(
-                f"Next: put an API key for the gateway into its key file (0600), then 'gateway endpoint start {name}'."
-            )
+            put(f"Next: put an API key for the gateway into its key file (0600), then 'gateway endpoint start {name}'.")
         else:
             where = "" if found.pid else f", on {found.host}"
-            click.echo(f"Next: it runs with what it was started with; 'gateway endpoint restart {name}'{where}.")
+            put(f"Next: it runs with what it was started with; 'gateway endpoint restart {name}'{where}.")
 
     show(found.document(), human)
 
@@ -92,7 +91,7 @@ def start(name: str, timeout: float) -> None:
     """Start it and wait until it is online. Running again is safe."""
     with _working("starting") as (endpoints, report):
         found = endpoints.start(name, report, timeout)
-    show(found.document(), lambda: click.echo(f"'{name}' is online: {found.id}"))
+    show(found.document(), lambda: put(f"'{name}' is online: {found.id}"))
 
 
 @endpoint.command()
@@ -102,7 +101,7 @@ def start(name: str, timeout: float) -> None:
 def stop(name: str, host_is_gone: bool) -> None:
     """End it. Tasks that wait for it run when it is back."""
     stopped = _endpoints().stop(name, host_is_gone=host_is_gone)
-    show({"name": name, "stopped": stopped}, lambda: click.echo("stopped" if stopped else "it did not run"))
+    show({"name": name, "stopped": stopped}, lambda: put("stopped" if stopped else "it did not run"))
 
 
 @endpoint.command()
@@ -113,7 +112,7 @@ def restart(name: str, timeout: float) -> None:
     """Stop it if it runs, and start it."""
     with _working("restarting") as (endpoints, report):
         found = endpoints.restart(name, report, timeout)
-    show(found.document(), lambda: click.echo(f"'{name}' is online: {found.id}"))
+    show(found.document(), lambda: put(f"'{name}' is online: {found.id}"))
 
 
 @endpoint.command()
@@ -146,7 +145,9 @@ def delete(name: str, yes: bool) -> None:
     """Stop it, and remove it from Globus Compute and from here."""
     found = _endpoints().status(name)
     if not yes:
-        click.confirm(f"Delete the endpoint '{name}' ({found.id})? Callers will not find it any more", abort=True)
+        click.confirm(
+            plain(f"Delete the endpoint '{name}' ({found.id})? Callers will not find it any more"), abort=True
+        )
     _endpoints().delete(name)
     show({"name": name, "deleted": True}, lambda: say(f"'{name}' is deleted"))
 
@@ -172,12 +173,12 @@ def _working(title: str) -> Iterator[tuple[Endpoints, Report]]:
 
 
 def _print_status(found: EndpointStatus) -> None:
-    click.echo(f"{found.name}  {found.id}: {found.state}{f' ({found.note})' if found.note else ''}")
+    put(f"{found.name}  {found.id}: {found.state}{f' ({found.note})' if found.note else ''}")
     beat = "-" if found.heartbeat_age_s is None else f"{found.heartbeat_age_s:.0f} s ago"
-    click.echo(f"  process         {found.pid or '-'}{f' on {found.host}' if found.host else ''}")
-    click.echo(f"  last heartbeat  {beat}")
-    click.echo(f"  tasks done      {found.tasks_done}")
+    put(f"  process         {found.pid or '-'}{f' on {found.host}' if found.host else ''}")
+    put(f"  last heartbeat  {beat}")
+    put(f"  tasks done      {found.tasks_done}")
     for function in found.functions:
-        click.echo(f"  allowed         {function.id}  (infer {function.version}, SHA-256 {function.sha256[:16]})")
+        put(f"  allowed         {function.id}  (infer {function.version}, SHA-256 {function.sha256[:16]})")
     if found.state == "stopped":
-        click.echo(f"Start it with 'gateway endpoint start {found.name}'.", err=True)
+        put(f"Start it with 'gateway endpoint start {found.name}'.", err=True)

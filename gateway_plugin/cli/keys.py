@@ -1,4 +1,5 @@
-"""``gateway keys``: make, list and revoke API keys. Works on the state folder, whether the gateway is up or not."""
+"""``gateway keys``: make, list and revoke API keys. Works on the state folder, whether the gateway is up or not; where
+it is up, on its machine."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway_plugin.cli.output import json_option, say, settings, show, table
+from gateway_plugin.cli.output import json_option, put, say, settings, show, table
 from gateway_plugin.layout import Layout
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def create(name: str, role: Role) -> None:
     document = {"name": name, "role": role, "secret": secret}
 
     def human() -> None:
-        click.echo(f"{role} key '{name}'; it cannot be shown again:", err=True)
-        click.echo(secret)
+        put(f"{role} key '{name}'; it cannot be shown again:", err=True)
+        put(secret)
 
     show(document, human)
 
@@ -44,16 +45,27 @@ def list_keys() -> None:
     from gateway_plugin.keys import KeyStore
 
     found = KeyStore(Layout.of(settings().state)).list()
-    rows = [(key.name, key.role, f"{datetime.datetime.fromtimestamp(key.created):%Y-%m-%d %H:%M}") for key in found]
-    document = [{"name": key.name, "role": key.role, "created": key.created} for key in found]
-    show(document, lambda: table(("key", "role", "created"), rows))
+    rows = [
+        (
+            key.name,
+            key.role,
+            f"{datetime.datetime.fromtimestamp(key.created):%Y-%m-%d %H:%M}",
+            "revoked, not confirmed by the edge" if key.revoked else "",
+        )
+        for key in found
+    ]
+    document = [{"name": key.name, "role": key.role, "created": key.created, "revoked": key.revoked} for key in found]
+    show(document, lambda: table(("key", "role", "created", ""), rows))
 
 
 @keys.command()
 @click.argument("name")
 @json_option
 def revoke(name: str) -> None:
-    """Refuse a key from now on. The command line's own, admin-cli, is replaced by a new one at once."""
+    """Refuse a key from now on, and cut the requests that it has in flight.
+
+    The command line's own, admin-cli, is replaced by a new one. Exit code 69 if the running edge did not confirm it.
+    """
     from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 
     KeyStore(Layout.of(settings().state)).revoke(name)

@@ -11,7 +11,7 @@ import click
 
 from gateway_plugin import __version__
 from gateway_plugin.cli import authority, blocks, chat, controller, endpoint, keys, models, service
-from gateway_plugin.cli.output import Settings, report_error
+from gateway_plugin.cli.output import Settings, put, report_error
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import default_state_root
 
@@ -51,7 +51,7 @@ class GatewayCommands(click.Group):
             raise click.exceptions.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed once more while leaving: the exit code stays
-            click.echo("interrupted", err=True)
+            put("interrupted", err=True)
             raise click.exceptions.Exit(130) from None
 
 

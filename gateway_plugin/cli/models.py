@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from gateway_plugin.cli.connection import connect
-from gateway_plugin.cli.output import Steps, duration, json_option, outlook, say, settings, show, table
+from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, settings, show, table
 
 _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
 
@@ -30,7 +30,12 @@ def prepare(names: tuple[str, ...]) -> None:
     from gateway_plugin import weights
 
     console = Console(stderr=True, highlight=False, quiet=settings().json)
-    columns = (TextColumn("{task.fields[model]}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn("{task.fields[model]}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
     said: dict[str, str] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         tasks = {}
@@ -39,9 +44,9 @@ def prepare(names: tuple[str, ...]) -> None:
             if step.name not in tasks:
                 tasks[step.name] = bar.add_task(step.step, total=1.0, model=step.name)
             bar.update(tasks[step.name], completed=step.fraction, description=step.step)
-            if not console.is_terminal and said.get(step.name) != step.step:
+            if not console.is_terminal and not settings().json and said.get(step.name) != step.step:
                 said[step.name] = step.step
-                console.print(f"{step.name}: {step.step}")
+                put(f"{step.name}: {step.step}", err=True)
 
         folders = weights.prepare(names or None, progress=report)
     document = {name: str(folder) for name, folder in folders.items()}
@@ -101,7 +106,7 @@ def load(name: str, wait: bool, timeout: float) -> None:
             found = client.model(name)
     seconds = time.monotonic() - began
     words = f"{found.name} is ready after {seconds:.1f} s" if found.ready else f"{found.name}: {found.state}"
-    show({"model": found.name, "state": found.state, "seconds": round(seconds, 2)}, lambda: click.echo(words))
+    show({"model": found.name, "state": found.state, "seconds": round(seconds, 2)}, lambda: put(words))
 
 
 def _verb(verb: str, name: str, words: str) -> None:

@@ -1,4 +1,8 @@
-"""How the command line speaks: tables for people, JSON for programs, errors in one line, progress on stderr."""
+"""How the command line speaks: tables for people, JSON for programs, errors in one line, progress on stderr.
+
+Whatever is printed goes through here, and so through ``plain``: much of it is others' text (answers of models, words of
+engines and schedulers, logs).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import click
 
 from gateway_plugin.errors import GatewayError
+from gateway_plugin.plain import PlainStream, plain
 
 if TYPE_CHECKING:
     from gateway_plugin.answers import ModelInfo
@@ -62,15 +67,44 @@ def json_option(command: Command) -> Command:
 def show(document: Any, human: Callable[[], None]) -> None:
     """Print ``document`` as JSON, or have ``human`` print what people read."""
     if settings().json:
-        click.echo(json.dumps(document, indent=2, default=str))
+        put_json(document, indent=2)
     else:
         human()
+
+
+def put(words: str, *, err: bool = False) -> None:
+    """Print a line, on stderr with ``err``."""
+    click.echo(plain(words), err=err)
+
+
+def put_json(document: Any, indent: int | None = None) -> None:
+    """Print JSON. Everything but ASCII is escaped, and so is every control character."""
+    click.echo(json.dumps(document, indent=indent, default=str).replace("\x7f", "\\u007f"))
 
 
 def say(words: str) -> None:
     """One line for people; nothing where a program reads."""
     if not settings().json:
-        click.echo(words)
+        put(words)
+
+
+class Answer:
+    """A model's words on stdout, as they come: plain on a terminal; elsewhere they are data, and left as they are."""
+
+    def __init__(self) -> None:
+        self._stream = PlainStream() if sys.stdout.isatty() else None
+
+    def write(self, words: str) -> None:
+        """Print the next piece."""
+        self._put(words if self._stream is None else self._stream.feed(words))
+
+    def end(self) -> None:
+        """The last piece was written; ends the line."""
+        self._put(("" if self._stream is None else self._stream.end()) + "\n")
+
+    def _put(self, words: str) -> None:
+        # color: click would take colours out of what goes into a pipe. Half a surrogate pair cannot be encoded.
+        click.echo(words.encode(errors="replace").decode(), nl=False, color=True)
 
 
 def table(
@@ -80,12 +114,25 @@ def table(
     whole: Collection[str] = (),
 ) -> None:
     """Print a table on stdout; ``None`` is an empty cell, states are coloured. ``whole``: columns never folded."""
+    put_parts([make_table(columns, rows, title, whole)])
+
+
+def put_parts(parts: Iterable[Any]) -> None:
+    """Print what ``rich`` can show: tables, and ``text``."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)  # a pipe has no width: do not fold what a program may read
-    console.print(make_table(columns, rows, title, whole))
+    for part in parts:
+        console.print(part)
+
+
+def text(words: str) -> Any:
+    """``words`` for ``rich``, which finds no markup in it: a link, say."""
+    from rich.text import Text
+
+    return Text(plain(words))
 
 
 def make_table(
@@ -99,11 +146,13 @@ def make_table(
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    made = Table(
+        title=None if title is None else text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
     for column in columns:
-        made.add_column(column, no_wrap=column in whole)
+        made.add_column(text(column), no_wrap=column in whole)
     for row in rows:
-        cells = ["" if cell is None else str(cell) for cell in row]
+        cells = ["" if cell is None else plain(str(cell)) for cell in row]
         made.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
     return made
 
@@ -129,9 +178,9 @@ def outlook(model: ModelInfo) -> str:
 def report_error(error: GatewayError, as_json: bool) -> None:
     """``error: message`` on stderr; the body in OpenAI's form on stdout where a program reads."""
     if as_json:
-        click.echo(json.dumps(error.body()))
+        put_json(error.body())
     else:
-        click.echo(f"error: {error.message}", err=True)
+        put(f"error: {error.message}", err=True)
 
 
 class Steps:
@@ -183,7 +232,7 @@ class Steps:
             if self._last.get(what) != (phase, note):
                 self._last[what] = (phase, note)
                 words = f"{elapsed_s:6.1f} s  {what}: {phase}{f' ({note})' if note else ''}"
-                click.echo(words, err=True)
+                put(words, err=True)
 
 
 def read_terminal() -> bool:

@@ -10,8 +10,20 @@ from typing import Any
 
 import click
 
-from gateway_plugin.cli.output import Steps, duration, json_option, make_table, settings, show, table
+from gateway_plugin.cli.output import (
+    Steps,
+    duration,
+    json_option,
+    make_table,
+    put,
+    put_parts,
+    settings,
+    show,
+    table,
+    text,
+)
 from gateway_plugin.layout import Layout
+from gateway_plugin.masking import masked
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -37,9 +49,9 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float, 
     if dry_run:
         jobs, note = rehearse(chosen.state, site, models, port=port)
         if note:
-            click.echo(note, err=True)
+            put(note, err=True)
         scripts = [{"node_type": j.node_type, "block": j.block, "command": j.command, "script": j.text} for j in jobs]
-        show(scripts, lambda: click.echo("\n".join(_rehearsed(job.node_type, job.command, job.text) for job in jobs)))
+        show(scripts, lambda: put("\n".join(_rehearsed(job.node_type, job.command, job.text) for job in jobs)))
         return
     interrupt_on_signals()
     try:
@@ -50,7 +62,7 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float, 
             )  # fmt: skip
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over; a second Ctrl-C changes nothing
-        click.echo(f"ended what was started; logs: {Layout(chosen.state).logs}", err=True)
+        put(f"ended what was started; logs: {Layout(chosen.state).logs}", err=True)
         raise
     words = {
         lifecycle.Outcome.STARTED: f"up at {result.url} after {result.seconds:.1f} s",
@@ -59,8 +71,8 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float, 
     }[result.outcome]
     document = {"outcome": result.outcome.value, "url": result.url, "seconds": round(result.seconds, 2)}
     if result.note:
-        click.echo(result.note, err=True)
-    show(document, lambda: click.echo(words))
+        put(result.note, err=True)
+    show(document, lambda: put(words))
 
 
 def interrupt_on_signals() -> None:
@@ -89,7 +101,7 @@ def down(force: bool, timeout: float) -> None:
         )  # fmt: skip
     nothing = result.outcome is lifecycle.Outcome.NOTHING_RAN
     words = "nothing ran" if nothing else f"down after {result.seconds:.1f} s; no process and no socket is left"
-    show({"outcome": result.outcome.value, "seconds": round(result.seconds, 2)}, lambda: click.echo(words))
+    show({"outcome": result.outcome.value, "seconds": round(result.seconds, 2)}, lambda: put(words))
 
 
 @click.command()
@@ -114,24 +126,14 @@ def status(watch: bool) -> None:
         show(found, lambda: None)
         time.sleep(1.0)
         found = report(state)
-    show(found, lambda: _print(_status_parts(found)))
+    show(found, lambda: put_parts(_status_parts(found)))
     if found["state"] not in ("ready", "remote"):
         raise click.exceptions.Exit(3)
 
 
-def _print(parts: list[Any]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    for part in parts:
-        console.print(part)
-
-
 def _status_parts(found: dict[str, Any]) -> list[Any]:
     where = f" at {found['url']} (site {found['site']} on {found['host']})" if found["url"] else ""
-    parts: list[Any] = [f"gateway: {found['state']}{where}"]
+    parts: list[Any] = [text(f"gateway: {found['state']}{where}")]
     if found["parts"]:
         rows = [
             (name, part["state"], part["pid"], duration(part["age_s"]), part["restarts"], part["last_error"])
@@ -141,7 +143,7 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
     gateway = found["gateway"]
     if gateway is None:
         if found["gateway_error"]:
-            parts.append(f"status over HTTP: {found['gateway_error']}")
+            parts.append(text(f"status over HTTP: {found['gateway_error']}"))
         if found["routes"]:
             routes = [(r["model"], r["state"], r["in_flight"], r["server"], r["address"]) for r in found["routes"]]
             parts.append(make_table(("model", "route", "in flight", "server", "address"), routes, "routes of the edge"))
@@ -173,11 +175,12 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
         parts.append(make_table(("blocks of type", "running", "pending", "max", "waits for", "starts in"), types))
     for kind in gateway.get("types", ()):
         if kind.get("trouble"):
-            parts.append(
+            words = (
                 f"trouble: {kind['trouble']}. Tried again in {duration(kind['retry_in_s'])}; at once with "
                 f"'gateway blocks retry {kind['type']}'."
             )
-    parts.append(f"waiting requests: {gateway.get('waiting', 0)}   switches: {gateway.get('switches', 0)}")
+            parts.append(text(words))
+    parts.append(text(f"waiting requests: {gateway.get('waiting', 0)}   switches: {gateway.get('switches', 0)}"))
     return parts
 
 
@@ -233,9 +236,10 @@ def logs(what: str | None, follow: bool, lines: int) -> None:
         show(document, lambda: table(("log", "bytes", "path"), [(d["name"], d["bytes"], d["path"]) for d in document]))
         return
     path = log_files.log_named(layout, what)
-    last = log_files.last_lines(path, lines)
+    secrets = log_files.secrets_in_force(layout)
+    last = [masked(line, secrets) for line in log_files.last_lines(path, lines)]
     if settings().json and not follow:
         show({"name": what, "path": str(path), "lines": last}, lambda: None)
         return
     for line in itertools.chain(last, log_files.follow(path) if follow else ()):
-        click.echo(line)
+        put(masked(line, secrets))

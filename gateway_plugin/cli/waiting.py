@@ -7,7 +7,7 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gateway_plugin.cli.output import outlook
+from gateway_plugin.cli.output import outlook, put, text
 from gateway_plugin.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -67,17 +67,15 @@ class Waiting:
                 self._say(f"{found.state}: {note}" if note else found.state)
 
     def _say(self, words: str) -> None:
-        from rich.markup import escape
-
         with self._lock:
             if self._ended.is_set():
                 return
             if not self._console.is_terminal:
                 if _TIMES.sub("", words) != _TIMES.sub("", self._said):
-                    self._console.print(words, soft_wrap=True, markup=False)
+                    put(words, err=True)
             elif self._live is None:
-                self._live = self._console.status(escape(words))
+                self._live = self._console.status(text(words))
                 self._live.start()
             else:
-                self._live.update(escape(words))
+                self._live.update(text(words))
             self._said = words

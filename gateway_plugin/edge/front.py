@@ -152,6 +152,7 @@ def front_door(settings: FrontSettings) -> str:
             _tell(),
             _where(settings.models_map),
             "backend limits\n  stick-table type string len 64 size 10k expire 1h store http_req_rate(10s),conn_cur\n",
+            "backend held\n  stick-table type string len 80 size 10k expire 5s store conn_cur\n",
         )
     )
 
@@ -194,8 +195,9 @@ frontend front
 def _who(keys_map: Path) -> str:
     return f"""\
   # 3. Exactly one credential, of a known key.
-  http-request set-var(txn.who) 'req.fhdr(authorization),word(2," "),sha2(256),hex,map_str({keys_map})' if {_ONE_BEARER}
-  http-request set-var(txn.who) req.fhdr(x-api-key),sha2(256),hex,map_str({keys_map}) if {_ONE_PLAIN}
+  http-request set-var(txn.digest) 'req.fhdr(authorization),word(2," "),sha2(256),hex' if {_ONE_BEARER}
+  http-request set-var(txn.digest) req.fhdr(x-api-key),sha2(256),hex if {_ONE_PLAIN}
+  http-request set-var(txn.who) var(txn.digest),map_str({keys_map})
 {_UNKNOWN_KEY.when(f"!{_FOUND_KEY} {_ONE_BEARER} or !{_FOUND_KEY} {_ONE_PLAIN}")}
 {_NO_KEY.when(f"!{_FOUND_KEY}")}
   http-request set-var(txn.role) var(txn.who),field(1,:)
@@ -207,6 +209,9 @@ def _limits(settings: FrontSettings) -> str:
     return f"""\
   # 4. What one key may ask for.
   http-request track-sc0 var(txn.key) table limits
+  # Every request under its key's digest, so that a key's requests can be cut when it is revoked (admission.py).
+  http-request set-var-fmt(txn.number) %rt
+  http-request track-sc1 var(txn.digest),concat(/,txn.number) table held
 {settings.too_fast.when(f"{{ sc_http_req_rate(0,limits) gt {settings.requests_per_key_10s} }}")}
 {settings.too_many.when(f"{{ sc_conn_cur(0,limits) gt {settings.in_flight_per_key} }}")}
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -10,8 +11,10 @@ from pathlib import Path
 from gateway_plugin.blocks.jobs import script_place
 from gateway_plugin.blocks.ledger import Ledger
 from gateway_plugin.blocks.script import block_log
-from gateway_plugin.errors import NotFound
+from gateway_plugin.catalog import parse_catalog
+from gateway_plugin.errors import GatewayError, NotFound
 from gateway_plugin.layout import Layout
+from gateway_plugin.masking import secrets_of
 
 _TAIL_BYTES = 256 * 1024
 _JOB_OUTPUTS = (".out", ".err", ".stdout", ".stderr")
@@ -84,6 +87,16 @@ def _blocks_known(layout: Layout) -> list[str]:
     for path in layout.logs.glob("block-*.log"):
         asked_at.setdefault(path.stem.removeprefix("block-"), path.stat().st_mtime)
     return sorted(asked_at, key=lambda name: (asked_at[name], name))
+
+
+def secrets_in_force(layout: Layout) -> tuple[str, ...]:
+    """Values of the environments in the catalog in force, which engines may have printed; none where it is damaged."""
+    path = layout.catalog_json
+    try:
+        models = parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path)).models
+    except (OSError, ValueError, GatewayError):  # the logs must be readable all the more
+        return ()
+    return tuple(secret for model in models for secret in secrets_of(model.env))
 
 
 def last_lines(path: Path, count: int) -> list[str]:

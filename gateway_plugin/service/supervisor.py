@@ -33,6 +33,7 @@ from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.ending import end_everything, end_head
+from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.living import deployments_of, edges_of, heads_of
 from gateway_plugin.service.plan import Action, PartName, Phase, Plan, Seen, adopted, could_not_start, decide, with_mark
 from gateway_plugin.service.processes import Mark, alive, arguments, descendants, end, mark
@@ -115,6 +116,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._plan = self._adopt(time.time())
         log.info("start pid=%d state=%s", self._own.pid, self._layout.state)
+        threading.Thread(target=keep_keys_in_force, args=(self._layout, self._stop), name="keys", daemon=True).start()
         while not self._stop.is_set():
             try:
                 self._turn(time.time())

@@ -26,11 +26,12 @@ from gateway_plugin.errors import GatewayError
 from gateway_plugin.identity import still_runs
 from gateway_plugin.isolation import Isolation, find_isolation, isolated
 from gateway_plugin.layout import Layout, private_folder
+from gateway_plugin.masking import masked, secrets_of
 from gateway_plugin.weights import resolve
 from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
 from serve.agent.engine import EngineProcess, Timing, end_group, free_port, prune_engine_logs, spawn, tail
-from serve.agent.lastwords import last_words
+from serve.agent.lastwords import last_words, summary_of
 from serve.agent.notice import notice_in
 from serve.agent.probe import Probe, client_context
 from serve.agent.records import EngineRecord
@@ -133,7 +134,9 @@ class NodeAgent:
             self._watch(*self._launch(command, key))
         except (GatewayError, OSError) as error:
             reason = error.message if isinstance(error, GatewayError) else f"could not be started: {error}"
-            self._report(EngineExited(command.engine, command.generation, reason, expected=False))
+            reason = masked(reason, secrets_of(command.model.env))
+            summary = "it could not be started"
+            self._report(EngineExited(command.engine, command.generation, reason, expected=False, summary=summary))
 
     async def stop(self, command: StopEngine) -> None:
         """End an engine with all of its process group; returns at once.
@@ -219,6 +222,7 @@ class NodeAgent:
             memory_mib=model.memory_mib,
             log=str(log),
             key=key,
+            secrets=secrets_of(model.env),
         )
         try:
             records.write(layout, record)
@@ -244,8 +248,8 @@ class NodeAgent:
             del self._watchers[record.engine]
         if not ended.cancelled() and (failure := ended.exception()) is not None:
             logger.error("engine watch failed engine=%s", record.engine, exc_info=failure)
-            reason = f"its agent failed to see it off: {failure!r}"
-            self._report(EngineExited(record.engine, record.generation, reason, expected=False))
+            how = "its agent failed to see it off"
+            self._report(EngineExited(record.engine, record.generation, f"{how}: {failure!r}", False, how))
 
     async def _watch_notice(self, folder: Path) -> None:
         try:
@@ -296,9 +300,11 @@ class NodeAgent:
             await end_group(record.pid, record.started, self._timing.grace_s)
             records.remove(self._layout, record.engine)
             if record.node == self._settings.node:
-                words = last_words(tail(Path(record.log)), (record.key,))
-                reason = f"it ended while its node had no agent: {words}"
-                self._report(EngineExited(record.engine, record.generation, reason, expected=False))
+                words = last_words(tail(Path(record.log)), (record.key, *record.secrets))
+                how = "it ended while its node had no agent"
+                self._report(
+                    EngineExited(record.engine, record.generation, f"{how}: {words}", False, summary_of(how, words))
+                )
         if folder := os.environ.get("GATEWAY_BLOCK_FOLDER"):
             self._notice = asyncio.create_task(self._watch_notice(Path(folder)))
 

@@ -22,9 +22,10 @@ import psutil
 
 from gateway_plugin.identity import still_runs
 from gateway_plugin.layout import Layout
+from gateway_plugin.masking import masked
 from gateway_plugin.pruning import KEPT, mark_in_use, prune
 from serve.agent import records
-from serve.agent.lastwords import last_words
+from serve.agent.lastwords import last_words, summary_of
 from serve.agent.probe import Health, Probe, ProbeFailed
 from serve.agent.records import EngineRecord
 from serve.core.events import EngineExited, EngineListening, EngineReady, FoundEngine
@@ -162,6 +163,16 @@ async def end_group(pid: int, started: float, grace_s: float) -> None:
         await asyncio.sleep(0.05)
 
 
+@dataclass(frozen=True)
+class Why:
+    """Why an engine ended, or must be ended."""
+
+    reason: str
+    """For administrators: with what the engine said."""
+    summary: str
+    """For everybody."""
+
+
 class EngineProcess:
     """Watches one engine, its own child or one adopted from an earlier agent, until it is gone."""
 
@@ -224,27 +235,38 @@ class EngineProcess:
                 self._child.kill()  # what isolated it was stopped
             await asyncio.sleep(0.01)  # its last thread; and no zombie stays
         await asyncio.to_thread(records.remove, self._layout, self.record.engine)
-        reason = self._told() if expected else self._with_last_words(why or self._how_it_ended())
+        words = last_words(tail(Path(self.record.log)), self._secrets)
+        why = self._told(words) if expected else _with_words(why or self._how_it_ended(), words)
         logger.info("engine gone engine=%s pid=%d expected=%s", self.record.engine, self.record.pid, expected)
         self.settled.set()
-        self._report(EngineExited(self.record.engine, self.record.generation, reason, expected))
+        self._report(self._exited(why, expected))
 
-    async def _until_over(self, attending: asyncio.Task[str]) -> str:
-        """Wait until it was told to stop, or died (``""``), or must be ended (why)."""
+    @property
+    def _secrets(self) -> tuple[str, ...]:
+        return (self.record.key, *self.record.secrets)
+
+    def _exited(self, why: Why, expected: bool) -> EngineExited:
+        reason = masked(why.reason, self._secrets)
+        return EngineExited(self.record.engine, self.record.generation, reason, expected, why.summary)
+
+    async def _until_over(self, attending: asyncio.Task[Why]) -> Why | None:
+        """Wait until it was told to stop, or died (``None``), or must be ended (why)."""
         while not self._stop.is_set() and self._runs():
             if attending.done():
                 failed = attending.exception()
-                return f"its agent could not watch it: {failed!r}" if failed else attending.result()
+                if failed is None:
+                    return attending.result()
+                return Why(f"its agent could not watch it: {failed!r}", "its agent could not watch it")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), self._timing.poll_s)
-        return ""
+        return None
 
     def _runs(self) -> bool:
         if self._child is not None and self._child.pid == self.record.pid:
             return self._child.poll() is None
         return still_runs(self.record.pid, self.record.started)
 
-    async def _attend(self) -> str:
+    async def _attend(self) -> Why:
         """See it through loading, then look after its health. Returns why it must be ended."""
         while not await self._probe.listening():  # noqa: ASYNC110
             await asyncio.sleep(self._timing.poll_s)
@@ -257,7 +279,7 @@ class EngineProcess:
                 if not failure:
                     break
                 if not self.record.ready:
-                    return failure
+                    return Why(failure, "it did not answer its first request")
                 self._health = Health(
                     False, failure
                 )  # adopted: it may just be very busy; the controller has a deadline
@@ -286,40 +308,43 @@ class EngineProcess:
         self._report(EngineReady(self.record.engine, self.record.generation, self.record.address, loaded_s))
         self.settled.set()
 
-    async def _until_hung(self) -> str:
+    async def _until_hung(self) -> Why:
         well_at = time.monotonic()
         while True:
             await asyncio.sleep(self._timing.health_every_s)
             if (await self._look()).ok:
                 well_at = time.monotonic()
             elif time.monotonic() - well_at >= self._timing.hang_after_s:
-                return f"hung: no good health for {time.monotonic() - well_at:.0f} s ({self._health.why})"
+                hung = f"hung: no good health for {time.monotonic() - well_at:.0f} s"
+                return Why(f"{hung} ({self._health.why})", hung)
 
     async def _look(self) -> Health:
         self._health = await self._probe.health(self._timing.health_timeout_s)
         return self._health
 
-    def _told(self) -> str:
+    def _told(self, words: str) -> Why:
         """Why it was stopped, and how far it had come if it never was ready."""
         if self._ready:
-            return self._stop_reason
+            return Why(self._stop_reason, self._stop_reason)
         stage = self._health.why if self._listening else "never listened"
-        return self._with_last_words(f"{self._stop_reason}; it was not ready ({stage})")
+        how = f"{self._stop_reason}; it was not ready"
+        return _with_words(Why(f"{how} ({stage})", how), words)
 
-    def _how_it_ended(self) -> str:
+    def _how_it_ended(self) -> Why:
         code = self._child.returncode if self._child is not None else None
-        if code is None:
-            return "it ended"
-        if code > 128 and self._child is not None and self._child.pid != self.record.pid:
+        if code is not None and code > 128 and self._child is not None and self._child.pid != self.record.pid:
             code = 128 - code  # what isolated it says so, as shells do
-        if code >= 0:
-            return f"it ended with exit code {code}"
-        name = signal.Signals(-code).name
-        return f"it was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        how = "it ended"
+        if code is not None and code >= 0:
+            how = f"it ended with exit code {code}"
+        elif code is not None:
+            name = signal.Signals(-code).name
+            how = f"it was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return Why(how, how)
 
-    def _with_last_words(self, reason: str) -> str:
-        words = last_words(tail(Path(self.record.log)), (self.record.key,))
-        return f"{reason}: {words}" if words else reason
+
+def _with_words(why: Why, words: str) -> Why:
+    return Why(f"{why.reason}: {words}" if words else why.reason, summary_of(why.summary, words))
 
 
 def tail(log: Path) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from gateway_plugin.masking import masked
+from gateway_plugin.plain import plain
+
 _LIMIT = 600
 _LINES = 5
 _LOOKED_AT = 200
@@ -16,10 +19,14 @@ _PREFIX = re.compile(
 """As vLLM writes it: ``(EngineCore pid=12) ERROR 11-22 16:02:19 [core.py:1510] ``."""
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Failure|Warning)\b(?::|$)")
 _FATAL = re.compile(r"\b(?:fatal|error|out of memory|killed|abort(?:ed)?|segmentation fault)\b", re.IGNORECASE)
+_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|\bMemoryError\b|cannot allocate memory|no available memory"
+    r"|memory\b.* is less than desired",
+    re.IGNORECASE,
+)
 _SAYS_NOTHING = re.compile(r"See root cause above|Engine core initialization failed|^SystemExit\b|Warning\b")
 _FRAME = re.compile(r"^(?:\s|Traceback \(|During handling|The above exception|[~^]+$)")
 _NEXT_TRACEBACK = re.compile(r"^(?:Traceback \(|During handling|The above exception|\s+File \")")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
@@ -28,10 +35,8 @@ def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
     (1) The last exception that is a reason itself ("see root cause above" is none), with what follows it;
     (2) else the last lines that speak of an error; (3) else the last lines. ``""`` for an empty log.
     """
-    for secret in secrets:
-        if secret:
-            log = log.replace(secret, "***")
-    whole = [_COLOUR.sub("", line).rstrip() for line in log.splitlines() if line.strip()][-_LOOKED_AT:]
+    log = masked(plain(log), secrets)  # plain first: a colour in its middle would hide a secret
+    whole = [line.rstrip() for line in log.splitlines() if line.strip()][-_LOOKED_AT:]
     harmless = {line for line in whole if (found := _PREFIX.match(line)) and found["level"] in _HARMLESS}
     told = [(_PREFIX.sub("", line), line in harmless) for line in whole]
     lines = [line for line, _ in told if line.strip()]
@@ -47,6 +52,14 @@ def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
         errors = [line.strip() for line, fine in told if not fine and not _FRAME.match(line) and _FATAL.search(line)]
         chosen = errors[-_LINES:] or said[-_LINES:]  # (2), (3)
     return _short(" | ".join(dict.fromkeys(line.strip() for line in chosen)))
+
+
+def summary_of(how: str, words: str) -> str:
+    """What people that are not administrators are told of an engine's end: ``how`` it ended, and no words of its own.
+
+    Those may hold paths, hosts, and what somebody else asked.
+    """
+    return "it ran out of memory" if _MEMORY.search(words) else how
 
 
 def _short(text: str) -> str:

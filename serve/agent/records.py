@@ -41,6 +41,8 @@ class EngineRecord:
     memory_mib: int
     log: str
     key: str = dataclasses.field(repr=False)
+    secrets: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """Values of its environment that are not to be shown."""
     ready: bool = False
     loaded_s: float | None = None
 
@@ -76,7 +78,8 @@ def read_all(layout: Layout) -> Iterator[EngineRecord]:
     for path in sorted(layout.engine_records.glob("*.json")):
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            yield EngineRecord(**{**document, "gpus": tuple(document["gpus"])})
+            tuples = {"gpus": tuple(document["gpus"]), "secrets": tuple(document.get("secrets", ()))}
+            yield EngineRecord(**{**document, **tuples})
         except FileNotFoundError:
             continue  # another block's agent removed it meanwhile
         except (ValueError, TypeError, KeyError):

@@ -15,6 +15,7 @@ import ray
 from ray.core.generated import autoscaler_pb2
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from gateway_plugin.masking import masked, secrets_of
 from serve.core.events import EngineExited, Event, NodeFailed, NodeGone
 from serve.core.fleet import NodeKind
 
@@ -155,7 +156,9 @@ class Agents:
             log.warning("agent-unreachable", extra={"node": node, "verb": verb, "error": _first_line(error)})
         except ray.exceptions.RayTaskError as error:
             log.exception("agent-refused", extra={"node": node, "verb": verb})
-            self._post(EngineExited(command.engine, command.generation, _first_line(error), expected=False))
+            said = masked(_first_line(error), secrets_of(command.model.env) if verb == "start" else ())
+            refused = "its agent refused the command"
+            self._post(EngineExited(command.engine, command.generation, said, expected=False, summary=refused))
 
 
 def _drain(ray_node: str) -> None:

@@ -194,9 +194,9 @@ class Controller:
         """The loop runs and agents and edge have reported."""
         return self._begun.is_set() and self.fleet.settled
 
-    async def models(self) -> list[dict[str, Any]]:
-        """Every model with its state."""
-        return models_view(self.fleet, time.time())
+    async def models(self, detail: bool) -> list[dict[str, Any]]:
+        """Every model with its state; ``detail``: for an administrator."""
+        return models_view(self.fleet, time.time(), detail=detail)
 
     async def status(self) -> dict[str, Any]:
         """All there is to see."""

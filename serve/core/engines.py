@@ -62,10 +62,11 @@ def engine_exited(change: Change, event: EngineExited) -> None:
         if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle"):  # (4)
             change.failures.drop(engine.model)
         return
+    summary = event.summary or "it failed"
     if engine.state is EngineState.LOADING:  # (1)
-        record_failure(change, engine.model, event.reason)
+        record_failure(change, engine.model, event.reason, summary)
     elif engine.state is EngineState.READY and change.now < ready_at(engine) + change.policy.crash_window_s:  # (2)
-        record_failure(change, engine.model, event.reason, after_ready=True)
+        record_failure(change, engine.model, event.reason, summary, after_ready=True)
 
 
 def forget(change: Change, engine: Engine) -> None:

@@ -105,12 +105,15 @@ class EngineReady:
 
 @dataclass(frozen=True)
 class EngineExited:
-    """Its process is gone (asked to or not), its memory free. ``reason`` ends with its own last words if it failed."""
+    """Its process is gone (asked to or not), its memory free."""
 
     engine: str
     generation: int
     reason: str
+    """For administrators: ends with its own last words if it failed."""
     expected: bool
+    summary: str = ""
+    """For everybody: how it ended, and no words of its own. Empty where its agent is older than this field."""
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,18 @@ def ask_s(fleet: Fleet, kind: str) -> float | None:
     return None if wait_s is None else wait_s + start_s(fleet, kind)
 
 
-def why_none(fleet: Fleet, need: Need, now: float) -> str | None:
-    """Why no node that could hold ``need`` was asked for, if the last one asked for could not be had."""
+def why_none(fleet: Fleet, need: Need, now: float, *, detail: bool = False) -> str | None:
+    """Why no node that could hold ``need`` was asked for, if the last one asked for could not be had.
+
+    ``detail``: for administrators, with what the agent that could not be made, or its Ray, said.
+    """
     for kind in fleet.policy.kinds:
-        failure = fleet.troubles.get(kind.name) or fleet.kind_failures.get(kind.name)
+        trouble = fleet.troubles.get(kind.name)
+        failure = trouble or fleet.kind_failures.get(kind.name)
         if failure is not None and holds(kind, need):
             again = f", tried again in {failure.retry_at - now:.0f} s" if now < failure.retry_at else ""
-            return f"no {kind.name} node can be had: {failure.reason.rstrip('.')}{again}"
+            said = f": {failure.reason.rstrip('.')}" if detail or trouble is not None else ""
+            return f"no {kind.name} node can be had{said}{again}"
     return None
 
 

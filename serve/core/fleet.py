@@ -157,9 +157,11 @@ class Failure:
     at: float
     retry_at: float
     reason: str
-    """The engine's own last words."""
+    """For administrators: ends with the engine's own last words."""
     after_ready: bool = False
     """It died soon after it was ready; forgotten when one stays up for ``crash_window_s`` or makes room in peace."""
+    summary: str = "it failed"
+    """For everybody."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,15 @@ from serve.core.fleet import Engine, EngineState, Fleet, Node, RouteState
 from serve.core.waiting import eta_s, model_state, waiting_reason
 
 
-def model_view(fleet: Fleet, name: str, now: float) -> dict[str, Any]:
-    """One model, as ``GET /v1/models`` lists it: OpenAI's keys, then ours."""
+def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> dict[str, Any]:
+    """One model, as ``GET /v1/models`` lists it: OpenAI's keys, then ours. ``detail``: for administrators.
+
+    What an engine said last may hold paths, hosts, and what others asked: users are told how it ended.
+    """
     model = fleet.models[name]
     engines = [engine for engine in fleet.engines.values() if engine.model == name]
     failure = fleet.failures.get(name)
+    said = failure and (failure.reason if detail else failure.summary)
     return {
         "id": name,
         "object": "model",
@@ -31,13 +35,13 @@ def model_view(fleet: Fleet, name: str, now: float) -> dict[str, Any]:
         "in_flight": sum(engine.in_flight for engine in engines),
         "waiting": sum(waiter.model == name for waiter in fleet.waiters.values()),
         "nodes": sorted({engine.node for engine in engines}),
-        "reason": failure.reason if failure is not None else waiting_reason(fleet, name, now),
+        "reason": waiting_reason(fleet, name, now, detail=detail) if failure is None else said,
     }
 
 
-def models_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
+def models_view(fleet: Fleet, now: float, *, detail: bool = False) -> list[dict[str, Any]]:
     """Every model of the catalog, by name."""
-    return [model_view(fleet, name, now) for name in sorted(fleet.models)]
+    return [model_view(fleet, name, now, detail=detail) for name in sorted(fleet.models)]
 
 
 def engine_view(engine: Engine, now: float) -> dict[str, Any]:
@@ -106,11 +110,11 @@ def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
 
 
 def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
-    """The whole of it, as ``GET /gateway/v1/status`` shows it."""
+    """The whole of it, as ``GET /gateway/v1/status`` shows it to administrators."""
     return {
         "state": "ready" if fleet.settled else "starting",
         "epoch": fleet.epoch,
-        "models": models_view(fleet, now),
+        "models": models_view(fleet, now, detail=True),
         "engines": [engine_view(fleet.engines[name], now) for name in sorted(fleet.engines)],
         "nodes": nodes_view(fleet, now),
         "types": types_view(fleet, now),

@@ -135,6 +135,7 @@ def answer_overdue(change: Change) -> None:
             state = model_state(fleet, waiter.model)
             eta = eta_s(fleet, waiter.model, change.now)
             reason = waiting_reason(fleet, waiter.model, change.now)
+            detail = waiting_reason(fleet, waiter.model, change.now, detail=True)
             if eta is not None and state == "queued":
                 _expect_back(change, fleet, waiter.model, eta)
             change.drop_waiter(waiter.ticket)
@@ -146,6 +147,7 @@ def answer_overdue(change: Change) -> None:
                 state=state,
                 eta_s=eta,
                 reason=reason,
+                detail=None if detail == reason else detail,
             )
             change.emit(Answer(waiter.ticket, error))
 
@@ -187,9 +189,12 @@ def _hopeless(change: Change, model: Model) -> GatewayError | None:
     return _no_blocks(change, model, troubled) if troubled else None
 
 
-def record_failure(change: Change, model: str, reason: str, *, after_ready: bool = False) -> None:
+def record_failure(
+    change: Change, model: str, reason: str, summary: str | None = None, *, after_ready: bool = False
+) -> None:
     """Count a failed load, or an engine that died soon after it was ready, and refuse waiters who saw enough of them.
 
+    ``summary``: of a reason that is not for everybody.
     Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none.
     """
     last = change.failures.rows.get(model)
@@ -197,7 +202,7 @@ def record_failure(change: Change, model: str, reason: str, *, after_ready: bool
     policy = change.policy
     doublings = min(count - 1 - after_ready, 30)
     delay = 0.0 if doublings < 0 else min(policy.retry_max_s, policy.retry_first_s * 2.0**doublings)
-    failure = Failure(count, change.now, change.now + delay, reason, after_ready)
+    failure = Failure(count, change.now, change.now + delay, reason, after_ready, summary or reason)
     change.failures.put(model, failure)
     if count >= policy.failures_per_wait:
         change.wished.drop(model)
@@ -207,11 +212,12 @@ def record_failure(change: Change, model: str, reason: str, *, after_ready: bool
 def _unavailable(model: str, failure: Failure, now: float) -> ModelUnavailable:
     wait_s = max(1.0, failure.retry_at - now)
     return ModelUnavailable(
-        f"The engine of model '{model}' failed {failure.count} times in a row, the last time with: {failure.reason} "
-        f"It is tried again for requests that come after {wait_s:.0f} s.",
+        f"The engine of model '{model}' failed {failure.count} times in a row, the last time: "
+        f"{failure.summary.rstrip('.')}. It is tried again for requests that come after {wait_s:.0f} s.",
         retry_after_s=wait_s,
         state="failed",
         eta_s=None,
+        detail=failure.reason,
     )
 
 
@@ -310,10 +316,13 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
     return min((seconds + load for seconds in asks if seconds is not None), default=None)  # (7)
 
 
-def waiting_reason(fleet: Fleet, model: str, now: float) -> str | None:
-    """Why a model that is ``queued`` waits, as far as a node that it needs is the cause; else ``None``."""
+def waiting_reason(fleet: Fleet, model: str, now: float, *, detail: bool = False) -> str | None:
+    """Why a model that is ``queued`` waits, as far as a node that it needs is the cause; else ``None``.
+
+    ``detail``: for administrators.
+    """
     entry = fleet.models.get(model)
     if entry is None or model_state(fleet, model) != "queued":
         return None
     coming = next_node(fleet, need_of(entry), now)
-    return why_none(fleet, need_of(entry), now) if coming is None else coming.words
+    return why_none(fleet, need_of(entry), now, detail=detail) if coming is None else coming.words

@@ -25,7 +25,7 @@ from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
 from gateway_plugin.site import Limits
 from serve.ingress.body import read_bounded
-from serve.ingress.inference import Inference
+from serve.ingress.inference import Inference, is_admin
 from serve.ingress.relay import NOT_ROUTED, STAMP, Relay
 from serve.ingress.waiting import LOST, Waiting
 
@@ -106,11 +106,11 @@ class Ingress:
         return await self._inference.handle(request)
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await self._ask("models")})
+        return JSONResponse({"object": "list", "data": await self._ask("models", is_admin(request.headers))})
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        entries: list[dict[str, Any]] = await self._ask("models")
+        entries: list[dict[str, Any]] = await self._ask("models", is_admin(request.headers))
         for entry in entries:
             if name == entry["id"] or name in entry["aliases"]:
                 return JSONResponse(entry)
@@ -189,7 +189,7 @@ class _ControllerAway(GatewayError):
 
 
 def _admin_only(request: Request) -> None:
-    if request.headers.get("x-gateway-role") != "admin":
+    if not is_admin(request.headers):
         raise Forbidden("This needs an admin key.")
 
 
@@ -202,7 +202,7 @@ def _text(document: Any, key: str) -> str:
 
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    return JSONResponse(error.body(), error.status, error.headers())
+    return JSONResponse(error.body(detail=is_admin(request.headers)), error.status, error.headers())
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:

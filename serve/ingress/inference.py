@@ -80,7 +80,7 @@ class Inference:
                 done, _ = await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
                 if not done:
                     return ClosedAfter(
-                        self._slow_stream(ask.model, work), lambda: abandon(work), media_type="text/event-stream"
+                        self._slow_stream(errand, work), lambda: abandon(work), media_type="text/event-stream"
                     )
             upstream = await work
         except BaseException:
@@ -125,15 +125,16 @@ class Inference:
                 )
             await asyncio.sleep(_BACK_OFF_S * 2 ** (not_routed - 1))  # (6)
 
-    async def _slow_stream(self, model: str, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
+    async def _slow_stream(self, errand: Errand, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
         """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors."""
+        model = errand.ask.model
         while not work.done():
             yield f": {model} is {await self._waiting.outlook(model)}\n\n".encode()
             await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
         try:
             upstream = work.result()
         except GatewayError as error:
-            yield sse_error(error.body())
+            yield sse_error(error.body(detail=is_admin(errand.headers)))
             return
         if upstream.status_code != 200:
             yield sse_error(await upstream.aread())
@@ -194,6 +195,11 @@ def sse_error(body: Mapping[str, object] | bytes) -> bytes:
             parsed = {"error": {"message": text, "type": "server_error", "code": "engine_error", "param": None}}
         body = parsed
     return b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"
+
+
+def is_admin(headers: Mapping[str, str]) -> bool:
+    """Whether the edge says that the request's key is an administrator's."""
+    return headers.get("x-gateway-role") == "admin"
 
 
 def arrived_at(headers: Mapping[str, str], now: float) -> float:

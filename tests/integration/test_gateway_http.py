@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from gateway_plugin import Client
+from gateway_plugin.edge.commands import ask
 from tests.support.gateways import Gateway, chat_body, fake_model, gateway, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -108,6 +109,38 @@ def test_a_users_key_serves_models_but_not_administration(running: Gateway) -> N
             assert client.request(method, path, json={"model": "a"} if method == "POST" else None).status_code == 403
         running.cli("keys", "revoke", "alice")
         assert client.get("/v1/models").status_code == 401
+
+
+def test_a_request_that_waits_never_starts_once_its_key_is_revoked(running: Gateway) -> None:
+    unload(running, "slow")
+    secret = json.loads(running.cli("keys", "create", "bob", "--json").stdout)["secret"]
+    ended: list[httpx.Response] = []
+
+    def wait() -> None:
+        with httpx.Client(base_url=running.url, headers={"authorization": f"Bearer {secret}"}, timeout=60) as client:
+            ended.append(client.post("/v1/chat/completions", json=chat_body("slow")))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    wait_for(lambda: model(running, "slow")["waiting"] == 1, 10, "it waits")
+    running.cli("keys", "revoke", "bob")
+    thread.join(5)
+    assert [(one.status_code, one.json()["error"]["code"]) for one in ended] == [(502, "engine_broke_off")]
+    found = wait_for(lambda: (now := model(running, "slow"))["waiting"] == 0 and now, 5, "nobody waits for it any more")
+    assert found["state"] != "ready"
+
+
+def test_an_edge_with_other_keys_than_the_store_is_put_right_by_the_supervisor(running: Gateway) -> None:
+    path = running.layout.keys_map
+
+    def names() -> set[str]:
+        return set(ask(running.layout.edge_socket, f"show map {path}").split()[2::3])
+
+    before = names()
+    own = next(line.split()[0] for line in path.read_text().splitlines() if line.endswith("admin:admin-cli"))
+    ask(running.layout.edge_socket, f"add map {path} {'A' * 64} admin:ghost;del map {path} {own}")
+    assert "admin:ghost" in names()
+    wait_for(lambda: names() == before, 5, "the edge has the store's keys")
 
 
 def test_a_stream_is_the_same_cold_and_warm(running: Gateway) -> None:

@@ -24,7 +24,7 @@ MADE = [
     ModelQueueFull("m", 7),
     BodyTooLarge(1024),
     ModelUnavailable("it said: no CUDA", retry_after_s=12.4, state="failed", eta_s=12.4),
-    WaitDeadline("not ready", state="queued", eta_s=47.0, reason="job 7 waits: Resources"),
+    WaitDeadline("not ready", state="queued", eta_s=47.0, reason="job 7 waits: Resources", detail="sbatch: error"),
 ]
 
 
@@ -34,6 +34,13 @@ def test_pickling_keeps_everything(error: GatewayError) -> None:
     assert type(twin) is type(error)
     assert str(twin) == str(error)
     assert (twin.body(), twin.headers(), twin.__dict__) == (error.body(), error.headers(), error.__dict__)
+
+
+def test_the_detail_is_in_the_body_for_administrators_alone() -> None:
+    error = ModelUnavailable("The engine failed.", detail="RuntimeError: /scratch/eve")
+    assert error.body()["error"]["message"] == "The engine failed."
+    assert error.body(detail=True)["error"]["message"] == "The engine failed. In full: RuntimeError: /scratch/eve"
+    assert "eve" not in str(error)
 
 
 def test_codes_are_unique() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
+import socket
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from gateway_plugin.errors import InvalidRequest, NotFound, ServiceError
+from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
 from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 from gateway_plugin.layout import Layout
 
@@ -117,3 +122,127 @@ def test_a_command_lines_key_that_the_store_does_not_know_is_made_anew(layout: L
         store.keep_cli_key()
         assert admitted(layout)
         assert sum(key.name == CLI_KEY_NAME for key in store.list()) == 1
+
+
+def runs_on(layout: Layout, host: str, supervisor: object) -> None:
+    """Write ``service.json`` as ``up`` did on ``host``."""
+    record = {
+        "site": "local", "site_reference": "local", "catalog": "/x", "url": "http://127.0.0.1:8180",
+        "bind": "127.0.0.1", "port": 8180, "tls": False, "head_address": "10.0.0.1", "ray_port": 6390,
+        "serve_port": 8181, "host": host, "supervisor": supervisor,
+    }  # fmt: skip
+    layout.service_json.write_text(json.dumps(record))
+
+
+def test_on_another_machine_than_the_gateways_nothing_is_said_to_be_done(layout: Layout) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    before = layout.keys_json.read_text(), layout.keys_map.read_text()
+    runs_on(layout, "login01.other", {"pid": 4242, "started": 1.0})
+    with pytest.raises(ServiceError, match=r"runs on login01\.other: run this command there"):
+        store.revoke("ann")
+    with pytest.raises(ServiceError, match=r"runs on login01\.other"):
+        store.create("bob", "user")
+    assert (layout.keys_json.read_text(), layout.keys_map.read_text()) == before
+    runs_on(layout, "login01.other", None)  # it is down: there is no edge to tell
+    store.revoke("ann")
+    assert store.list() == ()
+    runs_on(layout, socket.gethostname(), {"pid": 4242, "started": 1.0})
+    store.create("bob", "user")
+
+
+class LateEdge:
+    """An edge that does not answer in time until it does; in place of ``keys.ask``."""
+
+    def __init__(self) -> None:
+        self.late = True
+        self.map: dict[str, str] = {}
+
+    def __call__(self, path: Path, command: str) -> str:
+        if self.late:
+            raise EdgeError("The edge does not answer.") from TimeoutError()
+        for words in (part.split() for part in command.split(";")):
+            match words:
+                case ["add", "map", _, key, value]:
+                    self.map[key] = value
+                case ["del", "map", _, key]:
+                    del self.map[key]
+                case ["show", "table", *_]:
+                    return "# table: held, type: string, size:10240, used:0\n\n"
+                case ["show", "map", _]:
+                    return "".join(f"0x{n:x} {key} {value}\n" for n, (key, value) in enumerate(self.map.items()))
+                case _:
+                    raise AssertionError(words)
+        return "\n"
+
+
+@pytest.fixture
+def late_edge(monkeypatch: pytest.MonkeyPatch) -> LateEdge:
+    edge = LateEdge()
+    monkeypatch.setattr("gateway_plugin.keys.ask", edge)
+    return edge
+
+
+def test_a_key_that_the_edge_did_not_forget_is_kept_as_revoked(layout: Layout, late_edge: LateEdge) -> None:
+    store = KeyStore(layout)
+    late_edge.late = False
+    store.create("bob", "user")
+    late_edge.late = True
+    for _ in range(2):
+        with pytest.raises(EdgeError, match="'bob' may still be in use"):
+            store.revoke("bob")
+        assert [key.revoked for key in store.list()] == [True]
+        assert layout.keys_map.read_text() == ""  # an edge that starts refuses it
+        assert list(late_edge.map.values()) == ["user:bob"]
+    with pytest.raises(EdgeError):
+        store.keep_in_force()
+    late_edge.late = False
+    store.revoke("bob")
+    assert late_edge.map == {}
+    assert store.list() == ()
+
+
+def test_a_key_that_the_edge_did_not_take_was_not_made(layout: Layout, late_edge: LateEdge) -> None:
+    store = KeyStore(layout)
+    with pytest.raises(EdgeError, match="'bob' was not made"):
+        store.create("bob", "user")
+    assert store.list() == ()
+    late_edge.late = False
+    store.create("bob", "user")
+    assert list(late_edge.map.values()) == ["user:bob"]
+
+
+def test_the_supervisors_look_makes_the_edge_equal_to_the_store(layout: Layout, late_edge: LateEdge) -> None:
+    store = KeyStore(layout)
+    late_edge.late = False
+    store.create("ann", "user")
+    right = dict(late_edge.map)
+    late_edge.map = {"A" * 64: "admin:stranger"}
+    layout.keys_map.write_text("")
+    store.keep_in_force()
+    assert late_edge.map == right
+    assert layout.keys_map.read_text().endswith(" user:ann\n")
+
+
+def test_the_supervisors_look_waits_for_nobody_and_does_not_take_a_lost_store_for_an_empty_one(
+    layout: Layout, late_edge: LateEdge
+) -> None:
+    store = KeyStore(layout)
+    late_edge.late = False
+    store.create("ann", "user")
+    right, late_edge.map = dict(late_edge.map), {}
+    with somebody_changes_keys(layout):
+        store.keep_in_force()
+    assert late_edge.map == {}
+    late_edge.map = dict(right)
+    layout.keys_json.unlink()
+    with pytest.raises(ServiceError, match="missing"):
+        store.keep_in_force()
+    assert late_edge.map == right
+
+
+@contextmanager
+def somebody_changes_keys(layout: Layout) -> Iterator[None]:
+    with layout.keys_json.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -10,10 +10,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
 
+from gateway_plugin.catalog import Model
 from gateway_plugin.identity import still_runs
 from gateway_plugin.layout import Layout
 from serve.agent import records
@@ -206,6 +208,43 @@ def test_one_broken_engine_harms_no_other(host: AgentHost) -> None:
     assert "asked to crash on start" in host.wait(EngineExited, engine="bad").reason
     host.wait(EngineReady, engine="good")
     assert [engine.id for engine in host.describe().engines] == ["good"]
+
+
+LEAKY = (
+    "import os, sys, time; print('RuntimeError: bad token', os.environ['HF_TOKEN'], os.environ['KIND'], flush=True); "
+    "time.sleep(float(os.environ['FOR_S'])); sys.exit(3)"
+)
+
+
+def leaky_model(for_s: str) -> Model:
+    """An engine that prints its environment's secret, and ends with exit code 3 after that time."""
+    env = {"HF_TOKEN": "hf_abcdefgh", "KIND": "spawn", "FOR_S": for_s}
+    return fake_model(command=("{python}", "-c", LEAKY), env=env)
+
+
+def test_secrets_of_its_environment_are_masked_and_the_summary_has_no_words(host: AgentHost) -> None:
+    host.start(leaky_model("0"))
+    exited = host.wait(EngineExited)
+    assert exited.reason == "it ended with exit code 3: RuntimeError: bad token *** spawn"
+    assert exited.summary == "it ended with exit code 3"
+
+
+def test_secrets_of_an_adopted_engine_are_masked_too(host: AgentHost) -> None:
+    host.start(leaky_model("60"))
+    record = host.record()
+    assert "hf_abcdefgh" not in repr(record)
+    assert eventually(lambda: b"hf_abcdefgh" in Path(record.log).read_bytes())
+    host.crash()
+    host.describe()
+    os.kill(record.pid, signal.SIGKILL)
+    assert host.wait(EngineExited).reason == "it ended: RuntimeError: bad token *** spawn"
+
+
+def test_an_engine_that_could_not_be_started_says_no_more_to_users(host: AgentHost) -> None:
+    host.start(fake_model(command=("/no/such/hf_abcdefgh",), env={"HF_TOKEN": "hf_abcdefgh"}))
+    exited = host.wait(EngineExited)
+    assert "/no/such/***" in exited.reason
+    assert exited.summary == "it could not be started"
 
 
 def test_events_wait_and_are_numbered(layout: Layout) -> None:

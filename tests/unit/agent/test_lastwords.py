@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.agent.lastwords import last_words
+from serve.agent.lastwords import last_words, summary_of
 
 CORE_FAILED = """\
 (APIServer pid=97) INFO 11-22 16:02:10 [model.py:2024] Using max model len 256
@@ -78,3 +78,28 @@ def test_a_warning_that_speaks_of_errors_is_none() -> None:
 def test_what_went_wrong_long_before_is_not_why_it_ended() -> None:
     log = "ValueError: one bad request\n" + "".join(f"served {i}\n" for i in range(300)) + "bye\n"
     assert last_words(log).endswith("served 299 | bye")
+
+
+def test_nothing_that_a_terminal_obeys_and_no_secret_behind_a_colour() -> None:
+    log = "RuntimeError: \x1b]52;c;AAAA\x1b\\\x1b[2Jboom \x9b31ms3c\x1b[1mret-key\x07 given\n"
+    assert last_words(log, ("s3cret-key",)) == "RuntimeError: boom *** given"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        "ValueError: Available memory on node 0 is less than desired.",
+        "ValueError: No available memory for the cache blocks.",
+        "OSError: [Errno 12] Cannot allocate memory",
+        "MemoryError",
+    ],
+)
+def test_a_summary_knows_a_lack_of_memory(words: str) -> None:
+    assert summary_of("it ended with exit code 1", words) == "it ran out of memory"
+
+
+def test_a_summary_has_no_words_of_the_engines() -> None:
+    assert (
+        summary_of("it ended with exit code 1", "ValueError: /scratch/eve: 'my prompt'") == "it ended with exit code 1"
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
+from rich.text import Text
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.cli import blocks as commands
@@ -189,6 +190,6 @@ def test_status_says_which_type_of_block_is_in_trouble_and_what_to_do() -> None:
     healthy = {"type": "cpu", "running": 1, "pending": 0, "max": 2, "trouble": None, "retry_in_s": None}
     ill = {**healthy, "type": "gpu", "trouble": "gw-gpu-1 ended early; exit code 3", "retry_in_s": 1740.0}
     status = {"state": "ready", "url": None, "parts": {}, "gateway": {"types": [healthy, ill]}}
-    words = [part for part in _status_parts(status) if isinstance(part, str) and "trouble" in part]
+    words = [str(part) for part in _status_parts(status) if isinstance(part, Text) and "trouble" in part]
     assert len(words) == 1
     assert all(said in words[0] for said in ("exit code 3", "29 min", "'gateway blocks retry gpu'"))

@@ -105,9 +105,10 @@ def test_a_node_that_cannot_be_had_says_why() -> None:
     story = waiting()
     story.on(ev.NodeFailed(NODE, "no such partition."))
     assert model_state(story.fleet, "a") == "queued"
-    assert waiting_reason(story.fleet, "a", story.now) == (
+    assert waiting_reason(story.fleet, "a", story.now, detail=True) == (
         "no cpu node can be had: no such partition, tried again in 2 s"
     )
+    assert waiting_reason(story.fleet, "a", story.now) == "no cpu node can be had, tried again in 2 s"
 
 
 def test_a_model_nobody_wants_is_told_as_long_as_the_queue_took_lately() -> None:
@@ -136,7 +137,7 @@ def test_a_failed_load_is_told_rather_than_the_queue() -> None:
     story = begin(a_model("a"), policy=a_policy(a_kind(most=2)))
     story.ask("a")
     story.exited("a", "exit code 1: boom")
-    assert model_view(story.fleet, "a", story.now)["reason"] == "exit code 1: boom"
+    assert model_view(story.fleet, "a", story.now, detail=True)["reason"] == "exit code 1: boom"
 
 
 # --- nodes ---

@@ -16,6 +16,7 @@ from gateway_plugin.errors import (
 from serve.core import events as ev
 from serve.core.effects import Answer, CloseRoute, CreateAgent, DrainRoute, KillAgent, StartEngine, StopEngine
 from serve.core.step import initial
+from serve.core.view import models_view, status_view
 from serve.core.waiting import model_state
 from tests.support.fleets import Story, a_block, a_kind, a_model, a_policy, begin
 
@@ -129,7 +130,7 @@ def test_after_three_failures_waiters_get_the_last_words_and_harm_is_done_to_nob
     fail(story, "bad", 3)
     error = told(story, ticket)
     assert isinstance(error, ModelUnavailable)
-    assert "out of memory" in error.message
+    assert "out of memory" in str(error.detail)
     assert model_state(story.fleet, "bad") == "failed"
     at_once = told(story, story.ask("bad"))
     assert at_once.retry_after_s is not None
@@ -142,6 +143,44 @@ def test_after_three_failures_waiters_get_the_last_words_and_harm_is_done_to_nob
     assert isinstance(told(story, late), ModelUnavailable)
     assert story.answers()[good].error is None
     assert not story.ever(DrainRoute)
+
+
+def test_what_an_engine_said_is_for_administrators() -> None:
+    """Its words may hold paths, hosts, and what others asked; also where its agent is older than the summary."""
+    words = "/scratch/eve/model on n3: ValueError: prompt 'my secret' is too long"
+    for summary, told_to_users in (("it ended with exit code 1", "it ended with exit code 1"), ("", "it failed")):
+        story = begin(a_model("bad", 2))
+        tickets = [story.ask("bad") for _ in range(2)]
+        for _ in range(3):
+            while not story.fleet.model_engines.get("bad"):
+                story.tick(1)
+            engine = story.engine("bad")
+            story.on(ev.EngineExited(engine.id, engine.generation, f"exit code 1: {words}", False, summary))
+            story.on(ev.RouteClosed(engine.id))
+        tickets.append(story.ask("bad"))
+        errors = [told(story, ticket) for ticket in tickets]
+        for_users = [*(error.body() for error in errors), *models_view(story.fleet, story.now)]
+        assert all(told_to_users in str(one) for one in for_users)
+        assert words not in str(for_users)
+        for_administrators = [
+            *(error.body(detail=True) for error in errors),
+            *models_view(story.fleet, story.now, detail=True),
+            *status_view(story.fleet, story.now)["models"],
+        ]
+        assert all(words.partition(" ")[0] in str(one) for one in for_administrators)
+
+
+def test_what_an_agent_said_is_for_administrators() -> None:
+    story = begin(a_model("a"), policy=a_policy(a_kind()), nodes=())
+    ticket = story.ask("a", wait_s=5)
+    (made,) = story.said(CreateAgent)
+    story.on(ev.NodeFailed(made.node, "OSError: /scratch/eve/secret"))
+    story.tick(6)
+    error = told(story, ticket)
+    assert isinstance(error, WaitDeadline)
+    assert "/scratch/eve" not in str(error.body())
+    assert "no cpu node can be had" in error.message
+    assert "/scratch/eve" in str(error.body(detail=True))
 
 
 def test_a_load_that_takes_too_long_is_a_failure() -> None:

@@ -284,6 +284,29 @@ async def test_the_comments_say_what_a_queued_model_waits_for_in_one_line(
     assert response.text.split("\n\n")[0] == ": m is queued: job 7 waits: Resources, ready in about 47 s"
 
 
+@pytest.mark.parametrize(("role", "told"), [("user", False), ("endpoint", False), ("", False), ("admin", True)])
+async def test_only_administrators_are_told_what_an_engine_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, told: bool
+) -> None:
+    monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
+    failed = ModelUnavailable("It failed.", detail="RuntimeError: /scratch/eve")
+
+    class Slow(ScriptedController):
+        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> ModelUnavailable:
+            await asyncio.sleep(0.12)
+            return failed
+
+    controller = Slow(models=[{"id": "m", "aliases": []}])
+    async with ingress(tmp_path, controller, x_gateway_role=role) as client:
+        for stream in (False, True):
+            response = await client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+            assert "It failed." in response.text
+            assert ("/scratch/eve" in response.text) is told
+        for path in ("/v1/models", "/v1/models/m"):
+            await client.get(path)
+    assert controller.told == [("models", (told,))] * 2
+
+
 async def test_a_failure_after_the_200_is_an_sse_error_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
 

@@ -20,8 +20,11 @@ def start() -> Iterator[Start]:
     children: list[subprocess.Popen[bytes]] = []
 
     def begin(*words: str) -> int:
-        children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words]))
-        return children[-1].pid
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+        children.append(child)
+        while not Path(f"/proc/{child.pid}/cmdline").read_bytes():  # empty for a moment after exec
+            assert child.poll() is None
+        return child.pid
 
     yield begin
     for child in children:

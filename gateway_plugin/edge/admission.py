@@ -1,0 +1,70 @@
+"""Which keys the running edge lets in, and the end of what other keys have in flight: said on its socket.
+
+The edge notes every request that it lets in, under its key's digest and its own number, in the table ``held``
+(``front.py``). The list of its sessions has that number, and the pointer that ``shutdown session`` wants.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from gateway_plugin.edge.commands import map_changes, parse_map, refused
+from gateway_plugin.errors import EdgeError
+
+Say = Callable[[str], str]
+"""A command to the edge; its answer. Raises ``EdgeError`` if there is none."""
+
+_BATCH = 200
+"""Changes in one line: HAProxy takes 64 KiB."""
+_PAUSE_S = 0.02
+_SHOW_HELD = "show table held data.conn_cur gt 0"
+_HELD = re.compile(r"\bkey=([0-9A-F]{64})/(\d+) ")
+_SESSION = re.compile(r"^(0x[0-9a-f]+): \[[^]]*\] id=(\d+) ", re.MULTILINE)
+
+
+def admit_only(say: Say, keys_map: Path, want: Mapping[str, str], revoked: Collection[str], within_s: float) -> None:
+    """Make the running edge let in the keys in ``want`` (digest -> value) and no others; returns when that is so.
+
+    Requests of keys that it let in until now, and of those in ``revoked``, are cut: streams, and what waits.
+
+    Raises:
+        EdgeError: it did not answer, refused, or still holds requests of such keys after ``within_s``.
+    """
+    have = parse_map(say(f"show map {keys_map}"), numbered=True)
+    changes = map_changes(keys_map, have, want)
+    for first in range(0, len(changes), _BATCH):
+        reason = refused(say(";".join(changes[first : first + _BATCH])))
+        if reason is not None:
+            raise EdgeError(f"the edge refused a change of its keys: {reason}")
+    gone = (set(have) | set(revoked)) - set(want)
+    if gone:
+        _cut(say, gone, time.monotonic() + within_s)
+
+
+def _cut(say: Say, digests: Collection[str], deadline: float) -> None:
+    """Cut requests until none is left. A pointer is looked up again just before: the next session may get it."""
+    while numbers := held_by(digests, say(_SHOW_HELD)):
+        if time.monotonic() >= deadline:
+            raise EdgeError(f"{len(numbers)} requests of a revoked key are still in flight at the edge")
+        for number, pointer in sessions(say("show sess all")).items():
+            if number in numbers and number in sessions(say(f"show sess {pointer}")):
+                say(f"shutdown session {pointer}")
+        time.sleep(_PAUSE_S)
+
+
+def held_by(digests: Collection[str], answer: str) -> frozenset[int]:
+    """Numbers of the requests in flight of these keys, out of the table. Raises ``EdgeError`` if ``answer`` is none."""
+    if not answer.startswith("# table: held,"):
+        raise EdgeError(
+            f"the edge cannot say what is in flight ({answer.strip()[:100] or 'no answer'}); if the gateway was "
+            "upgraded while it ran, requests that the key has in flight end with 'gateway down' and 'up'"
+        )
+    return frozenset(int(number) for digest, number in _HELD.findall(answer) if digest in digests)
+
+
+def sessions(answer: str) -> dict[int, str]:
+    """Number -> pointer of each session in the answer of ``show sess all``."""
+    return {int(number): pointer for pointer, number in _SESSION.findall(answer)}

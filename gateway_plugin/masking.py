@@ -1,0 +1,31 @@
+"""Values of an engine's environment that must not be shown with its output: pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+_SECRET_NAME = re.compile(r"token|key|secret|passw|credential|auth", re.IGNORECASE)
+_LENGTH_MIN = 12
+"""Shorter values are settings (``1``, ``spawn``, ``bfloat16``), and stand in any text."""
+_LENGTH_MIN_NAMED = 6
+"""Of a variable whose name says that it is a secret. Shorter: ``1`` and ``false`` of ``HF_HUB_DISABLE_..._TOKEN``."""
+
+
+def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The values that ``masked`` is to hide; of one with several lines, each line."""
+    found = set()
+    for name, value in environment.items():
+        named = _SECRET_NAME.search(name) is not None
+        if not named and value.startswith(("/", "~", ".")):
+            continue  # a path, such as HF_HOME: what is wrong with it must be said
+        least = _LENGTH_MIN_NAMED if named else _LENGTH_MIN
+        found |= {part.strip() for part in (value, *value.splitlines()) if len(part.strip()) >= least}
+    return tuple(sorted(found))
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """``text`` with ``***`` for each secret, the longest first: one may be part of another."""
+    for secret in sorted((secret for secret in secrets if secret), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,29 @@
+"""Keys that changed while the edge could not be told: the supervisor looks every second."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.keys import KeyStore
+from gateway_plugin.layout import Layout
+
+log = logging.getLogger("gateway.supervisor")
+
+_EVERY_S = 1.0
+
+
+def keep_keys_in_force(layout: Layout, stop: threading.Event) -> None:
+    """Keep ``keys.map`` and the running edge equal to the store, until ``stop`` is set. A line in the log a change."""
+    store = KeyStore(layout)
+    said = ""
+    while not stop.wait(_EVERY_S):
+        try:
+            store.keep_in_force()
+            problem = ""
+        except (OSError, GatewayError) as error:
+            problem = str(error)
+        if problem != said:
+            log.warning("keys %s", problem or "in force again")
+        said = problem
