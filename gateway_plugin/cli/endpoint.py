@@ -100,7 +100,7 @@ def start(name: str, timeout: float) -> None:
 @click.option("--host-is-gone", is_flag=True, help="The machine it was started on will not be back: forget it there.")
 @json_option
 def stop(name: str, host_is_gone: bool) -> None:
-    """End it. Tasks that wait for it run when it is back."""
+    """End it, and remove the answers that it kept. Tasks that wait for it run when it is back."""
     stopped = _endpoints().stop(name, host_is_gone=host_is_gone)
     show({"name": name, "stopped": stopped}, lambda: click.echo("stopped" if stopped else "it did not run"))
 
@@ -176,7 +176,7 @@ def _print_status(found: EndpointStatus) -> None:
     beat = "-" if found.heartbeat_age_s is None else f"{found.heartbeat_age_s:.0f} s ago"
     click.echo(f"  process         {found.pid or '-'}{f' on {found.host}' if found.host else ''}")
     click.echo(f"  last heartbeat  {beat}")
-    click.echo(f"  tasks done      {found.tasks_done}")
+    click.echo(f"  tasks done      {'-' if found.tasks_done is None else found.tasks_done}")
     for function in found.functions:
         click.echo(f"  allowed         {function.id}  (infer {function.version}, SHA-256 {function.sha256[:16]})")
     if found.state == "stopped":

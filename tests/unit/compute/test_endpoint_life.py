@@ -176,3 +176,116 @@ def test_the_environment_is_not_made_anew_under_a_running_endpoint(layout: Layou
         with pytest.raises(ConfigError, match="gateway endpoint stop gateway"):
             Endpoints(layout).configure("another", options, lambda *_: None)
         assert not (place / "venv").exists()
+
+
+# --- multi-user: nothing that others can change ---
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder of root's that everybody reaches, as /opt is."""
+    if os.getuid() != 0:
+        pytest.skip("a multi-user endpoint is root's")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def of_alice(path: Path) -> Path:
+    """A file that another user may change."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.chown(path, 65534, 65534)
+    return path
+
+
+def multi_user(place: Path, **more: object) -> Options:
+    mapping = place / "map.json"
+    mapping.write_text("[]")
+    told = {"url": "http://a:1", "multi_user": True, "identity_mapping": mapping, "contact": "a@b.c"}
+    return Options.model_validate(told | {"shared_folder": place / "shared"} | more)
+
+
+def tracing_venv(place: Path) -> Path:
+    """An environment that leaves a trace when anything of it runs."""
+    (place / "venv/bin").mkdir(parents=True)
+    for name in ("python", "globus-compute-endpoint"):
+        (place / "venv/bin" / name).write_text(f"#!/bin/sh\ntouch {place / 'ran'}\n")
+        (place / "venv/bin" / name).chmod(0o755)
+    return place / "venv"
+
+
+@pytest.mark.parametrize("option", ["identity_mapping", "ca", "shared_folder", "venv"])
+def test_configure_refuses_what_others_than_root_can_change(layout: Layout, place: Path, option: str) -> None:
+    venv = tracing_venv(place)
+    offending = of_alice(venv / "bin/python") if option == "venv" else of_alice(place / "alice")
+    if option == "shared_folder":
+        offending.unlink()
+        offending.mkdir()
+        os.chown(offending, 65534, 65534)
+    given = {"venv": venv} | ({} if option == "venv" else {option: offending})
+    with pytest.raises(ConfigError) as caught:
+        Endpoints(layout).configure("gateway", multi_user(place, **given), lambda *_: None)
+    assert caught.value.message.startswith(str(offending))
+    assert f"--{option.replace('_', '-')}" in caught.value.message
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("start", "identity_mapping"), ("restart", "identity_mapping"), ("start", "ca"), ("restart", "ca"),
+        ("start", "venv"), ("restart", "venv"), ("ask_status", "venv"), ("delete", "venv"),
+    ],
+)  # fmt: skip
+def test_what_others_can_change_since_is_refused_before_it_runs(
+    layout: Layout, place: Path, command: str, option: str
+) -> None:
+    venv, mapping, ca = tracing_venv(place), place / "map.json", place / "ca.pem"
+    ca.touch()
+    configured(layout, venv=venv, options=multi_user(place, ca=ca))
+    offending = of_alice({"identity_mapping": mapping, "ca": ca, "venv": venv / "bin/python"}[option])
+    with pytest.raises(ConfigError, match=rf"^{offending}\b.* is nobody's.*--{option.replace('_', '-')}"):
+        getattr(Endpoints(layout), command)("gateway", *([lambda *_: None] if "start" in command else []))
+    assert not (place / "ran").exists()
+
+
+def test_the_gateways_own_authority_is_taken_where_its_door_has_a_certificate_of_it(layout: Layout) -> None:
+    endpoints = Endpoints(layout)
+    layout.tls.mkdir()
+    layout.ca.touch()
+    for url, expected in (
+        ("https://127.0.0.1:8180", str(layout.ca)),
+        ("http://127.0.0.1:8180", None),
+        ("https://gateway.example.org:8180", None),
+    ):
+        assert endpoints._settings("gateway", Options(url=url)).ca == expected
+    assert (
+        endpoints._settings("gateway", Options(url="https://127.0.0.1:8180", ca=Path("/other.pem"))).ca == "/other.pem"
+    )
+    layout.ca.unlink()
+    assert endpoints._settings("gateway", Options(url="https://127.0.0.1:8180")).ca is None
+    (layout.state / "service.json").write_text(json.dumps({"url": "https://127.0.0.1:8180"}))
+    layout.admin_key.write_text("k")
+    layout.ca.touch()
+    assert endpoints._settings("gateway", Options()).ca == str(layout.ca)
+
+
+def test_answers_lie_in_the_state_folder_or_below_each_mapped_users_own(layout: Layout, tmp_path: Path) -> None:
+    endpoints = Endpoints(layout)
+    own = endpoints._settings("gateway", Options(url="http://a:1")).answers
+    assert Path(own).is_relative_to(layout.state)
+    mapped = Options(url="http://a:1", multi_user=True, identity_mapping=Path("/m"), contact="a@b.c")
+    assert not Path(endpoints._settings("gateway", mapped).answers).is_absolute()
+
+
+def test_stop_removes_what_was_kept_and_restart_leaves_it(layout: Layout) -> None:
+    answers = str(layout.state / "endpoints/answers/gateway")
+    folder = Path(f"{answers}-{os.getuid()}")
+    kept = folder / f"{1:064x}.jsonl"
+    folder.mkdir(parents=True)
+    kept.touch()
+    configured(layout, answers=answers)
+    endpoints = Endpoints(layout)
+    assert not endpoints.stop("gateway", keep_answers=True)
+    assert kept.exists()
+    assert not endpoints.stop("gateway")
+    assert not kept.exists()
