@@ -156,7 +156,10 @@ def make(path: Path) -> None:
 
 
 def copy(file: Path, target: Path) -> Path:
-    """Put ``file`` where every mapped user reads it. Raises ``ConfigError`` if it cannot be read."""
+    """Put an authority where every mapped user reads it. Raises ``ConfigError``: others than root can change it, or it
+    cannot be read.
+    """
+    check_only_root_changes(file, "--ca")
     try:
         content = file.read_bytes()
     except OSError as error:

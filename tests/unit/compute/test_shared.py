@@ -257,6 +257,9 @@ def test_an_authority_is_copied_where_every_mapped_user_reads_it(place: Path, um
     (place / "private/ca.pem").write_text("a certificate")
     made = shared.copy(place / "private/ca.pem", place / "gw.ca.pem")
     assert (made.read_text(), made.stat().st_mode & 0o777) == ("a certificate", 0o644)
+    of_alice(place / "private/ca.pem")
+    with pytest.raises(ConfigError, match=r"is nobody's.*--ca"):
+        shared.copy(place / "private/ca.pem", place / "gw.ca.pem")
     with pytest.raises(ConfigError, match="cannot be read"):
         shared.copy(place / "none", place / "gw.ca.pem")
 
