@@ -14,7 +14,7 @@ from pathlib import Path
 
 from examples.run_demo import ROOT, Demo, run_to_its_end, vllm_is_missing
 from gateway_plugin.keys import KeyStore
-from gateway_plugin.locate import find_gateway
+from gateway_plugin.locate import known_url
 from tests.support.globus.chain import chain, missing
 
 STATE = Path(os.environ.get("DEMO_STATE") or ROOT / "build" / "demo-globus").absolute()
@@ -35,7 +35,7 @@ class GlobusDemo(Demo):
         if any(key.name == "globus" for key in store.list()):  # of a run that was cut off
             store.revoke("globus")
         key = store.create("globus", "endpoint")
-        with chain(f"http://127.0.0.1:{self.port()}", key) as made:
+        with chain(known_url(self.layout), key, ca=self.layout.ca) as made:
             made.start()
             self.screen.line("    endpoint online; from here on only Globus Compute leads to the models")
             environment = {
@@ -47,10 +47,6 @@ class GlobusDemo(Demo):
                 "GATEWAY_FUNCTION": made.function_id,
             }
             return self.watched([str(python), str(ROOT / "examples" / "globus_client.py")], environment)
-
-    def port(self) -> int:
-        """The front door's."""
-        return int(find_gateway(state=self.state)[0].rpartition(":")[2])
 
     def client_venv(self) -> Path:
         """Python of an environment with this package and the SDK: no Ray, no vLLM, no openai. Kept between runs."""

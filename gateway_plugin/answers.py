@@ -6,6 +6,7 @@ people write are another matter: there an unknown key is refused.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,7 +125,7 @@ def parse_error(status: int, body: object, headers: Mapping[str, str]) -> Gatewa
     said = said if isinstance(said, Mapping) else {}
     message = said.get("message")
     code = said.get("code")
-    cls = _BY_CODE.get(str(code)) or _BY_STATUS.get(status, GatewayError)
+    cls = _BY_CODE.get(code if isinstance(code, str) else "") or _BY_STATUS.get(status, GatewayError)
     error = cls.__new__(cls)  # each class has its own arguments; the message was made with them already
     GatewayError.__init__(
         error,
@@ -145,9 +146,10 @@ def parse_error(status: int, body: object, headers: Mapping[str, str]) -> Gatewa
 
 def _seconds(value: object) -> float | None:
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        seconds = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         return None  # no such header, or a date: then nothing is known
+    return seconds if math.isfinite(seconds) else None
 
 
 def _family(cls: type[GatewayError]) -> Iterator[type[GatewayError]]:

@@ -23,6 +23,7 @@ from gateway_plugin.edge.admission import admit_only
 from gateway_plugin.edge.commands import ask, map_text
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
 from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.ownership import demand_own
 from gateway_plugin.service.living import edges_of
 from gateway_plugin.service.record import record_here
 
@@ -58,6 +59,8 @@ class KeyStore:
     """The keys of one gateway."""
 
     def __init__(self, layout: Layout) -> None:
+        """Raises ``ServiceError`` if the state folder could be another user's."""
+        demand_own(layout.state)
         self._layout = layout
 
     def create(self, name: str, role: Role) -> str:

@@ -25,6 +25,11 @@ from gateway_plugin.ownership import problem_with
 PLAIN_HTTP = "GATEWAY_PLAIN_HTTP"
 """Environment variable: ``1`` lets a key go over plain HTTP."""
 
+_UNKNOWN = (
+    "No gateway is known: none was started from {state}. Start one with 'gateway up', "
+    "or set GATEWAY_URL and GATEWAY_API_KEY."
+)
+
 
 class Connection(NamedTuple):
     """How to reach one gateway."""
@@ -73,10 +78,7 @@ def find_gateway(
     local = str(record["url"]).rstrip("/") if record is not None else None
     url = base_url or environment.get("GATEWAY_URL") or local
     if not url:
-        raise GatewayUnreachable(
-            f"No gateway is known: none was started from {layout.state}. Start one with 'gateway up', "
-            "or set GATEWAY_URL and GATEWAY_API_KEY."
-        )
+        raise GatewayUnreachable(_UNKNOWN.format(state=layout.state))
     url = url.rstrip("/").removesuffix("/v1")
     scheme = urlsplit(url).scheme
     if scheme not in ("http", "https") or not urlsplit(url).hostname:
@@ -91,13 +93,29 @@ def find_gateway(
     found = Connection(url, key, Path(authority).expanduser().absolute() if authority is not None else None)
     if record is not None and not base_url and not environment.get("GATEWAY_URL"):
         return _own_gateway(layout, str(record.get("host") or socket.gethostname()), found)
-    if scheme == "http" and not (os.environ.get(PLAIN_HTTP) == "1" if plain_http is None else plain_http):
+    demand_proof(url, plain_http)
+    return found
+
+
+def demand_proof(url: str, plain_http: bool | None = None) -> None:
+    """Refuse an address whose server cannot prove itself, unless the user gives leave.
+
+    Raises ``ConfigError``. ``plain_http``: as for ``find_gateway``.
+    """
+    if urlsplit(url).scheme == "http" and not (os.environ.get(PLAIN_HTTP) == "1" if plain_http is None else plain_http):
         raise ConfigError(
             f"{url} is plain HTTP: whatever program listens there would be sent the key, and nothing shows that it is "
             f"the gateway. Use its https:// address with GATEWAY_CA (the file that 'gateway ca' prints); or, where "
             f"the site serves plain HTTP and the machine is your own, set {PLAIN_HTTP}=1 or plain_http=True."
         )
-    return found
+
+
+def known_url(layout: Layout) -> str:
+    """The address of the gateway of a state folder, whether it runs or not. Raises ``GatewayUnreachable``."""
+    record = _record(layout)
+    if record is None:
+        raise GatewayUnreachable(_UNKNOWN.format(state=layout.state))
+    return str(record["url"]).rstrip("/")
 
 
 def _own_gateway(layout: Layout, host: str, found: Connection) -> Connection:
@@ -127,6 +145,12 @@ def _owner_door(layout: Layout, url: str) -> Path:
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.getuid():
         raise GatewayUnreachable(f"{door} is not a socket of this user. No key was sent.")
     return door
+
+
+def authority_of(layout: Layout, url: str) -> Path | None:
+    """The gateway's own authority, if it signed the certificate of the state folder's gateway and ``url`` is that's."""
+    record = _record(layout)
+    return _authority(layout, record) if record is not None and str(record["url"]).rstrip("/") == url else None
 
 
 def _authority(layout: Layout, record: Mapping[str, Any] | None) -> Path | None:

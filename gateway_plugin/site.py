@@ -22,6 +22,9 @@ from gateway_plugin.errors import ConfigError
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
 _SITE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
+"""Every address of the machine -> the one to reach it by from the machine itself."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from gateway_plugin.cli.output import json_option, settings, show
+from gateway_plugin.cli.output import json_option, put, settings, show
 from gateway_plugin.errors import NotFound
 from gateway_plugin.layout import Layout
 
@@ -27,4 +27,4 @@ def ca(path: bool) -> None:
     except FileNotFoundError:
         raise NotFound(f"There is no {layout.ca} yet: 'gateway up' makes it.") from None
     words = str(layout.ca) if path else text.rstrip("\n")
-    show({"path": str(layout.ca), "pem": text}, lambda: click.echo(words))
+    show({"path": str(layout.ca), "pem": text}, lambda: put(words))

@@ -99,7 +99,7 @@ def start(name: str, timeout: float) -> None:
 @click.option("--host-is-gone", is_flag=True, help="The machine it was started on will not be back: forget it there.")
 @json_option
 def stop(name: str, host_is_gone: bool) -> None:
-    """End it. Tasks that wait for it run when it is back."""
+    """End it, and remove the answers that it kept. Tasks that wait for it run when it is back."""
     stopped = _endpoints().stop(name, host_is_gone=host_is_gone)
     show({"name": name, "stopped": stopped}, lambda: put("stopped" if stopped else "it did not run"))
 
@@ -177,7 +177,7 @@ def _print_status(found: EndpointStatus) -> None:
     beat = "-" if found.heartbeat_age_s is None else f"{found.heartbeat_age_s:.0f} s ago"
     put(f"  process         {found.pid or '-'}{f' on {found.host}' if found.host else ''}")
     put(f"  last heartbeat  {beat}")
-    put(f"  tasks done      {found.tasks_done}")
+    put(f"  tasks done      {'-' if found.tasks_done is None else found.tasks_done}")
     for function in found.functions:
         put(f"  allowed         {function.id}  (infer {function.version}, SHA-256 {function.sha256[:16]})")
     if found.state == "stopped":

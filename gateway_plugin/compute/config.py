@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gateway_plugin.compute.function import CALLER_VARIABLE, SITE_VARIABLE
+from gateway_plugin.compute.function import CALLER_VARIABLE, KEPT_S, SITE_VARIABLE, SWEEP_S
 from gateway_plugin.errors import ConfigError
 
 ENDPOINT_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 IDENTITY = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 DEFAULT_KEY_FILE = "~/.config/gateway-plugin/endpoint.key"
+IDLE_S = round(KEPT_S + 5 * SWEEP_S)
+"""After which a user's workers end: once what they kept is removed."""
 _SERIALIZERS = ("globus_compute_sdk.serialize.JSONData", "globus_compute_sdk.serialize.PureSourceTextInspect")
 
 
@@ -32,7 +34,7 @@ class EndpointSettings:
     url: str
     """The gateway's, without ``/v1``."""
     answers: str
-    """Prefix of the folders for answers, on the endpoint's own disk; each local user gets one."""
+    """Where answers are kept, before ``-UID``: below the local user's own state home, or a whole path."""
     key_file: str = DEFAULT_KEY_FILE
     """``~`` is the home of the local user that the function runs as."""
     input_folder: str | None = None
@@ -55,6 +57,11 @@ class EndpointSettings:
             raise ConfigError("A multi-user endpoint needs --contact, an e-mail address for its users.")
         if self.owner is not None and not IDENTITY.fullmatch(self.owner):
             raise ConfigError(f"{self.owner!r} is not a Globus identity.")
+
+
+def with_owner(settings: EndpointSettings, owner: object) -> EndpointSettings:
+    """As configured by the Globus identity ``owner``."""
+    return settings if settings.identity_mapping is not None else replace(settings, owner=str(owner))
 
 
 def site_document(settings: EndpointSettings) -> dict[str, Any]:
@@ -90,7 +97,7 @@ def template(settings: EndpointSettings) -> str:
     owner = settings.owner or ""
     document = {
         "heartbeat_period": settings.heartbeat_s,
-        "idle_heartbeats_soft": round(3600 / settings.heartbeat_s),
+        "idle_heartbeats_soft": round(IDLE_S / settings.heartbeat_s),
         "engine": {
             "type": "GlobusComputeEngine",
             "address": "127.0.0.1",
@@ -101,7 +108,7 @@ def template(settings: EndpointSettings) -> str:
             "max_retries_on_system_failure": 1,
             "heartbeat_period": 2,
             "heartbeat_threshold": 20,
-            "job_status_kwargs": {"max_idletime": 3600, "strategy_period": 1},
+            "job_status_kwargs": {"max_idletime": IDLE_S, "strategy_period": 1},
             "provider": {
                 "type": "LocalProvider",
                 "init_blocks": 1,

@@ -168,7 +168,8 @@ class Dispatcher:
             left_out = []  # it is too large by itself
         for number, (call, found) in enumerate(zip(pack.calls, answers, strict=True)):
             if number not in left_out:
-                endings.settle(call.future, found if isinstance(found, GatewayError) else endings.read(call, found))
+                ended = found if isinstance(found, GatewayError) else endings.read(call.read, found)
+                endings.settle(call.future, ended)
         # as many as did fit will fit: so packs get smaller each time
         for first, count in runs(left_out, max(1, len(answers) - len(left_out))):
             place = replace(pack.place, start=pack.place.start + first, count=count)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
-from gateway_plugin.compute.lanes import Call, LaneKey, Pack
+from gateway_plugin.compute.lanes import LaneKey, Pack
 from gateway_plugin.errors import EndpointUnavailable, GatewayError, TaskFailed, WaitDeadline
 
 
@@ -38,12 +39,13 @@ def settle(future: Future[Any], found: object) -> None:
         return  # it ended with its deadline, or was cancelled: that is what its owner was told
 
 
-def read(call: Call, body: dict[str, Any]) -> object:
+def read(wanted: Callable[[dict[str, Any]], Any], body: dict[str, Any]) -> object:
     """What its owner wants of the answer, or ``TaskFailed``."""
     try:
-        return call.read(body)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        return TaskFailed(f"The answer has another form than expected ({type(error).__name__}: {error}).")
+        return wanted(body)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        words = str(error)[:200]
+        return TaskFailed(f"The answer has another form than expected ({type(error).__name__}: {words}).")
 
 
 def close(pack: Pack) -> None:

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.compute import agent, config, environment, manifest, shared
+from gateway_plugin.compute import agent, config, environment, kept, manifest, shared
 from gateway_plugin.compute.config import EndpointSettings
 from gateway_plugin.compute.record import EndpointRecord, Options, Records
 from gateway_plugin.compute.service import Pause, Registrar
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout, private_folder, write_private
-from gateway_plugin.locate import find_gateway
+from gateway_plugin.locate import authority_of, demand_proof, known_url, on_loopback
 from gateway_plugin.service import processes
 from gateway_plugin.service.processes import Mark
 
@@ -49,7 +49,8 @@ class EndpointStatus:
     """Those it may run, the one of this version last."""
     heartbeat_age_s: float | None
     """Since the process last gave a sign of life."""
-    tasks_done: int
+    tasks_done: int | None
+    """``None``: not known, of mapped users."""
     note: str | None = None
 
     def document(self) -> dict[str, Any]:
@@ -85,7 +86,8 @@ class Endpoints:
         if before is not None and not afresh:
             options = options.over(before.options)
         settings = self._settings(name, options)
-        _check_user(options)
+        shared.check_user(options)
+        shared.check_files(options)
         private_folder(self._layout.state)
         private_folder(self._root)
         place = options.shared_folder or self._root
@@ -96,12 +98,14 @@ class Endpoints:
         folder = private_folder(self._globus / name)
         with self._registrar(used) as registrar:
             report("identity", "asking Globus")
-            settings = _with_owner(settings, registrar.ask("identity"))
+            settings = config.with_owner(settings, registrar.ask("identity"))
             report("function", "registering")
             function = self._register_function(registrar)
             report("function", function.id)
             older = before.functions if before is not None and not newest_only else ()
             allowed = (*(known for known in older if known != function.id), function.id)
+            if options.shared_folder is not None and settings.ca is not None:
+                settings = replace(settings, ca=str(shared.copy(Path(settings.ca), place / f"{name}.ca.pem")))
             site_file = place / f"{name}.site.json"
             write_private(site_file, json.dumps(config.site_document(settings), indent=1) + "\n")
             if options.shared_folder is not None:
@@ -124,7 +128,9 @@ class Endpoints:
     def _settings(self, name: str, options: Options) -> EndpointSettings:
         if bool(options.multi_user) != (options.identity_mapping is not None):
             raise ConfigError("--multi-user and --identity-mapping FILE go together.")
-        url = options.url or find_gateway(state=self._layout.state)[0]
+        url = options.url or known_url(self._layout)
+        demand_proof(url)
+        ca = options.ca or authority_of(self._layout, url) or (self._layout.ca if _is_own(url, self._layout) else None)
         given = options.model_dump(
             include={"key_file", "input_folder", "workers", "heartbeat_s", "identity_mapping", "contact"},
             exclude_none=True,
@@ -133,9 +139,9 @@ class Endpoints:
         return EndpointSettings(
             name=name,
             url=url.rstrip("/").removesuffix("/v1"),
-            # on this node's own disk, told apart from another gateway's
-            answers=str(self._layout.run.parent / f"gwe-{os.getuid()}-{digest}"),
-            ca=str(options.ca) if options.ca else None,
+            # a mapped user's below that user's own state home, told apart from another gateway's
+            answers=f"gateway-plugin/{name}-{digest}" if options.multi_user else str(self._root / "answers" / name),
+            ca=str(ca) if ca else None,
             **given,
         )
 
@@ -185,13 +191,14 @@ class Endpoints:
         return self._start(name, report, within_s, stop_first=True)
 
     def _start(self, name: str, report: Report, within_s: float, stop_first: bool) -> EndpointStatus:
-        folder, venv = self._globus / name, self._known_here(name).venv
-        with self._registrar(venv) as registrar:
+        folder, record = self._globus / name, self._known_here(name)
+        shared.check_files(record.options)
+        with self._registrar(record.venv) as registrar:
             report("identity", "asking Globus")
             registrar.ask("login")  # here and now: the endpoint's own process has no terminal
             if stop_first:
                 report("endpoint", "stopping")
-                self.stop(name)
+                self.stop(name, keep_answers=True)
             running = self._running(name)
             report("endpoint", "waiting until it is online")
             deadline = time.monotonic() + within_s
@@ -220,30 +227,35 @@ class Endpoints:
             self._records.write(name, record.model_copy(update={"process": made, "host": self._here}))
             return made
 
-    def stop(self, name: str, *, host_is_gone: bool = False) -> bool:
+    def stop(self, name: str, *, host_is_gone: bool = False, keep_answers: bool = False) -> bool:
         """End it with all that belongs to it; tasks that wait run when it is back. ``False``: it did not run.
 
-        ``host_is_gone``: the machine it was started on will never be back, forget what ran there.
+        ``host_is_gone``: the machine it was started on will never be back, forget what ran there. ``keep_answers``:
+        those of the last hour, for packs that are repeated when it is back.
 
-        Raises ``NotFound``, and ``ServiceError`` if it runs on another machine or does not end.
+        Raises ``NotFound``, and ``ServiceError`` if it runs on another machine or does not end, or answers are left.
         """
+        users: tuple[kept.User, ...] = ()
         with self._records.locked():
             record = self._records.known(name)
             gone = host_is_gone and record.elsewhere(self._here) is not None
             if not gone:
                 self._known_here(name)
-            if record.process is None or not (gone or processes.alive(record.process)):
-                return False
-            if not gone:
+            ran = record.process is not None and (gone or processes.alive(record.process))
+            if ran and record.process is not None and not gone:
                 family = (record.process, *processes.descendants(record.process.pid))
+                users = kept.users_of(known.pid for known in family)
                 left = processes.end((record.process,), grace_s=_STOP_S) + processes.end(family, grace_s=5.0)
                 if left:
                     raise ServiceError(
                         f"Processes {[known.pid for known in left]} of the endpoint '{name}' do not end."
                     )
-            self._pid_file(name).unlink(missing_ok=True)
-            self._records.write(name, record.model_copy(update={"process": None, "host": None}))
-            return True
+            if ran:
+                self._pid_file(name).unlink(missing_ok=True)
+                self._records.write(name, record.model_copy(update={"process": None, "host": None}))
+            if not keep_answers:
+                kept.forget(record.answers, record.venv, users)
+            return ran
 
     # --- look ---
     def ask_status(self, name: str) -> EndpointStatus:
@@ -275,7 +287,7 @@ class Endpoints:
                 registered.get(known, manifest.Function("unknown", "", known)) for known in record.functions
             ),
             heartbeat_age_s=_age_s(self._pid_file(name)) if lives or elsewhere else None,
-            tasks_done=_tasks_done(Path(record.answers)),
+            tasks_done=kept.tasks_done(record.answers),
             note=note,
         )
 
@@ -291,6 +303,7 @@ class Endpoints:
             self.stop(name)
             registrar.ask("delete", endpoint=record.id)
         shutil.rmtree(self._globus / name, ignore_errors=True)
+        kept.remove(record.answers)
         self._records.remove(name)
 
     def _known_here(self, name: str) -> EndpointRecord:
@@ -308,23 +321,14 @@ class Endpoints:
         return self._globus / name / "daemon.pid"
 
     def _registrar(self, venv: Path) -> Registrar:
+        if os.getuid() == 0:  # about to be run by root
+            shared.check_environment(venv)
         return Registrar(venv, self._globus, self._pause)
 
 
-def _check_user(options: Options) -> None:
-    multi = bool(options.multi_user)
-    if multi and os.getuid() != 0:
-        raise ConfigError(
-            "A multi-user endpoint becomes each mapped user, which needs root; or leave --multi-user out."
-        )
-    if multi and options.shared_folder is None:
-        raise ConfigError("A multi-user endpoint needs --shared-folder, a folder that every mapped user can read.")
-    if not multi and os.getuid() == 0:
-        raise ConfigError("As root an endpoint must be --multi-user; configure a single-user one as an ordinary user.")
-
-
-def _with_owner(settings: EndpointSettings, owner: object) -> EndpointSettings:
-    return settings if settings.identity_mapping is not None else replace(settings, owner=str(owner))
+def _is_own(url: str, layout: Layout) -> bool:
+    """Whether the front door at ``url`` has a certificate of this gateway's authority; others sign none of loopback."""
+    return url.startswith("https:") and on_loopback(url) and layout.ca.exists()
 
 
 def _age_s(path: Path) -> float | None:
@@ -332,14 +336,3 @@ def _age_s(path: Path) -> float | None:
         return max(0.0, time.time() - path.stat().st_mtime)
     except OSError:
         return None
-
-
-def _tasks_done(answers: Path) -> int:
-    """Each task leaves one byte in its user's tally (``gateway_plugin.compute.function.count_task``)."""
-    total = 0
-    for tally in answers.parent.glob(f"{answers.name}-*/tally"):
-        try:
-            total += tally.stat().st_size
-        except OSError:
-            continue
-    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway_plugin.compute.shared import READABLE_UMASK
-from gateway_plugin.errors import ServiceError
+from gateway_plugin.compute.shared import READABLE_UMASK, check_only_root_changes, interpreter
+from gateway_plugin.errors import ConfigError, ServiceError
 
 _LIST = Path(__file__).with_name("endpoint.txt")
+_WHAT = ("--no-deps", "--require-hashes", "-r", str(_LIST))
 _PATIENCE_S = 900.0
 
 
@@ -28,37 +30,48 @@ def is_complete(venv: Path) -> bool:
 
 
 def make(venv: Path, report: Callable[[str], None], python: str | None = None) -> None:
-    """Make ``venv`` unless it is complete. ``python``: the interpreter; this one's base if none is named.
+    """Make ``venv`` unless it is complete. ``python``: the interpreter; this one's base if none is named, for root the
+    system's where others could change that.
 
     Raises:
+        ConfigError: root has no interpreter that only root can change.
         ServiceError: it could not be made; the message has the installer's last lines.
     """
     if is_complete(venv):
         return
     base = python or str(getattr(sys, "_base_executable", sys.executable))
+    if python is None and os.getuid() == 0:
+        base = str(interpreter(Path(base)))
     report("virtual environment")
-    _run([base, "-m", "venv", "--clear", *(["--without-pip"] if _uv() else []), str(venv)])
+    # -I: what lies in the working folder has no part in it
+    _run([base, "-I", "-m", "venv", "--clear", *(["--without-pip"] if _uv() else []), str(venv)])
     report(f"{sum(1 for line in _LIST.read_text().splitlines() if '==' in line)} packages")
     inside = str(venv / "bin" / "python")
     uv = _uv()
     # Compiled here: the users that it runs as may not be able to write there, and would compile it at every start.
     if uv is None or not _installed([uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", inside]):
         if uv is not None:  # it does not read pip's configuration: where only pip finds the way out, pip does it
-            _run([base, "-m", "venv", "--clear", str(venv)])
-        _run([inside, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps", "-r", str(_LIST)])
+            _run([base, "-I", "-m", "venv", "--clear", str(venv)])
+        _run([inside, "-I", "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *_WHAT])
     _stamp(venv).touch()
 
 
 def _installed(install: list[str]) -> bool:
-    argv = [*install, "--no-deps", "-r", str(_LIST)]
     ended = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S, umask=READABLE_UMASK
+        [*install, *_WHAT], stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S, umask=READABLE_UMASK
     )
     return ended.returncode == 0
 
 
 def _uv() -> str | None:
-    return shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    """The program, if there is one; root runs none that others could change."""
+    found = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    try:
+        if found is not None and os.getuid() == 0:
+            check_only_root_changes(Path(found))
+    except ConfigError:
+        return None  # pip does it, slower
+    return found
 
 
 def _stamp(venv: Path) -> Path:

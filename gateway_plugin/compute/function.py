@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-FUNCTION_VERSION = "1.0.0"
+FUNCTION_VERSION = "1.1.0"
 PROTOCOL = 1
 
 SITE_VARIABLE = "GATEWAY_ENDPOINT_SITE"
@@ -47,14 +47,25 @@ LINE_BYTES = 1_000_000
 """Of one line of an input file."""
 INPUT_BYTES = 64_000_000
 """Of the lines of one pack."""
+FILE_BYTES = 2_000_000_000
+"""Of an input file: all of it is read for its checksum."""
+HELD_BYTES = 2 * RESULT_BYTES
+"""Of a pack's answers, while it is worked on."""
 KEPT_S = 3600.0
 KEPT_BYTES = 256_000_000
+"""Of all kept answers of one local user."""
+KEPT_PACK_BYTES = 2 * RESULT_BYTES
+"""Of those of one pack: more than one result holds."""
+KEPT_ENTRY_BYTES = 4096
+"""What a file takes besides its contents."""
+SWEEP_S = 60.0
 UNREACHABLE_S = 5.0
 """A gateway that takes no connection for so long is down: it restarts faster."""
 HANG_UPS = 4
 """In a row, of a gateway that takes connections: it restarts with fewer."""
 CONCURRENCY = 64
 TALLY = "tally"
+ROOM = "room"
 
 # Not now, but perhaps before the deadline.
 _AGAIN = {
@@ -82,13 +93,13 @@ def infer(request: Any) -> Answer:
         deadline = began + request["deadline_s"]
         site = read_site()
         caller = os.environ.get(CALLER_VARIABLE, "")
-        items = request["items"] if "items" in request else read_input(site, request["input"])
+        items = request["items"] if "items" in request else read_input(site, request["input"], deadline)
         gateway = Gateway(site, read_key(site), caller, request["wait"], deadline)
         with opened_answers(site, caller, request, deadline) as store:
             todo = [index for index in range(len(items)) if not is_final(store.found.get(index))]
             done = dict(store.found)
             done.update(run_items(gateway, items, todo, store.append))
-            count_task(site)
+            store.count_task()
         answers = [done[index] for index in range(len(items))]
         fit(answers, RESULT_BYTES)
         # the key too: by it a client that has nothing but its task group puts the answers in order
@@ -207,16 +218,18 @@ def read_key(site: dict[str, Any]) -> str:
     return key
 
 
-def read_input(site: dict[str, Any], given: dict[str, Any]) -> list[Answer]:
+def read_input(site: dict[str, Any], given: dict[str, Any], deadline: float = float("inf")) -> list[Answer]:
     """The requests in ``count`` lines from line ``start`` of a file below the site's input folder.
 
-    Raises ``Refusal``: no such folder or file, a link or '..' on the way, another checksum, a line that is no request.
+    Raises ``Refusal``: no such folder or file, a link or '..' on the way, another checksum, a line that is no request,
+    a file that is too large or takes until the deadline.
     """
     if not site.get("input_folder"):
         raise Refusal("no_input_folder", "This endpoint reads no files; send the requests themselves.")
     parts = given["path"].split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise Refusal("input_not_allowed", "'input.path' is relative, and has no '.', '..' or empty part.")
+    folder = -1
     try:
         folder = os.open(os.path.expanduser(site["input_folder"]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         for part in parts[:-1]:
@@ -224,13 +237,23 @@ def read_input(site: dict[str, Any], given: dict[str, Any]) -> list[Answer]:
             os.close(folder)
             folder = inner
         file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-        os.close(folder)
     except OSError as error:
         raise Refusal("input_not_allowed", f"'input.path' cannot be opened: {error.strerror}.") from None
-    with open(file, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
+    finally:
+        if folder >= 0:
+            os.close(folder)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
             raise Refusal("input_not_allowed", "'input.path' is not a plain file.")
-        lines = wanted_lines(stream, given)
+        if found.st_size > FILE_BYTES:
+            raise Refusal("input_too_large", f"The input file is over {FILE_BYTES} bytes; cut it into several.")
+        if given["start"] + given["count"] > found.st_size:  # a line has a byte at least
+            raise Refusal("invalid_request", "The input file has too few lines for this range.")
+        with open(file, "rb", closefd=False) as stream:
+            lines = wanted_lines(stream, given, deadline)
+    finally:
+        os.close(file)
     items = []
     for number, line in enumerate(lines, given["start"]):
         try:
@@ -242,13 +265,18 @@ def read_input(site: dict[str, Any], given: dict[str, Any]) -> list[Answer]:
     return items
 
 
-def wanted_lines(stream: Any, given: dict[str, Any]) -> list[bytes]:
+def wanted_lines(stream: Any, given: dict[str, Any], deadline: float) -> list[bytes]:
     """The lines asked for, of a file that is read once and has the promised checksum as it was read."""
     digest, lines, size = hashlib.sha256(), [], 0
-    number = 0
+    number = read = 0
     while line := stream.readline(LINE_BYTES + 1):
         if len(line) > LINE_BYTES:
             raise Refusal("input_too_large", f"line {number} of the input is over {LINE_BYTES} bytes.")
+        if time.monotonic() > deadline:
+            raise Refusal("deadline", "The input file was not read within the request's own deadline.", "server_error")
+        read += len(line)
+        if read > FILE_BYTES:
+            raise Refusal("input_too_large", f"The input file grows over {FILE_BYTES} bytes.")
         digest.update(line)
         if given["start"] <= number < given["start"] + given["count"]:
             lines.append(line)
@@ -402,9 +430,25 @@ class Caller:
 def run_items(
     gateway: Gateway, items: list[Answer], todo: list[int], keep: Callable[[int, Answer], None]
 ) -> dict[int, Answer]:
-    """Answers of the items ``todo``, many at a time, by the deadline; ``keep`` is told each as it comes."""
+    """Answers of the items ``todo``, many at a time, by the deadline; ``keep`` is told each as it comes.
+
+    What is held meanwhile is bounded: past ``HELD_BYTES`` answers that will not fit into the result are let go.
+    """
     waiting, done = collections.deque(todo), dict[int, Answer]()
     callers = [Caller(gateway) for _ in range(min(CONCURRENCY, len(todo)))]
+    counting, held = threading.Lock(), 0
+
+    def hold(index: int, answer: Answer) -> None:
+        nonlocal held
+        size = len(json.dumps(answer))
+        with counting:
+            done[index] = answer
+            held += size
+            if held > HELD_BYTES:
+                order = sorted(done)
+                answers = [done[number] for number in order]
+                held = fit(answers, RESULT_BYTES)
+                done.update(zip(order, answers, strict=True))
 
     def work(caller: Caller) -> None:
         while True:
@@ -414,8 +458,9 @@ def run_items(
                 caller.close()
                 return
             try:
-                done[index] = caller.ask(items[index])
-                keep(index, done[index])
+                answer = caller.ask(items[index])
+                hold(index, answer)
+                keep(index, answer)
             except Exception as error:  # noqa: BLE001 - of this item alone
                 done.setdefault(index, unforeseen(error))
 
@@ -428,7 +473,8 @@ def run_items(
     for caller in callers:
         caller.break_off()
     late = failed(504, "deadline", "There was no answer within the request's own deadline.")
-    return {index: done.get(index, late) for index in todo}
+    with counting:
+        return {index: done.get(index, late) for index in todo}
 
 
 def failed(status: int, code: str, message: str, **more: Any) -> Answer:
@@ -464,9 +510,10 @@ def is_final(answer: Answer | None) -> bool:
     return answer is not None and answer["status"] in (200, 400, 422)
 
 
-def fit(answers: list[Answer], limit_bytes: int) -> None:
+def fit(answers: list[Answer], limit_bytes: int) -> int:
     """Replace answers by an error until all fit into ``limit_bytes``: those far larger than the others first, then from
     the end, so that what has to be asked for again is of one piece; small ones, which would make little room, at last.
+    How many bytes they are then.
     """
     sizes = [len(json.dumps(answer)) + 2 for answer in answers]
     total, small = sum(sizes) + 500, len(json.dumps(too_large())) + 2
@@ -478,24 +525,43 @@ def fit(answers: list[Answer], limit_bytes: int) -> None:
 
     for index in sorted(range(len(answers)), key=order):
         if total <= limit_bytes:
-            return
+            break
         if sizes[index] > small:
             answers[index] = too_large()
             total += small - sizes[index]
+    return total
 
 
 # --- what was answered before ---
-class Store:
-    """The answers kept under one idempotency key: a JSON line each, written as they come."""
+@contextlib.contextmanager
+def counted(folder: int) -> Iterator[list[int]]:
+    """How much of ``KEPT_BYTES`` all workers of this user have taken: a number in a file, to change under its lock."""
+    file = os.open(ROOM, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        said = os.pread(file, 20, 0)
+        taken = [int(said) if said.isdigit() else 0]
+        yield taken
+        os.pwrite(file, b"%020d" % taken[0], 0)
+    finally:
+        os.close(file)
 
-    def __init__(self, descriptor: int, digest: str) -> None:
+
+class Store:
+    """The answers kept under one idempotency key: a JSON line each, written as they come. ``descriptor`` below 0:
+    nothing can be kept.
+    """
+
+    def __init__(self, descriptor: int, folder: int, digest: str) -> None:
         self._descriptor = descriptor
         self._lock = threading.Lock()
+        self._folder, self._size = folder, 0
         self.found: dict[int, Answer] = {}
+        if descriptor < 0:
+            return
         with os.fdopen(os.dup(descriptor), "rb") as stream:
             stream.seek(0)
             lines = stream.read().split(b"\n")
-        kept = 0
         for number, line in enumerate(lines[:-1]):
             try:
                 document = json.loads(line)
@@ -505,70 +571,104 @@ class Store:
                 raise Refusal("key_reused", "This key belongs to another request; take a new key for a new request.")
             if number > 0:
                 self.found[document["index"]] = document["answer"]
-            kept += len(line) + 1
-        os.ftruncate(descriptor, kept)  # a killed worker, or a full disk, left a part of a line
+            self._size += len(line) + 1
+        if os.fstat(descriptor).st_size != self._size:  # a killed worker, or a full disk, left a part of a line
+            os.ftruncate(descriptor, self._size)
         os.lseek(descriptor, 0, os.SEEK_END)
-        if kept == 0:
-            self._write({"digest": digest})
+        if self._size == 0:
+            self._write({"digest": digest}, KEPT_ENTRY_BYTES)
 
     def append(self, index: int, answer: Answer) -> None:
-        """Keep one answer that is final."""
-        if is_final(answer):
+        """Keep one answer that is final, if there is room."""
+        if is_final(answer) and self._size:  # not below a first line for which there was no room
             self._write({"index": index, "answer": answer})
+
+    def count_task(self) -> None:
+        """One byte more in this user's tally: its length is how many tasks were done, its time when the last was."""
+        if self._folder >= 0:
+            with contextlib.suppress(OSError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+                tally = os.open(TALLY, flags, 0o600, dir_fd=self._folder)
+                with os.fdopen(tally, "wb") as stream:
+                    stream.write(b".")
 
     def close(self) -> None:
         """Nothing is kept any more: a thread that is late must not write into a file that got this number."""
         with self._lock:
-            self._descriptor = -1
+            self._descriptor = self._folder = -1
 
-    def _write(self, document: Answer) -> None:
+    def _write(self, document: Answer, more: int = 0) -> None:
         data = json.dumps(document).encode() + b"\n"
         with self._lock, contextlib.suppress(OSError):  # a full disk costs the repetition, not the answer
-            os.write(self._descriptor, data)
+            if self._descriptor < 0 or self._size + len(data) > KEPT_PACK_BYTES:
+                return
+            with counted(self._folder) as taken:
+                if taken[0] + len(data) + more <= KEPT_BYTES:
+                    taken[0] += len(data) + more
+                    self._size += os.write(self._descriptor, data)
+
+
+def answers_folder(site: dict[str, Any]) -> str:
+    """This user's own folder for answers: below the user's own state home, unless the site names a whole path."""
+    home = os.environ.get("XDG_STATE_HOME", "")
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.local/state")
+    return os.path.join(home, f"{site['answers']}-{os.getuid()}")
+
+
+def opened_folder(path: str) -> int:
+    """The folder, 0700; made if there is none. Below 0: it cannot be had, or is another user's."""
+    try:
+        if not os.path.isdir(path):
+            before = os.umask(0o077)
+            try:
+                os.makedirs(path, exist_ok=True)
+            finally:
+                os.umask(before)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    found = os.fstat(folder)
+    if found.st_uid != os.getuid():
+        os.close(folder)
+        return -1
+    if found.st_mode & 0o077:
+        os.fchmod(folder, 0o700)
+    return folder
 
 
 @contextlib.contextmanager
 def opened_answers(site: dict[str, Any], caller: str, request: Answer, deadline: float) -> Iterator[Store]:
-    """What this user and caller were answered under this key within the hour, locked: a second one waits.
+    """What this user and caller were answered under this key within the hour, locked: a second one waits. Where the
+    folder cannot be had (no home, no room, another user's) there is nothing, and nothing is kept.
 
     Raises ``Refusal``: the key belongs to another request, or its first use goes on past the deadline.
     """
-    folder = f"{site['answers']}-{os.getuid()}"
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        found = os.lstat(folder)
-    except OSError as error:
-        raise misconfigured(f"The folder {folder} for answers cannot be made ({error.strerror}).") from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise misconfigured(f"The folder {folder} for answers must be the user's own, with mode 0700.")
-    prune(folder, time.time())
-    path = os.path.join(folder, hashlib.sha256(f"{caller}\0{request['key']}".encode()).hexdigest() + ".jsonl")
     asked = {name: value for name, value in request.items() if name not in ("deadline_s", "wait")}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    descriptor = locked(path, deadline)
+    name = hashlib.sha256(f"{caller}\0{request['key']}".encode()).hexdigest() + ".jsonl"
+    path = answers_folder(site)
+    folder, descriptor = opened_folder(path), -1
     try:
-        store = Store(descriptor, digest)
+        if folder >= 0:
+            with contextlib.suppress(OSError):
+                prune(folder, time.time())
+                descriptor = locked(folder, name, deadline)
+                sweep(path)
+        store = Store(descriptor, folder, digest)
         try:
             yield store
         finally:
             store.close()
     finally:
-        os.close(descriptor)
+        for opened in (descriptor, folder):
+            if opened >= 0:
+                os.close(opened)
 
 
-def count_task(site: dict[str, Any]) -> None:
-    """One byte more in this user's tally: its length is how many tasks were done, its time when the last one was."""
-    with contextlib.suppress(OSError), open(f"{site['answers']}-{os.getuid()}/{TALLY}", "ab") as stream:
-        stream.write(b".")
-
-
-def locked(path: str, deadline: float) -> int:
-    """The file, opened and locked; made if there is none. Raises ``Refusal`` past the deadline."""
+def locked(folder: int, name: str, deadline: float) -> int:
+    """The file, opened and locked; made if there is none. Raises ``Refusal`` past the deadline, and ``OSError``."""
     while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise misconfigured(f"Answers cannot be kept ({error.strerror}).") from None
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
             while True:
                 try:
@@ -587,23 +687,50 @@ def locked(path: str, deadline: float) -> int:
         os.close(descriptor)  # it was pruned while we waited for it
 
 
-def prune(folder: str, now: float) -> None:
-    """Remove answers older than an hour, and the oldest ones over the limit; those in use are left alone."""
-    files = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
-                if entry.name != TALLY:
-                    files.append((entry.stat(follow_symlinks=False), entry.path))
-    total = sum(found.st_size for found, _ in files)
-    for found, path in sorted(files, key=lambda file: file[0].st_mtime):
-        if now - found.st_mtime < KEPT_S and total <= KEPT_BYTES:
-            return
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(path)
-                total -= found.st_size
-            finally:
-                os.close(descriptor)
+def sweep(path: str) -> None:
+    """Have a thread of this worker prune the folder each minute as long as the worker lives; one is enough."""
+
+    def work() -> None:
+        while True:
+            time.sleep(SWEEP_S)
+            with contextlib.suppress(OSError):  # a full disk, or one that is away for a while
+                forget(path, time.time())
+
+    name = f"answers {path}"
+    if not any(thread.name == name for thread in threading.enumerate()):  # each task has this module anew
+        threading.Thread(target=work, name=name, daemon=True).start()
+
+
+def forget(path: str, now: float = float("inf")) -> None:
+    """Remove answers older than an hour from the folder; at the end of time all of them."""
+    folder = opened_folder(path) if os.path.isdir(path) else -1
+    if folder >= 0:
+        try:
+            prune(folder, now)
+        finally:
+            os.close(folder)
+
+
+def prune(folder: int, now: float) -> None:
+    """Remove answers older than an hour, and the oldest ones until there is room for one pack more; those in use are
+    left alone.
+    """
+    with counted(folder) as taken:
+        files = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if re.fullmatch(r"[0-9a-f]{64}\.jsonl", entry.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        files.append((entry.stat(follow_symlinks=False), entry.name))
+        taken[0] = sum(found.st_size + KEPT_ENTRY_BYTES for found, _ in files)
+        for found, name in sorted(files, key=lambda file: file[0].st_mtime):
+            if now - found.st_mtime < KEPT_S and taken[0] <= KEPT_BYTES - KEPT_PACK_BYTES:
+                break
+            with contextlib.suppress(OSError):
+                descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name, dir_fd=folder)
+                    taken[0] -= found.st_size + KEPT_ENTRY_BYTES
+                finally:
+                    os.close(descriptor)

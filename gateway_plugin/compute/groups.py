@@ -8,7 +8,7 @@ from concurrent.futures import wait as wait_for
 from typing import Any
 
 from gateway_plugin.compute import bodies
-from gateway_plugin.compute.endings import error_of
+from gateway_plugin.compute.endings import error_of, read
 from gateway_plugin.compute.progress import progress_bar
 from gateway_plugin.compute.transport import Transport
 from gateway_plugin.compute.wire import in_order
@@ -56,6 +56,6 @@ def resumed(transport: Transport, group: str, timeout_s: float, progress: bool |
         reasons = [transport.failure(error).error for task in done if (error := error_of(task))]
         raise reasons[0] if reasons else missing
     return [
-        missing if answer is None else answer if isinstance(answer, GatewayError) else bodies.reading(answer)
+        missing if answer is None else answer if isinstance(answer, GatewayError) else read(bodies.reading, answer)
         for answer in found
     ]

@@ -55,7 +55,7 @@ class EndpointRecord(BaseModel):
     functions: tuple[str, ...]
     """Ids of those it may run, the one of this version last."""
     answers: str
-    """Prefix of the folders for answers."""
+    """Where answers are kept (``EndpointSettings.answers``)."""
     options: Options = Options()
     process: Mark | None = None
     host: str | None = None

@@ -14,6 +14,7 @@ from gateway_plugin.compute.exit import close_at_exit
 from gateway_plugin.compute.lanes import Call, File, LaneKey
 from gateway_plugin.compute.packing import Limits, Pace, size
 from gateway_plugin.compute.transport import Transport
+from gateway_plugin.compute.wire import GROUP_PROMPTS
 from gateway_plugin.errors import EndpointUnavailable, InvalidRequest, PromptTooLarge
 
 LONGEST_TIMEOUT_S = 6 * 3600.0
@@ -67,6 +68,8 @@ class Sender:
 
         The group is theirs until it is released: another map of this client may not have it meanwhile.
         """
+        if len(items) > GROUP_PROMPTS:
+            raise InvalidRequest(f"A map takes at most {GROUP_PROMPTS:,} prompts, got {len(items):,}: make several.")
         calls = [_call(item, read, timeout_s) for item in items]
         with self._lock:
             self._check_open()

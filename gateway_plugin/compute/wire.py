@@ -15,7 +15,13 @@ from gateway_plugin.answers import parse_error
 from gateway_plugin.errors import GatewayError, TaskFailed, WaitDeadline
 
 VERSION = 1
-_KEY = re.compile(r"(?P<lane>[A-Za-z0-9]{1,16})-(?P<start>\d+)-(?P<count>\d+)-(?P<total>\d+)-[A-Za-z0-9]+")
+PACK_PROMPTS = 10_000
+"""Of one pack at most: what the function takes."""
+GROUP_PROMPTS = 1_000_000
+"""Of all packs of a task group at most. An endpoint writes keys into its answers as it likes; memory is ours."""
+_KEY = re.compile(
+    r"(?P<lane>[A-Za-z0-9]{1,16})-(?P<start>[0-9]{1,10})-(?P<count>[0-9]{1,5})-(?P<total>[0-9]{1,10})-[A-Za-z0-9]{1,16}"
+)
 
 Answer = dict[str, Any] | GatewayError
 """Of one prompt: a body in OpenAI's form, or why there is none."""
@@ -40,7 +46,7 @@ class Place:
 def parse_key(key: object) -> Place | None:
     """The place in a key; ``None`` if it is not one of ours."""
     found = _KEY.fullmatch(key) if isinstance(key, str) else None
-    if found is None:
+    if found is None or not 1 <= int(found["count"]) <= PACK_PROMPTS:
         return None
     return Place(found["lane"], int(found["start"]), int(found["count"]), int(found["total"]))
 
@@ -115,6 +121,8 @@ def in_order(answers: Iterable[object]) -> list[Answer | None]:
 
     ``None``: a prompt whose pack was never sent, was lost, or is not yet answered. Of packs with the same prompts (they
     were sent again) a good answer counts. Answers without a key of ours are left out.
+
+    Raises ``TaskFailed`` where they say that they are of more prompts than ``GROUP_PROMPTS``.
     """
     lanes: dict[str, dict[int, Answer]] = {}
     totals: dict[str, int] = {}
@@ -124,6 +132,11 @@ def in_order(answers: Iterable[object]) -> list[Answer | None]:
             continue
         found = lanes.setdefault(place.lane, {})
         totals[place.lane] = max(totals.get(place.lane, 0), place.total, place.start + place.count)
+        if sum(totals.values()) > GROUP_PROMPTS:
+            raise TaskFailed(
+                f"The endpoint's answers of this task group are said to be of over {GROUP_PROMPTS:,} prompts, which no "
+                "group has: send the prompts again, in smaller maps, or ask the endpoint's administrators."
+            )
         for number, item in enumerate(unpack(answer, place.count), place.start):
             if not isinstance(item, GatewayError) or number not in found:
                 found[number] = item

@@ -14,7 +14,7 @@ from gateway_plugin.edge.config import EdgeSettings, max_connections, render, sc
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout, private_folder, write_private
-from gateway_plugin.site import Site
+from gateway_plugin.site import WILDCARDS, Site
 from gateway_plugin.tls import make_authority
 
 
@@ -59,10 +59,6 @@ def front_hosts(site: Site) -> tuple[str, ...]:
         return local  # callers elsewhere come through a tunnel, which ends on their own loopback
     names = (socket.getfqdn(), socket.gethostname())
     return (*local, *names) if site.bind in WILDCARDS else (*local, site.bind, *names)
-
-
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
-"""Every address of the machine -> the one to reach it by from the machine itself."""
 
 
 def binary() -> Path:

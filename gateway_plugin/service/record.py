@@ -12,12 +12,11 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from gateway_plugin.edge.process import WILDCARDS
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service.plan import Part, Phase, Plan
 from gateway_plugin.service.processes import Mark, read_mark
-from gateway_plugin.site import Site, load_site
+from gateway_plugin.site import WILDCARDS, Site, load_site
 
 
 @dataclass(frozen=True)

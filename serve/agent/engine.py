@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,6 +86,8 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tup
     """
     with contextlib.suppress(FileNotFoundError):
         log.replace(log.with_name(f"{log.name}.1"))  # nobody takes a former process's last words for this one's
+    if shutil.which(argv[0], path=env.get("PATH", os.defpath)) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])  # bubblewrap's child alone would know
     told, tell = os.pipe()
     output = -1
     try:

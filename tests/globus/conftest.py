@@ -65,4 +65,4 @@ def globus_site(globus_chain: Chain) -> Iterator[Chain]:
             for name in globus_chain.service_environment:
                 patch.delenv(name)
             made = stack.enter_context(gateway(_models))
-        yield stack.enter_context(beside(globus_chain, "models", made.url, made.key))
+        yield stack.enter_context(beside(globus_chain, "models", made.url, made.key, ca=made.layout.ca))

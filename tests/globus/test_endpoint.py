@@ -266,12 +266,16 @@ def test_a_multi_user_endpoint_becomes_the_mapped_user_with_that_users_own_key(
         headers = dict(globus_gateway.seen()[-1]["headers"])
         assert headers["x-gateway-caller"] == "11111111-aaaa-4444-8888-000000000001"
         assert headers["authorization"] == f"Bearer {globus_gateway.key}"
-        (kept,) = (shared.folder / "run").glob("gwe-0-*")
-        assert kept.stat().st_uid == shared.account.uid != 0
-        assert json.loads(shared.cli("status", "--json").stdout)["tasks_done"] == 1
+        (kept,) = (shared.folder / "mapped/.local/state/gateway-plugin").glob("*/*.jsonl")
+        assert kept.stat().st_uid == kept.parent.stat().st_uid == shared.account.uid != 0
+        assert json.loads(shared.cli("status", "--json").stdout)["tasks_done"] is None
         assert processes_of(shared)
+        shared.cli("restart")
+        assert statuses(shared.call(pack("again"), within_s=120)) == [200]
+        assert kept.exists(), "for packs that are repeated"
         shared.stop()
         assert not processes_of(shared), "the mapped user's have ended too"
+        assert list(kept.parent.glob("*.jsonl")) == []
 
 
 def processes_of(chain: Chain) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,5 +43,4 @@ def owner_door(
         server.shutdown()
         thread.join()
         server.server_close()
-        layout.owner_door.unlink(missing_ok=True)
-        layout.run.rmdir()
+        shutil.rmtree(layout.run)

@@ -99,6 +99,7 @@ class Chain:
         elif self.operator.uid == 0:
             more["umask"] = 0o077  # as on a hardened machine: what it shares must be readable all the same
         environment = self.operator.environment(
+            GATEWAY_PLAIN_HTTP="1",  # where a fake engine stands for the gateway
             **self.service_environment,
             PYTHONPATH=str(self.folder / "src"),
             GATEWAY_STATE=str(self.state),
@@ -171,10 +172,11 @@ def _venv(folder: Path) -> Path:
 
 
 @contextmanager
-def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> Iterator[Chain]:
+def chain(url: str, key: str, *options: str, ca: Path | None = None, standin: tuple[str, ...] = ()) -> Iterator[Chain]:
     """All of it, the endpoint configured for the gateway at ``url`` and not started yet; ended, and nothing is left.
 
-    ``options``: more for ``gateway endpoint configure``; ``standin``: more for the stand-in.
+    ``ca``: who vouches for that gateway; ``options``: more for ``gateway endpoint configure``; ``standin``: more for
+    the stand-in.
     """
     folder = Path(tempfile.mkdtemp(prefix="gwg-", dir="/tmp"))
     folder.chmod(0o755)
@@ -199,7 +201,8 @@ def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> I
         _until_it_answers(made, child, folder / "standin.log")
         ended = made.cli(
             "configure", NAME, "--url", url, "--key-file", str(key_file), "--venv", str(made.venv),
-            "--input-folder", str(who.folder(who.home / "input")), "--heartbeat", "5", *options, "--json",
+            "--input-folder", str(who.folder(who.home / "input")), "--heartbeat", "5",
+            *_vouched(who, ca), *options, "--json",
         )  # fmt: skip
         made.configured = json.loads(ended.stdout)
         yield made
@@ -217,8 +220,20 @@ def chain(url: str, key: str, *options: str, standin: tuple[str, ...] = ()) -> I
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _vouched(who: Account, ca: Path | None) -> tuple[str, ...]:
+    """Options with a copy of the authority's certificate in the account's own home."""
+    if ca is None:
+        return ()
+    copy = who.folder(who.home / ".config") / "gateway-ca.pem"
+    write_private(copy, ca.read_bytes())
+    who.own(copy)
+    return ("--ca", str(copy))
+
+
 @contextmanager
-def beside(base: Chain, name: str, url: str, key: str, *, own_venv: bool = False) -> Iterator[Chain]:
+def beside(
+    base: Chain, name: str, url: str, key: str, *, ca: Path | None = None, own_venv: bool = False
+) -> Iterator[Chain]:
     """Another endpoint of ``base``'s account, for the gateway at ``url``; started. ``own_venv``: one is made for it."""
     made = replace(base, name=name, configured={})
     key_file = base.account.home / ".config" / f"{name}.key"
@@ -227,7 +242,7 @@ def beside(base: Chain, name: str, url: str, key: str, *, own_venv: bool = False
     try:
         ended = made.cli(
             "configure", name, "--url", url, "--key-file", str(key_file), "--heartbeat", "5", "--json",
-            *(() if own_venv else ("--venv", str(made.venv))),
+            *_vouched(base.account, ca), *(() if own_venv else ("--venv", str(made.venv))),
         )  # fmt: skip
         made.configured = json.loads(ended.stdout)
         made.start()

@@ -30,7 +30,7 @@ def test_errors_are_json_where_a_program_reads(tmp_path: Path) -> None:
 
 
 def test_multi_user_and_mapping_go_together(tmp_path: Path) -> None:
-    ended = run(tmp_path, "configure", "--url", "http://127.0.0.1:1", "--multi-user")
+    ended = run(tmp_path, "configure", "--url", "https://127.0.0.1:1", "--multi-user")
     assert ended.exit_code == 2
     assert "--identity-mapping" in ended.output
 
@@ -40,10 +40,10 @@ def test_who_may_configure_what(tmp_path: Path) -> None:
     mapping.write_text("[]")
     multi = ["--multi-user", "--identity-mapping", str(mapping), "--contact", "ops@example.org"]
     if os.getuid() == 0:
-        ended, words = run(tmp_path, "configure", "--url", "http://127.0.0.1:1"), "ordinary user"
-        assert "--shared-folder" in run(tmp_path, "configure", "--url", "http://127.0.0.1:1", *multi).output
+        ended, words = run(tmp_path, "configure", "--url", "https://127.0.0.1:1"), "ordinary user"
+        assert "--shared-folder" in run(tmp_path, "configure", "--url", "https://127.0.0.1:1", *multi).output
     else:
-        ended, words = run(tmp_path, "configure", "--url", "http://127.0.0.1:1", *multi), "root"
+        ended, words = run(tmp_path, "configure", "--url", "https://127.0.0.1:1", *multi), "root"
     assert ended.exit_code == 2
     assert words in ended.output
     assert not (tmp_path / "endpoints").exists(), "nothing was made"

@@ -11,6 +11,7 @@ import yaml
 
 from gateway_plugin.compute import config, manifest
 from gateway_plugin.compute.config import EndpointSettings
+from gateway_plugin.compute.function import KEPT_S, SWEEP_S
 from gateway_plugin.errors import ConfigError, ServiceError
 
 OWNER = "11111111-aaaa-4444-8888-000000000001"
@@ -47,6 +48,13 @@ def test_a_user_endpoint_takes_json_alone_and_tries_a_lost_pack_once_more() -> N
     assert [name.rsplit(".", 1)[1] for name in engine["allowed_serializers"]] == ["JSONData", "PureSourceTextInspect"]
     assert engine["max_retries_on_system_failure"] == 1
     assert engine["address"] == "127.0.0.1"
+
+
+def test_workers_live_until_what_they_kept_is_removed() -> None:
+    document = yaml.safe_load(config.template(settings(owner=OWNER, heartbeat_s=5.0)))
+    needed = KEPT_S + 2 * SWEEP_S
+    assert document["engine"]["job_status_kwargs"]["max_idletime"] > needed
+    assert document["idle_heartbeats_soft"] * 5.0 > needed
 
 
 def test_the_template_knows_no_variable_of_the_callers() -> None:

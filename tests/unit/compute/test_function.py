@@ -27,6 +27,7 @@ from cryptography.x509.oid import NameOID
 from gateway_plugin.compute import function
 from gateway_plugin.compute.manifest import source
 from gateway_plugin.edge import front
+from tests.support.gateways import wait_for
 
 Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any], dict[str, str]]]
 PERSON = "11111111-aaaa-4444-8888-000000000001"
@@ -358,6 +359,19 @@ def test_the_gateways_certificate_is_checked_and_trouble_with_it_is_said_at_once
         server.close()
 
 
+def test_a_certificate_of_another_name_gets_no_key(site: dict[str, Any], tmp_path: Path) -> None:
+    own = self_signed(tmp_path / "own.pem")
+    server = Gateway(own)
+    try:
+        write_site(tmp_path, site | {"url": server.url.replace("127.0.0.1", "localhost"), "ca": str(own)})
+        (item,) = function.infer(request(deadline_s=600))["items"]
+    finally:
+        server.close()
+    assert item["error"]["code"] == "endpoint_misconfigured"
+    assert "localhost" in item["error"]["message"]
+    assert server.asked == []
+
+
 def test_tls_where_there_is_none_is_the_sites_mistake(
     site: dict[str, Any], gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,15 +398,18 @@ def test_what_nobody_foresaw_is_an_answer_without_contents(site: dict[str, Any],
     assert "private" not in json.dumps(refused)
     newest.unlink()
     newest.symlink_to("elsewhere")
-    assert error_of(function.infer(asked)) == "endpoint_misconfigured"
+    assert function.infer(asked)["repeated"] is False, "answered, and kept nowhere"
+    assert not (newest.parent / "elsewhere").exists()
 
 
 def test_a_thread_that_is_late_writes_into_no_other_file(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path / "kept", os.O_RDWR | os.O_CREAT)
-    store = function.Store(descriptor, "digest")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    store = function.Store(descriptor, folder, "digest")
     store.close()
     store.append(0, {"status": 200, "body": {}})
     os.close(descriptor)
+    os.close(folder)
     assert (tmp_path / "kept").read_text() == '{"digest": "digest"}\n'
 
 
@@ -494,11 +511,117 @@ def test_what_one_caller_was_answered_is_not_anothers(
 def test_answers_are_forgotten_after_an_hour_and_when_there_are_too_many(tmp_path: Path) -> None:
     now = time.time()
     for number, age_s in enumerate((4000, 300, 200, 100)):
-        path = tmp_path / f"{number}.jsonl"
-        path.write_bytes(b"x" * 100_000_000)
+        path = kept_file(tmp_path, number)
+        with path.open("wb") as stream:
+            stream.truncate(100_000_000)
         os.utime(path, (now - age_s, now - age_s))
-    function.prune(str(tmp_path), now)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.jsonl", "3.jsonl"]
+    (tmp_path / "of-somebody-else.jsonl").touch()
+    os.utime(tmp_path / "of-somebody-else.jsonl", (0, 0))
+    function.forget(str(tmp_path), now)
+    assert sorted(tmp_path.glob("*.jsonl")) == [
+        kept_file(tmp_path, 2), kept_file(tmp_path, 3), tmp_path / "of-somebody-else.jsonl",
+    ]  # fmt: skip
+    function.forget(str(tmp_path))
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["of-somebody-else.jsonl"]
+
+
+def kept_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:064x}.jsonl"
+
+
+def test_what_is_kept_is_removed_in_time_without_another_request(
+    site: dict[str, Any], gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function, "SWEEP_S", 0.02)
+    for _ in range(3):
+        function.infer(request())
+    folder = Path(function.answers_folder(site))
+    first, second, third = folder.glob("*.jsonl")
+    os.utime(first, (time.time() - 3601,) * 2)
+    os.utime(second, (time.time() - 3500,) * 2)
+    wait_for(lambda: not first.exists(), 10, "a sweep")
+    assert sorted(folder.glob("*.jsonl")) == sorted([second, third])
+    assert [thread.name for thread in threading.enumerate()].count(f"answers {folder}") == 1
+
+
+def test_asking_again_does_not_keep_it_for_longer(site: dict[str, Any], gateway: Gateway) -> None:
+    asked = request()
+    function.infer(asked)
+    (kept,) = Path(function.answers_folder(site)).glob("*.jsonl")
+    os.utime(kept, (time.time() - 3000,) * 2)
+    before = kept.stat().st_mtime
+    assert function.infer(asked)["repeated"] is True
+    assert kept.stat().st_mtime == before
+
+
+def on_disk(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).iterdir())
+
+
+def test_one_pack_keeps_no_more_than_its_share(site: dict[str, Any]) -> None:
+    answer = {"status": 200, "body": {"text": "x" * 1_000_000}}
+    asked = request()
+    with function.opened_answers(site, PERSON, asked, time.monotonic() + 10) as store:
+        for index in range(100):
+            store.append(index, answer)
+    assert 10_000_000 < on_disk(function.answers_folder(site)) < function.KEPT_PACK_BYTES + 1000
+    with function.opened_answers(site, PERSON, asked, time.monotonic() + 10) as store:
+        assert sorted(store.found) == list(range(18)), "the first ones; the others are asked for again"
+
+
+def test_all_packs_of_a_user_at_once_keep_no_more_than_the_limit(
+    site: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function, "KEPT_BYTES", 200_000)
+    monkeypatch.setattr(function, "KEPT_PACK_BYTES", 50_000)
+    answer = {"status": 200, "body": {"text": "x" * 1000}}
+    together = threading.Barrier(8, timeout=10)
+
+    def pack() -> None:
+        with function.opened_answers(site, PERSON, request(), time.monotonic() + 10) as store:
+            together.wait()
+            for index in range(100):
+                store.append(index, answer)
+            together.wait()  # none is pruned while it is in use
+
+    threads = [threading.Thread(target=pack) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert 100_000 < on_disk(function.answers_folder(site)) <= 200_000
+    with function.opened_answers(site, PERSON, request(), time.monotonic() + 10) as store:
+        store.append(0, answer)
+    assert on_disk(function.answers_folder(site)) <= 150_000 + 2000, "the oldest went, so that the next has room"
+
+
+def test_a_pack_without_room_for_its_first_line_keeps_nothing(
+    site: dict[str, Any], gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function, "KEPT_BYTES", 10)
+    asked = request()
+    assert [function.infer(asked)["repeated"] for _ in range(2)] == [False, False]
+    assert len(gateway.asked) == 2
+
+
+def test_answers_that_will_not_fit_are_let_go_while_the_pack_is_worked_on(
+    site: dict[str, Any], gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    fit = function.fit
+
+    def watched(answers: list[dict[str, Any]], limit_bytes: int) -> int:
+        held.append(sum(len(json.dumps(answer)) for answer in answers))
+        return fit(answers, limit_bytes)
+
+    monkeypatch.setattr(function, "fit", watched)
+    monkeypatch.setattr(function, "RESULT_BYTES", 20_000)
+    monkeypatch.setattr(function, "HELD_BYTES", 40_000)
+    gateway.reply = lambda body: (200, {"text": "x" * 4000}, {})
+    answer = function.infer(request(*(chat(str(number)) for number in range(60))))
+    assert max(held) < 40_000 + 5000, "60 of them are 240 kB"
+    assert [item["status"] for item in answer["items"]].count(200) == 2
+    assert {item["status"] for item in answer["items"]} == {200, 413}
 
 
 def test_tasks_are_counted(site: dict[str, Any]) -> None:
@@ -521,14 +644,61 @@ def test_a_key_that_others_can_read_is_not_used(site: dict[str, Any], gateway: G
     assert gateway.asked == []
 
 
-def test_a_folder_for_answers_that_is_another_users_is_not_used(site: dict[str, Any], tmp_path: Path) -> None:
-    folder = Path(f"{site['answers']}-{os.getuid()}")
+def test_answers_lie_below_the_users_own_state_home(
+    site: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o002)
+    try:
+        write_site(tmp_path, site | {"answers": "gateway-plugin/gw-1234"})
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+        function.infer(request())
+        monkeypatch.setenv("XDG_STATE_HOME", "relative")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        function.infer(request())
+    finally:
+        assert os.umask(before) == 0o002, "as it was"
+    for home in (tmp_path / "xdg", tmp_path / "home/.local/state"):
+        (kept,) = home.glob(f"gateway-plugin/gw-1234-{os.getuid()}/*.jsonl")
+        modes = [path.stat().st_mode & 0o777 for path in (kept, kept.parent, kept.parents[1], home)]
+        assert modes == [0o600, 0o700, 0o700, 0o700]
+    assert not Path("relative").exists()
+
+
+def taken_by_a_link(folder: Path) -> None:
+    (folder.parent / "target").mkdir()
+    folder.symlink_to(folder.parent / "target")
+
+
+def taken_by_a_file(folder: Path) -> None:
+    folder.touch()
+
+
+def taken_by_another_user(folder: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root makes a folder for another user")
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    folder.chmod(0o777)
+
+
+@pytest.mark.parametrize("take", [taken_by_a_link, taken_by_a_file, taken_by_another_user])
+def test_a_folder_for_answers_that_somebody_else_took_shuts_nobody_out_and_gets_nothing(
+    site: dict[str, Any], gateway: Gateway, tmp_path: Path, take: Callable[[Path], None]
+) -> None:
+    folder = Path(function.answers_folder(site))
+    take(folder)
+    asked = request()
+    assert [function.infer(asked)["items"][0]["status"] for _ in range(2)] == [200, 200]
+    assert len(gateway.asked) == 2, "nothing was kept"
+    assert list(folder.glob("*")) == []
+
+
+def test_a_folder_for_answers_that_others_can_read_is_closed(site: dict[str, Any]) -> None:
+    folder = Path(function.answers_folder(site))
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
-    assert error_of(function.infer(request())) == "endpoint_misconfigured"
-    folder.rmdir()
-    folder.symlink_to(tmp_path)
-    assert error_of(function.infer(request())) == "endpoint_misconfigured"
+    function.infer(request())
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_without_a_site_file_nothing_is_done(site: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,6 +753,54 @@ def test_nothing_outside_the_folder_is_read(site: dict[str, Any], gateway: Gatew
         given = {"path": path, "sha256": digest, "start": 0, "count": 1}
         assert error_of(function.infer(request(input=given))) == "input_not_allowed", path
     assert gateway.asked == []
+
+
+def test_a_refused_input_leaves_no_descriptor_open(site: dict[str, Any], tmp_path: Path) -> None:
+    digest = write_input(tmp_path, "good.jsonl", 1)
+    (tmp_path / "input/folder").mkdir()
+    os.mkfifo(tmp_path / "input/pipe")
+    before = len(os.listdir("/proc/self/fd"))
+    for path in ("none", "none/x", "folder/none", "good.jsonl/x", "pipe", "good.jsonl", "folder"):
+        for sha256, start in ((digest, 10), ("0" * 64, 0)):
+            given = {"path": path, "sha256": sha256, "start": start, "count": 1}
+            with pytest.raises(function.Refusal):
+                function.read_input(site, given)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_reading_a_file_ends_with_the_packs_deadline(site: dict[str, Any], tmp_path: Path) -> None:
+    digest = write_input(tmp_path, "good.jsonl", 1000)
+    given = {"path": "good.jsonl", "sha256": digest, "start": 0, "count": 1}
+    assert len(function.read_input(site, given, time.monotonic() + 10)) == 1
+    with pytest.raises(function.Refusal) as caught:
+        function.read_input(site, given, time.monotonic() - 1)
+    assert caught.value.error["code"] == "deadline"
+    assert error_of(function.infer(request(input=given, deadline_s=1e-9))) == "deadline"
+
+
+def test_a_file_that_is_too_large_is_not_read(
+    site: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "input/huge.jsonl"
+    with path.open("wb") as stream:
+        stream.truncate(10**12)  # has holes: no disk is that large here
+    given = {"path": "huge.jsonl", "sha256": "0" * 64, "start": 0, "count": 1}
+    assert error_of(function.infer(request(input=given))) == "input_too_large"
+    digest = write_input(tmp_path, "good.jsonl", 100)
+    size = (tmp_path / "input/good.jsonl").stat().st_size
+    monkeypatch.setattr(function, "FILE_BYTES", size)
+    whole = given | {"path": "good.jsonl", "sha256": digest}
+    assert len(function.infer(request(input=whole))["items"]) == 1
+    monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((0o100600, *(0,) * 5, 10, 0, 0, 0)))
+    monkeypatch.setattr(function, "FILE_BYTES", size - 1)
+    with pytest.raises(function.Refusal, match="grows"):
+        function.read_input(site, whole)
+
+
+def test_a_range_behind_the_end_is_refused_before_all_is_read(site: dict[str, Any], tmp_path: Path) -> None:
+    write_input(tmp_path, "good.jsonl", 10)
+    given = {"path": "good.jsonl", "sha256": "0" * 64, "start": 10**12, "count": 1}
+    assert error_of(function.infer(request(input=given))) == "invalid_request", "and not checksum_mismatch"
 
 
 def test_a_line_that_is_no_request_is_named(site: dict[str, Any], tmp_path: Path) -> None:

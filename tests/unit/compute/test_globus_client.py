@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from gateway_plugin.compute import AsyncGlobusClient, GlobusClient
+from gateway_plugin.compute import AsyncGlobusClient, GlobusClient, sending
 from gateway_plugin.compute.packing import Limits, Pace
 from gateway_plugin.errors import (
     ConfigError,
@@ -92,6 +92,30 @@ def test_vectors_come_as_numbers_whatever_the_engine_gives(client: GlobusClient,
     data = [{"index": 1, "embedding": [1, 2]}, {"index": 0, "embedding": packed}]
     transport.infer = site(lambda item: {"status": 200, "body": {"object": "list", "data": data}})
     assert client.embed(["a", "b"], "m") == [[0.5, -1.0], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize("embedding", [[10**400], [[[]]], "====", {"a": 1}])
+def test_a_hostile_answer_ends_its_own_prompt_and_not_the_client(
+    client: GlobusClient, transport: FakeTransport, embedding: object
+) -> None:
+    data = [{"index": 0, "embedding": embedding}]
+    transport.infer = site(lambda item: {"status": 200, "body": {"object": "list", "data": data}})
+    with pytest.raises(TaskFailed, match="another form"):
+        client.embed("a", "m")
+    (found,) = client.resume(client.task_group_id)
+    assert isinstance(found, TaskFailed), "in its place, and the others' answers are there"
+    transport.infer = echo
+    assert client.chat("hello", "m") == "re: hello"
+
+
+def test_a_map_of_more_prompts_than_a_group_holds_is_refused(
+    client: GlobusClient, transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "GROUP_PROMPTS", 2)
+    assert client.map_chat(["a", "b"], "m") == ["re: a", "re: b"]
+    with pytest.raises(InvalidRequest, match="make several"):
+        client.map_chat(["a", "b", "c"], "m")
+    assert len(transport.sent) == 1
 
 
 def test_many_texts_are_several_requests_of_one_task(client: GlobusClient, transport: FakeTransport) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ places = st.builds(
     Place,
     st.from_regex(r"[A-Za-z0-9]{1,12}", fullmatch=True),
     st.integers(0, 10**9),
-    st.integers(1, 10**5),
+    st.integers(1, 10**4),
     st.integers(0, 10**9),
 )
 
@@ -28,7 +29,20 @@ def test_a_key_tells_its_place_and_is_one_that_the_function_takes(place: Place) 
     assert re.fullmatch(r"[A-Za-z0-9_-]{8,64}", key)
 
 
-@pytest.mark.parametrize("key", [None, 7, "", "0123456789abcdef", "a-b-c-d-e", "lane-1-2-3"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        None,
+        7,
+        "",
+        "0123456789abcdef",
+        "a-b-c-d-e",
+        "lane-1-2-3",
+        "l-0-0-1-x",
+        "l-0-10001-1-x",
+        "l-0-1-" + "9" * 5000 + "-x",
+    ],
+)
 def test_another_key_tells_nothing(key: object) -> None:
     assert parse_key(key) is None
 
@@ -103,6 +117,44 @@ def test_a_groups_answers_are_put_in_order_and_gaps_are_seen() -> None:
 def test_of_two_packs_with_the_same_prompt_the_good_answer_counts() -> None:
     twice = [_answer(Place("m", 0, 2, 2), "a", None), _answer(Place("m", 1, 1, 2), "b")]
     assert in_order(twice) == in_order(reversed(twice)) == [{"t": "a"}, {"t": "b"}]
+
+
+def hostile(*keys: str) -> list[dict[str, Any]]:
+    """What an endpoint may answer that wants to harm: a few bytes each."""
+    return [{"key": key, "error": {}} for key in keys]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        hostile("a-0-1-1000000000-x"),
+        hostile("a-9999999999-1-1-x"),
+        hostile(*(f"a{number}-0-1-400000-x" for number in range(3))),
+        hostile(*(f"a{number}-0-10000-1-x" for number in range(200))),
+    ],
+)
+def test_answers_that_claim_to_be_of_more_prompts_than_any_group_has_fill_nothing(answers: list[Any]) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(TaskFailed, match="smaller maps"):
+            in_order(answers)
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": [[[]]], "eta_s": 10**400, "retry_after_s": 10**400},
+        {"code": {"a": 1}, "eta_s": float("nan"), "retry_after_s": "inf"},
+        {"message": 7, "state": [], "reason": {}, "eta_s": "1" * 5000},
+    ],
+)
+def test_an_error_with_impossible_numbers_is_an_error_without_them(error: dict[str, Any]) -> None:
+    (found,) = unpack({"items": [{"status": 503, "error": error}]}, 1)
+    assert isinstance(found, GatewayError)
+    assert (found.eta_s, found.retry_after_s) == (None, None)
 
 
 def test_answers_of_others_are_left_out() -> None:
