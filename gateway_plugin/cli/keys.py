@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway_plugin.cli.output import json_option, put, say, settings, show, table
+from gateway_plugin.errors import GatewayUnreachable
 from gateway_plugin.layout import Layout
 
 if TYPE_CHECKING:
@@ -28,14 +29,31 @@ def create(name: str, role: Role) -> None:
     """Make a key. Its secret is printed once and stored nowhere."""
     from gateway_plugin.keys import KeyStore
 
-    secret = KeyStore(Layout.of(settings().state)).create(name, role)
+    layout = Layout.of(settings().state)
+    secret = KeyStore(layout).create(name, role)
     document = {"name": name, "role": role, "secret": secret}
 
     def human() -> None:
         put(f"{role} key '{name}'; it cannot be shown again:", err=True)
         put(secret)
+        for line in _how_to_use(layout):
+            put(line, err=True)
 
     show(document, human)
+
+
+def _how_to_use(layout: Layout) -> tuple[str, ...]:
+    """What a caller sets beside the key; nothing for a gateway that was never up."""
+    from gateway_plugin.locate import PLAIN_HTTP, authority_of, known_url
+
+    try:
+        url = known_url(layout)
+    except GatewayUnreachable:
+        return ()
+    if url.startswith("http:"):
+        return (f"Its user sets GATEWAY_API_KEY, GATEWAY_URL={url} and {PLAIN_HTTP}=1.",)
+    ca = " and GATEWAY_CA, a file with what 'gateway ca' prints" if authority_of(layout, url) is not None else ""
+    return (f"Its user sets GATEWAY_API_KEY, GATEWAY_URL={url}{ca}.",)
 
 
 @keys.command("list")
