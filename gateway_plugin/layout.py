@@ -165,6 +165,19 @@ class Layout:
         return self.state / "node"
 
     @property
+    def ray_ca(self) -> Path:
+        return self.node / "ray-ca.pem"
+
+    @property
+    def ray_ca_key(self) -> Path:
+        return self.node / "ray-ca.key"
+
+    @property
+    def ray_identity(self) -> Path:
+        """The head's own certificate, key, and copy of the authority; a driver's too."""
+        return self.run / "ray-tls"
+
+    @property
     def ca(self) -> Path:
         return self.node / "ca.pem"
 

@@ -1,9 +1,13 @@
-"""The gateway's private certificate authority: who may be an engine, who may call one.
+"""The gateway's private certificate authorities: who may be an engine, who may call one, and who is a part of its Ray.
 
 Engines and Serve listen on a network that is shared with strangers. So engines serve TLS and demand a client
 certificate of this authority, and the edge demands theirs. The authority signs nothing but the certificates here:
 three for servers (``engine.gateway``, ``serve.gateway``, the front door with the addresses that callers know it by),
 two for clients (``edge``, ``agent``), each good for its own side only, so that a stolen engine key opens no engine.
+
+Ray's own traffic has an authority of its own. Ray compares the address that it calls with the addresses in the peer's
+certificate, and a block's address is known on its node alone: so every node reads that authority's key and signs for
+itself. It is in no chain of the gateway's authority: a node can become neither engine nor edge nor front door by it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout, private_folder, write_private
 
 ENGINE_NAME = "engine.gateway"
@@ -45,6 +50,8 @@ class _Leaf:
     server: bool
     hosts: tuple[str, ...] = ()
     """Names and addresses that a client may know the server by, beside ``name``."""
+    client: bool = False
+    """Of a server: it is a client of its like, too."""
 
 
 def make_authority(layout: Layout, now: datetime.datetime | None = None, front_hosts: tuple[str, ...] = ()) -> None:
@@ -79,6 +86,29 @@ def _leaves(layout: Layout) -> tuple[_Leaf, ...]:
         _Leaf("edge", layout.edge_identity, layout.edge_identity, server=False),
         _Leaf("agent", layout.agent_identity, layout.agent_identity, server=False),
     )
+
+
+def make_ray_authority(layout: Layout, keep: bool, now: datetime.datetime | None = None) -> None:
+    """Make the authority of Ray's traffic anew. ``keep``: only where it is missing or broken; living nodes trust it."""
+    private_folder(layout.node)
+    if not (keep and _load(layout.ray_ca, layout.ray_ca_key)):
+        moment = now or datetime.datetime.now(datetime.UTC)
+        _store(layout.ray_ca, layout.ray_ca_key, *_new_authority(moment))
+
+
+def sign_for_ray(
+    layout: Layout, address: str, certificate: Path, key: Path, now: datetime.datetime | None = None
+) -> None:
+    """Make the certificate of one node of Ray: for ``address`` and loopback, as a server and as a client.
+
+    Raises:
+        ServiceError: the authority's files are missing or broken.
+    """
+    authority = _load(layout.ray_ca, layout.ray_ca_key)
+    if authority is None:
+        raise ServiceError(f"{layout.ray_ca} and {layout.ray_ca_key} are no pair that can sign; 'gateway up' makes it.")
+    leaf = _Leaf("localhost", certificate, key, server=True, hosts=(address, "127.0.0.1"), client=True)
+    _store(certificate, key, *_new_leaf(leaf, authority, now or datetime.datetime.now(datetime.UTC)))
 
 
 _Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
@@ -173,13 +203,14 @@ def _new_authority(now: datetime.datetime) -> _Pair:
 def _new_leaf(leaf: _Leaf, authority: _Pair, now: datetime.datetime) -> _Pair:
     issuer, signer = authority
     private = ec.generate_private_key(ec.SECP256R1())
-    purpose = ExtendedKeyUsageOID.SERVER_AUTH if leaf.server else ExtendedKeyUsageOID.CLIENT_AUTH
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH] if leaf.server else []
+    purposes += [ExtendedKeyUsageOID.CLIENT_AUTH] if leaf.client or not leaf.server else []
     identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     builder = (
         _builder(_name(leaf.name), issuer.subject, private.public_key(), now, _LIFE)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
     )
     if leaf.server:

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import NodeType
 
@@ -97,6 +98,8 @@ def block_script(
     environment: dict[str, str] = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
+        "RAY_START_HOOK": f"{before_ray_starts.__module__}.{before_ray_starts.__name__}",
+        "RAY_enable_metrics_collection": "0",
         "RAY_CLOUD_INSTANCE_ID": name,
         "RAY_NODE_TYPE_NAME": node_type.name,
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_S),
@@ -135,6 +138,7 @@ def block_script(
         worker_init=node_type.worker_init,
         records=layout.engine_records.name,
         folder=block_folder(Path(), name),
+        tls="\n".join(f"export {key}={value}" for key, value in tls_environment(Path("$FOLDER/tls")).items()),
         address=address,
         start=" ".join(start),
         told=TOLD_TO_END,
@@ -262,6 +266,7 @@ RUN=$("$PYTHON" -m gateway_plugin.blocks.run_folder) || exit 73
 RECORDS=$RUN/{records} FOLDER=$RUN/{folder}
 mkdir -p -m 700 "$RECORDS" "$FOLDER" || exit 73
 export GATEWAY_BLOCK_FOLDER=$FOLDER
+{tls}
 trap told TERM
 trap 'notice "signalled ahead of its end" 0' USR1
 trap 'leave "told to"; exit {told}' INT HUP

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import resource
 import shutil
-import socket
 import stat
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.checks import Check, Verdict
+from gateway_plugin.service.listeners import bind_problem
 from gateway_plugin.service.room import fit
 from gateway_plugin.site import Site
 from gateway_plugin.weights import is_local, resolve, split_revision
@@ -136,49 +136,11 @@ def ports(site: Site, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
         if problem is None:
             checks.append(Check(name, Verdict.OK, "free"))
             continue
-        holder = port_holder(port)
-        words = f"{problem}{f' (pid {holder})' if holder else ''}"
         advice = "end that process, or choose another port" + (
             " (--port)" if what == "front door" else " in the site file"
         )
-        checks.append(Check(name, Verdict.FAIL, words, advice))
+        checks.append(Check(name, Verdict.FAIL, problem, advice))
     return tuple(checks)
-
-
-def bind_problem(host: str, port: int) -> str | None:
-    """Why nobody could listen on ``host:port`` now; ``None`` if one could."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as error:
-            return "in use" if error.errno == 98 else f"cannot listen on {host}: {error.strerror}"
-    return None
-
-
-def port_holder(port: int) -> int | None:
-    """PID of the process that listens on ``port``, if this user may see it."""
-    inodes: set[str] = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A: LISTEN
-                inodes.add(f"socket:[{fields[9]}]")
-    for entry in Path("/proc").iterdir() if inodes else ():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if any(os.readlink(link) in inodes for link in (entry / "fd").iterdir()):
-                return int(entry.name)
-        except OSError:
-            continue  # gone, or another user's
-    return None
 
 
 def folders(layout: Layout) -> tuple[Check, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import replace
 
 from gateway_plugin.catalog import Catalog, catalog_document
@@ -18,7 +17,7 @@ from gateway_plugin.tls import make_authority
 
 
 def provision(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecord, keep: bool) -> None:
-    """Write all that the parts read. ``keep``: routes and Ray's tables of what lives on stay as they are.
+    """Write all that the parts read. ``keep``: routes, Ray's tables, token and authority of what lives on stay.
 
     Raises:
         ServiceError: a folder is somebody else's, or HAProxy refuses the edge's configuration.
@@ -28,8 +27,7 @@ def provision(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecor
         forget(layout)
         layout.make()
     make_authority(layout)
-    if not layout.ray_token.exists():
-        write_private(layout.ray_token, secrets.token_hex(32))
+    ray_head.make_secrets(layout, keep)
     if not (keep and layout.catalog_json.exists()):
         write_private(layout.catalog_json, json.dumps(catalog_document(catalog), indent=1))
     KeyStore(layout).keep_cli_key()

@@ -1,7 +1,7 @@
 """The Ray head: its command line, its environment, and what is left of an earlier one.
 
 No port but ``ray_port`` is fixed, so that two gateways can share a machine. Ray's traffic is authenticated by token and
-not encrypted.
+by certificates on both sides (``blocks/ray_tls.py``).
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
 
 from gateway_plugin.blocks.cluster import cluster_yaml
 from gateway_plugin.blocks.processes import end, folder_processes
+from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
 from gateway_plugin.blocks.script import OBJECT_STORE_BYTES, RECONNECT_S
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.site import Site
+from gateway_plugin.tls import make_ray_authority
 
 _AF_UNIX_MAX = 107
 _SESSION_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
@@ -117,7 +118,7 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         **driver_env(layout, base_env),
         "RAY_CLOUD_INSTANCE_ID": "head",
         "RAY_NODE_TYPE_NAME": "head",
-        "RAY_START_HOOK": f"{__name__}.{without_client_server.__name__}",
+        "RAY_START_HOOK": f"{before_ray_starts.__module__}.{before_ray_starts.__name__}",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_gcs_storage": "rocksdb",
         "RAY_gcs_storage_path": str(layout.ray_tables),
@@ -125,8 +126,11 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": str(PENDING_UNWANTED_S),
         "AUTOSCALER_UPDATE_INTERVAL_S": "2",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # there is no other head to drain to
-        "AUTOSCALER_METRIC_PORT": "0",  # fixed otherwise, and two heads would fight for them
-        "DASHBOARD_METRIC_PORT": "0",
+        # Numbers for whoever asks, on every interface. Ray has no switch for these two: it goes on without them where
+        # they cannot listen, and -1 is no port.
+        "AUTOSCALER_METRIC_PORT": "-1",
+        "DASHBOARD_METRIC_PORT": "-1",
+        "RAY_enable_metrics_collection": "0",
     }
 
 
@@ -136,25 +140,24 @@ def driver_env(layout: Layout, base_env: Mapping[str, str]) -> dict[str, str]:
         **{key: value for key, value in base_env.items() if not key.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
+        **tls_environment(layout.ray_identity),
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_S),
         "RAY_USAGE_STATS_ENABLED": "0",
         "GATEWAY_STATE": str(layout.state),
     }
 
 
-def without_client_server(parameters: Any, head: bool) -> None:
-    """Called by ``ray start`` (``RAY_START_HOOK``) with its parameters: no Ray client server.
-
-    It is a process of 100 MB that nobody here uses, on a port (10001) that a second gateway would want too, and no
-    option of ``ray start`` leaves it out.
-    """
-    parameters.ray_client_server_port = None
+def make_secrets(layout: Layout, keep: bool) -> None:
+    """Ray's token and the authority of its traffic, new ones. ``keep``: only what is missing, since living parts have
+    the others."""
+    if not (keep and layout.ray_token.exists()):
+        write_private(layout.ray_token, secrets.token_hex(32))
+    make_ray_authority(layout, keep)
 
 
 def prepare(layout: Layout, site: Site, site_reference: str, head_ip: str) -> None:
-    """Write what the head reads: the token (kept if there is one: blocks have it) and the autoscaler's file."""
-    if not layout.ray_token.exists():
-        write_private(layout.ray_token, secrets.token_hex(32))
+    """Write what the head reads: secrets (kept if there are some: blocks have them) and the autoscaler's file."""
+    make_secrets(layout, keep=True)
     document = cluster_yaml(site, site_reference, layout, f"{head_ip}:{site.ray_port}")
     write_private(layout.cluster_yaml, yaml.safe_dump(document, sort_keys=False))
     clear_leftovers(layout)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ _MEMORY = ("tmpfs", "ramfs")
 
 
 def every_site_check(layout: Layout, site: Site) -> tuple[Check, ...]:
-    """All of it. For a site whose blocks are all on this machine: nothing."""
+    """All of it. For a site whose blocks are all on this machine: only whether strangers reach Ray's ports."""
     queued = [node_type for node_type in site.node_types if is_queue(node_type.provider)]
     if not queued:
-        return ()
+        return tuple(check for check in (_head(site),) if check.verdict is Verdict.WARN)  # loopback will do
     slurm = [node_type for node_type in queued if _is_slurm(node_type.provider)]
     pbs = [node_type for node_type in queued if not _is_slurm(node_type.provider)]
     return (
@@ -178,6 +179,11 @@ def _head(site: Site) -> Check:
         return Check("address for nodes", Verdict.FAIL, error.message, advice, configuration=True)
     if address.startswith("127."):
         return Check("address for nodes", Verdict.FAIL, f"{address}: no node reaches that", advice)
+    if ip_address(address).is_global:
+        chosen = site.head_address == "auto" and not site.head_interface
+        how = "the default route's interface has it" if chosen else "the site says it"
+        words = f"{address} is an address of the internet ({how}): anybody can call Ray's ports there"
+        return Check("address for nodes", Verdict.WARN, words, f"an interface of the cluster's own network: {advice}")
     return Check("address for nodes", Verdict.OK, f"{address}: whether nodes reach it, 'gateway doctor --submit' tries")
 
 

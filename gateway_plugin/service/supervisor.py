@@ -34,6 +34,7 @@ from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.ending import end_everything, end_head
 from gateway_plugin.service.key_sync import keep_keys_in_force
+from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
 from gateway_plugin.service.living import deployments_of, edges_of, heads_of
 from gateway_plugin.service.plan import Action, PartName, Phase, Plan, Seen, adopted, could_not_start, decide, with_mark
 from gateway_plugin.service.processes import Mark, alive, arguments, descendants, end, mark
@@ -62,6 +63,8 @@ class Probes:
     head_answers: bool = False
     ready: bool = False
     head_whole: bool = True
+    port_lost: str = ""
+    """Who has Ray's port, if it is another user, while the head starts."""
 
 
 def main() -> int:
@@ -157,6 +160,8 @@ class Supervisor:
         head_end = self._ends.get(PartName.HEAD, "")
         if head_alive and plan.head.phase is Phase.RUNNING and not self._probes.head_whole:
             head_alive, head_end = False, "its GCS or raylet ended"
+        if head_alive and plan.head.phase is Phase.STARTING and self._probes.port_lost:
+            head_alive, head_end = False, self._probes.port_lost
         return Seen(
             edge_alive=edge_alive,
             edge_answers=self._probes.edge_answers,
@@ -184,9 +189,9 @@ class Supervisor:
             self._probes, self._probing = self._probing.result(), None
         if self._probing is None and now - self._probed_at >= _PROBE_S:
             self._probed_at = now
-            self._probing = self._pool.submit(self._ask, plan.head.mark)
+            self._probing = self._pool.submit(self._ask, plan.head.mark, plan.head.phase is Phase.STARTING)
 
-    def _ask(self, head: Mark | None) -> Probes:
+    def _ask(self, head: Mark | None, starting: bool) -> Probes:
         record = self._record
         edge = answers(self._layout, "/health", 1.0)
         whole = head is not None and _head_whole(head)
@@ -197,9 +202,10 @@ class Supervisor:
             # Without a head nobody could say so, and the edge would try for seconds.
             ready=edge and head_answers and answers(self._layout, "/ready", 2.0),
             head_whole=whole,
+            port_lost=taken_by_another_user("Ray", record.ray_port) if starting else "",
         )
 
-    def _forget_probes(self, **changed: bool) -> None:
+    def _forget_probes(self, **changed: Any) -> None:
         """What was seen before a start or an end says nothing of the part that is there now."""
         self._probes = replace(self._probes, **changed)
         self._probing, self._probed_at = None, 0.0
@@ -248,10 +254,13 @@ class Supervisor:
         return self._spawn(edge_process.argv(self._layout), os.environ, self._layout.usage_log, self._layout.edge_log)
 
     def _start_head(self) -> subprocess.Popen[bytes]:
-        self._forget_probes(head_answers=False, head_whole=True)
+        self._forget_probes(head_answers=False, head_whole=True, port_lost="")
         end_head(self._layout, None, grace_s=0.5)
         ray_head.clear_leftovers(self._layout)
         record = self._record
+        problem = bind_problem("0.0.0.0", record.ray_port)  # noqa: S104 - where Ray listens
+        if problem is not None:
+            raise ServiceError(f"port {record.ray_port} (Ray): {problem}")
         address = f"{record.head_address}:{record.ray_port}"
         document = cluster_yaml(self._site, record.site_reference, self._layout, address)
         write_private(self._layout.cluster_yaml, json.dumps(document, indent=1))  # JSON is YAML
@@ -260,6 +269,8 @@ class Supervisor:
         return self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
 
     def _start_deploy(self) -> subprocess.Popen[bytes]:
+        if problem := taken_by_another_user("Serve", self._record.serve_port):
+            raise ServiceError(problem)
         argv = (sys.executable, "-m", "gateway_plugin.service.deploy", "--state", str(self._layout.state))
         environment = ray_head.driver_env(self._layout, os.environ)
         return self._spawn(argv, environment, self._layout.deploy_log, self._layout.deploy_log)

@@ -82,7 +82,7 @@ _PROGRAM = """\
 import json, os, platform, socket, subprocess, sys, time
 asked = json.loads(sys.argv[1])
 packages = {}
-for name in ("ray", "parsl", "gateway-plugin", "vllm"):
+for name in ("ray", "parsl", "gateway-plugin", "cryptography", "vllm"):
     try:
         from importlib import metadata
         packages[name] = metadata.version(name)
@@ -173,7 +173,7 @@ def _versions(node_type: NodeType, report: Report, here: Mapping[str, str]) -> C
     name = f"{node_type.name}: versions"
     there = {"python": report.python, **report.packages}
     advice = "make worker_init= of the node type set up the environment that the gateway runs in"
-    for package in ("ray", "gateway-plugin"):
+    for package in ("ray", "gateway-plugin", "cryptography"):  # the last for its certificate
         if there.get(package, "missing") == "missing":
             return Check(name, Verdict.FAIL, f"no {package} for python {report.python} on {report.host}", advice)
     for package in ("python", "ray"):  # Ray refuses a node whose own version or Python's is another

@@ -15,10 +15,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import pytest
 
 from gateway_plugin import Client
+from gateway_plugin.blocks.ray_tls import tls_environment
 from gateway_plugin.edge.commands import ask
+from gateway_plugin.service.living import heads_of
+from tests.support.doors import MUTUAL_TLS, PLAIN_HTTP, door_at, doors_of
 from tests.support.gateways import Gateway, chat_body, fake_model, gateway, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -310,13 +314,29 @@ def ask(address):
 def test_ray_refuses_a_driver_without_the_token(running: Gateway) -> None:
     record = json.loads(running.layout.service_json.read_text())
     address = f"{record['head_address']}:{record['ray_port']}"
-    environment = {**running.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "HOME": "/nonexistent"}
+    environment = {**running.environment, **tls_environment(running.layout.ray_identity), "HOME": "/nonexistent"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     program = f"import ray; ray.init(address={address!r}, log_to_driver=False); print(len(ray.nodes()))"
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode != 0
     assert "auth" in (done.stdout + done.stderr).lower()
+
+
+def test_nothing_of_ray_that_listens_answers_without_certificate_or_token(running: Gateway) -> None:
+    record = json.loads(running.layout.service_json.read_text())
+    found: dict[str, list[str]] = {}
+    (head,) = heads_of(running.layout)
+    for process, bound, port in doors_of(psutil.Process(head.pid).children(recursive=True)):
+        if port == record["serve_port"]:
+            continue  # Serve's proxy, on loopback
+        door = door_at(bound, port, record["head_address"], running.layout.ray_identity)
+        found.setdefault(door, []).append(process.strip())
+    assert set(found) == {MUTUAL_TLS, PLAIN_HTTP}, found
+    assert {process.split("Agent")[0] for process in found[PLAIN_HTTP]} == {"ray::Dashboard", "ray::RuntimeEnv"}
+    assert any("ServeController" in process for process in found[MUTUAL_TLS]), found
+    assert any("ServeReplica" in process for process in found[MUTUAL_TLS]), found
 
 
 def test_a_catalog_applied_at_run_time_adds_and_removes(running: Gateway) -> None:

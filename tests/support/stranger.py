@@ -20,12 +20,11 @@ UID = 65534
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 
 _BECOME = f"""
-import encodings.idna, os, socket, ssl, sys, time  # here: the interpreter may lie where that user may not go
+import encodings.idna, json, os, select, socket, ssl, sys, time  # the interpreter may lie where that user may not go
 os.setgroups([]); os.setgid({UID}); os.setuid({UID})
 """
 
 _SQUAT = """
-import json, select
 ports, folder = json.loads(sys.argv[1]), sys.argv[2]
 held, open_to = {}, {}
 log = open(os.path.join(folder, "log.jsonl"), "a", buffering=1)

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from gateway_plugin.layout import Layout
-from gateway_plugin.tls import make_authority
+from gateway_plugin.tls import make_authority, make_ray_authority, sign_for_ray
 
 NOW = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
 
@@ -160,3 +160,50 @@ def test_what_is_missing_or_broken_is_made_anew(layout: Layout) -> None:
     after = files(layout)
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"engine.key", "engine.crt", "edge.pem", "serve.key", "serve.crt"}
+
+
+def for_ray(layout: Layout, address: str) -> tuple[Path, Path]:
+    """A certificate of Ray's authority, and certificate and key in one file."""
+    certificate, key = layout.state / f"{address}.crt", layout.state / f"{address}.key"
+    sign_for_ray(layout, address, certificate, key)
+    return certificate, key
+
+
+def test_a_certificate_for_ray_is_good_for_both_sides_and_its_own_addresses(layout: Layout) -> None:
+    make_ray_authority(layout, keep=False)
+    certificate = read(for_ray(layout, "10.1.2.3")[0])
+    certificate.verify_directly_issued_by(read(layout.ray_ca))
+    extensions = certificate.extensions
+    purposes = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(purposes) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+    assert extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
+    names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(name) for name in names.get_values_for_type(x509.IPAddress)] == ["10.1.2.3", "127.0.0.1"]
+    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+    named = read(for_ray(layout, "node1.cluster")[0]).extensions
+    assert named.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName) == [
+        *("localhost", "node1.cluster")
+    ]
+
+
+def test_whoever_can_sign_for_ray_becomes_neither_engine_nor_edge(valid_now: Layout) -> None:
+    layout = valid_now
+    make_ray_authority(layout, keep=False)
+    certificate, key = for_ray(layout, "engine.gateway")
+    both = layout.state / "both.pem"
+    both.write_bytes(certificate.read_bytes() + key.read_bytes())
+    with pytest.raises(ssl.SSLError):
+        shake((certificate, key), layout.edge_identity, layout, "engine.gateway")
+    with pytest.raises(ssl.SSLError):
+        shake((layout.engine_certificate, layout.engine_key), both, layout, "engine.gateway")
+
+
+def test_ray_s_authority_is_kept_only_where_asked(layout: Layout) -> None:
+    make_ray_authority(layout, keep=True)
+    first = layout.ray_ca.read_bytes()
+    make_ray_authority(layout, keep=True)
+    assert layout.ray_ca.read_bytes() == first
+    make_ray_authority(layout, keep=False)
+    assert layout.ray_ca.read_bytes() != first
+    assert stat.S_IMODE(layout.ray_ca_key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(layout.node.stat().st_mode) == 0o700

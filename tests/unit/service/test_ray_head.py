@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -29,7 +28,7 @@ def test_no_port_but_ours_is_fixed(tmp_path: Path) -> None:
     assert options["--num-cpus"] == "0"
     assert {value for name, value in options.items() if name.endswith("-port") and name != "--port"} == {"0"}
     env = ray_head.head_env(Layout(tmp_path), site(), {})
-    assert env["AUTOSCALER_METRIC_PORT"] == env["DASHBOARD_METRIC_PORT"] == "0"
+    assert env["AUTOSCALER_METRIC_PORT"] == env["DASHBOARD_METRIC_PORT"] == "-1"
 
 
 def test_no_secret_is_in_argv_or_environment(tmp_path: Path) -> None:
@@ -58,12 +57,29 @@ def test_settings_of_another_ray_do_not_leak_in(tmp_path: Path) -> None:
     assert "RAY_CLOUD_INSTANCE_ID" not in ray_head.driver_env(Layout(tmp_path), base)
 
 
-def test_the_hook_that_ray_calls_is_where_it_says(tmp_path: Path) -> None:
-    from ray._common.utils import load_class
+def test_token_and_authority_are_new_with_a_fresh_start_and_kept_where_parts_live_on(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    layout.make()
 
-    parameters = SimpleNamespace(ray_client_server_port=10001)
-    load_class(ray_head.head_env(Layout(tmp_path), site(), {})["RAY_START_HOOK"])(parameters, True)
-    assert parameters.ray_client_server_port is None
+    def secrets() -> tuple[bytes, bytes, bytes]:
+        return layout.ray_token.read_bytes(), layout.ray_ca.read_bytes(), layout.ray_ca_key.read_bytes()
+
+    ray_head.make_secrets(layout, keep=True)  # nothing is there yet
+    first = secrets()
+    ray_head.make_secrets(layout, keep=True)
+    assert secrets() == first
+    ray_head.make_secrets(layout, keep=False)
+    assert all(new != old for new, old in zip(secrets(), first, strict=True))
+
+
+def test_head_and_driver_call_and_serve_with_certificates(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    base = {"RAY_USE_TLS": "0", "RAY_TLS_CA_CERT": "/of/somebody/else"}
+    for env in (ray_head.head_env(layout, site(), base), ray_head.driver_env(layout, base)):
+        assert env["RAY_USE_TLS"] == "1"
+        assert {env[f"RAY_TLS_{name}"] for name in ("SERVER_CERT", "SERVER_KEY", "CA_CERT")} == {
+            str(layout.ray_identity / name) for name in ("node.crt", "node.key", "authority.crt")
+        }
 
 
 def test_a_run_folder_too_deep_for_sockets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from parsl.launchers import SimpleLauncher
-from parsl.providers import LocalProvider
+from parsl.providers import LocalProvider, SlurmProvider
 
 from gateway_plugin.layout import Layout
+from gateway_plugin.service import site_checks
+from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.site_checks import every_site_check, file_system
 from gateway_plugin.site import NodeType, Site
 
@@ -43,3 +45,42 @@ def test_a_site_on_this_machine_alone_has_no_scheduler_to_check(tmp_path: Path) 
     provider = LocalProvider(launcher=SimpleLauncher())
     kind = NodeType(name="local", provider=provider, cpus=1, engine_memory_gib=1)
     assert every_site_check(Layout(tmp_path), Site(name="s", node_types=(kind,))) == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({}, "the default route's interface has it"),
+        ({"head_interface": "eth0"}, "the site says it"),
+        ({"head_address": "8.8.8.8"}, "the site says it"),
+    ],
+)
+def test_an_address_that_the_internet_reaches_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], why: str
+) -> None:
+    monkeypatch.setattr(site_checks, "head_address", lambda site: "8.8.8.8")
+    for provider in (LocalProvider(launcher=SimpleLauncher()), SlurmProvider(launcher=SimpleLauncher())):
+        kind = NodeType(name="n", provider=provider, cpus=1, engine_memory_gib=1)
+        (found,) = [
+            check
+            for check in every_site_check(
+                Layout(tmp_path), Site.model_validate({"name": "s", "node_types": (kind,), **values})
+            )
+            if check.name == "address for nodes"
+        ]
+        assert found.verdict is Verdict.WARN
+        assert why in found.found
+        assert "8.8.8.8" in found.found
+        assert "head_interface=" in found.advice
+
+
+def test_an_address_of_a_private_network_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = NodeType(name="n", provider=SlurmProvider(launcher=SimpleLauncher()), cpus=1, engine_memory_gib=1)
+
+    def verdict(address: str) -> Verdict:
+        monkeypatch.setattr(site_checks, "head_address", lambda site: address)
+        checks: tuple[Check, ...] = every_site_check(Layout(tmp_path), Site(name="s", node_types=(kind,)))
+        return next(check.verdict for check in checks if check.name == "address for nodes")
+
+    assert verdict("10.1.2.3") is verdict("172.20.0.4") is Verdict.OK
+    assert verdict("127.0.0.1") is Verdict.FAIL

@@ -1,0 +1,71 @@
+"""What the supervisor does where somebody else has a port that it is about to give to Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway_plugin.layout import Layout
+from gateway_plugin.service import supervisor as supervisor_module
+from gateway_plugin.service.plan import Action, Part, Phase, Plan, decide
+from gateway_plugin.service.processes import mark
+from gateway_plugin.service.record import record_of, write_record
+from gateway_plugin.service.supervisor import Supervisor
+from gateway_plugin.site import load_site
+from tests.support.clusters import wait_for, write_local_site
+from tests.support.stranger import UID, needs_root, squatting
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    layout = Layout(tmp_path / "state")
+    layout.make()
+    reference = str(write_local_site(tmp_path / "site.py"))
+    write_record(layout, record_of(load_site(reference), reference, tmp_path / "models.yaml", "127.0.0.1"))
+    supervisor = Supervisor(layout)
+    yield supervisor
+    supervisor._pool.shutdown()
+
+
+def test_a_head_is_not_started_where_its_port_is_taken_and_the_holder_is_told(made: Supervisor) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", made._record.ray_port))
+        taken.listen()
+        plan = Plan()
+        for _ in range(4):  # what 'up' gives up after
+            plan, _ = decide(plan, made._look(plan, 0.0), plan.head.retry_at)
+            plan = made._perform(Action.START_HEAD, plan, plan.head.since)
+        assert plan.head.deaths == 4
+        assert plan.head.error.startswith(f"port {made._record.ray_port} (Ray): in use by pid {os.getpid()} of user ")
+        assert not made._children
+
+
+@needs_root
+def test_a_port_that_another_user_took_meanwhile_ends_the_start_with_that_users_name(made: Supervisor) -> None:
+    port = made._record.ray_port
+    with squatting([port]) as stranger:
+        wait_for(lambda: stranger.events("bound", port), "the stranger", 10)
+        starting = Plan(head=Part(phase=Phase.STARTING, mark=mark(os.getpid()), since=time.time()))
+        wait_for(lambda: made._look(starting, time.time()).head_end, "the holder", 10)
+        plan, actions = decide(starting, made._look(starting, time.time()), time.time())
+        assert actions[-1] is Action.END_HEAD
+        holder = f"in use by pid {stranger.child.pid} of user nobody (uid {UID})"
+        assert plan.head.error == f"port {port} (Ray): {holder}"
+        made._record = replace(made._record, serve_port=port)
+        after = made._perform(Action.START_DEPLOY, Plan(), 0.0)
+        assert after.serve.error == f"port {port} (Serve): {holder}"
+
+
+def test_our_own_listener_is_no_stranger(made: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "connects", lambda *_: True)
+    with socket.socket() as ours:
+        ours.bind(("127.0.0.1", made._record.ray_port))
+        ours.listen()
+        assert made._ask(mark(os.getpid()), True).port_lost == ""
