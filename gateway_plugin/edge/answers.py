@@ -69,21 +69,39 @@ class Refusal:
         return f"  http-request use-service lua.refuse_{self.name} if {condition}"
 
 
-def refuse_script(refusals: Iterable[Refusal], drain_bytes: int) -> str:
+DRAINED_BYTES_PER_S = 8 << 20
+"""How much is read of the refused bodies of one key, and of all callers without one, on all connections together.
+
+Reading costs the thread that all requests share. Past this the senders are kept waiting.
+"""
+
+
+def refuse_script(refusals: Iterable[Refusal]) -> str:
     """``refuse.lua``: one service for each refusal.
 
     Why Lua: HAProxy's own ``return`` closes while the caller is still sending. Past some 200 KiB the system then resets
     the connection, and the caller reads "connection reset" where "401" or "413" was written. This answers at once, and
-    then reads on for a while, keeping nothing.
+    reads on, keeping nothing, as slowly as ``DRAINED_BYTES_PER_S`` says. It must not return before the body's end:
+    HAProxy would read what is left, as fast as it comes.
     """
     entries = "".join(
         f"refuse({_lua(r.name)}, {r.error.status}, {_headers(r.error)}, {_body(r.error)})\n" for r in refusals
     )
-    return _SCRIPT.replace("DRAIN_BYTES", str(drain_bytes)) + entries
+    return _SCRIPT + entries
 
 
-_SCRIPT = """\
+_SCRIPT = f"""\
 -- Written by the gateway; changed by 'gateway up' only.
+local second, drained = 0, {{}}
+local function may_read(who, bytes)
+  local now = core.now().sec
+  if now ~= second then second, drained = now, {{}} end
+  local sum = drained[who] or 0
+  if sum >= {DRAINED_BYTES_PER_S} then return false end
+  drained[who] = sum + bytes
+  return true
+end
+
 local function refuse(name, status, headers, body)
   core.register_service("refuse_" .. name, "http", function(applet)
     applet:set_status(status)
@@ -92,11 +110,11 @@ local function refuse(name, status, headers, body)
     applet:add_header("content-length", tostring(#body))
     applet:start_response()
     if applet.method ~= "HEAD" then applet:send(body) end
-    local left, stop = DRAIN_BYTES, core.now().sec + 30
-    while left > 0 and core.now().sec < stop do
+    local who = applet:get_var("txn.key") or ""
+    while true do
       local piece = applet:receive(16384)
       if piece == nil or #piece == 0 then break end
-      left = left - #piece
+      while not may_read(who, #piece) do core.msleep(1000) end
     end
   end)
 end

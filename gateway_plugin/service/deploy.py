@@ -15,6 +15,7 @@ from typing import Any
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.record import read_record
+from gateway_plugin.service.serve_proxy import answers_strangers
 
 APPLICATION = "gateway"
 NAMESPACE = "gateway"
@@ -48,10 +49,17 @@ def main() -> int:
             "port": record.serve_port,
             "ssl_certfile": str(layout.serve_certificate),
             "ssl_keyfile": str(layout.serve_key),
+            "ssl_ca_certs": str(layout.ca),
         },
     )
     application = importlib.import_module("serve.app").build({"state": str(layout.state)})
     ray_serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+    if answers_strangers(record.serve_port):
+        ray_serve.shutdown()
+        raise ServiceError(
+            f"Serve's proxy on 127.0.0.1:{record.serve_port} answers callers without a certificate: it was stopped. "
+            "This Ray does not do what the gateway asks of it; install the version that the gateway was made for."
+        )
     _say("application is running")
     return 0
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gateway_plugin.blocks.jobs import is_queue, jobs_for, shared_script_place
 from gateway_plugin.catalog import Catalog
-from gateway_plugin.edge import process as edge_process
+from gateway_plugin.edge import program
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.layout import Layout
@@ -111,13 +111,15 @@ def providers(site: Site) -> tuple[Check, ...]:
 
 
 def edge_binary() -> Check:
-    """HAProxy is there and runs."""
+    """HAProxy is there and can be the edge; which one, and with which OpenSSL."""
+    advice = f"install haproxy 2.8 or newer, or pip install 'gateway-plugin[serve]'; {program.CHOICE} names another"
     try:
-        return Check("edge program", Verdict.OK, str(edge_process.binary()))
+        found = program.look(program.binary())
     except GatewayError as error:
-        return Check(
-            "edge program", Verdict.FAIL, error.message, "pip install 'gateway-plugin[serve]' or install haproxy"
-        )
+        return Check("edge program", Verdict.FAIL, error.message, advice)
+    if found.lacks:
+        return Check("edge program", Verdict.WARN, f"{found}; it lacks {', '.join(found.lacks)}", advice)
+    return Check("edge program", Verdict.OK, str(found))
 
 
 def ports(site: Site, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:

@@ -22,6 +22,7 @@ from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
 from gateway_plugin.blocks.script import OBJECT_STORE_BYTES, RECONNECT_S
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.service import serve_proxy
 from gateway_plugin.site import Site
 from gateway_plugin.tls import make_ray_authority
 
@@ -118,6 +119,7 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         **driver_env(layout, base_env),
         "RAY_CLOUD_INSTANCE_ID": "head",
         "RAY_NODE_TYPE_NAME": "head",
+        serve_proxy.CALLBACK: f"{serve_proxy.__name__}.{serve_proxy.demand_certificates.__name__}",
         "RAY_START_HOOK": f"{before_ray_starts.__module__}.{before_ray_starts.__name__}",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_gcs_storage": "rocksdb",

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import cast
 
 from starlette.requests import Request
 
 from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.errors import BodyTooLarge, InvalidRequest
+from serve.ingress.scan import Malformed, scan
+
+DOCUMENT_BYTES = 1 << 20
+"""Of what administrators send: a catalog of some thousand models."""
+DEPTH_MAX = 32
 
 
 @dataclass(frozen=True)
@@ -33,20 +41,90 @@ async def read_bounded(request: Request, limit_bytes: int) -> bytes:
 
 
 def parse_ask(body: bytes, named: str | None) -> Ask:
-    """What ``body`` asks for. ``named``: the model the edge found, or the caller's ``x-gateway-model``.
+    """What ``body`` asks for, at one go. ``named``: the model the edge found, or the caller's ``x-gateway-model``.
 
     Raises:
-        InvalidRequest: (1) no JSON object, (2) no model in it and none named, (3) a name that no model can have.
+        InvalidRequest: (1) no JSON object, (2) no model in it and none named, (3) a name that no model can have,
+            (4) the model's name cannot be found in reasonable time.
     """
+    reading = ask_in_slices(body, named)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as done:
+            return cast(Ask, done.value)
+
+
+def ask_in_slices(body: bytes, named: str | None) -> Generator[None, None, Ask]:
+    """``parse_ask`` that yields every few milliseconds."""
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("The request body is not valid JSON.") from None  # (1)
-    if not isinstance(document, dict):
-        raise InvalidRequest("The request body must be a JSON object.")  # (1)
-    model = named or document.get("model")
-    if model is None:
+        found = yield from scan(body, ("stream",) if named else ("model", "stream"))
+    except Malformed:
+        raise InvalidRequest("The request body is not valid JSON, or no JSON object.") from None  # (1)
+    stream = found.values.get("stream") == b"true"
+    if named:
+        return Ask(body, _model(named), stream)
+    written = found.values.get("model")
+    if written is None and not found.whole:
+        raise InvalidRequest(
+            "The request body is too intricate to be searched for 'model': give the model's name first in it, or in "
+            "the header x-gateway-model."
+        )  # (4)
+    if written is None or written == b"null":
         raise InvalidRequest("The request body has no 'model'; 'gateway models list' shows what there is.")  # (2)
-    if not isinstance(model, str) or not MODEL_NAME.fullmatch(model):
+    try:
+        return Ask(body, _model(json.loads(written)), stream)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("'model' is not a name that a model can have.") from None  # (3)
+
+
+def _model(name: object) -> str:
+    if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
         raise InvalidRequest("'model' is not a name that a model can have.")  # (3)
-    return Ask(body, model, stream=document.get("stream") is True)
+    return name
+
+
+class Turns:
+    """Lets readings of bodies take turns, a slice each: however many there are, the loop waits for one slice only."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def read_ask(self, body: bytes, named: str | None) -> Ask:
+        """``parse_ask``, while others go on."""
+        reading = ask_in_slices(body, named)
+        while True:
+            async with self._turn:  # waiters are let in in the order in which they came
+                try:
+                    next(reading)
+                except StopIteration as done:
+                    return cast(Ask, done.value)
+                await asyncio.sleep(0)
+
+
+def parse_document(body: bytes) -> object:
+    """A small JSON document that is to be handed on. Raises ``InvalidRequest`` for what could not be, or is no JSON."""
+    try:
+        document = json.loads(body, parse_constant=_no_constant)
+        _check(document, DEPTH_MAX)
+    except (ValueError, RecursionError):  # also for text that is not Unicode, and numbers of thousands of digits
+        raise InvalidRequest(f"The request body is not valid JSON, or nested over {DEPTH_MAX} deep.") from None
+    return document
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _check(value: object, depth: int) -> None:
+    if depth == 0:
+        raise ValueError("too deep")
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            _check(name, depth)
+            _check(member, depth - 1)
+    elif isinstance(value, list):
+        for member in value:
+            _check(member, depth - 1)

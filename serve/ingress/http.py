@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest, Model
 from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
 from gateway_plugin.site import Limits
-from serve.ingress.body import read_bounded
+from serve.ingress.body import DOCUMENT_BYTES, parse_document, read_bounded
 from serve.ingress.inference import Inference, is_admin
 from serve.ingress.relay import NOT_ROUTED, STAMP, Relay
 from serve.ingress.waiting import LOST, Waiting
@@ -175,11 +174,8 @@ class Ingress:
             ) from error
 
     async def _document(self, request: Request) -> Any:
-        body = await read_bounded(request, self._limits.body_bytes)
-        try:
-            return json.loads(body)
-        except ValueError:
-            raise InvalidRequest("The request body is not valid JSON.") from None
+        body = await read_bounded(request, min(self._limits.body_bytes, DOCUMENT_BYTES))
+        return await asyncio.to_thread(parse_document, body)
 
 
 class _ControllerAway(GatewayError):

@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.errors import GatewayError, NotRouted, RequestKilledEngine
-from serve.ingress.body import Ask, parse_ask, read_bounded
+from serve.ingress.body import Ask, Turns, read_bounded
 from serve.ingress.relay import Relay, is_not_routed, response_headers
 from serve.ingress.waiting import Waiting
 
@@ -33,6 +33,8 @@ _BACK_OFF_S = 0.2
 _DEATHS_MAX = 2
 _DEATH_NEWS_S = 1.0
 """A dead engine is noticed by its agent within this time."""
+_ERROR_BYTES = 64 << 10
+_ERROR_S = 5.0
 
 
 class StreamBroken(ConnectionError):
@@ -60,13 +62,14 @@ class Inference:
         self._waiting = waiting
         self._relay = relay
         self._body_bytes_max = body_bytes_max
+        self._turns = Turns()
 
     async def handle(self, request: Request) -> Response:
         """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
         patience_s = ready_to_wait_s(request.headers)
         deadline = self._waiting.deadline(patience_s)
         body = await read_bounded(request, self._body_bytes_max)
-        ask = parse_ask(body, request.headers.get("x-gateway-model"))
+        ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"))
         query = request.scope["query_string"].decode("latin-1")
         target = request.url.path + (f"?{query}" if query else "")
         errand = Errand(
@@ -137,7 +140,7 @@ class Inference:
             yield sse_error(error.body(detail=is_admin(errand.headers)))
             return
         if upstream.status_code != 200:
-            yield sse_error(await upstream.aread())
+            yield sse_error(await beginning(upstream))
             return
         async for piece in pieces(upstream):
             yield piece
@@ -183,12 +186,28 @@ async def pieces(upstream: httpx.Response) -> AsyncIterator[bytes]:
         await upstream.aclose()
 
 
+async def beginning(upstream: httpx.Response) -> bytes:
+    """What an engine says of its error, as far as it comes within ``_ERROR_S`` and ``_ERROR_BYTES``; then closed."""
+    said = b""
+    try:
+        async with asyncio.timeout(_ERROR_S):
+            async for piece in upstream.aiter_raw():
+                said += piece
+                if len(said) >= _ERROR_BYTES:
+                    break
+    except (TimeoutError, httpx.TransportError) as error:
+        log.warning("engine-error-unfinished", extra={"error": type(error).__name__})
+    finally:
+        await upstream.aclose()
+    return said[:_ERROR_BYTES]
+
+
 def sse_error(body: Mapping[str, object] | bytes) -> bytes:
     """An SSE ``error`` event. A body that is no JSON object is wrapped in OpenAI's form."""
     if isinstance(body, bytes):
         try:
             parsed = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed = None
         if not isinstance(parsed, dict):
             text = body.decode("utf-8", "replace")[:500]

@@ -41,9 +41,8 @@ class Relay:
             for name, value in headers.items()
             if name.lower() not in _HOP_BY_HOP and not name.lower().startswith("x-gateway-")
         }
-        for name in ("x-gateway-request", "x-gateway-key"):
-            if name in headers:
-                kept[name] = headers[name]
+        if "x-gateway-request" in headers:
+            kept["x-gateway-request"] = headers["x-gateway-request"]
         kept["x-gateway-model"] = ask.model
         # Not the client's build_request: it would add headers that the caller did not send.
         request = httpx.Request(method, f"http://inner{path}", headers=kept, content=ask.body)

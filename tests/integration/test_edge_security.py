@@ -18,8 +18,8 @@ from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout
 from gateway_plugin.tls import make_authority
-from tests.support.edges import Edge, chat, gateway_tls, running_edge, until
-from tests.support.raw_http import tls_context
+from tests.support.edges import Edge, chat, free_port, gateway_tls, running_edge, until
+from tests.support.raw_http import Exchange, listen, tls_context
 
 pytestmark = pytest.mark.integration
 
@@ -120,19 +120,54 @@ async def test_an_impostor_on_serves_port_gets_nothing(edge: Edge) -> None:
     make_authority(stranger)
     heard: list[bytes] = []
 
-    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard.append(await reader.read(65536))
         writer.close()
 
     tls = tls_context(str(stranger.serve_key), str(stranger.serve_certificate), None, 0)
     edge.stop_ingress()
-    server = await asyncio.start_server(listen, "127.0.0.1", edge.site.serve_port, ssl=tls)
+    server = await asyncio.start_server(hear, "127.0.0.1", edge.site.serve_port, ssl=tls)
     answer = await edge.ask("unknown", "my prompt")
     server.close()
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "unavailable"
     assert int(answer.headers["retry-after"]) > 0
     assert b"".join(heard) == b""
+
+
+async def test_serves_port_hears_only_who_has_a_certificate(edge: Edge) -> None:
+    """The edge shows its own: the stand-in for Serve demands one, as Serve's proxy does."""
+    assert (await edge.ask("unknown", "my prompt")).json()["cold"] is True
+
+
+async def test_what_an_engine_says_to_the_gateway_is_not_heard(edge: Edge) -> None:
+    layout = edge.layout
+    control = (("x-gateway-not-routed", "1"), ("X-Gateway-Request", "mine"), ("x-gateway-stamp", "1"))
+
+    def answer(exchange: Exchange) -> None:
+        exchange.send(200, b"{}", headers=(*control, ("x-other", "kept")))
+
+    tls = tls_context(str(layout.engine_key), str(layout.engine_certificate), str(layout.ca), 2)
+    port = free_port()
+    server = await listen(answer, "127.0.0.1", port, tls=tls)
+    await edge.runtime.sync_slots({"tiny": 0}, (0,))
+    await edge.runtime.open(0, 0, f"127.0.0.1:{port}")
+    warm = await edge.ask("tiny", "hello")
+    transport = httpx.AsyncHTTPTransport(uds=str(layout.inner_door))
+    async with httpx.AsyncClient(transport=transport, base_url="http://inner") as ingress:
+        named = {"x-gateway-model": "tiny"}
+        inner = await ingress.post("/v1/chat/completions", json=chat("tiny", "hello"), headers=named)
+        await edge.runtime.close(0, 0)
+        edge.cold_headers = (("x-gateway-not-routed", "1"),)
+        back = await ingress.post("/v1/chat/completions", json=chat("tiny", "hello"), headers=named)
+    server.close()
+    assert warm.headers["x-other"] == inner.headers["x-other"] == "kept"
+    assert "x-gateway-not-routed" not in warm.headers
+    assert len(warm.headers.get_list("x-gateway-request")) == 1
+    assert warm.headers["x-gateway-request"] != "mine"
+    assert not [name for name in inner.headers if name.startswith("x-gateway-")]
+    assert back.json()["cold"] is True
+    assert back.headers["x-gateway-not-routed"] == "1", "the ingress's own word goes through"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")

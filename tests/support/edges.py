@@ -111,6 +111,8 @@ class Edge:
     runtime: EdgeRuntime
     cold: list[Request] = field(default_factory=list)
     """Every request that reached the ingress."""
+    cold_headers: tuple[tuple[str, str], ...] = ()
+    """What the ingress adds to its answers."""
     engines: list[FakeEngine] = field(default_factory=list)
     names: dict[str, int] = field(default_factory=dict)
     child: subprocess.Popen[bytes] | None = None
@@ -244,7 +246,7 @@ class Edge:
         """Stands for Serve: says what it got, and keeps it."""
         self.cold.append(exchange.request)
         body = {"cold": True, "bytes": len(exchange.request.body), "path": exchange.request.target}
-        exchange.send(200, json.dumps(body).encode())
+        exchange.send(200, json.dumps(body).encode(), headers=self.cold_headers)
 
 
 def _whole(answer: bytes) -> bool:
@@ -304,7 +306,7 @@ async def running_edge(
         store = KeyStore(layout)
         edge = Edge(layout, site, store.create("ann", "user"), store.create("root", "admin"), EdgeRuntime(layout))
         write_private(layout.admin_key, edge.admin_key)
-        serving = tls_context(str(layout.serve_key), str(layout.serve_certificate), None, 0)
+        serving = tls_context(str(layout.serve_key), str(layout.serve_certificate), str(layout.ca), 2)
         edge.ingress = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=serving)
         await edge.start()
         try:

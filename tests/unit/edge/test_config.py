@@ -33,10 +33,10 @@ def section(text: str, name: str) -> str:
 def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     text = render(settings())
     assert re.findall(r"^  bind (.*)$", text, re.MULTILINE) == [
-        "127.0.0.1:8180",
-        f"unix@{settings().owner_door} mode 600",
-        f"unix@{settings().inner_door} mode 600",
-        f"unix@{settings().cold_door} mode 600",
+        "127.0.0.1:8180 proto h1",
+        f"unix@{settings().owner_door} mode 600 proto h1",
+        f"unix@{settings().inner_door} mode 600 proto h1",
+        f"unix@{settings().cold_door} mode 600 proto h1",
     ]
     assert f"stats socket {settings().socket} mode 600 level admin" in text
 
@@ -45,12 +45,22 @@ def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     ("bind", "listens"), [("::1", "[::1]:8180"), ("localhost", "127.0.0.1:8180"), ("0.0.0.0", "0.0.0.0:8180")]
 )
 def test_addresses(bind: str, listens: str) -> None:
-    assert f"  bind {listens}\n" in render(settings(bind=bind))
+    assert f"  bind {listens} proto h1\n" in render(settings(bind=bind))
 
 
 def test_a_certificate_makes_the_front_door_tls() -> None:
     text = render(settings(certificate=Path("/etc/gw/cert.pem")))
-    assert "  bind 127.0.0.1:8180 ssl crt /etc/gw/cert.pem alpn http/1.1\n" in text
+    assert "  bind 127.0.0.1:8180 ssl crt /etc/gw/cert.pem alpn http/1.1 proto h1\n" in text
+
+
+def test_no_door_speaks_http2() -> None:
+    text = render(settings(certificate=Path("/etc/gw/cert.pem")))
+    assert "  option disable-h2-upgrade" in section(text, "defaults")
+    doors = re.findall(r"^  bind (.*)$", text, re.MULTILINE)
+    assert doors
+    assert all(door.endswith("proto h1") and "h2" not in door for door in doors)
+    front = section(text, "frontend front")
+    assert front.index("refuse_version if !{ req.ver 1.0 1.1 }") < front.index("refuse_no_key")
 
 
 def test_every_server_is_verified() -> None:
@@ -65,7 +75,8 @@ def test_every_server_is_verified() -> None:
         assert f"map_str({settings().slot_keys_map})" in backend
         assert "server-template e 0-2 engine.gateway:1 init-addr last,127.0.0.1 disabled" in backend
         assert "backup" in backend
-    assert "verify required verifyhost serve.gateway" in section(text, "backend ingress")
+    ingress = section(text, "backend ingress")
+    assert f"crt {settings().identity} verify required verifyhost serve.gateway" in ingress
     assert "backend slot2" not in text
 
 
@@ -152,7 +163,7 @@ def test_the_script_has_every_refusal_that_the_rules_name() -> None:
 
 
 def test_the_script_cannot_be_broken_by_a_message() -> None:
-    text = refuse_script([Refusal("x", InvalidRequest('a "quoted" \\ back\nslash\'s é'))], 1)
+    text = refuse_script([Refusal("x", InvalidRequest('a "quoted" \\ back\nslash\'s é'))])
     (line,) = [line for line in text.splitlines() if line.startswith("refuse(")]
     inside = line.rpartition(', "')[2].removesuffix('")')
     assert json.loads(inside.replace('\\"', '"').replace("\\\\", "\\"))["error"]["message"].startswith(

@@ -20,6 +20,7 @@ from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import inference
+from serve.ingress.body import Turns
 from serve.ingress.http import INFERENCE_PATHS, Ingress
 from serve.ingress.relay import Relay
 from tests.support.controllers import ScriptedController
@@ -99,7 +100,9 @@ async def test_administration_needs_the_admin_role(tmp_path: Path, path: str) ->
     [
         (b"not json", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"[1]", "must be a JSON object"),
+        (b"[1]", "no JSON object"),
+        (b'{"model": "' + b"m" * 2000 + b'"}', "not a name"),
+        (b'{"model": [[[[["m"]]]]]}', "not a name"),
         (b"{}", "has no 'model'"),
         (b'{"model": 5}', "not a name"),
         (b'{"model": "a;set server slot1/e1 weight 7"}', "not a name"),
@@ -112,6 +115,64 @@ async def test_a_bad_body_is_refused_before_anybody_waits(tmp_path: Path, body: 
     assert response.status_code == 400
     assert says in response.json()["error"]["message"]
     assert controller.asked == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"no json",
+        b"[" * 5_000 + b"]" * 5_000,
+        b'{"model": ' + b"[" * 40 + b"]" * 40 + b"}",
+        b'{"model": "\\ud800"}',
+        b'{"model": "a", "\\udfff": 1}',
+        b'{"model": "\xed\xa0\x80"}',
+        b'{"model": NaN}',
+        b'{"model": ' + b"9" * 5_000 + b"}",
+        b"\xff\xfe",
+    ],
+)
+@pytest.mark.parametrize(
+    "path",
+    ["/gateway/v1/models/load", "/gateway/v1/models/apply", "/gateway/v1/blocks/drain", "/gateway/v1/blocks/retry"],
+)
+async def test_an_administrators_bad_json_is_refused_and_goes_no_further(
+    tmp_path: Path, path: str, body: bytes
+) -> None:
+    controller = ScriptedController(administer=None, apply=None, drain_block=None, retry_blocks=None)
+    async with ingress(tmp_path, controller, x_gateway_role="admin") as client:
+        response = await client.post(path, content=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_request"
+    assert controller.told == []
+
+
+async def test_an_administrators_body_is_bounded(tmp_path: Path) -> None:
+    async with ingress(tmp_path, ScriptedController(), x_gateway_role="admin") as client:
+        response = await client.post("/gateway/v1/models/apply", content=b'{"models": "' + b"x" * (1 << 20) + b'"}')
+    assert response.status_code == 413
+
+
+async def test_a_large_intricate_body_does_not_hold_up_others(tmp_path: Path) -> None:
+    """One user's 8 MiB of brackets, four at a time; ``/ready`` is what Serve's and the edge's life hangs on."""
+    body = b'{"a":[' + b"{}," * (8 * 2**20 // 3) + b'{}],"model":"m"}'
+    controller = ScriptedController(ready=True)
+    lags: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            begin = time.perf_counter()
+            await asyncio.sleep(0)
+            lags.append(time.perf_counter() - begin)
+
+    turns = Turns()
+    ticking = asyncio.create_task(tick())
+    asks = await asyncio.gather(*(turns.read_ask(body, None) for _ in range(4)))
+    ticking.cancel()
+    assert [ask.model for ask in asks] == ["m"] * 4
+    assert len(lags) > 50, "others had their turn"
+    assert sorted(lags)[-3] < 0.1, "a slice takes some 10 ms on a quiet machine; reading at one go takes a second"
+    async with inner_door(answer(200)) as door, ingress(tmp_path, controller, door.path) as client:
+        assert (await client.post("/v1/chat/completions", content=body)).status_code == 200
 
 
 async def test_a_body_over_the_limit_is_refused_with_the_limit(tmp_path: Path) -> None:
@@ -320,6 +381,28 @@ async def test_a_failure_after_the_200_is_an_sse_error_event(tmp_path: Path, mon
     event = response.text.rstrip().split("\n\n")[-1]
     assert event.startswith("event: error\ndata: ")
     assert json.loads(event.split("data: ")[1])["error"]["code"] == "model_unavailable"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"content-length: 1000000000\r\n\r\n" + b"x" * 200_000, id="endless"),
+        pytest.param(b"content-length: 100\r\n\r\nout of mem", id="silent"),
+    ],
+)
+async def test_an_engines_error_is_read_as_far_as_is_reasonable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(inference, "_ERROR_S", 0.3)
+    async with inner_door(b"HTTP/1.1 500 Internal Server Error\r\n" + said) as door:
+        async with ingress(tmp_path, ScriptedController(0.2), door.path) as client:
+            async with asyncio.timeout(10):
+                response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    event = response.text.rstrip().split("\n\n")[-1]
+    assert event.startswith("event: error\ndata: ")
+    message = json.loads(event.split("data: ")[1])["error"]["message"]
+    assert message in ("x" * 500, "out of mem")
 
 
 async def test_a_stream_whose_engine_dies_breaks_off(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""Serve's HTTP proxy answers nobody who does not show a certificate of the gateway's authority.
+
+Serve hands uvicorn an authority (``ssl_ca_certs``), and never the demand for a certificate. What it does offer is a
+function of the user's, called in the proxy's process before the server is made (``CALLBACK``).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+
+CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+"""The environment variable, of the Ray head's processes."""
+
+
+def demand_certificates() -> list[Any]:
+    """Called by Serve: no server without the demand. Without an authority to ask, nobody gets in. No middlewares."""
+    import uvicorn
+
+    class Demanding(uvicorn.Config):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "ssl_cert_reqs": ssl.CERT_REQUIRED})
+
+    uvicorn.Config = Demanding  # type: ignore[misc]
+    return []
+
+
+def answers_strangers(port: int, timeout_s: float = 5.0) -> bool:
+    """Whether the proxy on this machine's ``port`` says anything to a caller without a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout_s) as plain, context.wrap_socket(plain) as link:
+            link.sendall(b"GET /-/healthz HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n")
+            return bool(link.recv(1))
+    except OSError:
+        return False
