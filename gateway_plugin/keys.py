@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gateway_plugin.edge.admission import admit_only
+from gateway_plugin.edge.admission import StillHeld, admit_only
 from gateway_plugin.edge.commands import ask, map_text
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
 from gateway_plugin.layout import Layout, private_folder, write_private
@@ -83,7 +83,7 @@ class KeyStore:
                 raise InvalidRequest(f"There is a key called '{name}' already; revoke it first or choose another name.")
             self._write((*keys, key))
             try:
-                self._put_in_force(_PATIENCE_S)
+                self._put_in_force(_PATIENCE_S, others_may_end=True)
             except EdgeError as error:
                 self._write(keys)
                 raise EdgeError(f"The key '{name}' was not made: {error.message.rstrip('.')}. Try again.") from error
@@ -122,8 +122,8 @@ class KeyStore:
             except EdgeError as error:
                 raise EdgeError(
                     f"The key '{name}' may still be in use: {error.message.rstrip('.')}. An edge that starts refuses "
-                    f"it, and the one that runs is told again every second. 'gateway keys revoke {name}' once more "
-                    "says whether it has taken it; 'gateway down' ends all."
+                    "it, and the one that runs is told again every second; until it has taken it, 'gateway keys list' "
+                    "shows the key as revoked, not confirmed. 'gateway down' ends all."
                 ) from error
 
     def keep_cli_key(self) -> None:
@@ -140,14 +140,14 @@ class KeyStore:
             except (FileNotFoundError, UnicodeDecodeError):
                 held = ""
             if not any(key.sha256 == _digest(held) and key.role == "admin" and not key.revoked for key in keys):
-                self._renew_cli_key(keys)
+                self._renew_cli_key(keys, others_may_end=True)
 
-    def _renew_cli_key(self, keys: tuple[Key, ...]) -> None:
+    def _renew_cli_key(self, keys: tuple[Key, ...], *, others_may_end: bool = False) -> None:
         """The new one is in ``admin.key`` before the edge forgets the old one."""
         secret, key = _made(CLI_KEY_NAME, "admin")
         self._write((*(replace(old, revoked=old.revoked or old.name == CLI_KEY_NAME) for old in keys), key))
         write_private(self._layout.admin_key, secret)
-        self._put_in_force(_PATIENCE_S)
+        self._put_in_force(_PATIENCE_S, others_may_end=others_may_end)
 
     def write_map(self) -> None:
         """Make ``keys.map`` equal to ``keys.json``: before the edge starts."""
@@ -170,8 +170,13 @@ class KeyStore:
                 raise ServiceError(f"{self._layout.keys_json} is missing; the running edge keeps the keys it has.")
             self._put_in_force(0.0)
 
-    def _put_in_force(self, patience_s: float) -> None:
-        """Store -> ``keys.map`` -> running edge; then forget what was revoked. ``patience_s``: for one that starts."""
+    def _put_in_force(self, patience_s: float, *, others_may_end: bool = False) -> None:
+        """Store -> ``keys.map`` -> running edge; then forget what was revoked.
+
+        Args:
+            patience_s: with an edge that starts.
+            others_may_end: requests of keys revoked earlier are no failure; they are cut by the next look.
+        """
         keys = self.list()
         want = _admitted(keys)
         revoked = {_hash(key) for key in keys if key.revoked}
@@ -181,6 +186,10 @@ class KeyStore:
             try:
                 admit_only(self._say, self._layout.keys_map, want, revoked, _PATIENCE_S)
                 break
+            except StillHeld:
+                if not others_may_end:
+                    raise
+                return
             except EdgeError as error:
                 if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
                     raise

@@ -106,7 +106,7 @@ class Endpoints:
             allowed = (*(known for known in older if known != function.id), function.id)
             if options.shared_folder is not None and settings.ca is not None:
                 settings = replace(settings, ca=str(shared.copy(Path(settings.ca), place / f"{name}.ca.pem")))
-            site_file = place / f"{name}.site.json"
+            site_file = self._site_file(name, options)
             write_private(site_file, json.dumps(config.site_document(settings), indent=1) + "\n")
             if options.shared_folder is not None:
                 site_file.chmod(0o644)  # no secret in it, and every mapped user reads it
@@ -244,7 +244,7 @@ class Endpoints:
             ran = record.process is not None and (gone or processes.alive(record.process))
             if ran and record.process is not None and not gone:
                 family = (record.process, *processes.descendants(record.process.pid))
-                users = kept.users_of(known.pid for known in family)
+                users = kept.users_of(self._site_file(name, record.options))
                 left = processes.end((record.process,), grace_s=_STOP_S) + processes.end(family, grace_s=5.0)
                 if left:
                     raise ServiceError(
@@ -319,6 +319,10 @@ class Endpoints:
     def _pid_file(self, name: str) -> Path:
         """The endpoint process's own, which it touches with each heartbeat."""
         return self._globus / name / "daemon.pid"
+
+    def _site_file(self, name: str, options: Options) -> Path:
+        """What the function reads."""
+        return (options.shared_folder or self._root) / f"{name}.site.json"
 
     def _registrar(self, venv: Path) -> Registrar:
         if os.getuid() == 0:  # about to be run by root

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gateway_plugin.compute import function, manifest
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.service.processes import own_processes
 
 _PATIENCE_S = 20.0
 
@@ -42,19 +43,21 @@ def remove(answers: str) -> None:
         shutil.rmtree(function.answers_folder({"answers": answers}), ignore_errors=True)
 
 
-def users_of(pids: Iterable[int]) -> tuple[User, ...]:
-    """The mapped users that these processes run as."""
+def users_of(site_file: Path) -> tuple[User, ...]:
+    """The mapped users whose workers read ``site_file``. Parsl's are no descendants of the endpoint's process, and some
+    processes write their title over their environment: any one that still has it will do.
+    """
     found: dict[int, User] = {}
-    for pid in pids:
+    for pid in own_processes(root_sees_all=True):
         process = Path("/proc", str(pid))
         try:
             owner, words = process.stat(), (process / "environ").read_bytes().decode(errors="surrogateescape")
         except OSError:
             continue  # it has ended
-        if owner.st_uid not in (0, os.getuid()):
-            pairs = (word.partition("=") for word in words.split("\0"))
-            said = tuple((name, value) for name, _, value in pairs if name in ("HOME", "XDG_STATE_HOME"))
-            found.setdefault(owner.st_uid, User(owner.st_uid, owner.st_gid, said))
+        given = {name: value for name, _, value in (word.partition("=") for word in words.split("\0"))}
+        if owner.st_uid not in (0, os.getuid()) and given.get(function.SITE_VARIABLE) == str(site_file):
+            said = tuple((name, given[name]) for name in ("HOME", "XDG_STATE_HOME") if name in given)
+            found[owner.st_uid] = User(owner.st_uid, owner.st_gid, said)
     return tuple(found.values())
 
 

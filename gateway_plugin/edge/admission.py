@@ -25,13 +25,18 @@ _HELD = re.compile(r"\bkey=([0-9A-F]{64})/(\d+) ")
 _SESSION = re.compile(r"^(0x[0-9a-f]+): \[[^]]*\] id=(\d+) ", re.MULTILINE)
 
 
+class StillHeld(EdgeError):
+    """The edge lets in the right keys, and has, or may have, requests of others in flight."""
+
+
 def admit_only(say: Say, keys_map: Path, want: Mapping[str, str], revoked: Collection[str], within_s: float) -> None:
     """Make the running edge let in the keys in ``want`` (digest -> value) and no others; returns when that is so.
 
     Requests of keys that it let in until now, and of those in ``revoked``, are cut: streams, and what waits.
 
     Raises:
-        EdgeError: it did not answer, refused, or still holds requests of such keys after ``within_s``.
+        EdgeError: it did not answer, or refused.
+        StillHeld: it has requests of such keys in flight after ``within_s``, or cannot say.
     """
     have = parse_map(say(f"show map {keys_map}"), numbered=True)
     changes = map_changes(keys_map, have, want)
@@ -48,7 +53,7 @@ def _cut(say: Say, digests: Collection[str], deadline: float) -> None:
     """Cut requests until none is left. A pointer is looked up again just before: the next session may get it."""
     while numbers := held_by(digests, say(_SHOW_HELD)):
         if time.monotonic() >= deadline:
-            raise EdgeError(f"{len(numbers)} requests of a revoked key are still in flight at the edge")
+            raise StillHeld(f"{len(numbers)} requests of a revoked key are still in flight at the edge")
         for number, pointer in sessions(say("show sess all")).items():
             if number in numbers and number in sessions(say(f"show sess {pointer}")):
                 say(f"shutdown session {pointer}")
@@ -56,9 +61,9 @@ def _cut(say: Say, digests: Collection[str], deadline: float) -> None:
 
 
 def held_by(digests: Collection[str], answer: str) -> frozenset[int]:
-    """Numbers of the requests in flight of these keys, out of the table. Raises ``EdgeError`` if ``answer`` is none."""
+    """Numbers of the requests in flight of these keys, out of the table. Raises ``StillHeld`` if ``answer`` is none."""
     if not answer.startswith("# table: held,"):
-        raise EdgeError(
+        raise StillHeld(
             f"the edge cannot say what is in flight ({answer.strip()[:100] or 'no answer'}); if the gateway was "
             "upgraded while it ran, requests that the key has in flight end with 'gateway down' and 'up'"
         )

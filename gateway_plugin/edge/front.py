@@ -154,7 +154,7 @@ def front_door(settings: FrontSettings) -> str:
             _tell(),
             _where(settings.models_map),
             "backend limits\n  stick-table type string len 64 size 10k expire 1h store http_req_rate(10s),conn_cur\n",
-            "backend held\n  stick-table type string len 80 size 10k expire 5s store conn_cur\n",
+            "backend held\n  stick-table type string len 80 size 10k expire 1s store conn_cur\n",
         )
     )
 

@@ -81,6 +81,7 @@ async def test_revoking_ends_what_the_key_has_in_flight_and_nothing_else(edge: E
         return ingress.held == 3 and sum(stat.in_flight for stat in await edge.runtime.servers()) == 3
 
     await until(all_under_way, "three stream, three wait")
+    await asyncio.sleep(1.5)  # the edge forgets requests that have ended after 1 s, and these have not
     began = time.monotonic()
     await asyncio.to_thread(store.revoke, "gone")
     took_s = time.monotonic() - began
@@ -129,7 +130,7 @@ async def test_an_edge_that_is_late_is_no_success_and_the_key_is_not_forgotten(
     os.kill(edge.child.pid, signal.SIGSTOP)
     try:
         for _ in range(2):
-            with pytest.raises(EdgeError, match=r"'late' may still be in use.*'gateway keys revoke late'"):
+            with pytest.raises(EdgeError, match=r"'late' may still be in use.*'gateway keys list'"):
                 await asyncio.to_thread(store.revoke, "late")
         with pytest.raises(EdgeError, match="'new' was not made"):
             await asyncio.to_thread(store.create, "new", "user")

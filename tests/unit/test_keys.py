@@ -156,6 +156,7 @@ class LateEdge:
 
     def __init__(self) -> None:
         self.late = True
+        self.held = "# table: held, type: string, size:10240, used:0\n\n"
         self.map: dict[str, str] = {}
 
     def __call__(self, path: Path, command: str) -> str:
@@ -168,7 +169,7 @@ class LateEdge:
                 case ["del", "map", _, key]:
                     del self.map[key]
                 case ["show", "table", *_]:
-                    return "# table: held, type: string, size:10240, used:0\n\n"
+                    return self.held
                 case ["show", "map", _]:
                     return "".join(f"0x{n:x} {key} {value}\n" for n, (key, value) in enumerate(self.map.items()))
                 case _:
@@ -210,6 +211,21 @@ def test_a_key_that_the_edge_did_not_take_was_not_made(layout: Layout, late_edge
     late_edge.late = False
     store.create("bob", "user")
     assert list(late_edge.map.values()) == ["user:bob"]
+
+
+def test_a_key_is_made_whatever_a_revoked_one_still_has_in_flight(layout: Layout, late_edge: LateEdge) -> None:
+    """An edge from before an upgrade has no such table."""
+    store = KeyStore(layout)
+    late_edge.late = False
+    late_edge.held = "No such table\n"
+    store.create("bob", "user")
+    with pytest.raises(EdgeError, match="'bob' may still be in use: the edge cannot say"):
+        store.revoke("bob")
+    assert late_edge.map == {}
+    store.create("bob", "user")
+    store.keep_cli_key()
+    assert sorted(late_edge.map.values()) == [f"admin:{CLI_KEY_NAME}", "user:bob"]
+    assert [(key.name, key.revoked) for key in store.list()] == [("bob", True), ("bob", False), (CLI_KEY_NAME, False)]
 
 
 def test_the_supervisors_look_makes_the_edge_equal_to_the_store(layout: Layout, late_edge: LateEdge) -> None:

@@ -54,11 +54,11 @@ def home(place: Path) -> Path:
 
 
 @contextmanager
-def running(**environment: str) -> Iterator[int]:
+def running(**environment: str) -> Iterator[None]:
     """A process of a mapped user's."""
     with subprocess.Popen(["/bin/sleep", "60"], env=environment, user=MAPPED, group=MAPPED, extra_groups=[]) as process:
         try:
-            yield process.pid
+            yield
         finally:
             process.kill()
 
@@ -79,17 +79,23 @@ def test_of_mapped_users_nothing_is_counted() -> None:
 
 
 @needs_root
-def test_mapped_users_are_those_of_the_endpoints_processes(home: Path) -> None:
-    with running(HOME=str(home), XDG_STATE_HOME="/x", SECRET="s") as pid:
-        found = kept.users_of([os.getpid(), pid, pid, 2**22 + 1])
+def test_mapped_users_are_those_whose_workers_read_the_endpoints_site_file(home: Path) -> None:
+    site = {function.SITE_VARIABLE: str(home / "gw.site.json")}
+    with (
+        running(HOME="/other", **{function.SITE_VARIABLE: "/other.site.json"}),
+        running(HOME=str(home), XDG_STATE_HOME="/x", SECRET="s", **site),
+        running(),
+    ):
+        found = kept.users_of(home / "gw.site.json")
     assert found == (kept.User(MAPPED, MAPPED, (("HOME", str(home)), ("XDG_STATE_HOME", "/x"))),)
+    assert kept.users_of(home / "gw.site.json") == ()
 
 
 @needs_root
 def test_a_mapped_users_are_removed_as_that_user(home: Path, venv: Path) -> None:
     folder = answers_in(home / f".local/state/gateway-plugin/gw-1-{MAPPED}", MAPPED)
-    with running(HOME=str(home)) as pid:
-        users = kept.users_of([pid])
+    with running(HOME=str(home), **{function.SITE_VARIABLE: str(home / "gw.site.json")}):
+        users = kept.users_of(home / "gw.site.json")
     kept.forget("gateway-plugin/gw-1", venv, users)
     assert sorted(path.name for path in folder.iterdir()) == [function.ROOM, function.TALLY]
     assert (folder / function.ROOM).stat().st_uid == MAPPED
