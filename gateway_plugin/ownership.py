@@ -13,6 +13,7 @@ import grp
 import os
 import pwd
 import stat
+from functools import cache
 from pathlib import Path
 
 from gateway_plugin.errors import ServiceError
@@ -95,7 +96,7 @@ def _problem_above(path: Path, links: int) -> str | None:
             return None
         except OSError as error:
             return f"{folder} cannot be looked at: {error.strerror}"
-        if found.st_uid not in (0, os.getuid()):
+        if found.st_uid not in (0, os.getuid(), _unmapped_owner()):
             return f"{folder} belongs to another user (uid {found.st_uid}), who can replace {path}"
         if stat.S_ISLNK(found.st_mode):
             if links == 0:
@@ -111,6 +112,18 @@ def _problem_above(path: Path, links: int) -> str | None:
         if problem is not None:
             return problem
     return None
+
+
+@cache
+def _unmapped_owner() -> int | None:
+    """The uid that stands for users outside this process's user namespace, as in most containers; ``None``: all are in.
+
+    Above a folder of this user it counts as root's: the machine's root cannot be told there from its other users.
+    """
+    mapping = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+    if mapping == ["0", "0", str(2**32 - 1)]:
+        return None
+    return int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii"))
 
 
 def _others_write(found: os.stat_result) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from gateway_plugin import ownership
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.ownership import demand_own, private_folder, problem_with
 
@@ -113,3 +117,27 @@ def test_somebody_elses_link_on_the_way_is_refused(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "real")
     os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
     assert "belongs to another user" in (problem_with(link / "state") or "")
+
+
+@as_root
+def test_in_a_container_the_machines_root_is_above_and_a_strangers_folder_is_still_none_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = private_folder(tmp_path / "home" / "state")
+    os.chown(folder.parent, STRANGER, STRANGER)  # as users outside show inside
+    assert problem_with(folder) is not None
+    monkeypatch.setattr(ownership, "_unmapped_owner", lambda: STRANGER)
+    assert problem_with(folder) is None
+    os.chown(folder, STRANGER, STRANGER)
+    assert "is not a folder of this user" in (problem_with(folder) or "")
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bubblewrap to make a user namespace with")
+def test_a_container_is_known_by_its_user_namespace() -> None:
+    assert ownership._unmapped_owner() is None, "these tests run outside of one"
+    program = "from gateway_plugin.ownership import _unmapped_owner; print(_unmapped_owner())"
+    words = ("bwrap", "--unshare-user", "--dev-bind", "/", "/", sys.executable, "-c", program)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
+    assert done.stdout.strip() == str(STRANGER)
