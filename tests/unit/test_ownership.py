@@ -134,7 +134,6 @@ def test_in_a_container_the_machines_root_is_above_and_a_strangers_folder_is_sti
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bubblewrap to make a user namespace with")
 def test_a_container_is_known_by_its_user_namespace() -> None:
-    assert ownership._unmapped_owner() is None, "these tests run outside of one"
     program = "from gateway_plugin.ownership import _unmapped_owner; print(_unmapped_owner())"
     words = ("bwrap", "--unshare-user", "--dev-bind", "/", "/", sys.executable, "-c", program)
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
