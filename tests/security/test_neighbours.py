@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from gateway_plugin.service.living import heads_of
 from gateway_plugin.service.processes import descendants
+from tests.support.doors import doors_of
 from tests.support.gateways import ROOT, Gateway, fake_model, gateway, wait_for
 from tests.support.stranger import attempt, needs_root, squatting
 
@@ -50,12 +50,7 @@ def secrets_of(made: Gateway) -> list[str]:
 
 def ports_of(made: Gateway) -> dict[int, str]:
     """Every TCP port that a process of the gateway listens on -> the address."""
-    found: dict[int, str] = {}
-    for process in made.processes():
-        for connection in process.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                found[connection.laddr.port] = connection.laddr.ip
-    return found
+    return {port: address for _, address, port in doors_of(made.processes())}
 
 
 def test_no_file_below_the_gateways_folders_can_be_read_or_listed(running: Gateway) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ MUTUAL_TLS = "mutual TLS"
 PLAIN_HTTP = "plain HTTP"
 """Answers 401 to whoever has no token."""
 OPEN = "open"
+CLOSED = "closed"
+"""Nothing listens there any more."""
 
 _PATHS = ("/", "/metrics", "/api/jobs/", "/api/serve/applications/", "/get_runtime_envs_info")
 _ALERT = 0x15
@@ -25,16 +28,21 @@ def doors_of(processes: Iterable[psutil.Process]) -> list[tuple[str, str, int]]:
     """Command line, address and port of everything that listens."""
     found = []
     for process in processes:
-        for known in process.net_connections("tcp"):
-            if known.status == psutil.CONN_LISTEN:
-                found.append((" ".join(process.cmdline()) or process.name(), known.laddr.ip, known.laddr.port))
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while we looked
+            name = " ".join(process.cmdline()) or process.name()
+            for known in process.net_connections("tcp"):
+                if known.status == psutil.CONN_LISTEN:
+                    found.append((name, known.laddr.ip, known.laddr.port))
     return found
 
 
 def door_at(bound: str, port: int, node: str, identity: Path) -> str:
-    """Which of the three is at ``port``. ``node``: an address of this machine; ``identity``: a node's files for TLS."""
+    """Which of these is at ``port``. ``node``: an address of this machine; ``identity``: a node's files for TLS."""
     address = node if bound in ("0.0.0.0", "::") else bound
-    answers = [_plain_answer(address, port, path) for path in _PATHS]
+    try:
+        answers = [_plain_answer(address, port, path) for path in _PATHS]
+    except ConnectionRefusedError:
+        return CLOSED
     if all(answer.startswith(b"HTTP/1.1 401 ") for answer in answers):
         return PLAIN_HTTP
     if any(answer and answer[0] != _ALERT for answer in answers):
