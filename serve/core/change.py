@@ -84,6 +84,7 @@ class Change:
         self.blocks: Mapping[str, SeenBlock] = fleet.blocks
         self.queue_wait_s: Mapping[str, float] = fleet.queue_wait_s
         self.block_start_s = Table(fleet.block_start_s)
+        self.apart: Table[float] = Table(fleet.apart)
         self.troubles: Table[Trouble] = Table(fleet.troubles)
         self.forgiven: Table[float] = Table(fleet.forgiven)
         self.joined_blocks = fleet.joined_blocks
@@ -117,6 +118,7 @@ class Change:
             blocks=self.blocks,
             queue_wait_s=self.queue_wait_s,
             block_start_s=self.block_start_s.rows,
+            apart=self.apart.rows,
             troubles=self.troubles.rows,
             forgiven=self.forgiven.rows,
             joined_blocks=self.joined_blocks,

@@ -47,6 +47,8 @@ class Started:
     servers: tuple[FoundServer, ...]
     nodes: tuple[str, ...]
     pinned: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
+    """Models whose requests the edge hands to the ingress, whatever engines they have."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,13 @@ class WaiterLeft:
 
 
 @dataclass(frozen=True)
+class ModelAnswered:
+    """An engine of this model (a name or an alias) answered a request, the first since one died."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class LoadAsked:
     """``gateway models load``."""
 
@@ -282,6 +291,7 @@ Event = (
     | EdgeSeen
     | Acquire
     | WaiterLeft
+    | ModelAnswered
     | LoadAsked
     | UnloadAsked
     | PinChanged

@@ -13,6 +13,10 @@ from enum import Enum
 from gateway_plugin.catalog import Model
 from serve.core.events import FoundServer, SeenBlock
 
+APART_S = 400.0
+"""So long after one of its engines died in service all requests of a model go through the ingress, which finds out what
+killed it. Longer than a guilty request is remembered (``serve.ingress.trials``)."""
+
 
 class EngineState(Enum):
     LOADING = "loading"
@@ -260,6 +264,9 @@ class Policy:
     """So long after a waiter was told to go its engine is not idle, unless it was used since."""
     crash_window_s: float = 5.0
     """An engine that dies so soon after it was ready counts as a failure; the first one costs no back-off."""
+    crashes_per_wait: int = 12
+    """The same as ``failures_per_wait`` for engines that died so with requests on board, and none answered since: one
+    request may be what killed them, and it takes some deaths to find out which (``serve.ingress.trials``)."""
     drain_before_end_s: float = 300.0
     """So long before its block leaves a node takes no new request; at most a quarter of its walltime."""
     leave_before_end_s: float = 30.0
@@ -336,6 +343,8 @@ class Fleet:
     """Node type -> the longest that one of its jobs that started lately had waited."""
     block_start_s: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """Node type -> (node, seconds from its job's start until its agent reported), of the last few."""
+    apart: Mapping[str, float] = field(default_factory=dict)
+    """Model -> until when its requests go through the ingress, because one of its engines died in service."""
     troubles: Mapping[str, Trouble] = field(default_factory=dict)
     """By kind: why it is not asked for. Kept by ``serve.core.troubles``."""
     forgiven: Mapping[str, float] = field(default_factory=dict)

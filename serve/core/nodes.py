@@ -18,7 +18,7 @@ from serve.core.events import (
     NodeJoined,
     Started,
 )
-from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState
+from serve.core.fleet import APART_S, ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState
 from serve.core.routes import retire
 from serve.core.troubles import judge
 from serve.core.waiting import resolve_names
@@ -229,6 +229,8 @@ def started(change: Change, event: Started) -> None:
         if name in change.models and slot not in taken and slot < change.policy.slots:
             change.slots.put(name, slot)
             taken.add(slot)
+    for name in event.apart & change.models.keys():
+        change.apart.put(name, change.now + APART_S)
 
 
 def settle(change: Change) -> None:

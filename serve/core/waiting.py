@@ -190,21 +190,29 @@ def _hopeless(change: Change, model: Model) -> GatewayError | None:
 
 
 def record_failure(
-    change: Change, model: str, reason: str, summary: str | None = None, *, after_ready: bool = False
+    change: Change,
+    model: str,
+    reason: str,
+    summary: str | None = None,
+    *,
+    after_ready: bool = False,
+    on_board: bool = False,
 ) -> None:
     """Count a failed load, or an engine that died soon after it was ready, and refuse waiters who saw enough of them.
 
-    ``summary``: of a reason that is not for everybody.
-    Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none.
+    ``summary``: of a reason that is not for everybody. ``on_board``: requests were, and may be the cause.
+    Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none,
+    nor do those with requests on board before there were ``crashes_per_wait`` of them.
     """
     last = change.failures.rows.get(model)
-    count = 1 + (last.count if last is not None else 0)
+    count = 1 + (last.count if last is not None and last.after_ready == after_ready else 0)
     policy = change.policy
-    doublings = min(count - 1 - after_ready, 30)
+    enough = policy.crashes_per_wait if on_board else policy.failures_per_wait
+    doublings = min(count - (enough if on_board else 1 + after_ready), 30)
     delay = 0.0 if doublings < 0 else min(policy.retry_max_s, policy.retry_first_s * 2.0**doublings)
     failure = Failure(count, change.now, change.now + delay, reason, after_ready, summary or reason)
     change.failures.put(model, failure)
-    if count >= policy.failures_per_wait:
+    if count >= enough:
         change.wished.drop(model)
         answer_all(change, model, _unavailable(model, failure, change.now))
 

@@ -93,10 +93,20 @@ class Waiting:
         expected = f", ready in about {found['eta_s']:.0f} s" if found["eta_s"] is not None else ""
         return f"{found['state']}{reason}{expected}"
 
-    async def deaths(self, model: str) -> tuple[float, ...]:
-        """When the model's engines last died, wall-clock seconds; none known when the controller is away."""
+    async def history(self, model: str) -> tuple[str, tuple[float, ...]]:
+        """The model's name in the catalog, and when its engines last died, wall-clock seconds.
+
+        None are known when the controller is away.
+        """
         found = await self._look(model)
-        return tuple(found["deaths"]) if found else ()
+        return (found["name"], tuple(found["deaths"])) if found else (model, ())
+
+    async def tell_answered(self, model: str) -> None:
+        """Tell the controller that ``model`` answered a request, the first since an engine of it died."""
+        try:
+            await asyncio.wait_for(self._controller.answered.remote(model), _LOOK_S)
+        except (TimeoutError, *LOST) as error:
+            log.warning("controller-away", extra={"error": type(error).__name__})
 
     async def _look(self, model: str) -> dict[str, Any] | None:
         try:

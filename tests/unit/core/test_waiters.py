@@ -14,7 +14,17 @@ from gateway_plugin.errors import (
     WaitDeadline,
 )
 from serve.core import events as ev
-from serve.core.effects import Answer, CloseRoute, CreateAgent, DrainRoute, KillAgent, StartEngine, StopEngine
+from serve.core.effects import (
+    Answer,
+    CloseRoute,
+    CreateAgent,
+    DrainRoute,
+    KillAgent,
+    StartEngine,
+    StopEngine,
+    SyncSlots,
+)
+from serve.core.fleet import APART_S
 from serve.core.step import initial
 from serve.core.view import models_view, status_view
 from serve.core.waiting import model_state
@@ -198,7 +208,7 @@ def test_an_engine_that_dies_is_loaded_again_when_somebody_asks_at_once() -> Non
     story.ask("a")
     story.loaded("a")
     story.on(ev.EngineExited("a-1-1", 1, "killed", False), 60)
-    assert story.effects == (CloseRoute("a-1-1", 0, 0),)
+    assert story.effects == (CloseRoute("a-1-1", 0, 0), SyncSlots({"a": 0}, apart=frozenset({"a"})))
     assert not story.fleet.failures
     story.ask("a")
     assert story.said(StartEngine)
@@ -218,6 +228,46 @@ def test_an_engine_that_dies_as_soon_as_it_is_ready_again_and_again_is_not_loade
     assert gaps[0] < 12, "the first time may be an accident"
     assert gaps == sorted(gaps)
     assert gaps[-1] > gaps[0] + 5
+
+
+def test_engines_that_die_young_under_requests_are_loaded_again_until_it_is_clear_that_none_answers() -> None:
+    """What killed them may be one of the requests (``serve.ingress.trials``)."""
+    story = begin(a_model("a"))
+    most = story.fleet.policy.crashes_per_wait
+    for number in range(most):
+        ticket = story.ask("a")
+        assert len(story.ever(StartEngine)) == number + 1, "at once"
+        story.loaded("a")
+        assert story.answers()[ticket].error is None
+        story.exited("a", "killed by signal 11")
+    assert isinstance(told(story, story.ask("a")), ModelUnavailable)
+
+
+def test_an_answer_shows_that_a_model_does_not_crash_by_itself() -> None:
+    story = begin(a_model("a", aliases=("b",)))
+    for _ in range(30):
+        story.ask("a")
+        story.loaded("a")
+        story.on(ev.ModelAnswered("b"))
+        assert not story.fleet.failures
+        story.exited("a", "killed by signal 11")
+
+
+def test_a_model_whose_engine_died_in_service_is_kept_apart_for_a_while_and_over_a_restart() -> None:
+    story = begin(a_model("a", aliases=("b",)))
+    story.ask("a")
+    story.loaded("a")
+    story.exited("a", "stopped", expected=True)
+    assert not story.fleet.apart
+    story.ask("a")
+    story.loaded("a")
+    story.exited("a", "killed", after=60)
+    assert story.ever(SyncSlots)[-1].apart == {"a", "b"}
+    story.tick(APART_S)
+    assert story.said(SyncSlots) == (SyncSlots({"a": 0, "b": 0}),)
+    story.on(ev.Started(2, {"a": 0}, (), (), apart=frozenset({"a"})))
+    story.tick()
+    assert story.ever(SyncSlots)[-1].apart == {"a", "b"}
 
 
 def test_unload_refuses_waiters_and_drains_and_a_new_request_loads_afresh() -> None:

@@ -19,10 +19,11 @@ from gateway_plugin.edge import front
 from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, WaitDeadline
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
-from serve.ingress import inference
+from serve.ingress import boarding, inference
 from serve.ingress.body import Turns
 from serve.ingress.http import INFERENCE_PATHS, Ingress
 from serve.ingress.relay import Relay
+from serve.ingress.trials import Trials
 from tests.support.controllers import ScriptedController
 from tests.support.inner_doors import CUT, NOT_ROUTED, answer, inner_door
 
@@ -237,14 +238,75 @@ async def test_not_routed_again_and_again_ends_in_an_error(tmp_path: Path, monke
     assert "retry-after" in response.headers
 
 
-async def test_a_request_under_which_two_engines_died_is_refused(tmp_path: Path) -> None:
+class Deadly(ScriptedController):
+    """An engine died a while ago, and one dies under every request that is not routed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deaths = [time.time() - 30]
+
+    async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+        if not_routed:
+            self.deaths.append(time.time())
+        return await super()._acquire(ticket, model, wait_s, not_routed)
+
+
+async def test_a_request_that_was_alone_on_two_dying_engines_is_refused_and_remembered(tmp_path: Path) -> None:
+    controller = Deadly()
+    async with inner_door(NOT_ROUTED, NOT_ROUTED, answer(200)) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            response = await client.post("/v1/chat/completions", json=CHAT)
+            assert response.status_code == 500
+            assert response.json()["error"]["code"] == "request_killed_engine"
+            assert response.headers["x-should-retry"] == "false"
+            again = await client.post("/v1/chat/completions", json=CHAT)
+            assert again.json()["error"]["code"] == "request_killed_engine"
+            assert len(door.requests) == 2, "the second time it was sent to no engine"
+            other = await client.post("/v1/chat/completions", json={**CHAT, "messages": [1]})
+    assert other.status_code == 200
+    assert ("answered", ("m",)) in controller.told
+
+
+async def test_requests_that_died_together_are_tried_apart_and_answered(tmp_path: Path) -> None:
     now = time.time()
     controller = ScriptedController()
-    controller.deaths = [now + 0.01, now + 0.02]
-    async with inner_door(NOT_ROUTED, answer(200)) as door:
+    controller.deaths = [now + 0.01]
+    async with inner_door() as door:
         async with ingress(tmp_path, controller, door.path, x_gateway_arrived=str(int(now * 1000))) as client:
+            asked = (client.post("/v1/chat/completions", json={**CHAT, "messages": [n]}) for n in range(9))
+            answers = await asyncio.gather(*asked)
+    assert [one.status_code for one in answers] == [200] * 9
+
+
+async def test_an_innocent_whose_turn_does_not_come_is_told_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    controller = ScriptedController()
+    controller.deaths = [now + 0.01]
+    monkeypatch.setattr(Trials, "admit", lambda self, now: ())
+    async with inner_door() as door:
+        arrived = str(int(now * 1000))
+        async with ingress(tmp_path, controller, door.path, x_gateway_arrived=arrived, x_gateway_wait="0") as client:
             response = await client.post("/v1/chat/completions", json=CHAT)
-    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "wait_deadline"
+    assert "hange" not in response.json()["error"]["message"]
+
+
+async def test_a_stream_that_kills_its_engine_is_known_when_it_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boarding, "DEATH_NEWS_S", 0.05)
+    controller = ScriptedController()
+    controller.deaths = [time.time() - 30]
+    async with inner_door(CUT) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            for _ in range(2):
+                with pytest.raises(inference.StreamBroken):
+                    await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+                controller.deaths.append(time.time())
+                await asyncio.sleep(0.2)
+            response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert response.json()["error"]["code"] == "request_killed_engine"
 
 
