@@ -117,9 +117,11 @@ def review(change: Change) -> None:
     """What time brings to engines (nothing on nodes whose agent is away):
 
     (1) a load that takes longer than ``load_timeout_s`` failed;
-    (2) a load that nobody has wanted for ``abandoned_load_grace_s`` is stopped;
+    (2) a load that nobody wants any more goes on, unless somebody else needs its room (``serve.core.eviction``): who
+        gave up waiting for it most likely comes again;
     (3) a route that the edge refused too often: the engine is of no use;
-    (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted;
+    (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted; one that nobody
+        has used since it was ready has ``unclaimed_s`` at least;
     (5) a model of which no engine died for ``APART_S`` is served by the edge alone again.
     """
     policy, now = change.policy, change.now
@@ -140,6 +142,7 @@ def review(change: Change) -> None:
                 and now >= engine.last_used + model.keep_alive_s
                 and now >= max(engine.last_used, engine.answered_at, ready_at(engine)) + model.keep_alive_s
                 and now >= ready_at(engine) + model.min_residency_s
+                and (_had_requests(engine) or now >= ready_at(engine) + policy.unclaimed_s)
                 and idle(change, engine)
                 and not change.wanted(engine.model)
                 and change.reachable(engine)
@@ -152,10 +155,8 @@ def review(change: Change) -> None:
             elif change.wanted(engine.model) or engine.takes_over:
                 if engine.orphaned_since is not None:
                     change.set_engine(engine, orphaned_since=None)
-            elif engine.orphaned_since is None:
+            elif engine.orphaned_since is None:  # (2)
                 change.set_engine(engine, orphaned_since=now)
-            elif now >= engine.orphaned_since + policy.abandoned_load_grace_s:  # (2)
-                retire(change, engine, "abandoned")
 
 
 def forgive(change: Change) -> None:

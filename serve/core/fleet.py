@@ -232,6 +232,9 @@ class Policy:
     servers_per_slot: int = 8
     waiting_max: int = 1000
     abandoned_load_grace_s: float = 2.0
+    """So long after its last waiter left a load may be stopped for another model that needs its room, not before."""
+    unclaimed_s: float = 120.0
+    """A model that was loaded for somebody who left is kept for so long, if nobody needs its room."""
     block_idle_s: float = 200.0
     """A node without an engine and without demand is kept for so long."""
     block_unused_s: float | None = 1800.0

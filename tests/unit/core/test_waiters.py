@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from gateway_plugin.errors import (
     GatewayError,
     ModelNotFound,
@@ -24,7 +26,7 @@ from serve.core.effects import (
     StopEngine,
     SyncSlots,
 )
-from serve.core.fleet import APART_S
+from serve.core.fleet import APART_S, EngineState
 from serve.core.step import initial
 from serve.core.view import models_view, status_view
 from serve.core.waiting import model_state
@@ -87,14 +89,90 @@ def test_the_deadline_says_state_and_expectation() -> None:
     assert (error.state, error.eta_s) == ("loading", 30.0)
 
 
-def test_a_load_that_nobody_wants_any_more_is_stopped_after_a_grace() -> None:
-    story = begin(a_model("a"))
+def test_a_load_that_nobody_wants_any_more_is_finished_and_kept_for_who_comes_back() -> None:
+    story = begin(a_model("a", keep_alive=0))
     ticket = story.ask("a")
     story.on(ev.WaiterLeft(ticket), 1)
+    story.tick(60)
+    story.loaded("a")
+    story.tick(100)
+    ticket = story.ask("a")
+    assert story.answers()[ticket].error is None
+    assert len(story.ever(StartEngine)) == 1
+    story.used("a")
+    story.tick(5)
+    assert story.ever(DrainRoute), "its keep_alive is over"
+
+
+def test_a_model_that_nobody_comes_back_for_is_not_kept_for_ever() -> None:
+    story = begin(a_model("a", keep_alive=0))
+    story.on(ev.WaiterLeft(story.ask("a")), 1)
+    story.loaded("a")
+    story.tick(story.fleet.policy.unclaimed_s - 1)
+    assert not story.ever(DrainRoute)
+    story.tick(2)
+    assert story.ever(DrainRoute)
+
+
+def test_a_load_that_nobody_wants_any_more_makes_room_after_a_grace() -> None:
+    story = begin(a_model("a"), a_model("b"))
+    story.on(ev.WaiterLeft(story.ask("a")), 1)
+    story.ask("b", after=1)
+    assert not story.ever(StopEngine), "its client may be back in a moment"
     story.tick(1)
-    assert not story.effects
-    story.tick(1)
-    assert [stop.reason for stop in story.said(StopEngine)] == ["abandoned"]
+    assert [stop.engine for stop in story.said(StopEngine)] == ["a-1-1"]
+    story.exited("a", "stopped", expected=True)
+    assert story.ever(StartEngine)[-1].model.name == "b"
+    assert not story.fleet.failures
+
+
+def test_two_models_whose_clients_give_up_too_early_do_not_stop_each_others_loads_for_ever() -> None:
+    """Each takes 60 s to load; each client waits for 40 s, and asks again 5 s later."""
+    story = begin(a_model("a"), a_model("b"))
+    waits: dict[str, tuple[str, float]] = {}
+    asks = {"a": story.now, "b": story.now + 20}
+    end = story.now + 600
+    while asks and story.now < end:
+        for model in sorted(asks):
+            ticket, since = waits.get(model, ("", 0.0))
+            if ticket in story.answers():
+                del asks[model]
+            elif ticket and story.now >= since + 40:
+                story.on(ev.WaiterLeft(waits.pop(model)[0]))
+                asks[model] = story.now + 5
+            elif not ticket and story.now >= asks[model]:
+                waits[model] = (story.ask(model), story.now)
+        story.tick(1)
+        for engine in list(story.fleet.engines.values()):
+            if engine.state is EngineState.STOPPING:
+                story.exited(engine.model, "stopped", expected=True, after=0)
+            elif engine.state is EngineState.LOADING and story.now >= engine.started + 60:
+                story.got_ready(engine.model, after=0)
+                story.opened(engine.model)
+                story.used(engine.model)
+            elif engine.state is EngineState.DRAINING and not engine.drained:
+                story.drained(engine.model)
+    assert not asks, "both were answered"
+    assert len(story.ever(StartEngine)) <= 3
+
+
+@pytest.mark.parametrize(
+    ("load_s", "timeout_s", "pause_s"), [(90, 60, 5), (150, 120, 10), (400, 300, 10), (700, 600, 8)]
+)
+def test_a_client_whose_timeout_is_shorter_than_the_load_is_answered(
+    load_s: float, timeout_s: float, pause_s: float
+) -> None:
+    """ollama/ollama#8006: it gives up, and asks again a little later."""
+    story = begin(a_model("a"))
+    ticket = story.ask("a")
+    story.on(ev.WaiterLeft(ticket), timeout_s)
+    for _ in range(int(pause_s)):
+        story.tick(1)
+    ticket = story.ask("a")
+    story.got_ready("a", load_s - timeout_s - pause_s)
+    story.opened("a")
+    assert story.answers()[ticket].error is None
+    assert len(story.ever(StartEngine)) == 1
 
 
 def test_somebody_new_keeps_the_load_alive() -> None:
