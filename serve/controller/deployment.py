@@ -166,7 +166,9 @@ class Controller:
 
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
-    async def acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+    async def acquire(
+        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+    ) -> GatewayError | None:
         """Wait until ``model`` may be asked for (``None``), or until it is known why not.
 
         A caller that goes away cancels this call, and its wait.
@@ -174,7 +176,7 @@ class Controller:
         await self._begun.wait()
         future: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
         self._open[ticket] = future
-        self.post(Acquire(ticket, model, wait_s, not_routed))
+        self.post(Acquire(ticket, model, wait_s, not_routed, unattended))
         try:
             return await future
         except asyncio.CancelledError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from serve.core.change import Change, ready_at
+from serve.core.effects import APART_S
 from serve.core.events import EngineExited, EngineListening, EngineReady, Event, ModelAnswered
-from serve.core.eviction import idle
-from serve.core.fleet import APART_S, Engine, EngineState, Fleet
+from serve.core.eviction import had_requests, idle, unclaimed
+from serve.core.fleet import Engine, EngineState, Fleet
 from serve.core.routes import close_route, retire
 from serve.core.waiting import record_failure
 
@@ -70,17 +71,12 @@ def engine_exited(change: Change, event: EngineExited) -> None:
         record_failure(change, engine.model, event.reason, summary)
     elif engine.state is EngineState.READY and change.now < ready_at(engine) + change.policy.crash_window_s:  # (2)
         record_failure(
-            change, engine.model, event.reason, summary, after_ready=True, on_board=_had_requests(engine)
+            change, engine.model, event.reason, summary, after_ready=True, on_board=had_requests(engine)
         )  # (5)
 
 
 def _in_service(engine: Engine, event: EngineExited) -> bool:
     return not event.expected and engine.state in (EngineState.READY, EngineState.DRAINING)
-
-
-def _had_requests(engine: Engine) -> bool:
-    """Somebody was told to go to it, or something seen on it, since it was ready."""
-    return engine.in_flight > 0 or max(engine.answered_at, engine.last_used) > ready_at(engine)
 
 
 def died_in_service(fleet: Fleet, event: Event) -> str | None:
@@ -142,7 +138,7 @@ def review(change: Change) -> None:
                 and now >= engine.last_used + model.keep_alive_s
                 and now >= max(engine.last_used, engine.answered_at, ready_at(engine)) + model.keep_alive_s
                 and now >= ready_at(engine) + model.min_residency_s
-                and (_had_requests(engine) or now >= ready_at(engine) + policy.unclaimed_s)
+                and not unclaimed(change, engine)
                 and idle(change, engine)
                 and not change.wanted(engine.model)
                 and change.reachable(engine)

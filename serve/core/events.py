@@ -174,6 +174,8 @@ class Acquire:
     wait_s: float
     not_routed: bool = False
     """It was told to go before and the edge had no usable server."""
+    unattended: bool = False
+    """No client waits for it: one that did not want to wait asked, and may come again."""
 
 
 @dataclass(frozen=True)

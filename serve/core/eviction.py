@@ -86,6 +86,18 @@ def evictable(change: Change, engine: Engine) -> bool:
     return resident and change.nodes.rows[engine.node].phase is NodePhase.UP
 
 
+def unclaimed(change: Change, engine: Engine) -> bool:
+    """It loads, or was loaded lately, for somebody who has not come for it yet."""
+    return engine.state is EngineState.LOADING or (
+        not had_requests(engine) and change.now < ready_at(engine) + change.policy.unclaimed_s
+    )
+
+
+def had_requests(engine: Engine) -> bool:
+    """Somebody was told to go to it, or something seen on it, since it was ready."""
+    return engine.in_flight > 0 or max(engine.answered_at, engine.last_used) > ready_at(engine)
+
+
 def used_at(engine: Engine) -> float:
     """When it was last used, or became ready."""
     return max(engine.last_used, ready_at(engine))

@@ -13,10 +13,6 @@ from enum import Enum
 from gateway_plugin.catalog import Model
 from serve.core.events import FoundServer, SeenBlock
 
-APART_S = 400.0
-"""So long after one of its engines died in service all requests of a model go through the ingress, which finds out what
-killed it. Longer than a guilty request is remembered (``serve.ingress.trials``)."""
-
 
 class EngineState(Enum):
     LOADING = "loading"
@@ -151,6 +147,8 @@ class Waiter:
     model: str
     since: float
     deadline: float
+    unattended: bool = False
+    """No client waits: see ``serve.core.events.Acquire``."""
 
 
 @dataclass(frozen=True)
@@ -232,9 +230,9 @@ class Policy:
     servers_per_slot: int = 8
     waiting_max: int = 1000
     abandoned_load_grace_s: float = 2.0
-    """So long after its last waiter left a load may be stopped for another model that needs its room, not before."""
+    """So long after its last waiter left a load may be stopped for another model that needs its room."""
     unclaimed_s: float = 120.0
-    """A model that was loaded for somebody who left is kept for so long, if nobody needs its room."""
+    """What was loaded for somebody who left is kept for so long, if nobody needs its room."""
     block_idle_s: float = 200.0
     """A node without an engine and without demand is kept for so long."""
     block_unused_s: float | None = 1800.0
@@ -268,8 +266,7 @@ class Policy:
     crash_window_s: float = 5.0
     """An engine that dies so soon after it was ready counts as a failure; the first one costs no back-off."""
     crashes_per_wait: int = 12
-    """The same as ``failures_per_wait`` for engines that died so with requests on board, and none answered since: one
-    request may be what killed them, and it takes some deaths to find out which (``serve.ingress.trials``)."""
+    """The same for engines that died so with requests on board, one of which may be the cause, and none answered."""
     drain_before_end_s: float = 300.0
     """So long before its block leaves a node takes no new request; at most a quarter of its walltime."""
     leave_before_end_s: float = 30.0

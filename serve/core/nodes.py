@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from serve.core.blocks import know_block
 from serve.core.change import Change
-from serve.core.effects import CreateAgent, KillAgent
+from serve.core.effects import APART_S, CreateAgent, KillAgent
 from serve.core.engines import forget, made_ready
 from serve.core.events import (
     BlockCancelAsked,
@@ -18,7 +18,7 @@ from serve.core.events import (
     NodeJoined,
     Started,
 )
-from serve.core.fleet import APART_S, ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState
+from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState
 from serve.core.routes import retire
 from serve.core.troubles import judge
 from serve.core.waiting import resolve_names

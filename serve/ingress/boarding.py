@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from gateway_plugin.errors import EngineDiedOften, RequestKilledEngine, WaitDeadline
-from serve.core.fleet import APART_S
+from serve.core.effects import APART_S
 from serve.ingress.trials import ALONE_MAX, DEATHS_MAX, EXCLUSIVE_S, Trials
 from serve.ingress.waiting import Waiting
 

@@ -60,7 +60,9 @@ class ScriptedController:
             return _Verb(lambda *arguments: self._hear(name, arguments), self.responses)
         return _Verb(lambda *arguments: self._verb(name, arguments), self.responses)
 
-    async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+    async def _acquire(
+        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+    ) -> GatewayError | None:
         self.asked.append((model, not_routed))
         grant = self.grants.pop(0) if len(self.grants) > 1 else self.grants[0]
         if isinstance(grant, float):

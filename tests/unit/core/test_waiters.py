@@ -17,6 +17,7 @@ from gateway_plugin.errors import (
 )
 from serve.core import events as ev
 from serve.core.effects import (
+    APART_S,
     Answer,
     CloseRoute,
     CreateAgent,
@@ -26,7 +27,7 @@ from serve.core.effects import (
     StopEngine,
     SyncSlots,
 )
-from serve.core.fleet import APART_S, EngineState
+from serve.core.fleet import EngineState
 from serve.core.step import initial
 from serve.core.view import models_view, status_view
 from serve.core.waiting import model_state
@@ -124,6 +125,66 @@ def test_a_load_that_nobody_wants_any_more_makes_room_after_a_grace() -> None:
     story.exited("a", "stopped", expected=True)
     assert story.ever(StartEngine)[-1].model.name == "b"
     assert not story.fleet.failures
+
+
+def test_loads_that_no_client_waits_for_come_after_those_that_one_does() -> None:
+    """30 requests with ``x-gateway-wait: 0``, and one of another user: it waits for none of their loads."""
+    story = begin(*(a_model(f"m{number}") for number in range(30)), a_model("wanted"))
+    for number in range(30):
+        story.ask(f"m{number}", wait_s=120, unattended=True)
+    assert len(story.ever(StartEngine)) == 1
+    ticket = story.ask("wanted", after=0.5)
+    for _ in range(10):
+        story.tick(0.25)
+    assert [stop.engine for stop in story.ever(StopEngine)] == ["m0-1-1"]
+    story.exited("m0", "stopped", expected=True)
+    story.tick()
+    assert [start.model.name for start in story.ever(StartEngine)] == ["m0", "wanted"]
+    story.loaded("wanted")
+    assert story.answers()[ticket].error is None
+
+
+def test_loads_that_no_client_waits_for_do_not_stop_each_other_but_make_use_of_idle_room() -> None:
+    story = begin(a_model("a"), a_model("b"), a_model("c"))
+    story.ask("a")
+    story.loaded("a")
+    story.used("a")
+    story.ask("b", after=30, unattended=True)
+    story.ask("c", unattended=True)
+    story.drained("a")
+    story.exited("a", "stopped", expected=True)
+    assert story.ever(StartEngine)[-1].model.name == "b"
+    for _ in range(20):
+        story.tick(1)
+    story.loaded("b")
+    story.tick(60)
+    assert len(story.ever(StartEngine)) == 2, "b waits for who asked for it"
+    assert len(story.ever(StopEngine)) == 1
+
+
+def test_loads_that_no_client_waits_for_ask_for_one_block_at_a_time() -> None:
+    story = begin(*(a_model(f"m{n}", 6) for n in range(8)), policy=a_policy(a_kind(most=8)), nodes=())
+    for number in range(8):
+        story.ask(f"m{number}", wait_s=120, unattended=True)
+    story.tick(10)
+    assert len(story.ever(CreateAgent)) == 1
+    story.ask("m7")
+    story.tick(10)
+    story.ask("m6")
+    story.tick(10)
+    assert len(story.ever(CreateAgent)) == 2, "one is there for the first who waits, one more for the second"
+
+
+def test_of_those_who_do_not_wait_one_at_a_time_keeps_its_place_in_the_queue_for_a_block() -> None:
+    story = begin(*(a_model(f"m{n}", 6) for n in range(8)), policy=a_policy(a_kind(most=8)), nodes=())
+    story.ask("m0", wait_s=60)
+    story.blocks(a_block("cpu-1-1", story.now + 100, phase="pending", asked_at=story.now))
+    for number in range(1, 8):
+        story.ask(f"m{number}", wait_s=0)
+        story.tick(1)
+    assert len(story.answers()) == 7
+    assert list(story.fleet.wished) == ["m1"]
+    assert len(story.ever(CreateAgent)) == 2
 
 
 def test_two_models_whose_clients_give_up_too_early_do_not_stop_each_others_loads_for_ever() -> None:

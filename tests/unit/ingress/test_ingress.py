@@ -24,6 +24,7 @@ from serve.ingress.body import Turns
 from serve.ingress.http import INFERENCE_PATHS, Ingress
 from serve.ingress.relay import Relay
 from serve.ingress.trials import Trials
+from serve.ingress.waiting import UNATTENDED_MAX, UNATTENDED_S
 from tests.support.controllers import ScriptedController
 from tests.support.inner_doors import CUT, NOT_ROUTED, answer, inner_door
 
@@ -245,7 +246,9 @@ class Deadly(ScriptedController):
         super().__init__()
         self.deaths = [time.time() - 30]
 
-    async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+    async def _acquire(
+        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+    ) -> GatewayError | None:
         if not_routed:
             self.deaths.append(time.time())
         return await super()._acquire(ticket, model, wait_s, not_routed)
@@ -349,7 +352,9 @@ async def test_a_client_that_does_not_wait_is_told_at_once_and_the_model_is_load
     waits: list[float] = []
 
     class Cold(ScriptedController):
-        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> GatewayError | None:
             waits.append(round(wait_s))
             if wait_s:
                 await asyncio.sleep(60)
@@ -361,7 +366,26 @@ async def test_a_client_that_does_not_wait_is_told_at_once_and_the_model_is_load
             assert response.status_code == 503
             assert response.json()["error"]["state"] == "loading"
             assert response.json()["error"]["eta_s"] == 12.0
-    assert sorted(waits) == [0, 0, Limits().wait_s], "one wait in the clients' stead, for both"
+    assert sorted(waits) == [0, 0, UNATTENDED_S], "one wait in the clients' stead, for both"
+
+
+async def test_few_models_at_a_time_are_loaded_for_clients_that_do_not_wait(tmp_path: Path) -> None:
+    loading: list[str] = []
+
+    class Cold(ScriptedController):
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> GatewayError | None:
+            if unattended:
+                loading.append(model)
+                await asyncio.sleep(60)
+            return WaitDeadline("not ready", state="cold", eta_s=12.0)
+
+    async with ingress(tmp_path, Cold(), x_gateway_wait="0") as client:
+        for number in range(30):
+            response = await client.post("/v1/chat/completions", json={**CHAT, "model": f"m{number}"})
+            assert response.status_code == 503
+    assert loading == [f"m{number}" for number in range(UNATTENDED_MAX)]
 
 
 async def test_a_client_waits_no_longer_than_it_is_ready_to(tmp_path: Path) -> None:
@@ -369,7 +393,9 @@ async def test_a_client_waits_no_longer_than_it_is_ready_to(tmp_path: Path) -> N
     waits: list[float] = []
     acquire = controller._acquire
 
-    async def noted(ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+    async def noted(
+        ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+    ) -> GatewayError | None:
         waits.append(wait_s)
         return await acquire(ticket, model, wait_s, not_routed)
 
@@ -415,7 +441,9 @@ async def test_only_administrators_are_told_what_an_engine_said(
     failed = ModelUnavailable("It failed.", detail="RuntimeError: /scratch/eve")
 
     class Slow(ScriptedController):
-        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> ModelUnavailable:
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> ModelUnavailable:
             await asyncio.sleep(0.12)
             return failed
 
@@ -434,7 +462,9 @@ async def test_a_failure_after_the_200_is_an_sse_error_event(tmp_path: Path, mon
     monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
 
     class Slow(ScriptedController):
-        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> ModelUnavailable:
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> ModelUnavailable:
             await asyncio.sleep(0.12)
             return ModelUnavailable("out of memory")
 
