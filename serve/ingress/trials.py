@@ -45,7 +45,6 @@ class _Record:
 @dataclass
 class _Request:
     digest: str
-    under_way: bool = False
     alone: bool = True
     """Nothing else was under way since it was sent."""
 
@@ -55,7 +54,9 @@ class Trials:
 
     def __init__(self) -> None:
         self._requests: dict[int, _Request] = {}
-        """In the order in which they came."""
+        self._waiting: dict[int, None] = {}
+        """In the order in which they came; all others are under way."""
+        self._under_way: set[int] = set()
         self._records: OrderedDict[str, _Record] = OrderedDict()
         self._exclusive_until: float | None = None
         """During a trial."""
@@ -70,6 +71,7 @@ class Trials:
         """A request is here and waits for its turn."""
         self._forget(now)
         self._requests[ticket] = _Request(digest)
+        self._waiting[ticket] = None
 
     def died(self, ticket: int, death: float, now: float, *, apart: bool) -> None:
         """An engine that had the request died at ``death``; it waits for its turn again.
@@ -80,13 +82,14 @@ class Trials:
         record = self._records.setdefault(request.digest, _Record())
         if death > record.last_death:  # not once more for another request with the same body
             record.deaths += 1
-            record.alone += request.under_way and request.alone and apart
+            record.alone += ticket in self._under_way and request.alone and apart
             record.last_death = death
         record.until = now + MEMORY_S
         self._records.move_to_end(request.digest)
         while len(self._records) > RECORDS_MAX:
             self._records.popitem(last=False)
-        request.under_way = False
+        self._under_way.discard(ticket)
+        self._waiting[ticket] = None
         self._unproved = True
         self._open_until = max(self._open_until, now + OPEN_S)
         self._end_trial_if_over(now)
@@ -103,6 +106,8 @@ class Trials:
     def left(self, ticket: int, now: float) -> None:
         """It is here no more, whatever became of it."""
         self._requests.pop(ticket, None)
+        self._waiting.pop(ticket, None)
+        self._under_way.discard(ticket)
         self._end_trial_if_over(now)
 
     # --- what is known of it ---
@@ -112,7 +117,7 @@ class Trials:
 
     def under_way(self, ticket: int) -> bool:
         """It was admitted, and no engine died under it since."""
-        return self._requests[ticket].under_way
+        return ticket in self._under_way
 
     def refused(self, ticket: int) -> bool:
         """It is not sent any more."""
@@ -135,16 +140,15 @@ class Trials:
         (1) without suspects everybody goes; (2) a trial keeps others back for ``EXCLUSIVE_S``; (3) newcomers have their
         turn; (4) nothing is under way: a trial; (5) wait for that, for ``QUIET_S``; (6) then newcomers once more.
         """
-        waiting = [ticket for ticket, request in self._requests.items() if not request.under_way]
-        refused = tuple(ticket for ticket in waiting if self.refused(ticket))
-        suspects = [ticket for ticket in waiting if self.suspect(ticket) and ticket not in refused]
-        newcomers = [ticket for ticket in waiting if not self.suspect(ticket)]
+        refused = tuple(ticket for ticket in self._waiting if self.refused(ticket))
+        suspects = [ticket for ticket in self._waiting if self.suspect(ticket) and not self.refused(ticket)]
+        newcomers = [ticket for ticket in self._waiting if not self.suspect(ticket)]
         if self._exclusive_until is not None:
             if now < self._exclusive_until:  # (2)
                 return refused
             self._exclusive_until, self._turn_began = None, None
             self._open_until = now + OPEN_S
-        busy = any(request.under_way for request in self._requests.values())
+        busy = bool(self._under_way)
         if not suspects or (now < self._open_until and (newcomers or busy)):  # (1), (3)
             return refused + self._send(newcomers)
         if not busy:  # (4)
@@ -158,7 +162,7 @@ class Trials:
 
     def next_at(self, now: float) -> float | None:
         """When ``admit`` is to be asked again though nothing happened."""
-        if all(request.under_way for request in self._requests.values()):
+        if not self._waiting:
             return None
         ends = [self._open_until, self._open_until + QUIET_S]
         if self._exclusive_until is not None:
@@ -172,16 +176,16 @@ class Trials:
 
     def _send(self, tickets: list[int]) -> tuple[int, ...]:
         for ticket in tickets:
-            self._requests[ticket].under_way = self._requests[ticket].alone = True
-        under_way = [request for request in self._requests.values() if request.under_way]
-        if tickets and len(under_way) > 1:
-            for request in under_way:
-                request.alone = False
+            if len(self._under_way) == 1:
+                self._requests[next(iter(self._under_way))].alone = False
+            self._requests[ticket].alone = not self._under_way
+            del self._waiting[ticket]
+            self._under_way.add(ticket)
         return tuple(tickets)
 
     def _end_trial_if_over(self, now: float) -> None:
         """A trial ends with its last request; after enough of them it is the newcomers' turn."""
-        if self._exclusive_until is None or any(request.under_way for request in self._requests.values()):
+        if self._exclusive_until is None or self._under_way:
             return
         self._exclusive_until = None
         if self._turn_began is not None and now >= self._turn_began + TURN_S:
