@@ -43,7 +43,7 @@ class ModelInfo:
     """Requests that wait for it."""
     nodes: tuple[str, ...] = ()
     reason: str | None = None
-    """Why it is not ready: the last words of an engine that failed, or what it is queued for."""
+    """Why it is not ready: how its engine failed, with its last words for administrators, or what it is queued for."""
 
     @property
     def ready(self) -> bool:

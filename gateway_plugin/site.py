@@ -104,6 +104,9 @@ class Site(_Frozen):
     certificate: Path | None = None
     """PEM file with certificate chain and key of the front door. ``None``: the gateway makes one, signed by its own
     authority, which callers verify with the file that ``gateway ca`` prints."""
+    names: tuple[str, ...] = ()
+    """Further names and addresses under which callers reach the front door (a DNS alias of several login nodes), for
+    the certificate that the gateway makes."""
     plain_http: bool = False
     """The front door speaks HTTP without TLS, on loopback only. Callers then cannot tell the gateway from another
     program that took its port while it was down, and send it their keys and prompts: for a machine of your own."""

@@ -21,6 +21,8 @@ from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME
 
 _STREAM_S = 3600
 """Longest silence on a connection in use."""
+OWNERS_CONNECTIONS = 64
+"""Kept for the owner's door, and so for administration."""
 _PATH = re.compile(r"/[A-Za-z0-9._@=+/-]+")
 
 
@@ -191,7 +193,8 @@ def _listen(settings: EdgeSettings) -> str:
     address = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
     # HTTP/1.1 only, also for who begins with HTTP/2's preface unasked: see 'disable-h2-upgrade'.
     tls = f" ssl crt {settings.certificate} alpn http/1.1" if settings.certificate else ""
-    return f"{address}{tls} proto h1"
+    # Fewer than the process may have: callers cannot keep the gateway's own user out, who has a door of its own.
+    return f"{address}{tls} maxconn {settings.max_connections - OWNERS_CONNECTIONS} proto h1"
 
 
 def _cold(settings: EdgeSettings) -> str:

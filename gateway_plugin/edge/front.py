@@ -54,10 +54,13 @@ _CALLER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\z"
 """Whom an endpoint asks for: a Globus identity."""
 _CREDENTIAL = r"[A-Za-z0-9._~+/=-]{1,256}\z"
 
+_LENGTH_DIGITS = 12
+"""Of a body's announced length. Nobody's limit is a terabyte."""
+
 _USAGE = (
     '{"time":%Ts.%ms,"request":"%ID","key":"%[var(txn.key,-)]","caller":"%[var(txn.caller,-)]","model":"%[var(txn.model,-)]","method":"%HM",'
     '"path":"%[var(txn.route,-)]","status":%ST,"bytes_in":%U,"bytes_out":%B,"ms":%Ta,'
-    '"first_byte_ms":%[var(txn.first,-1)],"where":"%b/%s","retries":"%rc","end":"%ts"}'
+    '"first_byte_ms":%[var(sess.first)],"where":"%b/%s","retries":"%rc","end":"%ts"}'
 )
 """The usage log. Every field is a number, ours, or checked against a pattern: nothing a caller wrote needs escaping."""
 
@@ -169,7 +172,10 @@ frontend front
   log-format '{_USAGE}'
   unique-id-format %[uuid()]
   http-request set-var(txn.began) date(0,ms)
-  http-response set-var(txn.first) date(0,ms),sub(txn.began)
+  # Of the session, not the transaction: what is no HTTP at all has none, and is logged, too.
+  tcp-request connection set-var(sess.first) int(-1)
+  http-request set-var(sess.first) int(-1)
+  http-response set-var(sess.first) date(0,ms),sub(txn.began)
   http-after-response set-header x-gateway-request %[unique-id]
 {_PATHS}
   acl list path /v1/models
@@ -179,13 +185,15 @@ frontend front
   acl metrics path /metrics /metrics/edge
   acl no_key_needed path /health /ready
   acl chunked req.fhdr_cnt(transfer-encoding) gt 0
-  acl has_body req.hdr_val(content-length) gt 0
+  # Not hdr_val(content-length), which is of 32 bits: of 4294967296 it makes 0. And HAProxy takes 2^64 for 0 itself.
+  acl endless req.fhdr(content-length),length gt {_LENGTH_DIGITS}
+  acl has_body req.body_size gt 0
 
   # 1. Not a plain request of this server.
 {_NOT_HTTP_1.when("!{ req.ver 1.0 1.1 }")}
 {_NOT_A_PATH.when("!{ url_beg / }")}
 {_HEAD_TOO_LARGE.when(f"{{ req.hdrs,length gt {HEAD_BYTES} }}")}
-{_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked")}
+{_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked or !is_post endless")}
 
   # 2. What needs no key.
   http-request set-log-level silent if is_get no_key_needed
@@ -235,7 +243,7 @@ def _what(settings: FrontSettings) -> str:
   http-request set-var(txn.route) str(/v1/models/NAME) if !inference card
   acl is_admin var(txn.role) -m str admin
 {_NOT_ADMIN.when("!inference metrics !is_admin or !inference admin !is_admin")}
-{settings.too_large.when(f"{{ req.hdr_val(content-length) gt {settings.body_bytes} }}")}
+{settings.too_large.when(f"{{ req.body_size gt {settings.body_bytes} }} or endless")}
 {_NOT_A_MODEL.when(f"{named} !{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}")}
 {_NOT_A_MODEL.when("{ req.fhdr_cnt(x-gateway-model) gt 1 }")}
   http-request set-var(txn.model) req.fhdr(x-gateway-model) if inference {named}

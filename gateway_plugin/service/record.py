@@ -71,7 +71,7 @@ def record_of(site: Site, site_reference: str, catalog: Path, head_address: str)
     reference = site_reference
     if reference.endswith(".py") or "/" in reference:
         reference = str(Path(reference).expanduser().resolve())
-    host = socket.getfqdn() if site.bind in WILDCARDS else site.bind
+    host = _own_name() if site.bind in WILDCARDS else site.bind
     scheme = "http" if site.plain_http else "https"
     return ServiceRecord(
         site=site.name,
@@ -87,6 +87,12 @@ def record_of(site: Site, site_reference: str, catalog: Path, head_address: str)
         serve_port=site.serve_port,
         host=socket.gethostname(),
     )
+
+
+def _own_name() -> str:
+    """This machine's full name; the short one where it has no other but ``localhost``."""
+    name = socket.getfqdn()
+    return socket.gethostname() if name.startswith("localhost") else name
 
 
 def read_record(layout: Layout) -> ServiceRecord | None:

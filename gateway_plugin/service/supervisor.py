@@ -50,6 +50,7 @@ from gateway_plugin.site import Site
 
 log = logging.getLogger("gateway.supervisor")
 
+_ANY = "0.0.0.0"  # noqa: S104 - where Ray listens
 _LOOK_S = 0.1
 _PROBE_S = 0.5
 _HEAD_PARTS = ("gcs_server", "raylet")
@@ -202,7 +203,7 @@ class Supervisor:
             # Without a head nobody could say so, and the edge would try for seconds.
             ready=edge and head_answers and answers(self._layout, "/ready", 2.0),
             head_whole=whole,
-            port_lost=taken_by_another_user("Ray", record.ray_port) if starting else "",
+            port_lost=taken_by_another_user("Ray", record.ray_port, _ANY) if starting else "",
         )
 
     def _forget_probes(self, **changed: Any) -> None:
@@ -258,7 +259,7 @@ class Supervisor:
         end_head(self._layout, None, grace_s=0.5)
         ray_head.clear_leftovers(self._layout)
         record = self._record
-        problem = bind_problem("0.0.0.0", record.ray_port)  # noqa: S104 - where Ray listens
+        problem = bind_problem(_ANY, record.ray_port)
         if problem is not None:
             raise ServiceError(f"port {record.ray_port} (Ray): {problem}")
         address = f"{record.head_address}:{record.ray_port}"
@@ -269,7 +270,7 @@ class Supervisor:
         return self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
 
     def _start_deploy(self) -> subprocess.Popen[bytes]:
-        if problem := taken_by_another_user("Serve", self._record.serve_port):
+        if problem := taken_by_another_user("Serve", self._record.serve_port, "127.0.0.1"):
             raise ServiceError(problem)
         argv = (sys.executable, "-m", "gateway_plugin.service.deploy", "--state", str(self._layout.state))
         environment = ray_head.driver_env(self._layout, os.environ)

@@ -33,7 +33,7 @@ def section(text: str, name: str) -> str:
 def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     text = render(settings())
     assert re.findall(r"^  bind (.*)$", text, re.MULTILINE) == [
-        "127.0.0.1:8180 proto h1",
+        "127.0.0.1:8180 maxconn 936 proto h1",
         f"unix@{settings().owner_door} mode 600 proto h1",
         f"unix@{settings().inner_door} mode 600 proto h1",
         f"unix@{settings().cold_door} mode 600 proto h1",
@@ -45,12 +45,12 @@ def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     ("bind", "listens"), [("::1", "[::1]:8180"), ("localhost", "127.0.0.1:8180"), ("0.0.0.0", "0.0.0.0:8180")]
 )
 def test_addresses(bind: str, listens: str) -> None:
-    assert f"  bind {listens} proto h1\n" in render(settings(bind=bind))
+    assert f"  bind {listens} maxconn 936 proto h1\n" in render(settings(bind=bind))
 
 
 def test_a_certificate_makes_the_front_door_tls() -> None:
     text = render(settings(certificate=Path("/etc/gw/cert.pem")))
-    assert "  bind 127.0.0.1:8180 ssl crt /etc/gw/cert.pem alpn http/1.1 proto h1\n" in text
+    assert "  bind 127.0.0.1:8180 ssl crt /etc/gw/cert.pem alpn http/1.1 maxconn 936 proto h1\n" in text
 
 
 def test_no_door_speaks_http2() -> None:
