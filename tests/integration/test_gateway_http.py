@@ -121,7 +121,7 @@ def test_a_request_that_waits_never_starts_once_its_key_is_revoked(running: Gate
     ended: list[httpx.Response] = []
 
     def wait() -> None:
-        with httpx.Client(base_url=running.url, headers={"authorization": f"Bearer {secret}"}, timeout=60) as client:
+        with running.client(headers={"authorization": f"Bearer {secret}"}) as client:
             ended.append(client.post("/v1/chat/completions", json=chat_body("slow")))
 
     thread = threading.Thread(target=wait)
