@@ -179,7 +179,7 @@ def _reason(word: str, value: str) -> str | None:
         return None
     if not word.startswith("--"):
         name = word[1:]
-        if name[0] in "nr" and re.fullmatch(r".\d*", name):  # -n2
+        if name[0] in "nr":  # -n2: these two take their value without a blank, and no other begins with them
             return _ONE_NODE
         return None if name in _SHORT_FREE else _of(name, _SHORT)
     name = word[2:].partition(".")[0].replace("_", "-")
