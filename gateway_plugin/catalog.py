@@ -148,8 +148,11 @@ class Catalog(_Frozen):
         raise ModelNotFound(name, tuple(model.name for model in self.models))
 
 
-def parse_catalog(document: object, origin: str) -> Catalog:
+def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> Catalog:
     """The catalog in a parsed YAML document ``{"models": {NAME: {...}}}``.
+
+    Args:
+        in_force: it was taken before, maybe by an earlier version: what its entries tell engines is not judged again.
 
     Raises:
         ConfigError: one line that names ``origin``, the key and what was expected.
@@ -170,7 +173,7 @@ def parse_catalog(document: object, origin: str) -> Catalog:
         catalog = Catalog.model_validate({"models": entries})
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_first_problem(error, entries)}") from None
-    for model in catalog.models:
+    for model in () if in_force else catalog.models:
         wrong = refusal(model.engine, model.source, model.args, model.command, model.env, model.gpus)
         if wrong is not None:
             raise ConfigError(f"{origin}: models.{model.name}.{wrong[0]}: {wrong[1]}")

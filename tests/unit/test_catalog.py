@@ -85,6 +85,13 @@ def test_a_catalog_survives_being_written_as_json() -> None:
     assert parse_catalog(catalog_document(catalog), "y") == catalog
 
 
+def test_what_an_earlier_version_took_stays_in_force() -> None:
+    """A controller that restarts after an upgrade, and the masks of ``gateway logs``, need the entries as they are."""
+    document = {"models": {"m": {**ENTRY, "args": ["--port", "8000"], "env": {"A_TOKEN": "a-secret"}}}}
+    assert "--port" in complaint(document)
+    assert parse_catalog(document, "catalog.json", in_force=True).models[0].args == ("--port", "8000")
+
+
 def test_numbers_are_taken_as_text() -> None:
     model = parsed(args=["--max-model-len", 32768, "--cpu-offload-gb", 0.5], env={"A": 1})
     assert model.args == ("--max-model-len", "32768", "--cpu-offload-gb", "0.5")
