@@ -172,6 +172,8 @@ unset ${{!RAY_@}} ${{!SQUEUE_@}}
 # type says, and hides them from an actor that asks for none.
 export GATEWAY_VISIBLE_DEVICES=${{CUDA_VISIBLE_DEVICES:-${{ROCR_VISIBLE_DEVICES:-${{HIP_VISIBLE_DEVICES:-}}}}}}
 unset CUDA_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HIP_VISIBLE_DEVICES
+# Ray changes these for its workers, and an engine is none (serve/agent/argv.py).
+export GATEWAY_KEPT_OMP_NUM_THREADS=${{OMP_NUM_THREADS-}} GATEWAY_KEPT_LD_PRELOAD=${{LD_PRELOAD-}}
 RAY=
 UNTIL=   # told to end by somebody else: when it leaves at the latest
 CODE={told}

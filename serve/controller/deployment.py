@@ -161,7 +161,7 @@ class Controller:
 
     def _read_catalog(self) -> Catalog:
         path = self._layout.catalog_json
-        return parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path), in_force=True)
 
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 

@@ -248,3 +248,11 @@ def test_its_gpus_reach_its_agent_and_not_ray(tmp_path: Path, block: Start) -> N
     folder = has_joined(tmp_path)
     assert (folder.parent / "gpus").read_text() == f"2,3//{folder}\n"
     assert process.poll() is None
+
+
+def test_what_ray_changes_is_kept_for_its_engines(tmp_path: Path, block: Start) -> None:
+    writes = 'echo "$GATEWAY_KEPT_OMP_NUM_THREADS/$GATEWAY_KEPT_LD_PRELOAD" >"{folder}/../kept"; '
+    process = block(writes + RUNS, OMP_NUM_THREADS="8")
+    folder = has_joined(tmp_path)
+    assert (folder.parent / "kept").read_text() == "8/\n"
+    assert process.poll() is None
