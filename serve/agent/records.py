@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from gateway_plugin.identity import START_TOLERANCE_S
+from gateway_plugin.identity import Mark, has_its_pid
 from gateway_plugin.layout import Layout, private_folder, write_private
 
 
@@ -32,7 +32,7 @@ class EngineRecord:
     pid: int
     """Leader of its own session and process group."""
     started: float
-    """Wall clock, as ``psutil`` tells it; a process with this PID and another start is a stranger."""
+    """With ``ticks`` and ``boot`` as in ``Mark``: a process with this PID and another start is a stranger."""
     host: str
     port: int
     epoch: int
@@ -45,6 +45,13 @@ class EngineRecord:
     """Values of its environment that are not to be shown."""
     ready: bool = False
     loaded_s: float | None = None
+    ticks: int = 0
+    boot: str = ""
+
+    @property
+    def mark(self) -> Mark:
+        """Its process."""
+        return Mark(self.pid, self.started, self.ticks, self.boot)
 
     @property
     def address(self) -> str:
@@ -86,18 +93,15 @@ def read_all(layout: Layout) -> Iterator[EngineRecord]:
             path.unlink(missing_ok=True)
 
 
-def group_members(pid: int, started: float) -> tuple[int, ...]:
-    """Living processes of the session and process group that ``pid`` led, the leader itself included.
+def group_members(leader: Mark) -> tuple[int, ...]:
+    """Living processes of the session and process group that ``leader`` leads or led, itself included.
 
-    The kernel gives a PID to nobody else while a session of that number has members; so where a process that started
-    at another time has the PID, nothing is left of the group.
+    The kernel gives a PID to nobody else while a session of that number has members; so where another process has the
+    PID, nothing is left of the group. Where none has it, the leader is gone, and others may not be.
     """
-    try:
-        if abs(psutil.Process(pid).create_time() - started) >= START_TOLERANCE_S:
-            return ()
-    except psutil.NoSuchProcess:
-        pass  # the leader is gone; others may not be
-    return tuple(other for other in psutil.pids() if _belongs(other, pid))
+    if has_its_pid(leader) is False:
+        return ()
+    return tuple(other for other in psutil.pids() if _belongs(other, leader.pid))
 
 
 def _belongs(pid: int, leader: int) -> bool:
