@@ -55,7 +55,7 @@ class Pace:
 
         ``now``: seconds since the epoch. A yes counts as asked.
         """
-        moving = any(block.phase is BlockPhase.CANCELLING or now < block.asked_at + _FRESH_S for block in blocks)
+        moving = any(block.phase is BlockPhase.CANCELLING or abs(now - block.asked_at) < _FRESH_S for block in blocks)
         if not moving and self._clock() < self._asked_at + ASK_EVERY_S:
             return False
         self._asked_at = self._clock()
