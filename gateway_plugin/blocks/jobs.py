@@ -1,7 +1,7 @@
 """What the pool asks of a scheduler: submit, look, cancel, and find again. One implementation a kind of scheduler.
 
 Parsl's providers submit well but know only the jobs of their own process, so everything that must survive a restart
-is behind this seam: ``local.py`` finds jobs by PID and start time; a queue's finds them by name.
+is behind this seam: ``local.py`` finds jobs by PID and start; a queue's finds them by name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which processes of this machine are ours: by their start, by a mark they carry, by a folder they use.
 
 A PID alone says nothing after a restart, a name (``raylet``) is everybody's, and Ray's workers overwrite their own
-command line. What cannot be mistaken: the start time, a block's unique name in the environment it was started with, and
+command line. What cannot be mistaken: the start, a block's unique name in the environment it was started with, and
 open files or arguments in a folder that belongs to one gateway.
 """
 

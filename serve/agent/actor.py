@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import resource
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.identity import alive, mark
+from gateway_plugin.identity import alive
 from gateway_plugin.isolation import Isolation, find_isolation, isolated
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.masking import masked, secrets_of
@@ -237,16 +236,6 @@ class NodeAgent:
         logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
         return record, spawned.child
 
-    def _identified(self, record: EngineRecord) -> EngineRecord:
-        """The record of an engine that runs; one that an earlier version wrote becomes one of this version: by the wall
-        clock alone its process would not be known any more once that is set."""
-        found = mark(record.pid)
-        if record.boot or found is None:
-            return record
-        record = dataclasses.replace(record, ticks=found.ticks, boot=found.boot)
-        records.write(self._layout, record)
-        return record
-
     def _watch(self, record: EngineRecord, child: subprocess.Popen[bytes] | None) -> None:
         if self._context is None:
             self._context = client_context(self._layout)
@@ -308,7 +297,7 @@ class NodeAgent:
                 self._epoch = max(self._epoch, record.epoch)
                 self._seen[record.engine] = record.generation
                 logger.info("engine adopted engine=%s pid=%d", record.engine, record.pid)
-                self._watch(self._identified(record), None)
+                self._watch(records.completed(self._layout, record), None)
                 continue
             await end_group(record.mark, self._timing.grace_s)
             records.remove(self._layout, record.engine)

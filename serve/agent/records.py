@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from pathlib import Path
 
 import psutil
 
-from gateway_plugin.identity import Mark, has_its_pid
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.identity import Mark, has_its_pid, mark
 from gateway_plugin.layout import Layout, private_folder, write_private
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,20 @@ def read_all(layout: Layout) -> Iterator[EngineRecord]:
             continue  # another block's agent removed it meanwhile
         except (ValueError, TypeError, KeyError):
             path.unlink(missing_ok=True)
+
+
+def completed(layout: Layout, record: EngineRecord) -> EngineRecord:
+    """The record of an engine that runs; one that an earlier version wrote becomes one of this version: its process
+    could not be known any more, by the wall clock alone, once that is set."""
+    found = mark(record.pid)
+    if record.boot or found is None:
+        return record
+    record = dataclasses.replace(record, ticks=found.ticks, boot=found.boot)
+    try:
+        write(layout, record)
+    except (GatewayError, OSError) as error:  # the engine is adopted all the same
+        logger.warning("record not completed engine=%s why=%s", record.engine, error)
+    return record
 
 
 def group_members(leader: Mark) -> tuple[int, ...]:

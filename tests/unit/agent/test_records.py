@@ -109,6 +109,18 @@ def test_a_record_of_an_earlier_version_is_read(layout: Layout, process: subproc
     assert records.group_members(found.mark) == (process.pid,)
 
 
+def test_a_record_that_cannot_be_completed_stays_as_it_was(
+    layout: Layout, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "write_private", full)
+    known = marked(process)
+    assert records.completed(layout, record(pid=process.pid, started=known.started)).mark == known
+    assert "No space left" in caplog.text
+
+
 def test_a_dead_leader_has_no_group(process: subprocess.Popen[bytes]) -> None:
     known = marked(process)
     process.kill()
