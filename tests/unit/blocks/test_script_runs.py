@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gateway_plugin.blocks.marks import LeaveMarks
@@ -263,7 +264,8 @@ def set_clock(tmp_path: Path) -> Callable[[int], dict[str, str]]:
     )
 
     def to(step_s: int) -> dict[str, str]:
-        step.write_text(f"{step_s}")
+        (tmp_path / "next-step").write_text(f"{step_s}")
+        (tmp_path / "next-step").replace(step)  # it is being read all the time
         return {"BASH_ENV": str(functions)}
 
     return to
@@ -279,6 +281,7 @@ def test_a_notice_lasts_as_long_as_it_says_though_the_clock_is_set(
 ) -> None:
     process = block(RUNS, Leaving(notice_s=6), **set_clock(0))
     folder = has_joined(tmp_path)
+    assert eventually(lambda: "sleep" in [child.name() for child in psutil.Process(process.pid).children()])  # it looks
     record(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert eventually((folder / "notice").exists)
