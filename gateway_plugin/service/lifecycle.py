@@ -23,6 +23,7 @@ from typing import Any
 
 from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
+from gateway_plugin.identity import Mark, alive, mark, read_mark
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.ownership import others_write
 from gateway_plugin.service import ray_head
@@ -32,7 +33,7 @@ from gateway_plugin.service.living import edges_of, supervisors_of
 from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.plan import Phase
 from gateway_plugin.service.preflight import before_start, failures
-from gateway_plugin.service.processes import Mark, alive, end, mark
+from gateway_plugin.service.processes import end
 from gateway_plugin.service.provision import forget, provision
 from gateway_plugin.service.record import (
     ServiceRecord,
@@ -266,7 +267,7 @@ def _wait_until_ready(
     while True:
         elapsed_s = time.monotonic() - began
         status = read_status(layout) or {}
-        current = own is None or status.get("supervisor") == own.document()
+        current = own is None or read_mark(status.get("supervisor")) == own
         parts: dict[str, Any] = status.get("parts", {}) if current else {}
         ready = bool(parts) and answers(layout, "/ready", 1.0)
         report(_progress(parts, ready, elapsed_s))

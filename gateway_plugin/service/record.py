@@ -13,9 +13,9 @@ import httpx
 from pydantic import ValidationError
 
 from gateway_plugin.errors import ConfigError, ServiceError
+from gateway_plugin.identity import Mark, read_mark
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service.plan import Part, Phase, Plan
-from gateway_plugin.service.processes import Mark, read_mark
 from gateway_plugin.site import WILDCARDS, Site, load_site
 
 
@@ -138,8 +138,7 @@ def plan_document(plan: Plan, stage: str, supervisor: Mark, now: float) -> dict[
 def _part_document(part: Part) -> dict[str, Any]:
     return {
         "phase": part.phase.value,
-        "pid": part.mark.pid if part.mark else None,
-        "started": part.mark.started if part.mark else None,
+        **(part.mark.document() if part.mark else {"pid": None, "started": None}),
         "since": part.since,
         "restarts": part.restarts,
         "deaths": part.deaths,

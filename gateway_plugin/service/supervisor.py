@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,8 +27,10 @@ from typing import Any
 import psutil
 
 from gateway_plugin.blocks.cluster import cluster_yaml
+from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import GatewayError, ServiceError
+from gateway_plugin.identity import Mark, alive, mark
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.ending import end_everything, end_head
@@ -37,7 +38,7 @@ from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
 from gateway_plugin.service.living import deployments_of, edges_of, heads_of
 from gateway_plugin.service.plan import Action, PartName, Phase, Plan, Seen, adopted, could_not_start, decide, with_mark
-from gateway_plugin.service.processes import Mark, alive, arguments, descendants, end, mark
+from gateway_plugin.service.processes import arguments, descendants, end
 from gateway_plugin.service.record import (
     ServiceRecord,
     answers,
@@ -103,6 +104,7 @@ class Supervisor:
         self._record: ServiceRecord = replace(record, supervisor=own)
         write_record(layout, self._record)
         self._site: Site = record.load_site()
+        self._clock = SteadyClock()
         self._plan = Plan()
         self._children: dict[PartName, subprocess.Popen[bytes]] = {}
         self._ends: dict[PartName, str] = {}
@@ -118,12 +120,12 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._asked_to_stop)
         signal.signal(signal.SIGINT, self._asked_to_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self._plan = self._adopt(time.time())
+        self._plan = self._adopt(self._clock.now())
         log.info("start pid=%d state=%s", self._own.pid, self._layout.state)
         threading.Thread(target=keep_keys_in_force, args=(self._layout, self._stop), name="keys", daemon=True).start()
         while not self._stop.is_set():
             try:
-                self._turn(time.time())
+                self._turn(self._clock.now())
             except (OSError, GatewayError):
                 log.exception("turn failed")  # a full disk, say; the parts are not to be left alone for that
                 self._stop.wait(1.0)
@@ -246,7 +248,7 @@ class Supervisor:
             log.warning("start of %s failed: %s", name.value, error)
             return could_not_start(plan, name, str(error), now)
         self._children[name] = child
-        return with_mark(plan, name, mark(child.pid) or Mark(child.pid, now))
+        return with_mark(plan, name, mark(child.pid, dead_too=True))
 
     def _start_edge(self) -> subprocess.Popen[bytes]:
         self._forget_probes(edge_answers=False, ready=False)
@@ -306,7 +308,7 @@ class Supervisor:
             log.warning("%s cannot be written: %s", self._layout.supervisor_status, error)
 
     def _end(self) -> int:
-        self._write("stopping", self._plan, time.time())
+        self._write("stopping", self._plan, self._clock.now())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in self._children.values():
             child.poll()

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import time
 from collections import defaultdict, deque
 from collections.abc import Coroutine
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.catalog import Catalog, parse_catalog
+from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge.runtime import EdgeRuntime
 from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound, ServiceError
 from gateway_plugin.layout import Layout, write_private
@@ -56,7 +56,8 @@ _DEATHS_KEPT = 8
 class Controller:
     """Decides what is loaded where and which routes are open."""
 
-    def __init__(self, state: str, policy: Policy, make_agent: MakeAgent) -> None:
+    def __init__(self, state: str, policy: Policy, make_agent: MakeAgent, clock: SteadyClock | None = None) -> None:
+        self._clock = clock or SteadyClock()
         self._layout = Layout.of(Path(state))
         log_events("gateway.controller", self._layout.logs / "controller.log")
         self.fleet: Fleet = initial(policy)
@@ -66,10 +67,10 @@ class Controller:
         self._journal = Journal(self._layout.controller)
         self._metrics = Metrics()
         self._edge = EdgeRuntime(self._layout)
-        self._agents = Agents(policy.kinds, make_agent, self.post)
+        self._agents = Agents(policy.kinds, make_agent, self.post, self._clock)
         self._performer = Performer(self._edge, self._agents, self.post, self._answer)
-        self._observer = Observer(self._edge, self, self.post, self._performer.start_all)
-        self._ledger = LedgerWatch(self._layout, self.post)
+        self._observer = Observer(self._edge, self, self.post, self._performer.start_all, self._clock.now)
+        self._ledger = LedgerWatch(self._layout, self.post, self._clock)
         self._cancels = CancelRequests(self._layout.block_cancels)
         self._catalog_pins: frozenset[str] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
@@ -85,7 +86,7 @@ class Controller:
     async def _run(self) -> None:
         while True:
             event = await self._mailbox.get()
-            now = time.time()
+            now = self._clock.now()
             self._journal.record(event, now)
             before = self.fleet
             self._metrics.count(before, event)
@@ -186,9 +187,9 @@ class Controller:
         name = self.fleet.names.get(model)
         if name is None:
             return {"state": "unknown", "eta_s": None, "reason": None, "deaths": []}
-        entry = model_view(self.fleet, name, time.time())
+        entry = model_view(self.fleet, name, self._clock.now())
         found = {key: entry[key] for key in ("state", "eta_s", "reason")}
-        return {**found, "deaths": list(self._deaths.get(name, ()))}
+        return {**found, "deaths": [self._clock.wall(at) for at in self._deaths.get(name, ())]}
 
     async def ready(self) -> bool:
         """The loop runs and agents and edge have reported."""
@@ -196,19 +197,23 @@ class Controller:
 
     async def models(self, detail: bool) -> list[dict[str, Any]]:
         """Every model with its state; ``detail``: for an administrator."""
-        return models_view(self.fleet, time.time(), detail=detail)
+        return models_view(self.fleet, self._clock.now(), detail=detail)
 
     async def status(self) -> dict[str, Any]:
         """All there is to see."""
-        return {**status_view(self.fleet, time.time()), "edge_reachable": self._observer.reachable, "pid": os.getpid()}
+        return {
+            **status_view(self.fleet, self._clock.now()),
+            "edge_reachable": self._observer.reachable,
+            "pid": os.getpid(),
+        }
 
     async def blocks(self, ended: bool) -> list[dict[str, Any]]:
         """Blocks that hold a place with their nodes; with ``ended`` those that ended lately too."""
-        return blocks_view(self.fleet, time.time(), ended)
+        return blocks_view(self.fleet, self._clock.now(), ended)
 
     async def metrics(self) -> bytes:
         """Prometheus text."""
-        return self._metrics.text(self.fleet, self._observer.requests, time.time())
+        return self._metrics.text(self.fleet, self._observer.requests, self._clock.now())
 
     async def administer(self, verb: str, model: str) -> GatewayError | None:
         """``load``, ``unload``, ``pin`` or ``unpin``. Returns what is wrong with it, or ``None``."""
