@@ -215,6 +215,22 @@ class RequestTimeout(GatewayError):
     status, code, kind = 408, "request_timeout", "invalid_request_error"
 
 
+class ClientClosed(GatewayError):
+    """The client closed its connection, or its sending half, before the answer came."""
+
+    status, code, kind = 499, "client_closed_request", "invalid_request_error"
+
+
+class UnsupportedMediaType(GatewayError):
+    """The request body is in a form that the gateway does not take: compressed."""
+
+    status, code, kind, exit_code = 415, "unsupported_media_type", "invalid_request_error", 65
+
+    def headers(self) -> dict[str, str]:
+        """Which form it does take (RFC 9110, 15.5.16)."""
+        return {"Accept-Encoding": "identity"}
+
+
 class RateLimited(GatewayError):
     """A key's limit was reached; the message says which."""
 
