@@ -273,6 +273,12 @@ class PromptTooLarge(GatewayError):
     status, code, kind, exit_code = 413, "prompt_too_large", "invalid_request_error", 65
 
 
+class NothingSaid(GatewayError):
+    """The model reached ``max_tokens`` before the first word of its answer, as a rule while it was thinking."""
+
+    status, code, kind, exit_code = 422, "nothing_said", "invalid_request_error", 65
+
+
 class AnswerTooLarge(GatewayError):
     """The answer to one prompt is over what Globus Compute carries in a result."""
 
