@@ -89,7 +89,7 @@ class Engine:
             _fail(exchange, 401, "wrong engine key")
             return None
         if request.path == "/v1/models":
-            cards = [{"id": name, "object": "model", "owned_by": "fake"} for name in self.names]
+            cards = [{"id": name, "object": "model", "max_model_len": 4096} for name in self.names]
             exchange.send(200, json.dumps({"object": "list", "data": cards}).encode())
             return None
         if request.method != "POST":
