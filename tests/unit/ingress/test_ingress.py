@@ -194,6 +194,7 @@ async def test_waits_then_goes_back_through_the_edge_with_the_model_named(tmp_pa
     assert response.status_code == 200
     assert response.json() == {"id": 1}
     assert response.headers["x-engine"] == "e"
+    assert response.headers["content-length"] == "9", "for clients of HTTP/1.0, who know no chunks"
     assert controller.asked == [("m", False)]
     head, _, body = door.requests[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/chat/completions?a=1 ")
