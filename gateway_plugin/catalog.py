@@ -15,8 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from gateway_plugin.engine_options import names_of, refusal, variables_of, words_of
 from gateway_plugin.errors import ConfigError, ModelNotFound
 
-MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._/:@-]{0,127}")
-"""What a model may be called: safe in the edge's maps and on its socket, whose commands are separated by ``;``."""
+MODEL_NAME = re.compile(r"(?=[0-9._/:@+-]*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,127}")
+"""What a model may be called: safe in the edge's maps and on its socket, whose commands are separated by ``;``. It has
+a letter: a number in a body (``"model": 5``) is no name, and to the edge it would look like one."""
 
 LOCAL_SOURCES = ("prepared:", "/", "~", ".")
 """How a ``source`` begins that is on this machine's disk."""

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gateway_plugin.edge.answers import http_error, own_errors, refuse_script
+from gateway_plugin.edge.answers import client_left, http_error, own_errors, refuse_script
 from gateway_plugin.edge.front import BUFFER_BYTES, FrontSettings, front_door, inner_door
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
@@ -45,6 +45,7 @@ class EdgeSettings:
     slots: int
     servers_per_slot: int
     threads: int
+    cors_origins: tuple[str, ...]
     script: Path
     socket: Path
     owner_door: Path
@@ -83,6 +84,7 @@ class EdgeSettings:
             slots=slots,
             servers_per_slot=servers_per_slot,
             threads=threads,
+            cors_origins=site.cors_origins,
             script=layout.edge_script,
             socket=layout.edge_socket,
             owner_door=layout.owner_door,
@@ -139,6 +141,7 @@ def _front(settings: EdgeSettings) -> FrontSettings:
         body_bytes=settings.body_bytes,
         in_flight_per_key=settings.in_flight_per_key,
         requests_per_key_10s=settings.requests_per_key_10s,
+        cors_origins=settings.cors_origins,
     )
 
 
@@ -204,6 +207,7 @@ frontend cold_door
   default_backend ingress
 
 backend ingress
+{client_left()}
   # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
   http-request del-header authorization
   http-request del-header x-api-key
@@ -222,6 +226,7 @@ def _slot(settings: EdgeSettings, number: int) -> str:
     """
     return f"""\
 backend slot{number}
+{client_left()}
   balance leastconn
   http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.slot_keys_map})]"
   # What an engine says is for the caller: it controls neither the ingress nor what the edge says itself.

@@ -282,7 +282,7 @@ class EngineProcess:
                 )  # adopted: it may just be very busy; the controller has a deadline
             await asyncio.sleep(pause_s)
             pause_s = min(self._timing.probe_max_s, pause_s * 1.5)
-        self._now_ready()
+        self._now_ready(await self._probe.max_model_len())
         return await self._until_hung()
 
     async def _ask(self) -> str:
@@ -294,7 +294,7 @@ class EngineProcess:
             return failure.message
         return ""
 
-    def _now_ready(self) -> None:
+    def _now_ready(self, max_model_len: int | None) -> None:
         loaded_s = self.record.loaded_s
         if loaded_s is None:
             loaded_s = age_s(self.record.mark)
@@ -302,7 +302,8 @@ class EngineProcess:
         records.write(self._layout, self.record)
         self._ready = True
         logger.info("engine ready engine=%s pid=%d load_s=%.1f", self.record.engine, self.record.pid, loaded_s)
-        self._report(EngineReady(self.record.engine, self.record.generation, self.record.address, loaded_s))
+        record = self.record
+        self._report(EngineReady(record.engine, record.generation, record.address, loaded_s, max_model_len))
         self.settled.set()
 
     async def _until_hung(self) -> Why:

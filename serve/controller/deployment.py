@@ -26,6 +26,8 @@ from serve.controller.observer import Observer, found_servers
 from serve.controller.performer import Performer
 from serve.core.blocks import ENDED
 from serve.core.blocks_view import blocks_view
+from serve.core.cards import after as cards_after
+from serve.core.cards import on_card
 from serve.core.effects import Answer
 from serve.core.events import (
     Acquire,
@@ -65,6 +67,7 @@ class Controller:
         self._open: dict[str, asyncio.Future[GatewayError | None]] = {}
         self._deaths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS_KEPT))
         self._journal = Journal(self._layout.controller)
+        self._cards = self._journal.cards()
         self._metrics = Metrics()
         self._edge = EdgeRuntime(self._layout)
         self._agents = Agents(policy.kinds, make_agent, self.post, self._clock)
@@ -91,6 +94,7 @@ class Controller:
             before = self.fleet
             self._metrics.count(before, event)
             self._count_death(before, event, now)
+            self._note(before, event)
             self.fleet, effects = step(before, event, now)
             self._performer.start_all(effects)
             if self.fleet.pinned != before.pinned:
@@ -151,6 +155,12 @@ class Controller:
         if future is not None and not future.done():
             future.set_result(answer.error)
 
+    def _note(self, before: Fleet, event: Event) -> None:
+        cards = cards_after(self._cards, before, event, self._clock.wall(self._clock.now()))
+        if cards is not self._cards:
+            self._cards = cards
+            self._journal.keep_cards(cards)
+
     def _count_death(self, before: Fleet, event: Event, now: float) -> None:
         if isinstance(event, EngineExited) and not event.expected:
             engine = before.engines.get(event.engine)
@@ -197,7 +207,8 @@ class Controller:
 
     async def models(self, detail: bool) -> list[dict[str, Any]]:
         """Every model with its state; ``detail``: for an administrator."""
-        return models_view(self.fleet, self._clock.now(), detail=detail)
+        entries = models_view(self.fleet, self._clock.now(), detail=detail)
+        return [{**entry, **on_card(self._cards.get(entry["id"]))} for entry in entries]
 
     async def status(self) -> dict[str, Any]:
         """All there is to see."""

@@ -103,6 +103,14 @@ def test_what_is_wrong_is_said_in_openais_form(running: Gateway, body: str, stat
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+def test_the_list_tells_since_when_and_how_long_a_context(running: Gateway) -> None:
+    assert running.chat("a").status_code == 200
+    with running.client() as client:
+        card = client.get("/v1/models/a").json()
+    assert card["max_model_len"] == 4096
+    assert 0 < card["created"] <= time.time()
+
+
 def test_a_users_key_serves_models_but_not_administration(running: Gateway) -> None:
     key = running.cli("keys", "create", "alice", "--json").stdout
     headers = {"authorization": f"Bearer {json.loads(key)['secret']}"}

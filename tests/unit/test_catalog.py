@@ -73,6 +73,17 @@ def test_a_misspelt_key_is_named_before_the_one_that_is_missing_for_it() -> None
     assert "models.m.sauce" in complaint({"models": {"m": {"sauce": "org/name", "memory_gib": 1}}})
 
 
+@pytest.mark.parametrize("name", ["01-ai/Yi-34B", "4bit", "model+v2", "org/4x7B", "123/4b:q4_K_M"])
+def test_names_as_the_hub_has_them(name: str) -> None:
+    assert parse_catalog({"models": {name: ENTRY}}, "x").find(name).name == name
+
+
+@pytest.mark.parametrize("name", ["5", "5.0", "+x", "-x", ".x", "/x", "a;b", "a b", "a\n", "a\0", "x" * 129, ""])
+def test_what_is_no_name(name: str) -> None:
+    """A number is what ``"model": 5`` looks like to the edge; what begins with a sign, like an option to an engine."""
+    assert not MODEL_NAME.fullmatch(name)
+
+
 def test_models_are_found_by_name_and_alias() -> None:
     catalog = parse_catalog({"models": {"m": {**ENTRY, "aliases": ["n"]}}}, "x")
     assert catalog.find("m") is catalog.find("n")

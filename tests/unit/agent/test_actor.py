@@ -52,6 +52,7 @@ def test_an_engine_is_found_from_its_start_on(host: AgentHost) -> None:
     assert (found.id, found.model, found.generation, found.memory_mib) == ("e1", "tiny", 4, 512)
     assert (found.ready, found.address) == (False, "")
     ready = host.wait(EngineReady)
+    assert ready.max_model_len == 4096, "as the engine says in its /v1/models"
     (found,) = host.describe().engines
     assert (found.ready, found.address, found.loaded_s) == (True, ready.address, ready.load_s)
 
