@@ -1,8 +1,7 @@
 """Nothing but the ``openai`` package: the gateway is one more OpenAI-compatible server.
 
 export GATEWAY_URL=https://127.0.0.1:8180 GATEWAY_API_KEY=$(gateway keys create me)
-export SSL_CERT_FILE=$(gateway ca --path)  # what the gateway's certificate is verified with
-python examples/openai_only.py
+SSL_CERT_FILE=$(gateway ca --path) python examples/openai_only.py  # what its certificate is verified with
 """
 
 import os

@@ -18,6 +18,7 @@ from gateway_plugin.errors import (
     InvalidKey,
     InvalidRequest,
     NotFound,
+    NothingSaid,
 )
 
 READY = "ready"
@@ -43,7 +44,7 @@ class ModelInfo:
     """Requests that wait for it."""
     nodes: tuple[str, ...] = ()
     reason: str | None = None
-    """Why it is not ready: the last words of an engine that failed, or what it is queued for."""
+    """Why it is not ready: how its engine failed, with its last words for administrators, or what it is queued for."""
 
     @property
     def ready(self) -> bool:
@@ -100,6 +101,27 @@ def parse_status(document: Mapping[str, Any]) -> Status:
         switches=int(document.get("switches", 0)),
         document=document,
     )
+
+
+def chat_words(choice: Mapping[str, Any]) -> str:
+    """The text of a chat completion's choice.
+
+    Raises:
+        NothingSaid: it ended at ``max_tokens`` with no text and no call of a tool. An empty text would pass for an
+            answer, and be found after thousands of rows.
+    """
+    message = choice["message"]
+    words: str = message.get("content") or ""
+    if words or message.get("tool_calls") or choice.get("finish_reason") != "length":
+        return words
+    thought = message.get("reasoning") or message.get("reasoning_content")
+    raise nothing_said(bool(thought))
+
+
+def nothing_said(thought: bool) -> NothingSaid:
+    """``thought``: it had begun to think."""
+    when = "while the model was thinking" if thought else "before the model said anything"
+    return NothingSaid(f"The answer ended at max_tokens {when}: raise max_tokens, or have it think less.")
 
 
 _BY_STATUS: Mapping[int, type[GatewayError]] = {

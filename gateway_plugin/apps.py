@@ -8,7 +8,8 @@
 
 A task finds the gateway where it runs: ``$GATEWAY_URL`` and ``$GATEWAY_API_KEY`` in the worker's environment, else the
 state folder of a gateway on this machine or file system. Neither URL nor key travels with a task unless you name a URL.
-Errors are ``GatewayError``s, raised by the future's ``result()``.
+Errors are ``GatewayError``s, raised by the future's ``result()``. An answer that ended at ``max_tokens`` before its
+first word (all of them went into thinking) is one, too: ``NothingSaid``.
 
 ``Apps(endpoint=ID)`` has the same apps ask a site elsewhere, through Globus Compute: each worker process is one client
 of that endpoint. Tasks that run in one process at a time (threads: Parsl's ``ThreadPoolExecutor``) travel packed; a
@@ -24,6 +25,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from gateway_plugin.answers import chat_words
 from gateway_plugin.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
@@ -218,7 +220,7 @@ def _answer(client: Client, prompt: Any, model: str, system: str | None, options
         reply = client.openai.chat.completions.create(model=model, messages=messages, **options)
     except openai.OpenAIError as error:
         raise gateway_error(error, client.url) from None  # openai's own does not survive pickling
-    return reply.choices[0].message.content or ""
+    return chat_words(reply.choices[0].model_dump())
 
 
 def _run_embed(model: str, whole: bool, where: Where, inputs: Sequence[Any] = ()) -> list[list[float]]:

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gateway_plugin.engine_options import names_of, refusal, variables_of, words_of
 from gateway_plugin.errors import ConfigError, ModelNotFound
 
-MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._/:@-]{0,127}")
-"""What a model may be called: safe in the edge's maps and on its socket, whose commands are separated by ``;``."""
+MODEL_NAME = re.compile(r"(?=[0-9._/:@+-]*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,127}")
+"""What a model may be called: safe in the edge's maps and on its socket, whose commands are separated by ``;``. It has
+a letter: a number in a body (``"model": 5``) is no name, and to the edge it would look like one."""
 
 LOCAL_SOURCES = ("prepared:", "/", "~", ".")
 """How a ``source`` begins that is on this machine's disk."""
@@ -47,6 +49,7 @@ def parse_duration_s(value: object) -> float:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration_s)]
+Words = Annotated[tuple[str, ...], BeforeValidator(words_of)]
 
 
 class _Frozen(BaseModel):
@@ -61,13 +64,13 @@ class Model(_Frozen):
     """``prepared:NAME`` (built by ``gateway models prepare``), a local folder, or a hub repository: ``org/name``, or
     ``org/name@REVISION`` (a commit's hash, a tag or a branch)."""
     task: Literal["generate", "embed"] = "generate"
-    aliases: tuple[str, ...] = ()
+    aliases: Annotated[tuple[str, ...], BeforeValidator(names_of)] = ()
     engine: Literal["vllm", "command"] = "vllm"
-    command: tuple[str, ...] = ()
+    command: Words = ()
     """For ``engine: command``: argv of an OpenAI-compatible server; see ``serve.agent.argv`` for the placeholders."""
-    args: tuple[str, ...] = ()
+    args: Words = ()
     """Further arguments for vLLM."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     isolated: bool = True
     """``False``: its engines see all that you see, whatever the site says. For programs that cannot be isolated."""
     gpus: int = Field(default=0, ge=0, le=64)
@@ -146,8 +149,11 @@ class Catalog(_Frozen):
         raise ModelNotFound(name, tuple(model.name for model in self.models))
 
 
-def parse_catalog(document: object, origin: str) -> Catalog:
+def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> Catalog:
     """The catalog in a parsed YAML document ``{"models": {NAME: {...}}}``.
+
+    Args:
+        in_force: it was taken before, maybe by an earlier version: what its entries tell engines is not judged again.
 
     Raises:
         ConfigError: one line that names ``origin``, the key and what was expected.
@@ -165,9 +171,14 @@ def parse_catalog(document: object, origin: str) -> Catalog:
             raise ConfigError(f"{origin}: models.{name}.name: unknown key; the name is the entry's own key")
         entries.append({"name": str(name), **entry})
     try:
-        return Catalog.model_validate({"models": entries})
+        catalog = Catalog.model_validate({"models": entries})
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_first_problem(error, entries)}") from None
+    for model in () if in_force else catalog.models:
+        wrong = refusal(model.engine, model.source, model.args, model.command, model.env, model.gpus)
+        if wrong is not None:
+            raise ConfigError(f"{origin}: models.{model.name}.{wrong[0]}: {wrong[1]}")
+    return catalog
 
 
 def _first_problem(error: ValidationError, entries: list[dict[str, Any]]) -> str:
@@ -187,10 +198,26 @@ def _keys() -> set[str]:
     return {field.alias or name for name, field in Model.model_fields.items()} - {"name"}
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a mapping has each key once: of two entries with one name the first would be lost silently."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As the parent's; raises ``ComposerError`` for a key that is there twice."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[object, int] = {}
+        for key, _ in node.value:
+            if key.value in lines:
+                said = f"'{key.value}' is there twice, first in line {lines[key.value]}"
+                raise yaml.composer.ComposerError(None, None, said, key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                lines[key.value] = key.start_mark.line + 1
+        return node
+
+
 def load_catalog(path: Path) -> Catalog:
     """The catalog in the YAML file ``path``. Raises ``ConfigError``."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

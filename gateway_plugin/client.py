@@ -11,6 +11,7 @@ Needs neither Ray nor vLLM.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -59,7 +60,7 @@ class Client:
         api_key: what ``gateway keys create`` printed.
         state: a gateway's state folder, for one that runs on this machine or file system.
         ca: file with the certificates of the authority that vouches for the gateway: what ``gateway ca`` prints.
-            Default: ``$GATEWAY_CA``, else the system's.
+            Default: ``$GATEWAY_CA``, else ``$SSL_CERT_FILE``, else the system's.
         plain_http: send key and prompts also over plain HTTP, to whatever listens there. Default:
             ``$GATEWAY_PLAIN_HTTP`` is 1.
         timeout_s: of one inference request, waiting for the model included.
@@ -154,7 +155,7 @@ class Client:
         Raises:
             ModelNotFound: the catalog has no such model.
             ModelUnavailable: its engine fails to start, and the next try is more than ``failed_s`` seconds off; the
-                message ends with the engine's own last words.
+                message says how it failed, and to an administrator what the engine said last.
             WaitDeadline: not ready within ``timeout_s`` seconds.
         """
         deadline = time.monotonic() + timeout_s
@@ -274,11 +275,28 @@ class Client:
 
 
 def _unreachable(url: str, error: BaseException) -> GatewayUnreachable:
+    if (unproven := _unproven(error)) is not None:
+        return GatewayUnreachable(
+            f"What listens at {url} has not proved to be the gateway, and was sent nothing: {unproven}. Set GATEWAY_CA "
+            "(or ca=) to a file with what 'gateway ca' prints there, and use a name or address that is in its "
+            "certificate."
+        )
     return GatewayUnreachable(
         f"The gateway at {url} does not answer ({type(error).__name__}: {error}). "
         "See 'gateway status'; 'gateway up' starts it.",
         retry_after_s=5.0,
     )
+
+
+def _unproven(error: BaseException | None) -> str | None:
+    """What is wrong with the server's certificate, if that is why there was no connection."""
+    for _ in range(8):  # httpx and its transport each put an error of their own around it
+        if error is None:
+            return None
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message or str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def gateway_error(error: OpenAIError, url: str) -> GatewayError:

@@ -225,6 +225,22 @@ class RequestTimeout(GatewayError):
     status, code, kind = 408, "request_timeout", "invalid_request_error"
 
 
+class ClientClosed(GatewayError):
+    """The client closed its connection, or its sending half, before the answer came."""
+
+    status, code, kind = 499, "client_closed_request", "invalid_request_error"
+
+
+class UnsupportedMediaType(GatewayError):
+    """The request body is in a form that the gateway does not take: compressed."""
+
+    status, code, kind, exit_code = 415, "unsupported_media_type", "invalid_request_error", 65
+
+    def headers(self) -> dict[str, str]:
+        """Which form it does take (RFC 9110, 15.5.16)."""
+        return {"Accept-Encoding": "identity"}
+
+
 class RateLimited(GatewayError):
     """A key's limit was reached; the message says which."""
 
@@ -265,6 +281,12 @@ class PromptTooLarge(GatewayError):
     """One prompt by itself is over what Globus Compute carries in a submission."""
 
     status, code, kind, exit_code = 413, "prompt_too_large", "invalid_request_error", 65
+
+
+class NothingSaid(GatewayError):
+    """The model reached ``max_tokens`` before the first word of its answer, as a rule while it was thinking."""
+
+    status, code, kind, exit_code = 422, "nothing_said", "invalid_request_error", 65
 
 
 class AnswerTooLarge(GatewayError):

@@ -20,14 +20,15 @@ from pathlib import Path
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.layout import Layout, default_state_root
 
 _OF_THE_OWNER = (
     *(".ssh", ".gnupg", ".aws", ".kube", ".netrc", ".git-credentials", ".config/gh", ".config/gcloud", ".azure"),
-    *(".globus", ".globus_compute", ".globusonline"),
+    *(".globus", ".globus_compute", ".globusonline", ".config/gateway-plugin", ".docker/config.json"),
+    ".pgpass",
 )
 """In the home folder: credentials that no engine needs."""
-_OF_THE_SYSTEM = ("/run/user/{uid}", "/run/munge", "/run/slurm", "/tmp/krb5cc_{uid}")  # noqa: S108 - hidden, not used
+_OF_THE_SYSTEM = ("/run/user/{uid}", "/run/munge", "/run/slurm", "/tmp/krb5cc_{uid}", "/tmp/tmux-{uid}")  # noqa: S108 - hidden, not used
 """Ways to have something run in the owner's name: the session's bus, Slurm's sockets, Kerberos tickets."""
 _PROBE_S = 20.0
 _SEES = 'test -r "$1" && ! test -e "$2"'
@@ -80,7 +81,13 @@ def hidden_here(layout: Layout, home: Path | None = None) -> Hidden:
     """What there is to hide on this machine now, under each path that leads to it."""
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     system = (Path(place.format(uid=os.getuid())) for place in _OF_THE_SYSTEM)
-    places = (layout.state, layout.run, *((home or Path.home()) / name for name in _OF_THE_OWNER), *system)
+    places = (
+        layout.state,
+        default_state_root(),
+        layout.run,
+        *((home or Path.home()) / name for name in _OF_THE_OWNER),
+        *system,
+    )
     found: set[Path] = set()
     for place in (place.resolve() for place in places if os.path.exists(place)):  # closed to us: to engines too
         found.add(place)

@@ -106,7 +106,7 @@ class Layout:
     # --- service ---
     @property
     def service_json(self) -> Path:
-        """What runs: site, catalog, ports, supervisor's PID and start time."""
+        """What runs: site, catalog, ports, supervisor's PID and start."""
         return self.state / "service.json"
 
     @property
@@ -300,7 +300,7 @@ class Layout:
 
     @property
     def engine_records(self) -> Path:
-        """One JSON file an engine of this node: PID, start time, port, model, generation."""
+        """One JSON file an engine of this node: PID, start, port, model, generation."""
         return self.run / "engines"
 
     @property

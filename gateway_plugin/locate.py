@@ -64,6 +64,7 @@ def find_gateway(
     that runs from the state folder ``state`` (``$GATEWAY_STATE`` and so on; its admin key).
 
     A ``state`` that is given goes before the environment. The local admin key is taken for no URL but its own.
+    Without ``ca`` and ``$GATEWAY_CA`` a gateway elsewhere is verified with ``$SSL_CERT_FILE``, else with the system's.
     ``plain_http`` (``$GATEWAY_PLAIN_HTTP`` if ``None``): the user accepts a gateway that cannot prove itself.
 
     Raises:
@@ -72,11 +73,15 @@ def find_gateway(
         ConfigError: the URL is none, or is plain HTTP without leave.
         ServiceError: the state folder, or one above it, is another user's or can be changed by one.
     """
-    layout = Layout.of(Path(state) if state is not None else default_state_root())
     environment: Mapping[str, str] = {} if state is not None else os.environ
-    record = _record(layout)
+    place = (Path(state) if state is not None else default_state_root()).expanduser().absolute()
+    elsewhere = base_url or environment.get("GATEWAY_URL")
+    needed = state is not None or not (elsewhere and (api_key or os.environ.get("GATEWAY_API_KEY")))
+    # Nothing is wanted of a state folder where URL and key are given: one that cannot be trusted is not looked into.
+    layout = Layout.of(place) if needed else Layout(place)
+    record = _record(layout) if needed or problem_with(place) is None else None
     local = str(record["url"]).rstrip("/") if record is not None else None
-    url = base_url or environment.get("GATEWAY_URL") or local
+    url = elsewhere or local
     if not url:
         raise GatewayUnreachable(_UNKNOWN.format(state=layout.state))
     url = url.rstrip("/").removesuffix("/v1")
@@ -89,9 +94,10 @@ def find_gateway(
     if not key:
         raise InvalidKey(f"There is no API key for {url}: set GATEWAY_API_KEY ('gateway keys create NAME' makes one).")
     own_authority = _authority(layout, record) if url == local else None
-    authority = ca or os.environ.get("GATEWAY_CA") or own_authority or os.environ.get("SSL_CERT_FILE")
+    authority = ca or environment.get("GATEWAY_CA") or own_authority or os.environ.get("GATEWAY_CA")
+    authority = authority or os.environ.get("SSL_CERT_FILE")
     found = Connection(url, key, Path(authority).expanduser().absolute() if authority is not None else None)
-    if record is not None and not base_url and not environment.get("GATEWAY_URL"):
+    if record is not None and not elsewhere:
         return _own_gateway(layout, str(record.get("host") or socket.gethostname()), found)
     demand_proof(url, plain_http)
     return found
@@ -140,7 +146,9 @@ def _owner_door(layout: Layout, url: str) -> Path:
         found = door.lstat()
     except OSError:
         raise GatewayUnreachable(
-            f"The gateway at {url} does not run ({door} is not there). 'gateway up' starts it.", retry_after_s=5.0
+            f"The gateway at {url} does not run, or this process has another /tmp or GATEWAY_RUN_ROOT than it: {door} "
+            f"is not there. 'gateway up' starts it; from inside a container set GATEWAY_URL={url}.",
+            retry_after_s=5.0,
         ) from None
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.getuid():
         raise GatewayUnreachable(f"{door} is not a socket of this user. No key was sent.")

@@ -5,18 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-_SECRET_NAME = re.compile(r"token|key|secret|passw|credential|auth", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(?<!tik)token(?!izer)|key|secret|passw|passphrase|pass(_|$)|credential|auth|cookie|jwt|connection_string|dsn(_|$)",
+    re.IGNORECASE,
+)
 _LENGTH_MIN = 12
 """Shorter values are settings (``1``, ``spawn``, ``bfloat16``), and stand in any text."""
 _LENGTH_MIN_NAMED = 6
 """Of a variable whose name says that it is a secret. Shorter: ``1`` and ``false`` of ``HF_HUB_DISABLE_..._TOKEN``."""
 
 
+def speaks_of_a_secret(name: str) -> bool:
+    """Whether a variable is a secret by its name: ``HF_TOKEN``, not ``TIKTOKEN_ENCODINGS_BASE``."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The values that ``masked`` is to hide; of one with several lines, each line."""
     found = set()
     for name, value in environment.items():
-        named = _SECRET_NAME.search(name) is not None
+        named = speaks_of_a_secret(name)
         if not named and value.startswith(("/", "~", ".")):
             continue  # a path, such as HF_HOME: what is wrong with it must be said
         least = _LENGTH_MIN_NAMED if named else _LENGTH_MIN

@@ -27,7 +27,7 @@ def problem_with(path: Path) -> str | None:
 
     A path that does not exist is looked at as far as it does: what is above it decides who may make it.
     """
-    above = _problem_above(path, _LINKS)
+    above = replaceable(path)
     if above is not None:
         return above
     try:
@@ -40,10 +40,15 @@ def problem_with(path: Path) -> str | None:
         return f"{path} is a link, not a folder of this user"
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         return f"{path} is not a folder of this user (owner: uid {found.st_uid})"
-    if _others_write(found):
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # even a group of the user's own: it is ours to make, 0700
         mode = f"{stat.S_IMODE(found.st_mode):o}"
         return f"{path} can be written to by others (mode {mode}); 'chmod go-w' it if all that is in it is yours"
     return None
+
+
+def replaceable(path: Path) -> str | None:
+    """Why another user than root could put something else in the place of ``path``; ``None`` if none could."""
+    return _problem_above(path, _LINKS)
 
 
 def demand_own(path: Path) -> Path:
@@ -103,7 +108,7 @@ def _problem_above(path: Path, links: int) -> str | None:
                 return f"{folder}: too many links"
             target = folder.parent / os.readlink(folder)
             problem = _problem_above(target / "entry", links - 1)
-        elif _others_write(found) and not found.st_mode & stat.S_ISVTX:
+        elif others_write(found) and not found.st_mode & stat.S_ISVTX:
             return (
                 f"{folder} can be written to by others (mode {stat.S_IMODE(found.st_mode):o}), who can replace {path}"
             )
@@ -120,13 +125,17 @@ def _unmapped_owner() -> int | None:
 
     Above a folder of this user it counts as root's: the machine's root cannot be told there from its other users.
     """
-    mapping = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
-    if mapping == ["0", "0", str(2**32 - 1)]:
-        return None
-    return int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii"))
+    try:
+        mapping = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+        if mapping == ["0", "0", str(2**32 - 1)]:
+            return None
+        return int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii"))
+    except OSError:
+        return None  # no Linux: there are no such namespaces
 
 
-def _others_write(found: os.stat_result) -> bool:
+def others_write(found: os.stat_result) -> bool:
+    """Whether the mode lets users other than the owner write. A group of the user's own is nobody else."""
     if found.st_mode & stat.S_IWOTH:
         return True
     return bool(found.st_mode & stat.S_IWGRP) and not _private_group(found.st_gid)

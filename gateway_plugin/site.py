@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gateway_plugin.errors import ConfigError
 
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(?::[0-9]{1,5})?")
 _SITE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
@@ -104,9 +105,15 @@ class Site(_Frozen):
     certificate: Path | None = None
     """PEM file with certificate chain and key of the front door. ``None``: the gateway makes one, signed by its own
     authority, which callers verify with the file that ``gateway ca`` prints."""
+    names: tuple[str, ...] = ()
+    """Further names and addresses under which callers reach the front door (a DNS alias of several login nodes), for
+    the certificate that the gateway makes."""
     plain_http: bool = False
     """The front door speaks HTTP without TLS, on loopback only. Callers then cannot tell the gateway from another
     program that took its port while it was down, and send it their keys and prompts: for a machine of your own."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may call the gateway from a browser: exact origins, as the browser writes them
+    (``https://chat.example.org``, ``http://localhost:3000``). None by default. Each request still needs a key."""
     ray_port: int = Field(default=6390, ge=1024, le=65535)
     serve_port: int = Field(default=8181, ge=1024, le=65535)
     head_address: str = "auto"
@@ -148,6 +155,17 @@ class Site(_Frozen):
     def _name(cls, value: str) -> str:
         if not _SITE_NAME.fullmatch(value):
             raise ValueError(f"a site's name matches {_SITE_NAME.pattern}, got {value!r}")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    "an origin is scheme, host and port as a browser writes them, such as 'https://chat.example.org' "
+                    f"or 'http://localhost:3000': no path, no wildcard, lower case; got {origin!r}"
+                )
         return value
 
     @model_validator(mode="after")

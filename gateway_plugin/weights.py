@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from gateway_plugin.catalog import LOCAL_SOURCES, Model
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
 from gateway_plugin.layout import weights_root
+from gateway_plugin.ownership import others_write, replaceable
 
 PREPARED = "prepared:"
 MARKER = "gateway-plugin.json"
@@ -103,6 +103,7 @@ def prepare(
                 if not is_prepared(name, place):
                     _build(RECIPES[name], place, progress, builder, lock)
     for name in wanted:
+        _close(place, place / name)
         progress(Progress(name, "done", 1.0))
     return {name: place / name for name in wanted}
 
@@ -124,6 +125,8 @@ def resolve(model: Model, root: Path | None = None) -> str:
                 f"run `gateway models prepare {name}`"
             )
         folder = (root or weights_root()) / name
+        if problem := replaceable(folder.parent):
+            raise ConfigError(f"models.{model.name}.source: {problem}; set GATEWAY_WEIGHTS to another folder")
         for place in (folder.parent, folder):
             if problem := _changeable(place):
                 raise ConfigError(f"models.{model.name}.source: {problem}")
@@ -148,9 +151,17 @@ def _changeable(folder: Path) -> str:
     found = folder.stat()
     if found.st_uid not in (0, os.getuid()):
         return f"{folder} belongs to another user (uid {found.st_uid}); set GATEWAY_WEIGHTS to a folder of your own"
-    if stat.S_IMODE(found.st_mode) & 0o022:
+    if others_write(found):
         return f"others may write to {folder}; run `chmod go-w {folder}`, or set GATEWAY_WEIGHTS to another folder"
     return ""
+
+
+def _close(*folders: Path) -> None:
+    """Nobody else writes to our own folders from here on: an earlier version made them with the umask."""
+    for folder in folders:
+        found = folder.stat()
+        if found.st_uid == os.getuid() and others_write(found):
+            folder.chmod(0o755)
 
 
 def split_revision(source: str) -> tuple[str, str]:
@@ -167,8 +178,7 @@ def _locked(place: Path, on_wait: Callable[[], None]) -> Iterator[int]:
     try:
         for folder in reversed([folder for folder in (place, *place.parents) if not folder.exists()]):
             folder.mkdir(mode=0o755, exist_ok=True)  # whatever the umask
-        if place.stat().st_uid == os.getuid() and stat.S_IMODE(place.stat().st_mode) & 0o022:
-            place.chmod(0o755)  # as an earlier version may have made it
+        _close(place)
         if problem := _changeable(place):
             raise ServiceError(problem)
         lock = os.open(place / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

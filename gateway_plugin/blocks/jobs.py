@@ -1,7 +1,7 @@
 """What the pool asks of a scheduler: submit, look, cancel, and find again. One implementation a kind of scheduler.
 
 Parsl's providers submit well but know only the jobs of their own process, so everything that must survive a restart
-is behind this seam: ``local.py`` finds jobs by PID and start time; a queue's finds them by name.
+is behind this seam: ``local.py`` finds jobs by PID and start; a queue's finds them by name.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Pace:
 
         ``now``: seconds since the epoch. A yes counts as asked.
         """
-        moving = any(block.phase is BlockPhase.CANCELLING or now < block.asked_at + _FRESH_S for block in blocks)
+        moving = any(block.phase is BlockPhase.CANCELLING or abs(now - block.asked_at) < _FRESH_S for block in blocks)
         if not moving and self._clock() < self._asked_at + ASK_EVERY_S:
             return False
         self._asked_at = self._clock()

@@ -24,7 +24,7 @@ from gateway_plugin.blocks.processes import (
     same_process,
     writes_to,
 )
-from gateway_plugin.identity import START_TOLERANCE_S
+from gateway_plugin.identity import Mark, has_its_pid, read_mark
 
 TERM_GRACE_S = 10.0
 """How long an engine has between being asked to end and being killed."""
@@ -36,8 +36,7 @@ class EngineRecord:
 
     path: Path
     block: str
-    pid: int
-    started: float
+    leader: Mark
     log: str = ""
     """The file that its output goes to, and that of its children."""
 
@@ -48,10 +47,14 @@ def read_records(folder: Path) -> tuple[EngineRecord, ...]:
     for path in sorted(folder.glob("*.json")):
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            pid, started, log = int(document["pid"]), float(document["started"]), str(document.get("log", ""))
-            records.append(EngineRecord(path, str(document["block"]), pid, started, log))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            leader, block, log = read_mark(document), str(document["block"]), str(document.get("log", ""))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             print(f"leave: {path}: not an engine record: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        if leader is None:
+            print(f"leave: {path}: not an engine record: it names no process", file=sys.stderr)
+            continue
+        records.append(EngineRecord(path, block, leader, log))
     return tuple(records)
 
 
@@ -61,10 +64,10 @@ def members(record: EngineRecord) -> list[psutil.Process]:
     When the leader is gone, a group with its number is the engine's only if its processes carry the block's name, or
     write to the engine's log: vLLM's core gives itself a title, which overwrites its environment.
     """
-    leader = same_process(record.pid, record.started)
+    leader = same_process(record.leader)
     if leader is None and _is_strangers(record):
         return []
-    group = [process for process in own_processes() if _group_of(process) == record.pid]
+    group = [process for process in own_processes() if _group_of(process) == record.leader.pid]
     if leader is None:
         return [p for p in group if carries_mark(p, record.block) or writes_to(p, record.log)]
     return group if leader in group else [leader, *leader.children(recursive=True)]
@@ -73,10 +76,10 @@ def members(record: EngineRecord) -> list[psutil.Process]:
 def _is_strangers(record: EngineRecord) -> bool:
     """Whether the recorded PID is somebody else's by now. A leader that is dead but not reaped has still its own."""
     try:
-        process = psutil.Process(record.pid)
-        return abs(process.create_time() - record.started) > START_TOLERANCE_S or process.uids().real != os.getuid()
+        foreign = psutil.Process(record.leader.pid).uids().real != os.getuid()
     except psutil.NoSuchProcess:
         return False
+    return foreign or has_its_pid(record.leader) is False
 
 
 def _group_of(process: psutil.Process) -> int | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.identity import Mark
 from gateway_plugin.layout import write_private
 
 _VERSION = 1
@@ -57,14 +58,23 @@ _ENDED = frozenset({BlockPhase.COMPLETED, BlockPhase.CANCELLED, BlockPhase.FAILE
 class Job:
     """A scheduler's job, so that it can be recognised later.
 
-    For a local job ``pid`` and ``started`` (seconds since the epoch, as ``psutil`` says) name its process: a PID alone
-    is given to somebody else some day. ``script`` is the file that runs, where the scheduler tells.
+    For a local job ``pid``, ``started``, ``ticks`` and ``boot`` name its process, as a ``Mark`` does. ``script`` is the
+    file that runs, where the scheduler tells.
     """
 
     id: str
     pid: int | None = None
     started: float | None = None
     script: str | None = None
+    ticks: int = 0
+    boot: str = ""
+
+    @property
+    def mark(self) -> Mark | None:
+        """Its process; ``None`` if it is not a local job, or was over before anybody looked."""
+        if self.pid is None or self.started is None:
+            return None
+        return Mark(self.pid, self.started, self.ticks, self.boot)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Blocks on the gateway's own machine, over Parsl's ``LocalProvider``.
 
 Parsl starts a small shell (the *keeper*: its PID is the job id) which runs the block's script and then writes its exit
-code. The keeper's PID and start time name the job, in this process and after it. To cancel, the script is told, not the
+code. The keeper's PID and start name the job, in this process and after it. To cancel, the script is told, not the
 keeper: it cleans up, and the keeper outlives it, so that a keeper that is gone means a script that is gone.
 """
 
@@ -20,6 +20,7 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.processes import block_processes, end, own_processes, same_process
 from gateway_plugin.blocks.script import TOLD_TO_END, block_folder, block_log
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.identity import Mark, mark
 from gateway_plugin.layout import Layout
 
 
@@ -39,18 +40,17 @@ class LocalJobs:
             job_id = self._provider.submit(script, 1, name)
         except (SubmitException, SchedulerMissingArgs, ScriptPathError, OSError) as error:
             raise ServiceError(f"block {name} could not be started: {error}") from None
-        pid = int(job_id)
-        try:
-            started = psutil.Process(pid).create_time()
-        except psutil.NoSuchProcess:
-            started = None  # over already; its exit code tells the rest
-        return Job(id=job_id, pid=pid, started=started, script=str(self._provider.resources[job_id]["script_path"]))
+        pid, script = int(job_id), str(self._provider.resources[job_id]["script_path"])
+        keeper = mark(pid, dead_too=True)
+        if keeper is None:
+            return Job(id=job_id, pid=pid, script=script)  # over already; its exit code tells the rest
+        return _job(keeper, script)
 
     def look(self, blocks: Sequence[Block]) -> Mapping[str, Seen]:
         return {block.name: self._look(block.name, block.job) for block in blocks if block.job is not None}
 
     def _look(self, name: str, job: Job) -> Seen:
-        if same_process(job.pid, job.started) is not None or self._script_process(name) is not None:
+        if same_process(job.mark) is not None or self._script_process(name) is not None:
             return Seen(BlockPhase.RUNNING)
         code = _exit_code(job.script)
         if code == 0:
@@ -71,7 +71,8 @@ class LocalJobs:
             path = script.cmdline()[1]
             parent = script.parent()
             keeper = parent if parent is not None and path in " ".join(parent.cmdline()) else script
-            return Job(id=str(keeper.pid), pid=keeper.pid, started=keeper.create_time(), script=path)
+            known = mark(keeper.pid)
+            return None if known is None else _job(known, path)
         except (psutil.NoSuchProcess, IndexError):
             return None  # it ended while we looked: the next look finds none either
 
@@ -107,6 +108,12 @@ class LocalJobs:
 
         end(found, grace_s=0)
         end_engines(self._layout.engine_records, name)
+
+
+def _job(keeper: Mark, script: str) -> Job:
+    return Job(
+        id=str(keeper.pid), pid=keeper.pid, started=keeper.started, script=script, ticks=keeper.ticks, boot=keeper.boot
+    )
 
 
 def _exit_code(script: str | None) -> int | None:

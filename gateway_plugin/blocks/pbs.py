@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from parsl.providers import PBSProProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
 from gateway_plugin.blocks import pbs_words as words
+from gateway_plugin.blocks.job_options import pbs_asked, pbs_refusal
 from gateway_plugin.blocks.jobs import Pace, Seen, last_words
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.script import block_log
@@ -43,9 +43,6 @@ FORCE_AFTER_S = 60.0
 _SEARCHED = 200
 """The newest so many jobs of a user are searched for one by name: only a job submitted just now is ever looked for."""
 
-_TAKEN_OPTIONS = re.compile(r"^\s*#PBS\s+(-N|-J|-o|-e|-j)\b", re.MULTILINE)
-_RERUN = re.compile(r"^\s*#PBS\s+-r\s*[yn]\b", re.MULTILINE)
-
 
 class PbsSilent(ServiceError):
     """A command of PBS's gave no answer: the server is away, or busy for longer than we wait."""
@@ -66,11 +63,8 @@ class PbsJobs:
                 f"PBSProProvider: launcher={type(provider.launcher).__name__}: a block's script is run once, as it is; "
                 "expected launcher=SimpleLauncher()"
             )
-        if (taken := _TAKEN_OPTIONS.search(provider.scheduler_options)) is not None:
-            raise ConfigError(
-                f"PBSProProvider: scheduler_options: {taken[1]} is the gateway's to give (a job is found by its name, "
-                "and its script by its output); expected without it"
-            )
+        if (refusal := pbs_refusal(provider)) is not None:
+            raise ConfigError(f"PBSProProvider: scheduler_options: {refusal}")
         self._provider = provider
         self._scripts = scripts
         self._layout = layout
@@ -85,7 +79,7 @@ class PbsJobs:
         """Until PBS says that it keeps none."""
         provider.script_dir = str(scripts)  # an executor would set it
         provider.cmd_timeout = max(provider.cmd_timeout, COMMAND_TIMEOUT_S)
-        if _RERUN.search(provider.scheduler_options) is None:
+        if pbs_asked(provider).value("r") is None:
             # PBS would start a block again, by itself, whose node failed: its name is a Ray node that is dead.
             provider.scheduler_options = f"{provider.scheduler_options}\n#PBS -r n".lstrip("\n")
         run = provider.execute_wait

@@ -76,13 +76,14 @@ def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: f
     return block.ending(BlockPhase.LOST, now, f"its submit was cut short{said} and no job of its name was found")  # (3)
 
 
-def retry_at(blocks: Iterable[Block], node_type: str) -> float:
+def retry_at(blocks: Iterable[Block], node_type: str, now: float) -> float:
     """When the next block of this type may be asked for, in seconds since the epoch; 0: at once.
 
     Only a floor that protects the scheduler from being asked every two seconds; when to give up, and for how long, is
     the controller's to say (``serve.core.troubles``), whose waits are longer than these. (1) The first failure is free.
     (2) Each further one in a row doubles the wait, from 4 to 30 s. (3) A block that lived, or was given back, ends the
-    row; a cancelled one says nothing.
+    row; a cancelled one says nothing. (4) One that ended later than ``now`` did so before the clock was set back, and
+    says nothing either.
     """
     ended = sorted(
         (block for block in blocks if block.type == node_type and block.phase.ended),
@@ -91,9 +92,9 @@ def retry_at(blocks: Iterable[Block], node_type: str) -> float:
     )
     failures: list[float] = []
     for block in ended:
-        if block.phase is BlockPhase.CANCELLED:
-            continue
         ended_at = block.ended_at or 0.0
+        if block.phase is BlockPhase.CANCELLED or ended_at > now:  # (4)
+            continue
         if block.phase not in (BlockPhase.FAILED, BlockPhase.LOST) or ended_at - block.asked_at > _LIVED_S:  # (3)
             break
         failures.append(ended_at)
@@ -106,6 +107,7 @@ class BlockPool:
     """All blocks of a gateway. Thread-safe. A new pool over the same ledger takes over every block in it.
 
     ``marks``: put before a block is cancelled, and when its job is seen to be over.
+    ``clock``: the wall clock, for what the ledger keeps. ``monotonic``: for what this pool waits for.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class BlockPool:
         clock: Callable[[], float] = time.time,
         marks: LeaveMarks | None = None,
         requests: CancelRequests | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._marks = marks
@@ -123,11 +126,12 @@ class BlockPool:
         self._jobs = jobs
         self._max_blocks = max_blocks
         self._clock = clock
+        self._monotonic = monotonic
         self._lock = threading.RLock()
         self._blocks = ledger.read()
         self._submitting: set[str] = set()
         """Being submitted by this very process: not in doubt."""
-        self._adopted_at = clock()
+        self._adopted_at = monotonic()
         self._doubted_at: dict[str, float] = {}
         self._cancelled_at: dict[str, float] = {}
         self._held_until: dict[str, float] = {}
@@ -178,7 +182,7 @@ class BlockPool:
         finally:  # refresh looks for it
             with self._lock:
                 self._submitting.discard(name)
-                self._doubted_at[name] = self._clock()
+                self._doubted_at[name] = self._monotonic()
         with self._lock:
             block = self._blocks[name]  # it may have been cancelled meanwhile: then the next refresh tells the job
             block = replace(block, job=job, phase=BlockPhase.PENDING if block.phase is _SUBMITS else block.phase)
@@ -197,9 +201,9 @@ class BlockPool:
         taken = [block.name for block in self.holding() if block.type == node_type]
         if len(taken) >= self._max_blocks[node_type]:
             raise ServiceError(f"no more than {self._max_blocks[node_type]} blocks of type {node_type}: {taken}")
-        if (wait_s := retry_at(self._blocks.values(), node_type) - self._clock()) > 0:
+        if (wait_s := retry_at(self._blocks.values(), node_type, now := self._clock()) - now) > 0:
             raise ServiceError(f"blocks of type {node_type} keep failing; the next is asked for in {wait_s:.0f} s")
-        if (wait_s := self._held_until.get(node_type, 0.0) - self._clock()) > 0:
+        if (wait_s := self._held_until.get(node_type, 0.0) - self._monotonic()) > 0:
             raise ServiceError(f"a block of type {node_type} was ended by hand; the next can be had in {wait_s:.0f} s")
 
     def cancel(self, names: Iterable[str]) -> None:
@@ -211,7 +215,7 @@ class BlockPool:
                 if block is not None and not block.phase.ended and block.phase is not _CANCELS:
                     block = block.told_to_end()
                     self._put(block)
-                    self._cancelled_at[name] = self._clock()
+                    self._cancelled_at[name] = self._monotonic()
                     told.append(block)
         for block in told:
             self._mark(block)
@@ -224,12 +228,12 @@ class BlockPool:
         Blocks that somebody asked to be ended are told so first. Gives what holds a place after it.
         """
         self._cancel_asked()
-        now = self._clock()
+        now, moment = self._clock(), self._monotonic()
         held = [block for block in self.holding() if block.name not in self._submitting]
         for block in held:
             if block.job is None:
                 jobs = self._jobs[block.type]
-                waited_s = now - self._doubted_at.get(block.name, self._adopted_at)
+                waited_s = moment - self._doubted_at.get(block.name, self._adopted_at)
                 try:
                     found = jobs.find(block.name)
                 except GatewayError as error:  # it could not be looked for: the others must be seen to all the same
@@ -244,8 +248,8 @@ class BlockPool:
                 self._change(block, after_look(block, seen.get(block.name), now))
         for block in self.holding():
             if block.phase is _CANCELS and block.job is not None:
-                since = self._cancelled_at.setdefault(block.name, now)
-                self._jobs[block.type].cancel(block, forced=now - since > CANCEL_GRACE_S)
+                since = self._cancelled_at.setdefault(block.name, moment)
+                self._jobs[block.type].cancel(block, forced=moment - since > CANCEL_GRACE_S)
         return self.holding()
 
     def _cancel_asked(self) -> None:
@@ -266,7 +270,7 @@ class BlockPool:
             for name in names:
                 block = self._blocks.get(name)
                 if block is not None and not block.phase.ended:
-                    self._held_until[block.type] = self._clock() + CANCEL_HOLD_S
+                    self._held_until[block.type] = self._monotonic() + CANCEL_HOLD_S
 
     def _change(self, before: Block, after: Block) -> None:
         """Take over what was learnt of a block while the lock was free; it may have been cancelled meanwhile."""

@@ -1,7 +1,7 @@
-"""Which processes of this machine are ours: by PID and start time, by a mark they carry, by a folder they use.
+"""Which processes of this machine are ours: by their start, by a mark they carry, by a folder they use.
 
 A PID alone says nothing after a restart, a name (``raylet``) is everybody's, and Ray's workers overwrite their own
-command line. What cannot be mistaken: the start time, a block's unique name in the environment it was started with, and
+command line. What cannot be mistaken: the start, a block's unique name in the environment it was started with, and
 open files or arguments in a folder that belongs to one gateway.
 """
 
@@ -14,16 +14,16 @@ from pathlib import Path
 
 import psutil
 
-from gateway_plugin.identity import still_runs
+from gateway_plugin.identity import Mark, alive
 
 BLOCK_MARK = "RAY_CLOUD_INSTANCE_ID"
 """The environment variable that carries a block's name into everything that runs in it."""
 
 
-def same_process(pid: int | None, started: float | None) -> psutil.Process | None:
-    """The live process ``pid`` if it began at ``started`` and is this user's; else ``None``. A zombie is not alive."""
+def same_process(known: Mark | None) -> psutil.Process | None:
+    """The process ``known`` while it lives and is this user's; else ``None``. A zombie is not alive."""
     try:
-        return psutil.Process(pid) if still_runs(pid, started) else None
+        return psutil.Process(known.pid) if known is not None and alive(known) else None
     except psutil.NoSuchProcess:
         return None
 

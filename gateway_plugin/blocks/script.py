@@ -172,11 +172,23 @@ unset ${{!RAY_@}} ${{!SQUEUE_@}}
 # type says, and hides them from an actor that asks for none.
 export GATEWAY_VISIBLE_DEVICES=${{CUDA_VISIBLE_DEVICES:-${{ROCR_VISIBLE_DEVICES:-${{HIP_VISIBLE_DEVICES:-}}}}}}
 unset CUDA_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HIP_VISIBLE_DEVICES
+# Ray changes these for its workers, and an engine is none (serve/agent/argv.py).
+export GATEWAY_KEPT_OMP_NUM_THREADS=${{OMP_NUM_THREADS-}} GATEWAY_KEPT_LD_PRELOAD=${{LD_PRELOAD-}}
 RAY=
 UNTIL=   # told to end by somebody else: when it leaves at the latest
 CODE={told}
-printf -v NOW '%(%s)T' -1
-ENDS=${{WALLTIME_S:+${{SLURM_JOB_END_TIME:-$((NOW + WALLTIME_S))}}}}
+clock() {{  # NOW counts the machine's seconds since its boot, WALL is the clock that people set
+  read -r NOW _ </proc/uptime
+  NOW=${{NOW%.*}}
+  printf -v WALL '%(%s)T' -1
+}}
+ends() {{  # Slurm's word for its end, by the wall clock, is taken as so long from now
+  SAID=$1 ENDS=$((NOW + $1 - WALL))
+}}
+clock
+ENDS=${{WALLTIME_S:+$((NOW + WALLTIME_S))}}
+SAID=
+[ -n "$ENDS" ] && [ -n "$SLURM_JOB_END_TIME" ] && ends "$SLURM_JOB_END_TIME"
 LOOK_AT=$NOW
 ASK_AT=$((NOW + RANDOM % (1 + ASK_EVERY_S / 10)))
 leave() {{
@@ -218,10 +230,10 @@ told() {{
 }}
 notice() {{  # its agent tells the controller, which has this long to drain its engines
   [ -n "$UNTIL" ] && return
-  printf -v NOW '%(%s)T' -1
+  clock
   UNTIL=$((NOW + NOTICE_S)) CODE=$2
   echo "$(date +%FT%T%z) $1: leaving within $NOTICE_S s"
-  printf '{{"until": %d, "reason": "%s"}}\n' "$UNTIL" "$1" >"$FOLDER/.notice"
+  printf '{{"until": %d, "reason": "%s"}}\n' "$((WALL + NOTICE_S))" "$1" >"$FOLDER/.notice"
   mv -f "$FOLDER/.notice" "$FOLDER/notice"
   look
 }}
@@ -243,12 +255,12 @@ answered() {{
       exit {told} ;;
   esac
   case $ends in
-    "" | *[!0-9]* | "$ENDS") ;;
-    *) ENDS=$ends; echo "$(date +%FT%T%z) its walltime ends in $((ENDS - NOW)) s" ;;
+    "" | *[!0-9]* | "$SAID") ;;
+    *) ends "$ends"; echo "$(date +%FT%T%z) its walltime ends in $((ENDS - NOW)) s" ;;
   esac
 }}
 look() {{  # leave, if it is time to
-  printf -v NOW '%(%s)T' -1
+  clock
   if [ -n "$UNTIL" ]; then
     engines || {{ leave "no engine is left"; exit "$CODE"; }}
     [ "$NOW" -ge "$UNTIL" ] && {{ leave "its notice ends"; exit "$CODE"; }}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import subprocess
 import time
@@ -22,6 +21,7 @@ from parsl.providers import SlurmProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
 from gateway_plugin.blocks import slurm_words as words
+from gateway_plugin.blocks.job_options import slurm_refusal
 from gateway_plugin.blocks.jobs import Pace, Seen, last_words, walltime_s
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.script import block_log
@@ -39,7 +39,6 @@ GONE_AFTER_S = 30.0
 TELL_AGAIN_S = 15.0
 """How often a job that does not end is told again."""
 
-_TAKEN_OPTIONS = re.compile(r"^\s*#SBATCH\s+(--job-name|-J|--array|-a|--output|-o|--error|-e)\b", re.MULTILINE)
 _NO_REQUEUE = "#SBATCH --no-requeue\n"
 
 
@@ -62,11 +61,8 @@ class SlurmJobs:
                 f"SlurmProvider: launcher={type(provider.launcher).__name__}: a block's script is run once, as it is; "
                 "expected launcher=SimpleLauncher()"
             )
-        if (taken := _TAKEN_OPTIONS.search(provider.scheduler_options)) is not None:
-            raise ConfigError(
-                f"SlurmProvider: scheduler_options: {taken[1]} is the gateway's to give (a job is found by its name, "
-                "and its script by its output); expected without it"
-            )
+        if (refusal := slurm_refusal(provider)) is not None:
+            raise ConfigError(f"SlurmProvider: scheduler_options: {refusal}")
         if walltime_s(provider) == 0:
             raise ConfigError(
                 f"SlurmProvider: walltime={provider.walltime!r}: Parsl counts minutes, and to Slurm none are no limit; "

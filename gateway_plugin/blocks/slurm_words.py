@@ -178,7 +178,8 @@ def seen_in(row: Row) -> Seen | None:
     (1) waiting, with Slurm's reason and its estimate. (2) on a node; it holds that while it completes, too. (3) over.
     """
     if row.state in _PENDING:  # (1)
-        reason = row.reason if row.state == "PENDING" else row.state.lower()
+        held = row.state.endswith("_HOLD")  # the reason says why; there may be none
+        reason = row.reason if row.state == "PENDING" or (held and row.reason) else row.state.lower()
         return Seen(BlockPhase.PENDING, reason, starts_at=row.starts_at)
     if row.state in _RUNNING:  # (2)
         reason = None if row.state == "RUNNING" else row.state.lower()

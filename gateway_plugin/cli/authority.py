@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from gateway_plugin.cli.output import json_option, put, settings, show
-from gateway_plugin.errors import NotFound
+from gateway_plugin.errors import GatewayUnreachable, NotFound
 from gateway_plugin.layout import Layout
+from gateway_plugin.locate import authority_of, known_url
 
 
 @click.command()
@@ -18,13 +19,19 @@ def ca(path: bool) -> None:
     \b
     Give it to users in a file, with their key:
       gateway ca > /shared/gateway-ca.pem
-      export GATEWAY_CA=/shared/gateway-ca.pem      Client, apps, gateway chat ...
-      export SSL_CERT_FILE=/shared/gateway-ca.pem   openai, curl and most others
+      export GATEWAY_CA=/shared/gateway-ca.pem                Client, apps, gateway chat ...
+      SSL_CERT_FILE=/shared/gateway-ca.pem python program.py  openai and most others
     """
     layout = Layout.of(settings().state)
     try:
         text = layout.ca.read_text(encoding="ascii")
     except FileNotFoundError:
         raise NotFound(f"There is no {layout.ca} yet: 'gateway up' makes it.") from None
+    try:
+        url = known_url(layout)
+    except GatewayUnreachable:
+        url = ""
+    if url and authority_of(layout, url) is None:
+        put(f"{url} has no certificate of this authority: the site gives another one, or plain_http.", err=True)
     words = str(layout.ca) if path else text.rstrip("\n")
     show({"path": str(layout.ca), "pem": text}, lambda: put(words))

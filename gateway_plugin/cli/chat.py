@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gateway_plugin.answers import chat_words, nothing_said
 from gateway_plugin.cli.connection import connect
-from gateway_plugin.cli.output import Answer, json_option, put, read_terminal, settings, show
+from gateway_plugin.cli.output import Answer, json_option, put, read_terminal, report_error, settings, show
 from gateway_plugin.cli.waiting import Waiting
-from gateway_plugin.errors import InvalidRequest
+from gateway_plugin.errors import InvalidRequest, NothingSaid
 
 if TYPE_CHECKING:
     from gateway_plugin.client import Client
@@ -56,8 +57,11 @@ def chat(
         put("Ctrl-D ends.", err=True)
         while (line := _read_line()) is not None:
             if line.strip():
-                messages.append({"role": "user", "content": line})
-                messages.append({"role": "assistant", "content": ask(messages)})
+                asked = [*messages, {"role": "user", "content": line}]
+                try:
+                    messages = [*asked, {"role": "assistant", "content": ask(asked)}]
+                except NothingSaid as error:  # the conversation goes on without this question
+                    report_error(error, as_json=False)
 
 
 def _read_line() -> str | None:
@@ -80,12 +84,20 @@ def _remote(endpoint: str, model: str, options: dict[str, Any]) -> Iterator[Call
 
     def ask(messages: Messages) -> str:
         answer = client.submit("/v1/chat/completions", {"model": model, "messages": messages, **options}).result()
-        content: str = answer["choices"][0]["message"]["content"] or ""
-        show(answer, lambda: _put(content))
-        return content
+        return _show(answer, _put)
 
     with GlobusClient(endpoint) as client:
         yield ask
+
+
+def _show(answer: dict[str, Any], put_words: Callable[[str], None]) -> str:
+    """With ``--json`` the whole answer, which says by itself how it ended; else its words. Raises ``NothingSaid``."""
+    if settings().json:
+        show(answer, lambda: None)
+        return str(answer["choices"][0]["message"].get("content") or "")
+    content = chat_words(answer["choices"][0])
+    put_words(content)
+    return content
 
 
 def _put(content: str) -> None:
@@ -97,19 +109,22 @@ def _put(content: str) -> None:
 def _ask(client: Client, model: str, messages: Messages, options: dict[str, Any]) -> str:
     create: Any = client.openai.chat.completions.create  # its overloads want typed dictionaries of every role
     if settings().json:
-        answer = create(model=model, messages=messages, **options)
-        content: str = answer.choices[0].message.content or ""
-        show(answer.model_dump(exclude_none=True), lambda: None)
-        return content
+        return _show(create(model=model, messages=messages, **options).model_dump(exclude_none=True), _put)
     words: list[str] = []
+    thought, ended = False, None
     shown = Answer()
     with Waiting(client, model) as waiting:
         for chunk in create(model=model, messages=messages, stream=True, **options):
             waiting.end()
             for choice in chunk.choices:
+                ended = choice.finish_reason or ended
+                extra = choice.delta.model_extra or {}
+                thought = thought or bool(extra.get("reasoning") or extra.get("reasoning_content"))
                 if choice.delta.content:
                     words.append(choice.delta.content)
                     shown.write(choice.delta.content)
+    if not words and ended == "length":
+        raise nothing_said(thought)
     shown.end()
     return "".join(words)
 

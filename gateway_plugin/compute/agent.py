@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gateway_plugin.compute import config, environment
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.service.processes import Mark, mark
+from gateway_plugin.identity import Mark, mark
 
 
 def spawn(folder: Path, venv: Path) -> Mark:

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gateway_plugin.answers import chat_words
 from gateway_plugin.errors import InvalidRequest
 
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -47,8 +48,8 @@ def _allowed(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def chat_text(body: Mapping[str, Any]) -> str:
-    """The words of the first choice."""
-    return body["choices"][0]["message"]["content"] or ""
+    """The words of the first choice. Raises ``NothingSaid`` where it ended before the first of them."""
+    return chat_words(body["choices"][0])
 
 
 def completion_text(body: Mapping[str, Any]) -> str:

@@ -40,9 +40,11 @@ def settle(future: Future[Any], found: object) -> None:
 
 
 def read(wanted: Callable[[dict[str, Any]], Any], body: dict[str, Any]) -> object:
-    """What its owner wants of the answer, or ``TaskFailed``."""
+    """What its owner wants of the answer, or why that is not in it (``NothingSaid``, ``TaskFailed``)."""
     try:
         return wanted(body)
+    except GatewayError as error:
+        return error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         words = str(error)[:200]
         return TaskFailed(f"The answer has another form than expected ({type(error).__name__}: {words}).")

@@ -22,10 +22,10 @@ from gateway_plugin.compute.config import EndpointSettings
 from gateway_plugin.compute.record import EndpointRecord, Options, Records
 from gateway_plugin.compute.service import Pause, Registrar
 from gateway_plugin.errors import ConfigError, ServiceError
+from gateway_plugin.identity import Mark, alive
 from gateway_plugin.layout import Layout, private_folder, write_private
 from gateway_plugin.locate import authority_of, demand_proof, known_url, on_loopback
 from gateway_plugin.service import processes
-from gateway_plugin.service.processes import Mark
 
 Report = Callable[[str, str], None]
 """Told each step: what, and how far."""
@@ -153,7 +153,7 @@ class Endpoints:
         elif not environment.is_complete(used):
             for name in self.names():
                 record = self._records.known(name)
-                if record.venv == used and (record.elsewhere(self._here) or processes.alive(record.process)):
+                if record.venv == used and (record.elsewhere(self._here) or alive(record.process)):
                     raise ConfigError(
                         f"The endpoint '{name}' runs from {used}, which this version has to make anew: "
                         f"'gateway endpoint stop {name}' first."
@@ -206,7 +206,7 @@ class Endpoints:
                 found = self.status(name, registrar)
                 if found.state == "online":
                     return found
-                if not processes.alive(running):
+                if not alive(running):
                     raise ServiceError(f"The endpoint '{name}' ended at once:\n{agent.last_words(folder)}")
                 if time.monotonic() > deadline:
                     raise ServiceError(
@@ -219,7 +219,7 @@ class Endpoints:
         """Its process, started if there is none."""
         with self._records.locked():
             record = self._known_here(name)
-            if record.process is not None and processes.alive(record.process):
+            if record.process is not None and alive(record.process):
                 return record.process
             if record.process is not None:
                 self._pid_file(name).unlink(missing_ok=True)  # killed on this machine: it would refuse to start
@@ -241,7 +241,7 @@ class Endpoints:
             gone = host_is_gone and record.elsewhere(self._here) is not None
             if not gone:
                 self._known_here(name)
-            ran = record.process is not None and (gone or processes.alive(record.process))
+            ran = record.process is not None and (gone or alive(record.process))
             if ran and record.process is not None and not gone:
                 family = (record.process, *processes.descendants(record.process.pid))
                 users = kept.users_of(self._site_file(name, record.options))
@@ -267,7 +267,7 @@ class Endpoints:
         """What is known of it here, and by the ``registrar`` if there is one. Raises ``NotFound``."""
         record = self._records.known(name)
         elsewhere = record.elsewhere(self._here)
-        lives = elsewhere is None and processes.alive(record.process)
+        lives = elsewhere is None and alive(record.process)
         state, note = "stopped", None
         if lives or elsewhere:
             state, note = ("unknown", f"it was started on {elsewhere}") if elsewhere else ("starting", None)

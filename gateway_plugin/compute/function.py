@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-FUNCTION_VERSION = "1.1.0"
+FUNCTION_VERSION = "1.1.1"
 PROTOCOL = 1
 
 SITE_VARIABLE = "GATEWAY_ENDPOINT_SITE"
@@ -147,6 +147,9 @@ def check_item(item: Any, where: str) -> None:
     """Raises ``Refusal`` unless it is a path of the allow-list with the body that belongs to it."""
     if not isinstance(item, dict):
         raise Refusal("invalid_request", f"{where} is not a JSON object.")
+    if "url" in item and "path" not in item:
+        words = f"{where} is a line of OpenAI's batch API: write {{'path': URL, 'body': BODY}}; answers come in order."
+        raise Refusal("unknown_option", words)
     refuse_unknown(item, {"path", "body"}, where)
     path = item.get("path")
     if path in GET_PATHS and "body" not in item:

@@ -7,6 +7,7 @@ import os
 from gateway_plugin.compute import manifest
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.layout import default_state_root
+from gateway_plugin.ownership import problem_with
 
 
 def find_endpoint(endpoint_id: str | None = None, function_id: str | None = None) -> tuple[str, str]:
@@ -26,6 +27,9 @@ def find_endpoint(endpoint_id: str | None = None, function_id: str | None = None
 
 def _registered_here() -> str | None:
     """The id of this version's function, on a machine whose state folder has a manifest of it."""
-    known = manifest.read(default_state_root() / "endpoints" / "functions.json")
+    state = default_state_root()
+    if problem_with(state) is not None:
+        return None  # it may be another user's, who would choose the function
+    known = manifest.read(state / "endpoints" / "functions.json")
     found = manifest.registered(known, manifest.source())
     return found.id if found else None

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gateway_plugin.compute import config
 from gateway_plugin.errors import NotFound, ServiceError
+from gateway_plugin.identity import Mark
 from gateway_plugin.layout import private_folder, write_private
-from gateway_plugin.service.processes import Mark
 
 _PATIENCE_S = 40.0
 """Longer than ``stop`` takes at worst: nothing else holds the lock for more than a moment."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gateway_plugin.errors import (
     BodyTooLarge,
+    ClientClosed,
     EngineBroke,
     Forbidden,
     GatewayError,
@@ -52,13 +53,24 @@ NOT_ROUTED = "x-gateway-not-routed"
 """On what the edge itself says where an engine broke off before its answer; the ingress says it too."""
 
 
-def http_error(error: GatewayError) -> str:
-    """A configuration line that replaces HAProxy's own answer of this status."""
+def http_error(error: GatewayError, status: int | None = None) -> str:
+    """A configuration line that replaces HAProxy's own answer of ``status`` (by default the error's)."""
     # In HAProxy's strong quotes, which take everything but themselves and ends of lines; JSON can do without both.
     body = json.dumps(error.body()).replace("'", r"\u0027")
     said = {**error.headers(), **({NOT_ROUTED: "1"} if isinstance(error, EngineBroke) else {})}
     headers = "".join(f" hdr {name} {value}" for name, value in said.items())
-    return f"  http-error status {error.status} content-type application/json string '{body}'{headers}"
+    return f"  http-error status {status or error.status} content-type application/json string '{body}'{headers}"
+
+
+def client_left() -> str:
+    """What a backend says instead of "malformed" to a caller that closed its sending half before the answer came.
+
+    HAProxy takes it for one that left (``option abortonclose``), and calls both 400; the front door makes 499 of it.
+    """
+    error = ClientClosed(
+        "The client closed its connection, or its sending half, before the answer came: keep both open."
+    )
+    return http_error(error, status=400)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class Refusal:
     name: str
     """Of the service in ``refuse.lua``."""
     error: GatewayError
+    variants: tuple[tuple[str, GatewayError], ...] = ()
+    """Lua pattern of the request's path -> another message of the same status; the first that matches."""
 
     def when(self, condition: str) -> str:
         """The rule: refuse if ``condition`` holds, and look no further."""
@@ -90,7 +104,8 @@ def refuse_script(refusals: Iterable[Refusal]) -> str:
     HAProxy would read what is left, as fast as it comes.
     """
     entries = "".join(
-        f"refuse({_lua(r.name)}, {r.error.status}, {_headers(r.error)}, {_body(r.error)})\n" for r in refusals
+        f"refuse({_lua(r.name)}, {r.error.status}, {_headers(r.error)}, {_body(r.error)}{_variants(r)})\n"
+        for r in refusals
     )
     return _SCRIPT + entries
 
@@ -107,8 +122,12 @@ local function may_read(who, bytes)
   return true
 end
 
-local function refuse(name, status, headers, body)
+local function refuse(name, status, headers, usual, variants)
   core.register_service("refuse_" .. name, "http", function(applet)
+    local body = usual
+    for _, variant in ipairs(variants or {{}}) do
+      if applet.path:find(variant[1]) then body = variant[2] break end
+    end
     applet:set_status(status)
     for key, value in pairs(headers) do applet:add_header(key, value) end
     applet:add_header("content-type", "application/json")
@@ -135,6 +154,11 @@ def _headers(error: GatewayError) -> str:
 
 def _body(error: GatewayError) -> str:
     return _lua(json.dumps(error.body()))
+
+
+def _variants(refusal: Refusal) -> str:
+    pairs = ", ".join(f"{{{_lua(pattern)}, {_body(error)}}}" for pattern, error in refusal.variants)
+    return f", {{{pairs}}}" if pairs else ""
 
 
 def _lua(text: str) -> str:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gateway_plugin.edge.answers import http_error, own_errors, refuse_script
+from gateway_plugin.edge.answers import client_left, http_error, own_errors, refuse_script
 from gateway_plugin.edge.front import BUFFER_BYTES, FrontSettings, front_door, inner_door
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
@@ -21,6 +21,8 @@ from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME
 
 _STREAM_S = 3600
 """Longest silence on a connection in use."""
+OWNERS_CONNECTIONS = 64
+"""Kept for the owner's door, and so for administration."""
 _PATH = re.compile(r"/[A-Za-z0-9._@=+/-]+")
 
 
@@ -43,6 +45,7 @@ class EdgeSettings:
     slots: int
     servers_per_slot: int
     threads: int
+    cors_origins: tuple[str, ...]
     script: Path
     socket: Path
     owner_door: Path
@@ -81,6 +84,7 @@ class EdgeSettings:
             slots=slots,
             servers_per_slot=servers_per_slot,
             threads=threads,
+            cors_origins=site.cors_origins,
             script=layout.edge_script,
             socket=layout.edge_socket,
             owner_door=layout.owner_door,
@@ -137,6 +141,7 @@ def _front(settings: EdgeSettings) -> FrontSettings:
         body_bytes=settings.body_bytes,
         in_flight_per_key=settings.in_flight_per_key,
         requests_per_key_10s=settings.requests_per_key_10s,
+        cors_origins=settings.cors_origins,
     )
 
 
@@ -191,7 +196,8 @@ def _listen(settings: EdgeSettings) -> str:
     address = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
     # HTTP/1.1 only, also for who begins with HTTP/2's preface unasked: see 'disable-h2-upgrade'.
     tls = f" ssl crt {settings.certificate} alpn http/1.1" if settings.certificate else ""
-    return f"{address}{tls} proto h1"
+    # Fewer than the process may have: callers cannot keep the gateway's own user out, who has a door of its own.
+    return f"{address}{tls} maxconn {settings.max_connections - OWNERS_CONNECTIONS} proto h1"
 
 
 def _cold(settings: EdgeSettings) -> str:
@@ -201,6 +207,7 @@ frontend cold_door
   default_backend ingress
 
 backend ingress
+{client_left()}
   # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
   http-request del-header authorization
   http-request del-header x-api-key
@@ -219,6 +226,7 @@ def _slot(settings: EdgeSettings, number: int) -> str:
     """
     return f"""\
 backend slot{number}
+{client_left()}
   balance leastconn
   http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.slot_keys_map})]"
   # What an engine says is for the caller: it controls neither the ingress nor what the edge says itself.

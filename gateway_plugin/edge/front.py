@@ -11,13 +11,14 @@ from pathlib import Path
 
 from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.edge.answers import Refusal
+from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, plainer_words
+from gateway_plugin.edge.pages import pages
 from gateway_plugin.errors import (
     BodyTooLarge,
     Forbidden,
     InvalidKey,
     InvalidRequest,
     MethodNotAllowed,
-    NotFound,
     RateLimited,
 )
 
@@ -50,7 +51,7 @@ what each of them did (``serve.ingress.trials``)."""
 
 # \z, not $: that would let a name end in a newline, and a header with it.
 _MODEL = rf"^{MODEL_NAME.pattern}\z"
-_CARD = r"^/v1/models/[A-Za-z](?:[A-Za-z0-9._/:@-]|%2[Ff]|%3[Aa]|%40){0,200}\z"
+_CARD = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._/:@+-]|%2[BbFf]|%3[Aa]|%40){0,200}\z"
 """One model of the catalog; clients may escape what a name can hold beside letters, digits and ``._-``."""
 _ADMIN = r"^/gateway/v1(?:/[a-z][a-z0-9_-]{0,40}){1,4}\z"
 _SECONDS = r"^[0-9]{1,6}\z"
@@ -58,16 +59,19 @@ _CALLER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\z"
 """Whom an endpoint asks for: a Globus identity."""
 _CREDENTIAL = r"[A-Za-z0-9._~+/=-]{1,256}\z"
 
+_LENGTH_DIGITS = 12
+"""Of a body's announced length. Nobody's limit is a terabyte."""
+
 _USAGE = (
     '{"time":%Ts.%ms,"request":"%ID","key":"%[var(txn.key,-)]","caller":"%[var(txn.caller,-)]","model":"%[var(txn.model,-)]","method":"%HM",'
     '"path":"%[var(txn.route,-)]","status":%ST,"bytes_in":%U,"bytes_out":%B,"ms":%Ta,'
-    '"first_byte_ms":%[var(txn.first,-1)],"where":"%b/%s","retries":"%rc","end":"%ts"}'
+    '"first_byte_ms":%[var(sess.first,-1)],"where":"%b/%s","retries":"%rc","end":"%ts"}'
 )
 """The usage log. Every field is a number, ours, or checked against a pattern: nothing a caller wrote needs escaping."""
 
 _PATHS = f"""\
   acl is_post method POST
-  acl is_get method GET
+  acl is_get method GET HEAD
   acl inference path {" ".join(INFERENCE)}"""
 
 _FOUND_KEY = "{ var(txn.who) -m found }"
@@ -81,7 +85,12 @@ _ONE_PLAIN = (
     "{ req.fhdr_cnt(authorization) eq 0 } { req.fhdr_cnt(x-api-key) eq 1 } "
     f"{{ req.fhdr(x-api-key) -m reg '^{_CREDENTIAL}' }}"
 )
-
+_BOTH = (
+    "{ req.fhdr_cnt(x-api-key) eq 1 } { req.fhdr_cnt(authorization) eq 1 } "
+    rf"{{ req.fhdr(authorization) -m reg -i '^bearer +{_CREDENTIAL}' }} "
+    f"{{ req.fhdr(x-api-key) -m reg '^{_CREDENTIAL}' }}"
+)
+"""Some clients write their key into both headers: the same one twice is one key."""
 
 _NOT_HTTP_1 = Refusal("version", InvalidRequest("The gateway speaks HTTP/1.1."))
 _NOT_A_PATH = Refusal("not_a_path", InvalidRequest("The request target is not a path."))
@@ -94,7 +103,6 @@ _NO_KEY = Refusal(
 )
 _UNKNOWN_KEY = Refusal("unknown_key", InvalidKey("This API key is not known here; it may have been revoked."))
 _WRONG_METHOD = Refusal("method", MethodNotAllowed("The path is served, but not with this method."))
-_NO_PATH = Refusal("path", NotFound("There is no such path."))
 _NOT_ADMIN = Refusal("role", Forbidden("This needs an admin key."))
 _NOT_A_MODEL = Refusal("model", InvalidRequest("The header x-gateway-model does not name one model."))
 _NOT_A_WAIT = Refusal("wait", InvalidRequest("The header x-gateway-wait is one whole number of seconds."))
@@ -112,6 +120,8 @@ class FrontSettings:
     body_bytes: int
     in_flight_per_key: int
     requests_per_key_10s: int
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of these origins may call: exact, ``https://host:port``."""
 
     @property
     def too_fast(self) -> Refusal:
@@ -139,10 +149,13 @@ class FrontSettings:
             _HEAD_TOO_LARGE,
             _BODY_WITHOUT_POST,
             _NO_KEY,
+            TWO_KEYS,
             _UNKNOWN_KEY,
             _WRONG_METHOD,
-            _NO_PATH,
+            NO_PATH,
             _NOT_ADMIN,
+            COMPRESSED,
+            STREAM_OF_HTTP_1_0,
         )
         return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, self.too_fast, self.too_many, self.too_large)
 
@@ -152,6 +165,7 @@ def front_door(settings: FrontSettings) -> str:
     return "\n".join(
         (
             _begin(settings),
+            pages(settings.cors_origins),
             _who(settings.keys_map),
             _limits(settings),
             _what(settings),
@@ -173,8 +187,13 @@ frontend front
   log-format '{_USAGE}'
   unique-id-format %[uuid()]
   http-request set-var(txn.began) date(0,ms)
-  http-response set-var(txn.first) date(0,ms),sub(txn.began)
+  # Of the session: what is no HTTP has no transaction, and its line in the usage log must be JSON like all others.
+  http-request set-var(sess.first) int(-1)
+  http-response set-var(sess.first) date(0,ms),sub(txn.began)
+{plainer_words()}\
   http-after-response set-header x-gateway-request %[unique-id]
+  # A caller that left before the answer, or closed its sending half: no mistake in its request (nginx's 499).
+  http-after-response set-status 499 if {{ status 400 }} !{{ be_name front }} {{ var(sess.first) -m int lt 0 }}
 {_PATHS}
   acl list path /v1/models
   acl card path_reg {_CARD}
@@ -183,13 +202,15 @@ frontend front
   acl metrics path /metrics /metrics/edge
   acl no_key_needed path /health /ready
   acl chunked req.fhdr_cnt(transfer-encoding) gt 0
-  acl has_body req.hdr_val(content-length) gt 0
+  # Not hdr_val(content-length), which is of 32 bits: of 4294967296 it makes 0. And HAProxy takes 2^64 for 0 itself.
+  acl endless req.fhdr(content-length),length gt {_LENGTH_DIGITS}
+  acl has_body req.body_size gt 0
 
   # 1. Not a plain request of this server.
 {_NOT_HTTP_1.when("!{ req.ver 1.0 1.1 }")}
 {_NOT_A_PATH.when("!{ url_beg / }")}
 {_HEAD_TOO_LARGE.when(f"{{ req.hdrs,length gt {HEAD_BYTES} }}")}
-{_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked")}
+{_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked or !is_post endless")}
 
   # 2. What needs no key.
   http-request set-log-level silent if is_get no_key_needed
@@ -200,12 +221,16 @@ frontend front
 
 
 def _who(keys_map: Path) -> str:
+    twins = "{ var(txn.twin) -m found } { req.fhdr(x-api-key),sha2(256),hex,strcmp(txn.twin) eq 0 }"
     return f"""\
   # 3. Exactly one credential, of a known key.
   http-request set-var(txn.digest) 'req.fhdr(authorization),word(2," "),sha2(256),hex' if {_ONE_BEARER}
   http-request set-var(txn.digest) req.fhdr(x-api-key),sha2(256),hex if {_ONE_PLAIN}
+  http-request set-var(txn.twin) 'req.fhdr(authorization),word(2," "),sha2(256),hex' if {_BOTH}
+  http-request set-var(txn.digest) var(txn.twin) if {twins}
   http-request set-var(txn.who) var(txn.digest),map_str({keys_map})
-{_UNKNOWN_KEY.when(f"!{_FOUND_KEY} {_ONE_BEARER} or !{_FOUND_KEY} {_ONE_PLAIN}")}
+{_UNKNOWN_KEY.when(f"!{_FOUND_KEY} {{ var(txn.digest) -m found }}")}
+{TWO_KEYS.when(f"!{_FOUND_KEY} {{ var(txn.twin) -m found }}")}
 {_NO_KEY.when(f"!{_FOUND_KEY}")}
   http-request set-var(txn.role) var(txn.who),field(1,:)
   http-request set-var(txn.key) var(txn.who),field(2,:)
@@ -234,12 +259,14 @@ def _what(settings: FrontSettings) -> str:
 {_WRONG_METHOD.when("inference !is_post")}
 {_WRONG_METHOD.when("!inference !is_get list or !inference !is_get metrics or !inference !is_get card !dots")}
 {_WRONG_METHOD.when("!inference !is_get !is_post admin or !inference no_key_needed")}
-{_NO_PATH.when("!inference !list !metrics !admin !card or !inference card dots")}
+{NO_PATH.when("!inference !list !metrics !admin !card or !inference card dots")}
   http-request set-var(txn.route) path if inference or list or metrics or admin
   http-request set-var(txn.route) str(/v1/models/NAME) if !inference card
   acl is_admin var(txn.role) -m str admin
 {_NOT_ADMIN.when("!inference metrics !is_admin or !inference admin !is_admin")}
-{settings.too_large.when(f"{{ req.hdr_val(content-length) gt {settings.body_bytes} }}")}
+{COMPRESSED.when("{ req.fhdr_cnt(content-encoding) gt 0 } !{ req.fhdr(content-encoding) -m str -i identity }")}
+{COMPRESSED.when("{ req.fhdr_cnt(content-encoding) gt 1 }")}
+{settings.too_large.when(f"{{ req.body_size gt {settings.body_bytes} }} or endless")}
 {_NOT_A_MODEL.when(f"{named} !{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}")}
 {_NOT_A_MODEL.when("{ req.fhdr_cnt(x-gateway-model) gt 1 }")}
   http-request set-var(txn.model) req.fhdr(x-gateway-model) if inference {named}
@@ -279,6 +306,7 @@ def _where(models_map: Path) -> str:
     return f"""\
   # 7. Which model, and so which slot; the body is awaited only here.
   http-request wait-for-body time 30s if inference
+{STREAM_OF_HTTP_1_0.when("{ req.ver 1.0 } inference { req.body,json_query('$.stream') -m bool }")}
   http-request set-var(txn.model) req.body,json_query('$.model') if inference !{_HAS_MODEL}
   # A name before it is anything: to a map, a name that goes on after a NUL is the name before it.
   http-request unset-var(txn.model) if {_HAS_MODEL} !{{ var(txn.model) -m reg {_MODEL} }}
@@ -299,8 +327,9 @@ def inner_door(socket: Path, models_map: Path) -> str:
     return f"""\
 frontend inner_door
   bind unix@{socket} mode 600 proto h1
+{plainer_words()}\
 {_PATHS}
-{_NO_PATH.when("!is_post or !inference")}
+{NO_PATH.when("!is_post or !inference")}
 {_NOT_A_MODEL.when(f"!{one} or !{pattern}")}
   http-request del-header authorization
   http-request del-header x-api-key

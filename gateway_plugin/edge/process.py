@@ -8,6 +8,8 @@ import secrets
 import socket
 import subprocess
 
+import psutil
+
 from gateway_plugin.edge.config import EdgeSettings, max_connections, render, script
 from gateway_plugin.edge.program import CHOICE, binary
 from gateway_plugin.errors import ServiceError
@@ -55,9 +57,15 @@ def front_hosts(site: Site) -> tuple[str, ...]:
         return ()
     local = ("localhost", "127.0.0.1", "::1")
     if site.bind in local:
-        return local  # callers elsewhere come through a tunnel, which ends on their own loopback
-    names = (socket.getfqdn(), socket.gethostname())
-    return (*local, *names) if site.bind in WILDCARDS else (*local, site.bind, *names)
+        return (*local, *site.names)  # callers elsewhere come through a tunnel, which ends on their own loopback
+    here = (site.bind,) if site.bind not in WILDCARDS else _addresses()
+    return (*local, *here, socket.getfqdn(), socket.gethostname(), *site.names)
+
+
+def _addresses() -> tuple[str, ...]:
+    """This machine's IP addresses, those of one link alone (``fe80::``, which carry its name) left out."""
+    known = (address for addresses in psutil.net_if_addrs().values() for address in addresses)
+    return tuple(a.address for a in known if a.family in (socket.AF_INET, socket.AF_INET6) and "%" not in a.address)
 
 
 def argv(layout: Layout) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """End what is ours and nothing else: head, blocks, engines, edge. Used by the supervisor, and by ``down`` without one.
 
 The head goes first: a living autoscaler would replace the blocks that are cancelled. Every process is known by PID and
-start time, by our own state folder in its arguments, or by Ray's folder; nobody else's is touched.
+start, by our own state folder in its arguments, or by Ray's folder; nobody else's is touched.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
 from gateway_plugin.blocks.processes import same_process
 from gateway_plugin.errors import GatewayError
+from gateway_plugin.identity import Mark, alive
 from gateway_plugin.layout import Layout
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.living import deployments_of, edges_of, heads_of, supervisors_of
-from gateway_plugin.service.processes import Mark, alive, arguments, end
+from gateway_plugin.service.processes import arguments, end
 from gateway_plugin.site import Site
 
 BLOCKS_DEADLINE_S = CANCEL_GRACE_S + 15.0
@@ -141,7 +142,7 @@ def _held(layout: Layout, site: Site | None) -> tuple[list[Block], list[Block]]:
 
 
 def _end_orphans(layout: Layout, orphans: list[Block]) -> list[str]:
-    """End blocks of this machine by PID, start time and mark, without their site, and note them as lost.
+    """End blocks of this machine by PID, start and mark, without their site, and note them as lost.
 
     A job in a queue cannot be cancelled without its provider: it is named, and stays in the ledger.
     """
@@ -157,7 +158,7 @@ def _end_orphans(layout: Layout, orphans: list[Block]) -> list[str]:
         jobs.cancel(block, forced=True)
 
         def keeper(job: Job | None = block.job) -> list[psutil.Process]:
-            found = same_process(job.pid, job.started) if job is not None else None
+            found = same_process(job.mark) if job is not None else None
             return [] if found is None else [found]
 
         if block_processes.end(keeper, 0.0) or jobs.find(block.name) is not None:

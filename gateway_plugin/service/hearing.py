@@ -7,6 +7,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from gateway_plugin.service.trial_words import REPORT_BYTES, Report
 _CALL_S = 60.0
 """How long a call may last: a node looks at its GPUs between its call and its words."""
 _CALLS = 256
-"""Calls at a time. One more, and the oldest is ended: those that say nothing do not keep others out."""
+"""Calls at a time. One more, and the oldest of the caller that has most is ended: who calls often keeps out itself."""
 
 
 @dataclass
@@ -30,6 +31,14 @@ class Heard:
     """Nonces of the jobs that were submitted; nothing else is kept."""
     reports: dict[str, Report] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Call:
+    peer: str
+    """The caller's address."""
+    began: float
+    text: bytearray = field(default_factory=bytearray)
 
 
 def report_in(text: bytes | bytearray, nonces: Collection[str]) -> Report | None:
@@ -66,7 +75,7 @@ def listening(head: str, port: int) -> Iterator[Heard]:
 
 
 def _hear(listener: socket.socket, heard: Heard, over: threading.Event) -> None:
-    calls: dict[socket.socket, tuple[float, bytearray]] = {}  # oldest first
+    calls: dict[socket.socket, _Call] = {}  # oldest first
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
 
@@ -81,17 +90,18 @@ def _hear(listener: socket.socket, heard: Heard, over: threading.Event) -> None:
                 assert isinstance(call, socket.socket)
                 if call is listener:
                     with contextlib.suppress(OSError):  # it went away meanwhile
-                        caller, _ = listener.accept()
+                        caller, (peer, _) = listener.accept()
                         caller.setblocking(False)
                         selector.register(caller, selectors.EVENT_READ)
-                        calls[caller] = (time.monotonic(), bytearray())
-                elif call in calls and _said_all(call, calls[call][1]):
-                    _keep(calls[call][1], heard)
+                        calls[caller] = _Call(peer, time.monotonic())
+                elif call in calls and _said_all(call, calls[call].text):
+                    _keep(calls[call].text, heard)
                     end(call)
-            for call in [call for call, (began, _) in calls.items() if time.monotonic() - began > _CALL_S]:
+            for call in [call for call, known in calls.items() if time.monotonic() - known.began > _CALL_S]:
                 end(call)
-            for call in list(calls)[: len(calls) - _CALLS]:
-                end(call)
+            while len(calls) > _CALLS:
+                ((busiest, _),) = Counter(known.peer for known in calls.values()).most_common(1)
+                end(next(call for call, known in calls.items() if known.peer == busiest))
         for call in list(calls):
             end(call)
 

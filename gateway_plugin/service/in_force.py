@@ -64,6 +64,6 @@ def remember(layout: Layout, chosen: Chosen) -> None:
 
 def _read(path: Path) -> Catalog | None:
     try:
-        return parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path), in_force=True)
     except (OSError, ValueError, ConfigError):
         return None

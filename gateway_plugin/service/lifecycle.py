@@ -23,7 +23,9 @@ from typing import Any
 
 from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
+from gateway_plugin.identity import Mark, alive, mark, read_mark
 from gateway_plugin.layout import Layout, private_folder
+from gateway_plugin.ownership import others_write
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.ending import end_engines, end_everything, has_blocks, head_runs
 from gateway_plugin.service.in_force import Chosen, choose, in_force, remember
@@ -31,7 +33,7 @@ from gateway_plugin.service.living import edges_of, supervisors_of
 from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.plan import Phase
 from gateway_plugin.service.preflight import before_start, failures
-from gateway_plugin.service.processes import Mark, alive, end, mark
+from gateway_plugin.service.processes import end
 from gateway_plugin.service.provision import forget, provision
 from gateway_plugin.service.record import (
     ServiceRecord,
@@ -113,7 +115,7 @@ def up(
     if models is None and known is not None:  # (1)
         chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
     else:
-        file = models or Path("models.yaml")
+        file = models or _own_catalog(Path("models.yaml"))
         chosen = Chosen(file, load_catalog(file), from_file=True)
     private_folder(layout.state)
     with _locked(layout):
@@ -123,6 +125,10 @@ def up(
         living = _anything_lives(layout, site)
         if living and known is not None:
             _refuse_another(layout, known, wanted, chosen.catalog)
+        if edges_of(layout) and not layout.owner_door.exists():
+            raise ServiceError(
+                f"an edge of an earlier version runs, without {layout.owner_door}: 'gateway down' first, then up again."
+            )
         if supervisors and known is not None:  # (2)
             _wait_until_ready(layout, known, None, timeout_s, began, report)
             return Result(Outcome.ALREADY_UP, known.url, time.monotonic() - began, chosen.note)
@@ -196,6 +202,16 @@ def _all_ended(left: tuple[str, ...], forced: bool) -> None:
         raise ServiceError(f"could not be ended: {', '.join(left)}. {advice}")
 
 
+def _own_catalog(file: Path) -> Path:
+    """The catalog that nobody named: in a folder of others it may be theirs, and an entry may start any program.
+
+    Raises ``ConfigError``.
+    """
+    if file.exists() and (file.stat().st_uid not in (0, os.getuid()) or others_write(file.stat())):
+        raise ConfigError(f"{file.absolute()} is, or may be, another user's: if you trust it, say so: --models {file}.")
+    return file
+
+
 def _site_or_none(record: ServiceRecord | None) -> Site | None:
     if record is None:
         return None
@@ -251,7 +267,7 @@ def _wait_until_ready(
     while True:
         elapsed_s = time.monotonic() - began
         status = read_status(layout) or {}
-        current = own is None or status.get("supervisor") == own.document()
+        current = own is None or read_mark(status.get("supervisor")) == own
         parts: dict[str, Any] = status.get("parts", {}) if current else {}
         ready = bool(parts) and answers(layout, "/ready", 1.0)
         report(_progress(parts, ready, elapsed_s))

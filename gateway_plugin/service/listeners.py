@@ -6,7 +6,9 @@ import contextlib
 import os
 import pwd
 import socket
+import sys
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -29,32 +31,54 @@ class Listener:
         return name if self.pid is None else f"pid {self.pid} of {name}"
 
 
-def listener_on(port: int) -> Listener | None:
-    """What listens on ``port``, whatever the address."""
+def listener_on(port: int, host: str) -> Listener | None:
+    """What listens on ``port`` where it keeps others from listening on ``host``, an IPv4 address."""
     found: dict[str, int] = {}
     for table in _TABLES:
         with contextlib.suppress(FileNotFoundError):  # no IPv6
-            found |= listening(table.read_text(encoding="ascii"), port)
+            found |= listening(table.read_text(encoding="ascii"), port, host)
     if not found:
         return None
     uid = next(iter(found.values()))
     return Listener(uid, _holder(set(found), uid))
 
 
-def taken_by_another_user(what: str, port: int) -> str:
-    """What is wrong where another user listens on a port of ours; empty otherwise."""
-    holder = listener_on(port)
+def taken_by_another_user(what: str, port: int, host: str) -> str:
+    """What is wrong where another user listens on a port of ours, in the way of ``host``; empty otherwise."""
+    holder = listener_on(port, host)
     return "" if holder is None or holder.uid == os.getuid() else f"port {port} ({what}): in use by {holder}"
 
 
-def listening(table: str, port: int) -> dict[str, int]:
-    """Sockets of ``/proc/net/tcp`` that listen on ``port``: inode and uid. Pure."""
+def listening(table: str, port: int, host: str) -> dict[str, int]:
+    """Sockets of ``/proc/net/tcp`` that listen on ``port`` in the way of ``host``: inode and uid. Pure."""
     found: dict[str, int] = {}
     for line in table.splitlines()[1:]:
         fields = line.split()
-        if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+        address, _, number = fields[1].rpartition(":")
+        if fields[3] == _LISTEN and int(number, 16) == port and in_the_way(_address(address), host):
             found[fields[9]] = int(fields[7])
     return found
+
+
+def in_the_way(other: IPv4Address | IPv6Address, host: str) -> bool:
+    """Whether a socket that listens on ``other`` keeps one from listening on ``host``, at the same port. Pure.
+
+    One on ``::`` takes IPv4 too, unless it was told otherwise, which cannot be seen. One on another address of its own
+    is in nobody's way: somebody may sit there for good, and must not be taken for who has our port.
+    """
+    own = ip_address(host)
+    if isinstance(other, IPv6Address) and other.ipv4_mapped is not None:
+        other = other.ipv4_mapped
+    if other.is_unspecified or other == own:
+        return other.version >= own.version
+    return own.is_unspecified and own.version >= other.version
+
+
+def _address(digits: str) -> IPv4Address | IPv6Address:
+    """The kernel writes each four bytes as one number of the machine's byte order."""
+    raw = bytes.fromhex(digits)
+    words = [int.from_bytes(raw[at : at + 4], "big").to_bytes(4, sys.byteorder) for at in range(0, len(raw), 4)]
+    return ip_address(b"".join(words))
 
 
 def _holder(inodes: set[str], uid: int) -> int | None:
@@ -83,6 +107,11 @@ def bind_problem(host: str, port: int) -> str | None:
         except OSError as error:
             if error.errno != 98:
                 return f"cannot listen on {host}: {error.strerror}"
-            holder = listener_on(port)
+            holder = listener_on(port, probe_address(host))
             return "in use" if holder is None else f"in use by {holder}"
     return None
+
+
+def probe_address(host: str) -> str:
+    """``host`` as an address; a name's own, as it is looked up now. Raises ``OSError`` for a name without one."""
+    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])

@@ -6,8 +6,9 @@ Reads ``/proc`` alone.
 
 from __future__ import annotations
 
+from gateway_plugin.identity import Mark
 from gateway_plugin.layout import Layout
-from gateway_plugin.service.processes import Mark, arguments, find_own
+from gateway_plugin.service.processes import arguments, find_own
 
 
 def supervisors_of(layout: Layout) -> tuple[Mark, ...]:
@@ -39,4 +40,4 @@ def _of_module(name: str, layout: Layout) -> tuple[Mark, ...]:
 
 
 def _youngest_first(marks: tuple[Mark, ...]) -> tuple[Mark, ...]:
-    return tuple(sorted(marks, key=lambda known: (known.started, known.pid), reverse=True))
+    return tuple(sorted(marks, key=lambda known: (known.ticks, known.pid), reverse=True))

@@ -93,7 +93,7 @@ def secrets_in_force(layout: Layout) -> tuple[str, ...]:
     """Values of the environments in the catalog in force, which engines may have printed; none where it is damaged."""
     path = layout.catalog_json
     try:
-        models = parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path)).models
+        models = parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path), in_force=True).models
     except (OSError, ValueError, GatewayError):  # the logs must be readable all the more
         return ()
     return tuple(secret for model in models for secret in secrets_of(model.env))

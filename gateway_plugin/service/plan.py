@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from gateway_plugin.service.processes import Mark
+from gateway_plugin.identity import Mark
 
 HEALTHY_S = 10.0
 """A part that lived so long has its earlier deaths forgiven."""

@@ -103,7 +103,7 @@ def providers(site: Site) -> tuple[Check, ...]:
             try:
                 jobs_for(node_type.provider, Layout(Path(scratch)))
             except GatewayError as error:
-                advice = f"give node type '{node_type.name}' another provider in the site file"
+                advice = f"correct node type '{node_type.name}' in the site file, or give it another provider"
                 checks.append(Check(name, Verdict.FAIL, error.message, advice, configuration=True))
             else:
                 checks.append(Check(name, Verdict.OK, type(node_type.provider).__name__))

@@ -1,4 +1,4 @@
-"""The service's processes, by PID and start time: what belongs to one, and how to end it. Reads only ``/proc``."""
+"""The service's processes: what belongs to one, and how to end it. Reads only ``/proc``."""
 
 from __future__ import annotations
 
@@ -6,45 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.identity import started_at, stat_of, still_runs
+from gateway_plugin.identity import Mark, alive, mark, stat_of
 
 _PROC = Path("/proc")
-
-
-@dataclass(frozen=True, order=True)
-class Mark:
-    """One process for good: its PID and when it started (seconds since the epoch)."""
-
-    pid: int
-    started: float
-
-    def document(self) -> dict[str, float]:
-        """As it stands in ``service.json``: ``{"pid", "started"}``."""
-        return {"pid": self.pid, "started": self.started}
-
-
-def read_mark(document: object) -> Mark | None:
-    """The mark in ``{"pid", "started"}``; ``None`` if it is not one."""
-    if not isinstance(document, dict):
-        return None
-    pid, started = document.get("pid"), document.get("started")
-    if not isinstance(pid, int) or not isinstance(started, int | float) or pid <= 0:
-        return None
-    return Mark(pid, float(started))
-
-
-def mark(pid: int) -> Mark | None:
-    """The mark of the living process ``pid``; ``None`` if there is none or it is a zombie."""
-    started = started_at(pid)
-    return None if started is None else Mark(pid, started)
-
-
-def alive(known: Mark | None) -> bool:
-    """Whether that very process still runs; a zombie does not."""
-    return known is not None and still_runs(known.pid, known.started)
 
 
 def arguments(pid: int) -> tuple[str, ...]:

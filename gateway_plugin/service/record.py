@@ -13,9 +13,9 @@ import httpx
 from pydantic import ValidationError
 
 from gateway_plugin.errors import ConfigError, ServiceError
+from gateway_plugin.identity import Mark, read_mark
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service.plan import Part, Phase, Plan
-from gateway_plugin.service.processes import Mark, read_mark
 from gateway_plugin.site import WILDCARDS, Site, load_site
 
 
@@ -71,7 +71,7 @@ def record_of(site: Site, site_reference: str, catalog: Path, head_address: str)
     reference = site_reference
     if reference.endswith(".py") or "/" in reference:
         reference = str(Path(reference).expanduser().resolve())
-    host = socket.getfqdn() if site.bind in WILDCARDS else site.bind
+    host = _own_name() if site.bind in WILDCARDS else site.bind
     scheme = "http" if site.plain_http else "https"
     return ServiceRecord(
         site=site.name,
@@ -87,6 +87,12 @@ def record_of(site: Site, site_reference: str, catalog: Path, head_address: str)
         serve_port=site.serve_port,
         host=socket.gethostname(),
     )
+
+
+def _own_name() -> str:
+    """This machine's full name; the short one where it has no other but ``localhost``."""
+    name = socket.getfqdn()
+    return socket.gethostname() if name.startswith("localhost") else name
 
 
 def read_record(layout: Layout) -> ServiceRecord | None:
@@ -132,8 +138,7 @@ def plan_document(plan: Plan, stage: str, supervisor: Mark, now: float) -> dict[
 def _part_document(part: Part) -> dict[str, Any]:
     return {
         "phase": part.phase.value,
-        "pid": part.mark.pid if part.mark else None,
-        "started": part.mark.started if part.mark else None,
+        **(part.mark.document() if part.mark else {"pid": None, "started": None}),
         "since": part.since,
         "restarts": part.restarts,
         "deaths": part.deaths,

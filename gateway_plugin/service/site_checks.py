@@ -130,7 +130,7 @@ def _pbs(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
     if checks[0].verdict is Verdict.FAIL:
         return tuple(checks)
     for node_type in node_types:
-        queue, name = node_type.provider.queue, f"{node_type.name}: queue"
+        queue, name = pbs_site.queue_of(node_type.provider), f"{node_type.name}: queue"
         if queue is None:
             checks.append(Check(name, Verdict.WARN, "none asked for: the default one, which PBS does not tell"))
             continue

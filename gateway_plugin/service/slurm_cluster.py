@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+
+from gateway_plugin.blocks.directives import slurm_directives
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 """Commands without which there is no block."""
@@ -120,7 +120,7 @@ def parse_nodes(text: str) -> tuple[Node, ...]:
             usable = not any(word in state.lower() for word in _UNUSABLE) and not state.endswith("*")
             labels = frozenset() if features == "(null)" else frozenset(features.split(","))
             found.append(
-                Node(name, partition.rstrip("*"), _number(cores), _number(memory), gpus_in(gres), labels, usable)
+                Node(name, partition.rstrip("*"), number(cores), number(memory), gpus_in(gres), labels, usable)
             )
     return tuple(found)
 
@@ -161,37 +161,40 @@ def gpus_of_job(directives: str) -> int | None:
     """How many GPUs of its one node a job with these ``#SBATCH`` lines asks for, by whichever option; ``None``: it asks
     in a way that is not understood here. Parsl's own lines (``gpus_per_node=``, ``gres=``) are among them.
 
-    (1) By name: ``--gpus-per-node=a100:4``, ``-G 4``; of tasks it has one. (2) Among other things of a node:
-    ``--gres=gpu:a100:4,nvme:1``, where no number is one.
+    (1) By name: ``--gpus-per-node=a100:4``, ``-G 4``. (2) Among other things of a node: ``--gres=gpu:a100:4,nvme:1``,
+    where no number is one. (3) For each task; it has one unless the lines say more.
     """
+    said = slurm_directives(directives)
     asked = [0]
-    for key, value in _options(directives):
-        if key in ("--gpus", "-G", "--gpus-per-node", "--gpus-per-task"):  # (1)
+    for key in _GPU_OPTIONS:
+        if (value := said.value(key)) is None:
+            continue
+        if key.startswith("gpus"):  # (1)
             counts = [part.rpartition(":")[2] for part in value.split(",")]
-        elif key in ("--gres", "--tres-per-node", "--tres-per-task"):  # (2)
+        else:  # (2)
             things = [re.split("[:=]", part.removeprefix("gres/")) for part in value.split(",")]
             counts = [thing[-1] if thing[-1][:1].isdigit() else "1" for thing in things if thing[0] == "gpu"]
-        else:
-            counts = ["?"] if key == "--gpus-per-socket" else []
-        if not all(count.isdigit() for count in counts):
+        tasks = (said.value("ntasks-per-node") or said.value("ntasks") or "1") if key.endswith("per-task") else "1"
+        if key == "gpus-per-socket" or not all(count.isdigit() for count in (*counts, tasks)):
             return None
-        asked.append(sum(map(int, counts)))
+        asked.append(sum(map(int, counts)) * int(tasks))  # (3)
     return max(asked)
 
 
-def _options(directives: str) -> Iterable[tuple[str, str]]:
-    """Each option with the word that is its value, if it takes one; of short ones only ``-G``."""
-    for line in directives.splitlines():
-        if line.startswith("#SBATCH"):
-            words = line.removeprefix("#SBATCH").partition("#")[0].split()
-            for word, following in pairwise([*words, ""]):
-                key, given, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:], word[2:])
-                yield key, (value if given else following).strip("\"'")
+_GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "gres", "tres-per-node", "tres-per-task")
+
+
+def memory_gib(directives: str) -> float:
+    """``--mem`` of these ``#SBATCH`` lines; 0 where it is not said, and where it means all of the node."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", (slurm_directives(directives).value("mem") or "").upper())
+    return 0.0 if found is None else int(found[1]) * {"K": 2**-20, "G": 1.0, "T": 1024.0}.get(found[2], 2**-10)
 
 
 def _list(text: str) -> frozenset[str] | None:
     return None if text in ("ALL", "(null)", "") else frozenset(text.split(","))
 
 
-def _number(text: str) -> int:
-    return int(text.rstrip("+") or 0)
+def number(text: str | None) -> int:
+    """A count; 0 for what is none."""
+    digits = (text or "").rstrip("+")
+    return int(digits) if digits.isdigit() else 0

@@ -1,7 +1,8 @@
 """What a node type asks of Slurm against what the cluster has. Pure.
 
-What it asks for is read from its Parsl provider. Every mistake found here is one that ``sbatch`` would refuse, or
-worse, take and let pend for ever.
+What it asks for is read from its Parsl provider: the fields, and what ``scheduler_options`` say in whatever spelling
+(of two that say the same thing ``sbatch`` takes the later, which is the field). Every mistake found here is one that
+``sbatch`` would refuse, or worse, take and let pend for ever.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from gateway_plugin.blocks.directives import Directives
+from gateway_plugin.blocks.job_options import slurm_asked
 from gateway_plugin.blocks.jobs import walltime_s
 from gateway_plugin.blocks.slurm_words import bends
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service.slurm_cluster import Association, Cluster, Partition, gpus_of_job
+from gateway_plugin.service.slurm_cluster import Association, Cluster, Partition, gpus_of_job, memory_gib, number
 from gateway_plugin.site import NodeType
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
@@ -24,20 +27,20 @@ _TRY = "'gateway doctor --submit' tries it"
 
 def judged(node_type: NodeType, cluster: Cluster) -> tuple[Check, ...]:
     """Every check of one node type, each named ``TYPE: what``."""
-    provider = node_type.provider
-    partitions, check = _partitions(node_type, cluster)
+    asked = slurm_asked(node_type.provider)
+    partitions, check = _partitions(node_type, asked, cluster)
     checks = [check]
     if partitions:
-        checks.append(_walltime(node_type, partitions, cluster))
-        checks += _nodes(node_type, partitions, cluster)
-    checks.append(_account(node_type, partitions, cluster))
-    if provider.qos is not None and checks[-1].verdict is not Verdict.FAIL:  # which of them are yours goes by account
-        checks.append(_quality(node_type, partitions, cluster))
+        checks.append(_walltime(node_type, asked, partitions, cluster))
+        checks += _nodes(node_type, asked, partitions, cluster)
+    checks.append(_account(node_type, asked, partitions, cluster))
+    if asked.value("qos") is not None and checks[-1].verdict is not Verdict.FAIL:  # which are yours goes by account
+        checks.append(_quality(node_type, asked, partitions, cluster))
     return tuple(checks)
 
 
-def _partitions(node_type: NodeType, cluster: Cluster) -> tuple[tuple[Partition, ...], Check]:
-    name, asked = f"{node_type.name}: partition", node_type.provider.partition
+def _partitions(node_type: NodeType, said: Directives, cluster: Cluster) -> tuple[tuple[Partition, ...], Check]:
+    name, asked = f"{node_type.name}: partition", said.value("partition")
     known = {partition.name: partition for partition in cluster.partitions}
     if asked is None:
         default = tuple(partition for partition in cluster.partitions if partition.default)
@@ -54,52 +57,57 @@ def _partitions(node_type: NodeType, cluster: Cluster) -> tuple[tuple[Partition,
     return tuple(known[word] for word in wanted), Check(name, Verdict.OK, f"{asked} is up")
 
 
-def _walltime(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluster) -> Check:
+def _walltime(node_type: NodeType, said: Directives, partitions: Sequence[Partition], cluster: Cluster) -> Check:
     """Against the partition's limit, unless the quality of service goes beyond it, and against the latter's."""
     provider, name = node_type.provider, f"{node_type.name}: walltime"
     try:
         asked_s = walltime_s(provider) or 0
     except ConfigError as error:
         return Check(name, Verdict.FAIL, error.message, "walltime= in the site file", True)
-    quality = next((each for each in cluster.qualities or () if each.name == provider.qos), None)
+    quality = next((each for each in cluster.qualities or () if each.name == said.value("qos")), None)
     limits = [(f"quality {quality.name}", quality.max_s)] if quality is not None and quality.max_s is not None else []
     if quality is None or not quality.over_partition:
         limits += [(f"partition {each.name}", each.max_s) for each in partitions if each.max_s is not None]
     for whose, limit in limits:
         if asked_s > limit:
             # Without a partition of its own a job goes where the site's rules send it, maybe not to the default.
-            verdict = Verdict.WARN if provider.partition is None and whose.startswith("partition") else Verdict.FAIL
+            verdict = (
+                Verdict.WARN if said.value("partition") is None and whose.startswith("partition") else Verdict.FAIL
+            )
             found = f"{provider.walltime} is more than {whose} allows ({_clock(limit)}): its jobs would pend for ever"
             return Check(name, verdict, found, "lower walltime= in the site file", verdict is Verdict.FAIL)
     words = ", ".join(f"{whose} allows {_clock(limit)}" for whose, limit in limits) or "no limit is told"
     return Check(name, Verdict.OK, f"{provider.walltime}; {words}")
 
 
-def _nodes(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluster) -> Iterable[Check]:
+def _nodes(node_type: NodeType, said: Directives, partitions: Sequence[Partition], cluster: Cluster) -> Iterable[Check]:
     """Nodes that could take the job, by constraint, GPUs, cores and memory, one complaint at a time."""
     provider, name = node_type.provider, f"{node_type.name}: nodes"
+    constraint, elsewhere = said.value("constraint"), said.value("partition") is None
     where = {partition.name for partition in partitions}
     nodes = [node for node in cluster.nodes if node.partition in where]
-    if provider.partition is None and not nodes:
+    if elsewhere and not nodes:
         return
     place = "partition " + ", ".join(sorted(where))
-    if provider.constraint is not None:
-        features = provider.constraint.split("&")
+    if constraint is not None:
+        features = constraint.split("&")
         if all(re.fullmatch(r"[\w.-]+", feature) for feature in features):
             nodes = [node for node in nodes if node.features >= set(features)]
-            place += f" with {provider.constraint}"
+            place += f" with {constraint}"
         else:
-            yield Check(f"{node_type.name}: constraint", Verdict.WARN, f"{provider.constraint} cannot be checked here")
-    elsewhere = provider.partition is None  # the site may send it to other nodes
-    verdict = Verdict.WARN if elsewhere else Verdict.FAIL
+            yield Check(f"{node_type.name}: constraint", Verdict.WARN, f"{constraint} cannot be checked here")
+    verdict = Verdict.WARN if elsewhere else Verdict.FAIL  # the site may send it to other nodes
     if not nodes:
         yield Check(name, verdict, f"{place} has no nodes", "partition= or constraint= in the site file", not elsewhere)
         return
     gpus = gpus_of_job(provider.scheduler_options)
+    listed = max(node.gpus for node in nodes)
+    cores = provider.cores_per_node or number(said.value("cpus-per-task"))
+    memory = provider.mem_per_node or memory_gib(provider.scheduler_options)
     for what, asked, has in (
-        ("GPUs", gpus or 0, max(node.gpus for node in nodes)),
-        ("cores", provider.cores_per_node or 0, max(node.cores for node in nodes)),
-        ("GiB of memory", provider.mem_per_node or 0, max(node.memory_mib for node in nodes) // 1024),
+        ("GPUs", gpus or 0, listed),
+        ("cores", cores, max(node.cores for node in nodes)),
+        ("GiB of memory", int(memory), max(node.memory_mib for node in nodes) // 1024),
         ("GiB of memory for engines", int(node_type.engine_memory_gib), max(n.memory_mib for n in nodes) // 1024),
     ):
         if asked > has:
@@ -108,6 +116,9 @@ def _nodes(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluste
             return
     if gpus is None and node_type.gpus:
         found = f"gpus={node_type.gpus} for engines; how many the job asks for cannot be read from scheduler_options"
+        yield Check(f"{node_type.name}: GPUs of the job", Verdict.WARN, found, _TRY)
+    elif gpus == 0 and node_type.gpus and not listed:
+        found = f"the job asks for no GPU, and nodes of {place} list none: where they come with the node this is right"
         yield Check(f"{node_type.name}: GPUs of the job", Verdict.WARN, found, _TRY)
     elif gpus is not None and node_type.gpus > gpus:
         found = f"gpus={node_type.gpus} for engines, and the job asks for {gpus}"
@@ -121,8 +132,8 @@ def _nodes(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluste
         yield Check(name, Verdict.OK, words)
 
 
-def _account(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluster) -> Check:
-    name, asked = f"{node_type.name}: account", node_type.provider.account
+def _account(node_type: NodeType, said: Directives, partitions: Sequence[Partition], cluster: Cluster) -> Check:
+    name, asked = f"{node_type.name}: account", said.value("account")
     words = "your default account" if asked is None else asked
     if cluster.associations is None:
         return Check(name, Verdict.WARN, f"{words}: cannot be checked, there is no accounting to ask", _TRY)
@@ -139,8 +150,8 @@ def _account(node_type: NodeType, partitions: Sequence[Partition], cluster: Clus
     return Check(name, Verdict.OK, words)
 
 
-def _quality(node_type: NodeType, partitions: Sequence[Partition], cluster: Cluster) -> Check:
-    name, asked, account = f"{node_type.name}: qos", node_type.provider.qos, node_type.provider.account
+def _quality(node_type: NodeType, said: Directives, partitions: Sequence[Partition], cluster: Cluster) -> Check:
+    name, asked, account = f"{node_type.name}: qos", said.value("qos"), said.value("account")
     if not cluster.associations:
         return Check(name, Verdict.WARN, f"{asked}: cannot be checked, there is no accounting to ask", _TRY)
     own = [each for each in _usable(cluster, partitions) if account in (None, each.account)]

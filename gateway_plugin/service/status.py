@@ -5,15 +5,14 @@ gateway's own status over HTTP, and, where that is silent, the edge's routes.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gateway_plugin.errors import GatewayError, GatewayUnreachable
+from gateway_plugin.identity import Mark, age_s, alive
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.living import edges_of, heads_of, supervisors_of
-from gateway_plugin.service.processes import Mark, alive
 from gateway_plugin.service.record import (
     ServiceRecord,
     answers,
@@ -93,12 +92,11 @@ def _without_gateway(parts: Mapping[str, Mapping[str, Any]], here: bool) -> str:
 
 
 def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
-    now = time.time()
     status = read_status(layout)
     notes: Mapping[str, Any] = (status or {}).get("parts", {})
     supervisor = record.supervisor if alive(record.supervisor) else next(iter(supervisors_of(layout)), None)
     supervised = supervisor is not None
-    parts = {"supervisor": _part("running" if supervised else "dead", supervisor or record.supervisor, {}, now)}
+    parts = {"supervisor": _part("running" if supervised else "dead", supervisor or record.supervisor, {})}
     if not supervised and record.supervisor is None:
         parts["supervisor"]["state"] = "down"
     for name, living in (("edge", edges_of), ("head", heads_of)):
@@ -110,21 +108,21 @@ def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
             state = "running"  # nobody is left to note that it answers
         if name == "edge" and state == "running" and not answers(layout, "/health", 1.0):
             state = "silent"
-        parts[name] = _part(state, known if alive(known) else None, notes.get(name, {}), now)
+        parts[name] = _part(state, known if alive(known) else None, notes.get(name, {}))
     serve = part_phase(status, "serve").value if supervised else "unknown"
     if parts["head"]["state"] in ("dead", "down"):
         serve = "down"
-    parts["serve"] = _part(serve, None, notes.get("serve", {}), now)
+    parts["serve"] = _part(serve, None, notes.get("serve", {}))
     if serve == "unknown" and answers(layout, "/ready", 1.0):
         parts["serve"]["state"] = "running"
     return {name: parts[name] for name in _PARTS}
 
 
-def _part(state: str, known: Mark | None, notes: Mapping[str, Any], now: float) -> dict[str, Any]:
+def _part(state: str, known: Mark | None, notes: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "state": state,
         "pid": known.pid if known is not None else None,
-        "age_s": round(now - known.started, 1) if known is not None else None,
+        "age_s": round(age_s(known), 1) if known is not None else None,
         "restarts": notes.get("restarts", 0),
         "last_error": notes.get("last_error", ""),
     }

@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,8 +27,10 @@ from typing import Any
 import psutil
 
 from gateway_plugin.blocks.cluster import cluster_yaml
+from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import GatewayError, ServiceError
+from gateway_plugin.identity import Mark, alive, mark
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.ending import end_everything, end_head
@@ -37,7 +38,7 @@ from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
 from gateway_plugin.service.living import deployments_of, edges_of, heads_of
 from gateway_plugin.service.plan import Action, PartName, Phase, Plan, Seen, adopted, could_not_start, decide, with_mark
-from gateway_plugin.service.processes import Mark, alive, arguments, descendants, end, mark
+from gateway_plugin.service.processes import arguments, descendants, end
 from gateway_plugin.service.record import (
     ServiceRecord,
     answers,
@@ -50,6 +51,7 @@ from gateway_plugin.site import Site
 
 log = logging.getLogger("gateway.supervisor")
 
+_ANY = "0.0.0.0"  # noqa: S104 - where Ray listens
 _LOOK_S = 0.1
 _PROBE_S = 0.5
 _HEAD_PARTS = ("gcs_server", "raylet")
@@ -102,6 +104,7 @@ class Supervisor:
         self._record: ServiceRecord = replace(record, supervisor=own)
         write_record(layout, self._record)
         self._site: Site = record.load_site()
+        self._clock = SteadyClock()
         self._plan = Plan()
         self._children: dict[PartName, subprocess.Popen[bytes]] = {}
         self._ends: dict[PartName, str] = {}
@@ -117,12 +120,12 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._asked_to_stop)
         signal.signal(signal.SIGINT, self._asked_to_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self._plan = self._adopt(time.time())
+        self._plan = self._adopt(self._clock.now())
         log.info("start pid=%d state=%s", self._own.pid, self._layout.state)
         threading.Thread(target=keep_keys_in_force, args=(self._layout, self._stop), name="keys", daemon=True).start()
         while not self._stop.is_set():
             try:
-                self._turn(time.time())
+                self._turn(self._clock.now())
             except (OSError, GatewayError):
                 log.exception("turn failed")  # a full disk, say; the parts are not to be left alone for that
                 self._stop.wait(1.0)
@@ -202,7 +205,7 @@ class Supervisor:
             # Without a head nobody could say so, and the edge would try for seconds.
             ready=edge and head_answers and answers(self._layout, "/ready", 2.0),
             head_whole=whole,
-            port_lost=taken_by_another_user("Ray", record.ray_port) if starting else "",
+            port_lost=taken_by_another_user("Ray", record.ray_port, _ANY) if starting else "",
         )
 
     def _forget_probes(self, **changed: Any) -> None:
@@ -245,7 +248,7 @@ class Supervisor:
             log.warning("start of %s failed: %s", name.value, error)
             return could_not_start(plan, name, str(error), now)
         self._children[name] = child
-        return with_mark(plan, name, mark(child.pid) or Mark(child.pid, now))
+        return with_mark(plan, name, mark(child.pid, dead_too=True))
 
     def _start_edge(self) -> subprocess.Popen[bytes]:
         self._forget_probes(edge_answers=False, ready=False)
@@ -258,7 +261,7 @@ class Supervisor:
         end_head(self._layout, None, grace_s=0.5)
         ray_head.clear_leftovers(self._layout)
         record = self._record
-        problem = bind_problem("0.0.0.0", record.ray_port)  # noqa: S104 - where Ray listens
+        problem = bind_problem(_ANY, record.ray_port)
         if problem is not None:
             raise ServiceError(f"port {record.ray_port} (Ray): {problem}")
         address = f"{record.head_address}:{record.ray_port}"
@@ -269,7 +272,7 @@ class Supervisor:
         return self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
 
     def _start_deploy(self) -> subprocess.Popen[bytes]:
-        if problem := taken_by_another_user("Serve", self._record.serve_port):
+        if problem := taken_by_another_user("Serve", self._record.serve_port, "127.0.0.1"):
             raise ServiceError(problem)
         argv = (sys.executable, "-m", "gateway_plugin.service.deploy", "--state", str(self._layout.state))
         environment = ray_head.driver_env(self._layout, os.environ)
@@ -305,7 +308,7 @@ class Supervisor:
             log.warning("%s cannot be written: %s", self._layout.supervisor_status, error)
 
     def _end(self) -> int:
-        self._write("stopping", self._plan, time.time())
+        self._write("stopping", self._plan, self._clock.now())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in self._children.values():
             child.poll()

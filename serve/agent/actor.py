@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.identity import still_runs
+from gateway_plugin.identity import alive
 from gateway_plugin.isolation import Isolation, find_isolation, isolated
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.masking import masked, secrets_of
@@ -212,8 +212,8 @@ class NodeAgent:
             task=model.task,
             node=self._settings.node,
             block=self._block,
-            pid=spawned.pid,
-            started=spawned.started,
+            pid=spawned.mark.pid,
+            started=spawned.mark.started,
             host=bind.host,
             port=bind.port,
             epoch=command.epoch,
@@ -223,12 +223,14 @@ class NodeAgent:
             log=str(log),
             key=key,
             secrets=secrets_of(model.env),
+            ticks=spawned.mark.ticks,
+            boot=spawned.mark.boot,
         )
         try:
             records.write(layout, record)
         except (GatewayError, OSError):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(spawned.pid, signal.SIGKILL)  # nobody would find it again
+                os.kill(spawned.mark.pid, signal.SIGKILL)  # nobody would find it again
             spawned.child.wait()
             raise
         logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
@@ -290,14 +292,14 @@ class NodeAgent:
         for record in tuple(records.read_all(self._layout)):
             if record.block != self._block:
                 continue  # another block's, on the same machine
-            runs = still_runs(record.pid, record.started)
+            runs = alive(record.mark)
             if runs and record.node == self._settings.node:
                 self._epoch = max(self._epoch, record.epoch)
                 self._seen[record.engine] = record.generation
                 logger.info("engine adopted engine=%s pid=%d", record.engine, record.pid)
-                self._watch(record, None)
+                self._watch(records.completed(self._layout, record), None)
                 continue
-            await end_group(record.pid, record.started, self._timing.grace_s)
+            await end_group(record.mark, self._timing.grace_s)
             records.remove(self._layout, record.engine)
             if record.node == self._settings.node:
                 words = last_words(tail(Path(record.log)), (record.key, *record.secrets))

@@ -22,18 +22,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.catalog import Model
+from gateway_plugin.masking import speaks_of_a_secret
 from gateway_plugin.weights import is_local, split_revision
 
 _PLACEHOLDER = re.compile(r"\{(host|port|model|name|source|revision|keyfile|certfile|cafile|python)\}")
 
-_PASSED = frozenset(
-    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TERM", "CC", "CXX"}
-    | {"LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH", "ROCM_PATH"}
-    | {"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
-    | {"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
-)
-_PASSED_PREFIXES = ("LC_", "HF_", "VLLM_", "TORCH", "TRITON_", "NCCL_", "NVIDIA_", "GLOO_", "UCX_")
-"""Not OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES and RAY_*: Ray sets them for its worker, which the engine is not."""
+_ENGINES_OWN = ("HF_", "HUGGING_FACE_", "MODELSCOPE_", "VLLM_", "TORCH", "TRITON_", "NCCL_", "NVIDIA_", "GLOO_", "UCX_")
+"""Names of libraries that engines load: for engines whatever else is in the name; tokens for weights are among them."""
+_PROXIES = frozenset({"http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"})
+"""They may have a password in them, and are of no use without."""
+_OURS = ("GATEWAY_", "RAY_", "RAYLET_", "PARSL_", "SLURM", "SBATCH_", "SRUN_", "PBS_", "PMI", "PALS_")
+"""The gateway's own, and the batch system's words on a job and its ranks: an engine is none of them."""
+_SESSION = ("SSH_", "GPG_", "KRB5", "DBUS_", "XAUTHORITY")
+"""Ways to a user's agents and tickets."""
+_SHELLS_OWN = frozenset({"PWD", "OLDPWD", "SHLVL", "_"})
+_VISIBLE = re.compile(r"(?!NVIDIA_)\w*_VISIBLE_(DEVICES|CORES|CHIPS|MODULES)|ONEAPI_DEVICE_SELECTOR")
+"""Which devices: the gateway chooses, and Ray empties them for the agent."""
+_KEPT = "GATEWAY_KEPT_"
+"""Before the names of variables that Ray sets for its workers: what they were in the block (``blocks/script.py``)."""
+_PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 _CPU_KV_CACHE_BYTES = 2**30
 """Of a vLLM without a GPU, unless the catalog says otherwise; its own default is nearly all of the machine."""
@@ -141,9 +148,9 @@ def engine_env(
         key: what it demands of callers.
         gpus: indices of its GPUs on this node.
         visible: how the node itself names its GPUs (``visible_devices``); ``()``: by their indices.
-        environ: the agent's own environment; only what an engine needs is passed on, and no secret of the gateway.
+        environ: the agent's own environment, of which ``passed_on`` reaches the engine.
     """
-    env = {name: value for name, value in environ.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)}
+    env = passed_on(environ)
     env["VLLM_NO_USAGE_STATS"] = "1"
     # vLLM closes idle connections after 5 s; the edge would find some of its pool dead and pause before it tries again.
     env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
@@ -159,6 +166,27 @@ def engine_env(
     env.update(model.env)
     env["VLLM_API_KEY"] = key
     return env
+
+
+def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of a block's environment reaches its engines: all but (1) the gateway's own and the job's, (2) what shell,
+    batch system and Ray set for themselves, (3) secrets that are not engines', by name or by a password in an address.
+    """
+    found = {**environ, **{name.removeprefix(_KEPT): was for name, was in environ.items() if name.startswith(_KEPT)}}
+    return {
+        name: value
+        for name, value in found.items()
+        if not name.startswith(_OURS)  # (1)
+        and name not in _SHELLS_OWN
+        and not _VISIBLE.fullmatch(name)  # (2)
+        and not (_KEPT + name in environ and not value)
+        and (name.startswith(_ENGINES_OWN) or name in _PROXIES or not _is_secret(name, value))  # (3)
+    }
+
+
+def _is_secret(name: str, value: str) -> bool:
+    by_name = name.startswith(_SESSION) or speaks_of_a_secret(name)
+    return by_name or _PASSWORD_IN_URL.search(value) is not None
 
 
 def visible_devices(environ: Mapping[str, str]) -> tuple[str, ...]:

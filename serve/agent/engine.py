@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-import psutil
-
-from gateway_plugin.identity import still_runs
+from gateway_plugin.identity import Mark, age_s, alive, mark, mark_of_dead
 from gateway_plugin.layout import Layout
 from gateway_plugin.masking import masked
 from gateway_plugin.pruning import KEPT, mark_in_use, prune
@@ -70,10 +68,8 @@ class Spawned:
 
     child: subprocess.Popen[bytes]
     """The engine, or what isolates it and ends with it."""
-    pid: int
-    """The engine's own: leader of its session and group."""
-    started: float
-    """``psutil``'s wall clock."""
+    mark: Mark
+    """The engine's own process: leader of its session and group."""
 
 
 def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tuple[str, ...] = ()) -> Spawned:
@@ -110,10 +106,7 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tup
         for descriptor in (told, tell, output):
             if descriptor >= 0:
                 os.close(descriptor)
-    try:
-        return Spawned(child, pid, psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return Spawned(child, pid, time.time())  # dead already; not reaped, so nobody else has its PID
+    return Spawned(child, mark(pid, dead_too=True) or mark_of_dead(pid))
 
 
 def _led_by(child: subprocess.Popen[bytes], told: int) -> int:
@@ -150,15 +143,15 @@ def prune_engine_logs(layout: Layout, living: Collection[str], keep: int = KEPT)
     prune(layout.engine_logs.glob("*.log*"), engine_of, living, keep)
 
 
-async def end_group(pid: int, started: float, grace_s: float) -> None:
-    """End the process group that ``pid`` leads or led: SIGTERM, after ``grace_s`` SIGKILL; returns when none is left.
+async def end_group(leader: Mark, grace_s: float) -> None:
+    """End the process group that ``leader`` leads or led: SIGTERM, after ``grace_s`` SIGKILL; returns when it is gone.
 
     Where the leader is dead, what is left is killed at once: it holds the memory and serves nobody.
     """
-    deadline = time.monotonic() + (grace_s if still_runs(pid, started) else 0.0)
+    deadline = time.monotonic() + (grace_s if alive(leader) else 0.0)
     told = False
-    while members := await asyncio.to_thread(records.group_members, pid, started):
-        kill = time.monotonic() >= deadline or pid not in members
+    while members := await asyncio.to_thread(records.group_members, leader):
+        kill = time.monotonic() >= deadline or leader.pid not in members
         if kill or not told:
             for member in members:
                 with contextlib.suppress(ProcessLookupError):
@@ -211,7 +204,7 @@ class EngineProcess:
             gpus=self.record.gpus,
             memory_mib=self.record.memory_mib,
             generation=self.record.generation,
-            started=self.record.started,
+            started=time.time() - age_s(self.record.mark),
             address=self.record.address if self._listening else "",
             ready=self._ready and not self._stop.is_set(),
             loaded_s=self.record.loaded_s,
@@ -232,7 +225,7 @@ class EngineProcess:
             await asyncio.gather(attending, return_exceptions=True)
             await self._probe.close()
         expected = self._stop.is_set()
-        await end_group(self.record.pid, self.record.started, self._timing.grace_s)
+        await end_group(self.record.mark, self._timing.grace_s)
         deadline = time.monotonic() + self._timing.grace_s
         while self._child is not None and self._child.poll() is None:
             if time.monotonic() > deadline:
@@ -268,7 +261,7 @@ class EngineProcess:
     def _runs(self) -> bool:
         if self._child is not None and self._child.pid == self.record.pid:
             return self._child.poll() is None
-        return still_runs(self.record.pid, self.record.started)
+        return alive(self.record.mark)
 
     async def _attend(self) -> Why:
         """See it through loading, then look after its health. Returns why it must be ended."""
@@ -289,7 +282,7 @@ class EngineProcess:
                 )  # adopted: it may just be very busy; the controller has a deadline
             await asyncio.sleep(pause_s)
             pause_s = min(self._timing.probe_max_s, pause_s * 1.5)
-        self._now_ready()
+        self._now_ready(await self._probe.max_model_len())
         return await self._until_hung()
 
     async def _ask(self) -> str:
@@ -301,15 +294,16 @@ class EngineProcess:
             return failure.message
         return ""
 
-    def _now_ready(self) -> None:
+    def _now_ready(self, max_model_len: int | None) -> None:
         loaded_s = self.record.loaded_s
         if loaded_s is None:
-            loaded_s = max(0.0, time.time() - self.record.started)
+            loaded_s = age_s(self.record.mark)
         self.record = dataclasses.replace(self.record, ready=True, loaded_s=loaded_s)
         records.write(self._layout, self.record)
         self._ready = True
         logger.info("engine ready engine=%s pid=%d load_s=%.1f", self.record.engine, self.record.pid, loaded_s)
-        self._report(EngineReady(self.record.engine, self.record.generation, self.record.address, loaded_s))
+        record = self.record
+        self._report(EngineReady(record.engine, record.generation, record.address, loaded_s, max_model_len))
         self.settled.set()
 
     async def _until_hung(self) -> Why:

@@ -92,6 +92,15 @@ class Probe:
                 break
         raise ProbeFailed(problem)
 
+    async def max_model_len(self, timeout_s: float = 2.0) -> int | None:
+        """How many tokens it takes, as vLLM's ``GET /v1/models`` says; ``None`` where it says nothing usable."""
+        try:
+            status, answer = await self._call("GET", "/v1/models", None, timeout_s)
+            said = json.loads(answer)["data"][0]["max_model_len"] if status == 200 else None
+        except (ProbeFailed, ValueError, LookupError, TypeError, RecursionError):
+            return None  # an engine of another kind: it serves all the same
+        return said if type(said) is int and 0 < said < 10**9 else None
+
     async def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
     ) -> tuple[int, bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from pathlib import Path
 
 import psutil
 
-from gateway_plugin.identity import START_TOLERANCE_S
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.identity import Mark, has_its_pid, mark
 from gateway_plugin.layout import Layout, private_folder, write_private
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class EngineRecord:
     pid: int
     """Leader of its own session and process group."""
     started: float
-    """Wall clock, as ``psutil`` tells it; a process with this PID and another start is a stranger."""
+    """With ``ticks`` and ``boot`` as in ``Mark``: a process with this PID and another start is a stranger."""
     host: str
     port: int
     epoch: int
@@ -45,6 +49,13 @@ class EngineRecord:
     """Values of its environment that are not to be shown."""
     ready: bool = False
     loaded_s: float | None = None
+    ticks: int = 0
+    boot: str = ""
+
+    @property
+    def mark(self) -> Mark:
+        """Its process."""
+        return Mark(self.pid, self.started, self.ticks, self.boot)
 
     @property
     def address(self) -> str:
@@ -86,18 +97,29 @@ def read_all(layout: Layout) -> Iterator[EngineRecord]:
             path.unlink(missing_ok=True)
 
 
-def group_members(pid: int, started: float) -> tuple[int, ...]:
-    """Living processes of the session and process group that ``pid`` led, the leader itself included.
-
-    The kernel gives a PID to nobody else while a session of that number has members; so where a process that started
-    at another time has the PID, nothing is left of the group.
-    """
+def completed(layout: Layout, record: EngineRecord) -> EngineRecord:
+    """The record of an engine that runs; one that an earlier version wrote becomes one of this version: its process
+    could not be known any more, by the wall clock alone, once that is set."""
+    found = mark(record.pid)
+    if record.boot or found is None:
+        return record
+    record = dataclasses.replace(record, ticks=found.ticks, boot=found.boot)
     try:
-        if abs(psutil.Process(pid).create_time() - started) >= START_TOLERANCE_S:
-            return ()
-    except psutil.NoSuchProcess:
-        pass  # the leader is gone; others may not be
-    return tuple(other for other in psutil.pids() if _belongs(other, pid))
+        write(layout, record)
+    except (GatewayError, OSError) as error:  # the engine is adopted all the same
+        logger.warning("record not completed engine=%s why=%s", record.engine, error)
+    return record
+
+
+def group_members(leader: Mark) -> tuple[int, ...]:
+    """Living processes of the session and process group that ``leader`` leads or led, itself included.
+
+    The kernel gives a PID to nobody else while a session of that number has members; so where another process has the
+    PID, nothing is left of the group. Where none has it, the leader is gone, and others may not be.
+    """
+    if has_its_pid(leader) is False:
+        return ()
+    return tuple(other for other in psutil.pids() if _belongs(other, leader.pid))
 
 
 def _belongs(pid: int, leader: int) -> bool:

@@ -15,7 +15,9 @@ import ray
 from ray.core.generated import autoscaler_pb2
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from gateway_plugin.clock import SteadyClock
 from gateway_plugin.masking import masked, secrets_of
+from serve.controller.times import agents_event
 from serve.core.events import EngineExited, Event, NodeFailed, NodeGone
 from serve.core.fleet import NodeKind
 
@@ -42,7 +44,10 @@ def agents_alive() -> tuple[str, ...]:
 class Agents:
     """Handles of the agents, one watcher each."""
 
-    def __init__(self, kinds: tuple[NodeKind, ...], make: MakeAgent, post: Callable[[Event], None]) -> None:
+    def __init__(
+        self, kinds: tuple[NodeKind, ...], make: MakeAgent, post: Callable[[Event], None], clock: SteadyClock
+    ) -> None:
+        self._clock = clock
         self._kinds: Mapping[str, NodeKind] = {kind.name: kind for kind in kinds}
         self._make = make
         self._post = post
@@ -125,13 +130,13 @@ class Agents:
         joined = False
         try:
             self._ray_nodes[node] = await handle.ray_node.remote()
-            self._post(await handle.describe.remote())
+            self._post(agents_event(await handle.describe.remote(), self._clock))
             joined = True
             after = 0
             while True:
                 after, events = await handle.events.remote(after, _POLL_S)
                 for event in events:
-                    self._post(event)
+                    self._post(agents_event(event, self._clock))
         except ray.exceptions.RayTaskError as error:  # the agent itself raised: a defect, or a node it cannot serve on
             log.exception("agent-defect", extra={"node": node})
             ray.kill(handle)

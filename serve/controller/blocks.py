@@ -11,8 +11,10 @@ import logging
 from collections.abc import Callable
 
 from gateway_plugin.blocks.ledger import Block, Ledger
+from gateway_plugin.clock import SteadyClock
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import Layout
+from serve.controller.times import BlockTimes
 from serve.core.events import BlocksSeen, Event, SeenBlock
 
 log = logging.getLogger("gateway.controller")
@@ -22,7 +24,7 @@ LOOK_S = 2.0
 
 
 def seen_block(block: Block) -> SeenBlock:
-    """A block of the ledger, as the core is told of it."""
+    """A block of the ledger in the core's words; times by the wall clock."""
     return SeenBlock(
         name=block.name,
         type=block.type,
@@ -40,9 +42,10 @@ def seen_block(block: Block) -> SeenBlock:
 class LedgerWatch:
     """Looks at one ledger."""
 
-    def __init__(self, layout: Layout, post: Callable[[Event], None]) -> None:
+    def __init__(self, layout: Layout, post: Callable[[Event], None], clock: SteadyClock) -> None:
         self._ledger = Ledger(layout.ledger)
         self._post = post
+        self._times = BlockTimes(clock)
         self._file: tuple[int, int, int] | None = None
         self._told = BlocksSeen(())
         self._trouble = ""
@@ -71,7 +74,7 @@ class LedgerWatch:
             self._trouble = str(error)
             return None
         self._file, self._trouble = file, ""
-        seen = BlocksSeen(tuple(seen_block(blocks[name]) for name in sorted(blocks)))
+        seen = BlocksSeen(self._times.convert(tuple(seen_block(blocks[name]) for name in sorted(blocks))))
         if seen == self._told:  # Ray's tags changed, which are no news
             return None
         self._told = seen

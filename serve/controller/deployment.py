@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import time
 from collections import defaultdict, deque
 from collections.abc import Coroutine
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.catalog import Catalog, parse_catalog
+from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge.runtime import EdgeRuntime
 from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound, ServiceError
 from gateway_plugin.layout import Layout, write_private
@@ -26,6 +26,8 @@ from serve.controller.observer import Observer, found_servers
 from serve.controller.performer import Performer
 from serve.core.blocks import ENDED
 from serve.core.blocks_view import blocks_view
+from serve.core.cards import after as cards_after
+from serve.core.cards import on_card
 from serve.core.effects import Answer
 from serve.core.engines import died_in_service
 from serve.core.events import (
@@ -57,7 +59,8 @@ _DEATHS_KEPT = 8
 class Controller:
     """Decides what is loaded where and which routes are open."""
 
-    def __init__(self, state: str, policy: Policy, make_agent: MakeAgent) -> None:
+    def __init__(self, state: str, policy: Policy, make_agent: MakeAgent, clock: SteadyClock | None = None) -> None:
+        self._clock = clock or SteadyClock()
         self._layout = Layout.of(Path(state))
         log_events("gateway.controller", self._layout.logs / "controller.log")
         self.fleet: Fleet = initial(policy)
@@ -65,12 +68,13 @@ class Controller:
         self._open: dict[str, asyncio.Future[GatewayError | None]] = {}
         self._deaths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS_KEPT))
         self._journal = Journal(self._layout.controller)
+        self._cards = self._journal.cards()
         self._metrics = Metrics()
         self._edge = EdgeRuntime(self._layout)
-        self._agents = Agents(policy.kinds, make_agent, self.post)
+        self._agents = Agents(policy.kinds, make_agent, self.post, self._clock)
         self._performer = Performer(self._edge, self._agents, self.post, self._answer)
-        self._observer = Observer(self._edge, self, self.post, self._performer.start_all)
-        self._ledger = LedgerWatch(self._layout, self.post)
+        self._observer = Observer(self._edge, self, self.post, self._performer.start_all, self._clock.now)
+        self._ledger = LedgerWatch(self._layout, self.post, self._clock)
         self._cancels = CancelRequests(self._layout.block_cancels)
         self._catalog_pins: frozenset[str] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,11 +90,12 @@ class Controller:
     async def _run(self) -> None:
         while True:
             event = await self._mailbox.get()
-            now = time.time()
+            now = self._clock.now()
             self._journal.record(event, now)
             before = self.fleet
             self._metrics.count(before, event)
             self._count_death(before, event, now)
+            self._note(before, event)
             self.fleet, effects = step(before, event, now)
             self._performer.start_all(effects)
             if self.fleet.pinned != before.pinned:
@@ -152,6 +157,12 @@ class Controller:
         if future is not None and not future.done():
             future.set_result(answer.error)
 
+    def _note(self, before: Fleet, event: Event) -> None:
+        cards = cards_after(self._cards, before, event, self._clock.wall(self._clock.now()))
+        if cards is not self._cards:
+            self._cards = cards
+            self._journal.keep_cards(cards)
+
     def _count_death(self, before: Fleet, event: Event, now: float) -> None:
         model = died_in_service(before, event)
         if model is not None:
@@ -162,7 +173,7 @@ class Controller:
 
     def _read_catalog(self) -> Catalog:
         path = self._layout.catalog_json
-        return parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path), in_force=True)
 
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
@@ -190,9 +201,9 @@ class Controller:
         name = self.fleet.names.get(model)
         if name is None:
             return {"name": model, "state": "unknown", "eta_s": None, "reason": None, "deaths": []}
-        entry = model_view(self.fleet, name, time.time())
+        entry = model_view(self.fleet, name, self._clock.now())
         found = {key: entry[key] for key in ("state", "eta_s", "reason")}
-        return {"name": name, **found, "deaths": list(self._deaths.get(name, ()))}
+        return {"name": name, **found, "deaths": [self._clock.wall(at) for at in self._deaths.get(name, ())]}
 
     async def answered(self, model: str) -> None:
         """An engine of this model has answered a request, the first since one died."""
@@ -204,19 +215,24 @@ class Controller:
 
     async def models(self, detail: bool) -> list[dict[str, Any]]:
         """Every model with its state; ``detail``: for an administrator."""
-        return models_view(self.fleet, time.time(), detail=detail)
+        entries = models_view(self.fleet, self._clock.now(), detail=detail)
+        return [{**entry, **on_card(self._cards.get(entry["id"]))} for entry in entries]
 
     async def status(self) -> dict[str, Any]:
         """All there is to see."""
-        return {**status_view(self.fleet, time.time()), "edge_reachable": self._observer.reachable, "pid": os.getpid()}
+        return {
+            **status_view(self.fleet, self._clock.now()),
+            "edge_reachable": self._observer.reachable,
+            "pid": os.getpid(),
+        }
 
     async def blocks(self, ended: bool) -> list[dict[str, Any]]:
         """Blocks that hold a place with their nodes; with ``ended`` those that ended lately too."""
-        return blocks_view(self.fleet, time.time(), ended)
+        return blocks_view(self.fleet, self._clock.now(), ended)
 
     async def metrics(self) -> bytes:
         """Prometheus text."""
-        return self._metrics.text(self.fleet, self._observer.requests, time.time())
+        return self._metrics.text(self.fleet, self._observer.requests, self._clock.now())
 
     async def administer(self, verb: str, model: str) -> GatewayError | None:
         """``load``, ``unload``, ``pin`` or ``unpin``. Returns what is wrong with it, or ``None``."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from gateway_plugin.layout import write_private
+from serve.core.cards import Cards, cards_from_json, cards_to_json
 from serve.core.events import CatalogChanged, Event
 from serve.core.record import event_to_json
 
@@ -51,6 +52,23 @@ class Journal:
         write_private(
             self._folder / "wishes.json", json.dumps({"pinned": sorted(pinned), "unpinned": sorted(unpinned)})
         )
+
+    def cards(self) -> Cards:
+        """What the last controller knew of the catalog's models; nothing where that cannot be read."""
+        path = self._folder / "cards.json"
+        try:
+            return cards_from_json(json.loads(path.read_text())) if path.exists() else {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            log.exception("cards-unreadable", extra={"path": str(path)})
+            return {}
+
+    def keep_cards(self, cards: Cards) -> None:
+        """Keep them for the next controller. Where the disk is full, they are known to this one alone."""
+        path = self._folder / "cards.json"
+        try:
+            write_private(path, json.dumps(cards_to_json(cards)))
+        except OSError:
+            log.exception("journal-unwritable", extra={"path": str(path)})
 
     def record(self, event: Event, now: float) -> None:
         """Append one event; after a failure nothing more is written. Kept: the current file and the one before."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Container, Iterable
 from typing import Protocol
 
@@ -30,8 +29,8 @@ class Known(Protocol):
 def seen(fleet: Fleet, stats: Iterable[ServerStat], read_at: float, slots: Container[int] | None = None) -> EdgeSeen:
     """What the edge's counters say of the fleet's engines (of those in ``slots``, if given). Pure.
 
-    ``read_at``: wall-clock seconds just before the edge was asked. An engine whose route should be open but whose
-    server the edge does not list is reported as not up.
+    ``read_at``: just before the edge was asked, by the controller's clock. An engine whose route should be open but
+    whose server the edge does not list is reported as not up.
     """
     by_place = {(stat.slot, stat.server): stat for stat in stats}
     found = []
@@ -85,11 +84,13 @@ class Observer:
         known: Known,
         post: Callable[[Event], None],
         mend: Callable[[tuple[Effect, ...]], None],
+        clock: Callable[[], float],
     ) -> None:
         self._edge = edge
         self._known = known
         self._post = post
         self._mend = mend
+        self._clock = clock
         self._drift: frozenset[Effect] = frozenset()
         self.requests: dict[str, int] = {}
         """Model -> requests given to its engines since this controller began."""
@@ -105,13 +106,13 @@ class Observer:
     async def watch_closely(self) -> None:
         """Every 50 ms, what somebody waits for."""
         while True:
-            slots = watched(self._known.fleet, time.time())
+            slots = watched(self._known.fleet, self._clock())
             if slots:
                 await self._read(tuple(sorted(slots)))
             await asyncio.sleep(_CLOSELY_S)
 
     async def _read(self, slots: tuple[int, ...] | None) -> None:
-        read_at = time.time()
+        read_at = self._clock()
         try:
             stats = await self._edge.servers(slots)
         except (OSError, GatewayError) as error:

@@ -103,6 +103,8 @@ class EngineReady:
     generation: int
     address: str
     load_s: float
+    max_model_len: int | None = None
+    """How many tokens it takes, prompt and answer together; ``None``: it does not say."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What the controller knows: frozen values, changed only by ``serve.core.step``.
 
 Memory is counted in whole MiB so that sums are exact. Times are seconds of the controller's wall clock
-(``time.time()``; they must survive a restart), given as arguments, never read here.
+by the controller's clock, which nobody sets (``gateway_plugin.clock``), given as arguments, never read here.
 """
 
 from __future__ import annotations

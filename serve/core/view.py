@@ -25,7 +25,6 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
     return {
         "id": name,
         "object": "model",
-        "created": 0,
         "owned_by": "gateway",
         "task": model.task,
         "aliases": list(model.aliases),

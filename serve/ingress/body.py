@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from serve.ingress.scan import Malformed, scan
 DOCUMENT_BYTES = 1 << 20
 """Of what administrators send: a catalog of some thousand models."""
 DEPTH_MAX = 32
+_SLICE_BYTES = 1 << 20
+"""Decoded in a millisecond or less."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def parse_ask(body: bytes, named: str | None) -> Ask:
 
     Raises:
         InvalidRequest: (1) no JSON object, (2) no model in it and none named, (3) a name that no model can have,
-            (4) the model's name cannot be found in reasonable time.
+            (4) the model's name cannot be found in reasonable time, (5) it is no text in UTF-8.
     """
     reading = ask_in_slices(body, named)
     while True:
@@ -60,7 +63,8 @@ def ask_in_slices(body: bytes, named: str | None) -> Generator[None, None, Ask]:
     try:
         found = yield from scan(body, ("stream",) if named else ("model", "stream"))
     except Malformed:
-        raise InvalidRequest("The request body is not valid JSON, or no JSON object.") from None  # (1)
+        raise InvalidRequest("The request body is not valid JSON in UTF-8, or no JSON object.") from None  # (1)
+    yield from _check_text(body)  # (5)
     stream = found.values.get("stream") == b"true"
     if named:
         return Ask(body, _model(named), stream)
@@ -76,6 +80,20 @@ def ask_in_slices(body: bytes, named: str | None) -> Generator[None, None, Ask]:
         return Ask(body, _model(json.loads(written)), stream)
     except (ValueError, RecursionError):
         raise InvalidRequest("'model' is not a name that a model can have.") from None  # (3)
+
+
+def _check_text(body: bytes) -> Generator[None, None, None]:
+    """As an engine would find only once it is loaded. Half a surrogate pair passes, as with Python's ``json``."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass")
+    for start in range(0, len(body) + 1, _SLICE_BYTES):
+        piece = body[start : start + _SLICE_BYTES]
+        try:
+            decoder.decode(piece, final=start + _SLICE_BYTES > len(body))
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"The request body is not text in UTF-8 (near byte {start + error.start}): encode JSON as UTF-8."
+            ) from None
+        yield
 
 
 def _model(name: object) -> str:

@@ -151,10 +151,13 @@ class Inference:
             await self._waiting.acquire(model, errand.deadline, not_routed=True)
 
     async def _slow_stream(self, errand: Errand, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
-        """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors."""
+        """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors.
+
+        One newline after a comment: a second one would end an event, an empty one, which some clients take for JSON.
+        """
         model = errand.ask.model
         while not work.done():
-            yield f": {model} is {await self._waiting.outlook(model)}\n\n".encode()
+            yield f": {model} is {await self._waiting.outlook(model)}\n".encode()
             await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
         try:
             upstream = work.result()
@@ -233,13 +236,13 @@ async def beginning(upstream: httpx.Response) -> bytes:
 
 
 def sse_error(body: Mapping[str, object] | bytes) -> bytes:
-    """An SSE ``error`` event. A body that is no JSON object is wrapped in OpenAI's form."""
+    """An SSE ``error`` event. A body that is not in OpenAI's form is wrapped in it."""
     if isinstance(body, bytes):
         try:
             parsed = json.loads(body)
         except (ValueError, RecursionError):
             parsed = None
-        if not isinstance(parsed, dict):
+        if not isinstance(parsed, dict) or not isinstance(parsed.get("error"), dict):
             text = body.decode("utf-8", "replace")[:500]
             parsed = {"error": {"message": text, "type": "server_error", "code": "engine_error", "param": None}}
         body = parsed

@@ -51,8 +51,9 @@ class Relay:
 
 
 def response_headers(response: httpx.Response) -> dict[str, str]:
-    """What of the engine's headers goes back to the caller."""
-    return {name: value for name, value in response.headers.items() if name.lower() not in _HOP_BY_HOP}
+    """What of the engine's headers goes back to the caller. With its length: HTTP/1.0 knows no chunks."""
+    dropped = _HOP_BY_HOP - {"content-length"}
+    return {name: value for name, value in response.headers.items() if name.lower() not in dropped}
 
 
 def is_not_routed(response: httpx.Response) -> bool:

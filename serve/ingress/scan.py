@@ -11,10 +11,11 @@ import re
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
 
-STEPS_MAX = 500_000
+STEPS_MAX = 100_000
 """Work for one body, in matches of the patterns below: half a second or so, whatever the body is made of.
 
-Brackets around brackets cost a step each; text, numbers, and lists or objects of them cost one for many.
+Brackets around brackets cost a step each, and so does each member of the outermost object; text, numbers, and lists or
+objects of them cost one for many.
 """
 _SLICE_STEPS = 2_000
 _SLICE_BYTES = 256 << 10
@@ -95,6 +96,7 @@ class _Walk:
                 values[name] = self._written(begin)
                 if len(values) == len(names):
                     return
+            yield from self._pause()  # there may be millions, each of a few bytes
             yield from self._blanks()
             if self._byte() == b"}":
                 return

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from gateway_plugin.catalog import Model, load_catalog
-from gateway_plugin.identity import still_runs
+from gateway_plugin.identity import alive, mark
 from gateway_plugin.isolation import find_isolation
 from gateway_plugin.layout import Layout
 from gateway_plugin.weights import prepare
@@ -150,7 +150,7 @@ def engine(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Running]:
 
 
 def test_keeps_its_key_and_log_to_itself(engine: Running) -> None:
-    group = [psutil.Process(pid) for pid in records.group_members(engine.record.pid, engine.record.started)]
+    group = [psutil.Process(pid) for pid in records.group_members(engine.record.mark)]
     assert len(group) >= 2, "the test wants an engine with children"
     assert all(KEY not in word for process in group for word in process.cmdline())
     log = Path(engine.record.log)
@@ -166,7 +166,7 @@ def test_sees_nothing_of_the_gateway_but_its_three_files(engine: Running) -> Non
         pytest.skip(f"no bubblewrap: {reason}")
     layout = engine.layout
     needed = {layout.ca, layout.engine_certificate, layout.engine_key}
-    for pid in records.group_members(engine.record.pid, engine.record.started):
+    for pid in records.group_members(engine.record.mark):
         seen = Path(f"/proc/{pid}/root") / str(layout.state).lstrip("/")
         assert {layout.state / path.relative_to(seen) for path in seen.rglob("*") if path.is_file()} == needed
         assert list((seen.parent / layout.run.name).iterdir()) == []
@@ -235,23 +235,22 @@ def test_is_adopted_by_the_next_agent(engine: Running) -> None:
     assert found.loaded_s == engine.record.loaded_s
     assert engine.host.wait(EngineReady).load_s == engine.record.loaded_s
     again = engine.host.record()
-    assert (again.pid, again.started) == (engine.record.pid, engine.record.started)
+    assert again.mark == engine.record.mark
 
 
 def test_its_end_leaves_nothing(engine: Running) -> None:
-    pid, started = engine.record.pid, engine.record.started
-    members = records.group_members(pid, started)
+    members = [mark(pid) for pid in records.group_members(engine.record.mark)]
     assert len(members) >= 2
     begun = time.monotonic()
     if engine.row.end == "stop":
         engine.host.stop(reason="evicted")
     else:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(engine.record.pid, signal.SIGKILL)
     exited = engine.host.wait(EngineExited, timeout_s=30)
     print(f"{engine.row}: gone after {time.monotonic() - begun:.1f} s: {exited.reason}")
     # At the very moment when it is reported, not a while later: its memory is given to another.
-    assert records.group_members(pid, started) == ()
-    assert not any(psutil.pid_exists(member) and still_runs(member, started) for member in members)
+    assert records.group_members(engine.record.mark) == ()
+    assert not any(alive(member) for member in members)
     assert exited.expected == (engine.row.end == "stop")
     if engine.row.end == "stop":
         assert exited.reason == "evicted"

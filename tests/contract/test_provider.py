@@ -191,7 +191,7 @@ def test_a_submit_cut_short_before_there_was_a_job_is_forgotten(bench: Bench) ->
     doubt = Block(name="gw-node-00000009", type=TYPE, phase=BlockPhase.SUBMITTING, asked_at=now)
     bench.ledger.write({doubt.name: doubt})
     jobs = bench.jobs()
-    pool = BlockPool(bench.ledger, {TYPE: jobs}, {TYPE: 1}, clock=lambda: now)
+    pool = BlockPool(bench.ledger, {TYPE: jobs}, {TYPE: 1}, clock=lambda: now, monotonic=lambda: now)
     assert [block.name for block in pool.refresh()] == [doubt.name]  # it may still show up
     now += jobs.in_doubt_s + 1
     assert pool.refresh() == ()
@@ -260,7 +260,7 @@ def test_a_pid_that_somebody_else_has_by_now_is_left_alone(local: Bench) -> None
 
 def test_a_block_that_will_not_end_is_killed(local: Bench) -> None:
     now = 1_000_000.0
-    pool = BlockPool(local.ledger, {TYPE: local.jobs()}, {TYPE: 1}, clock=lambda: now)
+    pool = BlockPool(local.ledger, {TYPE: local.jobs()}, {TYPE: 1}, clock=lambda: now, monotonic=lambda: now)
     block = pool.submit("gw-node-00000001", TYPE, "trap '' TERM\nwhile true; do sleep 0.1; done", {})
     local.reaches(pool, block.name, BlockPhase.RUNNING)
     pool.cancel([block.name])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway_plugin.identity import Mark, alive, mark
 from gateway_plugin.service import processes
 from tests.globus.test_endpoint import pack, refused, statuses
 from tests.support.terminal import Terminal
@@ -26,9 +27,9 @@ pytestmark = [pytest.mark.globus, pytest.mark.timeout(420)]
 NAME = "second"
 
 
-def running(chain: Chain) -> processes.Mark:
+def running(chain: Chain) -> Mark:
     """Its process; it is online."""
-    found = processes.mark(json.loads(chain.cli("status", NAME, "--json").stdout)["pid"])
+    found = mark(json.loads(chain.cli("status", NAME, "--json").stdout)["pid"])
     assert found is not None
     return found
 
@@ -65,7 +66,7 @@ def test_from_configure_to_delete(globus_chain: Chain, globus_gateway: EngineAsG
         assert [function["version"] for function in later.configured["functions"]][-1] == "99.0.0"
         assert running(first) == process, "what runs is left alone"
         first.cli("restart", NAME)
-        assert not processes.alive(process)
+        assert not alive(process)
         process = running(first)
         assert statuses(first.call(pack("by the old function"), within_s=90)) == [200]
         assert statuses(later.call(pack("by the new one"), within_s=90)) == [200]
@@ -79,7 +80,7 @@ def test_from_configure_to_delete(globus_chain: Chain, globus_gateway: EngineAsG
 
         process = running(first)
         first.cli("delete", NAME, "--yes")
-        assert not processes.alive(process)
+        assert not alive(process)
         assert first.endpoint_id not in first.cli("list").stdout
         assert not (first.state / "endpoints/globus" / NAME).exists()
         with refused("ENDPOINT_NOT_FOUND"):

@@ -130,6 +130,21 @@ async def test_nothing_but_a_post_has_a_body(edge: Edge, engine: FakeEngine) -> 
     assert edge.cold == []
 
 
+@pytest.mark.parametrize("length", [2**31, 3 * 10**9, 2**32, 2**32 + 5, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**25])
+async def test_a_length_past_any_number_is_no_small_one(edge: Edge, engine: FakeEngine, length: int) -> None:
+    body = json.dumps(chat("tiny", "hello")).encode()
+    for method, path, expected in (("POST", "/v1/chat/completions", (413, 400)), ("GET", "/v1/models", (400,))):
+        for model in ("", "x-gateway-model: tiny\r\n"):
+            head = (
+                f"{method} {path} HTTP/1.1\r\nhost: e\r\nx-api-key: {edge.user_key}\r\n{model}content-length: {length}"
+            )
+            status, text = await edge.raw(head.encode() + b"\r\n\r\n" + body)
+            assert status in expected, (method, length, text)
+    assert await requests_of(edge, engine) == 0
+    assert edge.cold == []
+    assert all(entry["first_byte_ms"] >= -1 for entry in edge.usage()), "each line is JSON, of what is no HTTP too"
+
+
 async def test_refused_bodies_are_read_slowly_all_together(edge: Edge) -> None:
     """Callers without a key that send as fast as they can: beyond so much a second they are kept waiting."""
     sent = [0]

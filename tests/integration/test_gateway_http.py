@@ -103,6 +103,14 @@ def test_what_is_wrong_is_said_in_openais_form(running: Gateway, body: str, stat
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+def test_the_list_tells_since_when_and_how_long_a_context(running: Gateway) -> None:
+    assert running.chat("a").status_code == 200
+    with running.client() as client:
+        card = client.get("/v1/models/a").json()
+    assert card["max_model_len"] == 4096
+    assert 0 < card["created"] <= time.time()
+
+
 def test_a_users_key_serves_models_but_not_administration(running: Gateway) -> None:
     key = running.cli("keys", "create", "alice", "--json").stdout
     headers = {"authorization": f"Bearer {json.loads(key)['secret']}"}
@@ -121,7 +129,7 @@ def test_a_request_that_waits_never_starts_once_its_key_is_revoked(running: Gate
     ended: list[httpx.Response] = []
 
     def wait() -> None:
-        with httpx.Client(base_url=running.url, headers={"authorization": f"Bearer {secret}"}, timeout=60) as client:
+        with running.client(headers={"authorization": f"Bearer {secret}"}) as client:
             ended.append(client.post("/v1/chat/completions", json=chat_body("slow")))
 
     thread = threading.Thread(target=wait)

@@ -137,7 +137,11 @@ def test_a_model_that_fails_to_load_says_why_and_harms_no_other(running: Gateway
     assert response.status_code == 503
     error = response.json()["error"]
     assert error["code"] == "model_unavailable"
-    assert "fake engine" in error["message"]  # its own last words
+    assert "it ended with exit code" in error["message"]
+    assert "fake engine" not in error["message"], "what an engine said is told by /v1/models, to administrators"
+    with running.client() as client:
+        (entry,) = [m for m in client.get("/v1/models").json()["data"] if m["id"] == "broken"]
+    assert "fake engine" in entry["reason"]
     assert int(response.headers["retry-after"]) >= 1
     assert failed == []
 

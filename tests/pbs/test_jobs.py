@@ -199,7 +199,7 @@ def test_a_prefix_for_directives_of_the_user_s_own_is_not_ours(
 def test_what_no_block_can_be_is_refused(layout: Layout) -> None:
     with pytest.raises(ConfigError, match="SimpleLauncher"):
         jobs_for(PBSProProvider(), layout)
-    with pytest.raises(ConfigError, match="-N is the gateway's"):
+    with pytest.raises(ConfigError, match="-N: the gateway's"):
         jobs_for(provider(scheduler_options="#PBS -N mine"), layout)
 
 

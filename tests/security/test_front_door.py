@@ -78,8 +78,9 @@ def front_port(made: Gateway) -> int:
 
 def run_all(made: Gateway, state: Path | None = None) -> None:
     """Every command of the owner that asks the gateway something; what they exit with is not the point."""
-    for arguments in OWN_COMMANDS:
-        made.cli(*arguments, check=False)
+    said = {arguments: made.cli(*arguments, check=False) for arguments in OWN_COMMANDS}
+    assert said["models", "list"].returncode == 69
+    assert "gateway" in said["models", "list"].stderr
     environment = {**made.environment, "GATEWAY_STATE": str(state or made.layout.state)}
     subprocess.run([sys.executable, "-c", IN_PYTHON], env=environment, cwd=ROOT, timeout=120, check=True)
 
@@ -97,7 +98,8 @@ def test_up_names_the_port_that_another_user_holds_and_tells_it_nothing(down: Ga
         wait_for(lambda: other.events("bound"), 10, "the other user has the port")
         done = down.cli("up", check=False)
         assert done.returncode == 69
-        assert f"port {front_port(down)} (front door): in use" in done.stderr
+        assert f"port {front_port(down)} (front door): in use by" in done.stderr
+        assert "user nobody (uid 65534)" in done.stderr
         assert not any(secret in other.heard() for secret in secrets_of(down))
 
 

@@ -34,7 +34,9 @@ def running() -> Iterator[Gateway]:
         entry["env"] = {**entry["env"], "HF_TOKEN": CATALOG_SECRET}
         return {"alpha": entry}
 
-    with gateway(models) as made:
+    with gateway(models, start=False) as made:
+        made.folder.chmod(0o755)  # what lies above does not hide what the gateway's own folders must
+        made.up()
         assert made.chat("alpha", PROMPT).status_code == 200
         yield made
 

@@ -219,7 +219,7 @@ def test_a_controller_that_is_away_is_silence_and_back_it_is_the_same_job(slurm:
             told = at_once.submit(jobs.cancel, replace(block, name="gw-node-00000009"), False)
             refused = at_once.submit(jobs.submit, "gw-node-00000003", ENDLESS)
             # One in doubt that cannot be looked for does not hide the others, and is not given up.
-            later = BlockPool(Ledger(layout.ledger), {"node": jobs}, {"node": 3}, clock=lambda: block.asked_at)
+            later = BlockPool(Ledger(layout.ledger), {"node": jobs}, {"node": 3}, monotonic=lambda: 0.0)
             later._blocks[doubt.name] = doubt
             held = at_once.submit(later.refresh)
         assert looked.result() == {}

@@ -59,7 +59,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def edge_site(port: int, serve_port: int, limits: Limits | None = None, certificate: Path | None = None) -> Site:
+def edge_site(
+    port: int,
+    serve_port: int,
+    limits: Limits | None = None,
+    certificate: Path | None = None,
+    cors_origins: tuple[str, ...] = (),
+) -> Site:
     """A site with what the edge reads of one."""
     return Site(
         name="edge",
@@ -69,6 +75,7 @@ def edge_site(port: int, serve_port: int, limits: Limits | None = None, certific
         limits=limits or Limits(),
         certificate=certificate,
         plain_http=certificate is None,
+        cors_origins=cors_origins,
     )
 
 
@@ -284,7 +291,12 @@ def engine_name() -> str:
 
 @asynccontextmanager
 async def running_edge(
-    limits: Limits | None = None, slots: int = 4, servers_per_slot: int = 3, threads: int = 1, tls: bool = False
+    limits: Limits | None = None,
+    slots: int = 4,
+    servers_per_slot: int = 3,
+    threads: int = 1,
+    tls: bool = False,
+    cors_origins: tuple[str, ...] = (),
 ) -> AsyncIterator[Edge]:
     """An edge with a stand-in ingress, a user's and an admin's key; ends every process it started.
 
@@ -301,7 +313,7 @@ async def running_edge(
             layout.make()
             make_authority(layout)
             write_private(certificate, layout.serve_certificate.read_bytes() + layout.serve_key.read_bytes())
-        site = edge_site(free_port(), free_port(), limits, certificate)
+        site = edge_site(free_port(), free_port(), limits, certificate, cors_origins)
         process.prepare(layout, site, slots=slots, servers_per_slot=servers_per_slot, threads=threads)
         store = KeyStore(layout)
         edge = Edge(layout, site, store.create("ann", "user"), store.create("root", "admin"), EdgeRuntime(layout))

@@ -89,7 +89,7 @@ class Engine:
             _fail(exchange, 401, "wrong engine key")
             return None
         if request.path == "/v1/models":
-            cards = [{"id": name, "object": "model", "owned_by": "fake"} for name in self.names]
+            cards = [{"id": name, "object": "model", "max_model_len": 4096} for name in self.names]
             exchange.send(200, json.dumps({"object": "list", "data": cards}).encode())
             return None
         if request.method != "POST":
@@ -100,7 +100,7 @@ class Engine:
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            _fail(exchange, 400, "the body is no JSON object")
+            _fail(exchange, 400, "There was an error parsing the body")
             return None
         return self._infer(exchange, request.path, body)
 
@@ -126,7 +126,7 @@ class Engine:
             return _later(exchange, _embeddings(body, model, number), delay)
         if path in _GENERATE and self.given.task == "generate":
             return self._generate(exchange, path, body, model, number, text, delay)
-        _fail(exchange, 404, f"{path} is not served by a model of task {self.given.task}")
+        exchange.send(404, b'{"detail":"Not Found"}')  # as vLLM, whose paths depend on the task
         return None
 
     def _generate(

@@ -20,7 +20,7 @@ from parsl.providers import LocalProvider
 
 from gateway_plugin import apps, compute
 from gateway_plugin.compute.client import GlobusClient
-from gateway_plugin.errors import ConfigError, GatewayUnreachable, ModelNotFound
+from gateway_plugin.errors import ConfigError, GatewayUnreachable, ModelNotFound, NothingSaid
 from tests.support.fake_endpoint import FakeTransport
 from tests.support.owner_doors import owner_door
 
@@ -50,6 +50,8 @@ class Echo(BaseHTTPRequestHandler):
         self.at_once[0] -= 1
         text = body["messages"][-1]["content"].upper()
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        if text == "THINK":
+            choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "reasoning": "Hm"}}
         return self._send(
             200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         )
@@ -92,6 +94,15 @@ def on_threads(tmp_path: Path) -> Iterator[None]:
     ):
         yield
     parsl.clear()
+
+
+@pytest.mark.usefixtures("on_threads", "gateway")
+def test_an_answer_that_went_into_thinking_is_an_error_not_an_empty_text() -> None:
+    with pytest.raises(NothingSaid, match="max_tokens while the model was thinking"):
+        apps.chat("think", "m", max_tokens=7).result()
+    first, second = apps.map_chat(["think", "a"], "m", return_errors=True).result()
+    assert isinstance(first, NothingSaid)
+    assert second == "A"
 
 
 @pytest.mark.usefixtures("on_threads")

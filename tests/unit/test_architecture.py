@@ -21,6 +21,27 @@ IMPURE = {
 """What a decision may not know of: the clock, the machine, the network, other processes, chance."""
 IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "compile", "__import__"}
 SHELLS = ("serve.ingress", "serve.controller", "serve.agent")
+WALL_CLOCK = {
+    "gateway_plugin.clock": "converts it",
+    "gateway_plugin.identity": "processes in records of earlier versions",
+    "gateway_plugin.blocks.local": "the older of two processes, looked at together",
+    "gateway_plugin.blocks.pbs": "against the ledger's times",
+    "gateway_plugin.blocks.pool": "what the ledger keeps",
+    "gateway_plugin.blocks.requests": "for people",
+    "gateway_plugin.blocks.slurm": "against the ledger's times",
+    "gateway_plugin.compute.endpoint": "against a file's",
+    "gateway_plugin.compute.function": "against files'",
+    "gateway_plugin.compute.sending": "numbers that rise",
+    "gateway_plugin.keys": "when a key was made, for people",
+    "gateway_plugin.service.ending": "what the ledger keeps",
+    "gateway_plugin.service.hearing": "against a node's",
+    "gateway_plugin.service.trial": "what the ledger keeps",
+    "gateway_plugin.tls": "what a certificate says",
+    "serve.agent.engine": "told to the controller, which converts it",
+    "serve.ingress.boarding": "against the controller's deaths of engines",
+    "serve.ingress.inference": "against the edge's stamp on the request",
+}
+"""Who may read the clock that people set, and what for. Whatever waits, or tells how long something took, may not."""
 LIGHT = (
     "gateway_plugin", "gateway_plugin.client", "gateway_plugin.apps", "gateway_plugin.answers", "gateway_plugin.locate",
     "gateway_plugin.errors", "gateway_plugin.catalog", "gateway_plugin.layout", "gateway_plugin.compute",
@@ -94,6 +115,18 @@ def test_the_core_is_pure() -> None:
             if isinstance(node, ast.Global | ast.Nonlocal | ast.AsyncFunctionDef | ast.Await):
                 found.append(f"{name}:{node.lineno} {type(node).__name__}")
     assert found == []
+
+
+def test_the_wall_clock_is_read_only_where_it_is_meant() -> None:
+    readers = ("time.time", "time.time_ns", "datetime.now", "datetime.utcnow", ".create_time")
+    found = {
+        name
+        for package in OURS
+        for name, tree in sources(package)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node).endswith(readers)
+    }
+    assert found == set(WALL_CLOCK)
 
 
 def test_the_cores_values_are_frozen() -> None:

@@ -49,6 +49,14 @@ def test_an_entry_with_defaults() -> None:
         ({"source": "org/name@a b"}, "models.m.source: a hub source is"),
         ({"source": "org/name@--trust-remote-code"}, "models.m.source: a hub source is"),
         ({"aliases": ["m"]}, "the name 'm' of model 'm' is taken"),
+        ({"aliases": "n"}, "models.m.aliases: expected a list of names: [n]"),
+        ({"args": "--dtype auto"}, "models.m.args: expected a list of words: [--dtype, auto]"),
+        ({"args": ["--port", 8000]}, "models.m.args: --port: the gateway gives this itself"),
+        ({"command": "run it", "engine": "command"}, "models.m.command: expected a list of words: [run, it]"),
+        ({"env": {"A": True}}, 'models.m.env: A: expected text, such as "1", got true; write it in quotes'),
+        ({"env": ["A=1"]}, "models.m.env: expected a mapping of names to texts"),
+        ({"env": {"VLLM_API_KEY": "x"}}, "models.m.env: VLLM_API_KEY: the gateway gives it itself"),
+        ({"source": "${SCRATCH}/m"}, "models.m.source: '${SCRATCH}/m': no shell fills in variables here"),
         ({"name": "n"}, "models.m.name: unknown key; the name is the entry's own key"),
     ],
 )
@@ -65,6 +73,17 @@ def test_a_misspelt_key_is_named_before_the_one_that_is_missing_for_it() -> None
     assert "models.m.sauce" in complaint({"models": {"m": {"sauce": "org/name", "memory_gib": 1}}})
 
 
+@pytest.mark.parametrize("name", ["01-ai/Yi-34B", "4bit", "model+v2", "org/4x7B", "123/4b:q4_K_M"])
+def test_names_as_the_hub_has_them(name: str) -> None:
+    assert parse_catalog({"models": {name: ENTRY}}, "x").find(name).name == name
+
+
+@pytest.mark.parametrize("name", ["5", "5.0", "+x", "-x", ".x", "/x", "a;b", "a b", "a\n", "a\0", "x" * 129, ""])
+def test_what_is_no_name(name: str) -> None:
+    """A number is what ``"model": 5`` looks like to the edge; what begins with a sign, like an option to an engine."""
+    assert not MODEL_NAME.fullmatch(name)
+
+
 def test_models_are_found_by_name_and_alias() -> None:
     catalog = parse_catalog({"models": {"m": {**ENTRY, "aliases": ["n"]}}}, "x")
     assert catalog.find("m") is catalog.find("n")
@@ -75,6 +94,43 @@ def test_models_are_found_by_name_and_alias() -> None:
 def test_a_catalog_survives_being_written_as_json() -> None:
     catalog = parse_catalog({"models": {"m": {**ENTRY, "keep_alive": "1h30m", "env": {"A": "b"}, "pinned": True}}}, "x")
     assert parse_catalog(catalog_document(catalog), "y") == catalog
+
+
+def test_what_an_earlier_version_took_stays_in_force() -> None:
+    """A controller that restarts after an upgrade, and the masks of ``gateway logs``, need the entries as they are."""
+    document = {"models": {"m": {**ENTRY, "args": ["--port", "8000"], "env": {"A_TOKEN": "a-secret"}}}}
+    assert "--port" in complaint(document)
+    assert parse_catalog(document, "catalog.json", in_force=True).models[0].args == ("--port", "8000")
+
+
+def test_numbers_are_taken_as_text() -> None:
+    model = parsed(args=["--max-model-len", 32768, "--cpu-offload-gb", 0.5], env={"A": 1})
+    assert model.args == ("--max-model-len", "32768", "--cpu-offload-gb", "0.5")
+    assert model.env == {"A": "1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("models:\n  a: {source: x, memory_gib: 1}\n  a: {source: y, memory_gib: 2}", "line 3: 'a' is there twice"),
+        ("models:\n  a: {source: x, gpus: 1, memory_gib: 1, gpus: 2}", "line 2: 'gpus' is there twice"),
+        ("models:\n  a: {source: x, memory_gib: 1, env: {A: b, A: c}}", "line 2: 'A' is there twice"),
+        ("models: {}\nmodels: {}", "line 2: 'models' is there twice, first in line 1"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, text: str, twice: str) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=twice):
+        load_catalog(file)
+
+
+def test_entries_may_share_keys_and_say_some_anew(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        "models:\n  a: &a {source: x, memory_gib: 1}\n  b: &b {<<: *a, source: y}\n  c: {<<: *b, source: z}\n"
+    )
+    assert [model.source for model in load_catalog(file).models] == ["x", "y", "z"]
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -6,16 +6,20 @@ import json
 import os
 import pickle
 import socket
+import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from gateway_plugin.answers import parse_error, parse_status
-from gateway_plugin.client import Client
+from gateway_plugin.client import Client, gateway_error
 from gateway_plugin.errors import (
     ConfigError,
     Forbidden,
@@ -32,6 +36,7 @@ from gateway_plugin.errors import (
 from gateway_plugin.layout import Layout
 from gateway_plugin.locate import find_gateway, on_loopback
 from gateway_plugin.ownership import private_folder
+from gateway_plugin.tls import make_authority
 
 URL = "https://127.0.0.1:8180"
 
@@ -186,6 +191,64 @@ def test_plain_http_wants_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_gateway("http://127.0.0.1:8180", "k").url == "http://127.0.0.1:8180"
     with pytest.raises(ConfigError, match="plain HTTP"):
         find_gateway("http://127.0.0.1:8180", "k", plain_http=False)
+
+
+def test_the_authority_of_a_state_folder_that_is_given_goes_before_the_environment_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    layout = local_gateway(tmp_path / "s", "https://login01:8180", host="login01.other")
+    monkeypatch.setenv("GATEWAY_CA", "/of/another/site.pem")
+    assert find_gateway(state=layout.state).ca == layout.ca
+    assert find_gateway(state=layout.state, ca="/this.pem").ca == Path("/this.pem")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder that is somebody else's")
+def test_where_url_and_key_are_given_a_foreign_state_folder_is_neither_read_nor_in_the_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    layout = local_gateway(tmp_path / "s")
+    os.chown(layout.state, 65534, 65534)
+    monkeypatch.setenv("GATEWAY_STATE", str(layout.state))
+    assert find_gateway(URL, "k") == (URL, "k", None, None)
+    with pytest.raises(ServiceError, match="is not a folder of this user"):
+        find_gateway(URL)
+    monkeypatch.setenv("GATEWAY_URL", URL)
+    monkeypatch.setenv("GATEWAY_API_KEY", "k")
+    assert find_gateway().key == "k"
+
+
+def test_a_server_that_cannot_prove_itself_is_told_from_one_that_is_away(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "s")
+    make_authority(layout, front_hosts=("127.0.0.1",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(layout.front_identity)
+    got: list[str] = []
+
+    class Door(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            got.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Door)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is what is wanted
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        url = f"https://127.0.0.1:{server.server_port}"
+        for ca in (None, tmp_path / "s/tls/front.pem"):
+            with Client(url, "very-secret", ca=ca) as gateway, pytest.raises(GatewayUnreachable) as caught:
+                gateway.models()
+            assert "has not proved to be the gateway" in caught.value.message
+            assert "GATEWAY_CA" in caught.value.message
+            assert caught.value.retry_after_s is None
+            with Client(url, "very-secret", ca=ca) as gateway, pytest.raises(openai.APIConnectionError) as failed:
+                gateway.openai.with_options(max_retries=0).models.list()
+            assert "has not proved" in gateway_error(failed.value, url).message
+        assert got == []
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_a_file_of_certificates_that_cannot_be_read_is_named(tmp_path: Path) -> None:

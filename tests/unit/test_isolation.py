@@ -19,7 +19,7 @@ from gateway_plugin import isolation
 from gateway_plugin.blocks import leave
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.identity import still_runs
+from gateway_plugin.identity import alive, mark
 from gateway_plugin.isolation import Hidden, Isolation, aliases, find_isolation, hidden_here, isolated, wrapper
 from gateway_plugin.layout import Layout, write_private
 from serve.agent import records
@@ -250,7 +250,7 @@ def test_the_recorded_process_is_the_engine_and_leads_its_session(layout: Layout
         (around,) = wrappers(layout)
         assert (os.getsid(pid), os.getpgid(pid), psutil.Process(pid).ppid()) == (pid, pid, around.pid)
         assert psutil.Process(pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
-        assert around.pid not in records.group_members(pid, host.record().started)
+        assert around.pid not in records.group_members(host.record().mark)
     finally:
         host.close()
 
@@ -282,7 +282,7 @@ def test_it_outlives_an_agent_killed_with_9_and_ends_as_any_other(layout: Layout
         assert host.wait(EngineReady).address == address
         record = host.record()
         assert ask(layout, address, f"@read={layout.node}") == "ca.pem engine.crt engine.key"
-        assert len(records.group_members(record.pid, record.started)) == 2
+        assert len(records.group_members(record.mark)) == 2
         if end == "stop":
             host.stop()
             assert host.wait(EngineExited).reason == "evicted"
@@ -293,7 +293,7 @@ def test_it_outlives_an_agent_killed_with_9_and_ends_as_any_other(layout: Layout
             host.crash()
             words = ["--records", str(layout.engine_records), "--block", "block-a", "--folder", str(layout.run / "b-a")]
             assert leave.main(words) == 0
-        assert records.group_members(record.pid, record.started) == ()
+        assert records.group_members(record.mark) == ()
         assert eventually(lambda: wrappers(layout) == [])
         assert list(layout.engine_records.iterdir()) == []
     finally:
@@ -360,12 +360,14 @@ def test_an_unprivileged_owner_can_still_look_after_it(tmp_path: Path) -> None:
         assert "sesame" not in log.read_text()
         assert log.read_text().count("Permission denied") == 2
         (inner,) = psutil.Process(around.pid).children()
+        known = mark(inner.pid)
         look = ("sh", "-c", f"readlink /proc/{inner.pid}/fd/1; head -c 1 /proc/{inner.pid}/environ | wc -c")
         seen = subprocess.run(look, capture_output=True, text=True, check=True, **as_nobody)
         assert seen.stdout.split() == [str(log), "1"]
         subprocess.run(("kill", str(inner.pid)), check=True, **as_nobody)
         assert around.wait(10) == 128 + signal.SIGTERM
-        assert not still_runs(inner.pid, inner.create_time() if inner.is_running() else 0.0)
+        assert known is not None
+        assert not alive(known)
     finally:
         for process in (around, other):
             process.kill()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_plugin.masking import masked, secrets_of
+from gateway_plugin.masking import masked, secrets_of, speaks_of_a_secret
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_abc",
@@ -27,6 +27,12 @@ def test_values_are_secrets_by_name_or_by_length() -> None:
         "first line of it", "second line of it",
         "first line of it\n second line of it",
     }  # fmt: skip
+
+
+def test_a_name_with_a_secrets_letters_in_it_is_none() -> None:
+    named = ("HF_TOKEN", "OPENAI_API_KEY", "PGPASSWORD", "SSHPASS", "MY_PASSPHRASE", "X_AUTH", "A_JWT", "SENTRY_DSN")
+    plain = ("TIKTOKEN_ENCODINGS_BASE", "TOKENIZERS_PARALLELISM", "PASSIVE_MODE", "HF_HOME", "LD_LIBRARY_PATH")
+    assert [name for name in (*named, *plain) if speaks_of_a_secret(name)] == list(named)
 
 
 def test_settings_stay_readable() -> None:

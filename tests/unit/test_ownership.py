@@ -132,6 +132,16 @@ def test_in_a_container_the_machines_root_is_above_and_a_strangers_folder_is_sti
     assert "is not a folder of this user" in (problem_with(folder) or "")
 
 
+def test_a_client_s_machine_need_not_be_a_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_proc(path: Path, **_: object) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", no_proc)
+    ownership._unmapped_owner.cache_clear()
+    assert problem_with(tmp_path / "state") is None
+    ownership._unmapped_owner.cache_clear()
+
+
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bubblewrap to make a user namespace with")
 def test_a_container_is_known_by_its_user_namespace() -> None:
     program = "from gateway_plugin.ownership import _unmapped_owner; print(_unmapped_owner())"

@@ -50,7 +50,7 @@ async def test_an_engines_log_stays_while_the_engine_or_a_child_of_it_lives(tmp_
         prune_engine_logs(layout, (), keep=2)
         assert names(layout.engine_logs) == ["lives-1-1.log", "over-1-1.log", "over-1-2.log"]
     finally:
-        await end_group(spawned.pid, spawned.started, 0.0)
+        await end_group(spawned.mark, 0.0)
     prune_engine_logs(layout, (), keep=2)
     assert names(layout.engine_logs) == ["over-1-1.log", "over-1-2.log"]
     prune_engine_logs(layout, ("over-1-1",), keep=0)

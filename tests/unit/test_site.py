@@ -41,6 +41,18 @@ def test_the_local_site_loads_by_name() -> None:
     assert site.node_type("local").engines_on_loopback
 
 
+NO_ORIGINS = (
+    "*", "null", "localhost", "http://*.example.org", "https://a.example/", "https://a.example/app", "HTTPS://a.example",
+    "https://a.example b", "https://a.example#x", "https://u@a.example", "https://a.example:port", "ftp://a.example",
+    "", "https://a.example\nbind *:80", "https://a'b", "https://a}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "https://chat.example.org", "http://[::1]:8080"])
+def test_pages_that_may_ask(origin: str) -> None:
+    assert Site(name="s", node_types=(NodeType(**TYPE),), cors_origins=(origin,)).cors_origins == (origin,)
+
+
 @pytest.mark.parametrize(
     ("node_type", "says"),
     [
@@ -68,6 +80,7 @@ def test_impossible_node_types(node_type: dict[str, Any], says: str) -> None:
         ({"port": 6390}, "must differ"),
         ({"name": "No Spaces"}, "a site's name matches"),
         ({"node_types": ()}, "at least 1"),
+        *(({"cors_origins": (origin,)}, "no path, no wildcard") for origin in NO_ORIGINS),
     ],
 )
 def test_impossible_sites(site: dict[str, Any], says: str) -> None:

@@ -209,11 +209,14 @@ def test_a_folder_that_others_may_change_holds_no_weights_of_ours(tmp_path: Path
     prepare([MINI], place, builder=builder(tmp_path, GOOD))
     for folder in (place, place / MINI):
         was = stat.S_IMODE(folder.stat().st_mode)
-        for mode in (0o775, 0o757, 0o1777):
+        for mode in (0o777, 0o757, 0o1777):
             folder.chmod(mode)
             with pytest.raises(ConfigError, match=f"chmod go-w {folder}"):
                 resolve(model(f"prepared:{MINI}"), place)
         folder.chmod(was)
+    place.chmod(0o777)
+    prepare([MINI], place, builder=builder(tmp_path, GOOD))  # also when nothing is to be built
+    assert stat.S_IMODE(place.stat().st_mode) == 0o755
     place.chmod(0o777)
     prepare([SMOL], place, builder=builder(tmp_path, GOOD))  # of an earlier version with another umask: closed
     assert stat.S_IMODE(place.stat().st_mode) == 0o755

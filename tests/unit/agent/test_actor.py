@@ -16,13 +16,14 @@ import psutil
 import pytest
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.identity import still_runs
+from gateway_plugin.identity import alive
 from gateway_plugin.layout import Layout
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.core.effects import StopEngine
 from serve.core.events import EngineExited, EngineListening, EngineReady, NodeLeaves
 from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
+from tests.support.clocks import set_clock
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def test_an_engine_is_found_from_its_start_on(host: AgentHost) -> None:
     assert (found.id, found.model, found.generation, found.memory_mib) == ("e1", "tiny", 4, 512)
     assert (found.ready, found.address) == (False, "")
     ready = host.wait(EngineReady)
+    assert ready.max_model_len == 4096, "as the engine says in its /v1/models"
     (found,) = host.describe().engines
     assert (found.ready, found.address, found.loaded_s) == (True, ready.address, ready.load_s)
 
@@ -92,7 +94,7 @@ def test_a_newer_generation_waits_for_the_end_of_the_older(host: AgentHost) -> N
     host.wait(EngineReady)
     old = host.record()
     host.start(fake_model(), generation=2)
-    assert records.group_members(old.pid, old.started) == ()
+    assert records.group_members(old.mark) == ()
     assert host.wait(EngineExited).generation == 1
     assert host.wait(EngineReady).generation == 2
 
@@ -144,17 +146,17 @@ def test_one_that_ignores_sigterm_is_killed(host: AgentHost) -> None:
     host.stop()
     assert host.wait(EngineExited).expected
     assert time.monotonic() - begun >= host.timing.grace_s
-    assert records.group_members(record.pid, record.started) == ()
+    assert records.group_members(record.mark) == ()
 
 
 def test_children_of_a_killed_leader_are_gone_when_it_is_reported(host: AgentHost) -> None:
     host.start(fake_model("tiny", "generate", "--children", "3"))
     host.wait(EngineReady)
     record = host.record()
-    assert len(records.group_members(record.pid, record.started)) == 4
+    assert len(records.group_members(record.mark)) == 4
     os.kill(record.pid, signal.SIGKILL)
     exited = host.wait(EngineExited)
-    assert records.group_members(record.pid, record.started) == ()
+    assert records.group_members(record.mark) == ()
     assert not exited.expected
     assert "SIGKILL" in exited.reason
 
@@ -284,9 +286,9 @@ def test_an_engine_that_died_while_nobody_looked_is_reported(host: AgentHost) ->
     record = host.record()
     host.crash()
     os.kill(record.pid, signal.SIGKILL)  # its children stay, and hold its memory
-    assert eventually(lambda: len(records.group_members(record.pid, record.started)) == 2)
+    assert eventually(lambda: len(records.group_members(record.mark)) == 2)
     assert host.describe().engines == ()
-    assert records.group_members(record.pid, record.started) == ()
+    assert records.group_members(record.mark) == ()
     assert not host.wait(EngineExited).expected
     assert list(host.layout.engine_records.iterdir()) == []
 
@@ -299,7 +301,7 @@ def test_an_adopted_engine_that_dies_is_reported(host: AgentHost) -> None:
     host.wait(EngineReady)
     os.kill(record.pid, signal.SIGKILL)
     assert not host.wait(EngineExited).expected
-    assert records.group_members(record.pid, record.started) == ()
+    assert records.group_members(record.mark) == ()
 
 
 def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> None:
@@ -311,7 +313,7 @@ def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> Non
         record = first.record()
         first.call(first.agent.shutdown(end_engines=False))
         assert second.describe().engines == ()
-        assert records.group_members(record.pid, record.started) == ()
+        assert records.group_members(record.mark) == ()
         assert list(layout.engine_records.iterdir()) == []
     finally:
         first.close()
@@ -326,7 +328,7 @@ def test_another_blocks_engines_are_left_alone(layout: Layout, monkeypatch: pyte
         first.start(fake_model())
         first.wait(EngineReady)
         assert second.describe().engines == ()
-        assert still_runs(first.record().pid, first.record().started)
+        assert alive(first.record().mark)
     finally:
         first.close()
         second.close()
@@ -340,8 +342,7 @@ def test_a_stranger_with_a_recorded_pid_is_not_touched(host: AgentHost) -> None:
     host.wait(EngineExited)
     stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        started = psutil.Process(stranger.pid).create_time()
-        records.write(host.layout, dataclasses.replace(record, pid=stranger.pid, started=started - 3600))
+        records.write(host.layout, dataclasses.replace(record, pid=stranger.pid))
         host.crash()
         assert host.describe().engines == ()
         assert stranger.poll() is None
@@ -356,7 +357,7 @@ def test_shutdown_leaves_no_process(host: AgentHost) -> None:
         host.wait(EngineReady, engine=name)
     found = [host.record(name) for name in ("e1", "e2")]
     host.call(host.agent.shutdown())
-    assert all(records.group_members(record.pid, record.started) == () for record in found)
+    assert all(records.group_members(record.mark) == () for record in found)
     assert list(host.layout.engine_records.iterdir()) == []
 
 
@@ -426,3 +427,54 @@ def test_two_engines_have_the_devices_that_the_controller_chose(
         assert shown == {"e1": "5,MIG-d", "e2": "4,GPU-c"}
     finally:
         host.close()
+
+
+STEPS = pytest.mark.parametrize("step_s", [3, 3600, -3600])
+
+
+@STEPS
+def test_an_engine_is_stopped_after_the_clock_was_set(
+    host: AgentHost, monkeypatch: pytest.MonkeyPatch, step_s: int
+) -> None:
+    host.start(fake_model())
+    host.wait(EngineReady)
+    record = host.record()
+    set_clock(monkeypatch, step_s)
+    (found,) = host.describe().engines
+    assert abs(time.time() - found.started) < 30  # by the clock as it is now
+    host.stop()
+    assert host.wait(EngineExited).expected
+    assert not alive(record.mark)
+    assert not psutil.pid_exists(record.pid)
+
+
+@STEPS
+def test_an_engine_is_adopted_and_stopped_after_the_clock_was_set(
+    host: AgentHost, monkeypatch: pytest.MonkeyPatch, step_s: int
+) -> None:
+    host.start(fake_model())
+    host.wait(EngineReady)
+    record = host.record()
+    set_clock(monkeypatch, step_s)
+    host.crash()
+    (found,) = host.describe().engines
+    assert (found.id, found.ready) == ("e1", True)
+    host.stop()
+    assert host.wait(EngineExited).expected
+    assert not alive(record.mark)
+
+
+def test_an_engine_of_an_earlier_version_is_adopted_and_has_a_record_of_this_one(
+    host: AgentHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.start(fake_model())
+    host.wait(EngineReady)
+    record = host.record()
+    records.write(host.layout, dataclasses.replace(record, ticks=0, boot=""))
+    host.crash()
+    assert [found.id for found in host.describe().engines] == ["e1"]
+    assert host.record().mark == record.mark
+    set_clock(monkeypatch, 3600)
+    host.stop()
+    assert host.wait(EngineExited).expected
+    assert not alive(record.mark)

@@ -110,13 +110,70 @@ def test_weights_are_looked_for_only_where_they_are_spoken_of() -> None:
     assert not needs_source(model(engine="command", command=("run", "{name}")))
 
 
-def test_the_environment_has_the_key_and_no_secret_of_the_gateway() -> None:
-    secrets = {"RAY_AUTH_TOKEN": "t", "GATEWAY_ADMIN_KEY": "s", "AWS_SECRET_ACCESS_KEY": "s", "VLLM_API_KEY": "other"}
-    rays_own = {"OMP_NUM_THREADS": "1", "RAY_JOB_ID": "1", "LD_PRELOAD": "x.so"}
-    env = engine_env(model(), "the-key", (), (), {**secrets, **rays_own, "PATH": "/bin", "HF_HOME": "/hf"})
+SECRETS = {
+    "RAY_AUTH_TOKEN": "t",
+    "GATEWAY_ADMIN_KEY": "s",
+    "AWS_SECRET_ACCESS_KEY": "s",
+    "OPENAI_API_KEY": "s",
+    "GITHUB_TOKEN": "s",
+    "MYSQL_PASSWORD": "s",
+    "SSHPASS": "s",
+    "GOOGLE_APPLICATION_CREDENTIALS": "/g/google.json",
+    "SSH_AUTH_SOCK": "/tmp/agent",
+    "KRB5CCNAME": "/tmp/krb5cc_1",
+    "SLURM_JWT": "s",
+    "DATABASE_URL": "postgres://me:word@db/x",
+    "PIP_INDEX_URL": "https://me:word@packages.example.org/simple",
+}
+USUAL = (
+    "PYTORCH_CUDA_ALLOC_CONF OMP_NUM_THREADS TIKTOKEN_ENCODINGS_BASE TIKTOKEN_RS_CACHE_DIR SAFETENSORS_FAST_GPU "
+    "HF_HOME FLASHINFER_WORKSPACE_BASE HF_TOKEN HUGGING_FACE_HUB_TOKEN HUGGINGFACE_HUB_CACHE TRANSFORMERS_OFFLINE "
+    "LD_PRELOAD VLLM_DISABLE_COMPILE_CACHE NCCL_SOCKET_IFNAME APPTAINER_BIND SINGULARITY_BIND CUDA_DEVICE_ORDER "
+    "FI_PROVIDER MIOPEN_USER_DB_PATH MODELSCOPE_CACHE PATH HOME LD_LIBRARY_PATH TOKENIZERS_PARALLELISM "
+    "NVIDIA_VISIBLE_DEVICES"
+)
+
+
+def test_the_environment_has_the_key_and_no_secret_of_anybody() -> None:
+    env = engine_env(model(), "the-key", (), (), {**SECRETS, "VLLM_API_KEY": "other", "PATH": "/bin"})
     assert env["VLLM_API_KEY"] == "the-key"
-    assert (env["PATH"], env["HF_HOME"]) == ("/bin", "/hf")
-    assert not (env.keys() & {*(secrets.keys() - {"VLLM_API_KEY"}), *rays_own})
+    assert env["PATH"] == "/bin"
+    assert not env.keys() & SECRETS.keys()
+
+
+def test_what_a_block_exports_reaches_its_engines() -> None:
+    environ = {name: f"of {name}" for name in USUAL.split()}
+    assert {
+        name: value for name, value in engine_env(model(), "k", (), (), environ).items() if name in environ
+    } == environ
+    proxy = {"https_proxy": "http://me:word@proxy:3128"}
+    assert engine_env(model(), "k", (), (), proxy)["https_proxy"] == proxy["https_proxy"]
+
+
+def test_what_the_job_the_shell_and_ray_set_for_themselves_does_not() -> None:
+    others = (
+        "SLURM_PROCID",
+        "SLURMD_NODENAME",
+        "PBS_JOBID",
+        "PMI_RANK",
+        "PMIX_RANK",
+        "PARSL_CORES",
+        "PWD",
+        "RAY_JOB_ID",
+    )
+    devices = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ONEAPI_DEVICE_SELECTOR", "TPU_VISIBLE_CHIPS")
+    env = engine_env(model(), "k", (), (), dict.fromkeys((*others, *devices), "1"))
+    assert not env.keys() & {*others, *devices}
+
+
+def test_what_ray_changed_for_its_worker_is_as_the_block_had_it() -> None:
+    changed = {"OMP_NUM_THREADS": "1", "LD_PRELOAD": ""}
+    unset = {"GATEWAY_KEPT_OMP_NUM_THREADS": "", "GATEWAY_KEPT_LD_PRELOAD": ""}
+    assert not engine_env(model(), "k", (), (), {**changed, **unset}).keys() & changed.keys()
+    said = {"GATEWAY_KEPT_OMP_NUM_THREADS": "8", "GATEWAY_KEPT_LD_PRELOAD": "/lib/x.so"}
+    env = engine_env(model(), "k", (), (), {**changed, **said})
+    assert (env["OMP_NUM_THREADS"], env["LD_PRELOAD"]) == ("8", "/lib/x.so")
+    assert not env.keys() & said.keys()
 
 
 def test_the_key_is_not_the_catalogs_to_set() -> None:

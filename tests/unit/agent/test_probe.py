@@ -93,6 +93,29 @@ async def test_one_that_trickles_is_given_up_at_the_deadline(layout: Layout) -> 
         assert time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize(
+    ("content", "length"),
+    [
+        (b'{"data": [{"id": "m", "max_model_len": 4096}]}', 4096),
+        (b'{"data": [{"id": "m"}]}', None),
+        (b'{"data": [{"max_model_len": "4096"}]}', None),
+        (b'{"data": [{"max_model_len": true}]}', None),
+        (b'{"data": [{"max_model_len": -1}]}', None),
+        (b'{"data": []}', None),
+        (b"[1]", None),
+        (b"[" * 200_000, None),
+        (b"no JSON", None),
+    ],
+)
+async def test_the_length_is_what_the_engine_says_where_it_says_one(
+    layout: Layout, content: bytes, length: int | None
+) -> None:
+    async with engine(layout, *whole(content), 0.0) as probe:
+        assert await probe.max_model_len() == length
+    async with engine(layout, HEAD, endless(b"x"), 0.05) as probe:
+        assert await probe.max_model_len(0.2) is None
+
+
 @pytest.mark.parametrize("content", [b"[" * 200_000, b"{}", b"[]", b"\xff\xfe", b'"choices"'])
 async def test_nonsense_is_no_answer(layout: Layout, content: bytes) -> None:
     async with engine(layout, *whole(content), 0.0) as probe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.identity import still_runs
+from gateway_plugin.identity import Mark, alive, mark
 from gateway_plugin.layout import Layout
 from serve.agent import records
 from serve.agent.records import EngineRecord
@@ -82,39 +83,68 @@ def test_an_engines_name_does_not_leave_the_folder(layout: Layout) -> None:
     assert records.record_path(layout, "../../etc/x").parent == layout.engine_records
 
 
-def test_alive_is_the_same_process_and_not_another_with_its_pid(process: subprocess.Popen[bytes]) -> None:
-    started = psutil.Process(process.pid).create_time()
-    assert still_runs(process.pid, started)
-    assert not still_runs(process.pid, started - 60)
-    process.kill()
-    process.wait(10)
-    assert not still_runs(process.pid, started)
+def marked(process: subprocess.Popen[bytes]) -> Mark:
+    found = mark(process.pid)
+    assert found is not None
+    return found
 
 
-def test_a_zombie_is_not_alive(process: subprocess.Popen[bytes]) -> None:
-    started = psutil.Process(process.pid).create_time()
+def test_a_record_names_its_process(layout: Layout, process: subprocess.Popen[bytes]) -> None:
+    known = marked(process)
+    written = dataclasses.replace(record(pid=known.pid, started=known.started), ticks=known.ticks, boot=known.boot)
+    records.write(layout, written)
+    (found,) = records.read_all(layout)
+    assert found.mark == known
+    assert alive(found.mark)
+
+
+def test_a_record_of_an_earlier_version_is_read(layout: Layout, process: subprocess.Popen[bytes]) -> None:
+    """It has a start by the wall clock alone: what it names is adopted or ended all the same."""
+    written = dataclasses.asdict(record(pid=process.pid, started=psutil.Process(process.pid).create_time() + 1.5))
+    for later in ("ticks", "boot"):
+        del written[later]
+    records.record_path(layout, "e1").write_text(json.dumps(written))
+    (found,) = records.read_all(layout)
+    assert alive(found.mark)
+    assert records.group_members(found.mark) == (process.pid,)
+
+
+def test_a_record_that_cannot_be_completed_stays_as_it_was(
+    layout: Layout, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "write_private", full)
+    known = marked(process)
+    assert records.completed(layout, record(pid=process.pid, started=known.started)).mark == known
+    assert "No space left" in caplog.text
+
+
+def test_a_dead_leader_has_no_group(process: subprocess.Popen[bytes]) -> None:
+    known = marked(process)
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
     assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
-    assert not still_runs(process.pid, started)
-    assert records.group_members(process.pid, started) == ()
+    assert records.group_members(known) == ()
 
 
 def test_a_group_outlives_its_leader() -> None:
     leader = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE)
     assert leader.stdout is not None
     child = int(leader.stdout.readline())
-    started = psutil.Process(leader.pid).create_time()
-    assert set(records.group_members(leader.pid, started)) == {leader.pid, child}
+    known = marked(leader)
+    assert set(records.group_members(known)) == {leader.pid, child}
     leader.kill()
     leader.wait(10)
     try:
-        assert records.group_members(leader.pid, started) == (child,)
+        assert records.group_members(known) == (child,)
     finally:
         os.kill(child, 9)
         leader.stdout.close()
 
 
 def test_a_stranger_with_the_leaders_pid_has_no_group_of_ours(process: subprocess.Popen[bytes]) -> None:
-    started = psutil.Process(process.pid).create_time()
-    assert records.group_members(process.pid, started - 60) == ()
+    known = marked(process)
+    assert records.group_members(dataclasses.replace(known, ticks=known.ticks - 1)) == ()
+    assert records.group_members(Mark(process.pid, known.started - 60)) == ()

@@ -76,3 +76,9 @@ def test_a_queue_is_asked_at_once_of_jobs_with_which_something_is_under_way(phas
     pace = Pace(lambda: 7.0)
     blocks = [Block("gw-a-1", "a", BlockPhase.RUNNING, asked_at=0.0), Block("gw-a-2", "a", phase, asked_at=asked_at)]
     assert [pace.due(blocks, 1e6) for _ in range(3)] == [True] * 3
+
+
+def test_a_queue_is_not_asked_all_the_time_because_the_clock_was_set_back() -> None:
+    pace = Pace(lambda: 50.0)
+    blocks = [Block("gw-a-1", "a", BlockPhase.RUNNING, asked_at=1e6)]
+    assert [pace.due(blocks, 1e6 - 3600) for _ in range(3)] == [True, False, False]

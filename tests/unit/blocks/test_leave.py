@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,8 @@ import pytest
 
 from gateway_plugin.blocks.leave import end_engines, main, read_records
 from gateway_plugin.blocks.processes import BLOCK_MARK, carries_mark, end, same_process, uses_folder
+from gateway_plugin.identity import Mark, mark
+from tests.support.clocks import set_clock
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(300)"
 FAMILY = f"""
@@ -44,9 +47,9 @@ class Engines:
         self.processes.append(process)
         return process
 
-    def record(self, name: str, block: str, pid: int, started: float) -> Path:
+    def record(self, name: str, block: str, leader: Mark) -> Path:
         path = self.folder / f"{name}.json"
-        path.write_text(json.dumps({"engine": name, "block": block, "pid": pid, "started": started, "port": 1}))
+        path.write_text(json.dumps({"engine": name, "block": block, **leader.document(), "port": 1}))
         return path
 
 
@@ -63,8 +66,10 @@ def engines(tmp_path: Path) -> Iterator[Engines]:
             process.communicate()
 
 
-def started(process: subprocess.Popen[bytes]) -> float:
-    return psutil.Process(process.pid).create_time()
+def marked(process: subprocess.Popen[bytes]) -> Mark:
+    found = mark(process.pid)
+    assert found is not None
+    return found
 
 
 def said(process: subprocess.Popen[bytes]) -> bytes:
@@ -80,8 +85,8 @@ def gone(pid: int) -> bool:
 def test_it_ends_a_whole_engine_and_only_its_own_block_s(engines: Engines) -> None:
     mine, theirs = engines.start("b1", FAMILY), engines.start("b2")
     child = int(said(mine))
-    record = engines.record("mine", "b1", mine.pid, started(mine))
-    other = engines.record("theirs", "b2", theirs.pid, started(theirs))
+    record = engines.record("mine", "b1", marked(mine))
+    other = engines.record("theirs", "b2", marked(theirs))
     assert end_engines(engines.folder, "b1", grace_s=0.3) == []
     assert gone(mine.pid)
     assert gone(child)  # it ignored the first asking
@@ -92,7 +97,7 @@ def test_it_ends_a_whole_engine_and_only_its_own_block_s(engines: Engines) -> No
 def test_an_engine_whose_leader_died_is_still_ended(engines: Engines) -> None:
     leader = engines.start("b1", FAMILY)
     child = int(said(leader))
-    engines.record("e", "b1", leader.pid, started(leader))
+    engines.record("e", "b1", marked(leader))
     leader.kill()
     leader.wait()
     assert not gone(child)
@@ -104,7 +109,7 @@ def test_an_engine_whose_leader_is_dead_but_not_reaped_is_still_ended(engines: E
     """Its agent was killed first: for a while the leader is a zombie, and its children hold the memory."""
     leader = engines.start("b1", FAMILY)
     child = int(said(leader))
-    record = engines.record("e", "b1", leader.pid, started(leader))
+    record = engines.record("e", "b1", marked(leader))
     leader.kill()
     until = time.monotonic() + 10
     while psutil.Process(leader.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
@@ -132,7 +137,7 @@ def test_an_engine_whose_leader_died_is_known_by_its_log(engines: Engines) -> No
     while not log.read_text().endswith("\n") and time.monotonic() < until:
         time.sleep(0.02)
     child = int(log.read_text())
-    record = engines.record("e", "b1", leader.pid, started(leader))
+    record = engines.record("e", "b1", marked(leader))
     record.write_text(json.dumps({**json.loads(record.read_text()), "log": str(log)}))
     leader.kill()
     leader.wait()
@@ -141,11 +146,35 @@ def test_an_engine_whose_leader_died_is_known_by_its_log(engines: Engines) -> No
     assert gone(child)
 
 
-def test_a_pid_with_another_start_time_is_never_touched(engines: Engines) -> None:
+@pytest.mark.parametrize("version", ["this", "earlier"])
+def test_a_pid_with_another_start_is_never_touched(engines: Engines, version: str) -> None:
     stranger = engines.start("b1")
-    record = engines.record("e", "b1", stranger.pid, started(stranger) - 60)
+    known = marked(stranger)
+    other = replace(known, ticks=known.ticks - 1) if version == "this" else Mark(known.pid, known.started - 60)
+    record = engines.record("e", "b1", other)
     assert end_engines(engines.folder, "b1", grace_s=0) == []
     assert not gone(stranger.pid)
+    assert not record.exists()
+
+
+def test_an_engine_recorded_by_an_earlier_version_is_ended(engines: Engines) -> None:
+    mine = engines.start("b1")
+    record = engines.record("e", "b1", marked(mine))
+    record.write_text(json.dumps({"block": "b1", "pid": mine.pid, "started": psutil.Process(mine.pid).create_time()}))
+    assert end_engines(engines.folder, "b1", grace_s=1) == []
+    assert gone(mine.pid)
+    assert not record.exists()
+
+
+@pytest.mark.parametrize("step_s", [3, 3600, -3600])
+def test_an_engine_is_ended_after_the_clock_was_set(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch, step_s: int
+) -> None:
+    mine = engines.start("b1")
+    record = engines.record("e", "b1", marked(mine))
+    set_clock(monkeypatch, step_s)
+    assert end_engines(engines.folder, "b1", grace_s=1) == []
+    assert gone(mine.pid)
     assert not record.exists()
 
 
@@ -153,7 +182,7 @@ def test_a_broken_record_saves_nobody(engines: Engines, capsys: pytest.CaptureFi
     mine = engines.start("b1")
     (engines.folder / "a.json").write_text("{")
     (engines.folder / "b.json").write_text('{"block": "b1"}')
-    engines.record("c", "b1", mine.pid, started(mine))
+    engines.record("c", "b1", marked(mine))
     arguments = ["--records", str(engines.folder), "--block", "b1", "--folder", str(engines.folder / "none")]
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -190,7 +219,8 @@ def test_ours_by_start_time_mark_and_folder(engines: Engines, tmp_path: Path) ->
     assert not carries_mark(ours, "b")
     assert uses_folder(ours, folder)
     assert not uses_folder(ours, tmp_path / "ra")
-    assert same_process(ours.pid, ours.create_time()) == ours
-    assert same_process(ours.pid, ours.create_time() + 10) is None
-    assert same_process(None, 1.0) is None
+    assert same_process(mark(ours.pid)) == ours
+    assert same_process(Mark(ours.pid, ours.create_time())) == ours  # of an earlier version
+    assert same_process(Mark(ours.pid, ours.create_time() + 10)) is None
+    assert same_process(None) is None
     assert end(lambda: [ours] if not gone(ours.pid) else [], grace_s=0) == []

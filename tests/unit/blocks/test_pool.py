@@ -53,22 +53,30 @@ def failed(at: float, phase: BlockPhase = BlockPhase.FAILED, lived_s: float = 1.
 
 
 def test_blocks_that_keep_failing_are_asked_for_less_and_less() -> None:
-    assert retry_at([], "a") == 0.0
-    assert retry_at([failed(10)], "a") == 0.0
-    assert retry_at([failed(10), failed(20)], "a") == 24.0
-    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.LOST)], "a") == 38.0
-    assert retry_at([failed(t) for t in range(20)], "a") == 19.0 + 30.0
-    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.CANCELLED)], "a") == 24.0
-    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.COMPLETED)], "a") == 0.0
-    assert retry_at([failed(10), failed(120, lived_s=100), failed(130)], "a") == 0.0
-    assert retry_at([failed(10), failed(20)], "other") == 0.0
+    assert retry_at([], "a", 1000.0) == 0.0
+    assert retry_at([failed(10)], "a", 1000.0) == 0.0
+    assert retry_at([failed(10), failed(20)], "a", 1000.0) == 24.0
+    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.LOST)], "a", 1000.0) == 38.0
+    assert retry_at([failed(t) for t in range(20)], "a", 1000.0) == 19.0 + 30.0
+    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.CANCELLED)], "a", 1000.0) == 24.0
+    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.COMPLETED)], "a", 1000.0) == 0.0
+    assert retry_at([failed(10), failed(120, lived_s=100), failed(130)], "a", 1000.0) == 0.0
+    assert retry_at([failed(10), failed(20)], "other", 1000.0) == 0.0
+
+
+def test_one_that_failed_before_the_clock_was_set_back_does_not_count() -> None:
+    earlier = [failed(4000), failed(4010), failed(4020, BlockPhase.COMPLETED)]
+    assert retry_at(earlier, "a", 1000.0) == 0.0
+    assert retry_at([*earlier, failed(10), failed(20)], "a", 1000.0) == 24.0
 
 
 class Story:
     """A pool over a fake queue with a clock in hand."""
 
     def __init__(self, folder: Path) -> None:
-        self.now = 1000.0
+        self.now = 1_000_000.0
+        self.set_by = 0.0
+        """By so much the wall clock was set."""
         self.scheduler = Scheduler()
         self.ledger = Ledger(folder / "ledger.json")
         self.marks = folder / "leave"
@@ -77,7 +85,14 @@ class Story:
 
     def new_pool(self) -> BlockPool:
         jobs = QueueJobs(QueueProvider(self.scheduler))
-        return BlockPool(self.ledger, {"a": jobs}, {"a": 4}, clock=lambda: self.now, marks=LeaveMarks(self.marks))
+        marks = LeaveMarks(self.marks)
+        return BlockPool(self.ledger, {"a": jobs}, {"a": 4}, self.clock, marks, monotonic=self.monotonic)
+
+    def clock(self) -> float:
+        return self.now + self.set_by
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 @pytest.fixture
@@ -243,7 +258,12 @@ def test_a_block_that_was_asked_to_end_is_told_at_the_next_look_and_the_request_
 ) -> None:
     requests = CancelRequests(tmp_path / "cancel")
     pool = BlockPool(
-        story.ledger, {"a": QueueJobs(QueueProvider(story.scheduler))}, {"a": 4}, lambda: story.now, requests=requests
+        story.ledger,
+        {"a": QueueJobs(QueueProvider(story.scheduler))},
+        {"a": 4},
+        story.clock,
+        requests=requests,
+        monotonic=story.monotonic,
     )
     pool.submit(NAME, "a", "", {})
     pool.submit("gw-a-2", "a", "", {})
@@ -263,7 +283,14 @@ def test_after_a_block_was_ended_by_hand_no_other_of_its_type_is_submitted_for_a
     """Ray hears a moment later than we do that nobody needs it any more, and would ask for another one."""
     requests = CancelRequests(tmp_path / "cancel")
     jobs = QueueJobs(QueueProvider(story.scheduler))
-    pool = BlockPool(story.ledger, {"a": jobs, "b": jobs}, {"a": 4, "b": 4}, lambda: story.now, requests=requests)
+    pool = BlockPool(
+        story.ledger,
+        {"a": jobs, "b": jobs},
+        {"a": 4, "b": 4},
+        story.clock,
+        requests=requests,
+        monotonic=story.monotonic,
+    )
     pool.submit(NAME, "a", "", {})
     requests.ask(NAME)
     requests.ask("gw-b-unheard-of")
@@ -281,7 +308,12 @@ def test_a_request_outlives_the_pool_that_did_not_read_it(story: Story, tmp_path
     requests = CancelRequests(tmp_path / "cancel")
     requests.ask(NAME)
     later = BlockPool(
-        story.ledger, {"a": QueueJobs(QueueProvider(story.scheduler))}, {"a": 4}, lambda: story.now, requests=requests
+        story.ledger,
+        {"a": QueueJobs(QueueProvider(story.scheduler))},
+        {"a": 4},
+        story.clock,
+        requests=requests,
+        monotonic=story.monotonic,
     )
     later.refresh()
     assert later.refresh() == ()
@@ -314,3 +346,48 @@ def test_a_mark_that_cannot_be_put_stops_nothing(story: Story) -> None:
     story.marks.rmdir()
     story.pool.cancel([NAME])
     assert story.ledger.read()[NAME].phase is BlockPhase.CANCELLING
+
+
+STEPS = pytest.mark.parametrize("step_s", [3.0, 3600.0, -3600.0])
+
+
+@STEPS
+def test_a_block_that_does_not_end_is_pressed_in_time_though_the_clock_is_set(story: Story, step_s: float) -> None:
+    story.pool.submit(NAME, "a", "", {})
+    told: list[bool] = []
+    jobs = story.pool._jobs["a"]
+    jobs.cancel = lambda block, forced: told.append(forced)  # type: ignore[method-assign]  # it does not end
+    story.pool.cancel([NAME])
+    story.set_by = step_s
+    story.now += CANCEL_GRACE_S - 5
+    story.pool.refresh()
+    story.now += 10
+    story.pool.refresh()
+    assert told == [False, False, True]
+
+
+@STEPS
+def test_a_hold_ends_though_the_clock_is_set(story: Story, tmp_path: Path, step_s: float) -> None:
+    requests = CancelRequests(tmp_path / "cancel")
+    jobs = QueueJobs(QueueProvider(story.scheduler))
+    pool = BlockPool(story.ledger, {"a": jobs}, {"a": 4}, story.clock, requests=requests, monotonic=story.monotonic)
+    pool.submit(NAME, "a", "", {})
+    requests.ask(NAME)
+    pool.refresh()
+    story.set_by = step_s
+    story.now += CANCEL_HOLD_S - 1
+    with pytest.raises(ServiceError, match="the next can be had in 1 s"):
+        pool.submit("gw-a-2", "a", "", {})
+    story.now += 1
+    pool.submit("gw-a-2", "a", "", {})
+
+
+def test_the_next_block_can_be_had_after_the_clock_was_set_back(story: Story) -> None:
+    story.scheduler.refuse = "no such partition"
+    for number in range(5):
+        with pytest.raises(ServiceError, match="no such partition"):
+            story.pool.submit(f"gw-a-{number}", "a", "", {})
+        story.now += 60
+    story.scheduler.refuse = None
+    story.set_by = -3600.0
+    story.pool.submit(NAME, "a", "", {})

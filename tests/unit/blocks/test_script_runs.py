@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gateway_plugin.blocks.marks import LeaveMarks
@@ -248,3 +249,81 @@ def test_its_gpus_reach_its_agent_and_not_ray(tmp_path: Path, block: Start) -> N
     folder = has_joined(tmp_path)
     assert (folder.parent / "gpus").read_text() == f"2,3//{folder}\n"
     assert process.poll() is None
+
+
+def test_what_ray_changes_is_kept_for_its_engines(tmp_path: Path, block: Start) -> None:
+    writes = 'echo "$GATEWAY_KEPT_OMP_NUM_THREADS/$GATEWAY_KEPT_LD_PRELOAD" >"{folder}/../kept"; '
+    process = block(writes + RUNS, OMP_NUM_THREADS="8")
+    folder = has_joined(tmp_path)
+    assert (folder.parent / "kept").read_text() == "8/\n"
+    assert process.poll() is None
+
+
+@pytest.fixture
+def set_clock(tmp_path: Path) -> Callable[[int], dict[str, str]]:
+    """Sets the wall clock of a block's script by so many seconds. Gives what its environment needs for that."""
+    step, functions = tmp_path / "step", tmp_path / "functions"
+    functions.write_text(
+        f"""printf() {{
+  if [ "$1 $3" = "-v %(%s)T" ]; then builtin printf -v "$2" %s "$(($(date +%s) + $(cat {step})))"
+  else builtin printf "$@"; fi
+}}
+"""
+    )
+
+    def to(step_s: int) -> dict[str, str]:
+        (tmp_path / "next-step").write_text(f"{step_s}")
+        (tmp_path / "next-step").replace(step)  # it is being read all the time
+        return {"BASH_ENV": str(functions)}
+
+    return to
+
+
+STEPS = pytest.mark.parametrize("step_s", [3, 3600, -3600])
+SetClock = Callable[[int], dict[str, str]]
+
+
+@STEPS
+def test_a_notice_lasts_as_long_as_it_says_though_the_clock_is_set(
+    tmp_path: Path, block: Start, set_clock: SetClock, step_s: int
+) -> None:
+    process = block(RUNS, Leaving(notice_s=6), **set_clock(0))
+    folder = has_joined(tmp_path)
+    assert eventually(lambda: "sleep" in [child.name() for child in psutil.Process(process.pid).children()])  # it looks
+    record(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert eventually((folder / "notice").exists)
+    told = json.loads((folder / "notice").read_text())["until"]
+    assert 3 < told - time.time() <= 6  # people and agents read the wall clock
+    began = time.monotonic()
+    set_clock(step_s)
+    assert process.wait(20) == TOLD_TO_END
+    assert 3 < time.monotonic() - began < 12
+    assert "its notice ends" in said(tmp_path)
+
+
+@STEPS
+def test_its_walltime_does_not_end_because_the_clock_is_set(
+    tmp_path: Path, block: Start, set_clock: SetClock, slurm_says: Callable[[str], dict[str, str]], step_s: int
+) -> None:
+    end = int(time.time()) + 3600
+    slurm = {**slurm_says(f"RUNNING {end}"), "SLURM_JOB_END_TIME": f"{end}"}
+    process = block(RUNS, Leaving(walltime_s=3600, look_every_s=1), **slurm, **set_clock(0))
+    has_joined(tmp_path)
+    set_clock(step_s)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    mark(tmp_path)  # looked for every second
+    assert process.wait(10) == TOLD_TO_END
+    assert "told to by its mark" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_an_end_that_slurm_tells_after_the_clock_was_set_counts_from_then(
+    tmp_path: Path, block: Start, set_clock: SetClock, slurm_says: Callable[[str], dict[str, str]]
+) -> None:
+    slurm = slurm_says(f"RUNNING {int(time.time()) + 3600 + 33}")
+    process = block(RUNS, Leaving(walltime_s=36000, ask_every_s=5), **slurm, **set_clock(3600))
+    assert process.wait(20) == 0
+    assert "leaving: its walltime ends" in said(tmp_path)
+    left_cleanly(tmp_path)

@@ -81,6 +81,12 @@ def test_every_state_means_something(state: str, phase: BlockPhase) -> None:
     assert seen.reason is not None or phase is BlockPhase.COMPLETED
 
 
+def test_a_job_that_slurm_holds_says_why() -> None:
+    held = words.Row("1", "gw-a-1.2.3", "REQUEUE_HOLD", reason="launch failed requeued held")
+    assert words.seen_in(held) == Seen(BlockPhase.PENDING, "launch failed requeued held")
+    assert words.seen_in(words.Row("1", "gw-a-1.2.3", "REQUEUE_HOLD")) == Seen(BlockPhase.PENDING, "requeue_hold")
+
+
 def test_of_a_state_that_slurm_has_not_got_yet_nothing_can_be_said() -> None:
     assert words.seen_in(words.Row("1", "gw-a-1.2.3", "TELEPORTED")) is None
 
@@ -146,7 +152,7 @@ def test_a_provider_is_made_fit_for_blocks_once(layout: Layout) -> None:
     assert provider.script_dir == str(layout.block_scripts)
 
 
-@pytest.mark.parametrize("option", ["--job-name=mine", "-J mine", "--array=1-3"])
+@pytest.mark.parametrize("option", ["--job-name=mine", "-J mine", "--array=1-3", "-M other", "-N 4"])
 def test_an_option_that_would_hide_the_job_is_refused(layout: Layout, option: str) -> None:
     provider = SlurmProvider(launcher=SimpleLauncher(), scheduler_options=f"#SBATCH --mail-type=END\n#SBATCH {option}")
     with pytest.raises(ConfigError, match=option.split("=")[0].split(" ")[0]):

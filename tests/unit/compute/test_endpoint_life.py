@@ -16,8 +16,8 @@ import pytest
 from gateway_plugin.compute.endpoint import Endpoints
 from gateway_plugin.compute.record import EndpointRecord, Options, Records
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
+from gateway_plugin.identity import Mark, alive, mark
 from gateway_plugin.layout import Layout
-from gateway_plugin.service.processes import Mark, alive, mark
 from tests.support.globus import fake_sdk
 
 HERE = socket.gethostname()
@@ -290,3 +290,13 @@ def test_stop_removes_what_was_kept_and_restart_leaves_it(layout: Layout) -> Non
     assert kept.exists()
     assert not endpoints.stop("gateway")
     assert not kept.exists()
+
+
+def test_an_endpoint_recorded_by_an_earlier_version_is_known(layout: Layout, sleeper: Mark) -> None:
+    records = configured(layout, sleeper, HERE)
+    path = layout.state / "endpoints/gateway.endpoint"
+    document = json.loads(path.read_text())
+    assert document["process"] == sleeper.document()
+    document["process"] = {"pid": sleeper.pid, "started": sleeper.started}
+    path.write_text(json.dumps(document))
+    assert alive(records.known("gateway").process)

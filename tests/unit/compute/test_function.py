@@ -178,6 +178,7 @@ def test_key_caller_and_patience_go_along(site: dict[str, Any], gateway: Gateway
         ({"input": {}}, "invalid_request"),
         ({"url": "http://evil"}, "unknown_option"),
         ({"items": [{**chat(), "url": "http://evil"}]}, "unknown_option"),
+        ({"items": [{"custom_id": "a", "method": "POST", "url": "/v1/x", "body": {}}]}, "unknown_option"),
         ({"items": [{**chat(), "headers": {}}]}, "unknown_option"),
         ({"items": [{**chat(), "path": "/gateway/v1/status"}]}, "path_not_allowed"),
         ({"items": [{**chat(), "path": "/v1/chat/completions?x=1"}]}, "path_not_allowed"),

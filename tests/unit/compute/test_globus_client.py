@@ -28,6 +28,7 @@ from gateway_plugin.errors import (
     InvalidRequest,
     ModelNotFound,
     ModelUnavailable,
+    NothingSaid,
     PromptTooLarge,
     TaskFailed,
     WaitDeadline,
@@ -106,6 +107,21 @@ def test_a_hostile_answer_ends_its_own_prompt_and_not_the_client(
     assert isinstance(found, TaskFailed), "in its place, and the others' answers are there"
     transport.infer = echo
     assert client.chat("hello", "m") == "re: hello"
+
+
+def test_an_answer_that_went_into_thinking_is_an_error_in_its_place(
+    client: GlobusClient, transport: FakeTransport
+) -> None:
+    choice = {"index": 0, "finish_reason": "length", "message": {"content": None, "reasoning_content": "Hm"}}
+    transport.infer = site(lambda item: {"status": 200, "body": {"object": "chat.completion", "choices": [choice]}})
+    with pytest.raises(NothingSaid, match="raise max_tokens"):
+        client.chat("a", "m")
+    (found,) = client.map_chat(["a"], "m", return_errors=True)
+    assert isinstance(found, NothingSaid)
+    (resumed,) = client.resume(client.task_group_id)
+    assert isinstance(resumed, NothingSaid)
+    whole = client.submit("/v1/chat/completions", {"model": "m", "messages": []}).result()
+    assert whole["choices"] == [choice], "who asks for the whole answer has it"
 
 
 def test_a_map_of_more_prompts_than_a_group_holds_is_refused(

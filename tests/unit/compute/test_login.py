@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway_plugin.compute.record import EndpointRecord, Records
-from gateway_plugin.service.processes import mark
+from gateway_plugin.identity import mark
 from tests.support.globus import fake_sdk
 from tests.support.terminal import Terminal
 

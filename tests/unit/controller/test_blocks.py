@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
+from gateway_plugin.clock import SteadyClock
 from gateway_plugin.layout import Layout
 from serve.controller import blocks
 from serve.controller.blocks import LedgerWatch, seen_block
@@ -38,7 +39,7 @@ def test_a_block_is_told_as_the_ledger_has_it() -> None:
 
 
 def test_only_news_is_told(layout: Layout) -> None:
-    watch, ledger = LedgerWatch(layout, print), Ledger(layout.ledger)
+    watch, ledger = LedgerWatch(layout, print, SteadyClock()), Ledger(layout.ledger)
     assert watch.look() is None  # no ledger yet
     ledger.write({BLOCK.name: BLOCK})
     seen = watch.look()
@@ -56,7 +57,7 @@ def test_only_news_is_told(layout: Layout) -> None:
 def test_a_ledger_that_cannot_be_read_is_logged_once_and_read_when_it_can(
     layout: Layout, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch = LedgerWatch(layout, print)
+    watch = LedgerWatch(layout, print, SteadyClock())
     layout.ledger.write_text("{")
     with caplog.at_level(logging.INFO, "gateway.controller"):
         assert [watch.look() for _ in range(3)] == [None, None, None]
@@ -68,7 +69,7 @@ def test_a_ledger_that_cannot_be_read_is_logged_once_and_read_when_it_can(
 async def test_it_goes_on_looking(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "LOOK_S", 0.01)
     posted: asyncio.Queue[Event] = asyncio.Queue()
-    watch = asyncio.create_task(LedgerWatch(layout, posted.put_nowait).watch())
+    watch = asyncio.create_task(LedgerWatch(layout, posted.put_nowait, SteadyClock()).watch())
     for phase in (BlockPhase.PENDING, BlockPhase.RUNNING):
         Ledger(layout.ledger).write({BLOCK.name: replace(BLOCK, phase=phase)})
         event = await asyncio.wait_for(posted.get(), 10)

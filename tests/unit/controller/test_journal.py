@@ -10,6 +10,7 @@ import pytest
 from gateway_plugin.catalog import Model
 from serve.controller import journal
 from serve.controller.journal import Journal
+from serve.core.cards import Card
 from serve.core.events import CatalogChanged, Tick
 
 
@@ -21,6 +22,18 @@ def test_pins_are_kept(tmp_path: Path) -> None:
     assert Journal(tmp_path).pins() == (frozenset(), frozenset())
     Journal(tmp_path).keep_pins(frozenset({"a"}), frozenset({"b"}))
     assert Journal(tmp_path).pins() == (frozenset({"a"}), frozenset({"b"}))
+
+
+def test_cards_are_kept_and_garbled_ones_forgotten(tmp_path: Path) -> None:
+    cards = {"a": Card(7, "org/a", ("--x",), 4096)}
+    assert Journal(tmp_path).cards() == {}
+    Journal(tmp_path).keep_cards(cards)
+    assert Journal(tmp_path).cards() == cards
+    for garbled in ("", "[]", '{"a": 1}', '{"a": {"created": "x"}}'):
+        (tmp_path / "cards.json").write_text(garbled)
+        assert Journal(tmp_path).cards() == {}
+    (tmp_path / "cards.json").unlink()
+    Journal(tmp_path / "gone").keep_cards(cards)
 
 
 def test_events_are_recorded_one_a_line_and_a_new_life_keeps_the_old_log(tmp_path: Path) -> None:

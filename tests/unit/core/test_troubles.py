@@ -249,7 +249,9 @@ def test_min_nodes_of_a_kind_in_trouble_are_not_asked_for_until_its_retry() -> N
     ["PartitionTimeLimit", "BadConstraints", "InvalidAccount", "InvalidQOS", "AccountNotAllowed", "JobHeldAdmin",
      "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxGRESPerJob", "QOSMaxMemoryPerNode",
      "AssocMaxCpuPerJobLimit", "QOSMinGRES", "QOSMinCpuNotSatisfied", "AssocGrpCPUMinutesLimit", "QOSGrpGRESMinutes",
-     "MaxMemPerLimit",
+     "MaxMemPerLimit", "launch failed requeued held", "launch_failed_requeued_held", "requeue_hold",
+     "user env retrieval failed requeued held", "job_requeued_in_held_state", "resv_del_hold",
+     "Job's account not permitted to use this partition (gpu allows a not b)",
      "Can Never Run: Insufficient amount of resource: ngpus (R: 8 A: 4 T: 4)"],
 )  # fmt: skip
 def test_reasons_that_never_clear(reason: str) -> None:

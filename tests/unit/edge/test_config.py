@@ -33,7 +33,7 @@ def section(text: str, name: str) -> str:
 def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     text = render(settings())
     assert re.findall(r"^  bind (.*)$", text, re.MULTILINE) == [
-        "127.0.0.1:8180 proto h1",
+        "127.0.0.1:8180 maxconn 936 proto h1",
         f"unix@{settings().owner_door} mode 600 proto h1",
         f"unix@{settings().inner_door} mode 600 proto h1",
         f"unix@{settings().cold_door} mode 600 proto h1",
@@ -45,12 +45,12 @@ def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     ("bind", "listens"), [("::1", "[::1]:8180"), ("localhost", "127.0.0.1:8180"), ("0.0.0.0", "0.0.0.0:8180")]
 )
 def test_addresses(bind: str, listens: str) -> None:
-    assert f"  bind {listens} proto h1\n" in render(settings(bind=bind))
+    assert f"  bind {listens} maxconn 936 proto h1\n" in render(settings(bind=bind))
 
 
 def test_a_certificate_makes_the_front_door_tls() -> None:
     text = render(settings(certificate=Path("/etc/gw/cert.pem")))
-    assert "  bind 127.0.0.1:8180 ssl crt /etc/gw/cert.pem alpn http/1.1 proto h1\n" in text
+    assert "  bind 127.0.0.1:8180 ssl crt /etc/gw/cert.pem alpn http/1.1 maxconn 936 proto h1\n" in text
 
 
 def test_no_door_speaks_http2() -> None:
@@ -90,9 +90,17 @@ def test_the_secret_is_said_to_the_ingress_alone() -> None:
 def test_a_caller_is_known_before_its_body_is_awaited() -> None:
     """And before that nothing it said about itself counts."""
     front = section(render(settings()), "frontend front")
-    order = ["url_beg", "refuse_no_key", "track-sc0", "refuse_method", "refuse_path", "refuse_role"]
-    order += ["refuse_body_too_large", "del-header x-gateway- -m beg\n", "set-header x-gateway-role", "wait-for-body"]
-    order += ["json_query", "use_backend"]
+    order = [
+        "url_beg",
+        "refuse_no_key",
+        "track-sc0",
+        "refuse_method",
+        "refuse_path",
+        "refuse_role",
+        "refuse_compressed",
+    ]
+    order += ["refuse_body_too_large", "del-header x-gateway- -m beg\n", "set-header x-gateway-role"]
+    order += ["http-request wait-for-body", "json_query", "use_backend"]
     places = [front.index(word) for word in order]
     assert places == sorted(places)
     assert "http-buffer-request" not in render(settings())
@@ -120,6 +128,19 @@ def test_a_path_that_would_break_the_text_is_refused(path: str) -> None:
     for changed in ({"keys_map": Path(path)}, {"models_map": Path(path)}, {"certificate": Path(path)}):
         with pytest.raises(ServiceError, match="letters, digits"):
             render(settings(**changed))
+
+
+def test_pages_are_named_exactly_or_none_may_ask() -> None:
+    front = section(render(settings()), "frontend front")
+    assert "preflight" not in front
+    assert "access-control-allow" not in front
+    assert "http-after-response del-header access-control- -m beg" in front
+    allowed = section(render(settings(cors_origins=("https://a.example", "http://localhost:3000"))), "frontend front")
+    assert "acl origin req.fhdr(origin) -m str https://a.example http://localhost:3000\n" in allowed
+    assert "credentials" not in allowed
+    order = ["refuse_body_without_post", "return status 204 if preflight from_page", "refuse_no_key"]
+    places = [allowed.index(word) for word in order]
+    assert places == sorted(places)
 
 
 def test_limits_are_those_of_the_site() -> None:
@@ -160,6 +181,14 @@ def test_the_script_has_every_refusal_that_the_rules_name() -> None:
     there = set(re.findall(r'^refuse\("(\w+)"', script(settings()), re.MULTILINE))
     assert named == there
     assert "WWW-Authenticate" in script(settings())
+
+
+def test_a_refusal_may_say_another_thing_for_some_paths() -> None:
+    text = refuse_script([Refusal("x", InvalidRequest("usual"), variants=(("^/a", InvalidRequest('odd "one"')),))])
+    assert '{{"^/a", "{\\"error\\"' in text
+    (line,) = [line for line in script(settings()).splitlines() if line.startswith('refuse("path"')]
+    for pattern in ("^/v1/v1/", "//", "^/v1/batches"):
+        assert f'{{"{pattern}", ' in line
 
 
 def test_the_script_cannot_be_broken_by_a_message() -> None:

@@ -105,6 +105,10 @@ async def test_administration_needs_the_admin_role(tmp_path: Path, path: str) ->
         (b"[1]", "no JSON object"),
         (b'{"model": "' + b"m" * 2000 + b'"}', "not a name"),
         (b'{"model": [[[[["m"]]]]]}', "not a name"),
+        (json.dumps({**CHAT, "user": "gl\xe4cier"}, ensure_ascii=False).encode("latin-1"), "not text in UTF-8"),
+        (b'{"model": "m", "user": "' + b"x" * (1 << 20) + b'\xe4"}', "near byte 1048600"),
+        (b'{"model": "m", "user": "\xc3', "not valid JSON"),
+        (json.dumps(CHAT).encode("utf-16"), "not valid JSON in UTF-8"),
         (b"{}", "has no 'model'"),
         (b'{"model": 5}', "not a name"),
         (b'{"model": "a;set server slot1/e1 weight 7"}', "not a name"),
@@ -192,6 +196,7 @@ async def test_waits_then_goes_back_through_the_edge_with_the_model_named(tmp_pa
     assert response.status_code == 200
     assert response.json() == {"id": 1}
     assert response.headers["x-engine"] == "e"
+    assert response.headers["content-length"] == "9", "for clients of HTTP/1.0, who know no chunks"
     assert controller.asked == [("m", False)]
     head, _, body = door.requests[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/chat/completions?a=1 ")
@@ -416,9 +421,10 @@ async def test_a_slow_stream_gets_comments_then_the_engines_bytes(
             response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/event-stream")
-    lines = response.text.split("\n\n")
-    assert lines[0] == ": m is loading, ready in about 12 s"
-    assert response.text.endswith("data: x\n\n")
+    *comments, event, _, end = response.text.split("\n")
+    assert set(comments) == {": m is loading, ready in about 12 s"}
+    assert (event, end) == ("data: x", "")
+    assert response.text.count("\n\n") == 1, "a comment ends no event: some clients take an empty one for JSON"
 
 
 async def test_the_comments_say_what_a_queued_model_waits_for_in_one_line(
@@ -430,7 +436,7 @@ async def test_the_comments_say_what_a_queued_model_waits_for_in_one_line(
     async with inner_door(answer(200, b"data: x\n\n")) as door:
         async with ingress(tmp_path, controller, door.path) as client:
             response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
-    assert response.text.split("\n\n")[0] == ": m is queued: job 7 waits: Resources, ready in about 47 s"
+    assert response.text.split("\n")[0] == ": m is queued: job 7 waits: Resources, ready in about 47 s"
 
 
 @pytest.mark.parametrize(("role", "told"), [("user", False), ("endpoint", False), ("", False), ("admin", True)])
@@ -470,9 +476,17 @@ async def test_a_failure_after_the_200_is_an_sse_error_event(tmp_path: Path, mon
 
     async with ingress(tmp_path, Slow()) as client:
         response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
-    event = response.text.rstrip().split("\n\n")[-1]
+    comments, _, event = response.text.rstrip().partition("\nevent")
+    event = "event" + event
+    assert comments.startswith(": m is ")
     assert event.startswith("event: error\ndata: ")
     assert json.loads(event.split("data: ")[1])["error"]["code"] == "model_unavailable"
+
+
+@pytest.mark.parametrize("said", [b'{"detail":"Not Found"}', b'{"error":"x"}', b"[1]", b"no JSON"])
+def test_an_error_event_is_in_openais_form(said: bytes) -> None:
+    data = inference.sse_error(said).split(b"data: ")[1]
+    assert json.loads(data)["error"]["message"] == said.decode()
 
 
 @pytest.mark.parametrize(
@@ -491,7 +505,7 @@ async def test_an_engines_error_is_read_as_far_as_is_reasonable(
         async with ingress(tmp_path, ScriptedController(0.2), door.path) as client:
             async with asyncio.timeout(10):
                 response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
-    event = response.text.rstrip().split("\n\n")[-1]
+    event = "event" + response.text.rstrip().partition("\nevent")[2]
     assert event.startswith("event: error\ndata: ")
     message = json.loads(event.split("data: ")[1])["error"]["message"]
     assert message in ("x" * 500, "out of mem")

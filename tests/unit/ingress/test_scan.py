@@ -70,7 +70,7 @@ def test_of_two_models_the_first_counts_as_at_the_edge() -> None:
     "body",
     [b"", b" ", b"null", b"[]", b'"model"', b"{", b'{"', b'{"a', b'{"a"', b'{"a":', b'{"a":1', b'{"a":1,', b'{"a":1,}',
      b'{"a":[}', b'{"a":[1,2', b'{"a":"\\"}', b"{a:1}", b"{1:2}", b'{"a" 1}', b'{"a":}', b'{,"a":1}', b'{"a":1 "b":2}',
-     b'{"a":{"b":"c}', b'{"a":[[[[', b"\x00{}", b'{"a":' + b"[" * 100_000],
+     b'{"a":{"b":"c}', b'{"a":[[[[', b"\x00{}", b'{"a":' + b"[" * 50_000],
 )  # fmt: skip
 def test_what_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(Malformed):
@@ -87,8 +87,19 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
 )  # fmt: skip
 def test_work_is_bounded_and_sliced_and_memory_flat(unit: bytes) -> None:
     """Whatever 4 MiB are made of: no slice goes far, nothing is kept."""
-    body = b'{"a":[' + unit * (4 * MIB // len(unit)) + b'0],"model":"m"}'
+    _bounded(b'{"a":[' + unit * (4 * MIB // len(unit)) + b'0],"model":"m"}')
+
+
+@pytest.mark.parametrize(
+    "unit", [b'"":1,', b'"":"",', b'"a":1,', b'"":{},', b'"" : [] ,', b'"":"' + b"x" * 50 + b'",'], ids=repr
+)
+def test_work_is_bounded_whatever_the_outermost_object_is_made_of(unit: bytes) -> None:
+    _bounded(b"{" + unit * (4 * MIB // len(unit)) + b'"model":"m"}')
+
+
+def _bounded(body: bytes) -> None:
     walk = scanning._Walk(body)
+    steps: list[int] = [0]
     places: list[int] = [0]
     tracemalloc.start()
     try:
@@ -101,12 +112,16 @@ def test_work_is_bounded_and_sliced_and_memory_flat(unit: bytes) -> None:
             except (Malformed, scanning._TooLong):
                 break
             places.append(walk._at)
+            steps.append(walk._steps)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < MIB // 4
     assert len(places) >= 2
-    assert max(end - begin for begin, end in itertools.pairwise(places)) <= 3 * MIB
+    assert max(end - begin for begin, end in itertools.pairwise((*places, walk._at))) <= 3 * MIB
+    assert max(end - begin for begin, end in itertools.pairwise(steps)) <= scanning._SLICE_STEPS
+    assert walk._steps <= scanning.STEPS_MAX + 1
+    assert walk._at <= 3 * MIB * (walk._steps + 1), "work that is not counted"
 
 
 def test_a_body_that_would_take_too_long_is_told_where_to_say_its_model() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from gateway_plugin.identity import Mark
 from gateway_plugin.service.plan import (
     BACK_OFF_MAX_S,
     DEPLOY_LIMIT_S,
@@ -25,7 +26,6 @@ from gateway_plugin.service.plan import (
     decide,
     with_mark,
 )
-from gateway_plugin.service.processes import Mark
 
 ALL_WELL = Seen(edge_alive=True, edge_answers=True, head_alive=True, head_answers=True, deploy_ok=True, ready=True)
 

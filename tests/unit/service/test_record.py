@@ -10,10 +10,10 @@ import pytest
 
 from gateway_plugin.catalog import catalog_document, parse_catalog
 from gateway_plugin.errors import GatewayUnreachable, NotFound, ServiceError
+from gateway_plugin.identity import Mark, mark
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.logs import find_logs, last_lines, log_named
 from gateway_plugin.service.plan import Part, Phase, Plan
-from gateway_plugin.service.processes import Mark, mark
 from gateway_plugin.service.record import part_mark, part_phase, plan_document, read_record, record_of, write_record
 from gateway_plugin.service.status import report
 from tests.unit.service.test_preflight import site

@@ -158,6 +158,11 @@ def test_gpus_of_a_node(gres: str, expected: int) -> None:
         ("# SBATCH --gpus=4\n##SBATCH --gpus=4", 0),
         ("#SBATCH --gpu-bind=none\n#SBATCH --gpu-freq=high", 0),
         ("#SBATCH --gpus-per-socket=2", None),
+        ("#SBATCH -C gpu -G2", 2),
+        ("#SBATCH --gres gpu:1 --gpus-per-node=1", 1),
+        ("#SBATCH --gpus-per-n 4", 4),
+        ("#SBATCH --gpus=8\n#SBATCH --gpus=4", 4),
+        ("#SBATCH --ntasks-per-node=4 --gpus-per-task=1", 4),
         ("#SBATCH --gpus-per-node=$MANY", None),
     ],
 )
@@ -172,6 +177,44 @@ def test_gpus_asked_for_in_the_scheduler_s_own_words_are_gpus() -> None:
     assert complaints(node_type(**own))["GPUs of the job"][0] is Verdict.WARN
     own["scheduler_options"] = ""
     assert complaints(node_type(**own))["nodes"] == (Verdict.FAIL, "gpus=4 for engines, and the job asks for 0")
+
+
+def test_gpus_may_come_with_the_node_where_no_node_lists_any() -> None:
+    """As at TACC, whose ``sbatch`` refuses ``--gres`` and ``--gpus``."""
+    plain = words.Cluster(CLUSTER.partitions, words.parse_nodes("n1|gpu*|64|257000|(null)|(null)|idle\n"), None, None)
+    found = complaints(node_type(gpus_per_node=None, account=None), plain)["GPUs of the job"]
+    assert found[0] is Verdict.WARN
+    assert "where they come with the node this is right" in found[1]
+    asked = complaints(node_type(account=None), plain)["nodes"]
+    assert asked == (Verdict.FAIL, "4 GPUs asked for, and a node of partition gpu has 0")
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "said"),
+    [
+        ("#SBATCH -A theirs", "account", "theirs is not an account of yours in partition gpu"),
+        ("#SBATCH --acco theirs -q high", "account", "theirs is not an account of yours in partition gpu"),
+        ("#SBATCH -A proj -q gold", "qos", "gold is not for you with account proj"),
+        ("#SBATCH -A proj -C h100", "nodes", "partition gpu with h100 has no nodes"),
+        ("#SBATCH -A proj -c 128", "nodes", "128 cores asked for"),
+        ("#SBATCH -A proj --mem=500G", "nodes", "500 GiB of memory asked for"),
+    ],
+)
+def test_what_the_options_ask_for_is_checked_as_what_fields_ask_for(options: str, what: str, said: str) -> None:
+    found = complaints(node_type(account=None, cores_per_node=None, scheduler_options=options))
+    assert list(found) == [what]
+    assert said in found[what][1]
+
+
+def test_a_partition_in_the_options_is_the_one_that_is_looked_at() -> None:
+    checks = judged(node_type(partition=None, scheduler_options="#SBATCH -p old"), CLUSTER)
+    assert checks[0].found == "old is not up"
+    assert checks[1].found == "24:00:00 is more than partition old allows (04:00:00): its jobs would pend for ever"
+
+
+def test_memory_in_the_options() -> None:
+    sizes = {"8G": 8.0, "512": 0.5, "1T": 1024.0, "0": 0.0, "all": 0.0, "8GB": 8.0}
+    assert {said: words.memory_gib(f"#SBATCH --mem={said}") for said in sizes} == sizes
 
 
 def test_nodes_that_do_not_answer_take_no_jobs() -> None:

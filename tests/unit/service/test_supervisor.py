@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway_plugin.identity import mark
 from gateway_plugin.layout import Layout
 from gateway_plugin.service import supervisor as supervisor_module
 from gateway_plugin.service.plan import Action, Part, Phase, Plan, decide
-from gateway_plugin.service.processes import mark
 from gateway_plugin.service.record import record_of, write_record
 from gateway_plugin.service.supervisor import Supervisor
 from gateway_plugin.site import load_site

@@ -1,0 +1,181 @@
+"""What the lines of a job script say to its scheduler, read as ``sbatch`` and ``qsub`` read them. Pure.
+
+Both take all words of the lines with their sign (``#SBATCH``, ``#PBS``) for one command line, several options of a
+line and values on the next line included, until the first line that is a command. Each rule of ``sbatch`` is as its
+version 22.05 showed it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a job script."""
+
+    name: str
+    """The long name without its dashes (``job-name``), of PBS the letter, whatever the spelling."""
+    value: str
+    """Empty if it has none."""
+    said: str
+    """As it is written: ``-J``, ``--job-na``."""
+
+
+@dataclass(frozen=True)
+class Directives:
+    """What the head of a job script says."""
+
+    options: tuple[Option, ...]
+    foreign: tuple[str, ...] = ()
+    """Lines with the sign of another scheduler, which ``sbatch`` obeys too."""
+    unread: tuple[str, ...] = ()
+    """Lines that look like directives and are comments to the scheduler: ``sbatch`` takes no blank before its sign."""
+    command: str = ""
+    """The line that ends the head."""
+    several_jobs: bool = False
+    """A line says ``hetjob``: the options after it are another job's."""
+
+    def value(self, name: str) -> str | None:
+        """Of several the last counts. ``None``: not asked for."""
+        return next((option.value for option in reversed(self.options) if option.name == name), None)
+
+    def all(self, *names: str) -> tuple[Option, ...]:
+        """Every option of these names, in order."""
+        return tuple(option for option in self.options if option.name in names)
+
+
+_SHORT = {
+    **{"a": "array", "A": "account", "b": "begin", "B": "extra-node-info", "c": "cpus-per-task", "C": "constraint"},
+    **{"d": "dependency", "D": "chdir", "e": "error", "F": "nodefile", "G": "gpus", "i": "input", "J": "job-name"},
+    **{"L": "licenses", "M": "clusters", "m": "distribution", "N": "nodes", "n": "ntasks", "o": "output"},
+    **{"p": "partition", "q": "qos", "S": "core-spec", "t": "time", "w": "nodelist", "x": "exclude"},
+}
+"""Those of ``sbatch`` that take a value."""
+_SHORT_ALONE = {
+    **{"H": "hold", "h": "help", "k": "no-kill", "O": "overcommit", "Q": "quiet", "s": "oversubscribe"},
+    **{"u": "usage", "v": "verbose", "V": "version", "W": "wait", "I": "immediate"},
+}
+_LONG_NAMES = """
+    acctg-freq bb bbf cluster cluster-constraint comment container container-id context cores-per-socket cpu-freq
+    cpus-per-gpu deadline delay-boot export export-file extra gid gpu-bind gpu-freq gpus-per-node gpus-per-socket
+    gpus-per-task gres gres-flags hint kill-on-invalid-dep mail-type mail-user mcs-label mem mem-bind mem-per-cpu
+    mem-per-gpu mincpus network ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket ntasks-per-tres
+    open-mode power prefer priority profile reservation segment signal sockets-per-node switches tasks tasks-per-node
+    thread-spec threads-per-core time-min tmp tres-bind tres-per-node tres-per-task uid wait-all-nodes wckey workdir
+    wrap
+"""
+_LONG_NAMES_ALONE = """
+    contiguous exclusive get-user-env ignore-pbs nice no-requeue parsable propagate reboot requeue share spread-job
+    stepmgr test-only use-min-nodes
+"""
+_LONG = frozenset(_SHORT.values()) | frozenset(_LONG_NAMES.split())
+"""The long options of ``sbatch`` that take a value."""
+_LONG_ALONE = frozenset(_SHORT_ALONE.values()) | frozenset(_LONG_NAMES_ALONE.split())
+"""Those that take none, or only after ``=``."""
+_SAME = {"cluster": "clusters", "tasks": "ntasks", "tasks-per-node": "ntasks-per-node", "workdir": "chdir"}
+
+_PBS_VALUED = "aAceijJklmMNopPqrRSuvW"
+
+
+def slurm_directives(head: str) -> Directives:
+    """The options of ``head``, the beginning of a job script, as ``sbatch`` takes them."""
+    words: list[str] = []
+    foreign, unread, several = [], [], False
+    lines = head.splitlines()
+    for line in lines:
+        if line.startswith(("#SBATCH", "#SLURM")):
+            several = several or re.search("hetjob|packjob", line, re.IGNORECASE) is not None
+            words += _words(line.removeprefix("#SBATCH").removeprefix("#SLURM"))
+        elif line.startswith(("#PBS", "#BSUB")):
+            foreign.append(line)
+        elif re.match(r"\s+#(SBATCH|SLURM)", line):
+            unread.append(line.strip())
+        elif _is_command(line):
+            break
+    options = tuple(_options(words, _SHORT, _SHORT_ALONE))
+    obeyed = () if any(option.name == "ignore-pbs" for option in options) else tuple(foreign)
+    return Directives(options, obeyed, tuple(unread), _command(lines), several)
+
+
+def pbs_directives(head: str) -> Directives:
+    """The options of ``head`` as ``qsub`` takes them: short ones only, and blanks may stand before the sign."""
+    words: list[str] = []
+    lines = head.splitlines()
+    for line in lines:
+        if (found := re.match(r"\s*#PBS", line)) is not None:
+            words += _words(line[found.end() :])
+        elif _is_command(line):
+            break
+    valued = {letter: letter for letter in _PBS_VALUED}
+    return Directives(tuple(_options(words, valued, {})), command=_command(lines))
+
+
+def _is_command(line: str) -> bool:
+    return re.match(r"\s*[^\s#]", line) is not None
+
+
+def _command(lines: Sequence[str]) -> str:
+    return next((line.strip() for line in lines if _is_command(line)), "")
+
+
+def _words(text: str) -> list[str]:
+    """The words of a line: quotes keep blanks, a backslash keeps the next sign, and a comment may begin in a word."""
+    words: list[str] = []
+    word: str | None = None
+    quote, kept = "", False
+    for sign in text:
+        if kept:
+            word, kept = (word or "") + sign, False
+        elif sign == "\\":
+            kept = True
+        elif quote:
+            quote, word = ("", word) if sign == quote else (quote, (word or "") + sign)
+        elif sign in "\"'":
+            quote = sign
+        elif sign == "#":
+            break
+        elif not sign.isspace():
+            word = (word or "") + sign
+        elif word is not None:
+            words.append(word)
+            word = None
+    return words if word is None else [*words, word]
+
+
+def _options(words: Iterable[str], valued: Mapping[str, str], alone: Mapping[str, str]) -> Iterable[Option]:
+    """As ``getopt_long`` takes them; what is no option is left out: it makes the scheduler refuse the script."""
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if word == "--":
+            return
+        if word.startswith("--"):
+            said, given, value = word.partition("=")
+            name = _long_name(said[2:])
+            unknown = name not in _LONG | _LONG_ALONE  # of a later Slurm: it may take a value
+            if not given and left and (name in _LONG or (unknown and not left[0].startswith("-"))):
+                value = left.pop(0)
+            yield Option(_SAME.get(name, name), value, said)
+        elif word.startswith("-"):
+            yield from _cluster(word, left, valued, alone)
+
+
+def _cluster(word: str, left: list[str], valued: Mapping[str, str], alone: Mapping[str, str]) -> Iterable[Option]:
+    """``-HJ mine`` is ``-H -J mine``, and so is ``-HJmine``."""
+    for place, letter in enumerate(word[1:], start=2):
+        if letter in valued:
+            value = word[place:] or (left.pop(0) if left else "")
+            yield Option(valued[letter], value, f"-{letter}")
+            return
+        yield Option(alone.get(letter, letter), "", f"-{letter}")
+
+
+def _long_name(name: str) -> str:
+    """In full: ``getopt_long`` takes any beginning that only one option has."""
+    if name in _LONG | _LONG_ALONE:
+        return name
+    meant = {_SAME.get(full, full) for full in _LONG | _LONG_ALONE if full.startswith(name)}
+    return meant.pop() if len(meant) == 1 else name

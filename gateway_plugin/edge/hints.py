@@ -1,0 +1,81 @@
+"""Refusals that tell a client what to do otherwise: base URLs as people type them, forms that are not taken. Pure."""
+
+from __future__ import annotations
+
+import json
+
+from gateway_plugin.edge.answers import Refusal
+from gateway_plugin.errors import GatewayError, InvalidKey, InvalidRequest, NotFound, UnsupportedMediaType
+
+_NO_BATCHES = NotFound(
+    "There is no batch API. Send the requests one by one, many at a time: 'map_chat' of gateway_plugin.apps and of "
+    "gateway_plugin.compute.GlobusClient does so, and its 'map_file' takes a file of requests at the site."
+)
+_WITHOUT_V1 = ("chat/completions", "completions", "embeddings", "models", "responses", "messages")
+
+NO_PATH = Refusal(
+    "path",
+    NotFound("There is no such path. A client's base URL is the gateway's address with '/v1' at its end."),
+    variants=(
+        ("^/v1/v1/", NotFound("There is no such path: '/v1' is in it twice. The base URL ends in one '/v1'.")),
+        (
+            "//",
+            NotFound("There is no such path: it has a slash too many. The base URL ends in '/v1', without a slash."),
+        ),
+        ("^/v1/.*/$", NotFound("There is no such path: leave out the slash at its end. The base URL ends in '/v1'.")),
+        (
+            "^/openai/",
+            NotFound("Azure's paths are not served: use OpenAI's plain client, with a base URL ending in '/v1'."),
+        ),
+        *((f"^{path}", _NO_BATCHES) for path in ("/v1/batches", "/v1/files", "/batches", "/files")),
+        *(
+            (
+                f"^/{path}",
+                NotFound(f"There is no such path: '/v1' is missing (/v1/{path}). The base URL ends in '/v1'."),
+            )
+            for path in _WITHOUT_V1
+        ),
+    ),
+)
+"""What it says depends on the path, and is chosen by the refusal itself: a path that is served pays nothing for it."""
+
+TWO_KEYS = Refusal(
+    "two_keys",
+    InvalidKey("The headers 'Authorization' and 'x-api-key' hold two different keys: send one, or the same in both."),
+)
+COMPRESSED = Refusal(
+    "compressed",
+    UnsupportedMediaType("Compressed request bodies are not taken: send the body as it is, without Content-Encoding."),
+)
+STREAM_OF_HTTP_1_0 = Refusal(
+    "stream_of_http_1_0",
+    InvalidRequest("A stream needs HTTP/1.1, and this request is HTTP/1.0: speak 1.1, or leave 'stream' out."),
+)
+"""HAProxy would send it in chunks, which HTTP/1.0 does not know: the client would take their lengths for text."""
+
+_SHORT_BYTES = 512
+
+
+def plainer_words() -> str:
+    """Rules of a door for two answers of vLLM: one not in OpenAI's form, one that says too little.
+
+    Only short answers of these two statuses are looked into, and not the doors' own refusals, which end no sooner than
+    the request's body.
+    """
+    no_path = NotFound(
+        "The model's engine does not serve this path: an embedding model has no chat, for example. See the model's "
+        "'task' in GET /v1/models."
+    )
+    no_text = InvalidRequest("The request body is not valid JSON in UTF-8.")
+    no_words = _instead(no_text, "-m sub 'error parsing the body'")
+    return _instead(no_path, """-m beg '{"detail":"Not Found"'""") + no_words
+
+
+def _instead(error: GatewayError, said: str) -> str:
+    short = f"{{ status {error.status} }} {{ srv_id -m found }} {{ res.hdr_val(content-length) lt {_SHORT_BYTES} }}"
+    body = json.dumps(error.body()).replace("'", r"\u0027")
+    answer = f"status {error.status} content-type application/json string '{body}'"
+    return f"""\
+  http-response wait-for-body time 1s if {short}
+  http-response return {answer} if {short} {{ res.body {said} }}
+"""

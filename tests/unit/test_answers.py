@@ -1,0 +1,43 @@
+"""What is read from a gateway's answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway_plugin.answers import chat_words
+from gateway_plugin.errors import NothingSaid
+
+
+def choice(ended: str, **message: Any) -> dict[str, Any]:
+    return {"index": 0, "finish_reason": ended, "message": {"role": "assistant", **message}}
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"content": None, "reasoning": "Hm"}, "while the model was thinking"),
+        ({"content": "", "reasoning_content": "Hm"}, "while the model was thinking"),
+        ({"content": None, "tool_calls": []}, "before the model said anything"),
+        ({}, "before the model said anything"),
+    ],
+)
+def test_a_choice_that_ended_before_its_first_word_is_an_error(message: dict[str, Any], says: str) -> None:
+    with pytest.raises(NothingSaid, match=says) as caught:
+        chat_words(choice("length", **message))
+    assert "raise max_tokens" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (choice("length", content="half an ans", reasoning="Hm"), "half an ans"),
+        (choice("stop", content="", reasoning="Hm"), ""),
+        (choice("stop", content=None), ""),
+        (choice("length", content=None, tool_calls=[{"id": "1"}]), ""),
+        (choice("tool_calls", content=None, tool_calls=[{"id": "1"}]), ""),
+    ],
+)
+def test_any_other_choice_has_its_words(given: dict[str, Any], words: str) -> None:
+    assert chat_words(given) == words
