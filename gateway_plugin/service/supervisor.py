@@ -77,6 +77,7 @@ def main() -> int:
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # core files hold prompts and keys: none of its parts' either
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it notes every look at the front door
     layout = Layout.of(options.state)
     with layout.supervisor_lock.open("w") as lock:
         try:

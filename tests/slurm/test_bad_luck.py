@@ -247,8 +247,10 @@ def test_a_model_asked_for_while_slurms_controller_is_away_is_loaded_when_it_is_
 ) -> None:
     emptied(running, slurm_cluster)
     submitted = ever_submitted(slurm_cluster)
-    slurm_cluster.stop_controller()
-    with load(running, ("a",)) as account:
+    with ExitStack() as until_back:
+        slurm_cluster.stop_controller()
+        until_back.callback(slurm_cluster.mend)
+        account = until_back.enter_context(load(running, ("a",)))
         wait_for(lambda: refused_blocks(running), 60, "a block that could not be submitted")
         slurm_cluster.start_controller()
         wait_for(lambda: account.answers() >= 12, WAIT_S, "answers")

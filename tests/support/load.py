@@ -55,8 +55,11 @@ class Account:
     def __str__(self) -> str:
         return (
             f"{self.sent} sent, {len(self.answered)} answered, {len(self.failed)} failed, {len(self.cut)} cut, "
-            f"{len(self.refused)} refused"
+            f"{len(self.refused)} refused{self._first_failure()}"
         )
+
+    def _first_failure(self) -> str:
+        return f"; the first failure: {self.failed[0].what}" if self.failed else ""
 
 
 @contextmanager

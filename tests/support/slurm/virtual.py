@@ -141,10 +141,10 @@ class VirtualSlurm:
 
     def clear(self) -> None:
         """Cancel every job and wait for the queue to be empty and every node to be up again."""
+        self.mend()  # first: without its controller Slurm tells of no job
         jobs = self.run("squeue", "-h", "--all", "-o", "%A").split()
         if jobs:
             self.run("scancel", "--quiet", *jobs, check=False)
-        self.mend()
         wait_for(lambda: not self.run("squeue", "-h", "--all"), "an empty queue", timeout_s=45)
         wait_for(self._registered, "all nodes to be up", timeout_s=30)
 
