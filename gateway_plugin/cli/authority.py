@@ -14,7 +14,9 @@ from gateway_plugin.locate import authority_of, known_url
 @click.option("--path", is_flag=True, help="Print the file's path instead, for programs of this user on this machine.")
 @json_option
 def ca(path: bool) -> None:
-    """Print the certificate of the gateway's own authority (PEM), for callers to verify the gateway with.
+    """Print the certificate that callers verify the gateway with.
+
+    It is that of the gateway's own authority, in PEM.
 
     \b
     Give it to users in a file, with their key:
