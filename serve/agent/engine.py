@@ -24,6 +24,7 @@ from gateway_plugin.identity import Mark, age_s, alive, mark, mark_of_dead
 from gateway_plugin.layout import Layout
 from gateway_plugin.masking import masked
 from gateway_plugin.pruning import KEPT, mark_in_use, prune
+from gateway_plugin.state_file import NO_ROOM
 from serve.agent import records
 from serve.agent.lastwords import last_words, summary_of
 from serve.agent.probe import Health, Probe, ProbeFailed
@@ -87,8 +88,15 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tup
     told, tell = os.pipe()
     output = -1
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        mark_in_use(output)
+        try:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            logger.warning("engine without log log=%s why=%s", log, error)
+            output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        else:
+            mark_in_use(output)
         words = (*wrapper, "--info-fd", str(tell), "--", *argv) if wrapper else argv
         child = subprocess.Popen(
             words,
@@ -181,6 +189,7 @@ class EngineProcess:
         report: Callable[[EngineListening | EngineReady | EngineExited], None],
         child: subprocess.Popen[bytes] | None,
         timing: Timing,
+        recorded: bool = True,
     ) -> None:
         self.record = record
         self.settled = asyncio.Event()
@@ -190,6 +199,8 @@ class EngineProcess:
         self._report = report
         self._child = child
         self._timing = timing
+        self._recorded = recorded
+        """Its record is on disk as it is here."""
         self._listening = False
         self._ready = False
         self._health = Health(False, "not asked yet")
@@ -249,6 +260,8 @@ class EngineProcess:
     async def _until_over(self, attending: asyncio.Task[Why]) -> Why | None:
         """Wait until it was told to stop, or died (``None``), or must be ended (why)."""
         while not self._stop.is_set() and self._runs():
+            if not self._recorded:
+                self._keep_record()
             if attending.done():
                 failed = attending.exception()
                 if failed is None:
@@ -299,12 +312,23 @@ class EngineProcess:
         if loaded_s is None:
             loaded_s = age_s(self.record.mark)
         self.record = dataclasses.replace(self.record, ready=True, loaded_s=loaded_s)
-        records.write(self._layout, self.record)
+        self._keep_record()
         self._ready = True
         logger.info("engine ready engine=%s pid=%d load_s=%.1f", self.record.engine, self.record.pid, loaded_s)
         record = self.record
         self._report(EngineReady(record.engine, record.generation, record.address, loaded_s, max_model_len))
         self.settled.set()
+
+    def _keep_record(self) -> None:
+        """Write its record. Where the disk is full it serves all the same, and this is tried again."""
+        try:
+            records.write(self._layout, self.record)
+        except OSError as error:
+            if self._recorded:
+                logger.warning("engine not recorded engine=%s why=%s", self.record.engine, error)
+            self._recorded = False
+        else:
+            self._recorded = True
 
     async def _until_hung(self) -> Why:
         well_at = time.monotonic()

@@ -21,7 +21,9 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
     model = fleet.models[name]
     engines = [engine for engine in fleet.engines.values() if engine.model == name]
     failure = fleet.failures.get(name)
-    said = failure and (failure.reason if detail else failure.summary)
+    reason = waiting_reason(fleet, name, now, detail=detail)
+    if failure is not None:
+        reason = "; ".join(filter(None, (failure.reason if detail else failure.summary, fleet.storage)))
     return {
         "id": name,
         "object": "model",
@@ -34,7 +36,7 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
         "in_flight": sum(engine.in_flight for engine in engines),
         "waiting": sum(waiter.model == name for waiter in fleet.waiters.values()),
         "nodes": sorted({engine.node for engine in engines}),
-        "reason": waiting_reason(fleet, name, now, detail=detail) if failure is None else said,
+        "reason": reason,
     }
 
 
@@ -117,6 +119,7 @@ def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
         "engines": [engine_view(fleet.engines[name], now) for name in sorted(fleet.engines)],
         "nodes": nodes_view(fleet, now),
         "types": types_view(fleet, now),
+        "storage": fleet.storage or None,
         "waiting": len(fleet.waiters),
         "switches": fleet.switches,
         "policy": {

@@ -317,12 +317,14 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
 
 
 def waiting_reason(fleet: Fleet, model: str, now: float, *, detail: bool = False) -> str | None:
-    """Why a model that is ``queued`` waits, as far as a node that it needs is the cause; else ``None``.
+    """Why a model waits: (1) one that is ``queued``, as far as a node that it needs is the cause; (2) any, while the
+    state folder cannot be written; else ``None``.
 
     ``detail``: for administrators.
     """
     entry = fleet.models.get(model)
-    if entry is None or model_state(fleet, model) != "queued":
-        return None
-    coming = next_node(fleet, need_of(entry), now)
-    return why_none(fleet, need_of(entry), now, detail=detail) if coming is None else coming.words
+    said: str | None = None
+    if entry is not None and model_state(fleet, model) == "queued":  # (1)
+        coming = next_node(fleet, need_of(entry), now)
+        said = why_none(fleet, need_of(entry), now, detail=detail) if coming is None else coming.words
+    return "; ".join(filter(None, (said, fleet.storage))) or None  # (2)

@@ -116,8 +116,9 @@ class Ingress:
         raise ModelNotFound(name, tuple(entry["id"] for entry in entries))
 
     async def _ready(self, request: Request) -> Response:
-        ready = await self._ask("ready")
-        return JSONResponse({"ready": ready}, 200 if ready else 503, None if ready else {"Retry-After": "1"})
+        found = await self._ask("ready")
+        ready = found["ready"]
+        return JSONResponse(found, 200 if ready else 503, None if ready else {"Retry-After": "1"})
 
     async def _metrics(self, request: Request) -> Response:
         _admin_only(request)

@@ -159,7 +159,7 @@ async def test_an_administrators_body_is_bounded(tmp_path: Path) -> None:
 async def test_a_large_intricate_body_does_not_hold_up_others(tmp_path: Path) -> None:
     """One user's 8 MiB of brackets, four at a time; ``/ready`` is what Serve's and the edge's life hangs on."""
     body = b'{"a":[' + b"{}," * (8 * 2**20 // 3) + b'{}],"model":"m"}'
-    controller = ScriptedController(ready=True)
+    controller = ScriptedController(ready={"ready": True})
     lags: list[float] = []
 
     async def tick() -> None:
