@@ -6,6 +6,7 @@ What cannot be understood is set aside under a new name, never removed: it may b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -13,6 +14,8 @@ import tempfile
 import threading
 from pathlib import Path
 from typing import Any
+
+from gateway_plugin.ownership import problem_with
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Numbers of errors that say that a disk or a quota is full."""
@@ -59,6 +62,23 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(document, dict):
         raise Garbled(f"{path} is garbled (expected a JSON object)")
     return document
+
+
+def with_copy(path: Path, copy: Path, name: str) -> dict[str, Any] | None:
+    """The JSON object in ``path``; where that is garbled, what the object in ``copy`` has under ``name``.
+
+    ``None`` if there is no ``path``. Raises ``Garbled`` if neither can be understood (or the copy may be another's).
+    """
+    try:
+        return read_object(path)
+    except Garbled:
+        kept = None
+        if problem_with(copy.parent) is None:
+            with contextlib.suppress(OSError, Garbled):
+                kept = (read_object(copy) or {}).get(name)
+        if not isinstance(kept, dict):
+            raise
+        return kept
 
 
 def set_aside(path: Path) -> Path:

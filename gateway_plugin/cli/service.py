@@ -101,6 +101,8 @@ def down(force: bool, timeout: float) -> None:
         )  # fmt: skip
     nothing = result.outcome is lifecycle.Outcome.NOTHING_RAN
     words = "nothing ran" if nothing else f"down after {result.seconds:.1f} s; no process and no socket is left"
+    if result.note:
+        put(result.note, err=True)
     show({"outcome": result.outcome.value, "seconds": round(result.seconds, 2)}, lambda: put(words))
 
 
@@ -134,6 +136,8 @@ def status(watch: bool) -> None:
 def _status_parts(found: dict[str, Any]) -> list[Any]:
     where = f" at {found['url']} (site {found['site']} on {found['host']})" if found["url"] else ""
     parts: list[Any] = [text(f"gateway: {found['state']}{where}")]
+    if found.get("note"):
+        parts.append(text(found["note"]))
     if found["parts"]:
         rows = [
             (name, part["state"], part["pid"], duration(part["age_s"]), part["restarts"], part["last_error"])
@@ -180,6 +184,9 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
                 f"'gateway blocks retry {kind['type']}'."
             )
             parts.append(text(words))
+    if gateway.get("storage"):
+        unwritten = ", ".join(gateway.get("unwritten", ()))
+        parts.append(text(f"{gateway['storage']}. What is in force goes on; not on disk yet: {unwritten}"))
     parts.append(text(f"waiting requests: {gateway.get('waiting', 0)}   switches: {gateway.get('switches', 0)}"))
     return parts
 

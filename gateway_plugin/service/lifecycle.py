@@ -41,6 +41,7 @@ from gateway_plugin.service.record import (
     read_status,
     record_here,
     record_of,
+    recover_record,
     site_with_port,
 )
 from gateway_plugin.service.undisturbed import undisturbed
@@ -106,17 +107,21 @@ def up(
     """
     began = time.monotonic()
     layout = Layout.of(state)
+    mended = recover_record(layout) if layout.state.is_dir() else ""
     known = record_here(layout) if layout.state.is_dir() else None
-    reference = site_reference or (known.site_reference if known is not None else "local")
+    if mended and known is None and site_reference is None:
+        raise ServiceError(f"nothing was started: {mended}")
+    reference = site_reference or (known and known.site_reference) or "local"
     if port is None and site_reference is None and known is not None:
-        port = known.port
+        port = known.port or None
     site = site_with_port(reference, port)
     site.demand_environment(os.environ)
-    if models is None and known is not None:  # (1)
+    if models is None and known is not None and known.catalog:  # (1)
         chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
     else:
         file = models or _own_catalog(Path("models.yaml"))
         chosen = Chosen(file, load_catalog(file), from_file=True)
+    chosen = replace(chosen, note=" ".join(filter(None, (mended, chosen.note))))
     private_folder(layout.state)
     with _locked(layout):
         known = record_here(layout)
@@ -138,7 +143,8 @@ def up(
             raise ServiceError(f"nothing was started: {words}")
         if not living:
             end_engines(layout, grace_s=5.0)  # of a block that was killed: nobody else is in charge of them
-        provision(layout, site, chosen.catalog, wanted, keep=living)
+        recovered = provision(layout, site, chosen.catalog, wanted, keep=living)
+        note = " ".join(filter(None, (chosen.note, recovered)))
         remember(layout, chosen)
         try:
             supervisor = _start_supervisor(layout)
@@ -150,7 +156,7 @@ def up(
                 raise
             raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
         outcome = Outcome.ADOPTED if living else Outcome.STARTED  # (3), (4)
-        return Result(outcome, wanted.url, time.monotonic() - began, chosen.note)
+        return Result(outcome, wanted.url, time.monotonic() - began, note)
 
 
 def down(
@@ -171,6 +177,7 @@ def down(
 
     with _locked(layout):
         private_folder(layout.run)  # this user's own from here on: what is removed below lies in no other's
+        mended = recover_record(layout)
         record = record_here(layout)
         url = record.url if record is not None else ""
         site = _site_or_none(record)
@@ -179,7 +186,7 @@ def down(
             _all_ended(end_everything(layout, site, tell, forced=True), forced)  # engines without anybody, sockets
             forget(layout)
             shutil.rmtree(layout.run, ignore_errors=True)
-            return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began)
+            return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began, mended)
         if supervisors and not forced:
             tell("supervisor")
             for known in supervisors:
@@ -192,7 +199,7 @@ def down(
         _all_ended(end_everything(layout, site, tell, forced=forced), forced)
         forget(layout)
         shutil.rmtree(layout.run, ignore_errors=True)
-        return Result(Outcome.ENDED, url, time.monotonic() - began)
+        return Result(Outcome.ENDED, url, time.monotonic() - began, mended)
 
 
 def _all_ended(left: tuple[str, ...], forced: bool) -> None:
@@ -233,7 +240,7 @@ def ports_held(layout: Layout, site: Site) -> frozenset[int]:
 
 
 def _refuse_another(layout: Layout, known: ServiceRecord, wanted: ServiceRecord, catalog: Catalog) -> None:
-    if replace(known, supervisor=None, catalog=wanted.catalog) != wanted:
+    if known.contradicts(wanted):
         raise ServiceError(
             f"a gateway with another site or port (site {known.site_reference}, {known.url}) runs in {layout.state}: "
             "'gateway down' first, or give another --state."

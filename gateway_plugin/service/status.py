@@ -14,6 +14,7 @@ from gateway_plugin.identity import Mark, age_s, alive
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.living import edges_of, heads_of, supervisors_of
 from gateway_plugin.service.record import (
+    RecordGarbled,
     ServiceRecord,
     answers,
     on_this_host,
@@ -53,18 +54,19 @@ def ask_gateway(layout: Layout) -> Mapping[str, Any]:
 def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
     """All there is to say of the gateway in ``state``.
 
-    Returns ``{"state", "url", "site", "host", "parts": {NAME: {"state","pid","age_s","restarts","last_error"}},
-    "gateway": status over HTTP or None, "gateway_error", "routes": edge's servers when the gateway is silent}``.
+    Returns ``{"state", "note"?, "url", "site", "host", "parts": {NAME: {"state","pid","age_s","restarts",
+    "last_error"}}, "gateway": status over HTTP or None, "gateway_error", "routes": edge's servers when the gateway is
+    silent}``.
     ``state`` is one of: ``down``; ``ready``; ``starting``; ``degraded`` (something is not there, warm requests may
     pass); ``remote`` (it runs on another machine, whose processes cannot be seen from here).
     """
     layout = Layout.of(state)
-    record = read_record(layout) if layout.state.is_dir() else None
+    record, note = _record(layout)
     if record is None:
         return {"state": "down", "url": None, "site": None, "host": None, "parts": {}, **_silent(None), "routes": []}
     here = on_this_host(record)
     parts = _parts(layout, record) if here else {}
-    head = {"url": record.url, "site": record.site, "host": record.host, "parts": parts}
+    head = {"note": note, "url": record.url or None, "site": record.site, "host": record.host, "parts": parts}
     if here and all(part["state"] in ("down", "dead") for part in parts.values()):
         return {"state": "down", **head, **_silent(None), "routes": []}
     try:
@@ -77,6 +79,16 @@ def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
     if not here:
         state_word = "remote"
     return {"state": state_word, **head, "gateway": gateway, "gateway_error": None, "routes": []}
+
+
+def _record(layout: Layout) -> tuple[ServiceRecord | None, str | None]:
+    """The record, and what is wrong with it; one that cannot be understood is rebuilt from what lives."""
+    if not layout.state.is_dir():
+        return None, None
+    try:
+        return read_record(layout), None
+    except RecordGarbled as error:
+        return ServiceRecord(supervisor=next(iter(supervisors_of(layout)), None)), error.message
 
 
 def _silent(error: str | None) -> dict[str, Any]:

@@ -224,8 +224,8 @@ class Controller:
         return {**found, "deaths": [self._clock.wall(at) for at in self._deaths.get(name, ())]}
 
     async def ready(self) -> dict[str, Any]:
-        """``{"ready": BOOL, "trouble": WORDS}``: whether the loop runs and agents and edge have reported; and, only where
-        something is wrong all the same, what."""
+        """``{"ready": BOOL, "trouble": WORDS}``: whether the loop runs and agents and edge have reported; and what is
+        wrong all the same, where something is."""
         ready = {"ready": self._begun.is_set() and self.fleet.settled}
         return {**ready, "trouble": self.fleet.storage} if self.fleet.storage else ready
 

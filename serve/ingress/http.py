@@ -19,7 +19,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest, ModelNotFound, NotFound, NotRouted
+from gateway_plugin.errors import (
+    Forbidden,
+    GatewayError,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    NotRouted,
+    ServiceError,
+)
 from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
 from gateway_plugin.site import Limits
@@ -66,6 +74,8 @@ class Ingress:
         self._limits = limits
         self._controller = controller
         self._secret = layout.edge_secret.read_text().strip()
+        if not self._secret:  # every request would carry it
+            raise ServiceError(f"{layout.edge_secret} is empty; 'gateway down' and 'up' makes it anew.")
         self._inference = Inference(Waiting(controller, limits.wait_s), Relay(layout.inner_door), limits.body_bytes)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
