@@ -1,8 +1,8 @@
 """The blocks: one state, one ledger, one lock; what Ray's provider and ``down`` act on. No Ray in here.
 
 Every change is in the ledger before it is acted on. Where that cannot be written no block is asked for; what is known
-of those that are there counts, and is written when there is room. A scheduler's command runs outside the lock, so that a
-slow ``sbatch`` never hides the other blocks.
+of those that are there counts, and is written when there is room. A scheduler's command runs outside the lock, so that
+a slow ``sbatch`` never hides the other blocks.
 """
 
 from __future__ import annotations

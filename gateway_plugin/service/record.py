@@ -134,7 +134,8 @@ def record_from(document: Mapping[str, Any]) -> ServiceRecord:
 
 
 def recover_record(layout: Layout) -> str:
-    """Where ``service.json`` is garbled: set it aside, and put the supervisor's copy in its place if there is one.
+    """Where ``service.json`` is garbled: set it aside, and put the supervisor's copy in its place if there is one, else
+    the site that the Ray head was started for.
 
     Returns what was done, for people; empty where nothing was. Raises ``ServiceError`` if nothing can be done.
     """
@@ -148,7 +149,7 @@ def recover_record(layout: Layout) -> str:
             if known is None:
                 return f"{error}: it is {aside.name} now; site and catalog are not known (--site, --models)."
             write_record(layout, record_from(known))
-            return f"{error}: it is {aside.name} now, and what the supervisor had noted is in its place."
+            return f"{error}: it is {aside.name} now, and what the gateway had noted elsewhere is in its place."
     except OSError as error:
         raise ServiceError(f"{path} cannot be read or replaced: {error.strerror}.") from None
     return ""
@@ -174,6 +175,10 @@ def _copy(layout: Layout) -> dict[str, Any] | None:
     try:
         return with_copy(layout.service_json, layout.supervisor_status, "service")
     except Garbled:
+        pass
+    try:
+        return {"site_reference": (read_object(layout.cluster_yaml) or {})["provider"]["site"]}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

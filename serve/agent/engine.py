@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from serve.core.events import EngineExited, EngineListening, EngineReady, FoundE
 logger = logging.getLogger(__name__)
 
 _LOG_TAIL_BYTES = 64 * 1024
+_LOG_ROOM_BYTES = 64 * 1024
+"""An engine's log is begun only where there is room for so much."""
 _ISOLATED_WITHIN_S = 10.0
 """It takes milliseconds."""
 
@@ -89,10 +92,13 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tup
     output = -1
     try:
         try:
+            with tempfile.TemporaryFile(dir=log.parent, buffering=0) as probe:
+                probe.write(b"\0" * _LOG_ROOM_BYTES)
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
+            # Many a program ends where it cannot print.
             logger.warning("engine without log log=%s why=%s", log, error)
             output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         else:
