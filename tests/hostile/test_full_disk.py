@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gateway_plugin.edge.commands import parse_map
@@ -47,8 +48,9 @@ def running() -> Iterator[Gateway]:
             made.cli("down")
         finally:
             for process in made.processes():  # whatever it still has open there would keep it mounted
-                process.kill()
-                process.wait(10)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    process.wait(10)
             subprocess.run(["umount", str(made.layout.state)], check=True)
 
 
