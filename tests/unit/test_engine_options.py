@@ -134,8 +134,8 @@ def test_texts_of_models_are_no_shells() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["${HOME}/x.jinja", "$HOME/x", "a=$HOME/x", "a=${SCRATCH}/x", "$(hostname)", "`pwd`/x", "~/x", "a=~/x", "/scratch/$USER/hf",
-     "--download-dir=~/x", "/opt/lib:$LD_LIBRARY_PATH", "~/bin:/bin", "$SCRATCH"],
+    ["${HOME}/x.jinja", "$HOME/x", "a=$HOME/x", "a=${SCRATCH}/x", "$(hostname)", "`pwd`/x", "~/x", "a=~/x",
+     "/scratch/$USER/hf", "--download-dir=~/x", "/opt/lib:$LD_LIBRARY_PATH", "~/bin:/bin", "$SCRATCH"],
 )  # fmt: skip
 def test_nothing_is_filled_in_as_a_shell_would(text: str) -> None:
     assert str(said("--chat-template", text)).startswith(f"args: {text!r}: no shell")
