@@ -14,7 +14,7 @@ import yaml
 
 _VARIABLE = r"\$[A-Za-z_]\w*(?=[/:,]|$)"
 _UNEXPANDED = re.compile(rf"\$[{{(]\w+|(?:^|[=:,/]){_VARIABLE}|(?:^|[=:,])~(?=/|$)|^\S*`[^`\s]+`\S*$")
-"""What a shell fills in: ``${SCRATCH}``, ``$(pwd)``, ``a=$HOME/x``, ``/data/$USER``, ``~/x``, a command in backquotes."""
+"""What a shell fills in: ``${SCRATCH}``, ``$(pwd)``, ``a=$HOME/x``, ``/data/$USER``, ``~/x``, backquotes."""
 _OF_A_SHELL = re.compile(r"(?:\d?|&)>>?(?:&\d|[\w./~-]\S*)?|<|\|\|?|&&?|;")
 """Pipes, redirections and their like, as words of their own."""
 _TWO_WORDS = re.compile(r"\s+-\S*|\s*-[^\s=]*\s.*", re.DOTALL)
