@@ -75,9 +75,9 @@ class Status:
 
 
 def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
-    """One entry of ``GET /v1/models``."""
+    """One entry of ``GET /v1/models``, also of one that stands under an alias."""
     return ModelInfo(
-        name=entry["id"],
+        name=entry.get("root") or entry["id"],
         task=entry.get("task", "generate"),
         state=entry.get("state", READY),
         aliases=tuple(entry.get("aliases") or ()),
@@ -88,6 +88,11 @@ def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
         nodes=tuple(entry.get("nodes") or ()),
         reason=entry.get("reason"),
     )
+
+
+def parse_models(answer: Mapping[str, Any]) -> list[ModelInfo]:
+    """The answer of ``GET /v1/models``: each model once, whatever other names it is listed under."""
+    return [parse_model(entry) for entry in answer["data"] if entry.get("root", entry["id"]) == entry["id"]]
 
 
 def parse_status(document: Mapping[str, Any]) -> Status:

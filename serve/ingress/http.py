@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +105,15 @@ class Ingress:
         return await self._inference.handle(request)
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await self._ask("models", is_admin(request.headers))})
+        entries = await self._ask("models", is_admin(request.headers))
+        return JSONResponse({"object": "list", "data": [card for entry in entries for card in _cards(entry)]})
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]
         entries: list[dict[str, Any]] = await self._ask("models", is_admin(request.headers))
-        for entry in entries:
-            if name == entry["id"] or name in entry["aliases"]:
-                return JSONResponse(entry)
+        for card in (card for entry in entries for card in _cards(entry)):
+            if name == card["id"]:
+                return JSONResponse(card)
         raise ModelNotFound(name, tuple(entry["id"] for entry in entries))
 
     async def _ready(self, request: Request) -> Response:
@@ -182,6 +183,12 @@ class _ControllerAway(GatewayError):
     """The controller does not answer."""
 
     status, code, exit_code = 503, "controller_restarting", 75
+
+
+def _cards(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A model under each of its names, as vLLM lists its own: clients offer people the ids to choose from."""
+    for name in (entry["id"], *entry["aliases"]):
+        yield {**entry, "id": name, "root": entry["id"]}
 
 
 def _admin_only(request: Request) -> None:
