@@ -112,21 +112,28 @@ def chat_words(choice: Mapping[str, Any]) -> str:
     """The text of a chat completion's choice.
 
     Raises:
-        NothingSaid: it ended at ``max_tokens`` with no text and no call of a tool. An empty text would pass for an
-            answer, and be found after thousands of rows.
+        NothingSaid: it has no text and no call of a tool, and ended at ``max_tokens`` or after thoughts alone. An empty
+            text would pass for an answer, and be found after thousands of rows.
     """
     message = choice["message"]
     words: str = message.get("content") or ""
-    if words or message.get("tool_calls") or choice.get("finish_reason") != "length":
+    if message.get("tool_calls") or message.get("function_call"):
         return words
     thought = message.get("reasoning") or message.get("reasoning_content")
-    raise nothing_said(bool(thought))
+    raise_if_nothing_said(words, bool(thought), choice.get("finish_reason"))
+    return words
 
 
-def nothing_said(thought: bool) -> NothingSaid:
-    """``thought``: it had begun to think."""
-    when = "while the model was thinking" if thought else "before the model said anything"
-    return NothingSaid(f"The answer ended at max_tokens {when}: raise max_tokens, or have it think less.")
+def raise_if_nothing_said(words: str, thought: bool, ended: str | None) -> None:
+    """Raises ``NothingSaid``. ``thought``: it had begun to think; ``ended``: its ``finish_reason``."""
+    if words.strip() or not (thought or ended == "length"):
+        return
+    if ended == "length":
+        when = "while the model was thinking" if thought else "before the model said anything"
+        raise NothingSaid(f"The answer ended at max_tokens {when}: raise max_tokens, or have it think less.")
+    raise NothingSaid(
+        "The model thought and then said nothing: have it think less, or see whether --reasoning-parser fits the model."
+    )
 
 
 _BY_STATUS: Mapping[int, type[GatewayError]] = {
