@@ -30,7 +30,7 @@ from openai import (
     OpenAIError,
 )
 
-from gateway_plugin.answers import FAILED, ModelInfo, Status, parse_error, parse_model, parse_status
+from gateway_plugin.answers import FAILED, ModelInfo, Status, parse_error, parse_model, parse_models, parse_status
 from gateway_plugin.errors import (
     Forbidden,
     GatewayError,
@@ -139,7 +139,7 @@ class Client:
     # --- anybody with a key ---
     def models(self) -> list[ModelInfo]:
         """Every model of the catalog with its state."""
-        return [parse_model(entry) for entry in self._get("/v1/models")["data"]]
+        return parse_models(self._get("/v1/models"))
 
     def model(self, name: str) -> ModelInfo:
         """One model, by name or alias. Raises ``ModelNotFound``."""

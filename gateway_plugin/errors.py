@@ -274,7 +274,7 @@ class PromptTooLarge(GatewayError):
 
 
 class NothingSaid(GatewayError):
-    """The model reached ``max_tokens`` before the first word of its answer, as a rule while it was thinking."""
+    """The model reached ``max_tokens`` before the first word of its answer, or thought and said nothing."""
 
     status, code, kind, exit_code = 422, "nothing_said", "invalid_request_error", 65
 

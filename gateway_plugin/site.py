@@ -20,7 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gateway_plugin.errors import ConfigError
 
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
-_ORIGIN = re.compile(r"https?://(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(
+    r"(?:https?|app|capacitor|ionic|tauri|[a-z]{2,16}(?:-[a-z]{2,16})?-extension)"
+    r"://(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(?::[0-9]{1,5})?"
+)
+"""Of web pages, of browsers' extensions, and of programs that are web pages in a window."""
 _SITE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to

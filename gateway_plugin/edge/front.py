@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.edge.answers import Refusal
-from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, plainer_words
+from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, no_chunks, plainer_words
 from gateway_plugin.edge.pages import pages
 from gateway_plugin.errors import (
     BodyTooLarge,
@@ -162,6 +162,7 @@ def front_door(settings: FrontSettings) -> str:
         (
             _begin(settings),
             pages(settings.cors_origins),
+            _keyless(),
             _who(settings.keys_map),
             _limits(settings),
             _what(settings),
@@ -182,11 +183,13 @@ frontend front
   log stdout format raw daemon info
   log-format '{_USAGE}'
   unique-id-format %[uuid()]
+  http-request set-var(txn.no_chunks) bool(true) if {{ req.ver 1.0 }}
   http-request set-var(txn.began) date(0,ms)
   # Of the session: what is no HTTP has no transaction, and its line in the usage log must be JSON like all others.
   http-request set-var(sess.first) int(-1)
   http-response set-var(sess.first) date(0,ms),sub(txn.began)
 {plainer_words()}\
+{no_chunks("{ var(txn.no_chunks) -m found }")}\
   http-after-response set-header x-gateway-request %[unique-id]
   # A caller that left before the answer, or closed its sending half: no mistake in its request (nginx's 499).
   http-after-response set-status 499 if {{ status 400 }} !{{ be_name front }} {{ var(sess.first) -m int lt 0 }}
@@ -208,9 +211,14 @@ frontend front
 {_HEAD_TOO_LARGE.when(f"{{ req.hdrs,length gt {HEAD_BYTES} }}")}
 {_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked or !is_post endless")}
 
+"""
+
+
+def _keyless() -> str:
+    return """\
   # 2. What needs no key.
   http-request set-log-level silent if is_get no_key_needed
-  http-request return status 200 content-type application/json string '{{"status":"ok"}}' if is_get {{ path /health }}
+  http-request return status 200 content-type application/json string '{"status":"ok"}' if is_get { path /health }
   http-request del-header x-gateway- -m beg if is_get no_key_needed
   http-request allow if is_get no_key_needed
 """

@@ -19,12 +19,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest, ModelNotFound, NotFound, NotRouted
+from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest, NotFound, NotRouted
 from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
 from gateway_plugin.site import Limits
 from serve.ingress.body import DOCUMENT_BYTES, parse_document, read_bounded
 from serve.ingress.inference import Inference, is_admin
+from serve.ingress.listing import card, cards
 from serve.ingress.relay import NOT_ROUTED, STAMP, Relay
 from serve.ingress.waiting import LOST, Waiting
 
@@ -105,15 +106,11 @@ class Ingress:
         return await self._inference.handle(request)
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await self._ask("models", is_admin(request.headers))})
+        return JSONResponse({"object": "list", "data": cards(await self._ask("models", is_admin(request.headers)))})
 
     async def _model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        entries: list[dict[str, Any]] = await self._ask("models", is_admin(request.headers))
-        for entry in entries:
-            if name == entry["id"] or name in entry["aliases"]:
-                return JSONResponse(entry)
-        raise ModelNotFound(name, tuple(entry["id"] for entry in entries))
+        entries = await self._ask("models", is_admin(request.headers))
+        return JSONResponse(card(entries, request.path_params["name"]))
 
     async def _ready(self, request: Request) -> Response:
         ready = await self._ask("ready")

@@ -48,7 +48,11 @@ NO_ORIGINS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("origin", ["http://localhost:3000", "https://chat.example.org", "http://[::1]:8080"])
+@pytest.mark.parametrize(
+    "origin",
+    ["http://localhost:3000", "https://chat.example.org", "http://[::1]:8080", "app://obsidian.md", "tauri://localhost",
+     "chrome-extension://jfgfiigpkhlkbnfnbobbkinehhfdhndo", "safari-web-extension://0a1b-2c"],
+)  # fmt: skip
 def test_pages_that_may_ask(origin: str) -> None:
     assert Site(name="s", node_types=(NodeType(**TYPE),), cors_origins=(origin,)).cors_origins == (origin,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from starlette.applications import Starlette
 
+from gateway_plugin.answers import parse_model, parse_models
 from gateway_plugin.edge import front
 from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, WaitDeadline
 from gateway_plugin.layout import Layout
@@ -106,7 +108,8 @@ async def test_administration_needs_the_admin_role(tmp_path: Path, path: str) ->
         (json.dumps({**CHAT, "user": "gl\xe4cier"}, ensure_ascii=False).encode("latin-1"), "not text in UTF-8"),
         (b'{"model": "m", "user": "' + b"x" * (1 << 20) + b'\xe4"}', "near byte 1048600"),
         (b'{"model": "m", "user": "\xc3', "not valid JSON"),
-        (json.dumps(CHAT).encode("utf-16"), "not valid JSON in UTF-8"),
+        (json.dumps(CHAT).encode("utf-16"), "not valid JSON in UTF-8: it is in UTF-16"),
+        (gzip.compress(json.dumps(CHAT).encode()), "not valid JSON in UTF-8: it is compressed"),
         (b"{}", "has no 'model'"),
         (b'{"model": 5}', "not a name"),
         (b'{"model": "a;set server slot1/e1 weight 7"}', "not a name"),
@@ -456,11 +459,16 @@ async def test_unknown_paths_and_methods_are_404_in_openais_form(tmp_path: Path)
             assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
 
 
-async def test_a_model_is_found_by_its_alias(tmp_path: Path) -> None:
-    models = [{"id": "a/b", "aliases": ["c"]}]
+async def test_a_model_is_listed_and_found_under_each_of_its_names(tmp_path: Path) -> None:
+    models = [{"id": "a/b", "aliases": ["c"], "state": "cold"}, {"id": "d2", "aliases": []}]
     async with ingress(tmp_path, ScriptedController(models=models)) as client:
+        listed = (await client.get("/v1/models")).json()
+        assert [(card["id"], card["root"]) for card in listed["data"]] == [("a/b", "a/b"), ("c", "a/b"), ("d2", "d2")]
+        assert [model.name for model in parse_models(listed)] == ["a/b", "d2"]
         assert (await client.get("/v1/models/a/b")).json()["id"] == "a/b"
-        assert (await client.get("/v1/models/c")).json()["id"] == "a/b"
+        found = (await client.get("/v1/models/c")).json()
+        assert (found["id"], found["root"], found["state"]) == ("c", "a/b", "cold")
+        assert parse_model(found).name == "a/b"
         assert (await client.get("/v1/models/d")).status_code == 404
 
 
