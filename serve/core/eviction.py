@@ -7,7 +7,7 @@ drain a busy engine, and that victims are weighed by priority and reload cost: b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from serve.core.change import Change, ready_at
@@ -27,20 +27,20 @@ class Room(NamedTuple):
     host: int
     gpus: tuple[int, ...]
 
-    def devices(self, need: Need, within: Room | None = None) -> tuple[int, ...] | None:
+    def devices(self, need: Need, within: Room | None = None, last: Collection[int] = ()) -> tuple[int, ...] | None:
         """The devices to take, tightest fit first, ties by index: ``()`` for the host, ``None`` if it does not fit.
 
-        ``within``: it must fit there too, on the same devices.
+        ``within``: it must fit there too, on the same devices. ``last``: devices that are taken after all others.
         """
         if need.gpus == 0:
             return () if self.host >= need.mib and (within is None or within.host >= need.mib) else None
         fit = [
-            (free, index)
+            (index in last, free, index)
             for index, free in enumerate(self.gpus)
             if free >= need.mib and (within is None or within.gpus[index] >= need.mib)
         ]
         fit.sort()
-        return tuple(sorted(index for _, index in fit[: need.gpus])) if len(fit) >= need.gpus else None
+        return tuple(sorted(index for *_, index in fit[: need.gpus])) if len(fit) >= need.gpus else None
 
     def add(self, gpus: tuple[int, ...], mib: int) -> Room:
         """With ``mib`` more (or less) on these devices, or on the host where there are none."""

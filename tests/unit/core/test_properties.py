@@ -22,6 +22,8 @@ MODELS = (
     a_model("c", 2, min_residency=5),
     a_model("d", 8, gpus=2),
     a_model("e", 6, gpus=1, keep_alive=0),
+    a_model("f", 3, gpus=1),
+    a_model("g", 2, gpus=1, keep_alive=5),
 )
 POLICY = a_policy(
     a_kind("cpu", 6, most=2),
