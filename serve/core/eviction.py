@@ -1,8 +1,8 @@
 """Whom to evict so that another model can be loaded: idle engines, least recently used first, the fewest on one node.
 
-Busy engines are never victims here. The issue on switching adds that a model whose waiter has waited ``max_wait_s`` may
-drain a busy engine, and that victims are weighed by priority and reload cost: both belong into ``idle`` and
-``used_at``.
+Busy engines are never victims here, unless they do not move. The issue on switching adds that a model whose waiter has
+waited ``max_wait_s`` may drain a busy engine, and that victims are weighed by priority and reload cost: both belong
+into ``idle`` and ``used_at``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from serve.core.change import Change, ready_at
 from serve.core.fleet import Engine, EngineState, NodePhase, RouteState
+from serve.core.stalls import stalled
 
 
 class Need(NamedTuple):
@@ -63,8 +64,8 @@ def idle(change: Change, engine: Engine) -> bool:
 
 
 def evictable(change: Change, engine: Engine) -> bool:
-    """Idle, wanted by nobody (pins are wants), resident for long enough, on a node that can be told to stop it."""
-    if not idle(change, engine) or change.wanted(engine.model):
+    """Idle or stalled, wanted by nobody (pins are wants), resident for long enough, on a node that can be told."""
+    if not (idle(change, engine) or stalled(engine)) or change.wanted(engine.model):
         return False
     model = change.models.get(engine.model)
     resident = model is None or change.now >= ready_at(engine) + model.min_residency_s

@@ -35,6 +35,7 @@ from serve.core.fleet import (
 )
 from serve.core.placement import could_ever_hold, holds, need_of
 from serve.core.routes import doubt
+from serve.core.stalls import stalled
 from serve.core.troubles import withdrawn, words
 
 _PROMISE_STEP_S = 0.5
@@ -268,13 +269,14 @@ def _no_blocks(change: Change, model: Model, troubled: Mapping[str, Trouble]) ->
 
 # --- what can be told ---
 def model_state(fleet: Fleet, model: str) -> str:
-    """``ready``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true.
+    """``ready``, ``stalled``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true.
 
-    ``queued``: it is wanted, and waits for room or for a node.
+    ``stalled``: its engines have work and make no progress. ``queued``: it is wanted, and waits for room or for a node.
     """
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
-    if any(engine.state is EngineState.READY and engine.route is RouteState.OPEN for engine in engines):
-        return "ready"
+    up = [engine for engine in engines if engine.state is EngineState.READY and engine.route is RouteState.OPEN]
+    if up:
+        return "stalled" if all(map(stalled, up)) else "ready"
     if any(live(engine) for engine in engines):
         return "loading"
     if model in fleet.failures:

@@ -153,6 +153,14 @@ class Gateway(RuleBasedStateMachine):
         agent = next(agent for agent in self.world.agents.values() if engine in agent.processes)
         self.world.crash(agent, processes[engine])
 
+    @precondition(lambda self: self.world.fleet.engines)
+    @rule(pick=picks, moves=st.booleans())
+    def an_engine_stands_still_or_moves_again(self, pick: int, moves: bool) -> None:
+        engines = sorted(self.world.fleet.engines)
+        engine = self.world.fleet.engines[engines[pick % len(engines)]]
+        said: ev.Event = ev.EngineStalled(engine.id, engine.generation, 3.0, 1)
+        self.world.tell(ev.EngineMoves(engine.id, engine.generation) if moves else said)
+
     @precondition(lambda self: any(agent.up for agent in self.world.agents.values()))
     @rule(pick=picks, node_alive=st.booleans())
     def an_agent_dies(self, pick: int, node_alive: bool) -> None:
