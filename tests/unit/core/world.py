@@ -115,6 +115,8 @@ class World:
                 assert node in self.agents
                 assert engine in self.fleet.engines
                 check_stop(self, effect)
+                if (process := self.processes().get(engine)) is not None:
+                    process.stopping = True
                 self.command(self.agents[node], effect)
             case OpenRoute(engine, slot, server):
                 assert self.fleet.engines[engine].state is EngineState.READY
