@@ -98,6 +98,9 @@ class Model(_Frozen):
     min_residency_s: Duration = Field(default=0.0, alias="min_residency")
     load_timeout_s: Duration = Field(default=900.0, alias="load_timeout")
     drain_timeout_s: Duration = Field(default=600.0, alias="drain_timeout")
+    hang_after_s: Duration = Field(default=300.0, alias="hang_after")
+    """An engine that makes no progress for so long with requests in flight is ended: longer than its longest prompt
+    takes until the first token. ``0``: never."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -115,6 +118,13 @@ class Model(_Frozen):
         name, at, revision = value.partition("@")
         if not value.startswith(LOCAL_SOURCES) and at and not (name and _REVISION.fullmatch(revision)):
             raise ValueError(f"a hub source is 'org/name' or 'org/name@REVISION', got {value!r}")
+        return value
+
+    @field_validator("hang_after_s")
+    @classmethod
+    def _hang_in_bounds(cls, value: float) -> float:
+        if value != 0 and not 1 <= value <= 86_400:
+            raise ValueError(f"expected 1 s to 24 h, or 0 for 'never ended', got {value:g}")
         return value
 
     @field_validator("load_timeout_s", "drain_timeout_s", "min_residency_s")

@@ -27,7 +27,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _COLOURS = {
     **dict.fromkeys(("ready", "running", "ok", "open", "up", "active", "serving"), "green"),
-    **dict.fromkeys(("loading", "starting", "waiting", "draining", "degraded", "warn", "pending", "queued"), "yellow"),
+    **dict.fromkeys(
+        ("loading", "stalled", "starting", "waiting", "draining", "degraded", "warn", "pending", "queued"), "yellow"
+    ),
     **dict.fromkeys(("asked", "adopting", "leaving", "ending"), "yellow"),
     **dict.fromkeys(("failed", "dead", "fail", "silent", "down", "lost"), "red"),
 }

@@ -180,6 +180,7 @@ defaults
   retry-on conn-failure empty-response
   option abortonclose
   option http-no-delay      # without it the first token of a stream waits up to 200 ms
+  option contstats          # bytes of a stream are counted while it runs: an engine that sends some does not hang
   option dontlognull
   option srvtcpka           # a node that lost its power closes nothing: what it was sending breaks off within 30 s
   srvtcpka-idle 15s

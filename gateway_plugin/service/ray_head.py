@@ -19,7 +19,7 @@ import yaml
 from gateway_plugin.blocks.cluster import cluster_yaml
 from gateway_plugin.blocks.processes import end, folder_processes
 from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
-from gateway_plugin.blocks.script import OBJECT_STORE_BYTES, RECONNECT_S
+from gateway_plugin.blocks.script import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import serve_proxy
@@ -133,6 +133,7 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         "AUTOSCALER_METRIC_PORT": "-1",
         "DASHBOARD_METRIC_PORT": "-1",
         "RAY_enable_metrics_collection": "0",
+        **NO_MEMORY_MONITOR,
     }
 
 

@@ -72,7 +72,9 @@ class Controller:
         self._edge = EdgeRuntime(self._layout)
         self._agents = Agents(policy.kinds, make_agent, self.post, self._clock)
         self._performer = Performer(self._edge, self._agents, self.post, self._answer)
-        self._observer = Observer(self._edge, self, self.post, self._performer.start_all, self._clock.now)
+        self._observer = Observer(
+            self._edge, self, self.post, self._performer.start_all, self._clock.now, self._agents.still
+        )
         self._ledger = LedgerWatch(self._layout, self.post, self._clock)
         self._cancels = CancelRequests(self._layout.block_cancels)
         self._catalog_pins: frozenset[str] = frozenset()

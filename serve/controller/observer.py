@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Protocol
 
 from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
 from gateway_plugin.errors import GatewayError
+from serve.controller.stillness import Flow, flows, still
 from serve.core.drift import differences, repairs
 from serve.core.effects import Effect
 from serve.core.events import EdgeSeen, Event, FoundServer, ServerSeen
@@ -85,12 +86,16 @@ class Observer:
         post: Callable[[Event], None],
         mend: Callable[[tuple[Effect, ...]], None],
         clock: Callable[[], float],
+        tell_still: Callable[[str, Mapping[str, int]], None],
     ) -> None:
         self._edge = edge
         self._known = known
         self._post = post
         self._mend = mend
         self._clock = clock
+        self._tell_still = tell_still
+        """(node, engine -> in flight), to the node's agent."""
+        self._flows: Mapping[str, Flow] = {}
         self._drift: frozenset[Effect] = frozenset()
         self.requests: dict[str, int] = {}
         """Model -> requests given to its engines since this controller began."""
@@ -125,6 +130,9 @@ class Observer:
         if slots is None:
             self._count(fleet, stats)
             self._compare(fleet, stats)
+            self._flows = flows(self._flows, fleet, stats, read_at)
+            for node, engines in still(fleet, self._flows, read_at).items():
+                self._tell_still(node, engines)
         event = seen(fleet, stats, read_at, slots)
         if event.servers:
             self._post(event)

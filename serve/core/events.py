@@ -106,6 +106,25 @@ class EngineReady:
 
 
 @dataclass(frozen=True)
+class EngineStalled:
+    """It has work and has made no progress for ``still_s``; said again and again until it moves or is ended."""
+
+    engine: str
+    generation: int
+    still_s: float
+    in_flight: int
+    """By its own count, where it has one."""
+
+
+@dataclass(frozen=True)
+class EngineMoves:
+    """It was stalled, and makes progress again."""
+
+    engine: str
+    generation: int
+
+
+@dataclass(frozen=True)
 class EngineExited:
     """Its process is gone (asked to or not), its memory free."""
 
@@ -276,6 +295,8 @@ Event = (
     | NodeFailed
     | EngineListening
     | EngineReady
+    | EngineStalled
+    | EngineMoves
     | EngineExited
     | RouteOpened
     | RouteRefused

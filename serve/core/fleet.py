@@ -1,7 +1,7 @@
 """What the controller knows: frozen values, changed only by ``serve.core.step``.
 
-Memory is counted in whole MiB so that sums are exact. Times are seconds of the controller's wall clock
-by the controller's clock, which nobody sets (``gateway_plugin.clock``), given as arguments, never read here.
+Memory is counted in whole MiB so that sums are exact. Times are seconds by the controller's clock, which nobody sets
+(``gateway_plugin.clock``), given as arguments, never read here.
 """
 
 from __future__ import annotations
@@ -137,6 +137,9 @@ class Engine:
     """Times in a row that the edge refused a command for its route."""
     retry_at: float = 0.0
     """No command for its route before this."""
+    still_since: float | None = None
+    """Since when it has made no progress with ``still_with`` requests in flight, as its agent says."""
+    still_with: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from serve.core.beside import loads_beside
 from serve.core.change import Change
 from serve.core.effects import CloseRoute, DrainRoute, OpenRoute, StopEngine, SyncSlots
 from serve.core.events import EdgeSeen, RouteClosed, RouteDrained, RouteOpened, RouteRefused
@@ -143,8 +144,9 @@ def reconcile(change: Change) -> None:
 
     (1) READY without a route: open it, when its slot has a free server and a refusal is long enough ago
         (an open or drain without any outcome is taken for lost at last, and sent again);
-    (2) DRAINING: drain an open route; stop when the edge said that nothing is in flight, or at the deadline;
-    (3) STOPPING: close its route, tell the agent, tell it again when no outcome comes;
+    (2) DRAINING: drain an open route; stop when the edge said that nothing is in flight, or at the deadline, and
+        nothing loads on its GPUs;
+    (3) STOPPING: close its route, tell the agent (once nothing loads on its GPUs), tell it again when no outcome comes;
     (4) routes of engines that are gone: close.
     """
     if change.slots_changed:
@@ -187,12 +189,21 @@ def _drain(change: Change, engine: Engine) -> None:
     if engine.server is None or engine.slot is None:
         _stop(change, change.set_engine(engine, state=EngineState.STOPPING, since=change.now, stop_sent=False))
         return
-    overdue = change.now >= _drain_deadline(change, engine)
-    if (engine.quiet or overdue) and change.reachable(engine):
+    if drain_is_over(change, engine) and change.reachable(engine) and _may_stop(change, engine):
         _stop(change, change.set_engine(engine, state=EngineState.STOPPING, since=change.now, stop_sent=False))
     elif not engine.drained and change.now >= engine.retry_at:
         change.set_engine(engine, route=RouteState.DRAINING, quiet=False, retry_at=_lost_at(change))
         change.emit(DrainRoute(engine.id, engine.slot, engine.server))
+
+
+def drain_is_over(change: Change, engine: Engine) -> bool:
+    """Whether the edge said that nothing is in flight on a draining engine, or its deadline has passed."""
+    return engine.quiet or change.now >= _drain_deadline(change, engine)
+
+
+def _may_stop(change: Change, engine: Engine) -> bool:
+    others = change.nodes.rows[engine.node].engines if engine.gpus else ()
+    return loads_beside(engine, (change.engines.rows[other] for other in others)) is None
 
 
 def _drain_deadline(change: Change, engine: Engine) -> float:
@@ -211,7 +222,8 @@ def _drain_deadline(change: Change, engine: Engine) -> float:
 def _stop(change: Change, engine: Engine) -> None:
     engine = close_route(change, engine)
     again = engine.stop_sent and change.now >= engine.since + change.policy.command_retry_s
-    if (again or not engine.stop_sent) and change.reachable(engine):
+    first = not engine.stop_sent and _may_stop(change, engine)
+    if (again or first) and change.reachable(engine):
         change.set_engine(engine, stop_sent=True, since=change.now)
         change.emit(StopEngine(engine.id, engine.node, change.epoch, engine.generation, engine.stop_reason))
 

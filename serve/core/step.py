@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from serve.core import blocks, engines, events, leaving, nodes, routes, troubles, waiting, wishes
+from serve.core import blocks, engines, events, leaving, nodes, routes, stalls, troubles, waiting, wishes
 from serve.core.change import Change
 from serve.core.effects import (
     Answer,
@@ -38,6 +38,8 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.KindRetryAsked: troubles.retry_asked,
     events.EngineListening: engines.engine_listening,
     events.EngineReady: engines.engine_ready,
+    events.EngineStalled: stalls.engine_stalled,
+    events.EngineMoves: stalls.engine_moves,
     events.EngineExited: engines.engine_exited,
     events.RouteOpened: routes.route_opened,
     events.RouteRefused: routes.route_refused,

@@ -14,6 +14,7 @@ from gateway_plugin.errors import (
     NoRoom,
     WaitDeadline,
 )
+from serve.core import beside
 from serve.core.blocks import stays
 from serve.core.change import Change, live
 from serve.core.effects import Answer, Effect
@@ -34,6 +35,7 @@ from serve.core.fleet import (
 )
 from serve.core.placement import could_ever_hold, holds, need_of
 from serve.core.routes import doubt
+from serve.core.stalls import stalled
 from serve.core.troubles import withdrawn, words
 
 _PROMISE_STEP_S = 0.5
@@ -267,13 +269,14 @@ def _no_blocks(change: Change, model: Model, troubled: Mapping[str, Trouble]) ->
 
 # --- what can be told ---
 def model_state(fleet: Fleet, model: str) -> str:
-    """``ready``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true.
+    """``ready``, ``stalled``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true.
 
-    ``queued``: it is wanted, and waits for room or for a node.
+    ``stalled``: its engines have work and make no progress. ``queued``: it is wanted, and waits for room or for a node.
     """
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
-    if any(engine.state is EngineState.READY and engine.route is RouteState.OPEN for engine in engines):
-        return "ready"
+    up = [engine for engine in engines if engine.state is EngineState.READY and engine.route is RouteState.OPEN]
+    if up:
+        return "stalled" if all(map(stalled, up)) else "ready"
     if any(live(engine) for engine in engines):
         return "loading"
     if model in fleet.failures:
@@ -287,8 +290,9 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
     """Expected seconds until ``model`` serves, if it were wanted now; ``None``: nobody knows.
 
     (1) it serves: 0; (2) it loads: what is left of its last load's time, at least 1; (3) back-off: its rest and a load;
-    (4) there is free room: a load; (5) a node that could hold it was asked for: when that is expected, and a load;
-    (6) a node here could hold it: a load; (7) a node must be had first: as long as the queue took lately, and a load.
+    (4) there is free room: a load, after what loads or stops there now; (5) a node that could hold it was asked for:
+    when that is expected, and a load; (6) a node here could hold it: a load; (7) a node must be had first: as long as
+    the queue took lately, and a load.
     """
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
     if any(serving(engine) for engine in engines):  # (1)
@@ -306,7 +310,8 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
     need = need_of(entry)
     here = [node for node in fleet.nodes.values() if stays(node) and holds(node, need)]
     if any(Room(node.free_host_mib, node.free_gpu_mib).devices(need) is not None for node in here):  # (4)
-        return load
+        other = beside.waits_for(fleet, need)
+        return load if other is None else beside.wait_s(fleet, other, now) + load
     coming = next_node(fleet, need, now)
     if coming is not None:  # (5)
         return None if coming.in_s is None else coming.in_s + load
@@ -317,12 +322,15 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
 
 
 def waiting_reason(fleet: Fleet, model: str, now: float, *, detail: bool = False) -> str | None:
-    """Why a model that is ``queued`` waits, as far as a node that it needs is the cause; else ``None``.
+    """Why a model that is ``queued`` waits: for another engine on a GPU, or for a node that it needs; else ``None``.
 
     ``detail``: for administrators.
     """
     entry = fleet.models.get(model)
     if entry is None or model_state(fleet, model) != "queued":
         return None
+    other = beside.waits_for(fleet, need_of(entry))
+    if other is not None:
+        return beside.wait_words(other)
     coming = next_node(fleet, need_of(entry), now)
     return why_none(fleet, need_of(entry), now, detail=detail) if coming is None else coming.words

@@ -31,12 +31,17 @@ def test_an_entry_with_defaults() -> None:
     model = parsed()
     assert (model.name, model.task, model.engine, model.gpus, model.memory_mib) == ("m", "generate", "vllm", 0, 2048)
     assert model.keep_alive_s == -1
+    assert model.hang_after_s == 300
+    assert (parsed(hang_after="90s").hang_after_s, parsed(hang_after_s=0).hang_after_s) == (90.0, 0.0)
 
 
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
         ({"sauce": "x"}, "models.yaml: models.m.sauce: unknown key; expected one of aliases, args"),
+        ({"hang_after": -1}, "models.m.hang_after: expected 1 s to 24 h, or 0 for 'never ended', got -1"),
+        ({"hang_after": "25h"}, "models.m.hang_after: expected 1 s to 24 h"),
+        ({"hang_after": 0.5}, "models.m.hang_after: expected 1 s to 24 h"),
         ({"memory_gib": 0}, "models.m.memory_gib: Input should be greater than 0"),
         ({"memory_gib": None}, "models.m.memory_gib"),
         ({"gpus": -1}, "models.m.gpus"),
