@@ -181,7 +181,7 @@ def asked(layout: Layout, path: str, timeout_s: float) -> int | None:
 
     ``None``: no answer.
     """
-    transport = httpx.HTTPTransport(uds=str(layout.owner_door), verify=False)  # noqa: S501 - no TLS: nothing to load
+    transport = httpx.HTTPTransport(uds=str(layout.owner_door), verify=False)  # no TLS: no certificates to load
     try:
         with httpx.Client(transport=transport, timeout=timeout_s, trust_env=False) as client:
             return client.get(f"http://localhost{path}").status_code
