@@ -149,6 +149,21 @@ class ModelUnavailable(GatewayError):
     status, code, exit_code = 503, "model_unavailable", 75
 
 
+class RelayFull(GatewayError):
+    """As many requests wait for models, or get their answers through the ingress, as may at a time."""
+
+    status, code, exit_code = 503, "relay_full", 75
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"The gateway has {limit} requests whose models were not ready when they came, as many as it takes at a "
+            "time (the site's limit relayed_requests). Requests for models that are ready are answered.",
+            retry_after_s=5.0,
+            state="busy",
+        )
+        self.limit = limit
+
+
 class NoRoom(GatewayError):
     """The model is larger than anything this site could ever give it."""
 

@@ -275,6 +275,11 @@ class Layout:
         """The slots' backup server, inside the edge: the way to the ingress."""
         return self.run / "cold.sock"
 
+    @property
+    def ingress_socket(self) -> Path:
+        """Where the ingress itself listens, for the edge alone."""
+        return self.run / "ingress.sock"
+
     # --- blocks, engines, controller ---
     @property
     def blocks(self) -> Path:

@@ -90,6 +90,9 @@ class Limits(_Frozen):
     body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     waiting_requests: int = Field(default=1000, ge=1)
     """Requests that may wait for models at a time, all models together."""
+    relayed_requests: int = Field(default=3000, ge=1)
+    """Requests that came while their model was not ready, at a time: those that wait, and those whose answers go
+    through the ingress until they end. At most what fits into its open files: half of ``ulimit -Hn``."""
     wait_s: float = Field(default=1800.0, gt=0)
     """How long one request may wait for its model."""
     in_flight_per_key: int = Field(default=512, ge=1)

@@ -21,6 +21,7 @@ from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME
 
 _STREAM_S = 3600
 """Longest silence on a connection in use."""
+_INGRESS_TRIES = 30
 OWNERS_CONNECTIONS = 64
 """Kept for the owner's door, and so for administration."""
 _PATH = re.compile(r"/[A-Za-z0-9._@=+/-]+")
@@ -51,6 +52,7 @@ class EdgeSettings:
     owner_door: Path
     inner_door: Path
     cold_door: Path
+    ingress_socket: Path
     keys_map: Path
     models_map: Path
     slot_keys_map: Path
@@ -90,6 +92,7 @@ class EdgeSettings:
             owner_door=layout.owner_door,
             inner_door=layout.inner_door,
             cold_door=layout.cold_door,
+            ingress_socket=layout.ingress_socket,
             keys_map=layout.keys_map,
             models_map=layout.models_map,
             slot_keys_map=layout.slot_keys_map,
@@ -202,6 +205,12 @@ def _listen(settings: EdgeSettings) -> str:
 
 
 def _cold(settings: EdgeSettings) -> str:
+    """The ways to the ingress and to the desk.
+
+    While an ingress is replaced nobody listens on its socket: requests that it has not answered with a byte try again
+    once a second. What Serve's proxy says by itself is plain text: the edge says it in JSON.
+    """
+    plain = "!{ res.hdr(content-type) -m sub json }"
     return f"""\
 frontend cold_door
   bind unix@{settings.cold_door} mode 600 proto h1
@@ -209,12 +218,21 @@ frontend cold_door
 
 backend ingress
 {client_left()}
+  retries {_INGRESS_TRIES}
+  http-request del-header authorization
+  http-request del-header x-api-key
+  http-request set-header x-gateway-edge {settings.secret}
+  server ingress unix@{settings.ingress_socket}
+
+backend desk
+{client_left()}
   # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-edge {settings.secret}
+  http-response return status 503 default-errorfiles if {{ status ge 400 }} {plain}
   default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {SERVE_NAME}
-  server ingress 127.0.0.1:{settings.serve_port}
+  server desk 127.0.0.1:{settings.serve_port}
 """
 
 

@@ -88,7 +88,16 @@ def plainer_words() -> str:
     )
     no_text = InvalidRequest("The request body is not valid JSON in UTF-8.")
     no_words = _instead(no_text, "-m sub 'error parsing the body'")
-    return _instead(no_path, """-m beg '{"detail":"Not Found"'""") + no_words
+    return _instead(no_path, """-m beg '{"detail":"Not Found"'""") + no_words + _no_plain_text()
+
+
+def _no_plain_text() -> str:
+    """A failure in anything but JSON, whoever says it: what stands behind a door broke, and said so in its own way."""
+    plain = "{ srv_id -m found } !{ res.hdr(content-type) -m sub json }"
+    return "".join(
+        f"  http-response return status {status} default-errorfiles if {{ status {status} }} {plain}\n"
+        for status in (500, 502, 503, 504)
+    )
 
 
 def no_chunks(old: str) -> str:

@@ -120,6 +120,8 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         "RAY_CLOUD_INSTANCE_ID": "head",
         "RAY_NODE_TYPE_NAME": "head",
         serve_proxy.CALLBACK: f"{serve_proxy.__name__}.{serve_proxy.demand_certificates.__name__}",
+        # A proxy that is starved by its machine is not a dead one; the end of its process is noticed at once.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_START_HOOK": f"{before_ray_starts.__module__}.{before_ray_starts.__name__}",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_gcs_storage": "rocksdb",

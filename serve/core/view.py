@@ -20,7 +20,7 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
     What an engine said last may hold paths, hosts, and what others asked: users are told how it ended.
     """
     model = fleet.models[name]
-    engines = [engine for engine in fleet.engines.values() if engine.model == name]
+    engines = [fleet.engines[engine] for engine in fleet.model_engines.get(name, ())]
     failure = fleet.failures.get(name)
     said = failure and (failure.reason if detail else failure.summary)
     still = next((words for one in engines if (words := stall_words(fleet, one, now))), None)
@@ -34,7 +34,7 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
         "eta_s": eta_s(fleet, name, now),
         "pinned": name in fleet.pinned,
         "in_flight": sum(engine.in_flight for engine in engines),
-        "waiting": sum(waiter.model == name for waiter in fleet.waiters.values()),
+        "waiting": len(fleet.queues.get(name, ())),
         "nodes": sorted({engine.node for engine in engines}),
         "reason": still or said or waiting_reason(fleet, name, now, detail=detail),
     }
@@ -70,9 +70,7 @@ def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> 
     way)."""
     host, gpus = node.host_mib, list(node.gpu_mib)
     models = []
-    for engine in fleet.engines.values():
-        if engine.node != node.id:
-            continue
+    for engine in (fleet.engines[name] for name in node.engines):
         models.append(engine.model)
         if not engine.gpus:
             host -= engine.memory_mib

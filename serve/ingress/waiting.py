@@ -18,6 +18,8 @@ log = logging.getLogger("gateway.ingress")
 _AGAIN_S = 0.25
 _LOOK_S = 2.0
 _REASON_MAX = 300
+_NEWS_S = 1.0
+"""How old an outlook may be: all who wait for one model share it for so long."""
 
 LOST = (RayError, RayServeException)
 """A controller that died, restarts, or cannot be reached yet."""
@@ -30,6 +32,7 @@ class Waiting:
         self._controller = controller
         self._wait_max_s = wait_max_s
         self._loads: dict[str, asyncio.Task[None]] = {}
+        self._news: dict[str, asyncio.Task[dict[str, Any] | None]] = {}
 
     def deadline(self, ready_to_wait_s: float | None = None) -> float:
         """Monotonic seconds at which a request that came now gives up; ``ready_to_wait_s``: its client's own limit."""
@@ -86,7 +89,10 @@ class Waiting:
 
     async def outlook(self, model: str) -> str:
         """How a model that is waited for is: ``queued: job 7 waits: Resources, ready in about 40 s``."""
-        found = await self._look(model)
+        if model not in self._news:
+            self._news[model] = asyncio.create_task(self._look(model))
+            asyncio.get_running_loop().call_later(_NEWS_S, self._news.pop, model)
+        found = await asyncio.shield(self._news[model])
         if found is None:
             return "waiting"
         reason = f": {_one_line(found['reason'])}" if found["reason"] else ""

@@ -124,12 +124,19 @@ class Edge:
     names: dict[str, int] = field(default_factory=dict)
     child: subprocess.Popen[bytes] | None = None
     ingress: asyncio.AbstractServer | None = None
+    desk: asyncio.AbstractServer | None = None
 
     def stop_ingress(self) -> None:
-        """Leave Serve's port to others."""
+        """Nobody listens on the ingress's socket any more."""
         if self.ingress is not None:
             self.ingress.close()
         self.ingress = None
+
+    def stop_desk(self) -> None:
+        """Leave Serve's port to others."""
+        if self.desk is not None:
+            self.desk.close()
+        self.desk = None
 
     @property
     def url(self) -> str:
@@ -319,12 +326,14 @@ async def running_edge(
         edge = Edge(layout, site, store.create("ann", "user"), store.create("root", "admin"), EdgeRuntime(layout))
         write_private(layout.admin_key, edge.admin_key)
         serving = tls_context(str(layout.serve_key), str(layout.serve_certificate), str(layout.ca), 2)
-        edge.ingress = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=serving)
+        edge.desk = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=serving)
+        edge.ingress = await listen(edge._ingress, "", 0, uds=str(layout.ingress_socket))
         await edge.start()
         try:
             yield edge
         finally:
             edge.stop_ingress()
+            edge.stop_desk()
     finally:
         for child in [*(engine.child for engine in edge.engines), edge.child] if edge is not None else []:
             if child is not None:

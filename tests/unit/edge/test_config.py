@@ -75,15 +75,17 @@ def test_every_server_is_verified() -> None:
         assert f"map_str({settings().slot_keys_map})" in backend
         assert "server-template e 0-2 engine.gateway:1 init-addr last,127.0.0.1 disabled" in backend
         assert "backup" in backend
-    ingress = section(text, "backend ingress")
-    assert f"crt {settings().identity} verify required verifyhost serve.gateway" in ingress
+    desk = section(text, "backend desk")
+    assert f"crt {settings().identity} verify required verifyhost serve.gateway" in desk
+    assert f"server ingress unix@{settings().ingress_socket}" in section(text, "backend ingress")
     assert "backend slot2" not in text
 
 
-def test_the_secret_is_said_to_the_ingress_alone() -> None:
+def test_the_secret_is_said_to_ingress_and_desk_alone() -> None:
     text = render(settings())
-    assert text.count("SECRET") == 1
+    assert text.count("SECRET") == 2
     assert "SECRET" in section(text, "backend ingress")
+    assert "SECRET" in section(text, "backend desk")
     assert "SECRET" not in script(settings())
 
 

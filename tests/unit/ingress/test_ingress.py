@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from ray.exceptions import ActorDiedError
-from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.answers import parse_model, parse_models
 from gateway_plugin.edge import front
@@ -23,6 +23,7 @@ from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import inference
 from serve.ingress.body import Turns
+from serve.ingress.desk import Desk
 from serve.ingress.http import INFERENCE_PATHS, Ingress
 from serve.ingress.relay import Relay
 from tests.support.controllers import ScriptedController
@@ -40,6 +41,7 @@ async def ingress(
     limits: Limits | None = None,
     **headers: str,
 ) -> AsyncIterator[httpx.AsyncClient]:
+    """Ingress and desk, with the edge's choice between them."""
     layout = Layout(tmp_path)
     for folder in (layout.tls, layout.logs):
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,11 +49,16 @@ async def ingress(
     made = Ingress(str(tmp_path), limits or Limits(), controller)
     if door is not None:
         made._inference._relay = Relay(door)
-    app: Starlette = made.application()
+    inferring, desk = made.application(), Desk(str(tmp_path), limits or Limits(), controller).application()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (inferring if scope["path"] in INFERENCE_PATHS else desk)(scope, receive, send)
+
     shown = {"x-gateway-edge": SECRET, "x-gateway-role": "user", **{k.replace("_", "-"): v for k, v in headers.items()}}
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://ingress", headers=shown) as client:
         yield client
+    await made._inference._relay.close()
 
 
 async def test_answers_only_what_carries_the_edges_secret(tmp_path: Path) -> None:
