@@ -16,6 +16,7 @@ from gateway_plugin.edge.pages import pages
 from gateway_plugin.errors import (
     BodyTooLarge,
     Forbidden,
+    GoingDown,
     InvalidKey,
     InvalidRequest,
     MethodNotAllowed,
@@ -94,6 +95,7 @@ _HEAD_TOO_LARGE = Refusal(
     "head_too_large", InvalidRequest(f"The request's head is over the gateway's limit of {HEAD_BYTES} bytes.")
 )
 _BODY_WITHOUT_POST = Refusal("body_without_post", InvalidRequest("Only a POST has a body here."))
+_GOING_DOWN = Refusal("going_down", GoingDown())
 _NO_KEY = Refusal(
     "no_key", InvalidKey("Give exactly one API key: as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'.")
 )
@@ -144,6 +146,7 @@ class FrontSettings:
             _NOT_A_PATH,
             _HEAD_TOO_LARGE,
             _BODY_WITHOUT_POST,
+            _GOING_DOWN,
             _NO_KEY,
             TWO_KEYS,
             _UNKNOWN_KEY,
@@ -169,6 +172,7 @@ def front_door(settings: FrontSettings) -> str:
             _where(settings.models_map),
             "backend limits\n  stick-table type string len 64 size 10k expire 1h store http_req_rate(10s),conn_cur\n",
             "backend held\n  stick-table type string len 80 size 10k expire 1s store conn_cur\n",
+            "backend gate\n  stick-table type string len 8 size 100 store gpc0\n",
         )
     )
 
@@ -207,6 +211,8 @@ frontend front
 {_NOT_A_PATH.when("!{ url_beg / }")}
 {_HEAD_TOO_LARGE.when(f"{{ req.hdrs,length gt {HEAD_BYTES} }}")}
 {_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked or !is_post endless")}
+  # Or the gateway is being ended (closing.py). Administrators may look on.
+{_GOING_DOWN.when("{ str(down),in_table(gate) } !admin !metrics")}
 
   # 2. What needs no key.
   http-request set-log-level silent if is_get no_key_needed

@@ -60,6 +60,12 @@ def examine(
     return (*checks, running)
 
 
+def not_elsewhere(url: str) -> Check:
+    """That ``GATEWAY_URL`` names a gateway which these checks say nothing of."""
+    words = f"{url} is set, and these checks are of this machine and the gateway started here"
+    return Check("GATEWAY_URL", Verdict.WARN, words, "for that gateway run 'gateway doctor' on its own machine")
+
+
 def _tried(trial: Callable[[Layout, Site], Checks], layout: Layout, site: Site, on_site: Checks) -> Checks:
     """The trial's checks. It is not made where a job could not be submitted, or would pend for ever."""
     if wrong := failures(on_site):

@@ -184,6 +184,11 @@ class WaiterLeft:
 
 
 @dataclass(frozen=True)
+class GatewayCloses:
+    """The gateway is being ended: nobody waits any longer."""
+
+
+@dataclass(frozen=True)
 class LoadAsked:
     """``gateway models load``."""
 
@@ -284,6 +289,7 @@ Event = (
     | EdgeSeen
     | Acquire
     | WaiterLeft
+    | GatewayCloses
     | LoadAsked
     | UnloadAsked
     | PinChanged
