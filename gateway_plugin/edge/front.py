@@ -103,6 +103,9 @@ _UNKNOWN_KEY = Refusal("unknown_key", InvalidKey("This API key is not known here
 _WRONG_METHOD = Refusal("method", MethodNotAllowed("The path is served, but not with this method."))
 _NOT_ADMIN = Refusal("role", Forbidden("This needs an admin key."))
 _NOT_A_MODEL = Refusal("model", InvalidRequest("The header x-gateway-model does not name one model."))
+_NOT_A_CALLER = Refusal(
+    "caller", InvalidRequest("The header x-gateway-caller is one identity: up to 64 letters, digits and . _ @ -")
+)
 _NOT_A_WAIT = Refusal("wait", InvalidRequest("The header x-gateway-wait is one whole number of seconds."))
 
 
@@ -156,7 +159,7 @@ class FrontSettings:
             COMPRESSED,
             STREAM_OF_HTTP_1_0,
         )
-        return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, self.too_fast, self.too_many, self.too_large)
+        return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, _NOT_A_CALLER, self.too_fast, self.too_many, self.too_large)
 
 
 def front_door(settings: FrontSettings) -> str:
@@ -254,7 +257,6 @@ def _limits(settings: FrontSettings) -> str:
 def _what(settings: FrontSettings) -> str:
     named = "{ req.fhdr_cnt(x-gateway-model) gt 0 }"
     hurried = "{ req.fhdr_cnt(x-gateway-wait) gt 0 }"
-    one_caller = "{ req.fhdr_cnt(x-gateway-caller) eq 1 }"
     return f"""\
   # 5. An allow-list: engines have other paths that are nobody's business.
   # (A warm request is an inference path: the rest is looked at only where it is none.)
@@ -278,7 +280,9 @@ def _what(settings: FrontSettings) -> str:
   # Only an endpoint's key may say for whom it asks.
   acl for_another var(txn.role) -m str endpoint
   acl caller req.fhdr(x-gateway-caller) -m reg {_CALLER}
-  http-request set-var(txn.caller) req.fhdr(x-gateway-caller) if for_another {one_caller} caller
+{_NOT_A_CALLER.when("for_another { req.fhdr_cnt(x-gateway-caller) gt 0 } !caller")}
+{_NOT_A_CALLER.when("for_another { req.fhdr_cnt(x-gateway-caller) gt 1 }")}
+  http-request set-var(txn.caller) req.fhdr(x-gateway-caller) if for_another caller
 """
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.errors import Forbidden, GatewayError, GatewayUnreachable, InvalidKey
+from gateway_plugin.errors import Forbidden, GatewayError, GatewayUnreachable, GoingDown, InvalidKey
 from gateway_plugin.identity import Mark, age_s, alive
 from gateway_plugin.layout import Layout
 from gateway_plugin.locate import Connection, find_gateway, on_loopback
@@ -62,7 +62,7 @@ def _get(found: Connection, path: str) -> Mapping[str, Any]:
 def report_elsewhere(found: Connection) -> dict[str, Any]:
     """The same document of a gateway whose machine is not at hand: what it says of itself to this key.
 
-    ``state``: ``ready``, ``starting``, ``unreachable``, or ``degraded``: its edge answers, and nothing behind it.
+    ``state``: ``ready``, ``starting``, ``stopping``, ``unreachable``, or ``degraded``: its edge answers, nothing else.
     Raises ``InvalidKey``.
     """
     head: dict[str, Any] = {"url": found.url, "site": None, "host": None, "parts": {}}
@@ -74,7 +74,8 @@ def report_elsewhere(found: Connection) -> dict[str, Any]:
     except InvalidKey:
         raise
     except GatewayError as error:
-        word = "unreachable" if isinstance(error, GatewayUnreachable) else "degraded"
+        words = {GatewayUnreachable: "unreachable", GoingDown: "stopping"}
+        word = words.get(type(error), "degraded")
         return {"state": word, **head, **_silent(error.message), "routes": []}
     word = "ready" if gateway.get("state") == "ready" else "starting"
     return {"state": word, **head, "gateway": gateway, "gateway_error": None, "routes": []}
@@ -112,8 +113,8 @@ def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
         gateway = ask(layout)
     except GatewayError as error:
         silence, routes = error.message, _routes(layout)
-    word = "remote" if not here else "stopping" if _stopping(layout) else _word(parts, gateway)
-    return {"state": word, **head, "gateway": gateway, "gateway_error": silence, "routes": routes}
+    said = "remote" if not here else "stopping" if _stopping(layout) else word(parts, gateway)
+    return {"state": said, **head, "gateway": gateway, "gateway_error": silence, "routes": routes}
 
 
 def _stopping(layout: Layout) -> bool:
@@ -124,7 +125,7 @@ def _silent(error: str | None) -> dict[str, Any]:
     return {"gateway": None, "gateway_error": error}
 
 
-def _word(parts: Mapping[str, Mapping[str, Any]], gateway: Mapping[str, Any] | None) -> str:
+def word(parts: Mapping[str, Mapping[str, Any]], gateway: Mapping[str, Any] | None) -> str:
     """(1) All runs and the gateway says that it is ready; (2) a part is gone, or came again; (3) else it comes up."""
     states = {part["state"] for part in parts.values()}
     if gateway is not None and gateway.get("state") == "ready" and states == {"running"}:  # (1)

@@ -48,7 +48,7 @@ class Stream:
         self.end = ""
         self.begun = threading.Event()
         self._client = made.client()
-        self._body = chat_body(model, prompt, stream=True)
+        self._body = chat_body(model, prompt, stream=True, max_tokens=1000)
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
@@ -83,7 +83,7 @@ def shut(made: Gateway) -> bool:
 
 def test_a_stream_in_flight_ends_and_waiters_are_told_at_once(running: Gateway) -> None:
     began = time.monotonic()
-    stream = Stream(running, "warm", "@tokens=50")
+    stream = Stream(running, "warm", "@tokens=80")
     assert stream.begun.wait(10)
     waiter = Stream(running, "slow", "hello")
     wait_for(lambda: running.status()["waiting"] == 1, 10, "one waits for its model")
@@ -93,12 +93,12 @@ def test_a_stream_in_flight_ends_and_waiters_are_told_at_once(running: Gateway) 
     error = running.chat("warm").json()["error"]
     assert (error["code"], error["state"]) == ("going_down", "going_down")
     assert "going_down" in waiter.joined()
-    assert not stream.ended_at, "the waiter was told while the stream went on"
+    assert stream.thread.is_alive(), "the waiter was told while the stream went on"
     assert json.loads(running.cli("status", "--json", check=False).stdout)["state"] == "stopping"
     now = json.loads(running.layout.supervisor_status.read_text())
     assert now["parts"] == supervisor["parts"], "nothing was started again"
     assert stream.joined() == "whole"
-    assert stream.ended_at - began > 4.5
+    assert stream.ended_at - began > 7.5
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
     document = json.loads(out)
@@ -132,7 +132,7 @@ def test_a_second_ctrl_c_ends_it_at_once(running: Gateway, supervised: bool) -> 
     child.send_signal(signal.SIGINT)
     time.sleep(1.0)
     assert child.poll() is None
-    assert not stream.ended_at
+    assert stream.thread.is_alive()
     child.send_signal(signal.SIGINT)
     pressed = time.monotonic()
     assert stream.joined() in ("RemoteProtocolError", "ReadError")
