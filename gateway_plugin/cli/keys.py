@@ -72,7 +72,8 @@ def list_keys() -> None:
     from gateway_plugin.keys import KeyStore
 
     demand_at_hand("The keys")
-    found = KeyStore(Layout.of(settings().state)).list()
+    layout = Layout.of(settings().state)
+    found = KeyStore(layout).list()
     rows = [
         (
             key.name,
@@ -83,7 +84,8 @@ def list_keys() -> None:
         for key in found
     ]
     document = [{"name": key.name, "role": key.role, "created": key.created, "revoked": key.revoked} for key in found]
-    show(document, lambda: table(("key", "role", "created", ""), rows))
+    none = f"no keys in {layout.state}"
+    show(document, lambda: table(("key", "role", "created", ""), rows) if rows else put(none, err=True))
 
 
 @keys.command()

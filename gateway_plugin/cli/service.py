@@ -124,7 +124,11 @@ def down(grace: float, force: bool, timeout: float) -> None:
             settings().state, grace_s=grace, forced=force, timeout_s=timeout, hurry=patience.hurry, report=report
         )
     nothing = result.outcome is lifecycle.Outcome.NOTHING_RAN
-    words = "nothing ran" if nothing else f"down after {result.seconds:.1f} s; no process and no socket is left"
+    words = (
+        f"nothing ran from {settings().state}"
+        if nothing
+        else f"down after {result.seconds:.1f} s; no process and no socket is left"
+    )
     first, cut = (result.drain.first, result.drain.cut) if result.drain is not None else (0, 0)
     if first:
         words += f"; of {first} requests in flight {first - cut} ended by themselves, {cut} were cut"
@@ -207,6 +211,8 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
     if drain := found.get("drain"):
         where += f"; {drain['in_flight']} requests in flight have {drain['left_s']:.0f} s left"
     parts: list[Any] = [text(f"gateway: {found['state']}{where}")]
+    if found["state"] == "down":
+        parts.append(text("'gateway up' starts it; one elsewhere is asked with GATEWAY_URL and GATEWAY_API_KEY"))
     if found["parts"]:
         rows = [
             (name, part["state"], part["pid"], duration(part["age_s"]), part["restarts"], part["last_error"])
@@ -310,7 +316,9 @@ def logs(what: str | None, follow: bool, lines: int) -> None:
     if what is None:
         found = log_files.find_logs(layout)
         document = [{"name": name, "path": str(path), "bytes": path.stat().st_size} for name, path in found.items()]
-        show(document, lambda: table(("log", "bytes", "path"), [(d["name"], d["bytes"], d["path"]) for d in document]))
+        rows = [(d["name"], d["bytes"], d["path"]) for d in document]
+        none = f"no logs in {layout.logs}: nothing was started from there yet"
+        show(document, lambda: table(("log", "bytes", "path"), rows) if rows else put(none, err=True))
         return
     path = log_files.log_named(layout, what)
     secrets = log_files.secrets_in_force(layout)

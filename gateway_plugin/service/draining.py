@@ -152,8 +152,10 @@ def let_finish(
     found = Drain()
     hurried = False
     while any(alive(known) for known in supervisors) and time.monotonic() - began < grace_s + _SLOW_S:
-        found = read_drain(layout) or found
-        tell(found)
+        seen = read_drain(layout)
+        if seen is not None:
+            found = seen
+            tell(found)
         if found.done:
             return found
         if hurry.is_set() and not hurried:

@@ -114,7 +114,7 @@ def up(
     if models is None and known is not None:  # (1)
         chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
     else:
-        file = models or _own_catalog(Path("models.yaml"))
+        file = models or own_catalog()
         chosen = Chosen(file, load_catalog(file), from_file=True)
     private_folder(layout.state)
     with _locked(layout):
@@ -188,7 +188,8 @@ def down(
         site = _site_or_none(record)
         supervisors = supervisors_of(layout)
         if not _anything_lives(layout, site):
-            _all_ended(end_everything(layout, site, tell, forced=True), forced)  # engines without anybody, sockets
+            # Engines without anybody, sockets.
+            _all_ended(end_everything(layout, site, lambda what: None, forced=True), forced)
             forget(layout)
             shutil.rmtree(layout.run, ignore_errors=True)
             return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began)
@@ -213,12 +214,15 @@ def _all_ended(left: tuple[str, ...], forced: bool) -> None:
         raise ServiceError(f"could not be ended: {', '.join(left)}. {advice}")
 
 
-def _own_catalog(file: Path) -> Path:
+def own_catalog() -> Path:
     """The catalog that nobody named: in a folder of others it may be theirs, and an entry may start any program.
 
     Raises ``ConfigError``.
     """
-    if file.exists() and (file.stat().st_uid not in (0, os.getuid()) or others_write(file.stat())):
+    file = Path("models.yaml")
+    if not file.exists():
+        raise ConfigError(f"there is no {file.absolute()}: name a catalog with --models FILE (docs/catalog.md).")
+    if file.stat().st_uid not in (0, os.getuid()) or others_write(file.stat()):
         raise ConfigError(f"{file.absolute()} is, or may be, another user's: if you trust it, say so: --models {file}.")
     return file
 

@@ -104,29 +104,28 @@ def test_a_stream_in_flight_ends_and_waiters_are_told_at_once(running: Gateway) 
     document = json.loads(out)
     assert (document["outcome"], document["in_flight"], document["cut"]) == ("ended", 2, 0)
     told = [json.loads(line)["draining"] for line in err.splitlines()]
-    assert told[0]["in_flight"] >= 1
+    assert max(said["in_flight"] for said in told) == 2
     assert 25 < told[0]["left_s"] <= 30
     assert running.processes() == []
 
 
-def test_a_grace_shorter_than_the_stream_cuts_it_then(running: Gateway) -> None:
+def test_a_grace_shorter_than_the_stream_cuts_it_then_without_a_supervisor_too(running: Gateway) -> None:
     stream = Stream(running, "warm", "@tokens=600")
     assert stream.begun.wait(10)
+    os.kill(json.loads(running.layout.supervisor_status.read_text())["supervisor"]["pid"], signal.SIGKILL)
     began = time.monotonic()
     done = running.cli("down", "--grace", "2")
     assert stream.joined() in ("RemoteProtocolError", "ReadError")
-    assert 2.0 <= stream.ended_at - began < 5.0
+    drained_s = stream.ended_at - began  # with the start of the command
+    assert 2.0 <= drained_s < 10.0
     assert "of 1 requests in flight 0 ended by themselves, 1 were cut" in done.stdout
     assert "requests: draining (1 in flight" in done.stderr
     assert running.processes() == []
 
 
-@pytest.mark.parametrize("supervised", [True, False])
-def test_a_second_ctrl_c_ends_it_at_once(running: Gateway, supervised: bool) -> None:
+def test_a_second_ctrl_c_ends_it_at_once(running: Gateway) -> None:
     stream = Stream(running, "warm", "@tokens=600")
     assert stream.begun.wait(10)
-    if not supervised:
-        os.kill(json.loads(running.layout.supervisor_status.read_text())["supervisor"]["pid"], signal.SIGKILL)
     child = started_down(running, "--grace", "120")
     wait_for(lambda: shut(running), 10, "it drains")
     child.send_signal(signal.SIGINT)

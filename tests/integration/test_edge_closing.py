@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from gateway_plugin.service.draining import Drain, drain, forget_requests
+from gateway_plugin.service import draining as draining_module
+from gateway_plugin.service.draining import Drain, drain, drain_as_asked, forget_requests, read_drain
 from tests.support.edges import Edge, chat, running_edge, until
 
 pytestmark = pytest.mark.integration
@@ -98,6 +99,21 @@ async def test_what_is_left_is_cut_visibly_at_that_time(edge: Edge, end: str) ->
     assert (0.7 if hurry.is_set() else 1.4) < took_s < 3.0
     found = await ending
     assert (found.first, found.cut) == (1, 1)
+
+
+async def test_a_supervisor_that_is_only_signalled_gives_a_bounded_time(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a machine shuts down: nobody said how long, and everything is killed soon."""
+    monkeypatch.setattr(draining_module, "SIGNALLED_GRACE_S", 1.0)
+    await edge.add_engine("tiny", "--token-rate", "10")
+    running = await begun(edge, "@tokens=600")
+    began = time.monotonic()
+    found = await asyncio.to_thread(drain_as_asked, edge.layout, threading.Event())
+    assert 0.9 < time.monotonic() - began < 3.0
+    assert await running in ("RemoteProtocolError", "ReadError")
+    assert (found.first, found.cut) == (1, 1)
+    assert read_drain(edge.layout) == found, "'gateway down' would have seen how far it is"
 
 
 async def test_nothing_in_flight_is_not_waited_for_and_no_grace_shuts_nothing(edge: Edge) -> None:

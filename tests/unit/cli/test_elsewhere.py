@@ -189,3 +189,48 @@ def test_nobody_there_is_told_without_sending_anybody_to_gateway_up(tmp_path: Pa
     listed = gateway(tmp_path / "s", "models", "list", url=url, key="k")
     assert listed.exit_code == 69
     assert "gateway up" not in listed.output
+
+
+# --- a newcomer's first words ---
+def test_without_a_catalog_up_and_doctor_say_how_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = gateway(tmp_path / "s", "up")
+    assert done.exit_code == 2
+    assert f"there is no {tmp_path}/models.yaml" in done.stderr
+    assert "--models FILE" in done.stderr
+    checks = json.loads(gateway(tmp_path / "s", "doctor", "--json").stdout)
+    (found,) = [check for check in checks if check["name"] == "catalog"]
+    assert (found["verdict"], "--models FILE" in found["found"]) == ("warn", True)
+
+
+def test_doctor_reads_the_catalog_that_up_would_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.yaml").write_text("models: {ear: {source: openai/whisper-small, memory_gib: 1}}")
+    done = gateway(tmp_path / "s", "doctor", "--json")
+    found = {check["name"]: check["verdict"] for check in json.loads(done.stdout)}
+    assert (done.exit_code, found["catalog"], found["kind of ear"]) == (1, "ok", "fail")
+    (tmp_path / "models.yaml").write_text("models: [")
+    assert gateway(tmp_path / "s", "doctor").exit_code == 1
+
+
+def test_where_there_is_nothing_to_list_that_is_said_and_json_is_an_empty_list(tmp_path: Path) -> None:
+    state = tmp_path / "s"
+    for command, says in ((("keys", "list"), f"no keys in {state}"), (("logs",), f"no logs in {state}")):
+        done = gateway(state, *command)
+        assert (done.exit_code, done.stdout) == (0, "")
+        assert says in done.stderr
+        assert json.loads(gateway(state, *command, "--json").stdout) == []
+
+
+def test_down_where_nothing_runs_does_not_say_that_it_ends_anything(tmp_path: Path) -> None:
+    state = tmp_path / "s"
+    state.mkdir(0o700)
+    done = gateway(state, "down")
+    assert (done.exit_code, done.output) == (0, f"nothing ran from {state}\n")
+
+
+def test_status_of_nothing_says_what_to_do(tmp_path: Path) -> None:
+    done = gateway(tmp_path / "s", "status")
+    assert done.exit_code == 3
+    assert "'gateway up' starts it" in done.stdout
+    assert "GATEWAY_URL" in done.stdout
