@@ -83,13 +83,13 @@ def shut(made: Gateway) -> bool:
 
 def test_a_stream_in_flight_ends_and_waiters_are_told_at_once(running: Gateway) -> None:
     began = time.monotonic()
-    stream = Stream(running, "warm", "@tokens=80")
-    assert stream.begun.wait(10)
+    stream = Stream(running, "warm", "@tokens=150")
+    assert stream.begun.wait(30)
     waiter = Stream(running, "slow", "hello")
     wait_for(lambda: running.status()["waiting"] == 1, 10, "one waits for its model")
     supervisor = json.loads(running.layout.supervisor_status.read_text())
     child = started_down(running, "--grace", "30", "--json")
-    wait_for(lambda: shut(running), 10, "the front door is shut")
+    wait_for(lambda: shut(running), 30, "the front door is shut")
     error = running.chat("warm").json()["error"]
     assert (error["code"], error["state"]) == ("going_down", "going_down")
     assert "going_down" in waiter.joined()
@@ -98,7 +98,7 @@ def test_a_stream_in_flight_ends_and_waiters_are_told_at_once(running: Gateway) 
     now = json.loads(running.layout.supervisor_status.read_text())
     assert now["parts"] == supervisor["parts"], "nothing was started again"
     assert stream.joined() == "whole"
-    assert stream.ended_at - began > 7.5
+    assert stream.ended_at - began > 14
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
     document = json.loads(out)
@@ -111,7 +111,7 @@ def test_a_stream_in_flight_ends_and_waiters_are_told_at_once(running: Gateway) 
 
 def test_a_grace_shorter_than_the_stream_cuts_it_then_without_a_supervisor_too(running: Gateway) -> None:
     stream = Stream(running, "warm", "@tokens=600")
-    assert stream.begun.wait(10)
+    assert stream.begun.wait(30)
     os.kill(json.loads(running.layout.supervisor_status.read_text())["supervisor"]["pid"], signal.SIGKILL)
     began = time.monotonic()
     done = running.cli("down", "--grace", "2")
@@ -125,9 +125,9 @@ def test_a_grace_shorter_than_the_stream_cuts_it_then_without_a_supervisor_too(r
 
 def test_a_second_ctrl_c_ends_it_at_once(running: Gateway) -> None:
     stream = Stream(running, "warm", "@tokens=600")
-    assert stream.begun.wait(10)
+    assert stream.begun.wait(30)
     child = started_down(running, "--grace", "120")
-    wait_for(lambda: shut(running), 10, "it drains")
+    wait_for(lambda: shut(running), 30, "it drains")
     child.send_signal(signal.SIGINT)
     time.sleep(1.0)
     assert child.poll() is None
