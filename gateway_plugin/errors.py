@@ -200,6 +200,19 @@ class Unloaded(GatewayError):
     status, code, exit_code = 503, "model_unloaded", 75
 
 
+class GoingDown(GatewayError):
+    """The gateway is being ended: what is in flight may end, nothing new is begun."""
+
+    status, code, exit_code = 503, "going_down", 75
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gateway is going down: it takes no new request. Try again when it is up.",
+            retry_after_s=30.0,
+            state="going_down",
+        )
+
+
 class GatewayUnreachable(GatewayError):
     """Nothing answers at the gateway's address."""
 

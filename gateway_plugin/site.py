@@ -49,12 +49,22 @@ class NodeType(_Frozen):
     """Host memory that engines without a GPU may use together."""
     min_blocks: int = Field(default=0, ge=0)
     max_blocks: int = Field(default=1, ge=0)
+    """Where these two are not given, the provider's of the same names count."""
     worker_init: str = ""
     """Shell lines run on the node before Ray starts: modules, virtual environment."""
     engines_on_loopback: bool = False
     """Engines listen on 127.0.0.1: for blocks on the gateway's own machine."""
     node_address: str = "auto"
     """``auto``: the address that routes to the head. Else a shell expression that prints it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blocks_of_the_provider(cls, given: Any) -> Any:
+        """A site that says its number of blocks to the provider alone means it."""
+        provider = given.get("provider") if isinstance(given, Mapping) else None
+        said = {name: getattr(provider, name, None) for name in ("min_blocks", "max_blocks")}
+        taken = {name: number for name, number in said.items() if isinstance(number, int) and name not in given}
+        return {**given, **taken} if taken else given
 
     @field_validator("name")
     @classmethod

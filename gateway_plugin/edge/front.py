@@ -16,6 +16,7 @@ from gateway_plugin.edge.pages import pages
 from gateway_plugin.errors import (
     BodyTooLarge,
     Forbidden,
+    GoingDown,
     InvalidKey,
     InvalidRequest,
     MethodNotAllowed,
@@ -94,6 +95,7 @@ _HEAD_TOO_LARGE = Refusal(
     "head_too_large", InvalidRequest(f"The request's head is over the gateway's limit of {HEAD_BYTES} bytes.")
 )
 _BODY_WITHOUT_POST = Refusal("body_without_post", InvalidRequest("Only a POST has a body here."))
+_GOING_DOWN = Refusal("going_down", GoingDown())
 _NO_KEY = Refusal(
     "no_key", InvalidKey("Give exactly one API key: as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'.")
 )
@@ -101,6 +103,9 @@ _UNKNOWN_KEY = Refusal("unknown_key", InvalidKey("This API key is not known here
 _WRONG_METHOD = Refusal("method", MethodNotAllowed("The path is served, but not with this method."))
 _NOT_ADMIN = Refusal("role", Forbidden("This needs an admin key."))
 _NOT_A_MODEL = Refusal("model", InvalidRequest("The header x-gateway-model does not name one model."))
+_NOT_A_CALLER = Refusal(
+    "caller", InvalidRequest("The header x-gateway-caller is one identity: up to 64 letters, digits and . _ @ -")
+)
 _NOT_A_WAIT = Refusal("wait", InvalidRequest("The header x-gateway-wait is one whole number of seconds."))
 
 
@@ -144,6 +149,7 @@ class FrontSettings:
             _NOT_A_PATH,
             _HEAD_TOO_LARGE,
             _BODY_WITHOUT_POST,
+            _GOING_DOWN,
             _NO_KEY,
             TWO_KEYS,
             _UNKNOWN_KEY,
@@ -153,7 +159,7 @@ class FrontSettings:
             COMPRESSED,
             STREAM_OF_HTTP_1_0,
         )
-        return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, self.too_fast, self.too_many, self.too_large)
+        return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, _NOT_A_CALLER, self.too_fast, self.too_many, self.too_large)
 
 
 def front_door(settings: FrontSettings) -> str:
@@ -170,6 +176,7 @@ def front_door(settings: FrontSettings) -> str:
             _where(settings.models_map),
             "backend limits\n  stick-table type string len 64 size 10k expire 1h store http_req_rate(10s),conn_cur\n",
             "backend held\n  stick-table type string len 80 size 10k expire 1s store conn_cur\n",
+            "backend gate\n  stick-table type string len 8 size 100 store gpc0\n",
         )
     )
 
@@ -210,6 +217,8 @@ frontend front
 {_NOT_A_PATH.when("!{ url_beg / }")}
 {_HEAD_TOO_LARGE.when(f"{{ req.hdrs,length gt {HEAD_BYTES} }}")}
 {_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked or !is_post endless")}
+  # Or the gateway is being ended (closing.py). Administrators may look on.
+{_GOING_DOWN.when("{ str(down),in_table(gate) } !admin !metrics")}
 
 """
 
@@ -256,7 +265,6 @@ def _limits(settings: FrontSettings) -> str:
 def _what(settings: FrontSettings) -> str:
     named = "{ req.fhdr_cnt(x-gateway-model) gt 0 }"
     hurried = "{ req.fhdr_cnt(x-gateway-wait) gt 0 }"
-    one_caller = "{ req.fhdr_cnt(x-gateway-caller) eq 1 }"
     return f"""\
   # 5. An allow-list: engines have other paths that are nobody's business.
   # (A warm request is an inference path: the rest is looked at only where it is none.)
@@ -280,7 +288,9 @@ def _what(settings: FrontSettings) -> str:
   # Only an endpoint's key may say for whom it asks.
   acl for_another var(txn.role) -m str endpoint
   acl caller req.fhdr(x-gateway-caller) -m reg {_CALLER}
-  http-request set-var(txn.caller) req.fhdr(x-gateway-caller) if for_another {one_caller} caller
+{_NOT_A_CALLER.when("for_another { req.fhdr_cnt(x-gateway-caller) gt 0 } !caller")}
+{_NOT_A_CALLER.when("for_another { req.fhdr_cnt(x-gateway-caller) gt 1 }")}
+  http-request set-var(txn.caller) req.fhdr(x-gateway-caller) if for_another caller
 """
 
 

@@ -33,6 +33,7 @@ from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.identity import Mark, alive, mark
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import ray_head
+from gateway_plugin.service.draining import drain_as_asked, forget_requests
 from gateway_plugin.service.ending import end_everything, end_head
 from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
@@ -110,7 +111,7 @@ class Supervisor:
         self._plan = Plan()
         self._children: dict[PartName, subprocess.Popen[bytes]] = {}
         self._ends: dict[PartName, str] = {}
-        self._stop = threading.Event()
+        self._stop, self._hurry = threading.Event(), threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="probe")
         self._probing: Future[Probes] | None = None
         self._probed_at = 0.0
@@ -118,11 +119,12 @@ class Supervisor:
         self._written: Mapping[str, Any] = {}
 
     def run(self) -> int:
-        """Keep everything alive until SIGTERM, then end it. Returns the exit code."""
+        """Keep everything alive until SIGTERM, then drain and end it; a second one hurries. Returns the exit code."""
         signal.signal(signal.SIGTERM, self._asked_to_stop)
         signal.signal(signal.SIGINT, self._asked_to_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._plan = self._adopt(self._clock.now())
+        forget_requests(self._layout)
         log.info("start pid=%d state=%s", self._own.pid, self._layout.state)
         threading.Thread(target=keep_keys_in_force, args=(self._layout, self._stop), name="keys", daemon=True).start()
         while not self._stop.is_set():
@@ -144,6 +146,8 @@ class Supervisor:
 
     def _asked_to_stop(self, number: int, _frame: FrameType | None) -> None:
         log.info("stop signal=%s", signal.Signals(number).name)
+        if self._stop.is_set():
+            self._hurry.set()
         self._stop.set()
 
     # --- looking ---
@@ -316,6 +320,7 @@ class Supervisor:
     def _end(self) -> int:
         self._write("stopping", self._plan, self._clock.now())
         self._pool.shutdown(wait=False, cancel_futures=True)
+        drain_as_asked(self._layout, self._hurry)
         for child in self._children.values():
             child.poll()
 

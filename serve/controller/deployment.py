@@ -36,6 +36,7 @@ from serve.core.events import (
     EngineExited,
     Event,
     FoundServer,
+    GatewayCloses,
     KindRetryAsked,
     LoadAsked,
     NodeDrainAsked,
@@ -241,6 +242,10 @@ class Controller:
         }
         self.post(events[verb])
         return None
+
+    async def refuse_waiters(self) -> None:
+        """The gateway is being ended: who waits for a model is told."""
+        self.post(GatewayCloses())
 
     async def apply(self, document: object) -> GatewayError | None:
         """Take another catalog. Returns what is wrong with it, or ``None``; it is kept for the next controller."""

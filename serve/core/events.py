@@ -203,6 +203,11 @@ class WaiterLeft:
 
 
 @dataclass(frozen=True)
+class GatewayCloses:
+    """The gateway is being ended: nobody waits any longer."""
+
+
+@dataclass(frozen=True)
 class LoadAsked:
     """``gateway models load``."""
 
@@ -305,6 +310,7 @@ Event = (
     | EdgeSeen
     | Acquire
     | WaiterLeft
+    | GatewayCloses
     | LoadAsked
     | UnloadAsked
     | PinChanged

@@ -48,6 +48,7 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.EdgeSeen: routes.edge_seen,
     events.Acquire: waiting.acquire,
     events.WaiterLeft: waiting.waiter_left,
+    events.GatewayCloses: wishes.gateway_closes,
     events.LoadAsked: wishes.load_asked,
     events.UnloadAsked: wishes.unload_asked,
     events.PinChanged: wishes.pin_changed,

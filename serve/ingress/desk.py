@@ -63,6 +63,7 @@ class Desk:
                     for verb in ("drain", "cancel")
                 ),
                 Route("/gateway/v1/blocks/retry", self._retry_blocks, methods=["POST"]),
+                Route("/gateway/v1/close", self._close, methods=["POST"]),
                 Route("/gateway/v1/models/apply", self._apply, methods=["POST"]),
                 *(
                     Route(f"/gateway/v1/models/{verb}", self._administer(verb), methods=["POST"])
@@ -106,6 +107,10 @@ class Desk:
     async def _retry_blocks(self, request: Request) -> Response:
         _admin_only(request)
         return await self._done("retry_blocks", _text(await self._document(request), "type"))
+
+    async def _close(self, request: Request) -> Response:
+        _admin_only(request)
+        return await self._done("refuse_waiters")
 
     async def _apply(self, request: Request) -> Response:
         _admin_only(request)

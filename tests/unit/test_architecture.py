@@ -33,6 +33,7 @@ WALL_CLOCK = {
     "gateway_plugin.compute.function": "against files'",
     "gateway_plugin.compute.sending": "numbers that rise",
     "gateway_plugin.keys": "when a key was made, for people",
+    "gateway_plugin.service.certificate": "what a certificate says",
     "gateway_plugin.service.ending": "what the ledger keeps",
     "gateway_plugin.service.hearing": "against a node's",
     "gateway_plugin.service.trial": "what the ledger keeps",

@@ -138,6 +138,10 @@ class Gateway(RuleBasedStateMachine):
         }
         self.world.tell(said[what])
 
+    @rule()
+    def the_gateway_closes(self) -> None:
+        self.world.tell(ev.GatewayCloses())
+
     @precondition(lambda self: self.world.fleet.nodes)
     @rule(pick=picks)
     def a_node_is_to_leave(self, pick: int) -> None:

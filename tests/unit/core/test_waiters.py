@@ -6,6 +6,7 @@ import itertools
 
 from gateway_plugin.errors import (
     GatewayError,
+    GoingDown,
     ModelNotFound,
     ModelQueueFull,
     ModelUnavailable,
@@ -236,6 +237,26 @@ def test_unload_refuses_waiters_and_drains_and_a_new_request_loads_afresh() -> N
     story.on(ev.UnloadAsked("a"))
     assert isinstance(told(story, late), Unloaded)
     assert story.said(StopEngine), "a load is stopped at once"
+
+
+def test_at_the_gateways_end_every_waiter_is_told_and_what_serves_goes_on() -> None:
+    story = begin(a_model("a", 2, pinned=True), a_model("b", 4), a_model("c", 2))
+    story.tick()
+    story.loaded("a")
+    waiters = [story.ask("b"), story.ask("c"), story.ask("c")]
+    story.on(ev.LoadAsked("b"))
+    story.on(ev.GatewayCloses())
+    for ticket in waiters:
+        error = told(story, ticket)
+        assert isinstance(error, GoingDown)
+        assert (error.status, error.headers()["Retry-After"]) == (503, "30")
+    assert not story.fleet.waiters
+    assert not story.fleet.wished, "nothing is loaded, and no block asked for, that nobody comes back to"
+    warm = story.ask("a")
+    assert story.answers()[warm].error is None, "a request that was let in before finds its model"
+    late = story.ask("c")
+    story.on(ev.GatewayCloses())
+    assert isinstance(told(story, late), GoingDown)
 
 
 def test_a_model_that_leaves_the_catalog_is_drained_and_its_waiters_hear_of_it() -> None:
