@@ -45,6 +45,10 @@ BUFFER_BYTES = 65536
 HEAD_BYTES = BUFFER_BYTES // 2
 """Of the request's headers, so that some of the body always fits beside them."""
 
+APART = "/apart"
+"""Ends the slot of a model one of whose engines died lately: all of its requests go through the ingress, which knows
+what each of them did (``serve.ingress.trials``)."""
+
 # \z, not $: that would let a name end in a newline, and a header with it.
 _MODEL = rf"^{MODEL_NAME.pattern}\z"
 _CARD = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._/:@+-]|%2[BbFf]|%3[Aa]|%40){0,200}\z"
@@ -307,6 +311,7 @@ def _where(models_map: Path) -> str:
   # A name before it is anything: to a map, a name that goes on after a NUL is the name before it.
   http-request unset-var(txn.model) if {_HAS_MODEL} !{{ var(txn.model) -m reg {_MODEL} }}
   http-request set-var(txn.slot) var(txn.model),map_str({models_map}) if {_HAS_MODEL}
+  http-request unset-var(txn.slot) if {{ var(txn.slot) -m end {APART} }}
   http-request set-var(txn.head) req.hdrs,length if chunked
   http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {BUFFER_BYTES // 2} }}
   http-request set-header x-gateway-model %[var(txn.model)] if {_HAS_MODEL}
@@ -329,8 +334,10 @@ frontend inner_door
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-stamp 1
+  # The ingress has the request still, and finds out first whether it killed the engine (serve.ingress.trials).
+  http-request disable-l7-retry
   http-request wait-for-body time 30s
-  http-request set-var(txn.slot) req.fhdr(x-gateway-model),map_str({models_map})
+  http-request set-var(txn.slot) 'req.fhdr(x-gateway-model),map_str({models_map}),field(1,/)'
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
   default_backend ingress
 """

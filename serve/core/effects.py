@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import GatewayError
 
+APART_S = 400.0
+"""So long after one of its engines died in service all requests of a model go through the ingress, which finds out what
+killed it. Longer than a guilty request is remembered (``serve.ingress.trials``)."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -84,6 +88,8 @@ class SyncSlots:
     names: Mapping[str, int]
     fresh: tuple[int, ...] = ()
     """Slots whose tenant changed: a new engine key."""
+    apart: frozenset[str] = frozenset()
+    """Names whose requests go through the ingress though an engine serves them: one died lately."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class Started:
     servers: tuple[FoundServer, ...]
     nodes: tuple[str, ...]
     pinned: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
+    """Models whose requests the edge hands to the ingress, whatever engines they have."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ class Acquire:
     wait_s: float
     not_routed: bool = False
     """It was told to go before and the edge had no usable server."""
+    unattended: bool = False
+    """No client waits for it: one that did not want to wait asked, and may come again."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,13 @@ class WaiterLeft:
     """Its client is gone."""
 
     ticket: str
+
+
+@dataclass(frozen=True)
+class ModelAnswered:
+    """An engine of this model (a name or an alias) answered a request, the first since one died."""
+
+    model: str
 
 
 @dataclass(frozen=True)
@@ -284,6 +295,7 @@ Event = (
     | EdgeSeen
     | Acquire
     | WaiterLeft
+    | ModelAnswered
     | LoadAsked
     | UnloadAsked
     | PinChanged

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from serve.core.blocks import know_block
 from serve.core.change import Change
-from serve.core.effects import CreateAgent, KillAgent
+from serve.core.effects import APART_S, CreateAgent, KillAgent
 from serve.core.engines import forget, made_ready
 from serve.core.events import (
     BlockCancelAsked,
@@ -229,6 +229,8 @@ def started(change: Change, event: Started) -> None:
         if name in change.models and slot not in taken and slot < change.policy.slots:
             change.slots.put(name, slot)
             taken.add(slot)
+    for name in event.apart & change.models.keys():
+        change.apart.put(name, change.now + APART_S)
 
 
 def settle(change: Change) -> None:

@@ -46,6 +46,7 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.EdgeSeen: routes.edge_seen,
     events.Acquire: waiting.acquire,
     events.WaiterLeft: waiting.waiter_left,
+    events.ModelAnswered: engines.model_answered,
     events.LoadAsked: wishes.load_asked,
     events.UnloadAsked: wishes.unload_asked,
     events.PinChanged: wishes.pin_changed,

@@ -16,7 +16,8 @@ _HOP_BY_HOP = frozenset(
 """RFC 9110, 7.6.1, and what the HTTP client writes itself."""
 
 NOT_ROUTED = "x-gateway-not-routed"
-"""On an ingress's answer to a request that came in through the inner door and found no engine."""
+"""On an ingress's answer to a request that came in through the inner door and found no engine, and on the edge's own
+where an engine broke off before its answer (``gateway_plugin.edge.answers``)."""
 
 STAMP = "x-gateway-stamp"
 """Put on by the inner door."""

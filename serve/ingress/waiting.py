@@ -19,6 +19,10 @@ _AGAIN_S = 0.25
 _LOOK_S = 2.0
 _REASON_MAX = 300
 
+UNATTENDED_MAX = 4
+"""Models that are waited for in the stead of clients that did not want to (``x-gateway-wait: 0``)."""
+UNATTENDED_S = 120.0
+
 LOST = (RayError, RayServeException)
 """A controller that died, restarts, or cannot be reached yet."""
 
@@ -37,18 +41,21 @@ class Waiting:
         return time.monotonic() + limit_s
 
     def see_it_loaded(self, model: str) -> None:
-        """Wait for ``model`` in a client's stead: it does not wait that long, but will ask again."""
-        if model not in self._loads:
+        """Wait for ``model`` in a client's stead: it does not wait that long, but will ask again.
+
+        For a while, and for few models at a time: such a load comes after all that clients wait for.
+        """
+        if model not in self._loads and len(self._loads) < UNATTENDED_MAX:
             self._loads[model] = task = asyncio.create_task(self._see_it_loaded(model))
             task.add_done_callback(lambda _: self._loads.pop(model, None))
 
     async def _see_it_loaded(self, model: str) -> None:
         try:
-            await self.acquire(model, self.deadline())
+            await self.acquire(model, self.deadline(UNATTENDED_S), unattended=True)
         except GatewayError as error:
             log.info("not-loaded", extra={"model": model, "code": error.code})
 
-    async def acquire(self, model: str, deadline: float, *, not_routed: bool = False) -> None:
+    async def acquire(self, model: str, deadline: float, *, not_routed: bool = False, unattended: bool = False) -> None:
         """Wait until ``model`` is ready. Raises the ``GatewayError`` that says why it will not be.
 
         The controller is asked at least once: without time to wait it says how things stand.
@@ -64,7 +71,7 @@ class Waiting:
                 )
             asked = True
             ticket = uuid.uuid4().hex
-            response = self._controller.acquire.remote(ticket, model, left, not_routed)
+            response = self._controller.acquire.remote(ticket, model, left, not_routed, unattended)
             try:
                 error: GatewayError | None = await asyncio.wait_for(response, left + 5.0)
             except asyncio.CancelledError:
@@ -93,10 +100,20 @@ class Waiting:
         expected = f", ready in about {found['eta_s']:.0f} s" if found["eta_s"] is not None else ""
         return f"{found['state']}{reason}{expected}"
 
-    async def deaths(self, model: str) -> tuple[float, ...]:
-        """When the model's engines last died, wall-clock seconds; none known when the controller is away."""
+    async def history(self, model: str) -> tuple[str, tuple[float, ...]]:
+        """The model's name in the catalog, and when its engines last died, wall-clock seconds.
+
+        None are known when the controller is away.
+        """
         found = await self._look(model)
-        return tuple(found["deaths"]) if found else ()
+        return (found["name"], tuple(found["deaths"])) if found else (model, ())
+
+    async def tell_answered(self, model: str) -> None:
+        """Tell the controller that ``model`` answered a request, the first since an engine of it died."""
+        try:
+            await asyncio.wait_for(self._controller.answered.remote(model), _LOOK_S)
+        except (TimeoutError, *LOST) as error:
+            log.warning("controller-away", extra={"error": type(error).__name__})
 
     async def _look(self, model: str) -> dict[str, Any] | None:
         try:

@@ -56,9 +56,13 @@ class ScriptedController:
             return _Verb(self._acquire, self.responses)
         if name == "outlook":
             return _Verb(self._outlook, self.responses)
+        if name == "answered":
+            return _Verb(lambda *arguments: self._hear(name, arguments), self.responses)
         return _Verb(lambda *arguments: self._verb(name, arguments), self.responses)
 
-    async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+    async def _acquire(
+        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+    ) -> GatewayError | None:
         self.asked.append((model, not_routed))
         grant = self.grants.pop(0) if len(self.grants) > 1 else self.grants[0]
         if isinstance(grant, float):
@@ -69,7 +73,10 @@ class ScriptedController:
         return grant
 
     async def _outlook(self, model: str) -> dict[str, Any]:
-        return {**self.outlook_now, "deaths": list(self.deaths)}
+        return {"name": model, **self.outlook_now, "deaths": list(self.deaths)}
+
+    async def _hear(self, name: str, arguments: tuple[Any, ...]) -> None:
+        self.told.append((name, arguments))
 
     async def _verb(self, name: str, arguments: tuple[Any, ...]) -> Any:
         self.told.append((name, arguments))
