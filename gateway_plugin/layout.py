@@ -275,6 +275,11 @@ class Layout:
         """The slots' backup server, inside the edge: the way to the ingress."""
         return self.run / "cold.sock"
 
+    @property
+    def around_door(self) -> Path:
+        """Inside the edge: the way round an ingress that is away, to the engines of a model that is kept apart."""
+        return self.run / "around.sock"
+
     # --- blocks, engines, controller ---
     @property
     def blocks(self) -> Path:

@@ -55,11 +55,16 @@ NOT_ROUTED = "x-gateway-not-routed"
 
 def http_error(error: GatewayError, status: int | None = None) -> str:
     """A configuration line that replaces HAProxy's own answer of ``status`` (by default the error's)."""
+    return f"  http-error {in_words(error, status)}"
+
+
+def in_words(error: GatewayError, status: int | None = None) -> str:
+    """An answer as HAProxy's ``http-error`` and ``return`` take it."""
     # In HAProxy's strong quotes, which take everything but themselves and ends of lines; JSON can do without both.
     body = json.dumps(error.body()).replace("'", r"\u0027")
     said = {**error.headers(), **({NOT_ROUTED: "1"} if isinstance(error, EngineBroke) else {})}
     headers = "".join(f" hdr {name} {value}" for name, value in said.items())
-    return f"  http-error status {status or error.status} content-type application/json string '{body}'{headers}"
+    return f"status {status or error.status} content-type application/json string '{body}'{headers}"
 
 
 def client_left() -> str:

@@ -1,9 +1,9 @@
 """The edge's configuration: pure text from settings. What it must refuse is in ``docs/design.md``, Security.
 
-Three doors share one process: the front door (callers; over TCP, and over a Unix socket for the gateway's own user),
-the inner door (requests that the ingress sends back) and the cold door (inside: where a slot without a usable engine
-hands its requests on). A slot is a backend with room for several engines; which model is in which slot, and where its
-engines are, changes at run time over the socket.
+Four doors share one process: the front door (callers; over TCP, and over a Unix socket for the gateway's own user),
+the inner door (requests that the ingress sends back), and inside the cold door (where a slot without a usable engine
+hands its requests on) and the around door (``gateway_plugin.edge.apart``). A slot is a backend with room for several
+engines; which model is in which slot, and where its engines are, changes at run time over the socket.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gateway_plugin.edge.answers import client_left, http_error, own_errors, refuse_script
+from gateway_plugin.edge.apart import around, serve_says
 from gateway_plugin.edge.front import BUFFER_BYTES, FrontSettings, front_door, inner_door
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
@@ -51,6 +52,7 @@ class EdgeSettings:
     owner_door: Path
     inner_door: Path
     cold_door: Path
+    around_door: Path
     keys_map: Path
     models_map: Path
     slot_keys_map: Path
@@ -90,6 +92,7 @@ class EdgeSettings:
             owner_door=layout.owner_door,
             inner_door=layout.inner_door,
             cold_door=layout.cold_door,
+            around_door=layout.around_door,
             keys_map=layout.keys_map,
             models_map=layout.models_map,
             slot_keys_map=layout.slot_keys_map,
@@ -122,6 +125,7 @@ def render(settings: EdgeSettings) -> str:
         front_door(_front(settings)),
         inner_door(settings.inner_door, settings.models_map),
         _cold(settings),
+        _apart(settings),
         *(_slot(settings, number) for number in range(settings.slots)),
     )
     return "\n".join(sections)
@@ -208,13 +212,22 @@ frontend cold_door
 
 backend ingress
 {client_left()}
-  # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
+{serve_says()}
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-edge {settings.secret}
-  default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {SERVE_NAME}
-  server ingress 127.0.0.1:{settings.serve_port}
+  {_serve(settings)}
 """
+
+
+def _serve(settings: EdgeSettings) -> str:
+    # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
+    tls = f"ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {SERVE_NAME}"
+    return f"server ingress 127.0.0.1:{settings.serve_port} {tls}"
+
+
+def _apart(settings: EdgeSettings) -> str:
+    return around(settings.around_door, settings.models_map, _serve(settings), settings.secret)
 
 
 def _slot(settings: EdgeSettings, number: int) -> str:

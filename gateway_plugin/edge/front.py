@@ -47,7 +47,7 @@ HEAD_BYTES = BUFFER_BYTES // 2
 
 APART = "/apart"
 """Ends the slot of a model one of whose engines died lately: all of its requests go through the ingress, which knows
-what each of them did (``serve.ingress.trials``)."""
+what each of them did (``serve.ingress.trials``), and round it while it is away (``gateway_plugin.edge.apart``)."""
 
 # \z, not $: that would let a name end in a newline, and a header with it.
 _MODEL = rf"^{MODEL_NAME.pattern}\z"
@@ -311,10 +311,10 @@ def _where(models_map: Path) -> str:
   # A name before it is anything: to a map, a name that goes on after a NUL is the name before it.
   http-request unset-var(txn.model) if {_HAS_MODEL} !{{ var(txn.model) -m reg {_MODEL} }}
   http-request set-var(txn.slot) var(txn.model),map_str({models_map}) if {_HAS_MODEL}
-  http-request unset-var(txn.slot) if {{ var(txn.slot) -m end {APART} }}
   http-request set-var(txn.head) req.hdrs,length if chunked
   http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {BUFFER_BYTES // 2} }}
   http-request set-header x-gateway-model %[var(txn.model)] if {_HAS_MODEL}
+  use_backend apart if {{ var(txn.slot) -m end {APART} }}
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
   default_backend ingress
 """

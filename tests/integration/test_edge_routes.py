@@ -210,34 +210,6 @@ async def test_names_and_aliases_change_at_run_time(edge: Edge) -> None:
         assert path.stat().st_mode & 0o777 == 0o600, path
 
 
-async def test_a_model_that_is_kept_apart_is_reached_from_the_inner_door_alone(edge: Edge) -> None:
-    await edge.add_engine("tiny")
-    await edge.runtime.sync_slots({"tiny": 0}, (), {"tiny"})
-    assert await edge.runtime.tenants() == {"tiny": 0}
-    assert await edge.runtime.apart() == {"tiny"}
-    assert (await edge.ask("tiny", "hello")).json()["cold"] is True
-    async with inner(edge) as ingress:
-        headers = {"x-gateway-model": "tiny"}
-        answer = await ingress.post("/v1/chat/completions", json=chat("tiny", "hello"), headers=headers)
-        assert answer.json()["model"] == "tiny"
-    edge.kill()
-    await edge.start()
-    assert (await edge.ask("tiny", "hello")).json()["cold"] is True, "also after the edge's restart"
-    await edge.runtime.sync_slots({"tiny": 0}, ())
-    assert await edge.runtime.apart() == frozenset()
-    assert (await edge.ask("tiny", "hello")).json()["model"] == "tiny"
-
-
-async def test_a_request_from_the_inner_door_is_not_carried_from_a_dying_engine_to_the_next(edge: Edge) -> None:
-    engines = [await edge.add_engine("tiny", server=server) for server in range(2)]
-    async with inner(edge) as ingress:
-        body = chat("tiny", "@crash")
-        answer = await ingress.post("/v1/chat/completions", json=body, headers={"x-gateway-model": "tiny"})
-    assert "x-gateway-not-routed" in answer.headers
-    assert edge.cold == []
-    assert sum(engine.child.poll() is None for engine in engines) == 1
-
-
 async def test_an_edge_killed_comes_back_with_the_same_routes(edge: Edge) -> None:
     ready = await edge.add_engine("tiny", "--host", "127.0.0.2")  # any address but the one in the configuration
     drained = await edge.add_engine("other")
