@@ -13,8 +13,8 @@ from pathlib import Path
 from gateway_plugin.edge.answers import client_left, in_words
 from gateway_plugin.errors import EngineBroke, Unavailable
 
-ALIVE = "/alive"
-"""What the ingress is asked: it alone answers, not Serve's proxy for it, and it asks nobody."""
+CHECK = "/ready?check"
+"""What the ingress is asked: Serve's proxy does not answer this for it, and without a controller it is of no use."""
 
 AROUND = "x-gateway-around"
 """On a request that went round the ingress: an engine may have had it, though its model was kept apart."""
@@ -53,7 +53,7 @@ backend apart
   retry-on conn-failure empty-response 500
   http-request set-header x-gateway-edge {secret}
   option httpchk
-  http-check send meth GET uri {ALIVE} hdr x-gateway-edge {secret}
+  http-check send meth GET uri {CHECK} hdr x-gateway-edge {secret}
   http-check expect status 200
   timeout check 4s
   {ingress} check inter 2s fastinter 1s downinter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down

@@ -42,6 +42,7 @@ from serve.core.events import (
     NodeDrainAsked,
     PinChanged,
     Started,
+    SuspectsKept,
     Tick,
     UnloadAsked,
     WaiterLeft,
@@ -196,18 +197,35 @@ class Controller:
             raise
 
     async def outlook(self, model: str) -> dict[str, Any]:
-        """``{"name", "state", "eta_s", "reason", "deaths"}`` of a model; deaths: when its engines last died, wall
-        clock."""
+        """``{"name", "state", "eta_s", "reason", "deaths", "apart_since"}`` of a model: when its engines last died, and
+        since when without a break all of its requests go through the ingress, by the wall clock."""
         name = self.fleet.names.get(model)
         if name is None:
-            return {"name": model, "state": "unknown", "eta_s": None, "reason": None, "deaths": []}
+            unknown: dict[str, Any] = {
+                "state": "unknown",
+                "eta_s": None,
+                "reason": None,
+                "deaths": [],
+                "apart_since": None,
+            }
+            return {"name": model, **unknown}
         entry = model_view(self.fleet, name, self._clock.now())
         found = {key: entry[key] for key in ("state", "eta_s", "reason")}
-        return {"name": name, **found, "deaths": [self._clock.wall(at) for at in self._deaths.get(name, ())]}
+        apart = self.fleet.apart.get(name)
+        return {
+            "name": name,
+            **found,
+            "deaths": [self._clock.wall(at) for at in self._deaths.get(name, ())],
+            "apart_since": self._clock.wall(apart.since) if apart is not None else None,
+        }
 
     async def answered(self, model: str) -> None:
         """An engine of this model has answered a request, the first since one died."""
         self.post(ModelAnswered(model))
+
+    async def suspects(self, model: str) -> None:
+        """The ingress has suspects of this model, or remembers a culprit; it says so again and again."""
+        self.post(SuspectsKept(model))
 
     async def ready(self) -> bool:
         """The loop runs and agents and edge have reported."""

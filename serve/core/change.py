@@ -15,6 +15,7 @@ from gateway_plugin.catalog import Model
 from serve.core.effects import Effect
 from serve.core.events import FoundServer, SeenBlock
 from serve.core.fleet import (
+    Apart,
     ClosingRoute,
     Engine,
     EngineState,
@@ -84,7 +85,7 @@ class Change:
         self.blocks: Mapping[str, SeenBlock] = fleet.blocks
         self.queue_wait_s: Mapping[str, float] = fleet.queue_wait_s
         self.block_start_s = Table(fleet.block_start_s)
-        self.apart: Table[float] = Table(fleet.apart)
+        self.apart: Table[Apart] = Table(fleet.apart)
         self.troubles: Table[Trouble] = Table(fleet.troubles)
         self.forgiven: Table[float] = Table(fleet.forgiven)
         self.joined_blocks = fleet.joined_blocks

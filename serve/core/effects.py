@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import GatewayError
 
-APART_S = 400.0
-"""So long after one of its engines died in service all requests of a model go through the ingress, which finds out what
-killed it. Longer than a guilty request is remembered (``serve.ingress.trials``)."""
-
 
 @dataclass(frozen=True)
 class Answer:

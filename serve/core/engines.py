@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from serve.core.apart import DOUBT_S, keep_apart
 from serve.core.change import Change, ready_at
-from serve.core.effects import APART_S
 from serve.core.events import EngineExited, EngineListening, EngineReady, Event, ModelAnswered
 from serve.core.eviction import had_requests, idle, unclaimed
 from serve.core.fleet import Engine, EngineState, Fleet
@@ -60,7 +60,7 @@ def engine_exited(change: Change, event: EngineExited) -> None:
         return
     forget(change, engine)
     if _in_service(engine, event):
-        keep_apart(change, engine.model)
+        keep_apart(change, engine.model, DOUBT_S)
     if event.expected:
         failure = change.failures.rows.get(engine.model)
         if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle"):  # (4)
@@ -89,12 +89,6 @@ def died_in_service(fleet: Fleet, event: Event) -> str | None:
     return engine.model
 
 
-def keep_apart(change: Change, model: str) -> None:
-    """From now on the ingress sees all requests of ``model``; the edge knows before the next engine's route opens."""
-    change.slots_changed |= model not in change.apart.rows
-    change.apart.put(model, change.now + APART_S)
-
-
 def model_answered(change: Change, event: ModelAnswered) -> None:
     """Its engines answer: what they died of is not the model itself."""
     model = change.names.get(event.model, event.model)
@@ -117,13 +111,9 @@ def review(change: Change) -> None:
         gave up waiting for it most likely comes again;
     (3) a route that the edge refused too often: the engine is of no use;
     (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted; one that nobody
-        has used since it was ready has ``unclaimed_s`` at least;
-    (5) a model of which no engine died for ``APART_S`` is served by the edge alone again.
+        has used since it was ready has ``unclaimed_s`` at least.
     """
     policy, now = change.policy, change.now
-    for name in [name for name, until in change.apart.rows.items() if now >= until]:
-        change.apart.drop(name)  # (5)
-        change.slots_changed = True
     for engine in list(change.engines.rows.values()):
         model = change.models.get(engine.model)
         if model is None:

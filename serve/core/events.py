@@ -195,6 +195,13 @@ class ModelAnswered:
 
 
 @dataclass(frozen=True)
+class SuspectsKept:
+    """The ingress has requests that may have killed an engine of this model (a name or an alias), or remembers some."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class LoadAsked:
     """``gateway models load``."""
 
@@ -296,6 +303,7 @@ Event = (
     | Acquire
     | WaiterLeft
     | ModelAnswered
+    | SuspectsKept
     | LoadAsked
     | UnloadAsked
     | PinChanged

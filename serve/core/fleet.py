@@ -152,6 +152,14 @@ class Waiter:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Since and until when all requests of a model go through the ingress: one of its engines died in service."""
+
+    since: float
+    until: float
+
+
+@dataclass(frozen=True)
 class Failure:
     """A model whose last load failed: nothing is tried before ``retry_at``."""
 
@@ -343,8 +351,8 @@ class Fleet:
     """Node type -> the longest that one of its jobs that started lately had waited."""
     block_start_s: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """Node type -> (node, seconds from its job's start until its agent reported), of the last few."""
-    apart: Mapping[str, float] = field(default_factory=dict)
-    """Model -> until when its requests go through the ingress, because one of its engines died in service."""
+    apart: Mapping[str, Apart] = field(default_factory=dict)
+    """By model. Kept by ``serve.core.apart``."""
     troubles: Mapping[str, Trouble] = field(default_factory=dict)
     """By kind: why it is not asked for. Kept by ``serve.core.troubles``."""
     forgiven: Mapping[str, float] = field(default_factory=dict)

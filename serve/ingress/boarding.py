@@ -1,7 +1,8 @@
 """When a request may be sent to its model's engines, and what becomes of those that engines died under.
 
 The shell round ``serve.ingress.trials``: it has the clock, keeps requests waiting, and asks the controller when engines
-died. One ingress sees all requests of a model whose engine died: the edge hands them to it for ``APART_S``.
+died. While there are suspects it says so to the controller again and again, and the edge hands all requests of their
+model to the ingress.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any
 
 from gateway_plugin.errors import EngineDiedOften, RequestKilledEngine, WaitDeadline
-from serve.core.effects import APART_S
-from serve.ingress.trials import ALONE_MAX, DEATHS_MAX, EXCLUSIVE_S, Trials
-from serve.ingress.waiting import Waiting
+from serve.core.apart import APART_S
+from serve.ingress.trials import ALONE_MAX, DEATHS_MAX, Trials
+from serve.ingress.waiting import DEATH_NEWS_S, History, Waiting
 
 log = logging.getLogger("gateway.ingress")
 
-DEATH_NEWS_S = 1.0
-"""A dead engine is noticed by its agent, and known to the controller, within this time."""
+KEEP_S = APART_S / 4
+"""Between two words to the controller that there are suspects."""
 
 
 class Boarding:
@@ -35,6 +36,7 @@ class Boarding:
         self._calls: dict[int, asyncio.Future[None]] = {}
         self._timers: dict[Trials, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._kept_apart: set[str] = set()
 
     def seat(self, model: str, path: str, body: bytes) -> Seat:
         """A place for a request. ``model``: its name in the catalog, so that aliases share engines and trials."""
@@ -68,6 +70,20 @@ class Boarding:
         next_at = trials.next_at(now)
         if next_at is not None:
             self._timers[trials] = asyncio.get_running_loop().call_later(next_at - now, self.pump, trials)
+
+    def keep_apart(self, trials: Trials, model: str) -> None:
+        """Have all requests of ``model`` come here for as long as ``trials`` has something to find out or remember."""
+        if model not in self._kept_apart:
+            self._kept_apart.add(model)
+            self.keep(self._keep_apart(trials, model))
+
+    async def _keep_apart(self, trials: Trials, model: str) -> None:
+        try:
+            while trials.remembers(time.monotonic()):
+                await self.waiting.tell_suspects(model)
+                await asyncio.sleep(KEEP_S)
+        finally:
+            self._kept_apart.discard(model)
 
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Have ``work`` done though its request is over."""
@@ -119,14 +135,16 @@ class Seat:
             )
         self._sent_at = time.time()
 
-    def blame(self, deaths: Sequence[float], span: tuple[float, float]) -> bool:
+    def blame(self, history: History, span: tuple[float, float]) -> bool:
         """Whether an engine died in ``span``, wall-clock seconds, in which one had the request."""
-        found = [death for death in deaths if span[0] <= death <= span[1]]
-        if found:
-            apart = is_apart(deaths, self._sent_at)
-            self._trials.died(self._ticket, max(found), time.monotonic(), apart=apart)
-            log.warning("engine-died-under-request", extra={"model": self._model, "apart": apart})
-        return bool(found)
+        death = history.died_in(span)
+        if death is None:
+            return False
+        apart = history.apart_from(self._sent_at)
+        self._trials.died(self._ticket, death, time.monotonic(), apart=apart)
+        self._boarding.keep_apart(self._trials, self._model)
+        log.warning("engine-died-under-request", extra={"model": self._model, "apart": apart})
+        return True
 
     def answered(self) -> None:
         """All of the answer went to the client."""
@@ -144,8 +162,8 @@ class Seat:
 
     async def _account(self, at: float) -> None:
         await asyncio.sleep(DEATH_NEWS_S)
-        _, deaths = await self._boarding.waiting.history(self._model)
-        self.blame(deaths, (self._sent_at, at + DEATH_NEWS_S))
+        history = await self._boarding.waiting.history(self._model)
+        self.blame(history, (self._sent_at, at + DEATH_NEWS_S))
         self._leave()
 
     def leave(self) -> None:
@@ -157,8 +175,3 @@ class Seat:
     def _leave(self) -> None:
         self._trials.left(self._ticket, time.monotonic())
         self._boarding.pump(self._trials)
-
-
-def is_apart(deaths: Sequence[float], at: float) -> bool:
-    """Whether at this time the edge handed every request of the model to the ingress; times are wall-clock seconds."""
-    return any(at - APART_S + EXCLUSIVE_S < death < at - DEATH_NEWS_S for death in deaths)

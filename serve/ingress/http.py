@@ -26,7 +26,7 @@ from gateway_plugin.site import Limits
 from serve.ingress.body import DOCUMENT_BYTES, parse_document, read_bounded
 from serve.ingress.inference import Inference, is_admin
 from serve.ingress.relay import NOT_ROUTED, STAMP, Relay
-from serve.ingress.toward_edge import ALIVE, Disguised
+from serve.ingress.toward_edge import Disguised
 from serve.ingress.waiting import LOST, Waiting
 
 log = logging.getLogger("gateway.ingress")
@@ -81,7 +81,6 @@ class Ingress:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._model),
                 Route("/ready", self._ready),
-                Route(ALIVE, self._alive),
                 Route("/metrics", self._metrics),
                 Route("/gateway/v1/status", self._status),
                 Route("/gateway/v1/blocks", self._blocks),
@@ -120,9 +119,6 @@ class Ingress:
     async def _ready(self, request: Request) -> Response:
         ready = await self._ask("ready")
         return JSONResponse({"ready": ready}, 200 if ready else 503, None if ready else {"Retry-After": "1"})
-
-    async def _alive(self, request: Request) -> Response:
-        return JSONResponse({"alive": True})
 
     async def _metrics(self, request: Request) -> Response:
         _admin_only(request)

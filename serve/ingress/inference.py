@@ -20,10 +20,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.errors import GatewayError, NotRouted
-from serve.ingress.boarding import DEATH_NEWS_S, Boarding, Seat, is_apart
+from serve.ingress.boarding import Boarding, Seat
 from serve.ingress.body import Ask, Turns, read_bounded
 from serve.ingress.relay import Relay, is_not_routed, response_headers
-from serve.ingress.waiting import Waiting
+from serve.ingress.toward_edge import AROUND
+from serve.ingress.waiting import DEATH_NEWS_S, Waiting
 
 log = logging.getLogger("gateway.ingress")
 
@@ -117,17 +118,18 @@ class Inference:
         (5) answered: done; (6) not routed too often, and no engine died: give up; (7) else again, backing off.
         """
         model = errand.ask.model
-        # The edge may have given it to an engine before, unless it hands all requests of the model to the ingress.
+        # The edge may have given it to an engine before, unless all requests of the model come here first.
         span = (errand.arrived, time.time() + DEATH_NEWS_S)
         not_routed = 0
         await self._waiting.acquire(model, errand.deadline)  # (1)
         while True:
-            name, deaths = await self._waiting.history(model)
+            history = await self._waiting.history(model)
             if not errand.seats:
-                errand.seats.append(self._boarding.seat(name, errand.target, errand.ask.body))
-                span = (math.inf, math.inf) if is_apart(deaths, errand.arrived) else span
+                errand.seats.append(self._boarding.seat(history.name, errand.target, errand.ask.body))
+                came_here_first = AROUND not in errand.headers and history.apart_from(errand.arrived)
+                span = (math.inf, math.inf) if came_here_first else span
             seat = errand.seats[0]
-            if seat.blame(deaths, span):  # (2)
+            if seat.blame(history, span):  # (2)
                 not_routed = 0
             await seat.turn(errand.deadline)  # (3)
             sent_at = time.time()

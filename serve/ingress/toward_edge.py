@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ALIVE = "/alive"
-"""Asked by the edge's check."""
-
 AROUND = "x-gateway-around"
 """On a request that went round an ingress that was away, and may have been on an engine."""
 

@@ -4,7 +4,7 @@ An engine that dies makes suspects of all requests that it had. Suspects are tri
 
 - the first time in cohorts, the square root of their number at a time; after a death in a cohort one by one;
 - a request that was alone on ``ALONE_MAX`` dying engines is guilty, and so is every request with the same body for
-  ``MEMORY_S`` after that; a suspect that is answered is one no more;
+  ``MEMORY_S`` after that; a suspect that is answered is one no more, one that left is forgotten after ``SUSPECT_S``;
 - a trial begins when nothing else is under way. For that newcomers are held back, at most ``QUIET_S`` at a time, and
   during a trial at most ``EXCLUSIVE_S``; after a death, and after ``TURN_S`` of trials, ``OPEN_S`` are theirs.
 
@@ -22,6 +22,8 @@ ALONE_MAX = 2
 KILLS_MAX = 2 + ALONE_MAX
 DEATHS_MAX = 8
 MEMORY_S = 300.0
+SUSPECT_S = 60.0
+"""A client that saw its request fail sends it again within this time, most likely."""
 RECORDS_MAX = 512
 """Of suspected and guilty bodies, for one model."""
 
@@ -84,7 +86,7 @@ class Trials:
             record.deaths += 1
             record.alone += ticket in self._under_way and request.alone and apart
             record.last_death = death
-        record.until = now + MEMORY_S
+        record.until = now + (MEMORY_S if self.refused(ticket) else SUSPECT_S)
         self._records.move_to_end(request.digest)
         while len(self._records) > RECORDS_MAX:
             self._records.popitem(last=False)
@@ -105,6 +107,9 @@ class Trials:
 
     def left(self, ticket: int, now: float) -> None:
         """It is here no more, whatever became of it."""
+        if ticket in self._requests and self.suspect(ticket) and not self.refused(ticket):
+            record = self._records[self._requests[ticket].digest]
+            record.until = max(record.until, now + SUSPECT_S)
         self._requests.pop(ticket, None)
         self._waiting.pop(ticket, None)
         self._under_way.discard(ticket)
@@ -114,6 +119,11 @@ class Trials:
     def suspect(self, ticket: int) -> bool:
         """An engine died that had it, or another request with the same body."""
         return self._requests[ticket].digest in self._records
+
+    def remembers(self, now: float) -> bool:
+        """Whether there are suspects here, or known ones that may come again."""
+        self._forget(now)
+        return bool(self._records)
 
     def under_way(self, ticket: int) -> bool:
         """It was admitted, and no engine died under it since."""
@@ -194,5 +204,6 @@ class Trials:
             self._turn_began = None
 
     def _forget(self, now: float) -> None:
-        for digest in [digest for digest, record in self._records.items() if now >= record.until]:
+        over = {digest for digest, record in self._records.items() if now >= record.until}
+        for digest in over - {request.digest for request in self._requests.values()} if over else ():
             del self._records[digest]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayError
@@ -25,6 +26,29 @@ UNATTENDED_S = 120.0
 
 LOST = (RayError, RayServeException)
 """A controller that died, restarts, or cannot be reached yet."""
+
+
+DEATH_NEWS_S = 1.0
+"""A dead engine is noticed by its agent, and known to the controller and by the edge's map, within this time."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What the controller tells of a model's engines; times are wall-clock seconds."""
+
+    name: str
+    """In the catalog."""
+    deaths: tuple[float, ...] = ()
+    apart_since: float | None = None
+    """Since when, without a break until now, the edge hands all of its requests to the ingress."""
+
+    def died_in(self, span: tuple[float, float]) -> float | None:
+        """When an engine last died in ``span``."""
+        return max((death for death in self.deaths if span[0] <= death <= span[1]), default=None)
+
+    def apart_from(self, at: float) -> bool:
+        """Whether from ``at`` until now no request of the model came to an engine but through the ingress."""
+        return self.apart_since is not None and self.apart_since + DEATH_NEWS_S < at
 
 
 class Waiting:
@@ -100,18 +124,22 @@ class Waiting:
         expected = f", ready in about {found['eta_s']:.0f} s" if found["eta_s"] is not None else ""
         return f"{found['state']}{reason}{expected}"
 
-    async def history(self, model: str) -> tuple[str, tuple[float, ...]]:
-        """The model's name in the catalog, and when its engines last died, wall-clock seconds.
-
-        None are known when the controller is away.
-        """
+    async def history(self, model: str) -> History:
+        """What became of the model's engines; nothing is known while the controller is away."""
         found = await self._look(model)
-        return (found["name"], tuple(found["deaths"])) if found else (model, ())
+        return History(found["name"], tuple(found["deaths"]), found["apart_since"]) if found else History(model)
 
     async def tell_answered(self, model: str) -> None:
         """Tell the controller that ``model`` answered a request, the first since an engine of it died."""
+        await self._tell("answered", model)
+
+    async def tell_suspects(self, model: str) -> None:
+        """Tell the controller that there are suspects of ``model``, or that a culprit is remembered."""
+        await self._tell("suspects", model)
+
+    async def _tell(self, verb: str, model: str) -> None:
         try:
-            await asyncio.wait_for(self._controller.answered.remote(model), _LOOK_S)
+            await asyncio.wait_for(getattr(self._controller, verb).remote(model), _LOOK_S)
         except (TimeoutError, *LOST) as error:
             log.warning("controller-away", extra={"error": type(error).__name__})
 

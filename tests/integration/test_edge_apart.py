@@ -97,7 +97,7 @@ async def test_a_request_that_the_ingress_had_when_it_went_away_is_answered(edge
 async def test_an_ingress_that_does_not_answer_its_check_is_gone_round(edge: Edge) -> None:
     """Serve's proxy is there and takes requests, and there is no ingress behind it."""
     await kept_apart(edge)
-    edge.alive_status = 500
+    edge.check_status = 500
 
     async def round_it() -> bool:
         return "cold" not in (await edge.ask("tiny", "hello")).json()

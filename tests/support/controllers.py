@@ -45,6 +45,7 @@ class ScriptedController:
     def __init__(self, *grants: GatewayError | type[BaseException] | float | None, **verbs: Any) -> None:
         self.grants = list(grants) or [None]
         self.deaths: list[float] = []
+        self.apart_since: float | None = None
         self.outlook_now: dict[str, Any] = {"state": "loading", "eta_s": 12.0, "reason": None}
         self.asked: list[tuple[str, bool]] = []
         self.told: list[tuple[str, tuple[Any, ...]]] = []
@@ -56,7 +57,7 @@ class ScriptedController:
             return _Verb(self._acquire, self.responses)
         if name == "outlook":
             return _Verb(self._outlook, self.responses)
-        if name == "answered":
+        if name in ("answered", "suspects"):
             return _Verb(lambda *arguments: self._hear(name, arguments), self.responses)
         return _Verb(lambda *arguments: self._verb(name, arguments), self.responses)
 
@@ -73,7 +74,7 @@ class ScriptedController:
         return grant
 
     async def _outlook(self, model: str) -> dict[str, Any]:
-        return {"name": model, **self.outlook_now, "deaths": list(self.deaths)}
+        return {"name": model, **self.outlook_now, "deaths": list(self.deaths), "apart_since": self.apart_since}
 
     async def _hear(self, name: str, arguments: tuple[Any, ...]) -> None:
         self.told.append((name, arguments))

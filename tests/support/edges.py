@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 
 from gateway_plugin.edge import process
-from gateway_plugin.edge.apart import ALIVE
+from gateway_plugin.edge.apart import CHECK
 from gateway_plugin.edge.commands import ask
 from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
 from gateway_plugin.keys import KeyStore
@@ -123,7 +123,7 @@ class Edge:
     """What the ingress adds to its answers."""
     cold_statuses: list[int] = field(default_factory=list)
     """Of its next answers; 200 when there are no more."""
-    alive_status: int = 200
+    check_status: int = 200
     """Of the ingress's answer to the edge's check."""
     cold_hangs: bool = False
     """The ingress answers nothing but its check."""
@@ -273,8 +273,8 @@ class Edge:
     def _ingress(self, exchange: Exchange) -> None:
         """Stands for Serve: says what it got, and keeps it."""
         self.cold_connections.add(exchange.connection)
-        if exchange.request.path == ALIVE:
-            exchange.send(self.alive_status, b"{}")
+        if exchange.request.target == CHECK:
+            exchange.send(self.check_status, b"{}")
             return
         self.cold.append(exchange.request)
         body = {"cold": True, "bytes": len(exchange.request.body), "path": exchange.request.target}

@@ -17,7 +17,6 @@ from gateway_plugin.errors import (
 )
 from serve.core import events as ev
 from serve.core.effects import (
-    APART_S,
     Answer,
     CloseRoute,
     CreateAgent,
@@ -390,23 +389,6 @@ def test_an_answer_shows_that_a_model_does_not_crash_by_itself() -> None:
         story.on(ev.ModelAnswered("b"))
         assert not story.fleet.failures
         story.exited("a", "killed by signal 11")
-
-
-def test_a_model_whose_engine_died_in_service_is_kept_apart_for_a_while_and_over_a_restart() -> None:
-    story = begin(a_model("a", aliases=("b",)))
-    story.ask("a")
-    story.loaded("a")
-    story.exited("a", "stopped", expected=True)
-    assert not story.fleet.apart
-    story.ask("a")
-    story.loaded("a")
-    story.exited("a", "killed", after=60)
-    assert story.ever(SyncSlots)[-1].apart == {"a", "b"}
-    story.tick(APART_S)
-    assert story.said(SyncSlots) == (SyncSlots({"a": 0, "b": 0}),)
-    story.on(ev.Started(2, {"a": 0}, (), (), apart=frozenset({"a"})))
-    story.tick()
-    assert story.ever(SyncSlots)[-1].apart == {"a", "b"}
 
 
 def test_unload_refuses_waiters_and_drains_and_a_new_request_loads_afresh() -> None:

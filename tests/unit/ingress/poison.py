@@ -16,6 +16,7 @@ from gateway_plugin.errors import GatewayError
 from serve.core import events as ev
 from serve.core.effects import Answer, CloseRoute, OpenRoute, StartEngine, SyncSlots
 from serve.core.fleet import EngineState
+from serve.ingress.boarding import KEEP_S
 from serve.ingress.trials import Trials
 from tests.support.fleets import Story, a_model, begin
 
@@ -54,6 +55,8 @@ class Gateway:
         self._work: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._waiting: dict[str, Request] = {}
+        self._told = 0.0
+        """When the ingress last said that it has suspects."""
 
     # --- time ---
     def at(self, when: float, do: Callable[[], None]) -> None:
@@ -69,6 +72,9 @@ class Gateway:
                 self.now, _, do = heapq.heappop(self._work)
                 do()
             self.now = max(self.now, tick)
+            if self.now >= self._told + KEEP_S and self.trials.remembers(self.now):
+                self._told = self.now
+                self.tell(ev.SuspectsKept("m"))
             self.tell(ev.Tick())
             self.pump()
 
@@ -147,7 +153,8 @@ class Gateway:
         if not self.serves():  # the edge has no usable server: not routed, and no engine had it
             self.acquire(request)
             return
-        request.sent, request.apart = self.now, any(death < self.now - 1 for death in self.deaths)
+        kept_apart = self.story.fleet.apart.get("m")
+        request.sent, request.apart = self.now, kept_apart is not None and kept_apart.since < self.now - 1
         sent = request.sent
 
         def over() -> None:

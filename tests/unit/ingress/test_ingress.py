@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from ray.exceptions import ActorDiedError
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from gateway_plugin.edge import front
 from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, WaitDeadline
@@ -38,6 +38,8 @@ async def ingress(
     controller: ScriptedController,
     door: Path | None = None,
     limits: Limits | None = None,
+    *,
+    as_serve: bool = False,
     **headers: str,
 ) -> AsyncIterator[httpx.AsyncClient]:
     layout = Layout(tmp_path)
@@ -47,7 +49,7 @@ async def ingress(
     made = Ingress(str(tmp_path), limits or Limits(), controller)
     if door is not None:
         made._inference._relay = Relay(door)
-    app: Starlette = made.application()
+    app: ASGIApp = made.__serve_build_asgi_app__() if as_serve else made.application()
     shown = {"x-gateway-edge": SECRET, "x-gateway-role": "user", **{k.replace("_", "-"): v for k, v in headers.items()}}
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://ingress", headers=shown) as client:
@@ -250,6 +252,7 @@ class Deadly(ScriptedController):
     def __init__(self) -> None:
         super().__init__()
         self.deaths = [time.time() - 30]
+        self.apart_since = time.time() - 20
 
     async def _acquire(
         self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
@@ -307,6 +310,7 @@ async def test_a_stream_that_kills_its_engine_is_known_when_it_comes_again(
     monkeypatch.setattr(boarding, "DEATH_NEWS_S", 0.05)
     controller = ScriptedController()
     controller.deaths = [time.time() - 30]
+    controller.apart_since = time.time() - 20
     async with inner_door(CUT) as door:
         async with ingress(tmp_path, controller, door.path) as client:
             for _ in range(2):
@@ -316,6 +320,62 @@ async def test_a_stream_that_kills_its_engine_is_known_when_it_comes_again(
                 await asyncio.sleep(0.2)
             response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert response.json()["error"]["code"] == "request_killed_engine"
+
+
+async def test_the_controller_hears_again_and_again_of_suspects_and_no_more_when_they_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boarding, "KEEP_S", 0.05)
+    now = time.time()
+    controller = ScriptedController()
+    controller.deaths = [now + 0.01]
+    release = asyncio.Event()
+    turn = boarding.Seat.turn
+
+    async def held(seat: boarding.Seat, deadline: float) -> None:
+        await release.wait()
+        await turn(seat, deadline)
+
+    monkeypatch.setattr(boarding.Seat, "turn", held)
+
+    def told() -> int:
+        return controller.told.count(("suspects", ("m",)))
+
+    async with inner_door() as door:
+        async with ingress(tmp_path, controller, door.path, x_gateway_arrived=str(int(now * 1000))) as client:
+            asked = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
+            async with asyncio.timeout(5):
+                while told() < 3:
+                    await asyncio.sleep(0.01)
+            release.set()
+            assert (await asked).status_code == 200
+            await asyncio.sleep(0.2)
+            before = told()
+            await asyncio.sleep(0.2)
+    assert told() == before
+
+
+async def test_who_came_here_first_is_not_blamed_for_a_death_unless_it_went_round(tmp_path: Path) -> None:
+    now = time.time()
+    for around, suspected in (("", False), ("1", True)):
+        controller = ScriptedController()
+        controller.apart_since = now - 10
+        controller.deaths = [now + 0.01]
+        async with inner_door() as door:
+            arrived = str(int(now * 1000))
+            async with ingress(tmp_path, controller, door.path, x_gateway_arrived=arrived) as client:
+                headers = {"x-gateway-around": around} if around else {}
+                response = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+                assert response.status_code == 200
+        assert (("suspects", ("m",)) in controller.told) == suspected
+
+
+async def test_serves_own_statuses_are_left_to_serve(tmp_path: Path) -> None:
+    """So that the edge can tell a replica that died from one that answers (``gateway_plugin.edge.apart``)."""
+    for status, told in ((500, 550), (503, 553), (502, 502), (200, 200)):
+        async with inner_door(answer(status)) as door:
+            async with ingress(tmp_path, ScriptedController(), door.path, as_serve=True) as client:
+                assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == told
 
 
 async def test_deaths_before_the_request_came_are_not_its_fault(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from serve.ingress.trials import (
     OPEN_S,
     QUIET_S,
     RECORDS_MAX,
+    SUSPECT_S,
     Trials,
 )
 from tests.unit.ingress.poison import Gateway
@@ -135,8 +136,21 @@ def test_a_guilty_body_is_remembered_for_a_while() -> None:
     trials.left(1, 3.0)
     trials.come(2, "body-1", 2.0 + MEMORY_S - 0.1)
     assert trials.guilty(2)
+    trials.left(2, 2.0 + MEMORY_S - 0.1)
     trials.come(3, "body-1", 2.0 + MEMORY_S)
     assert not trials.guilty(3)
+
+
+def test_a_suspect_is_remembered_while_it_is_here_and_a_little_longer() -> None:
+    trials = suspects(1)
+    assert trials.remembers(10 * SUSPECT_S)
+    trials.left(1, 10 * SUSPECT_S)
+    assert trials.remembers(11 * SUSPECT_S - 0.1), "its client may send it again"
+    assert not trials.remembers(11 * SUSPECT_S)
+    trials = suspects(1)
+    trials.admit(OPEN_S)
+    trials.answered(1, OPEN_S + 1)
+    assert not trials.remembers(OPEN_S + 1)
 
 
 def test_what_an_engine_died_of_that_others_may_have_used_does_not_count_as_alone() -> None:
