@@ -189,9 +189,19 @@ class NotRouted(GatewayError):
 
 
 class RequestKilledEngine(GatewayError):
-    """Two engines died while they worked on this request; it is not given to a third."""
+    """Two engines died while they worked on this request and on nothing else; it is not given to another."""
 
     status, code, exit_code = 500, "request_killed_engine", 70
+
+    def headers(self) -> dict[str, str]:
+        """As always, and the header by which OpenAI's clients know not to send it again by themselves."""
+        return {**super().headers(), "x-should-retry": "false"}
+
+
+class EngineDiedOften(GatewayError):
+    """Engines died again and again while they had this request among others."""
+
+    status, code, exit_code = 503, "engine_died_often", 75
 
 
 class Unloaded(GatewayError):

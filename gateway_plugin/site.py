@@ -108,7 +108,7 @@ class Limits(_Frozen):
     in_flight_per_key: int = Field(default=512, ge=1)
     requests_per_key_10s: int = Field(default=100_000, ge=1)
     abandoned_load_grace_s: float = Field(default=2.0, ge=0)
-    """How long a load goes on that nobody waits for any more."""
+    """A load whose last waiter left so long ago may be stopped for a model that needs its room; else it goes on."""
 
 
 class Site(_Frozen):

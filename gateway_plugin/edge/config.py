@@ -1,9 +1,9 @@
 """The edge's configuration: pure text from settings. What it must refuse is in ``docs/design.md``, Security.
 
-Three doors share one process: the front door (callers; over TCP, and over a Unix socket for the gateway's own user),
-the inner door (requests that the ingress sends back) and the cold door (inside: where a slot without a usable engine
-hands its requests on). A slot is a backend with room for several engines; which model is in which slot, and where its
-engines are, changes at run time over the socket.
+Four doors share one process: the front door (callers; over TCP, and over a Unix socket for the gateway's own user),
+the inner door (requests that the ingress sends back), and inside the cold door (where a slot without a usable engine
+hands its requests on) and the around door (``gateway_plugin.edge.apart``). A slot is a backend with room for several
+engines; which model is in which slot, and where its engines are, changes at run time over the socket.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gateway_plugin.edge.answers import client_left, http_error, own_errors, refuse_script
+from gateway_plugin.edge.apart import around
 from gateway_plugin.edge.front import BUFFER_BYTES, FrontSettings, front_door, inner_door
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
@@ -53,6 +54,7 @@ class EdgeSettings:
     inner_door: Path
     cold_door: Path
     ingress_socket: Path
+    around_door: Path
     keys_map: Path
     models_map: Path
     slot_keys_map: Path
@@ -93,6 +95,7 @@ class EdgeSettings:
             inner_door=layout.inner_door,
             cold_door=layout.cold_door,
             ingress_socket=layout.ingress_socket,
+            around_door=layout.around_door,
             keys_map=layout.keys_map,
             models_map=layout.models_map,
             slot_keys_map=layout.slot_keys_map,
@@ -125,6 +128,7 @@ def render(settings: EdgeSettings) -> str:
         front_door(_front(settings)),
         inner_door(settings.inner_door, settings.models_map),
         _cold(settings),
+        _apart(settings),
         *(_slot(settings, number) for number in range(settings.slots)),
     )
     return "\n".join(sections)
@@ -234,6 +238,10 @@ backend desk
   default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {SERVE_NAME}
   server desk 127.0.0.1:{settings.serve_port}
 """
+
+
+def _apart(settings: EdgeSettings) -> str:
+    return around(settings.around_door, settings.models_map, settings.ingress_socket, settings.secret)
 
 
 def _slot(settings: EdgeSettings, number: int) -> str:

@@ -46,6 +46,10 @@ BUFFER_BYTES = 65536
 HEAD_BYTES = BUFFER_BYTES // 2
 """Of the request's headers, so that some of the body always fits beside them."""
 
+APART = "/apart"
+"""Ends the slot of a model one of whose engines died lately: all of its requests go through the ingress, which knows
+what each of them did (``serve.ingress.trials``), and round it while it is away (``gateway_plugin.edge.apart``)."""
+
 # \z, not $: that would let a name end in a newline, and a header with it.
 _MODEL = rf"^{MODEL_NAME.pattern}\z"
 _CARD = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._/:@+-]|%2[BbFf]|%3[Aa]|%40){0,200}\z"
@@ -329,6 +333,7 @@ def _where(models_map: Path) -> str:
   http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {BUFFER_BYTES // 2} }}
   http-request set-header x-gateway-model %[var(txn.model)] if {_HAS_MODEL}
   use_backend desk if !inference
+  use_backend apart if {{ var(txn.slot) -m end {APART} }}
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
   default_backend ingress
 """
@@ -348,8 +353,10 @@ frontend inner_door
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-stamp 1
+  # The ingress has the request still, and finds out first whether it killed the engine (serve.ingress.trials).
+  http-request disable-l7-retry
   http-request wait-for-body time 30s
-  http-request set-var(txn.slot) req.fhdr(x-gateway-model),map_str({models_map})
+  http-request set-var(txn.slot) 'req.fhdr(x-gateway-model),map_str({models_map}),field(1,/)'
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
   default_backend ingress
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from gateway_plugin.edge.commands import (
@@ -25,6 +25,7 @@ from gateway_plugin.edge.commands import (
     server_name,
     show_servers,
 )
+from gateway_plugin.edge.front import APART
 from gateway_plugin.errors import EdgeError
 from gateway_plugin.layout import Layout, write_private
 
@@ -68,16 +69,19 @@ class EdgeRuntime:
             return ()
         return parse_servers(await self._ask(show_servers(wanted)))
 
-    async def sync_slots(self, names: Mapping[str, int], fresh: Iterable[int]) -> None:
+    async def sync_slots(self, names: Mapping[str, int], fresh: Iterable[int], apart: Container[str] = ()) -> None:
         """These names, and no others, lead to these slots; slots in ``fresh``, and those without, get a new engine key.
+
+        Names in ``apart`` lead there from the inner door alone: the front door hands their requests to the ingress.
 
         Written to disk first: an edge that starts meanwhile starts right. Raises ``EdgeError`` if the edge refused.
         """
-        wanted = {model_name(name): server_name(slot, 0).partition("/")[0] for name, slot in names.items()}
+        slots = {model_name(name): server_name(slot, 0).partition("/")[0] for name, slot in names.items()}
+        wanted = {name: slot + (APART if name in apart else "") for name, slot in slots.items()}
         new = {f"slot{slot:d}" for slot in fresh}
         async with self._changing:
             keys = _read_map(self._layout.slot_keys_map)
-            renewed = {slot: secrets.token_urlsafe(32) for slot in new | (set(wanted.values()) - set(keys))}
+            renewed = {slot: secrets.token_urlsafe(32) for slot in new | (set(slots.values()) - set(keys))}
             keys |= renewed
             # Keys first: a name must never lead to a slot whose engines have another key than the edge sends.
             await asyncio.to_thread(write_private, self._layout.slot_keys_map, map_text(keys))
@@ -95,7 +99,12 @@ class EdgeRuntime:
     async def tenants(self) -> dict[str, int]:
         """Name or alias -> slot, as the running edge has it."""
         found = await self._running_map(self._layout.models_map)
-        return {name: int(slot.removeprefix("slot")) for name, slot in found.items()}
+        return {name: int(slot.removeprefix("slot").removesuffix(APART)) for name, slot in found.items()}
+
+    async def apart(self) -> frozenset[str]:
+        """Names whose requests the front door hands to the ingress though their slot has engines."""
+        found = await self._running_map(self._layout.models_map)
+        return frozenset(name for name, slot in found.items() if slot.endswith(APART))
 
     # --- the socket ---
 

@@ -72,8 +72,8 @@ class Performer:
 
     async def _perform(self, effect: Effect) -> None:
         match effect:
-            case SyncSlots(names, fresh):
-                await self._at_the_edge(lambda: self._edge.sync_slots(names, fresh), "sync-slots")
+            case SyncSlots(names, fresh, apart):
+                await self._at_the_edge(lambda: self._edge.sync_slots(names, fresh, apart), "sync-slots")
             case OpenRoute(engine, slot, server, address):
                 error = await self._at_the_edge(lambda: self._edge.open(slot, server, address), "open", patient=False)
                 if error is not None:

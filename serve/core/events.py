@@ -47,6 +47,8 @@ class Started:
     servers: tuple[FoundServer, ...]
     nodes: tuple[str, ...]
     pinned: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
+    """Models whose requests the edge hands to the ingress, whatever engines they have."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,8 @@ class Acquire:
     wait_s: float
     not_routed: bool = False
     """It was told to go before and the edge had no usable server."""
+    unattended: bool = False
+    """No client waits for it: one that did not want to wait asked, and may come again."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,20 @@ class WaiterLeft:
 @dataclass(frozen=True)
 class GatewayCloses:
     """The gateway is being ended: nobody waits any longer."""
+
+
+@dataclass(frozen=True)
+class ModelAnswered:
+    """An engine of this model (a name or an alias) answered a request, the first since one died."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class SuspectsKept:
+    """The ingress has requests that may have killed an engine of this model (a name or an alias), or remembers some."""
+
+    model: str
 
 
 @dataclass(frozen=True)
@@ -311,6 +329,8 @@ Event = (
     | Acquire
     | WaiterLeft
     | GatewayCloses
+    | ModelAnswered
+    | SuspectsKept
     | LoadAsked
     | UnloadAsked
     | PinChanged

@@ -63,13 +63,40 @@ def idle(change: Change, engine: Engine) -> bool:
     )  # fmt: skip
 
 
+def abandoned(change: Change, engine: Engine) -> bool:
+    """It loads, and all who waited for it have been gone for a while; but one that is more than half done is finished,
+    or two models whose clients give up too early would stop each other for ever."""
+    if engine.state is not EngineState.LOADING or engine.orphaned_since is None:
+        return False
+    spent_s, expected_s = change.now - engine.started, change.load_time_s(engine.model)
+    nearly_done = expected_s / 2 <= spent_s < 2 * expected_s
+    return not nearly_done and change.now >= engine.orphaned_since + change.policy.abandoned_load_grace_s
+
+
 def evictable(change: Change, engine: Engine) -> bool:
-    """Idle or stalled, wanted by nobody (pins are wants), resident for long enough, on a node that can be told."""
-    if not (idle(change, engine) or stalled(engine)) or change.wanted(engine.model):
+    """Wanted by nobody (pins are wants), on a node that can be told to stop it; idle or stalled and resident for long
+    enough, or a load that all who waited for it have left."""
+    if change.wanted(engine.model):
+        return False
+    if abandoned(change, engine):
+        return change.nodes.rows[engine.node].phase is NodePhase.UP
+    if not (idle(change, engine) or stalled(engine)):
         return False
     model = change.models.get(engine.model)
     resident = model is None or change.now >= ready_at(engine) + model.min_residency_s
     return resident and change.nodes.rows[engine.node].phase is NodePhase.UP
+
+
+def unclaimed(change: Change, engine: Engine) -> bool:
+    """It loads, or was loaded lately, for somebody who has not come for it yet."""
+    return engine.state is EngineState.LOADING or (
+        not had_requests(engine) and change.now < ready_at(engine) + change.policy.unclaimed_s
+    )
+
+
+def had_requests(engine: Engine) -> bool:
+    """Somebody was told to go to it, or something seen on it, since it was ready."""
+    return engine.in_flight > 0 or max(engine.answered_at, engine.last_used) > ready_at(engine)
 
 
 def used_at(engine: Engine) -> float:

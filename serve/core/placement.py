@@ -17,7 +17,7 @@ from serve.core.beside import unsettles
 from serve.core.blocks import takes
 from serve.core.change import Change, live
 from serve.core.effects import StartEngine
-from serve.core.eviction import Need, Room, cost, evictable, least_recent, used_at, victims
+from serve.core.eviction import Need, Room, cost, evictable, least_recent, unclaimed, used_at, victims
 from serve.core.fleet import Engine, EngineState, Node, NodeKind, NodePhase
 from serve.core.routes import can_take_back, drain_is_over, free_slot, retire, slots_in_use, take_back, take_slot
 
@@ -41,11 +41,15 @@ def could_ever_hold(kinds: tuple[NodeKind, ...], nodes: Mapping[str, Node], need
 
 
 def wanted_order(change: Change) -> list[str]:
-    """Models that are wanted: those with waiters by their oldest, then pins and wishes; ties by name."""
+    """Models that are wanted: those with waiters by their oldest, then pins and wishes, at last those that no client
+    waits for; ties by name."""
+    oldest = {model: change.attended(model) for model in change.queues.rows}
+    queued = sorted((waiter.since, model) for model, waiter in oldest.items() if waiter is not None)
+    unasked = sorted(model for model in change.pinned | change.wished.rows.keys() if oldest.get(model) is None)
     waiters = change.waiters.rows
-    queued = sorted((waiters[tickets[0]].since, model) for model, tickets in change.queues.rows.items())
-    unasked = sorted(model for model in change.pinned | change.wished.rows.keys() if model not in change.queues.rows)
-    return [model for model in (*(model for _, model in queued), *unasked) if model in change.models]
+    last = sorted((waiters[change.queues.rows[m][0]].since, m) for m in oldest if change.unattended(m))
+    order = (*(model for _, model in queued), *unasked, *(model for _, model in last))
+    return [model for model in order if model in change.models]
 
 
 Where = Callable[[Node], bool]
@@ -173,8 +177,9 @@ class _Plan:
                 self.idle.setdefault(engine.node, []).append(engine)
         return self.idle
 
-    def cheapest(self, need: Need, where: Where) -> tuple[Node, tuple[Engine, ...]] | None:
-        """The node and its engines to evict; see ``serve.core.eviction``."""
+    def cheapest(self, need: Need, where: Where, *, claimed: bool) -> tuple[Node, tuple[Engine, ...]] | None:
+        """The node and its engines to evict; see ``serve.core.eviction``. ``claimed``: none that waits for its first
+        request."""
         change = self.change
         best: tuple[tuple[float, int, str], Node, tuple[Engine, ...]] | None = None
         for node_id, engines in self.idle_engines().items():
@@ -183,7 +188,8 @@ class _Plan:
             node = change.nodes.rows[node_id]
             if not where(node) or not holds(node, need):
                 continue
-            chosen = victims(engines, self.later(node), need)
+            candidates = [engine for engine in engines if not (claimed and unclaimed(change, engine))]
+            chosen = victims(candidates, self.later(node), need)
             if chosen:
                 key = (*cost(chosen), node_id)
                 if best is None or key < best[0]:
@@ -202,7 +208,8 @@ def place_wanted(change: Change, handed_over: tuple[str, ...] = ()) -> tuple[str
     (5) it fits into free room, the tightest fit: start;
     (6) it fits into free room on GPUs where something loads or stops: wait for that; into room that is being freed:
         wait for it;
-    (7) it fits once idle engines of one node are gone: evict the cheapest such set, unless it is only handed over;
+    (7) it fits once idle engines of one node are gone: evict the cheapest such set, unless it is only handed over
+        (a model that no client waits for takes no room of one that was loaded and waits for its first request);
     (8) it has no engine, and (5) to (7) go on a node whose end is near but leaves it useful time;
     (9) no room.
     """
@@ -231,7 +238,7 @@ def place_wanted(change: Change, handed_over: tuple[str, ...] = ()) -> tuple[str
         if slot is None:  # (4)
             _evict_for_slot(plan)
             continue
-        may_evict = not served and change.wanted(name)
+        may_evict = not served and (change.wanted(name) or change.unattended(name))
         if _find_room(plan, name, need, slot, may_evict):
             continue
         if plan.any_ends and not served and _find_room(plan, name, need, slot, may_evict, ending=True):  # (8)
@@ -262,10 +269,11 @@ def _find_room(plan: _Plan, name: str, need: Need, slot: int, may_evict: bool, *
         return True
     if not may_evict:
         return False
-    if (chosen := plan.cheapest(need, where)) is not None:  # (7)
+    unattended = plan.change.unattended(name)
+    if (chosen := plan.cheapest(need, where, claimed=unattended)) is not None:  # (7)
         _evict(plan, chosen[0], chosen[1], need)
         return True
-    if not ending:
+    if not ending and not unattended:
         plan.learn(plan.hopeless, name, need)
     return False
 

@@ -151,7 +151,10 @@ def reconcile(change: Change) -> None:
     """
     if change.slots_changed:
         names = {name: slot for m, slot in sorted(change.slots.rows.items()) for name in change.models[m].names}
-        change.emit(SyncSlots(names, change.fresh_slots))
+        apart = frozenset(
+            name for m in change.apart.rows.keys() & change.slots.rows.keys() for name in change.models[m].names
+        )
+        change.emit(SyncSlots(names, change.fresh_slots, apart))
     for engine in list(change.engines.rows.values()):
         if engine.state is EngineState.READY:
             if engine.route in (RouteState.NONE, RouteState.OPENING) and change.now >= engine.retry_at:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from serve.core import blocks, engines, events, leaving, nodes, routes, stalls, troubles, waiting, wishes
+from serve.core import apart, blocks, engines, events, leaving, nodes, routes, stalls, troubles, waiting, wishes
 from serve.core.change import Change
 from serve.core.effects import (
     Answer,
@@ -49,6 +49,8 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.Acquire: waiting.acquire,
     events.WaiterLeft: waiting.waiter_left,
     events.GatewayCloses: wishes.gateway_closes,
+    events.ModelAnswered: engines.model_answered,
+    events.SuspectsKept: apart.suspects_kept,
     events.LoadAsked: wishes.load_asked,
     events.UnloadAsked: wishes.unload_asked,
     events.PinChanged: wishes.pin_changed,
@@ -109,6 +111,7 @@ def _follow(change: Change) -> None:
     handed_over = hand_over(change)
     engines.forgive(change)
     engines.review(change)
+    apart.review_apart(change)
     waiting.answer_ready(change)
     unplaced = place_wanted(change, handed_over)
     if unplaced:

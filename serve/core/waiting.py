@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import (
@@ -75,7 +76,8 @@ def acquire(change: Change, event: Acquire) -> None:
 
     (1) it waits already; (2) unknown model (before the catalog is known: wait and see); (3) it was told to go and the
     edge had no usable server; (4) larger than anything here, or than anything that can be had for a while; (5) its
-    loads failed too often and the back-off is not over; (6) too many wait; (7) wait.
+    loads failed too often and the back-off is not over; (6) too many wait; (7) it does not wait: it hears at once how
+    things stand, and nothing is done for it; (8) wait.
     """
     if event.ticket in change.waiters.rows:  # (1)
         return
@@ -98,8 +100,10 @@ def acquire(change: Change, event: Acquire) -> None:
     if len(change.waiters.rows) >= change.policy.waiting_max:  # (6)
         change.emit(Answer(event.ticket, ModelQueueFull(event.model, change.policy.waiting_max)))
         return
-    waiter = Waiter(event.ticket, name or event.model, since=change.now, deadline=change.now + event.wait_s)
-    change.add_waiter(waiter)  # (7)
+    waiter = Waiter(event.ticket, name or event.model, change.now, change.now + event.wait_s, event.unattended)
+    change.add_waiter(waiter)
+    if event.wait_s <= 0:  # (7)
+        answer_overdue(change)
 
 
 def waiter_left(change: Change, event: WaiterLeft) -> None:
@@ -126,7 +130,8 @@ def answer_overdue(change: Change) -> None:
     """Refuse waiters whose deadline has passed, with the state of their model.
 
     Who hears when to come back shall find what was asked for: a model that waits for a block stays wanted until a while
-    after that, or the block would lose its place in a queue that is longer than anybody waits.
+    after that, or the block would lose its place in a queue that is longer than anybody waits. (Of those who do not
+    wait at all one at a time is believed.)
     """
     for model in [model for model, until in change.wished.rows.items() if change.now >= until]:
         change.wished.drop(model)
@@ -138,7 +143,8 @@ def answer_overdue(change: Change) -> None:
             eta = eta_s(fleet, waiter.model, change.now)
             reason = waiting_reason(fleet, waiter.model, change.now)
             detail = waiting_reason(fleet, waiter.model, change.now, detail=True)
-            if eta is not None and state == "queued":
+            in_a_hurry = waiter.unattended or waiter.deadline <= waiter.since
+            if eta is not None and state == "queued" and not (in_a_hurry and change.wished.rows):
                 _expect_back(change, fleet, waiter.model, eta)
             change.drop_waiter(waiter.ticket)
             waited = change.now - waiter.since
@@ -172,7 +178,7 @@ def resolve_names(change: Change) -> None:
         if name is None:
             change.emit(Answer(waiter.ticket, ModelNotFound(waiter.model, tuple(change.models))))
         else:
-            change.add_waiter(Waiter(waiter.ticket, name, waiter.since, waiter.deadline))
+            change.add_waiter(replace(waiter, model=name))
 
 
 def refuse_hopeless(change: Change, unplaced: tuple[str, ...]) -> None:
@@ -192,21 +198,29 @@ def _hopeless(change: Change, model: Model) -> GatewayError | None:
 
 
 def record_failure(
-    change: Change, model: str, reason: str, summary: str | None = None, *, after_ready: bool = False
+    change: Change,
+    model: str,
+    reason: str,
+    summary: str | None = None,
+    *,
+    after_ready: bool = False,
+    on_board: bool = False,
 ) -> None:
     """Count a failed load, or an engine that died soon after it was ready, and refuse waiters who saw enough of them.
 
-    ``summary``: of a reason that is not for everybody.
-    Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none.
+    ``summary``: of a reason that is not for everybody. ``on_board``: requests were, and may be the cause.
+    Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none,
+    nor do those with requests on board before there were ``crashes_per_wait`` of them.
     """
     last = change.failures.rows.get(model)
-    count = 1 + (last.count if last is not None else 0)
+    count = 1 + (last.count if last is not None and last.after_ready == after_ready else 0)
     policy = change.policy
-    doublings = min(count - 1 - after_ready, 30)
+    enough = policy.crashes_per_wait if on_board else policy.failures_per_wait
+    doublings = min(count - (enough if on_board else 1 + after_ready), 30)
     delay = 0.0 if doublings < 0 else min(policy.retry_max_s, policy.retry_first_s * 2.0**doublings)
     failure = Failure(count, change.now, change.now + delay, reason, after_ready, summary or reason)
     change.failures.put(model, failure)
-    if count >= policy.failures_per_wait:
+    if count >= enough:
         change.wished.drop(model)
         answer_all(change, model, _unavailable(model, failure, change.now))
 

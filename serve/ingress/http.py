@@ -26,9 +26,11 @@ from gateway_plugin.site import Limits
 from serve.ingress.inference import Inference, is_admin
 from serve.ingress.listener import Listener, requests_max
 from serve.ingress.relay import NOT_ROUTED, STAMP, Relay
-from serve.ingress.waiting import Waiting
+from serve.ingress.waiting import LOST, Waiting
 
 log = logging.getLogger("gateway.ingress")
+
+_CHECK_S = 3.0
 
 INFERENCE_PATHS = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
@@ -67,7 +69,11 @@ class Places:
         self._taken = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or any(name == STAMP.encode() for name, _ in scope["headers"]):
+        if (
+            scope["type"] != "http"
+            or scope["method"] != "POST"
+            or any(name == STAMP.encode() for name, _ in scope["headers"])
+        ):
             await self._app(scope, receive, send)
             return
         if self._taken >= self._limit:
@@ -85,6 +91,7 @@ class Ingress:
     """One Serve replica of it. It serves when it is told to (``serve``)."""
 
     def __init__(self, state: str, limits: Limits, controller: Any) -> None:
+        self._controller = controller
         self._layout = Layout.of(Path(state))
         log_events("gateway.ingress", self._layout.logs / "ingress.log")
         self._secret = self._layout.edge_secret.read_text().strip()
@@ -95,7 +102,7 @@ class Ingress:
     def application(self) -> Starlette:
         """The routes."""
         return application(
-            [Route(path, self._infer, methods=["POST"]) for path in INFERENCE_PATHS],
+            [Route("/ready", self._check), *(Route(path, self._infer, methods=["POST"]) for path in INFERENCE_PATHS)],
             self._secret,
             Middleware(Places, limit=self._requests_max),
         )
@@ -103,6 +110,14 @@ class Ingress:
     async def serve(self) -> None:
         """Listen until cancelled."""
         await Listener(self.application(), self._layout.ingress_socket).serve()
+
+    async def _check(self, request: Request) -> Response:
+        """The edge asks this, to go round an ingress that is of no use."""
+        try:
+            ready = await asyncio.wait_for(self._controller.ready.remote(), _CHECK_S)
+        except (TimeoutError, *LOST):
+            ready = False
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def _infer(self, request: Request) -> Response:
         if STAMP in request.headers:  # it came in through the inner door: never wait or forward again

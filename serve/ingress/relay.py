@@ -19,10 +19,15 @@ _HOP_BY_HOP = frozenset(
 """RFC 9110, 7.6.1, and what the HTTP client writes itself."""
 
 NOT_ROUTED = "x-gateway-not-routed"
-"""On an ingress's answer to a request that came in through the inner door and found no engine."""
+"""On an ingress's answer to a request that came in through the inner door and found no engine, and on the edge's own
+where an engine broke off before its answer (``gateway_plugin.edge.answers``)."""
 
 STAMP = "x-gateway-stamp"
 """Put on by the inner door."""
+
+AROUND = "x-gateway-around"
+"""On a request that went round an ingress that was away, and may have been on an engine
+(``gateway_plugin.edge.apart``)."""
 
 
 _HEAD_BYTES = 1 << 16

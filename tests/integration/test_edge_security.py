@@ -176,7 +176,7 @@ async def test_what_an_engine_says_to_the_gateway_is_not_heard(edge: Edge) -> No
 async def test_another_user_of_the_machine(edge: Edge) -> None:
     """Sockets and files: not to be opened; neither with the folder's protection alone nor with the socket's own."""
     layout = edge.layout
-    sockets = (layout.edge_socket, layout.inner_door, layout.cold_door)
+    sockets = (layout.edge_socket, layout.inner_door, layout.cold_door, layout.around_door)
     maps = (layout.edge_config, layout.keys_map, layout.slot_keys_map, layout.keys_json, layout.edge_secret)
     keys = (layout.ca_key, layout.engine_key, layout.serve_key, layout.edge_identity, layout.agent_identity)
     secrets = (*maps, *keys)

@@ -5,7 +5,8 @@
 ``--model`` may be given several times (name and aliases). The key is taken from ``VLLM_API_KEY``, as by vLLM. A prompt
 may steer its own request: ``@crash`` (the process kills itself before a byte), ``@crash-mid-stream`` (after half of the
 tokens), ``@hang`` (never answered), ``@wedge`` (from it on nothing is computed any more, running streams stand still,
-and /health is good), ``@sleep=SECONDS``, ``@tokens=N``, ``@read=PATH`` (the file's content, or why not).
+and /health is good), ``@sleep=SECONDS``, ``@tokens=N``, ``@read=PATH`` (the file's content, or why not),
+``@fail=STATUS``.
 Answers echo the model, the process id and the number of the request: ``tiny pid=12 request=3 w1 w2 ...``.
 """
 
@@ -36,6 +37,7 @@ _EMBED = ("/v1/embeddings", "/pooling", "/score", "/v1/score", "/rerank", "/v1/r
 _SLEEP = re.compile(r"@sleep=([0-9.]+)")
 _READ = re.compile(r"@read=(\S+)")
 _TOKENS = re.compile(r"@tokens=(\d+)")
+_FAIL = re.compile(r"@fail=(\d+)")
 
 
 def options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -176,6 +178,9 @@ class Engine:
             return self._wedge()
         if "@hang" in text or self.wedged:
             return _forever()
+        if failure := _FAIL.search(text):
+            _fail(exchange, int(failure[1]), "as it was told")
+            return None
         if path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens"):
             answer = {"count": len(text.split()), "tokens": [len(word) for word in text.split()], "model": model}
             return self._later(exchange, answer, delay)

@@ -39,6 +39,7 @@ WALL_CLOCK = {
     "gateway_plugin.service.trial": "what the ledger keeps",
     "gateway_plugin.tls": "what a certificate says",
     "serve.agent.engine": "told to the controller, which converts it",
+    "serve.ingress.boarding": "against the controller's deaths of engines",
     "serve.ingress.inference": "against the edge's stamp on the request",
 }
 """Who may read the clock that people set, and what for. Whatever waits, or tells how long something took, may not."""

@@ -33,6 +33,9 @@ class Edge:
     def __init__(self, _layout: Layout) -> None:
         self.routes: dict[tuple[int, int], tuple[str, bool]] = {}
 
+    async def apart(self) -> frozenset[str]:
+        return frozenset()
+
     async def tenants(self) -> dict[str, int]:
         return {}
 

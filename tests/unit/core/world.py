@@ -314,7 +314,8 @@ class World:
         self.tickets += 1
         ticket = f"t{self.tickets}"
         self.waiting[ticket] = (model, deadline)
-        event = ev.Acquire(ticket, model, max(0.0, deadline - self.now), not_routed=again)
+        unattended = self.random.random() < 0.15
+        event = ev.Acquire(ticket, model, max(0.0, deadline - self.now), again, unattended)
         self.edge_word.append(event)
 
     def request(self, model: str, wait_s: float = 60.0) -> None:
