@@ -33,7 +33,7 @@ class ModelInfo:
     task: str
     """``generate`` or ``embed``."""
     state: str
-    """``cold``, ``loading``, ``ready``, ``draining``, ``failed`` or ``queued``."""
+    """``cold``, ``loading``, ``ready``, ``stalled``, ``draining``, ``failed`` or ``queued``."""
     aliases: tuple[str, ...] = ()
     eta_s: float | None = None
     """Seconds until it is expected to be ready, where that can be said."""
@@ -75,9 +75,9 @@ class Status:
 
 
 def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
-    """One entry of ``GET /v1/models``."""
+    """One entry of ``GET /v1/models``, also of one that stands under an alias."""
     return ModelInfo(
-        name=entry["id"],
+        name=entry.get("root") or entry["id"],
         task=entry.get("task", "generate"),
         state=entry.get("state", READY),
         aliases=tuple(entry.get("aliases") or ()),
@@ -88,6 +88,11 @@ def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
         nodes=tuple(entry.get("nodes") or ()),
         reason=entry.get("reason"),
     )
+
+
+def parse_models(answer: Mapping[str, Any]) -> list[ModelInfo]:
+    """The answer of ``GET /v1/models``: each model once, whatever other names it is listed under."""
+    return [parse_model(entry) for entry in answer["data"] if entry.get("root", entry["id"]) == entry["id"]]
 
 
 def parse_status(document: Mapping[str, Any]) -> Status:
@@ -107,21 +112,28 @@ def chat_words(choice: Mapping[str, Any]) -> str:
     """The text of a chat completion's choice.
 
     Raises:
-        NothingSaid: it ended at ``max_tokens`` with no text and no call of a tool. An empty text would pass for an
-            answer, and be found after thousands of rows.
+        NothingSaid: it has no text and no call of a tool, and ended at ``max_tokens`` or after thoughts alone. An empty
+            text would pass for an answer, and be found after thousands of rows.
     """
     message = choice["message"]
     words: str = message.get("content") or ""
-    if words or message.get("tool_calls") or choice.get("finish_reason") != "length":
+    if message.get("tool_calls") or message.get("function_call"):
         return words
     thought = message.get("reasoning") or message.get("reasoning_content")
-    raise nothing_said(bool(thought))
+    raise_if_nothing_said(words, bool(thought), choice.get("finish_reason"))
+    return words
 
 
-def nothing_said(thought: bool) -> NothingSaid:
-    """``thought``: it had begun to think."""
-    when = "while the model was thinking" if thought else "before the model said anything"
-    return NothingSaid(f"The answer ended at max_tokens {when}: raise max_tokens, or have it think less.")
+def raise_if_nothing_said(words: str, thought: bool, ended: str | None) -> None:
+    """Raises ``NothingSaid``. ``thought``: it had begun to think; ``ended``: its ``finish_reason``."""
+    if words.strip() or not (thought or ended == "length"):
+        return
+    if ended == "length":
+        when = "while the model was thinking" if thought else "before the model said anything"
+        raise NothingSaid(f"The answer ended at max_tokens {when}: raise max_tokens, or have it think less.")
+    raise NothingSaid(
+        "The model thought and then said nothing: have it think less, or see whether --reasoning-parser fits the model."
+    )
 
 
 _BY_STATUS: Mapping[int, type[GatewayError]] = {

@@ -219,7 +219,7 @@ def _answer(client: Client, prompt: Any, model: str, system: str | None, options
     try:
         reply = client.openai.chat.completions.create(model=model, messages=messages, **options)
     except openai.OpenAIError as error:
-        raise gateway_error(error, client.url) from None  # openai's own does not survive pickling
+        raise gateway_error(error, client.url, client.at_hand) from None  # openai's own does not survive pickling
     return chat_words(reply.choices[0].model_dump())
 
 
@@ -238,7 +238,7 @@ def _run_embed(model: str, whole: bool, where: Where, inputs: Sequence[Any] = ()
             reply = client.openai.embeddings.create(model=model, input=texts[start : start + _EMBED_BATCH])
             vectors += [list(item.embedding) for item in sorted(reply.data, key=lambda item: item.index)]
     except openai.OpenAIError as error:
-        raise gateway_error(error, client.url) from None
+        raise gateway_error(error, client.url, client.at_hand) from None
     return vectors
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gateway_plugin.engine_options import names_of, refusal, variables_of, words_of
+from gateway_plugin.catalog_words import names_of, variables_of, words_of
+from gateway_plugin.engine_options import refusal
 from gateway_plugin.errors import ConfigError, ModelNotFound
 
 MODEL_NAME = re.compile(r"(?=[0-9._/:@+-]*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,127}")
@@ -48,6 +49,20 @@ def parse_duration_s(value: object) -> float:
     return seconds
 
 
+def _number(value: object) -> object:
+    """YAML's true is no 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {value!r}")
+    return value
+
+
+def _gib(value: object) -> object:
+    """Raises ``ValueError`` for a text with a unit: it would be guessed."""
+    if isinstance(value, str) and not re.fullmatch(r"\s*[0-9.eE+-]+\s*", value):
+        raise ValueError(f"expected GiB as a number, such as 24 or 2.8, got {value!r}")
+    return _number(value)
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration_s)]
 Words = Annotated[tuple[str, ...], BeforeValidator(words_of)]
 
@@ -73,16 +88,19 @@ class Model(_Frozen):
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     isolated: bool = True
     """``False``: its engines see all that you see, whatever the site says. For programs that cannot be isolated."""
-    gpus: int = Field(default=0, ge=0, le=64)
-    memory_gib: float = Field(gt=0, le=100_000)
+    gpus: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=64)
+    memory_gib: Annotated[float, BeforeValidator(_gib)] = Field(gt=0, le=100_000)
     """Per GPU when ``gpus`` > 0, else of the node's engine memory."""
-    replicas_max: int = Field(default=1, ge=1, le=8)
+    replicas_max: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=8)
     pinned: bool = False
     keep_alive_s: Duration = Field(default=-1.0, alias="keep_alive")
     """Unload after so long without a request, even if nobody needs the room. ``-1``: never. ``0``: at once."""
     min_residency_s: Duration = Field(default=0.0, alias="min_residency")
     load_timeout_s: Duration = Field(default=900.0, alias="load_timeout")
     drain_timeout_s: Duration = Field(default=600.0, alias="drain_timeout")
+    hang_after_s: Duration = Field(default=300.0, alias="hang_after")
+    """An engine that makes no progress for so long with requests in flight is ended: longer than its longest prompt
+    takes until the first token. ``0``: never."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -100,6 +118,13 @@ class Model(_Frozen):
         name, at, revision = value.partition("@")
         if not value.startswith(LOCAL_SOURCES) and at and not (name and _REVISION.fullmatch(revision)):
             raise ValueError(f"a hub source is 'org/name' or 'org/name@REVISION', got {value!r}")
+        return value
+
+    @field_validator("hang_after_s")
+    @classmethod
+    def _hang_in_bounds(cls, value: float) -> float:
+        if value != 0 and not 1 <= value <= 86_400:
+            raise ValueError(f"expected 1 s to 24 h, or 0 for 'never ended', got {value:g}")
         return value
 
     @field_validator("load_timeout_s", "drain_timeout_s", "min_residency_s")
@@ -165,17 +190,19 @@ def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> C
         raise ConfigError(f"{origin}: {unknown[0]}: unknown key; expected only 'models'")
     entries: list[dict[str, Any]] = []
     for name, entry in document["models"].items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{origin}: models: {name!r}: a model's name is text; write it in quotes")
         if not isinstance(entry, dict):
             raise ConfigError(f"{origin}: models.{name}: expected a mapping such as 'source: ...'")
         if "name" in entry:
             raise ConfigError(f"{origin}: models.{name}.name: unknown key; the name is the entry's own key")
-        entries.append({"name": str(name), **entry})
+        entries.append({"name": name, **entry})
     try:
         catalog = Catalog.model_validate({"models": entries})
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_first_problem(error, entries)}") from None
     for model in () if in_force else catalog.models:
-        wrong = refusal(model.engine, model.source, model.args, model.command, model.env, model.gpus)
+        wrong = refusal(model)
         if wrong is not None:
             raise ConfigError(f"{origin}: models.{model.name}.{wrong[0]}: {wrong[1]}")
     return catalog
@@ -198,28 +225,44 @@ def _keys() -> set[str]:
     return {field.alias or name for name, field in Model.model_fields.items()} - {"name"}
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML in which a mapping has each key once: of two entries with one name the first would be lost silently."""
+class _AsWritten(yaml.SafeLoader):
+    """YAML whose numbers and dates stay as they are written, and whose mappings have each key once.
+
+    YAML makes 8 of ``010`` and 1.1 of ``1.10``; what stands in ``args`` and ``env`` is text, and numbers are read where
+    one is expected. Of two entries with one name the first would be lost silently.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """As the parent's; raises ``ComposerError`` for a key that is there twice."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[object, int] = {}
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
             if key.value in lines:
                 said = f"'{key.value}' is there twice, first in line {lines[key.value]}"
                 raise yaml.composer.ComposerError(None, None, said, key.start_mark)
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                lines[key.value] = key.start_mark.line + 1
+            lines[key.value] = key.start_mark.line + 1
         return node
+
+
+_AsWritten.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", "<<", "<"),
+):
+    _AsWritten.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
 def load_catalog(path: Path) -> Catalog:
     """The catalog in the YAML file ``path``. Raises ``ConfigError``."""
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)  # noqa: S506 - a SafeLoader
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_AsWritten)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deep") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)

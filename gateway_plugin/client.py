@@ -30,7 +30,7 @@ from openai import (
     OpenAIError,
 )
 
-from gateway_plugin.answers import FAILED, ModelInfo, Status, parse_error, parse_model, parse_status
+from gateway_plugin.answers import FAILED, ModelInfo, Status, parse_error, parse_model, parse_models, parse_status
 from gateway_plugin.errors import (
     Forbidden,
     GatewayError,
@@ -103,6 +103,11 @@ class Client:
         door = self._gateway.door
         return None if door is None else kind(uds=str(door), limits=_LIMITS)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether this is the machine and the user of the gateway."""
+        return self._gateway.door is not None
+
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
 
@@ -139,7 +144,7 @@ class Client:
     # --- anybody with a key ---
     def models(self) -> list[ModelInfo]:
         """Every model of the catalog with its state."""
-        return [parse_model(entry) for entry in self._get("/v1/models")["data"]]
+        return parse_models(self._get("/v1/models"))
 
     def model(self, name: str) -> ModelInfo:
         """One model, by name or alias. Raises ``ModelNotFound``."""
@@ -262,7 +267,7 @@ class Client:
                 method, path, json=body, timeout=timeout if timeout is not None else httpx.USE_CLIENT_DEFAULT
             )
         except httpx.TransportError as error:
-            raise _unreachable(self.url, error) from error
+            raise unreachable(self.url, error, self.at_hand) from error
         try:
             document = response.json()
         except ValueError:
@@ -274,17 +279,28 @@ class Client:
         raise parse_error(response.status_code, document, response.headers)
 
 
-def _unreachable(url: str, error: BaseException) -> GatewayUnreachable:
+def unreachable(url: str, error: BaseException, at_hand: bool) -> GatewayUnreachable:
+    """What to say of a connection that there is none; ``at_hand``: the user can start the gateway here."""
     if (unproven := _unproven(error)) is not None:
         return GatewayUnreachable(
             f"What listens at {url} has not proved to be the gateway, and was sent nothing: {unproven}. Set GATEWAY_CA "
             "(or ca=) to a file with what 'gateway ca' prints there, and use a name or address that is in its "
             "certificate."
         )
+    if at_hand:
+        advice = "See 'gateway status'; 'gateway up' starts it."
+    elif on_loopback(url):
+        advice = (
+            "That is this machine's own loopback: is the tunnel to the gateway's machine open, and at this port? "
+            "Whether the gateway is up, those who run it see by 'gateway status' there."
+        )
+    else:
+        advice = (
+            "Is that its address (GATEWAY_URL), and can this machine reach it? A gateway on its machine's loopback "
+            "takes a tunnel. Whether it is up, those who run it see by 'gateway status' there."
+        )
     return GatewayUnreachable(
-        f"The gateway at {url} does not answer ({type(error).__name__}: {error}). "
-        "See 'gateway status'; 'gateway up' starts it.",
-        retry_after_s=5.0,
+        f"The gateway at {url} does not answer ({type(error).__name__}: {error}). {advice}", retry_after_s=5.0
     )
 
 
@@ -299,8 +315,11 @@ def _unproven(error: BaseException | None) -> str | None:
     return None
 
 
-def gateway_error(error: OpenAIError, url: str) -> GatewayError:
-    """What ``openai`` raised, as the gateway's own error (which survives pickling; ``openai``'s does not always)."""
+def gateway_error(error: OpenAIError, url: str, at_hand: bool = False) -> GatewayError:
+    """What ``openai`` raised, as the gateway's own error (which survives pickling; ``openai``'s does not always).
+
+    ``at_hand``: as ``Client.at_hand``.
+    """
     if isinstance(error, APIStatusError):
         try:
             body = error.response.json()
@@ -308,7 +327,7 @@ def gateway_error(error: OpenAIError, url: str) -> GatewayError:
             body = None
         return parse_error(error.status_code, body, dict(error.response.headers))
     if isinstance(error, APIConnectionError):
-        return _unreachable(url, error.__cause__ or error)
+        return unreachable(url, error.__cause__ or error, at_hand)
     if isinstance(error, APIError):  # an error event in the middle of a stream
         return parse_error(503, {"error": error.body}, {})
     return GatewayError(f"The answer of the gateway at {url} could not be understood: {error}")

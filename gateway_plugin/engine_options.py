@@ -1,4 +1,4 @@
-"""What a catalog entry may tell its engine: words as they must be written, and which options are the gateway's. Pure.
+"""What a catalog entry may tell its engine, and which options are the gateway's to give. Pure.
 
 vLLM takes ``args`` last, and of two options the later: one that the gateway gives itself would win, and the engine
 would listen elsewhere, ask for another key or take other GPUs. Such an option is refused in each spelling that vLLM's
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
-import yaml
+from gateway_plugin.catalog_words import as_yaml, no_scripts, not_filled_in, one_word_each
 
 _OWN = "the gateway gives this itself; leave it out"
 _ONE_NODE = "an engine has GPUs of one node and splits each layer over them; say gpus:"
@@ -51,108 +51,150 @@ _TAKEN_VARIABLES = {
     ),
 }
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_UNEXPANDED = re.compile(r"\$\{\w+\}|^\$[A-Za-z_]\w*(?=/|$)")
-_TWO_WORDS = re.compile(r"\s*-[^\s=]*\s.*", re.DOTALL)
+_POOLS = re.compile(r"--(?:runner[= ]pooling|convert[= ]embed|task[= ]embed(?:ding)?)\b")
+"""Options for an engine that makes vectors; ``--task`` is an earlier vLLM's."""
+_PLACEHOLDERS = frozenset(
+    {"host", "port", "name", "model", "names", "source", "revision", "keyfile", "certfile", "cafile", "python"}
+)
+"""Of ``command``; see ``serve.agent.argv``."""
+_BRACED = re.compile(r"(?<![{$])\{([A-Za-z_]+)\}(?!\})")
+_ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)([\w.-]+/[\w.-]+).*|https?://.*")
 
 
-def text_of(value: object) -> str:
-    """A word as text: numbers as they read. Raises ``ValueError`` for what YAML makes no text of."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"expected text, got {_yaml(value)}; write it in quotes")
+class Entry(Protocol):
+    """What is looked at of a catalog entry (``gateway_plugin.catalog.Model``)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def command(self) -> tuple[str, ...]: ...
+    @property
+    def args(self) -> tuple[str, ...]: ...
+    @property
+    def env(self) -> Mapping[str, str]: ...
+    @property
+    def gpus(self) -> int: ...
 
 
-def words_of(value: object) -> tuple[str, ...]:
-    """``args`` and ``command``: a list of words and numbers. Raises ``ValueError`` that shows how to write it."""
-    if isinstance(value, list | tuple):
-        try:
-            return tuple(text_of(word) for word in value)
-        except ValueError as error:
-            raise ValueError(f"{error}; expected a list of words: {_yaml(spelled(value))}") from None
-    raise ValueError(f"expected a list of words: {_yaml(spelled(value))}")
-
-
-def names_of(value: object) -> tuple[str, ...]:
-    """``aliases``: a list. Raises ``ValueError`` that shows how to write it."""
-    if isinstance(value, list | tuple):
-        return tuple(text_of(name) for name in value)
-    raise ValueError(f"expected a list of names: {_yaml([str(value)])}")
-
-
-def variables_of(value: object) -> dict[str, str]:
-    """``env``: a mapping of names to texts or numbers. Raises ``ValueError`` that shows how to write it."""
-    if not isinstance(value, Mapping):
-        raise ValueError('expected a mapping of names to texts: {NAME: "1"}')
-    for name, setting in value.items():
-        if not isinstance(setting, str | int | float) or isinstance(setting, bool):
-            raise ValueError(f'{name}: expected text, such as "1", got {_yaml(setting)}; write it in quotes')
-    return {text_of(name): text_of(setting) for name, setting in value.items()}
-
-
-def spelled(value: object) -> list[str]:
-    """The list of words that somebody meant who wrote one text, or a mapping, or nested ones."""
-    if isinstance(value, str):
-        try:
-            return shlex.split(value)
-        except ValueError:
-            return value.split()
-    if isinstance(value, Mapping):
-        return [
-            word
-            for option, setting in value.items()
-            if setting is not False
-            for word in (str(option), *(() if setting is True or setting is None else _value(setting)))
-        ]
-    if isinstance(value, list | tuple):
-        return [word for part in value for word in _value(part)]
-    return [] if value is None else [str(value)]
-
-
-def _value(value: object) -> list[str]:
-    if isinstance(value, bool) or value is None:
-        return []  # a flag stands alone
-    if isinstance(value, str):
-        return spelled(value) if _TWO_WORDS.fullmatch(value) else [value]
-    if isinstance(value, Mapping) and all(str(key).startswith("-") for key in value):
-        return spelled(value)
-    return [json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else str(value)]
-
-
-def _yaml(value: object) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
-    return re.sub(r"\s*\n\s*", " ", str(text).removesuffix("\n...\n").strip())
-
-
-def refusal(
-    engine: str, source: str, args: Sequence[str], command: Sequence[str], env: Mapping[str, str], gpus: int
-) -> tuple[str, str] | None:
+def refusal(entry: Entry) -> tuple[str, str] | None:
     """The key of an entry that cannot be, and why; ``None``: none.
 
-    (1) Several words in one. (2) vLLM's options that are the gateway's. (3) Variables that are, or are none. (4) What a
-    shell would fill in: no shell reads a catalog (a command may be one).
+    (1) Words that are no words. (2) vLLM's options that are the gateway's, or another task's. (3) Adapters that nobody
+    could ask for. (4) Variables that are the gateway's, or are none. (5) What a shell would fill in: no shell reads a
+    catalog (a command may be one). (6) A command that is not told where to listen. (7) A source that is none.
     """
-    for key, words in (("args", args), ("command", command)):  # (1)
-        for word in words:
-            if _TWO_WORDS.fullmatch(word):
-                return key, f"{word!r}: one word each; expected {_yaml(spelled(list(words)))}"
-    if engine == "vllm" and (said := _taken(args, gpus)):  # (2)
+    for key, words in (("args", entry.args), ("command", tuple(no_scripts(entry.command)))):  # (1)
+        if wrong := one_word_each(words):
+            return key, wrong
+    if entry.engine == "vllm" and (said := _taken(entry.args, entry.gpus) or _other_task(entry)):  # (2)
         return "args", said
-    for name in env:  # (3)
+    if unreachable := _unreachable(entry):  # (3)
+        return unreachable
+    for name in entry.env:  # (4)
         if name in _TAKEN_VARIABLES:
             return "env", f"{name}: {_TAKEN_VARIABLES[name]}"
         if not _VARIABLE.fullmatch(name):
             return "env", f"{name!r}: expected the name of an environment variable"
-    filled = (*(("args", word) for word in args), *((f"env.{name}", setting) for name, setting in env.items()))
-    for key, text in (("source", source), *(("command", word) for word in command), *filled):  # (4)
+    for key, text in _texts(entry):  # (5)
         if "\0" in text:
             return key, f"{text!r}: no text may have a NUL in it"
-        if key != "command" and _UNEXPANDED.search(text):
-            return (
-                key,
-                f"{text!r}: no shell fills in variables here; write it out, or export it in the site's worker_init",
-            )
+    for key, text in _texts(entry, scripts=False):
+        if wrong := not_filled_in(text.removeprefix("~") if key == "source" else text):
+            return key, wrong
+    if entry.engine == "command" and (deaf := _deaf(entry)):  # (6)
+        return deaf
+    return _no_source(entry)  # (7)
+
+
+def _texts(entry: Entry, scripts: bool = True) -> Iterator[tuple[str, str]]:
+    yield "source", entry.source
+    yield from (("command", word) for word in (entry.command if scripts else no_scripts(entry.command)))
+    yield from (("args", word) for word in entry.args)
+    yield from ((f"env.{name}", setting) for name, setting in entry.env.items())
+
+
+def _other_task(entry: Entry) -> str:
+    found = _POOLS.search(" ".join(entry.args))
+    if found is None or entry.task == "embed":
+        return ""
+    return f"{found[0].replace('=', ' ').partition(' ')[0]}: an engine that makes vectors; say task: embed"
+
+
+def adapters(words: Sequence[str]) -> tuple[str, ...]:
+    """The names of the LoRA adapters that a vLLM with these words loads beside its base (``--lora-modules``)."""
+    return tuple(name for option in _lora_options(words) for name in option)
+
+
+def _lora_options(words: Sequence[str]) -> list[list[str]]:
+    """For each time that the option is given, its adapters' names; what is no adapter is left to vLLM."""
+    found: list[list[str]] = []
+    taking = False
+    for word in words:
+        option, given, value = word.partition("=")
+        if option.startswith("--"):
+            taking = option.replace("_", "-") == "--lora-modules"
+            if taking:
+                found.append([])
+            word = value if given else ""
+        if taking and word:
+            found[-1] += _adapter(word)
+    return found
+
+
+def _adapter(word: str) -> list[str]:
+    """``name=path``, or a JSON object with ``name``."""
+    if "=" in word and "," not in word:
+        return [word.partition("=")[0]]
+    try:
+        name = json.loads(word)["name"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [str(name)]
+
+
+def _unreachable(entry: Entry) -> tuple[str, str] | None:
+    words = entry.args if entry.engine == "vllm" else (*entry.command, *entry.args)
+    options = _lora_options(words)
+    if len(options) > 1:
+        return "args", "--lora-modules: of two, vLLM takes the later; name all adapters after one"
+    names = adapters(words)
+    if entry.name in names:
+        return "args", f"--lora-modules: '{entry.name}' is the base's name; give the adapter another one"
+    if missing := [name for name in names if name not in entry.aliases]:
+        aliases = as_yaml([*entry.aliases, *missing])
+        return "aliases", f"the adapter {', '.join(missing)} of --lora-modules is not among them; expected {aliases}"
+    return None
+
+
+def _deaf(entry: Entry) -> tuple[str, str] | None:
+    """A command whose placeholders are wrong."""
+    known = ", ".join(f"{{{name}}}" for name in sorted(_PLACEHOLDERS))
+    for word in no_scripts(entry.command):
+        if unknown := [name for name in _BRACED.findall(word) if name not in _PLACEHOLDERS]:
+            return "command", f"'{{{unknown[0]}}}' is not replaced; there are {known}"
+    for word in entry.args:
+        if any(name in _PLACEHOLDERS for name in _BRACED.findall(word)):
+            return "args", f"{word!r}: args are given as they are; put it into command:"
+    if not any("{port}" in word for word in entry.command):
+        return "command", "no word has '{port}' in it: the engine would listen where nobody asks"
+    return None
+
+
+def _no_source(entry: Entry) -> tuple[str, str] | None:
+    if not entry.source or entry.source != entry.source.strip():
+        return "source", f"expected a folder, or a hub name 'org/name', got {entry.source!r}"
+    if entry.engine == "vllm" and entry.source.startswith("-"):
+        return "source", f"expected a folder, or a hub name 'org/name', got {entry.source!r}"
+    if entry.engine == "vllm" and (found := _ADDRESS.fullmatch(entry.source)):
+        return "source", f"an address; expected the hub name: {found[1] or 'org/name'}"
     return None
 
 

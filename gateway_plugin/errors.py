@@ -149,6 +149,21 @@ class ModelUnavailable(GatewayError):
     status, code, exit_code = 503, "model_unavailable", 75
 
 
+class RelayFull(GatewayError):
+    """As many requests wait for models, or get their answers through the ingress, as may at a time."""
+
+    status, code, exit_code = 503, "relay_full", 75
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"The gateway has {limit} requests whose models were not ready when they came, as many as it takes at a "
+            "time (the site's limit relayed_requests). Requests for models that are ready are answered.",
+            retry_after_s=5.0,
+            state="busy",
+        )
+        self.limit = limit
+
+
 class NoRoom(GatewayError):
     """The model is larger than anything this site could ever give it."""
 
@@ -174,15 +189,38 @@ class NotRouted(GatewayError):
 
 
 class RequestKilledEngine(GatewayError):
-    """Two engines died while they worked on this request; it is not given to a third."""
+    """Two engines died while they worked on this request and on nothing else; it is not given to another."""
 
     status, code, exit_code = 500, "request_killed_engine", 70
+
+    def headers(self) -> dict[str, str]:
+        """As always, and the header by which OpenAI's clients know not to send it again by themselves."""
+        return {**super().headers(), "x-should-retry": "false"}
+
+
+class EngineDiedOften(GatewayError):
+    """Engines died again and again while they had this request among others."""
+
+    status, code, exit_code = 503, "engine_died_often", 75
 
 
 class Unloaded(GatewayError):
     """The model was unloaded by an administrator while the request waited for it."""
 
     status, code, exit_code = 503, "model_unloaded", 75
+
+
+class GoingDown(GatewayError):
+    """The gateway is being ended: what is in flight may end, nothing new is begun."""
+
+    status, code, exit_code = 503, "going_down", 75
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gateway is going down: it takes no new request. Try again when it is up.",
+            retry_after_s=30.0,
+            state="going_down",
+        )
 
 
 class GatewayUnreachable(GatewayError):
@@ -278,7 +316,7 @@ class PromptTooLarge(GatewayError):
 
 
 class NothingSaid(GatewayError):
-    """The model reached ``max_tokens`` before the first word of its answer, as a rule while it was thinking."""
+    """The model reached ``max_tokens`` before the first word of its answer, or thought and said nothing."""
 
     status, code, kind, exit_code = 422, "nothing_said", "invalid_request_error", 65
 

@@ -132,8 +132,9 @@ def find_isolation(layout: Layout, program: str = "bwrap") -> Isolation:
     if found is None:
         return Isolation(reason=f"there is no {program} on PATH (package bubblewrap)")
     seen, unseen = layout.engine_key.resolve(), layout.agent_identity.resolve()
-    trial = ("sh", "-c", _SEES, "sh", str(seen), str(unseen)) if seen.is_file() else ("true",)
-    argv = (*wrapper(found, hidden_here(layout), [seen]), "--", *trial)
+    there = seen.is_file()  # not before the first 'up': then whether it starts at all is what can be told
+    trial = ("sh", "-c", _SEES, "sh", str(seen), str(unseen)) if there else ("true",)
+    argv = (*wrapper(found, hidden_here(layout), [seen] if there else ()), "--", *trial)
     try:
         ended = subprocess.run(argv, capture_output=True, text=True, timeout=_PROBE_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -20,7 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gateway_plugin.errors import ConfigError
 
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
-_ORIGIN = re.compile(r"https?://(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(
+    r"(?:https?|app|capacitor|ionic|tauri|[a-z]{2,16}(?:-[a-z]{2,16})?-extension)"
+    r"://(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(?::[0-9]{1,5})?"
+)
+"""Of web pages, of browsers' extensions, and of programs that are web pages in a window."""
 _SITE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
@@ -45,12 +49,22 @@ class NodeType(_Frozen):
     """Host memory that engines without a GPU may use together."""
     min_blocks: int = Field(default=0, ge=0)
     max_blocks: int = Field(default=1, ge=0)
+    """Where these two are not given, the provider's of the same names count."""
     worker_init: str = ""
     """Shell lines run on the node before Ray starts: modules, virtual environment."""
     engines_on_loopback: bool = False
     """Engines listen on 127.0.0.1: for blocks on the gateway's own machine."""
     node_address: str = "auto"
     """``auto``: the address that routes to the head. Else a shell expression that prints it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blocks_of_the_provider(cls, given: Any) -> Any:
+        """A site that says its number of blocks to the provider alone means it."""
+        provider = given.get("provider") if isinstance(given, Mapping) else None
+        said = {name: getattr(provider, name, None) for name in ("min_blocks", "max_blocks")}
+        taken = {name: number for name, number in said.items() if isinstance(number, int) and name not in given}
+        return {**given, **taken} if taken else given
 
     @field_validator("name")
     @classmethod
@@ -86,12 +100,15 @@ class Limits(_Frozen):
     body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     waiting_requests: int = Field(default=1000, ge=1)
     """Requests that may wait for models at a time, all models together."""
+    relayed_requests: int = Field(default=3000, ge=1)
+    """Requests that came while their model was not ready, at a time: those that wait, and those whose answers go
+    through the ingress until they end. At most what fits into its open files: half of ``ulimit -Hn``."""
     wait_s: float = Field(default=1800.0, gt=0)
     """How long one request may wait for its model."""
     in_flight_per_key: int = Field(default=512, ge=1)
     requests_per_key_10s: int = Field(default=100_000, ge=1)
     abandoned_load_grace_s: float = Field(default=2.0, ge=0)
-    """How long a load goes on that nobody waits for any more."""
+    """A load whose last waiter left so long ago may be stopped for a model that needs its room; else it goes on."""
 
 
 class Site(_Frozen):

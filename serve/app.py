@@ -15,10 +15,18 @@ from gateway_plugin.site import NodeType, Site
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller.deployment import Controller
 from serve.core.fleet import NodeKind, Policy
-from serve.ingress.http import Ingress
+from serve.ingress.desk import Desk
+from serve.ingress.http import ServedIngress
 
 _ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-"""Both need the edge's sockets, which are on the head's machine."""
+"""All need the edge's sockets, which are on the head's machine."""
+
+_ADMINISTRATION = 200
+"""Requests at a time for status, the catalog, metrics and administration; one more is refused."""
+_HEALTH_TIMEOUT_S = 120.0
+"""A replica that does not answer Serve's question within this time, three times in a row, is replaced, and what it has
+in flight is cut. One that is only busy, or starved by its machine, answers sooner; one that died is noticed at once,
+because its process is gone."""
 
 
 class RayNodeAgent(NodeAgent):
@@ -91,27 +99,29 @@ def build(args: dict[str, str]) -> ray_serve.Application:
     if record is None:
         raise ConfigError(f"{state} has no service.json; start the gateway with 'gateway up'")
     site = record.load_site()
-    bound = site.limits.waiting_requests + 200
-    controller = ray_serve.deployment(
+    controller = _deployment(
         Controller,
-        name="controller",
-        num_replicas=1,
-        max_ongoing_requests=bound,
-        graceful_shutdown_timeout_s=2.0,
-        graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=2.0,
-        health_check_timeout_s=20.0,
-        ray_actor_options=_ON_HEAD,
+        "controller",
+        # Each request in the ingress has two calls open at most: its own wait, and a look at how things stand.
+        max_ongoing_requests=2 * site.limits.relayed_requests + _ADMINISTRATION,
     ).bind(state, policy(site), AgentMaker(state, site))
-    ingress = ray_serve.deployment(
-        ray_serve.ingress()(Ingress),
-        name="ingress",
+    # It listens by itself; as a replica it only lives. (Serve has no deployment without a place for a request.)
+    ingress = _deployment(ServedIngress, "ingress", max_ongoing_requests=1).bind(state, site.limits, controller)
+    desk = _deployment(
+        ray_serve.ingress()(Desk), "desk", max_ongoing_requests=_ADMINISTRATION, max_queued_requests=_ADMINISTRATION
+    )
+    return desk.bind(state, site.limits, controller, ingress)
+
+
+def _deployment(cls: type[Any], name: str, **options: int) -> ray_serve.Deployment:
+    return ray_serve.deployment(
+        cls,
+        name=name,
         num_replicas=1,
-        max_ongoing_requests=bound,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2.0,
-        health_check_timeout_s=20.0,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
         ray_actor_options=_ON_HEAD,
-    ).bind(state, site.limits, controller)
-    return ingress
+        **options,
+    )

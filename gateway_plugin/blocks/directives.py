@@ -32,7 +32,11 @@ class Directives:
     foreign: tuple[str, ...] = ()
     """Lines with the sign of another scheduler, which ``sbatch`` obeys too."""
     unread: tuple[str, ...] = ()
-    """Lines that look like directives and are comments to the scheduler: ``sbatch`` takes no blank before its sign."""
+    """Lines that look like directives and are comments to the scheduler: with another sign, or a blank before it."""
+    stray: tuple[str, ...] = ()
+    """Words that belong to no option: the scheduler refuses the script, or passes them over."""
+    repeated: tuple[str, ...] = ()
+    """Lines with a second sign: the rest of such a line is a comment."""
     command: str = ""
     """The line that ends the head."""
     several_jobs: bool = False
@@ -79,38 +83,51 @@ _SAME = {"cluster": "clusters", "tasks": "ntasks", "tasks-per-node": "ntasks-per
 
 _PBS_VALUED = "aAceijJklmMNopPqrRSuvW"
 
+_OTHER_SIGN = re.compile(r"\s*#(?!PBS\b)[A-Za-z$][\w:]*\s+--?[A-Za-z]")
+"""A comment that looks like a directive: ``#sbatch -A x``, ``#MSUB -l nodes=4``, ``#$ -pe mpi 4``."""
+_SECOND_SIGN = re.compile(r".#(SBATCH|PBS)\b")
+
 
 def slurm_directives(head: str) -> Directives:
     """The options of ``head``, the beginning of a job script, as ``sbatch`` takes them."""
     words: list[str] = []
-    foreign, unread, several = [], [], False
+    foreign, unread, repeated, several = [], [], [], False
     lines = head.splitlines()
     for line in lines:
         if line.startswith(("#SBATCH", "#SLURM")):
-            several = several or re.search("hetjob|packjob", line, re.IGNORECASE) is not None
+            if re.search("hetjob|packjob", line, re.IGNORECASE) is not None:
+                several = True
+                continue
             words += _words(line.removeprefix("#SBATCH").removeprefix("#SLURM"))
+            if _SECOND_SIGN.search(line):
+                repeated.append(line)
         elif line.startswith(("#PBS", "#BSUB")):
             foreign.append(line)
-        elif re.match(r"\s+#(SBATCH|SLURM)", line):
+        elif re.match(r"\s+#(SBATCH|SLURM)", line) or _OTHER_SIGN.match(line):
             unread.append(line.strip())
         elif _is_command(line):
             break
-    options = tuple(_options(words, _SHORT, _SHORT_ALONE))
+    options, stray = _options(words, _SHORT, _SHORT_ALONE)
     obeyed = () if any(option.name == "ignore-pbs" for option in options) else tuple(foreign)
-    return Directives(options, obeyed, tuple(unread), _command(lines), several)
+    return Directives(options, obeyed, tuple(unread), stray, tuple(repeated), _command(lines), several)
 
 
 def pbs_directives(head: str) -> Directives:
     """The options of ``head`` as ``qsub`` takes them: short ones only, and blanks may stand before the sign."""
     words: list[str] = []
+    unread, repeated = [], []
     lines = head.splitlines()
     for line in lines:
         if (found := re.match(r"\s*#PBS", line)) is not None:
             words += _words(line[found.end() :])
+            if _SECOND_SIGN.search(line.strip()):
+                repeated.append(line.strip())
+        elif _OTHER_SIGN.match(line):
+            unread.append(line.strip())
         elif _is_command(line):
             break
-    valued = {letter: letter for letter in _PBS_VALUED}
-    return Directives(tuple(_options(words, valued, {})), command=_command(lines))
+    options, stray = _options(words, {letter: letter for letter in _PBS_VALUED}, {})
+    return Directives(options, (), tuple(unread), stray, tuple(repeated), _command(lines))
 
 
 def _is_command(line: str) -> bool:
@@ -145,22 +162,29 @@ def _words(text: str) -> list[str]:
     return words if word is None else [*words, word]
 
 
-def _options(words: Iterable[str], valued: Mapping[str, str], alone: Mapping[str, str]) -> Iterable[Option]:
-    """As ``getopt_long`` takes them; what is no option is left out: it makes the scheduler refuse the script."""
+def _options(
+    words: Iterable[str], valued: Mapping[str, str], alone: Mapping[str, str]
+) -> tuple[tuple[Option, ...], tuple[str, ...]]:
+    """As ``getopt_long`` takes them; and what is no option: the scheduler refuses the script for it."""
     left = list(words)
+    options: list[Option] = []
+    stray: list[str] = []
     while left:
         word = left.pop(0)
         if word == "--":
-            return
+            return tuple(options), (*stray, *left)
         if word.startswith("--"):
             said, given, value = word.partition("=")
             name = _long_name(said[2:])
             unknown = name not in _LONG | _LONG_ALONE  # of a later Slurm: it may take a value
             if not given and left and (name in _LONG or (unknown and not left[0].startswith("-"))):
                 value = left.pop(0)
-            yield Option(_SAME.get(name, name), value, said)
+            options.append(Option(_SAME.get(name, name), value, said))
         elif word.startswith("-"):
-            yield from _cluster(word, left, valued, alone)
+            options += _cluster(word, left, valued, alone)
+        else:
+            stray.append(word)
+    return tuple(options), tuple(stray)
 
 
 def _cluster(word: str, left: list[str], valued: Mapping[str, str], alone: Mapping[str, str]) -> Iterable[Option]:

@@ -17,6 +17,13 @@ _OWN = "the gateway's to give (a job is found by its name, and its script by its
 _WALLTIME = "say walltime= of the provider: a block's end is counted from it"
 _ANSWER = "then the job's number is not what comes back, or not at once; leave it out"
 _USER = "the gateway looks for jobs of its own user; leave it out"
+_REQUEUE = "{} would start a block again under the name of a node that is gone; leave it out"
+_STRAY = "no option, and no value of one; an option and its value are --name=value or -n value"
+_REPEATED = "only the first sign of a line counts; begin another line"
+_UNREAD = "a comment; say it as {}, without blanks before it"
+_UNFILLED = "no variables are filled in here; write it out, or have Python do it"
+_SHELL = "blocks are started by bash; leave it out"
+_ONE_SERVER = "jobs are looked for on the default server only; say queue= of the provider, without a server"
 _CHUNKS = "one block is one node: say cpus_per_node= and select_options= of the provider, without 'select=' and '+'"
 
 _SLURM = {
@@ -24,10 +31,10 @@ _SLURM = {
     **dict.fromkeys(("parsable", "quiet", "wait", "test-only", "wrap", "help", "usage", "version"), _ANSWER),
     **dict.fromkeys(("uid", "gid"), _USER),
     "time": _WALLTIME,
-    "requeue": "Slurm would start a block again under the name of a node that is gone; leave it out",
+    "requeue": _REQUEUE.format("Slurm"),
 }
 _PBS = {
-    **dict.fromkeys(("N", "J", "o", "e", "j"), _OWN),
+    **dict.fromkeys(("N", "J", "o", "e", "j", "R"), _OWN),
     **dict.fromkeys(("z", "I", "X"), _ANSWER),
     "u": _USER,
 }
@@ -51,12 +58,7 @@ def slurm_refusal(provider: Any) -> str | None:
     if asked.several_jobs:
         wrong.append(("hetjob", "one block is one job of one node; leave it out"))
     wrong += [(f"'{line}'", "Slurm obeys it, too; say it as #SBATCH") for line in asked.foreign]
-    wrong += [
-        (f"'{line}'", "to Slurm a comment, because of the blanks before it; begin the line with #SBATCH")
-        for line in asked.unread
-        if line in provider.scheduler_options
-    ]
-    wrong += _command(slurm_directives(provider.scheduler_options))
+    wrong += _odd(slurm_directives(provider.scheduler_options), asked, "#SBATCH")
     return _told(wrong)
 
 
@@ -73,14 +75,11 @@ def _slurm_wrong(option: Option, provider: Any) -> str | None:
 def pbs_refusal(provider: Any) -> str | None:
     """As ``slurm_refusal``, of a ``PBSProProvider``."""
     wrong = [(f"-{option.name}{word}", why) for option in pbs_asked(provider).options for word, why in _pbs(option)]
+    if "@" in (provider.queue or ""):
+        wrong.append((f"queue={provider.queue!r}", _ONE_SERVER))
     if "+" in provider.select_options:
         wrong.append((f"select_options={provider.select_options!r}", _CHUNKS))
-    wrong += [
-        (f"'{line.strip()}'", "to PBS a comment; say it as #PBS")
-        for line in provider.scheduler_options.splitlines()
-        if line.strip().startswith("#SBATCH")
-    ]
-    wrong += _command(pbs_directives(provider.scheduler_options))
+    wrong += _odd(pbs_directives(provider.scheduler_options), pbs_asked(provider), "#PBS")
     return _told(wrong)
 
 
@@ -93,17 +92,32 @@ def _pbs(option: Option) -> Iterable[tuple[str, str]]:
             resource = part.partition("=")[0].strip()
             if resource in ("select", "nodes", "nodect"):
                 yield f" {part}", _CHUNKS
-            elif resource == "walltime":
+            elif resource in ("walltime", "min_walltime", "max_walltime"):
                 yield f" {part}", _WALLTIME
+    elif option.name == "k" and "d" not in option.value:
+        yield f" {option.value}", f"{_OWN}, or say -k d{option.value}"
+    elif option.name == "r" and option.value.startswith("y"):
+        yield f" {option.value}", _REQUEUE.format("PBS")
+    elif option.name == "S" and not option.value.partition("@")[0].endswith("bash"):
+        yield f" {option.value}", _SHELL
     elif option.name == "q" and "@" in option.value:
-        yield f" {option.value}", "jobs are looked for on the default server only; say queue= of the provider"
+        yield f" {option.value}", _ONE_SERVER
     elif option.name == "W" and re.search(r"\bblock\s*=\s*true", option.value):
         yield f" {option.value}", _ANSWER
 
 
-def _command(asked: Directives) -> Iterable[tuple[str, str]]:
-    if asked.command:
-        yield f"'{asked.command}'", "a command: no option after it is read; put it into worker_init="
+def _odd(lines: Directives, asked: Directives, sign: str) -> Iterable[tuple[str, str]]:
+    """What is silently passed over. ``lines``: what stands in ``scheduler_options``; ``asked``: that and all else."""
+    yield from ((f"'{line}'", _UNREAD.format(sign)) for line in lines.unread)
+    yield from ((f"'{line}'", _REPEATED) for line in asked.repeated)
+    yield from ((f"'{word}'", _STRAY) for word in asked.stray)
+    yield from ((f"{option.said} {option.value}", _UNFILLED) for option in asked.options if _unfilled(option))
+    if lines.command:
+        yield f"'{lines.command}'", "a command: no option after it is read; put it into worker_init="
+
+
+def _unfilled(option: Option) -> bool:
+    return option.name != "comment" and re.search(r"\$[A-Za-z_{(]", option.value) is not None
 
 
 def _told(wrong: Iterable[tuple[str, str | None]]) -> str | None:

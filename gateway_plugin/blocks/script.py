@@ -37,6 +37,10 @@ OBJECT_STORE_BYTES = 80_000_000
 RECONNECT_S = 600
 """How long blocks wait for a head that went away before they give up."""
 
+NO_MEMORY_MONITOR = {"RAY_memory_monitor_refresh_ms": "0"}
+"""Ray's monitor kills its own workers where a node's memory is nearly full, whoever fills it: on a shared node the
+controller, or an agent and with it every engine of the node. Neither is large, and the kernel sees to who is."""
+
 TOLD_TO_END = 143
 """Exit code of a block that was told to end, as the shell has it for SIGTERM."""
 
@@ -106,6 +110,7 @@ def block_script(
         "RAY_USAGE_STATS_ENABLED": "0",
         # A block that is told to end was drained by the controller, or has no time; Ray would wait 30 s more.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        **NO_MEMORY_MONITOR,
         "GATEWAY_STATE": str(layout.state),
         "GATEWAY_RUN_ROOT": str(layout.run.parent),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from gateway_plugin.cli.connection import demand_at_hand
 from gateway_plugin.cli.output import json_option, put, settings, show
 from gateway_plugin.errors import GatewayUnreachable, NotFound
 from gateway_plugin.layout import Layout
@@ -24,6 +25,7 @@ def ca(path: bool) -> None:
       export GATEWAY_CA=/shared/gateway-ca.pem                Client, apps, gateway chat ...
       SSL_CERT_FILE=/shared/gateway-ca.pem python program.py  openai and most others
     """
+    demand_at_hand("The certificates")
     layout = Layout.of(settings().state)
     try:
         text = layout.ca.read_text(encoding="ascii")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway_plugin.cli.connection import connect
+from gateway_plugin.cli.connection import connect, demand_at_hand
 from gateway_plugin.cli.output import Steps, duration, json_option, put, read_terminal, say, settings, show, table
 from gateway_plugin.errors import NotFound
 from gateway_plugin.masking import masked
@@ -149,6 +149,7 @@ def logs(name: str, follow: bool, lines: int) -> None:
     from gateway_plugin.layout import Layout
     from gateway_plugin.service import logs as log_files
 
+    demand_at_hand("The logs of blocks")
     layout = Layout.of(settings().state)
     found = log_files.block_logs(layout, name)
     secrets = log_files.secrets_in_force(layout)

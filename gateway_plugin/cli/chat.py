@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway_plugin.answers import chat_words, nothing_said
+from gateway_plugin.answers import chat_words, raise_if_nothing_said
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Answer, json_option, put, read_terminal, report_error, settings, show
 from gateway_plugin.cli.waiting import Waiting
@@ -111,7 +111,7 @@ def _ask(client: Client, model: str, messages: Messages, options: dict[str, Any]
     if settings().json:
         return _show(create(model=model, messages=messages, **options).model_dump(exclude_none=True), _put)
     words: list[str] = []
-    thought, ended = False, None
+    thought, called, ended = False, False, None
     shown = Answer()
     with Waiting(client, model) as waiting:
         for chunk in create(model=model, messages=messages, stream=True, **options):
@@ -120,11 +120,12 @@ def _ask(client: Client, model: str, messages: Messages, options: dict[str, Any]
                 ended = choice.finish_reason or ended
                 extra = choice.delta.model_extra or {}
                 thought = thought or bool(extra.get("reasoning") or extra.get("reasoning_content"))
+                called = called or bool(choice.delta.tool_calls or choice.delta.function_call)
                 if choice.delta.content:
                     words.append(choice.delta.content)
                     shown.write(choice.delta.content)
-    if not words and ended == "length":
-        raise nothing_said(thought)
+    if not called:
+        raise_if_nothing_said("".join(words), thought, ended)
     shown.end()
     return "".join(words)
 

@@ -1,12 +1,14 @@
-"""The client that a command uses: of the gateway in ``--state``, else of ``GATEWAY_URL``, else of the local one."""
+"""Which gateway a command means: that in ``--state``, else that of ``GATEWAY_URL``, else the local one."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gateway_plugin.cli.output import settings
+from gateway_plugin.cli.output import put, settings
+from gateway_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from gateway_plugin.client import Client
@@ -24,4 +26,43 @@ def connect() -> Iterator[Client]:
         try:
             yield client
         except OpenAIError as error:
-            raise gateway_error(error, client.url) from error
+            raise gateway_error(error, client.url, client.at_hand) from error
+
+
+def elsewhere() -> str | None:
+    """The address in ``GATEWAY_URL``, if that is what a command means and it is not of the gateway in the state folder.
+
+    Raises ``ConfigError`` if the state folder's record is damaged.
+    """
+    from gateway_plugin.errors import GatewayUnreachable
+    from gateway_plugin.layout import Layout
+    from gateway_plugin.locate import known_url
+
+    chosen = settings()
+    url = os.environ.get("GATEWAY_URL", "").rstrip("/").removesuffix("/v1")
+    if not url or chosen.explicit_state:
+        return None
+    try:
+        return None if known_url(Layout(chosen.state)) == url else url
+    except GatewayUnreachable:
+        return url
+
+
+def demand_at_hand(what: str) -> None:
+    """Refuse a command that works on files of the gateway's machine, where ``GATEWAY_URL`` means another gateway.
+
+    Raises ``ConfigError``.
+    """
+    url = elsewhere()
+    if url is not None:
+        raise ConfigError(
+            f"{what} of {url} (GATEWAY_URL) are on that gateway's own machine: run this there. For the gateway of "
+            f"{settings().state} unset GATEWAY_URL, or say it: gateway --state {settings().state} ..."
+        )
+
+
+def mind_elsewhere() -> None:
+    """Say which gateway other commands mean, where it is not the one that was just started or ended here."""
+    url = elsewhere()
+    if url is not None:
+        put(f"GATEWAY_URL is {url}: chat, models, blocks and status ask that gateway, not this one", err=True)

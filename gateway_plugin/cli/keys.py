@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gateway_plugin.cli.connection import demand_at_hand
 from gateway_plugin.cli.output import json_option, put, say, settings, show, table
 from gateway_plugin.errors import GatewayUnreachable
 from gateway_plugin.layout import Layout
@@ -29,31 +30,39 @@ def create(name: str, role: Role) -> None:
     """Make a key. Its secret is printed once and stored nowhere."""
     from gateway_plugin.keys import KeyStore
 
+    demand_at_hand("The keys")
     layout = Layout.of(settings().state)
     secret = KeyStore(layout).create(name, role)
-    document = {"name": name, "role": role, "secret": secret}
+    works, usage = _how_to_use(layout)
+    document = {"name": name, "role": role, "secret": secret, "note": works or None}
 
     def human() -> None:
         put(f"{role} key '{name}'; it cannot be shown again:", err=True)
         put(secret)
-        for line in _how_to_use(layout):
-            put(line, err=True)
+        for line in (works, usage):
+            if line:
+                put(line, err=True)
 
     show(document, human)
 
 
-def _how_to_use(layout: Layout) -> tuple[str, ...]:
-    """What a caller sets beside the key; nothing for a gateway that was never up."""
+def _how_to_use(layout: Layout) -> tuple[str, str]:
+    """Where the key does not work yet, and what a caller sets beside it."""
     from gateway_plugin.locate import PLAIN_HTTP, authority_of, known_url
+    from gateway_plugin.service.living import edges_of
 
     try:
         url = known_url(layout)
     except GatewayUnreachable:
-        return ()
+        return (
+            f"No gateway was started from {layout.state} yet: the key works once 'gateway up' has, and nowhere else. "
+            "For a gateway on another machine make a key there."
+        ), ""
+    down = "" if edges_of(layout) else f"The gateway at {url} does not run: the key works once it is up."
     if url.startswith("http:"):
-        return (f"Its user sets GATEWAY_API_KEY, GATEWAY_URL={url} and {PLAIN_HTTP}=1.",)
+        return down, f"Its user sets GATEWAY_API_KEY, GATEWAY_URL={url} and {PLAIN_HTTP}=1."
     ca = " and GATEWAY_CA, a file with what 'gateway ca' prints" if authority_of(layout, url) is not None else ""
-    return (f"Its user sets GATEWAY_API_KEY, GATEWAY_URL={url}{ca}.",)
+    return down, f"Its user sets GATEWAY_API_KEY, GATEWAY_URL={url}{ca}."
 
 
 @keys.command("list")
@@ -62,7 +71,9 @@ def list_keys() -> None:
     """Names, roles and dates; no secrets."""
     from gateway_plugin.keys import KeyStore
 
-    found = KeyStore(Layout.of(settings().state)).list()
+    demand_at_hand("The keys")
+    layout = Layout.of(settings().state)
+    found = KeyStore(layout).list()
     rows = [
         (
             key.name,
@@ -73,7 +84,8 @@ def list_keys() -> None:
         for key in found
     ]
     document = [{"name": key.name, "role": key.role, "created": key.created, "revoked": key.revoked} for key in found]
-    show(document, lambda: table(("key", "role", "created", ""), rows))
+    none = f"no keys in {layout.state}"
+    show(document, lambda: table(("key", "role", "created", ""), rows) if rows else put(none, err=True))
 
 
 @keys.command()
@@ -86,6 +98,7 @@ def revoke(name: str) -> None:
     """
     from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 
+    demand_at_hand("The keys")
     KeyStore(Layout.of(settings().state)).revoke(name)
     replaced = name == CLI_KEY_NAME
     words = f"'{name}' is revoked" + ("; a new one lies in admin.key of the state folder" if replaced else "")

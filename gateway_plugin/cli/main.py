@@ -31,7 +31,7 @@ Exit codes:
 \b
 Environment:
   GATEWAY_STATE      state folder, as --state
-  GATEWAY_URL        address of a gateway elsewhere, for models, chat, embed, blocks
+  GATEWAY_URL        address of a gateway elsewhere, for status, models, chat, embed, blocks
   GATEWAY_API_KEY    key for it
   GATEWAY_CA         certificates to verify it with: what 'gateway ca' prints there
   GATEWAY_PLAIN_HTTP 1: send the key over plain HTTP too, to whatever listens at that address

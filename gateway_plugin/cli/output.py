@@ -7,6 +7,7 @@ engines and schedulers, logs).
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,16 @@ from gateway_plugin.plain import PlainStream, plain
 if TYPE_CHECKING:
     from gateway_plugin.answers import ModelInfo
 
+TIMES = re.compile(r"[\d.]+ (s|min|h|d)\b")
+"""What goes on changing while nothing happens."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _COLOURS = {
     **dict.fromkeys(("ready", "running", "ok", "open", "up", "active", "serving"), "green"),
-    **dict.fromkeys(("loading", "starting", "waiting", "draining", "degraded", "warn", "pending", "queued"), "yellow"),
+    **dict.fromkeys(
+        ("loading", "stalled", "starting", "waiting", "draining", "degraded", "warn", "pending", "queued"), "yellow"
+    ),
     **dict.fromkeys(("asked", "adopting", "leaving", "ending"), "yellow"),
     **dict.fromkeys(("failed", "dead", "fail", "silent", "down", "lost"), "red"),
 }
@@ -77,9 +83,9 @@ def put(words: str, *, err: bool = False) -> None:
     click.echo(plain(words), err=err)
 
 
-def put_json(document: Any, indent: int | None = None) -> None:
+def put_json(document: Any, indent: int | None = None, *, err: bool = False) -> None:
     """Print JSON. Everything but ASCII is escaped, and so is every control character."""
-    click.echo(json.dumps(document, indent=indent, default=str).replace("\x7f", "\\u007f"))
+    click.echo(json.dumps(document, indent=indent, default=str).replace("\x7f", "\\u007f"), err=err)
 
 
 def say(words: str) -> None:
@@ -229,8 +235,9 @@ class Steps:
             self._live.update(make_table((self._title, f"{elapsed_s:.0f} s", ""), rows))
             return
         for what, phase, note in rows:
-            if self._last.get(what) != (phase, note):
-                self._last[what] = (phase, note)
+            said = (phase, TIMES.sub("", note))
+            if self._last.get(what) != said:
+                self._last[what] = said
                 words = f"{elapsed_s:6.1f} s  {what}: {phase}{f' ({note})' if note else ''}"
                 put(words, err=True)
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import click
 
+from gateway_plugin.cli.connection import demand_at_hand, elsewhere, mind_elsewhere
 from gateway_plugin.cli.output import (
     Steps,
     duration,
     json_option,
     make_table,
     put,
+    put_json,
     put_parts,
     settings,
     show,
@@ -72,6 +77,7 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float, 
     document = {"outcome": result.outcome.value, "url": result.url, "seconds": round(result.seconds, 2)}
     if result.note:
         put(result.note, err=True)
+    mind_elsewhere()
     show(document, lambda: put(words))
 
 
@@ -87,34 +93,102 @@ def _rehearsed(node_type: str, command: str, text: str) -> str:
 
 
 @click.command()
+@click.option(
+    "--grace",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds for requests in flight; 0: none.",
+)
 @click.option("--force", is_flag=True, help="Kill without asking; what is in flight is lost.")
-@click.option("--timeout", default=90.0, show_default=True, help="Seconds that an orderly end may take.")
+@click.option("--timeout", default=90.0, show_default=True, help="Seconds that an orderly end may take after that.")
 @json_option
-def down(force: bool, timeout: float) -> None:
-    """End everything that belongs to the gateway; nothing is left."""
+def down(grace: float, force: bool, timeout: float) -> None:
+    """End everything that belongs to the gateway; nothing is left.
+
+    New requests are refused at once, those in flight may end within --grace. Ctrl-C twice ends them at once.
+    """
     from gateway_plugin.service import lifecycle
 
-    with Steps("ending") as steps:
+    patience = _Patience()
+    with Steps("ending") as steps, patience:
+
+        def report(progress: lifecycle.Progress) -> None:
+            drain = progress.drain
+            patience.draining = drain is not None and not drain.done
+            if drain is not None and settings().json:
+                put_json({"draining": {"in_flight": drain.in_flight, "left_s": drain.left_s}}, err=True)
+            steps.update(patience.said(progress.parts), progress.elapsed_s)
+
         result = lifecycle.down(
-            settings().state, forced=force, timeout_s=timeout,
-            report=lambda progress: steps.update(progress.parts, progress.elapsed_s),
-        )  # fmt: skip
+            settings().state, grace_s=grace, forced=force, timeout_s=timeout, hurry=patience.hurry, report=report
+        )
     nothing = result.outcome is lifecycle.Outcome.NOTHING_RAN
-    words = "nothing ran" if nothing else f"down after {result.seconds:.1f} s; no process and no socket is left"
+    words = (
+        f"nothing ran from {settings().state}"
+        if nothing
+        else f"down after {result.seconds:.1f} s; no process and no socket is left"
+    )
+    first, cut = (result.drain.first, result.drain.cut) if result.drain is not None else (0, 0)
+    if first:
+        words += f"; of {first} requests in flight {first - cut} ended by themselves, {cut} were cut"
+    document = {"outcome": result.outcome.value, "seconds": round(result.seconds, 2), "in_flight": first, "cut": cut}
     if result.note:
         put(result.note, err=True)
-    show({"outcome": result.outcome.value, "seconds": round(result.seconds, 2)}, lambda: put(words))
+    mind_elsewhere()
+    show(document, lambda: put(words))
+
+
+class _Patience:
+    """Ctrl-C while requests in flight are waited for: the first one says what a second one does."""
+
+    def __init__(self) -> None:
+        self.draining = True  # from the start: the first progress is told when somebody may have pressed already
+        self.hurry = threading.Event()
+        self._pressed = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._interrupted)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def said(self, rows: Sequence[tuple[str, str, str]]) -> Sequence[tuple[str, str, str]]:
+        """The rows of the display, with what another Ctrl-C does once one was pressed."""
+        if not self.draining or not self._pressed:
+            return rows
+        return [(what, phase, f"{note}; Ctrl-C once more cuts them") for what, phase, note in rows]
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        if self.hurry.is_set() or not (self.draining or self._pressed):
+            raise KeyboardInterrupt
+        if self._pressed:
+            self.hurry.set()
+        self._pressed = True
 
 
 @click.command()
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 @json_option
 def status(watch: bool) -> None:
-    """Show what runs. Exit code 3 if the gateway is not ready."""
-    from gateway_plugin.service.status import report
+    """Show what runs. Exit code 3 if the gateway is not ready.
+
+    Of a gateway elsewhere (GATEWAY_URL): what it says of itself to your key.
+    """
+    from gateway_plugin.locate import find_gateway
+    from gateway_plugin.service.status import report, report_elsewhere
 
     state = settings().state
-    found = report(state)
+    connection = find_gateway() if elsewhere() is not None else None
+
+    def look() -> dict[str, Any]:
+        return report(state) if connection is None else report_elsewhere(connection)
+
+    found = look()
     if watch and not settings().json:
         from rich.console import Group
         from rich.live import Live
@@ -123,21 +197,26 @@ def status(watch: bool) -> None:
             while True:
                 live.update(Group(*_status_parts(found)))
                 time.sleep(1.0)
-                found = report(state)
+                found = look()
     while watch:
         show(found, lambda: None)
         time.sleep(1.0)
-        found = report(state)
+        found = look()
     show(found, lambda: put_parts(_status_parts(found)))
     if found["state"] not in ("ready", "remote"):
         raise click.exceptions.Exit(3)
 
 
 def _status_parts(found: dict[str, Any]) -> list[Any]:
-    where = f" at {found['url']} (site {found['site']} on {found['host']})" if found["url"] else ""
+    place = f" (site {found['site']} on {found['host']})" if found.get("site") else ""
+    where = f" at {found['url']}{place}" if found["url"] else ""
+    if drain := found.get("drain"):
+        where += f"; {drain['in_flight']} requests in flight have {drain['left_s']:.0f} s left"
     parts: list[Any] = [text(f"gateway: {found['state']}{where}")]
     if found.get("note"):
         parts.append(text(found["note"]))
+    if found["state"] == "down":
+        parts.append(text("'gateway up' starts it; one elsewhere is asked with GATEWAY_URL and GATEWAY_API_KEY"))
     if found["parts"]:
         rows = [
             (name, part["state"], part["pid"], duration(part["age_s"]), part["restarts"], part["last_error"])
@@ -202,9 +281,10 @@ def doctor(site: str | None, models: Path | None, submit: bool, wait: float) -> 
 
     With --submit nodes are looked at by jobs; they are always cleaned up, Ctrl-C cancels them.
     """
-    from gateway_plugin.service.doctor import examine
+    from gateway_plugin.service.doctor import examine, not_elsewhere
     from gateway_plugin.service.preflight import failures
 
+    url = elsewhere()
     if submit:
         from gateway_plugin.service.trial import try_nodes
 
@@ -215,6 +295,8 @@ def doctor(site: str | None, models: Path | None, submit: bool, wait: float) -> 
             )
     else:
         checks = examine(settings().state, site, models)
+    if url is not None:
+        checks = (not_elsewhere(url), *checks)
     document = [
         {"name": c.name, "verdict": c.verdict.value, "found": c.found, "advice": c.advice or None} for c in checks
     ]
@@ -236,11 +318,14 @@ def logs(what: str | None, follow: bool, lines: int) -> None:
     """
     from gateway_plugin.service import logs as log_files
 
+    demand_at_hand("The logs")
     layout = Layout.of(settings().state)
     if what is None:
         found = log_files.find_logs(layout)
         document = [{"name": name, "path": str(path), "bytes": path.stat().st_size} for name, path in found.items()]
-        show(document, lambda: table(("log", "bytes", "path"), [(d["name"], d["bytes"], d["path"]) for d in document]))
+        rows = [(d["name"], d["bytes"], d["path"]) for d in document]
+        none = f"no logs in {layout.logs}: nothing was started from there yet"
+        show(document, lambda: table(("log", "bytes", "path"), rows) if rows else put(none, err=True))
         return
     path = log_files.log_named(layout, what)
     secrets = log_files.secrets_in_force(layout)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gateway_plugin.cli.output import outlook, put, text
+from gateway_plugin.cli.output import TIMES, outlook, put, text
 from gateway_plugin.errors import GatewayError
 
 if TYPE_CHECKING:
     from gateway_plugin.client import Client
-
-_TIMES = re.compile(r"[\d.]+ (s|min|h|d)\b")
-"""What goes on changing while nothing happens."""
 
 PATIENCE_S = 2.0
 """Before anything is said, and between two looks."""
@@ -71,7 +67,7 @@ class Waiting:
             if self._ended.is_set():
                 return
             if not self._console.is_terminal:
-                if _TIMES.sub("", words) != _TIMES.sub("", self._said):
+                if TIMES.sub("", words) != TIMES.sub("", self._said):
                     put(words, err=True)
             elif self._live is None:
                 self._live = self._console.status(text(words))

@@ -17,7 +17,8 @@ CHAT, COMPLETIONS, EMBEDDINGS, MODELS = "/v1/chat/completions", "/v1/completions
 
 NO_STREAMING = (
     "There is no streaming through Globus Compute: a task has one result. Two ways: (1) the HTTP API through a tunnel "
-    "('ssh -L 8180:GATEWAY-HOST:8180 LOGIN-NODE', then gateway_plugin.Client('http://127.0.0.1:8180', KEY).openai); "
+    "('ssh -N -L 8180:127.0.0.1:8180 GATEWAY-HOST' to the gateway's own machine, then "
+    "gateway_plugin.Client('https://127.0.0.1:8180', KEY, ca=FILE).openai); "
     "(2) leave 'stream' out and ask for short answers (max_tokens)."
 )
 

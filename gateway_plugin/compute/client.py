@@ -17,7 +17,7 @@ from concurrent.futures import wait as wait_for
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gateway_plugin.answers import ModelInfo, parse_model
+from gateway_plugin.answers import ModelInfo, parse_models
 from gateway_plugin.compute import bodies
 from gateway_plugin.compute.bodies import Prompt
 from gateway_plugin.compute.endings import error_of
@@ -263,7 +263,7 @@ class GlobusClient:
     def models(self, timeout_s: float = LOOK_S) -> list[ModelInfo]:
         """Every model of the site's catalog with its state."""
         answer = _result(self.submit(bodies.MODELS, timeout_s=timeout_s))
-        return [parse_model(entry) for entry in answer["data"]]
+        return parse_models(answer)
 
     def model(self, name: str, timeout_s: float = LOOK_S) -> ModelInfo:
         """One model, by name or alias. Raises ``ModelNotFound``."""

@@ -46,28 +46,35 @@ def admit_only(say: Say, keys_map: Path, want: Mapping[str, str], revoked: Colle
             raise EdgeError(f"the edge refused a change of its keys: {reason}")
     gone = (set(have) | set(revoked)) - set(want)
     if gone:
-        _cut(say, gone, time.monotonic() + within_s)
+        cut(say, gone, within_s)
 
 
-def _cut(say: Say, digests: Collection[str], deadline: float) -> None:
-    """Cut requests until none is left. A pointer is looked up again just before: the next session may get it."""
+def cut(say: Say, digests: Collection[str] | None, within_s: float) -> None:
+    """Cut requests of these keys (``None``: of all) until none is left. Raises ``EdgeError``, ``StillHeld``.
+
+    A pointer is looked up again just before: the next session may get it.
+    """
+    deadline = time.monotonic() + within_s
     while numbers := held_by(digests, say(_SHOW_HELD)):
         if time.monotonic() >= deadline:
-            raise StillHeld(f"{len(numbers)} requests of a revoked key are still in flight at the edge")
+            raise StillHeld(f"{len(numbers)} requests that were to be cut are still in flight at the edge")
         for number, pointer in sessions(say("show sess all")).items():
             if number in numbers and number in sessions(say(f"show sess {pointer}")):
                 say(f"shutdown session {pointer}")
         time.sleep(_PAUSE_S)
 
 
-def held_by(digests: Collection[str], answer: str) -> frozenset[int]:
-    """Numbers of the requests in flight of these keys, out of the table. Raises ``StillHeld`` if ``answer`` is none."""
+def held_by(digests: Collection[str] | None, answer: str) -> frozenset[int]:
+    """Numbers of the requests in flight of these keys (``None``: of all), out of the table.
+
+    Raises ``StillHeld`` if ``answer`` is none.
+    """
     if not answer.startswith("# table: held,"):
         raise StillHeld(
             f"the edge cannot say what is in flight ({answer.strip()[:100] or 'no answer'}); if the gateway was "
             "upgraded while it ran, requests that the key has in flight end with 'gateway down' and 'up'"
         )
-    return frozenset(int(number) for digest, number in _HELD.findall(answer) if digest in digests)
+    return frozenset(int(number) for digest, number in _HELD.findall(answer) if digests is None or digest in digests)
 
 
 def sessions(answer: str) -> dict[int, str]:

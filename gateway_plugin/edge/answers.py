@@ -49,11 +49,16 @@ def _with_message(error: GatewayError, message: str) -> GatewayError:
     return error
 
 
+NOT_ROUTED = "x-gateway-not-routed"
+"""On what the edge itself says where an engine broke off before its answer; the ingress says it too."""
+
+
 def http_error(error: GatewayError, status: int | None = None) -> str:
     """A configuration line that replaces HAProxy's own answer of ``status`` (by default the error's)."""
     # In HAProxy's strong quotes, which take everything but themselves and ends of lines; JSON can do without both.
     body = json.dumps(error.body()).replace("'", r"\u0027")
-    headers = "".join(f" hdr {name} {value}" for name, value in error.headers().items())
+    said = {**error.headers(), **({NOT_ROUTED: "1"} if isinstance(error, EngineBroke) else {})}
+    headers = "".join(f" hdr {name} {value}" for name, value in said.items())
     return f"  http-error status {status or error.status} content-type application/json string '{body}'{headers}"
 
 

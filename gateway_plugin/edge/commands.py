@@ -37,6 +37,8 @@ class ServerStat:
     """Seconds since its last session began; -1 if there was none."""
     total: int
     """Requests given to this place since the edge started, whichever engines it held."""
+    bytes_out: int = 0
+    """What came out of it, counted every 5 s while a stream runs."""
 
 
 def server_name(slot: int, server: int) -> str:
@@ -141,6 +143,7 @@ def parse_servers(answer: str) -> tuple[ServerStat, ...]:
                 in_flight=int(cell["scur"] or 0),
                 idle_s=float(cell["lastsess"] or -1),
                 total=int(cell["stot"] or 0),
+                bytes_out=int(cell["bout"] or 0),
             )
         )
     return tuple(found)

@@ -1,9 +1,9 @@
 """The edge's configuration: pure text from settings. What it must refuse is in ``docs/design.md``, Security.
 
-Three doors share one process: the front door (callers; over TCP, and over a Unix socket for the gateway's own user),
-the inner door (requests that the ingress sends back) and the cold door (inside: where a slot without a usable engine
-hands its requests on). A slot is a backend with room for several engines; which model is in which slot, and where its
-engines are, changes at run time over the socket.
+Four doors share one process: the front door (callers; over TCP, and over a Unix socket for the gateway's own user),
+the inner door (requests that the ingress sends back), and inside the cold door (where a slot without a usable engine
+hands its requests on) and the around door (``gateway_plugin.edge.apart``). A slot is a backend with room for several
+engines; which model is in which slot, and where its engines are, changes at run time over the socket.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gateway_plugin.edge.answers import client_left, http_error, own_errors, refuse_script
+from gateway_plugin.edge.apart import around
 from gateway_plugin.edge.front import BUFFER_BYTES, FrontSettings, front_door, inner_door
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
@@ -21,6 +22,7 @@ from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME
 
 _STREAM_S = 3600
 """Longest silence on a connection in use."""
+_INGRESS_TRIES = 30
 OWNERS_CONNECTIONS = 64
 """Kept for the owner's door, and so for administration."""
 _PATH = re.compile(r"/[A-Za-z0-9._@=+/-]+")
@@ -51,6 +53,8 @@ class EdgeSettings:
     owner_door: Path
     inner_door: Path
     cold_door: Path
+    ingress_socket: Path
+    around_door: Path
     keys_map: Path
     models_map: Path
     slot_keys_map: Path
@@ -90,6 +94,8 @@ class EdgeSettings:
             owner_door=layout.owner_door,
             inner_door=layout.inner_door,
             cold_door=layout.cold_door,
+            ingress_socket=layout.ingress_socket,
+            around_door=layout.around_door,
             keys_map=layout.keys_map,
             models_map=layout.models_map,
             slot_keys_map=layout.slot_keys_map,
@@ -122,6 +128,7 @@ def render(settings: EdgeSettings) -> str:
         front_door(_front(settings)),
         inner_door(settings.inner_door, settings.models_map),
         _cold(settings),
+        _apart(settings),
         *(_slot(settings, number) for number in range(settings.slots)),
     )
     return "\n".join(sections)
@@ -180,6 +187,7 @@ defaults
   retry-on conn-failure empty-response
   option abortonclose
   option http-no-delay      # without it the first token of a stream waits up to 200 ms
+  option contstats          # bytes of a stream are counted while it runs: an engine that sends some does not hang
   option dontlognull
   option srvtcpka           # a node that lost its power closes nothing: what it was sending breaks off within 30 s
   srvtcpka-idle 15s
@@ -201,6 +209,12 @@ def _listen(settings: EdgeSettings) -> str:
 
 
 def _cold(settings: EdgeSettings) -> str:
+    """The ways to the ingress and to the desk.
+
+    While an ingress is replaced nobody listens on its socket: requests that it has not answered with a byte try again
+    once a second. What Serve's proxy says by itself is plain text: the edge says it in JSON.
+    """
+    plain = "!{ res.hdr(content-type) -m sub json }"
     return f"""\
 frontend cold_door
   bind unix@{settings.cold_door} mode 600 proto h1
@@ -208,13 +222,26 @@ frontend cold_door
 
 backend ingress
 {client_left()}
+  retries {_INGRESS_TRIES}
+  http-request del-header authorization
+  http-request del-header x-api-key
+  http-request set-header x-gateway-edge {settings.secret}
+  server ingress unix@{settings.ingress_socket}
+
+backend desk
+{client_left()}
   # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-edge {settings.secret}
+  http-response return status 503 default-errorfiles if {{ status ge 400 }} {plain}
   default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {SERVE_NAME}
-  server ingress 127.0.0.1:{settings.serve_port}
+  server desk 127.0.0.1:{settings.serve_port}
 """
+
+
+def _apart(settings: EdgeSettings) -> str:
+    return around(settings.around_door, settings.models_map, settings.ingress_socket, settings.secret)
 
 
 def _slot(settings: EdgeSettings, number: int) -> str:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.edge.answers import Refusal
-from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, plainer_words
+from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, no_chunks, plainer_words
 from gateway_plugin.edge.pages import pages
 from gateway_plugin.errors import (
     BodyTooLarge,
     Forbidden,
+    GoingDown,
     InvalidKey,
     InvalidRequest,
     MethodNotAllowed,
@@ -44,6 +45,10 @@ BUFFER_BYTES = 65536
 """A request's head and the part of its body that is looked at must fit in here."""
 HEAD_BYTES = BUFFER_BYTES // 2
 """Of the request's headers, so that some of the body always fits beside them."""
+
+APART = "/apart"
+"""Ends the slot of a model one of whose engines died lately: all of its requests go through the ingress, which knows
+what each of them did (``serve.ingress.trials``), and round it while it is away (``gateway_plugin.edge.apart``)."""
 
 # \z, not $: that would let a name end in a newline, and a header with it.
 _MODEL = rf"^{MODEL_NAME.pattern}\z"
@@ -94,6 +99,7 @@ _HEAD_TOO_LARGE = Refusal(
     "head_too_large", InvalidRequest(f"The request's head is over the gateway's limit of {HEAD_BYTES} bytes.")
 )
 _BODY_WITHOUT_POST = Refusal("body_without_post", InvalidRequest("Only a POST has a body here."))
+_GOING_DOWN = Refusal("going_down", GoingDown())
 _NO_KEY = Refusal(
     "no_key", InvalidKey("Give exactly one API key: as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'.")
 )
@@ -101,6 +107,9 @@ _UNKNOWN_KEY = Refusal("unknown_key", InvalidKey("This API key is not known here
 _WRONG_METHOD = Refusal("method", MethodNotAllowed("The path is served, but not with this method."))
 _NOT_ADMIN = Refusal("role", Forbidden("This needs an admin key."))
 _NOT_A_MODEL = Refusal("model", InvalidRequest("The header x-gateway-model does not name one model."))
+_NOT_A_CALLER = Refusal(
+    "caller", InvalidRequest("The header x-gateway-caller is one identity: up to 64 letters, digits and . _ @ -")
+)
 _NOT_A_WAIT = Refusal("wait", InvalidRequest("The header x-gateway-wait is one whole number of seconds."))
 
 
@@ -144,6 +153,7 @@ class FrontSettings:
             _NOT_A_PATH,
             _HEAD_TOO_LARGE,
             _BODY_WITHOUT_POST,
+            _GOING_DOWN,
             _NO_KEY,
             TWO_KEYS,
             _UNKNOWN_KEY,
@@ -153,7 +163,7 @@ class FrontSettings:
             COMPRESSED,
             STREAM_OF_HTTP_1_0,
         )
-        return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, self.too_fast, self.too_many, self.too_large)
+        return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, _NOT_A_CALLER, self.too_fast, self.too_many, self.too_large)
 
 
 def front_door(settings: FrontSettings) -> str:
@@ -162,6 +172,7 @@ def front_door(settings: FrontSettings) -> str:
         (
             _begin(settings),
             pages(settings.cors_origins),
+            _keyless(),
             _who(settings.keys_map),
             _limits(settings),
             _what(settings),
@@ -169,6 +180,7 @@ def front_door(settings: FrontSettings) -> str:
             _where(settings.models_map),
             "backend limits\n  stick-table type string len 64 size 10k expire 1h store http_req_rate(10s),conn_cur\n",
             "backend held\n  stick-table type string len 80 size 10k expire 1s store conn_cur\n",
+            "backend gate\n  stick-table type string len 8 size 100 store gpc0\n",
         )
     )
 
@@ -182,11 +194,13 @@ frontend front
   log stdout format raw daemon info
   log-format '{_USAGE}'
   unique-id-format %[uuid()]
+  http-request set-var(txn.no_chunks) bool(true) if {{ req.ver 1.0 }}
   http-request set-var(txn.began) date(0,ms)
   # Of the session: what is no HTTP has no transaction, and its line in the usage log must be JSON like all others.
   http-request set-var(sess.first) int(-1)
   http-response set-var(sess.first) date(0,ms),sub(txn.began)
 {plainer_words()}\
+{no_chunks("{ var(txn.no_chunks) -m found }")}\
   http-after-response set-header x-gateway-request %[unique-id]
   # A caller that left before the answer, or closed its sending half: no mistake in its request (nginx's 499).
   http-after-response set-status 499 if {{ status 400 }} !{{ be_name front }} {{ var(sess.first) -m int lt 0 }}
@@ -207,10 +221,17 @@ frontend front
 {_NOT_A_PATH.when("!{ url_beg / }")}
 {_HEAD_TOO_LARGE.when(f"{{ req.hdrs,length gt {HEAD_BYTES} }}")}
 {_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked or !is_post endless")}
+  # Or the gateway is being ended (closing.py). Administrators may look on.
+{_GOING_DOWN.when("{ str(down),in_table(gate) } !admin !metrics")}
 
+"""
+
+
+def _keyless() -> str:
+    return """\
   # 2. What needs no key.
   http-request set-log-level silent if is_get no_key_needed
-  http-request return status 200 content-type application/json string '{{"status":"ok"}}' if is_get {{ path /health }}
+  http-request return status 200 content-type application/json string '{"status":"ok"}' if is_get { path /health }
   http-request del-header x-gateway- -m beg if is_get no_key_needed
   http-request allow if is_get no_key_needed
 """
@@ -248,7 +269,6 @@ def _limits(settings: FrontSettings) -> str:
 def _what(settings: FrontSettings) -> str:
     named = "{ req.fhdr_cnt(x-gateway-model) gt 0 }"
     hurried = "{ req.fhdr_cnt(x-gateway-wait) gt 0 }"
-    one_caller = "{ req.fhdr_cnt(x-gateway-caller) eq 1 }"
     return f"""\
   # 5. An allow-list: engines have other paths that are nobody's business.
   # (A warm request is an inference path: the rest is looked at only where it is none.)
@@ -272,7 +292,9 @@ def _what(settings: FrontSettings) -> str:
   # Only an endpoint's key may say for whom it asks.
   acl for_another var(txn.role) -m str endpoint
   acl caller req.fhdr(x-gateway-caller) -m reg {_CALLER}
-  http-request set-var(txn.caller) req.fhdr(x-gateway-caller) if for_another {one_caller} caller
+{_NOT_A_CALLER.when("for_another { req.fhdr_cnt(x-gateway-caller) gt 0 } !caller")}
+{_NOT_A_CALLER.when("for_another { req.fhdr_cnt(x-gateway-caller) gt 1 }")}
+  http-request set-var(txn.caller) req.fhdr(x-gateway-caller) if for_another caller
 """
 
 
@@ -310,6 +332,8 @@ def _where(models_map: Path) -> str:
   http-request set-var(txn.head) req.hdrs,length if chunked
   http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {BUFFER_BYTES // 2} }}
   http-request set-header x-gateway-model %[var(txn.model)] if {_HAS_MODEL}
+  use_backend desk if !inference
+  use_backend apart if {{ var(txn.slot) -m end {APART} }}
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
   default_backend ingress
 """
@@ -329,8 +353,10 @@ frontend inner_door
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-stamp 1
+  # The ingress has the request still, and finds out first whether it killed the engine (serve.ingress.trials).
+  http-request disable-l7-retry
   http-request wait-for-body time 30s
-  http-request set-var(txn.slot) req.fhdr(x-gateway-model),map_str({models_map})
+  http-request set-var(txn.slot) 'req.fhdr(x-gateway-model),map_str({models_map}),field(1,/)'
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
   default_backend ingress
 """

@@ -13,27 +13,47 @@ _NO_BATCHES = NotFound(
 )
 _WITHOUT_V1 = ("chat/completions", "completions", "embeddings", "models", "responses", "messages")
 
+
+def _hint(message: str) -> NotFound:
+    return NotFound(f"There is no such path: {message}")
+
+
 NO_PATH = Refusal(
     "path",
     NotFound("There is no such path. A client's base URL is the gateway's address with '/v1' at its end."),
     variants=(
-        ("^/v1/v1/", NotFound("There is no such path: '/v1' is in it twice. The base URL ends in one '/v1'.")),
+        ("^/v1/v1", _hint("'/v1' is in it twice. The base URL ends in one '/v1'.")),
+        ("//", _hint("it has a slash too many. The base URL ends in '/v1', without a slash.")),
+        ("^/v1/?$", _hint("it is the base URL itself. A client adds the rest, such as '/chat/completions'.")),
+        ("^/.+/$", _hint("leave out the slash at its end. The base URL ends in '/v1'.")),
+        ("^/V1", _hint("it is '/v1', in lower case.")),
+        ("^/v1/%u", _hint("it is in lower case, as in '/v1/chat/completions'.")),
         (
-            "//",
-            NotFound("There is no such path: it has a slash too many. The base URL ends in '/v1', without a slash."),
-        ),
-        ("^/v1/.*/$", NotFound("There is no such path: leave out the slash at its end. The base URL ends in '/v1'.")),
-        (
-            "^/openai/",
+            "^/openai/deployments/",
             NotFound("Azure's paths are not served: use OpenAI's plain client, with a base URL ending in '/v1'."),
         ),
-        *((f"^{path}", _NO_BATCHES) for path in ("/v1/batches", "/v1/files", "/batches", "/files")),
+        *(
+            (f"^{path}", _NO_BATCHES)
+            for path in ("/v1/batches", "/v1/files", "/v1/messages/batches", "/batches", "/files")
+        ),
+        *((f"^/{path}", _hint(f"'/v1' is missing (/v1/{path}). The base URL ends in '/v1'.")) for path in _WITHOUT_V1),
+        ("^/v1/engines", _hint("a model is named in the body, and the path is '/v1/completions'.")),
+        (
+            "^/.+/v1/",
+            _hint("nothing stands before '/v1'. The base URL is the gateway's address with '/v1' at its end."),
+        ),
         *(
             (
-                f"^/{path}",
-                NotFound(f"There is no such path: '/v1' is missing (/v1/{path}). The base URL ends in '/v1'."),
+                f"^/{path}/",
+                NotFound(f"{whose} API is not served: choose 'OpenAI-compatible', and a base URL ending in '/v1'."),
             )
-            for path in _WITHOUT_V1
+            for path, whose in (("api", "Ollama's"), ("v1beta", "Google's"))
+        ),
+        (
+            "^/v1/",
+            _hint(
+                "this is not served. Served are chat/completions, completions, embeddings, responses, messages, models."
+            ),
         ),
     ),
 )
@@ -68,14 +88,35 @@ def plainer_words() -> str:
     )
     no_text = InvalidRequest("The request body is not valid JSON in UTF-8.")
     no_words = _instead(no_text, "-m sub 'error parsing the body'")
-    return _instead(no_path, """-m beg '{"detail":"Not Found"'""") + no_words
+    return _instead(no_path, """-m beg '{"detail":"Not Found"'""") + no_words + _no_plain_text()
+
+
+def _no_plain_text() -> str:
+    """A failure in anything but JSON, whoever says it: what stands behind a door broke, and said so in its own way."""
+    plain = "{ srv_id -m found } !{ res.hdr(content-type) -m sub json }"
+    return "".join(
+        f"  http-response return status {status} default-errorfiles if {{ status {status} }} {plain}\n"
+        for status in (500, 502, 503, 504)
+    )
+
+
+def no_chunks(old: str) -> str:
+    """Rules of a door for an answer in chunks to a caller that does not know them (``old``: the condition).
+
+    ``STREAM_OF_HTTP_1_0`` refuses before an engine works, where the edge sees ``stream`` in the body; this sees all.
+    """
+    error = STREAM_OF_HTTP_1_0.error
+    return f"  http-response return {_answer(error)} if {old} {{ res.fhdr_cnt(transfer-encoding) gt 0 }}\n"
+
+
+def _answer(error: GatewayError) -> str:
+    body = json.dumps(error.body()).replace("'", r"\u0027")
+    return f"status {error.status} content-type application/json string '{body}'"
 
 
 def _instead(error: GatewayError, said: str) -> str:
     short = f"{{ status {error.status} }} {{ srv_id -m found }} {{ res.hdr_val(content-length) lt {_SHORT_BYTES} }}"
-    body = json.dumps(error.body()).replace("'", r"\u0027")
-    answer = f"status {error.status} content-type application/json string '{body}'"
     return f"""\
   http-response wait-for-body time 1s if {short}
-  http-response return {answer} if {short} {{ res.body {said} }}
+  http-response return {_answer(error)} if {short} {{ res.body {said} }}
 """

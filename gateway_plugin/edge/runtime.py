@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from gateway_plugin.edge.commands import (
@@ -26,6 +26,7 @@ from gateway_plugin.edge.commands import (
     server_name,
     show_servers,
 )
+from gateway_plugin.edge.front import APART
 from gateway_plugin.errors import EdgeAway, EdgeError
 from gateway_plugin.layout import Layout
 from gateway_plugin.state_file import Copies
@@ -81,13 +82,15 @@ class EdgeRuntime:
         """Give slots new engine keys. ``slot_key`` tells them from now on; the edge has them with ``sync_slots``."""
         self._keys = {**self._known_keys(), **{_slot(slot): secrets.token_urlsafe(32) for slot in fresh}}
 
-    async def sync_slots(self, names: Mapping[str, int], fresh: Iterable[int]) -> None:
+    async def sync_slots(self, names: Mapping[str, int], fresh: Iterable[int], apart: Container[str] = ()) -> None:
         """These names, and no others, lead to these slots; slots in ``fresh``, and those without, get a new engine key.
+
+        Names in ``apart`` lead there from the inner door alone: the front door hands their requests to the ingress.
 
         On disk first, where that can be: an edge that starts meanwhile starts right. Raises ``EdgeAway`` if the edge
         does not answer, ``EdgeError`` if it refused.
         """
-        wanted = {model_name(name): _slot(slot) for name, slot in names.items()}
+        wanted = {model_name(name): _slot(slot) + (APART if name in apart else "") for name, slot in names.items()}
         async with self._syncing:
             known = self._known_keys()
             self.renew_keys({*fresh, *(slot for slot in names.values() if _slot(slot) not in known)})
@@ -112,7 +115,12 @@ class EdgeRuntime:
     async def tenants(self) -> dict[str, int]:
         """Name or alias -> slot, as the running edge has it."""
         found = await self._running_map(self._layout.models_map)
-        return {name: int(slot.removeprefix("slot")) for name, slot in found.items()}
+        return {name: int(slot.removeprefix("slot").removesuffix(APART)) for name, slot in found.items()}
+
+    async def apart(self) -> frozenset[str]:
+        """Names whose requests the front door hands to the ingress though their slot has engines."""
+        found = await self._running_map(self._layout.models_map)
+        return frozenset(name for name, slot in found.items() if slot.endswith(APART))
 
     def _known_keys(self) -> dict[str, str]:
         return self._keys if self._keys is not None else _read_map(self._layout.slot_keys_map)

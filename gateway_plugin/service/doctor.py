@@ -10,7 +10,7 @@ from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service.lifecycle import ports_held
+from gateway_plugin.service.lifecycle import own_catalog, ports_held
 from gateway_plugin.service.preflight import edge_binary, every_check, failures, open_files, python_version
 from gateway_plugin.service.record import on_this_host, read_record, with_port
 from gateway_plugin.service.site_checks import every_site_check
@@ -23,7 +23,8 @@ Checks = tuple[Check, ...]
 def examine(
     state: Path, site_reference: str | None, models: Path | None, trial: Callable[[Layout, Site], Checks] | None = None
 ) -> tuple[Check, ...]:
-    """All checks. Without ``site_reference`` and ``models``, those of the gateway in ``state`` are taken.
+    """All checks. Without ``site_reference`` and ``models``, those of the gateway in ``state`` are taken, else those
+    that ``up`` would take.
 
     ``trial``: what tries the site's nodes with jobs, where nothing forbids to submit one.
     """
@@ -37,13 +38,15 @@ def examine(
     site, problem = _site(site_reference or (record.site_reference if record else "local"))
     checks.append(problem)
     catalog = Catalog(models=())
-    chosen = models or (Path(record.catalog) if record else None)
-    if chosen is not None:
-        try:
-            catalog = load_catalog(chosen)
-            checks.append(Check("catalog", Verdict.OK, f"{chosen}: {len(catalog.models)} models"))
-        except ConfigError as error:
-            checks.append(Check("catalog", Verdict.FAIL, error.message, "correct the file"))
+    try:
+        chosen = models or (Path(record.catalog) if record else own_catalog())
+        catalog = load_catalog(chosen)
+        checks.append(Check("catalog", Verdict.OK, f"{chosen}: {len(catalog.models)} models"))
+    except ConfigError as error:
+        none = models is None and record is None and not Path("models.yaml").exists()
+        verdict = Verdict.WARN if none else Verdict.FAIL
+        advice = "'gateway up' wants one" if none else "correct the file"
+        checks.append(Check("catalog", verdict, error.message, advice))
     running = _running(layout)
     if site is None:
         checks += [python_version(), edge_binary(), open_files()]
@@ -58,6 +61,12 @@ def examine(
     if record is not None and not on_this_host(record):
         running = Check("service", Verdict.WARN, f"runs on {record.host}", "run 'gateway doctor' there")
     return (*checks, running)
+
+
+def not_elsewhere(url: str) -> Check:
+    """That ``GATEWAY_URL`` names a gateway which these checks say nothing of."""
+    words = f"{url} is set, and these checks are of this machine and the gateway started here"
+    return Check("GATEWAY_URL", Verdict.WARN, words, "for that gateway run 'gateway doctor' on its own machine")
 
 
 def _tried(trial: Callable[[Layout, Site], Checks], layout: Layout, site: Site, on_site: Checks) -> Checks:

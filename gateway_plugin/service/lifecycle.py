@@ -11,9 +11,9 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from gateway_plugin.identity import Mark, alive, mark, read_mark
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.ownership import others_write
 from gateway_plugin.service import ray_head
+from gateway_plugin.service.draining import GRACE_S, Drain, let_finish
 from gateway_plugin.service.ending import end_engines, end_everything, has_blocks, head_runs
 from gateway_plugin.service.in_force import Chosen, choose, in_force, remember
 from gateway_plugin.service.living import edges_of, supervisors_of
@@ -37,13 +38,13 @@ from gateway_plugin.service.processes import end
 from gateway_plugin.service.provision import forget, provision
 from gateway_plugin.service.record import (
     ServiceRecord,
-    answers,
     read_status,
     record_here,
     record_of,
     recover_record,
     site_with_port,
 )
+from gateway_plugin.service.status import is_ready
 from gateway_plugin.service.undisturbed import undisturbed
 from gateway_plugin.site import Site
 
@@ -71,6 +72,8 @@ class Progress:
     parts: tuple[tuple[str, str, str], ...]
     elapsed_s: float
     done: bool = False
+    drain: Drain | None = None
+    """While requests in flight are waited for."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Result:
     seconds: float
     note: str = ""
     """What the user should know besides."""
+    drain: Drain | None = None
+    """Of ``down``: what became of the requests in flight."""
 
 
 Report = Callable[[Progress], None]
@@ -119,7 +124,7 @@ def up(
     if models is None and known is not None and known.catalog:  # (1)
         chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
     else:
-        file = models or _own_catalog(Path("models.yaml"))
+        file = models or own_catalog()
         chosen = Chosen(file, load_catalog(file), from_file=True)
     chosen = replace(chosen, note=" ".join(filter(None, (mended, chosen.note))))
     private_folder(layout.state)
@@ -160,9 +165,18 @@ def up(
 
 
 def down(
-    state: Path, *, forced: bool = False, timeout_s: float = DOWN_TIMEOUT_S, report: Report = lambda progress: None
+    state: Path,
+    *,
+    grace_s: float = GRACE_S,
+    forced: bool = False,
+    timeout_s: float = DOWN_TIMEOUT_S,
+    hurry: threading.Event | None = None,
+    report: Report = lambda progress: None,
 ) -> Result:
     """End everything that belongs to the gateway in ``state``, with or without its supervisor.
+
+    Requests in flight have ``grace_s`` to end, or until ``hurry`` is set; new ones are refused meanwhile. ``forced``
+    gives them nothing. ``timeout_s`` counts from there.
 
     Raises:
         ServiceError: something could not be ended; names it.
@@ -175,6 +189,10 @@ def down(
     def tell(what: str) -> None:
         report(Progress(((what, "ending", ""),), time.monotonic() - began))
 
+    def tell_drain(found: Drain) -> None:
+        note = f"{found.in_flight} in flight, {found.left_s:.0f} s left"
+        report(Progress((("requests", "draining", note),), time.monotonic() - began, drain=found))
+
     with _locked(layout):
         private_folder(layout.run)  # this user's own from here on: what is removed below lies in no other's
         mended = recover_record(layout)
@@ -183,23 +201,23 @@ def down(
         site = _site_or_none(record)
         supervisors = supervisors_of(layout)
         if not _anything_lives(layout, site):
-            _all_ended(end_everything(layout, site, tell, forced=True), forced)  # engines without anybody, sockets
+            # Engines without anybody, sockets.
+            _all_ended(end_everything(layout, site, lambda what: None, forced=True), forced)
             forget(layout)
             shutil.rmtree(layout.run, ignore_errors=True)
             return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began, mended)
-        if supervisors and not forced:
-            tell("supervisor")
-            for known in supervisors:
-                with contextlib.suppress(ProcessLookupError):  # it ended between the two looks
-                    os.kill(known.pid, signal.SIGTERM)
-            while any(alive(known) for known in supervisors) and time.monotonic() - began < timeout_s:
+        drained = None
+        if not forced:
+            drained = let_finish(layout, supervisors, grace_s, hurry or threading.Event(), tell_drain)
+            deadline = time.monotonic() + timeout_s
+            while any(alive(known) for known in supervisors) and time.monotonic() < deadline:
                 tell("head, blocks, edge")
                 time.sleep(_POLL_S)
         end(supervisors, grace_s=0.0)
         _all_ended(end_everything(layout, site, tell, forced=forced), forced)
         forget(layout)
         shutil.rmtree(layout.run, ignore_errors=True)
-        return Result(Outcome.ENDED, url, time.monotonic() - began, mended)
+        return Result(Outcome.ENDED, url, time.monotonic() - began, mended, drained)
 
 
 def _all_ended(left: tuple[str, ...], forced: bool) -> None:
@@ -209,12 +227,15 @@ def _all_ended(left: tuple[str, ...], forced: bool) -> None:
         raise ServiceError(f"could not be ended: {', '.join(left)}. {advice}")
 
 
-def _own_catalog(file: Path) -> Path:
+def own_catalog() -> Path:
     """The catalog that nobody named: in a folder of others it may be theirs, and an entry may start any program.
 
     Raises ``ConfigError``.
     """
-    if file.exists() and (file.stat().st_uid not in (0, os.getuid()) or others_write(file.stat())):
+    file = Path("models.yaml")
+    if not file.exists():
+        raise ConfigError(f"there is no {file.absolute()}: name a catalog with --models FILE (docs/catalog.md).")
+    if file.stat().st_uid not in (0, os.getuid()) or others_write(file.stat()):
         raise ConfigError(f"{file.absolute()} is, or may be, another user's: if you trust it, say so: --models {file}.")
     return file
 
@@ -276,7 +297,7 @@ def _wait_until_ready(
         status = read_status(layout) or {}
         current = own is None or read_mark(status.get("supervisor")) == own
         parts: dict[str, Any] = status.get("parts", {}) if current else {}
-        ready = bool(parts) and answers(layout, "/ready", 1.0)
+        ready = bool(parts) and is_ready(layout)
         report(_progress(parts, ready, elapsed_s))
         if ready:
             return

@@ -6,9 +6,30 @@ Reads ``/proc`` alone.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+
 from gateway_plugin.identity import Mark
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.processes import arguments, find_own
+
+_HEAD_PROGRAMS = ("gcs_server", "raylet")
+_ACTORS = (
+    "ray::ServeController",
+    "ray::ProxyActor",
+    *(f"ray::ServeReplica:gateway:{name}" for name in ("controller", "desk", "ingress")),
+)
+"""As Ray names their processes; what an actor does just then may stand behind."""
+
+
+def has_parts(programs: Collection[str]) -> bool:
+    """Whether GCS and raylet are among the head's programs: ``ray start --block`` goes on when one ended on SIGTERM."""
+    return {Path(program).name for program in programs} >= set(_HEAD_PROGRAMS)
+
+
+def has_application(programs: Collection[str]) -> bool:
+    """Whether every process of the application is among the head's programs."""
+    return all(any(program.startswith(actor) for program in programs) for actor in _ACTORS)
 
 
 def supervisors_of(layout: Layout) -> tuple[Mark, ...]:

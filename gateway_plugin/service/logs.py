@@ -32,6 +32,7 @@ def find_logs(layout: Layout) -> dict[str, Path]:
         "usage": layout.usage_log,
         "controller": layout.logs / "controller.log",
         "ingress": layout.logs / "ingress.log",
+        "desk": layout.logs / "desk.log",
         "ray": layout.head_log,
         "deploy": layout.deploy_log,
     }

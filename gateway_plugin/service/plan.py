@@ -20,6 +20,9 @@ DEPLOY_LIMIT_S = 120.0
 """Well below the 300 s that ``up`` waits, so that a hanging deployment is tried again before ``up`` gives up."""
 NOT_READY_LIMIT_S = 60.0
 """A deployed application that was not ready for so long is looked at, and deployed again if it is gone."""
+BUSY_LIMIT_S = 600.0
+"""How long an application counts as busy that says nothing while all its processes live. One that hangs for good Serve
+itself replaces within this time (``serve.app``)."""
 
 
 class Phase(StrEnum):
@@ -68,6 +71,8 @@ class Part:
     retry_at: float = 0.0
     error: str = ""
     """Why it died last."""
+    silent_since: float | None = None
+    """Of the application: since when it has been too busy to answer."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class Seen:
     deploy_end: str = ""
     ready: bool = False
     """``GET /ready`` through the edge says 200."""
+    busy: bool = False
+    """``GET /ready`` gets no answer at all, and every process of the application lives."""
 
 
 def back_off_s(deaths: int) -> float:
@@ -112,7 +119,7 @@ def decide(plan: Plan, seen: Seen, now: float) -> tuple[Plan, tuple[Action, ...]
     Head: (4) due: start, (5) died or lost a process: end the rest, count it, and the application waits for the next,
     (6) answers: running, (7) never answers: as if it had died.
     Application: (8) head runs and due: deploy, (9) the driver failed or hangs: count it, (10) ready: running,
-    (11) deployed and not ready for long: look again.
+    (11) busy: still running; (12) deployed and not ready for long: look again.
     """
     edge, edge_actions = _edge(plan.edge, seen, now)
     head, head_actions = _head(plan.head, seen, now)
@@ -153,7 +160,7 @@ def _serve(part: Part, head_runs: bool, seen: Seen, now: float) -> tuple[Part, t
             return part, ()
         return replace(part, phase=Phase.STARTING, since=now), (Action.START_DEPLOY,)  # (8)
     if seen.ready and not seen.deploy_alive:  # (10)
-        return _answering(part, True, now), ()
+        return _answering(replace(part, silent_since=None), True, now), ()
     if seen.deploy_alive:
         if now - part.since > DEPLOY_LIMIT_S:  # (9)
             return _died(part, f"not deployed within {DEPLOY_LIMIT_S:.0f} s", now), (Action.END_DEPLOY,)
@@ -161,8 +168,11 @@ def _serve(part: Part, head_runs: bool, seen: Seen, now: float) -> tuple[Part, t
     if part.mark is not None and not seen.deploy_ok:  # (9)
         return _died(part, seen.deploy_end or "deployment failed", now), ()
     if part.phase is Phase.RUNNING:
-        return replace(part, phase=Phase.STARTING, since=now), ()
-    if now - part.since > NOT_READY_LIMIT_S:  # (11)
+        silent_since = now if part.silent_since is None else part.silent_since
+        if seen.busy and now - silent_since <= BUSY_LIMIT_S:  # (11)
+            return replace(part, silent_since=silent_since), ()
+        return replace(part, phase=Phase.STARTING, since=now, silent_since=None), ()
+    if now - part.since > NOT_READY_LIMIT_S:  # (12)
         return replace(part, since=now, mark=None), (Action.START_DEPLOY,)
     return part, ()
 

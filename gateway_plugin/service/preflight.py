@@ -18,8 +18,10 @@ from gateway_plugin.edge import program
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.layout import Layout
+from gateway_plugin.service.certificate import certificate
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.listeners import bind_problem
+from gateway_plugin.service.model_files import kind, size
 from gateway_plugin.service.room import fit
 from gateway_plugin.site import Site
 from gateway_plugin.weights import is_local, resolve, split_revision
@@ -59,6 +61,7 @@ def every_check(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[in
         *disk(layout),
         open_files(),
         *weights(catalog),
+        *certificate(site),
         *memory(site),
         engine_isolation(site, find_isolation(layout)),
     )
@@ -217,6 +220,8 @@ def weights(catalog: Catalog) -> tuple[Check, ...]:
             continue
         try:
             found = resolve(model)
+            seen = (kind(model, found), size(model, Path(found)) if is_local(model.source) else None)
+            checks += [check for check in seen if check is not None]
             if is_local(model.source) or split_revision(found)[1]:
                 checks.append(Check(f"weights of {model.name}", Verdict.OK, found))
             else:

@@ -19,7 +19,7 @@ import yaml
 from gateway_plugin.blocks.cluster import cluster_yaml
 from gateway_plugin.blocks.processes import end, folder_processes
 from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
-from gateway_plugin.blocks.script import OBJECT_STORE_BYTES, RECONNECT_S
+from gateway_plugin.blocks.script import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import serve_proxy
@@ -120,6 +120,8 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         "RAY_CLOUD_INSTANCE_ID": "head",
         "RAY_NODE_TYPE_NAME": "head",
         serve_proxy.CALLBACK: f"{serve_proxy.__name__}.{serve_proxy.demand_certificates.__name__}",
+        # A proxy that is starved by its machine is not a dead one; the end of its process is noticed at once.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_START_HOOK": f"{before_ray_starts.__module__}.{before_ray_starts.__name__}",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_gcs_storage": "rocksdb",
@@ -133,6 +135,7 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         "AUTOSCALER_METRIC_PORT": "-1",
         "DASHBOARD_METRIC_PORT": "-1",
         "RAY_enable_metrics_collection": "0",
+        **NO_MEMORY_MONITOR,
     }
 
 

@@ -244,13 +244,21 @@ def on_this_host(record: ServiceRecord) -> bool:
 
 
 def answers(layout: Layout, path: str, timeout_s: float) -> bool:
-    """Whether ``GET path`` at the front door says 200, asked over the owner's socket: nobody else can answer there."""
-    transport = httpx.HTTPTransport(uds=str(layout.owner_door))
+    """Whether ``GET path`` at the front door says 200."""
+    return asked(layout, path, timeout_s) == 200
+
+
+def asked(layout: Layout, path: str, timeout_s: float) -> int | None:
+    """The status of ``GET path`` at the front door, asked over the owner's socket: nobody else can answer there.
+
+    ``None``: no answer.
+    """
+    transport = httpx.HTTPTransport(uds=str(layout.owner_door), verify=False)  # no TLS: no certificates to load
     try:
         with httpx.Client(transport=transport, timeout=timeout_s, trust_env=False) as client:
-            return client.get(f"http://localhost{path}").status_code == 200
+            return client.get(f"http://localhost{path}").status_code
     except httpx.TransportError:
-        return False
+        return None
 
 
 def connects(address: str, port: int, timeout_s: float) -> bool:

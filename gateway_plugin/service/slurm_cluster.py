@@ -172,7 +172,7 @@ def gpus_of_job(directives: str) -> int | None:
         if key.startswith("gpus"):  # (1)
             counts = [part.rpartition(":")[2] for part in value.split(",")]
         else:  # (2)
-            things = [re.split("[:=]", part.removeprefix("gres/")) for part in value.split(",")]
+            things = [re.split("[:=]", re.sub("^gres[:/]", "", part)) for part in value.split(",")]
             counts = [thing[-1] if thing[-1][:1].isdigit() else "1" for thing in things if thing[0] == "gpu"]
         tasks = (said.value("ntasks-per-node") or said.value("ntasks") or "1") if key.endswith("per-task") else "1"
         if key == "gpus-per-socket" or not all(count.isdigit() for count in (*counts, tasks)):

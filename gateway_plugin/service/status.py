@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.errors import GatewayError, GatewayUnreachable
+from gateway_plugin.errors import Forbidden, GatewayError, GatewayUnreachable, GoingDown, InvalidKey
 from gateway_plugin.identity import Mark, age_s, alive
 from gateway_plugin.layout import Layout
+from gateway_plugin.locate import Connection, find_gateway, on_loopback
+from gateway_plugin.service.draining import read_drain
 from gateway_plugin.service.living import edges_of, heads_of, supervisors_of
 from gateway_plugin.service.record import (
     RecordGarbled,
@@ -31,24 +33,58 @@ Ask = Callable[[Layout], Mapping[str, Any]]
 
 def ask_gateway(layout: Layout) -> Mapping[str, Any]:
     """``GET /gateway/v1/status`` with the CLI's own admin key, within 5 s. Raises ``GatewayError``."""
+    return _get(find_gateway(state=layout.state), "/gateway/v1/status")
+
+
+def _get(found: Connection, path: str) -> Mapping[str, Any]:
     import httpx
 
     from gateway_plugin.answers import parse_error
-    from gateway_plugin.locate import find_gateway
+    from gateway_plugin.client import unreachable
 
-    found = find_gateway(state=layout.state)
     base = found.url if found.door is None else "http://localhost"
     transport = None if found.door is None else httpx.HTTPTransport(uds=str(found.door))
     headers = {"Authorization": f"Bearer {found.key}"}
     try:
-        with httpx.Client(transport=transport, verify=found.verify(), timeout=5.0, trust_env=False) as client:
-            response = client.get(f"{base}/gateway/v1/status", headers=headers)
+        with httpx.Client(
+            transport=transport, verify=found.verify(), timeout=5.0, trust_env=not on_loopback(found.url)
+        ) as client:
+            response = client.get(f"{base}{path}", headers=headers)
         document: Mapping[str, Any] = response.json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise GatewayUnreachable(f"{found.url} does not answer ({type(error).__name__}: {error})") from None
+    except httpx.TransportError as error:
+        raise unreachable(found.url, error, found.door is not None) from None
+    except ValueError:
+        raise GatewayUnreachable(f"What answers at {found.url} is not a gateway: {path} is no JSON there.") from None
     if not response.is_success:
         raise parse_error(response.status_code, document, response.headers)
     return document
+
+
+def report_elsewhere(found: Connection) -> dict[str, Any]:
+    """The same document of a gateway whose machine is not at hand: what it says of itself to this key.
+
+    ``state``: ``ready``, ``starting``, ``stopping``, ``unreachable``, or ``degraded``: its edge answers, nothing else.
+    Raises ``InvalidKey``.
+    """
+    head: dict[str, Any] = {"url": found.url, "site": None, "host": None, "parts": {}}
+    try:
+        try:
+            gateway = _get(found, "/gateway/v1/status")
+        except Forbidden:  # not an administrator's key
+            gateway = {"state": "ready", "models": _get(found, "/v1/models")["data"]}
+    except InvalidKey:
+        raise
+    except GatewayError as error:
+        words = {GatewayUnreachable: "unreachable", GoingDown: "stopping"}
+        word = words.get(type(error), "degraded")
+        return {"state": word, **head, **_silent(error.message), "routes": []}
+    word = "ready" if gateway.get("state") == "ready" else "starting"
+    return {"state": word, **head, "gateway": gateway, "gateway_error": None, "routes": []}
+
+
+def is_ready(layout: Layout) -> bool:
+    """Whether ``gateway status`` says ``ready``. Cheap while it does not."""
+    return answers(layout, "/ready", 1.0) and report(layout.state)["state"] == "ready"
 
 
 def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
@@ -58,7 +94,8 @@ def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
     "last_error"}}, "gateway": status over HTTP or None, "gateway_error", "routes": edge's servers when the gateway is
     silent}``.
     ``state`` is one of: ``down``; ``ready``; ``starting``; ``degraded`` (something is not there, warm requests may
-    pass); ``remote`` (it runs on another machine, whose processes cannot be seen from here).
+    pass); ``stopping`` (with ``drain``: requests in flight and seconds left to them); ``remote`` (it runs on another
+    machine, whose processes cannot be seen from here).
     """
     layout = Layout.of(state)
     record, note = _record(layout)
@@ -66,19 +103,25 @@ def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
         return {"state": "down", "url": None, "site": None, "host": None, "parts": {}, **_silent(None), "routes": []}
     here = on_this_host(record)
     parts = _parts(layout, record) if here else {}
-    head = {"note": note, "url": record.url or None, "site": record.site, "host": record.host, "parts": parts}
+    head: dict[str, Any] = {"note": note, "url": record.url or None, "site": record.site, "host": record.host}
+    head["parts"] = parts
     if here and all(part["state"] in ("down", "dead") for part in parts.values()):
         return {"state": "down", **head, **_silent(None), "routes": []}
+    drain = read_drain(layout) if here and _stopping(layout) else None
+    if drain is not None:
+        head["drain"] = {"in_flight": drain.in_flight, "left_s": drain.left_s}
+    gateway: Mapping[str, Any] | None = None
+    silence, routes = None, []
     try:
         gateway = ask(layout)
     except GatewayError as error:
-        state_word = _without_gateway(parts, here)
-        return {"state": state_word, **head, **_silent(error.message), "routes": _routes(layout)}
-    whole = all(part["state"] == "running" for part in parts.values())
-    state_word = "ready" if gateway.get("state") == "ready" and whole else "starting" if whole else "degraded"
-    if not here:
-        state_word = "remote"
-    return {"state": state_word, **head, "gateway": gateway, "gateway_error": None, "routes": []}
+        silence, routes = error.message, _routes(layout)
+    said = "remote" if not here else "stopping" if _stopping(layout) else word(parts, gateway)
+    return {"state": said, **head, "gateway": gateway, "gateway_error": silence, "routes": routes}
+
+
+def _stopping(layout: Layout) -> bool:
+    return bool(supervisors_of(layout)) and (read_status(layout) or {}).get("stage") == "stopping"
 
 
 def _record(layout: Layout) -> tuple[ServiceRecord | None, str | None]:
@@ -95,12 +138,14 @@ def _silent(error: str | None) -> dict[str, Any]:
     return {"gateway": None, "gateway_error": error}
 
 
-def _without_gateway(parts: Mapping[str, Mapping[str, Any]], here: bool) -> str:
-    if not here:
-        return "remote"
-    restarted = any(part["restarts"] for part in parts.values())
-    dead = any(part["state"] == "dead" for part in parts.values())
-    return "degraded" if restarted or dead else "starting"
+def word(parts: Mapping[str, Mapping[str, Any]], gateway: Mapping[str, Any] | None) -> str:
+    """(1) All runs and the gateway says that it is ready; (2) a part is gone, or came again; (3) else it comes up."""
+    states = {part["state"] for part in parts.values()}
+    if gateway is not None and gateway.get("state") == "ready" and states == {"running"}:  # (1)
+        return "ready"
+    came_again = any(part["restarts"] for part in parts.values()) and states != {"running"}
+    silent = gateway is None and any(part["restarts"] for part in parts.values())
+    return "degraded" if came_again or silent or states - {"running", "starting", "down"} else "starting"  # (2), (3)
 
 
 def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
@@ -118,7 +163,8 @@ def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
             known, state = found[0], "running"
         if not supervised and state == "starting":
             state = "running"  # nobody is left to note that it answers
-        if name == "edge" and state == "running" and not answers(layout, "/health", 1.0):
+        shut = _stopping(layout)  # and says so to everybody
+        if name == "edge" and state == "running" and not shut and not answers(layout, "/health", 1.0):
             state = "silent"
         parts[name] = _part(state, known if alive(known) else None, notes.get(name, {}))
     serve = part_phase(status, "serve").value if supervised else "unknown"

@@ -33,15 +33,17 @@ from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.identity import Mark, alive, mark
 from gateway_plugin.layout import Layout
 from gateway_plugin.service import ray_head
+from gateway_plugin.service.draining import drain_as_asked, forget_requests
 from gateway_plugin.service.ending import end_everything, end_head
 from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
-from gateway_plugin.service.living import deployments_of, edges_of, heads_of
+from gateway_plugin.service.living import deployments_of, edges_of, has_application, has_parts, heads_of
 from gateway_plugin.service.plan import Action, PartName, Phase, Plan, Seen, adopted, could_not_start, decide, with_mark
 from gateway_plugin.service.processes import arguments, descendants, end
 from gateway_plugin.service.record import (
     ServiceRecord,
     answers,
+    asked,
     connects,
     plan_document,
     read_record,
@@ -55,7 +57,6 @@ log = logging.getLogger("gateway.supervisor")
 _ANY = "0.0.0.0"  # noqa: S104 - where Ray listens
 _LOOK_S = 0.1
 _PROBE_S = 0.5
-_HEAD_PARTS = ("gcs_server", "raylet")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Probes:
     edge_answers: bool = False
     head_answers: bool = False
     ready: bool = False
+    busy: bool = False
     head_whole: bool = True
     port_lost: str = ""
     """Who has Ray's port, if it is another user, while the head starts."""
@@ -110,7 +112,7 @@ class Supervisor:
         self._plan = Plan()
         self._children: dict[PartName, subprocess.Popen[bytes]] = {}
         self._ends: dict[PartName, str] = {}
-        self._stop = threading.Event()
+        self._stop, self._hurry = threading.Event(), threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="probe")
         self._probing: Future[Probes] | None = None
         self._probed_at = 0.0
@@ -120,11 +122,12 @@ class Supervisor:
         """Notes as they were when last looked at: others may garble them."""
 
     def run(self) -> int:
-        """Keep everything alive until SIGTERM, then end it. Returns the exit code."""
+        """Keep everything alive until SIGTERM, then drain and end it; a second one hurries. Returns the exit code."""
         signal.signal(signal.SIGTERM, self._asked_to_stop)
         signal.signal(signal.SIGINT, self._asked_to_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._plan = self._adopt(self._clock.now())
+        forget_requests(self._layout)
         log.info("start pid=%d state=%s", self._own.pid, self._layout.state)
         threading.Thread(target=keep_keys_in_force, args=(self._layout, self._stop), name="keys", daemon=True).start()
         while not self._stop.is_set():
@@ -148,6 +151,8 @@ class Supervisor:
 
     def _asked_to_stop(self, number: int, _frame: FrameType | None) -> None:
         log.info("stop signal=%s", signal.Signals(number).name)
+        if self._stop.is_set():
+            self._hurry.set()
         self._stop.set()
 
     # --- looking ---
@@ -182,6 +187,7 @@ class Supervisor:
             deploy_ok=self._ends.get(PartName.SERVE) == "",
             deploy_end=self._ends.get(PartName.SERVE, ""),
             ready=self._probes.ready,
+            busy=self._probes.busy,
         )
 
     def _alive(self, name: PartName, known: Mark | None) -> bool:
@@ -203,13 +209,16 @@ class Supervisor:
     def _ask(self, head: Mark | None, starting: bool) -> Probes:
         record = self._record
         edge = answers(self._layout, "/health", 1.0)
-        whole = head is not None and _head_whole(head)
+        programs = _programs(head) if head is not None else ()
+        whole = has_parts(programs)
         head_answers = whole and connects(record.head_address, record.ray_port, 0.5)
+        # Without a head nobody could say so, and the edge would try for seconds.
+        ready = asked(self._layout, "/ready", 2.0) if edge and head_answers else None
         return Probes(
             edge_answers=edge,
             head_answers=head_answers,
-            # Without a head nobody could say so, and the edge would try for seconds.
-            ready=edge and head_answers and answers(self._layout, "/ready", 2.0),
+            ready=ready == 200,
+            busy=ready is None and has_application(programs),
             head_whole=whole,
             port_lost=taken_by_another_user("Ray", record.ray_port, _ANY) if starting else "",
         )
@@ -335,6 +344,7 @@ class Supervisor:
     def _end(self) -> int:
         self._write("stopping", self._plan, self._clock.now())
         self._pool.shutdown(wait=False, cancel_futures=True)
+        drain_as_asked(self._layout, self._hurry)
         for child in self._children.values():
             child.poll()
 
@@ -348,10 +358,9 @@ class Supervisor:
         return 1 if left else 0
 
 
-def _head_whole(head: Mark) -> bool:
-    """Whether GCS and raylet are there: ``ray start --block`` goes on when one of them ended on SIGTERM."""
-    programs = {Path(line[0]).name for child in descendants(head.pid) if (line := arguments(child.pid))}
-    return all(part in programs for part in _HEAD_PARTS)
+def _programs(head: Mark) -> tuple[str, ...]:
+    """The first words of the command lines below ``ray start``: paths, and the names that Ray gives to actors."""
+    return tuple(line[0] for child in descendants(head.pid) if (line := arguments(child.pid)))
 
 
 def _end_words(code: int) -> str:

@@ -18,6 +18,7 @@ import ssl
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,15 +31,16 @@ from gateway_plugin.masking import masked, secrets_of
 from gateway_plugin.weights import resolve
 from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
-from serve.agent.engine import EngineProcess, Timing, end_group, free_port, prune_engine_logs, spawn, tail
+from serve.agent.engine import EngineEvent, EngineProcess, Timing
 from serve.agent.lastwords import last_words, summary_of
 from serve.agent.notice import notice_in
 from serve.agent.probe import Probe, client_context
+from serve.agent.processes import end_group, free_port, prune_engine_logs, spawn, tail
 from serve.agent.records import EngineRecord
 from serve.core.effects import StartEngine, StopEngine
-from serve.core.events import EngineExited, EngineListening, EngineReady, NodeJoined, NodeLeaves
+from serve.core.events import EngineExited, NodeJoined, NodeLeaves
 
-AgentEvent = EngineListening | EngineReady | EngineExited | NodeLeaves
+AgentEvent = EngineEvent | NodeLeaves
 """What an agent reports."""
 
 logger = logging.getLogger(__name__)
@@ -166,6 +168,13 @@ class NodeAgent:
         reason = f"{command.reason}; it was not there"
         self._report(EngineExited(command.engine, command.generation, reason, expected=True))
 
+    async def still(self, in_flight: Mapping[str, int]) -> None:
+        """The edge's word on engines of this node: so many requests are in flight on each, and nothing has come out of
+        it for a while. Counts for some seconds."""
+        for name, count in in_flight.items():
+            if (engine := self._engines.get(name)) is not None:
+                engine.told(count)
+
     async def events(self, after: int, wait_s: float) -> tuple[int, tuple[AgentEvent, ...]]:
         """Events numbered above ``after``, oldest first, once there are any, at the latest after ``wait_s`` seconds.
 
@@ -239,6 +248,7 @@ class NodeAgent:
             secrets=secrets_of(model.env),
             ticks=spawned.mark.ticks,
             boot=spawned.mark.boot,
+            hang_after_s=model.hang_after_s,
         )
         recorded = True
         try:

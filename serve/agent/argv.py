@@ -4,7 +4,7 @@ A catalog entry with ``engine: command`` gives an argv template. In each of its 
 
     {host} {port}                      where to listen
     {name}, {model}                    the model's name in the catalog
-    {names}                            name and aliases: the word is repeated, once for each
+    {names}                            name and aliases (adapters' names left out): the word is repeated, once for each
     {source} {revision}                where the weights are: a folder, or a hub name and its revision (may be empty)
     {keyfile} {certfile} {cafile}      TLS: its private key, its certificate, and who signs the clients it may answer
     {python}                           this Python interpreter
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.catalog import Model
+from gateway_plugin.engine_options import adapters
 from gateway_plugin.masking import speaks_of_a_secret
 from gateway_plugin.weights import is_local, split_revision
 
@@ -91,7 +92,7 @@ def engine_argv(model: Model, source: str, bind: Bind, tls: TlsFiles, gpu_total_
         *("-m", "vllm.entrypoints.openai.api_server"),
         *("--model", name),
         *(("--revision", revision, "--tokenizer-revision", revision) if revision else ()),
-        *("--served-model-name", *model.names),
+        *("--served-model-name", *_served(model)),
         *("--host", bind.host),
         *("--port", str(bind.port)),
         *("--ssl-keyfile", str(tls.key)),
@@ -104,6 +105,12 @@ def engine_argv(model: Model, source: str, bind: Bind, tls: TlsFiles, gpu_total_
         *_devices(model, gpu_total_mib),
         *model.args,  # last: of two, vLLM takes the later
     )
+
+
+def _served(model: Model) -> tuple[str, ...]:
+    """The base's names. vLLM does not start where an adapter has one of these; to adapters' names it answers anyway."""
+    own = adapters((*model.command, *model.args))
+    return tuple(name for name in model.names if name not in own)
 
 
 def _devices(model: Model, gpu_total_mib: int) -> tuple[str, ...]:
@@ -135,7 +142,7 @@ def _from_template(model: Model, source: str, bind: Bind, tls: TlsFiles) -> tupl
     words: list[str] = []
     for template in model.command:
         word = _PLACEHOLDER.sub(lambda found: values[found[1]], template)
-        words += [word.replace("{names}", name) for name in model.names] if "{names}" in template else [word]
+        words += [word.replace("{names}", name) for name in _served(model)] if "{names}" in template else [word]
     return (*words, *model.args)
 
 

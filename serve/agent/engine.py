@@ -1,44 +1,34 @@
-"""One engine process: started, watched, ended with everything it started. The only place that starts engines."""
+"""One engine process: watched from its start until it is gone, with everything that it started."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
-import errno
-import json
 import logging
-import os
-import select
-import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from gateway_plugin.identity import Mark, age_s, alive, mark, mark_of_dead
+from gateway_plugin.identity import age_s, alive
 from gateway_plugin.layout import Layout
 from gateway_plugin.masking import masked
-from gateway_plugin.pruning import KEPT, mark_in_use, prune
-from gateway_plugin.state_file import NO_ROOM
 from serve.agent import records
+from serve.agent.hanging import ProgressWatch, Why
 from serve.agent.lastwords import last_words, summary_of
 from serve.agent.probe import Health, Probe, ProbeFailed
+from serve.agent.processes import end_group, tail
 from serve.agent.records import EngineRecord
-from serve.core.events import EngineExited, EngineListening, EngineReady, FoundEngine
+from serve.core.events import EngineExited, EngineListening, EngineMoves, EngineReady, EngineStalled, FoundEngine
+
+EngineEvent = EngineListening | EngineReady | EngineStalled | EngineMoves | EngineExited
+"""What is reported of an engine."""
 
 logger = logging.getLogger(__name__)
-
-_LOG_TAIL_BYTES = 64 * 1024
-_LOG_ROOM_BYTES = 64 * 1024
-"""An engine's log is begun only where there is room for so much."""
-_ISOLATED_WITHIN_S = 10.0
-"""It takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -51,137 +41,12 @@ class Timing:
     """Probes of an engine that loads back off to this."""
     health_every_s: float = 5.0
     health_timeout_s: float = 10.0
-    hang_after_s: float = 60.0
+    ill_after_s: float = 60.0
     """An engine whose health failed for so long hangs. Long: a busy engine is not a dead one."""
     first_answer_s: float = 120.0
     """For the one real request."""
     grace_s: float = 10.0
     """From SIGTERM to SIGKILL."""
-
-
-def free_port(host: str) -> int:
-    """A TCP port that is free on ``host`` now. Raises ``OSError`` if the address is not this machine's."""
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        return int(listener.getsockname()[1])
-
-
-@dataclass(frozen=True)
-class Spawned:
-    """A process that was just started."""
-
-    child: subprocess.Popen[bytes]
-    """The engine, or what isolates it and ends with it."""
-    mark: Mark
-    """The engine's own process: leader of its session and group."""
-
-
-def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tuple[str, ...] = ()) -> Spawned:
-    """Start a process in a session and group of its own, its output in ``log`` (0600; a former one becomes ``.log.1``).
-
-    ``wrapper``: the words of ``gateway_plugin.isolation``, of a program that starts ``argv`` as its child.
-
-    Raises:
-        OSError: the program or the log's folder is not there.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        log.replace(log.with_name(f"{log.name}.1"))  # nobody takes a former process's last words for this one's
-    if shutil.which(argv[0], path=env.get("PATH", os.defpath)) is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])  # bubblewrap's child alone would know
-    told, tell = os.pipe()
-    output = -1
-    try:
-        try:
-            with tempfile.TemporaryFile(dir=log.parent, buffering=0) as probe:
-                probe.write(b"\0" * _LOG_ROOM_BYTES)
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            # Many a program ends where it cannot print.
-            logger.warning("engine without log log=%s why=%s", log, error)
-            output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        else:
-            mark_in_use(output)
-        words = (*wrapper, "--info-fd", str(tell), "--", *argv) if wrapper else argv
-        child = subprocess.Popen(
-            words,
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=(tell,) if wrapper else (),
-        )
-        os.close(tell)
-        tell = -1
-        pid = _led_by(child, told) if wrapper else child.pid
-    finally:
-        for descriptor in (told, tell, output):
-            if descriptor >= 0:
-                os.close(descriptor)
-    return Spawned(child, mark(pid, dead_too=True) or mark_of_dead(pid))
-
-
-def _led_by(child: subprocess.Popen[bytes], told: int) -> int:
-    """PID of the isolated process, once it leads its session: so long nobody would find it as the group's leader.
-
-    The PID of ``child`` if it ends before that. Raises ``OSError`` if it does neither: a file system hangs, say.
-    """
-    deadline = time.monotonic() + _ISOLATED_WITHIN_S
-    said = b""
-    while select.select((told,), (), (), max(0.0, deadline - time.monotonic()))[0]:
-        if not (more := os.read(told, 4096)):
-            break
-        said += more
-    pid = int(json.loads(said)["child-pid"]) if said else child.pid
-    while time.monotonic() < deadline:
-        if child.poll() is not None:
-            return child.pid
-        with contextlib.suppress(ProcessLookupError):
-            if pid != child.pid and os.getsid(pid) == pid:
-                return pid
-        time.sleep(0.001)
-    for stuck in {pid, child.pid}:
-        os.kill(stuck, signal.SIGKILL)
-    child.wait()
-    raise TimeoutError(f"it was not isolated within {_ISOLATED_WITHIN_S:.0f} s")
-
-
-def prune_engine_logs(layout: Layout, living: Collection[str], keep: int = KEPT) -> None:
-    """Remove the oldest logs of engines that are over, on whatever node they were. ``living``: names known to live."""
-
-    def engine_of(log: Path) -> str:
-        return log.name.removesuffix(".1").removesuffix(".log")
-
-    prune(layout.engine_logs.glob("*.log*"), engine_of, living, keep)
-
-
-async def end_group(leader: Mark, grace_s: float) -> None:
-    """End the process group that ``leader`` leads or led: SIGTERM, after ``grace_s`` SIGKILL; returns when it is gone.
-
-    Where the leader is dead, what is left is killed at once: it holds the memory and serves nobody.
-    """
-    deadline = time.monotonic() + (grace_s if alive(leader) else 0.0)
-    told = False
-    while members := await asyncio.to_thread(records.group_members, leader):
-        kill = time.monotonic() >= deadline or leader.pid not in members
-        if kill or not told:
-            for member in members:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(member, signal.SIGKILL if kill else signal.SIGTERM)
-        told = True
-        await asyncio.sleep(0.05)
-
-
-@dataclass(frozen=True)
-class Why:
-    """Why an engine ended, or must be ended."""
-
-    reason: str
-    """For administrators: with what the engine said."""
-    summary: str
-    """For everybody."""
 
 
 class EngineProcess:
@@ -192,7 +57,7 @@ class EngineProcess:
         layout: Layout,
         record: EngineRecord,
         probe: Probe,
-        report: Callable[[EngineListening | EngineReady | EngineExited], None],
+        report: Callable[[EngineEvent], None],
         child: subprocess.Popen[bytes] | None,
         timing: Timing,
         recorded: bool = True,
@@ -212,6 +77,7 @@ class EngineProcess:
         self._health = Health(False, "not asked yet")
         self._stop = asyncio.Event()
         self._stop_reason = ""
+        self._progress = ProgressWatch(record, probe, report)
 
     def found(self) -> FoundEngine:
         """What the controller is told of it."""
@@ -232,6 +98,10 @@ class EngineProcess:
         self._stop_reason = self._stop_reason or reason
         self._stop.set()
 
+    def told(self, in_flight: int) -> None:
+        """The edge's word: so many requests are in flight on it, and it has been sending nothing."""
+        self._progress.told(in_flight)
+
     async def run(self) -> None:
         """Watch until it is gone, with all of its group; then forget its record and report ``EngineExited``."""
         attending = asyncio.create_task(self._attend())
@@ -242,7 +112,8 @@ class EngineProcess:
             await asyncio.gather(attending, return_exceptions=True)
             await self._probe.close()
         expected = self._stop.is_set()
-        await end_group(self.record.mark, self._timing.grace_s)
+        at_once = why is not None and why.hung and not expected
+        await end_group(self.record.mark, 0.0 if at_once else self._timing.grace_s)
         deadline = time.monotonic() + self._timing.grace_s
         while self._child is not None and self._child.poll() is None:
             if time.monotonic() > deadline:
@@ -302,7 +173,14 @@ class EngineProcess:
             await asyncio.sleep(pause_s)
             pause_s = min(self._timing.probe_max_s, pause_s * 1.5)
         self._now_ready(await self._probe.max_model_len())
-        return await self._until_hung()
+        watches = [asyncio.create_task(self._until_ill()), asyncio.create_task(self._progress.until_hung())]
+        try:
+            done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+            return next(watch for watch in watches if watch in done).result()
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
 
     async def _ask(self) -> str:
         """Its one real request. ``""``: answered; else why not."""
@@ -336,15 +214,15 @@ class EngineProcess:
         else:
             self._recorded = True
 
-    async def _until_hung(self) -> Why:
+    async def _until_ill(self) -> Why:
         well_at = time.monotonic()
         while True:
             await asyncio.sleep(self._timing.health_every_s)
             if (await self._look()).ok:
                 well_at = time.monotonic()
-            elif time.monotonic() - well_at >= self._timing.hang_after_s:
+            elif time.monotonic() - well_at >= self._timing.ill_after_s:
                 hung = f"hung: no good health for {time.monotonic() - well_at:.0f} s"
-                return Why(f"{hung} ({self._health.why})", hung)
+                return Why(f"{hung} ({self._health.why})", hung, hung=True)
 
     async def _look(self) -> Health:
         self._health = await self._probe.health(self._timing.health_timeout_s)
@@ -373,13 +251,3 @@ class EngineProcess:
 
 def _with_words(why: Why, words: str) -> Why:
     return Why(f"{why.reason}: {words}" if words else why.reason, summary_of(why.summary, words))
-
-
-def tail(log: Path) -> str:
-    """The end of a log, at most 64 KiB; ``""`` if there is none."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
-            return stream.read().decode(errors="replace")
-    except OSError:
-        return ""

@@ -17,6 +17,8 @@ from gateway_plugin.tls import ENGINE_NAME
 
 _ANSWER_BYTES = 2**20
 """More than one token or one vector takes, and little for an agent that an engine would fill."""
+_METRICS_BYTES = 2**23
+"""vLLM's are some 100 KB an engine core."""
 
 
 class ProbeFailed(GatewayError):
@@ -92,6 +94,20 @@ class Probe:
                 break
         raise ProbeFailed(problem)
 
+    async def answers(self, model: str, task: Literal["generate", "embed"], timeout_s: float) -> None:
+        """One small request; any answer will do, be it an error. Raises ``ProbeFailed`` if none comes in time."""
+        path, body = _requests(model, task)[0]
+        await self._call("POST", path, body, timeout_s)
+
+    async def metrics(self, timeout_s: float) -> str | None:
+        """``GET /metrics``; ``None``: it has no such page. Raises ``ProbeFailed`` if it does not answer in time."""
+        status, answer = await self._call("GET", "/metrics", None, timeout_s, _METRICS_BYTES)
+        if status in (404, 405):
+            return None
+        if status != 200:
+            raise ProbeFailed(f"/metrics answers {status}")
+        return answer.decode(errors="replace")
+
     async def max_model_len(self, timeout_s: float = 2.0) -> int | None:
         """How many tokens it takes, as vLLM's ``GET /v1/models`` says; ``None`` where it says nothing usable."""
         try:
@@ -102,7 +118,7 @@ class Probe:
         return said if type(said) is int and 0 < said < 10**9 else None
 
     async def _call(
-        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float, most: int = _ANSWER_BYTES
     ) -> tuple[int, bytes]:
         """Status and body. Raises ``ProbeFailed`` for one that is not whole in time, or larger than it may be."""
         content = bytearray()
@@ -113,8 +129,8 @@ class Probe:
             ):
                 async for piece in answer.aiter_raw():
                     content += piece
-                    if len(content) > _ANSWER_BYTES:
-                        raise ProbeFailed(f"its answer is larger than {_ANSWER_BYTES} bytes")
+                    if len(content) > most:
+                        raise ProbeFailed(f"its answer is larger than {most} bytes")
         except TimeoutError:
             raise ProbeFailed(f"no whole answer within {timeout_s:g} s") from None
         except httpx.HTTPError as error:

@@ -57,6 +57,8 @@ class EngineRecord:
     loaded_s: float | None = None
     ticks: int = 0
     boot: str = ""
+    hang_after_s: float = 300.0
+    """``Model.hang_after_s`` when it was started."""
 
     @property
     def mark(self) -> Mark:

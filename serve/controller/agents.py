@@ -119,6 +119,12 @@ class Agents:
         """The awaitable of one call. Raises ``KeyError`` for a node without agent."""
         return getattr(self._handles[node], verb).remote(*arguments)
 
+    def still(self, node: str, in_flight: Mapping[str, int]) -> None:
+        """Tell a node's agent what the edge sees of its engines; said every second, so that no outcome matters."""
+        verb = getattr(self._handles.get(node), "still", None)  # an agent of an earlier version has none
+        if verb is not None:
+            verb.remote(dict(in_flight))
+
     def _watch(self, node: str, handle: Any) -> None:
         self._handles[node] = handle
         previous = self._watchers.pop(node, None)

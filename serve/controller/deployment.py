@@ -32,24 +32,27 @@ from serve.core.blocks_view import blocks_view
 from serve.core.cards import after as cards_after
 from serve.core.cards import on_card
 from serve.core.effects import Answer
+from serve.core.engines import died_in_service
 from serve.core.events import (
     Acquire,
     BlockCancelAsked,
     CatalogChanged,
-    EngineExited,
     Event,
     FoundServer,
+    GatewayCloses,
     KindRetryAsked,
     LoadAsked,
+    ModelAnswered,
     NodeDrainAsked,
     PinChanged,
     Started,
     StorageSeen,
+    SuspectsKept,
     Tick,
     UnloadAsked,
     WaiterLeft,
 )
-from serve.core.fleet import EngineState, Fleet, Policy
+from serve.core.fleet import Fleet, Policy
 from serve.core.step import initial, step
 from serve.core.view import model_view, models_view, status_view
 
@@ -79,7 +82,9 @@ class Controller:
         self._edge = EdgeRuntime(self._layout, self._copies)
         self._agents = Agents(policy.kinds, make_agent, self.post, self._clock)
         self._performer = Performer(self._edge, self._agents, self.post, self._answer)
-        self._observer = Observer(self._edge, self, self.post, self._performer.start_all, self._clock.now)
+        self._observer = Observer(
+            self._edge, self, self.post, self._performer.start_all, self._clock.now, self._agents.still
+        )
         self._ledger = LedgerWatch(self._layout, self.post, self._clock)
         self._cancels = CancelRequests(self._layout.block_cancels)
         self._catalog_pins: frozenset[str] = frozenset()
@@ -126,13 +131,13 @@ class Controller:
         """Ask the edge and the agents what there is, then start the loop with it."""
         self._lock = await asyncio.to_thread(become_the_only_one, self._layout.controller_lock)
         catalog = catalog_in_force(self._layout)
-        slots, servers = await self._edge_as_it_is(catalog)
+        slots, apart, servers = await self._edge_as_it_is(catalog)
         nodes = await asyncio.to_thread(agents_alive)
         pinned, unpinned = self._journal.pins()
         self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
         self.post(CatalogChanged(catalog.models))
         epoch = self._journal.next_epoch(self._clock.wall(self._clock.now()))
-        self.post(Started(epoch, slots, servers, nodes, pinned))
+        self.post(Started(epoch, slots, servers, nodes, pinned, apart))
         for name in unpinned & self._catalog_pins:
             self.post(PinChanged(name, pinned=False))
         for node in nodes:
@@ -147,11 +152,12 @@ class Controller:
         self._begun.set()
         log.info("controller-started", extra={"nodes": nodes, "servers": len(servers)})
 
-    async def _edge_as_it_is(self, catalog: Catalog) -> tuple[dict[str, int], tuple[FoundServer, ...]]:
+    async def _edge_as_it_is(self, catalog: Catalog) -> tuple[dict[str, int], frozenset[str], tuple[FoundServer, ...]]:
         while True:
             try:
                 await self._edge.adopt_keys()
                 tenants = await self._edge.tenants()
+                apart = await self._edge.apart()
                 stats = await self._edge.servers()
             except (OSError, GatewayError) as error:
                 log.warning("edge-not-yet", extra={"error": str(error)})
@@ -159,7 +165,7 @@ class Controller:
                 continue
             names = {model.name for model in catalog.models}
             slots = {name: slot for name, slot in tenants.items() if name in names}
-            return slots, found_servers(stats)
+            return slots, apart & names, found_servers(stats)
 
     async def _tick(self) -> None:
         while True:
@@ -188,17 +194,18 @@ class Controller:
             self._journal.keep_cards(cards)
 
     def _count_death(self, before: Fleet, event: Event, now: float) -> None:
-        if isinstance(event, EngineExited) and not event.expected:
-            engine = before.engines.get(event.engine)
-            if engine is not None and engine.generation == event.generation and engine.state is EngineState.READY:
-                self._deaths[engine.model].append(now)
+        model = died_in_service(before, event)
+        if model is not None:
+            self._deaths[model].append(now)
 
     def _keep_pins(self) -> None:
         self._journal.keep_pins(self.fleet.pinned - self._catalog_pins, self._catalog_pins - self.fleet.pinned)
 
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
-    async def acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+    async def acquire(
+        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+    ) -> GatewayError | None:
         """Wait until ``model`` may be asked for (``None``), or until it is known why not.
 
         A caller that goes away cancels this call, and its wait.
@@ -206,7 +213,7 @@ class Controller:
         await self._begun.wait()
         future: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
         self._open[ticket] = future
-        self.post(Acquire(ticket, model, wait_s, not_routed))
+        self.post(Acquire(ticket, model, wait_s, not_routed, unattended))
         try:
             return await future
         except asyncio.CancelledError:
@@ -215,13 +222,35 @@ class Controller:
             raise
 
     async def outlook(self, model: str) -> dict[str, Any]:
-        """``{"state", "eta_s", "reason", "deaths"}`` of a model; deaths: when its engines last died, wall clock."""
+        """``{"name", "state", "eta_s", "reason", "deaths", "apart_since"}`` of a model: when its engines last died, and
+        since when without a break all of its requests go through the ingress, by the wall clock."""
         name = self.fleet.names.get(model)
         if name is None:
-            return {"state": "unknown", "eta_s": None, "reason": None, "deaths": []}
+            unknown: dict[str, Any] = {
+                "state": "unknown",
+                "eta_s": None,
+                "reason": None,
+                "deaths": [],
+                "apart_since": None,
+            }
+            return {"name": model, **unknown}
         entry = model_view(self.fleet, name, self._clock.now())
         found = {key: entry[key] for key in ("state", "eta_s", "reason")}
-        return {**found, "deaths": [self._clock.wall(at) for at in self._deaths.get(name, ())]}
+        apart = self.fleet.apart.get(name)
+        return {
+            "name": name,
+            **found,
+            "deaths": [self._clock.wall(at) for at in self._deaths.get(name, ())],
+            "apart_since": self._clock.wall(apart.since) if apart is not None else None,
+        }
+
+    async def answered(self, model: str) -> None:
+        """An engine of this model has answered a request, the first since one died."""
+        self.post(ModelAnswered(model))
+
+    async def suspects(self, model: str) -> None:
+        """The ingress has suspects of this model, or remembers a culprit; it says so again and again."""
+        self.post(SuspectsKept(model))
 
     async def ready(self) -> dict[str, Any]:
         """``{"ready": BOOL, "trouble": WORDS}``: whether the loop runs and agents and edge have reported; and what is
@@ -264,6 +293,10 @@ class Controller:
         }
         self.post(events[verb])
         return None
+
+    async def refuse_waiters(self) -> None:
+        """The gateway is being ended: who waits for a model is told."""
+        self.post(GatewayCloses())
 
     async def apply(self, document: object) -> GatewayError | None:
         """Take another catalog. Returns what is wrong with it, or ``None``; it is kept for the next controller."""

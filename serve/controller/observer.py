@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Protocol
 
 from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
 from gateway_plugin.errors import GatewayError
+from serve.controller.stillness import Flow, flows, still
 from serve.core.drift import differences, names_wanted, repairs
-from serve.core.effects import Effect, SyncSlots
+from serve.core.effects import Effect
 from serve.core.events import EdgeSeen, Event, FoundServer, ServerSeen
 from serve.core.fleet import EngineState, Fleet, RouteState
 
@@ -85,12 +86,16 @@ class Observer:
         post: Callable[[Event], None],
         mend: Callable[[tuple[Effect, ...]], None],
         clock: Callable[[], float],
+        tell_still: Callable[[str, Mapping[str, int]], None],
     ) -> None:
         self._edge = edge
         self._known = known
         self._post = post
         self._mend = mend
         self._clock = clock
+        self._tell_still = tell_still
+        """(node, engine -> in flight), to the node's agent."""
+        self._flows: Mapping[str, Flow] = {}
         self._drift: frozenset[Effect] = frozenset()
         self._names_differ = False
         self.requests: dict[str, int] = {}
@@ -128,6 +133,9 @@ class Observer:
         if slots is None:
             self._count(fleet, stats)
             self._compare(fleet, stats)
+            self._flows = flows(self._flows, fleet, stats, read_at)
+            for node, engines in still(fleet, self._flows, read_at).items():
+                self._tell_still(node, engines)
         event = seen(fleet, stats, read_at, slots)
         if event.servers:
             self._post(event)
@@ -145,13 +153,14 @@ class Observer:
 
     async def _compare_names(self) -> None:
         """Names and keys of the slots, like servers: told again where the edge lacks them at two looks in a row."""
-        tenants, keys = await self._edge.tenants(), await self._edge.keys_in_force()
+        tenants, apart = await self._edge.tenants(), await self._edge.apart()
+        keys = await self._edge.keys_in_force()
         fleet = self._known.fleet
-        names = names_wanted(fleet)
-        differ = fleet.settled and not (keys and tenants == names)
+        wanted = names_wanted(fleet)
+        differ = fleet.settled and not (keys and tenants == wanted.names and apart == wanted.apart)
         if differ and self._names_differ:
-            log.warning("edge-drift", extra={"names": names, "keys": keys})
-            self._mend((SyncSlots(names),))
+            log.warning("edge-drift", extra={"names": wanted.names, "apart": sorted(wanted.apart), "keys": keys})
+            self._mend((wanted,))
         self._names_differ = differ
 
     def _compare(self, fleet: Fleet, stats: tuple[ServerStat, ...]) -> None:

@@ -57,8 +57,8 @@ class Performer:
         self._post = post
         self._answer = answer
         self._lanes = Lanes()
-        self._names: Mapping[str, int] | None = None
-        """What the edge is still to be told: name or alias -> slot."""
+        self._names: tuple[Mapping[str, int], frozenset[str]] | None = None
+        """What the edge is still to be told: name or alias -> slot, and which names are kept apart."""
         self._told = asyncio.Event()
         """Set while the edge has been told all names and keys."""
         self._told.set()
@@ -88,13 +88,14 @@ class Performer:
 
     async def _tell_names(self) -> None:
         if self._names is not None:
-            await self._edge.sync_slots(self._names, ())
+            names, apart = self._names
+            await self._edge.sync_slots(names, (), apart)
 
     def _start(self, effect: Effect) -> None:
         match effect:
-            case SyncSlots(names, fresh):
+            case SyncSlots(names, fresh, apart):
                 self._edge.renew_keys(fresh)  # at once: an engine may be started with its key before the edge has it
-                self._names = names
+                self._names = (names, apart)
                 self._told.clear()
                 self._news.set()
             case OpenRoute(slot=slot) | DrainRoute(slot=slot) | CloseRoute(slot=slot):

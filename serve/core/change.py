@@ -15,6 +15,7 @@ from gateway_plugin.catalog import Model
 from serve.core.effects import Effect
 from serve.core.events import FoundServer, SeenBlock
 from serve.core.fleet import (
+    Apart,
     ClosingRoute,
     Engine,
     EngineState,
@@ -84,6 +85,7 @@ class Change:
         self.blocks: Mapping[str, SeenBlock] = fleet.blocks
         self.queue_wait_s: Mapping[str, float] = fleet.queue_wait_s
         self.block_start_s = Table(fleet.block_start_s)
+        self.apart: Table[Apart] = Table(fleet.apart)
         self.troubles: Table[Trouble] = Table(fleet.troubles)
         self.forgiven: Table[float] = Table(fleet.forgiven)
         self.joined_blocks = fleet.joined_blocks
@@ -118,6 +120,7 @@ class Change:
             blocks=self.blocks,
             queue_wait_s=self.queue_wait_s,
             block_start_s=self.block_start_s.rows,
+            apart=self.apart.rows,
             troubles=self.troubles.rows,
             forgiven=self.forgiven.rows,
             joined_blocks=self.joined_blocks,
@@ -197,7 +200,16 @@ class Change:
 
     def wanted(self, model: str) -> bool:
         """Somebody waits for it, it is pinned, or wished for: by an administrator, or by who was told to come back."""
-        return model in self.queues.rows or model in self.pinned or model in self.wished.rows
+        return model in self.pinned or model in self.wished.rows or self.attended(model) is not None
+
+    def attended(self, model: str) -> Waiter | None:
+        """The oldest waiter of ``model`` that has a client."""
+        waiters = (self.waiters.rows[ticket] for ticket in self.queues.rows.get(model, ()))
+        return next((waiter for waiter in waiters if not waiter.unattended), None)
+
+    def unattended(self, model: str) -> bool:
+        """It is to be loaded for clients that may come again, and nobody else wants it."""
+        return model in self.queues.rows and not self.wanted(model)
 
     def load_time_s(self, model: str) -> float:
         """How long ``model`` takes to load, as far as is known."""

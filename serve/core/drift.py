@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from serve.core.effects import CloseRoute, DrainRoute, Effect, OpenRoute
+from serve.core.effects import CloseRoute, DrainRoute, Effect, OpenRoute, SyncSlots
 from serve.core.events import FoundServer
 from serve.core.fleet import EngineState, Fleet, RouteState
+from serve.core.routes import slots_as_they_are
 
 
 def differences(fleet: Fleet, servers: Iterable[FoundServer]) -> frozenset[Effect]:
@@ -47,6 +48,6 @@ def repairs(before: frozenset[Effect], fleet: Fleet, servers: Iterable[FoundServ
     return tuple(sorted(before & differences(fleet, servers), key=repr))
 
 
-def names_wanted(fleet: Fleet) -> dict[str, int]:
-    """Name or alias -> slot, as the edge is to have it."""
-    return {name: slot for model, slot in sorted(fleet.slots.items()) for name in fleet.models[model].names}
+def names_wanted(fleet: Fleet) -> SyncSlots:
+    """What the edge is to have of names and slots."""
+    return slots_as_they_are(fleet.models, fleet.slots, fleet.apart)

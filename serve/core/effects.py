@@ -84,6 +84,8 @@ class SyncSlots:
     names: Mapping[str, int]
     fresh: tuple[int, ...] = ()
     """Slots whose tenant changed: a new engine key."""
+    apart: frozenset[str] = frozenset()
+    """Names whose requests go through the ingress though an engine serves them: one died lately."""
 
 
 @dataclass(frozen=True)

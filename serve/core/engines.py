@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from serve.core.apart import DOUBT_S, keep_apart
 from serve.core.change import Change, ready_at
-from serve.core.events import EngineExited, EngineListening, EngineReady
-from serve.core.eviction import idle
-from serve.core.fleet import Engine, EngineState
+from serve.core.events import EngineExited, EngineListening, EngineReady, Event, ModelAnswered
+from serve.core.eviction import had_requests, idle, unclaimed
+from serve.core.fleet import Engine, EngineState, Fleet
 from serve.core.routes import close_route, retire
 from serve.core.waiting import record_failure
 
@@ -52,11 +53,14 @@ def engine_exited(change: Change, event: EngineExited) -> None:
     (1) it was loading: a failed load; (2) it had just become ready: a failure too, so that a model that dies under its
     first request is not loaded for ever; (3) later: an accident; it is loaded again when somebody wants it.
     (4) An engine that served until it made room, however soon, shows that its model does not crash by itself.
+    (5) A request that it had may be the cause: then it takes more of them.
     """
     engine = _known(change, event.engine, event.generation)
     if engine is None:
         return
     forget(change, engine)
+    if _in_service(engine, event):
+        keep_apart(change, engine.model, DOUBT_S)
     if event.expected:
         failure = change.failures.rows.get(engine.model)
         if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle"):  # (4)
@@ -66,7 +70,31 @@ def engine_exited(change: Change, event: EngineExited) -> None:
     if engine.state is EngineState.LOADING:  # (1)
         record_failure(change, engine.model, event.reason, summary)
     elif engine.state is EngineState.READY and change.now < ready_at(engine) + change.policy.crash_window_s:  # (2)
-        record_failure(change, engine.model, event.reason, summary, after_ready=True)
+        record_failure(
+            change, engine.model, event.reason, summary, after_ready=True, on_board=had_requests(engine)
+        )  # (5)
+
+
+def _in_service(engine: Engine, event: EngineExited) -> bool:
+    return not event.expected and engine.state in (EngineState.READY, EngineState.DRAINING)
+
+
+def died_in_service(fleet: Fleet, event: Event) -> str | None:
+    """The model of an engine that may have had requests and exited with nobody asking for it; else ``None``."""
+    if not isinstance(event, EngineExited):
+        return None
+    engine = fleet.engines.get(event.engine)
+    if engine is None or engine.generation != event.generation or not _in_service(engine, event):
+        return None
+    return engine.model
+
+
+def model_answered(change: Change, event: ModelAnswered) -> None:
+    """Its engines answer: what they died of is not the model itself."""
+    model = change.names.get(event.model, event.model)
+    failure = change.failures.rows.get(model)
+    if failure is not None and failure.after_ready:
+        change.failures.drop(model)
 
 
 def forget(change: Change, engine: Engine) -> None:
@@ -79,9 +107,11 @@ def review(change: Change) -> None:
     """What time brings to engines (nothing on nodes whose agent is away):
 
     (1) a load that takes longer than ``load_timeout_s`` failed;
-    (2) a load that nobody has wanted for ``abandoned_load_grace_s`` is stopped;
+    (2) a load that nobody wants any more goes on, unless somebody else needs its room (``serve.core.eviction``): who
+        gave up waiting for it most likely comes again;
     (3) a route that the edge refused too often: the engine is of no use;
-    (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted.
+    (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted; one that nobody
+        has used since it was ready has ``unclaimed_s`` at least.
     """
     policy, now = change.policy, change.now
     for engine in list(change.engines.rows.values()):
@@ -98,6 +128,7 @@ def review(change: Change) -> None:
                 and now >= engine.last_used + model.keep_alive_s
                 and now >= max(engine.last_used, engine.answered_at, ready_at(engine)) + model.keep_alive_s
                 and now >= ready_at(engine) + model.min_residency_s
+                and not unclaimed(change, engine)
                 and idle(change, engine)
                 and not change.wanted(engine.model)
                 and change.reachable(engine)
@@ -110,10 +141,8 @@ def review(change: Change) -> None:
             elif change.wanted(engine.model) or engine.takes_over:
                 if engine.orphaned_since is not None:
                     change.set_engine(engine, orphaned_since=None)
-            elif engine.orphaned_since is None:
+            elif engine.orphaned_since is None:  # (2)
                 change.set_engine(engine, orphaned_since=now)
-            elif now >= engine.orphaned_since + policy.abandoned_load_grace_s:  # (2)
-                retire(change, engine, "abandoned")
 
 
 def forgive(change: Change) -> None:

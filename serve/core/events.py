@@ -47,6 +47,8 @@ class Started:
     servers: tuple[FoundServer, ...]
     nodes: tuple[str, ...]
     pinned: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
+    """Models whose requests the edge hands to the ingress, whatever engines they have."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,25 @@ class EngineReady:
     load_s: float
     max_model_len: int | None = None
     """How many tokens it takes, prompt and answer together; ``None``: it does not say."""
+
+
+@dataclass(frozen=True)
+class EngineStalled:
+    """It has work and has made no progress for ``still_s``; said again and again until it moves or is ended."""
+
+    engine: str
+    generation: int
+    still_s: float
+    in_flight: int
+    """By its own count, where it has one."""
+
+
+@dataclass(frozen=True)
+class EngineMoves:
+    """It was stalled, and makes progress again."""
+
+    engine: str
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -174,6 +195,8 @@ class Acquire:
     wait_s: float
     not_routed: bool = False
     """It was told to go before and the edge had no usable server."""
+    unattended: bool = False
+    """No client waits for it: one that did not want to wait asked, and may come again."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +204,25 @@ class WaiterLeft:
     """Its client is gone."""
 
     ticket: str
+
+
+@dataclass(frozen=True)
+class GatewayCloses:
+    """The gateway is being ended: nobody waits any longer."""
+
+
+@dataclass(frozen=True)
+class ModelAnswered:
+    """An engine of this model (a name or an alias) answered a request, the first since one died."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class SuspectsKept:
+    """The ingress has requests that may have killed an engine of this model (a name or an alias), or remembers some."""
+
+    model: str
 
 
 @dataclass(frozen=True)
@@ -284,6 +326,8 @@ Event = (
     | NodeFailed
     | EngineListening
     | EngineReady
+    | EngineStalled
+    | EngineMoves
     | EngineExited
     | RouteOpened
     | RouteRefused
@@ -292,6 +336,9 @@ Event = (
     | EdgeSeen
     | Acquire
     | WaiterLeft
+    | GatewayCloses
+    | ModelAnswered
+    | SuspectsKept
     | LoadAsked
     | UnloadAsked
     | PinChanged

@@ -1,17 +1,18 @@
 """Whom to evict so that another model can be loaded: idle engines, least recently used first, the fewest on one node.
 
-Busy engines are never victims here. The issue on switching adds that a model whose waiter has waited ``max_wait_s`` may
-drain a busy engine, and that victims are weighed by priority and reload cost: both belong into ``idle`` and
-``used_at``.
+Busy engines are never victims here, unless they do not move. The issue on switching adds that a model whose waiter has
+waited ``max_wait_s`` may drain a busy engine, and that victims are weighed by priority and reload cost: both belong
+into ``idle`` and ``used_at``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from serve.core.change import Change, ready_at
 from serve.core.fleet import Engine, EngineState, NodePhase, RouteState
+from serve.core.stalls import stalled
 
 
 class Need(NamedTuple):
@@ -27,20 +28,20 @@ class Room(NamedTuple):
     host: int
     gpus: tuple[int, ...]
 
-    def devices(self, need: Need, within: Room | None = None) -> tuple[int, ...] | None:
+    def devices(self, need: Need, within: Room | None = None, last: Collection[int] = ()) -> tuple[int, ...] | None:
         """The devices to take, tightest fit first, ties by index: ``()`` for the host, ``None`` if it does not fit.
 
-        ``within``: it must fit there too, on the same devices.
+        ``within``: it must fit there too, on the same devices. ``last``: devices that are taken after all others.
         """
         if need.gpus == 0:
             return () if self.host >= need.mib and (within is None or within.host >= need.mib) else None
         fit = [
-            (free, index)
+            (index in last, free, index)
             for index, free in enumerate(self.gpus)
             if free >= need.mib and (within is None or within.gpus[index] >= need.mib)
         ]
         fit.sort()
-        return tuple(sorted(index for _, index in fit[: need.gpus])) if len(fit) >= need.gpus else None
+        return tuple(sorted(index for *_, index in fit[: need.gpus])) if len(fit) >= need.gpus else None
 
     def add(self, gpus: tuple[int, ...], mib: int) -> Room:
         """With ``mib`` more (or less) on these devices, or on the host where there are none."""
@@ -62,13 +63,40 @@ def idle(change: Change, engine: Engine) -> bool:
     )  # fmt: skip
 
 
+def abandoned(change: Change, engine: Engine) -> bool:
+    """It loads, and all who waited for it have been gone for a while; but one that is more than half done is finished,
+    or two models whose clients give up too early would stop each other for ever."""
+    if engine.state is not EngineState.LOADING or engine.orphaned_since is None:
+        return False
+    spent_s, expected_s = change.now - engine.started, change.load_time_s(engine.model)
+    nearly_done = expected_s / 2 <= spent_s < 2 * expected_s
+    return not nearly_done and change.now >= engine.orphaned_since + change.policy.abandoned_load_grace_s
+
+
 def evictable(change: Change, engine: Engine) -> bool:
-    """Idle, wanted by nobody (pins are wants), resident for long enough, on a node that can be told to stop it."""
-    if not idle(change, engine) or change.wanted(engine.model):
+    """Wanted by nobody (pins are wants), on a node that can be told to stop it; idle or stalled and resident for long
+    enough, or a load that all who waited for it have left."""
+    if change.wanted(engine.model):
+        return False
+    if abandoned(change, engine):
+        return change.nodes.rows[engine.node].phase is NodePhase.UP
+    if not (idle(change, engine) or stalled(engine)):
         return False
     model = change.models.get(engine.model)
     resident = model is None or change.now >= ready_at(engine) + model.min_residency_s
     return resident and change.nodes.rows[engine.node].phase is NodePhase.UP
+
+
+def unclaimed(change: Change, engine: Engine) -> bool:
+    """It loads, or was loaded lately, for somebody who has not come for it yet."""
+    return engine.state is EngineState.LOADING or (
+        not had_requests(engine) and change.now < ready_at(engine) + change.policy.unclaimed_s
+    )
+
+
+def had_requests(engine: Engine) -> bool:
+    """Somebody was told to go to it, or something seen on it, since it was ready."""
+    return engine.in_flight > 0 or max(engine.answered_at, engine.last_used) > ready_at(engine)
 
 
 def used_at(engine: Engine) -> float:

@@ -1,7 +1,7 @@
 """What the controller knows: frozen values, changed only by ``serve.core.step``.
 
-Memory is counted in whole MiB so that sums are exact. Times are seconds of the controller's wall clock
-by the controller's clock, which nobody sets (``gateway_plugin.clock``), given as arguments, never read here.
+Memory is counted in whole MiB so that sums are exact. Times are seconds by the controller's clock, which nobody sets
+(``gateway_plugin.clock``), given as arguments, never read here.
 """
 
 from __future__ import annotations
@@ -137,6 +137,9 @@ class Engine:
     """Times in a row that the edge refused a command for its route."""
     retry_at: float = 0.0
     """No command for its route before this."""
+    still_since: float | None = None
+    """Since when it has made no progress with ``still_with`` requests in flight, as its agent says."""
+    still_with: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,16 @@ class Waiter:
     model: str
     since: float
     deadline: float
+    unattended: bool = False
+    """No client waits: see ``serve.core.events.Acquire``."""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Since and until when all requests of a model go through the ingress: one of its engines died in service."""
+
+    since: float
+    until: float
 
 
 @dataclass(frozen=True)
@@ -228,6 +241,9 @@ class Policy:
     servers_per_slot: int = 8
     waiting_max: int = 1000
     abandoned_load_grace_s: float = 2.0
+    """So long after its last waiter left a load may be stopped for another model that needs its room."""
+    unclaimed_s: float = 120.0
+    """What was loaded for somebody who left is kept for so long, if nobody needs its room."""
     block_idle_s: float = 200.0
     """A node without an engine and without demand is kept for so long."""
     block_unused_s: float | None = 1800.0
@@ -260,6 +276,8 @@ class Policy:
     """So long after a waiter was told to go its engine is not idle, unless it was used since."""
     crash_window_s: float = 5.0
     """An engine that dies so soon after it was ready counts as a failure; the first one costs no back-off."""
+    crashes_per_wait: int = 12
+    """The same for engines that died so with requests on board, one of which may be the cause, and none answered."""
     drain_before_end_s: float = 300.0
     """So long before its block leaves a node takes no new request; at most a quarter of its walltime."""
     leave_before_end_s: float = 30.0
@@ -336,6 +354,8 @@ class Fleet:
     """Node type -> the longest that one of its jobs that started lately had waited."""
     block_start_s: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """Node type -> (node, seconds from its job's start until its agent reported), of the last few."""
+    apart: Mapping[str, Apart] = field(default_factory=dict)
+    """By model. Kept by ``serve.core.apart``."""
     troubles: Mapping[str, Trouble] = field(default_factory=dict)
     """By kind: why it is not asked for. Kept by ``serve.core.troubles``."""
     forgiven: Mapping[str, float] = field(default_factory=dict)

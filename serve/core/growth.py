@@ -22,7 +22,8 @@ def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
     (1) a node that leaves and is empty goes, and a pending one of a kind that cannot be had;
     (2) a pending node that could hold the model is on its way: it is credited;
     (3) the model has not waited for ``growth_after_s``, and a node here could hold it when something ends: not yet;
-    (4) the smallest kind that could hold it, is below ``max_nodes`` and may be asked for: ask for one;
+    (4) the smallest kind that could hold it, is below ``max_nodes`` and may be asked for: ask for one (for a model that
+        no client waits for only if no node is pending);
     (5) ``min_nodes`` of each kind;
     (6) what is not needed is given back, pending nodes first.
     """
@@ -48,7 +49,8 @@ def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
         credit = next((node for node in sorted(pending) if pending[node].devices(need) is not None), None)
         if credit is None:
             kind = _smallest(change, need, count)
-            if kind is not None and _pressing(change, name, need):  # (3), (4)
+            too_many = bool(pending) and change.unattended(name)
+            if kind is not None and not too_many and _pressing(change, name, need):  # (3), (4)
                 credit = _ask(change, kind, count, staying)
                 pending[credit] = Room(kind.host_mib, kind.gpu_mib)
         if credit is not None:  # (2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from serve.core.apart import APART_S, keep_apart
 from serve.core.blocks import know_block
 from serve.core.change import Change
 from serve.core.effects import CreateAgent, KillAgent
@@ -225,7 +226,7 @@ def started(change: Change, event: Started) -> None:
     change.pinned |= event.pinned & frozenset(change.models)
     for engine in list(change.engines.rows.values()):
         change.drop_engine(engine)
-    for table in (change.nodes, change.closing, change.slots):
+    for table in (change.nodes, change.closing, change.slots, change.apart):
         for key in list(table.rows):
             table.drop(key)
     for node in sorted(event.nodes):
@@ -235,6 +236,8 @@ def started(change: Change, event: Started) -> None:
         if name in change.models and slot not in taken and slot < change.policy.slots:
             change.slots.put(name, slot)
             taken.add(slot)
+    for name in event.apart & change.models.keys():
+        keep_apart(change, name, APART_S)
 
 
 def settle(change: Change) -> None:

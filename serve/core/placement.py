@@ -3,20 +3,23 @@
 ``now`` is what is free on a node; ``later`` adds what drains or stops there. A model that waits for room to be freed
 takes what it needs off both: off ``later`` all of it, off ``now`` as much as is there. One that comes after it starts
 where it fits into what is left: so room goes to the one that waits longest, and nobody evicts twice for the same room.
+On a GPU nothing starts while another engine loads or stops there (``serve.core.beside``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum, auto
 
 from gateway_plugin.catalog import Model
+from serve.core.beside import unsettles
 from serve.core.blocks import takes
 from serve.core.change import Change, live
 from serve.core.effects import StartEngine
-from serve.core.eviction import Need, Room, cost, evictable, least_recent, used_at, victims
+from serve.core.eviction import Need, Room, cost, evictable, least_recent, unclaimed, used_at, victims
 from serve.core.fleet import Engine, EngineState, Node, NodeKind, NodePhase
-from serve.core.routes import can_take_back, free_slot, retire, slots_in_use, take_back, take_slot
+from serve.core.routes import can_take_back, drain_is_over, free_slot, retire, slots_in_use, take_back, take_slot
 
 
 def need_of(model: Model) -> Need:
@@ -38,15 +41,28 @@ def could_ever_hold(kinds: tuple[NodeKind, ...], nodes: Mapping[str, Node], need
 
 
 def wanted_order(change: Change) -> list[str]:
-    """Models that are wanted: those with waiters by their oldest, then pins and wishes; ties by name."""
+    """Models that are wanted: those with waiters by their oldest, then pins and wishes, at last those that no client
+    waits for; ties by name."""
+    oldest = {model: change.attended(model) for model in change.queues.rows}
+    queued = sorted((waiter.since, model) for model, waiter in oldest.items() if waiter is not None)
+    unasked = sorted(model for model in change.pinned | change.wished.rows.keys() if oldest.get(model) is None)
     waiters = change.waiters.rows
-    queued = sorted((waiters[tickets[0]].since, model) for model, tickets in change.queues.rows.items())
-    unasked = sorted(model for model in change.pinned | change.wished.rows.keys() if model not in change.queues.rows)
-    return [model for model in (*(model for _, model in queued), *unasked) if model in change.models]
+    last = sorted((waiters[change.queues.rows[m][0]].since, m) for m in oldest if change.unattended(m))
+    order = (*(model for _, model in queued), *unasked, *(model for _, model in last))
+    return [model for model in order if model in change.models]
 
 
 Where = Callable[[Node], bool]
 """Which nodes are looked at."""
+
+
+class _When(Enum):
+    AT_ONCE = auto()
+    """There is free room, and nothing loads or stops on its GPUs."""
+    ONCE_QUIET = auto()
+    """There is free room, on GPUs where something loads or stops."""
+    ONCE_FREED = auto()
+    """There is room when what drains or stops is gone."""
 
 
 class _Plan:
@@ -66,7 +82,13 @@ class _Plan:
         """Needs and load times for which nodes that stay have no free room, and none even after evictions. Room only
         shrinks during the pass: what needs no less, for no shorter load, need not look again."""
         self.any_ends = any(node.ending for node in change.nodes.rows.values())
+        self.unsettled: dict[str, set[int]] = {}
+        """Node -> GPUs where nothing may start: something loads or stops there, or a model waits for that to end."""
         for engine in change.engines.rows.values():
+            if engine.gpus and engine.state is not EngineState.READY:
+                draining = engine.state is EngineState.DRAINING
+                if unsettles(engine, due=draining and drain_is_over(change, engine)):
+                    self.unsettled.setdefault(engine.node, set()).update(engine.gpus)
             if engine.state in (EngineState.DRAINING, EngineState.STOPPING):
                 self.promise(engine.node, engine.gpus, engine.memory_mib)
 
@@ -89,6 +111,11 @@ class _Plan:
         self.held[node.id] = held
         self.promise(node.id, gpus, -mib)
 
+    def unsettle(self, node: Node, gpus: tuple[int, ...]) -> None:
+        """Nothing else may start on these GPUs."""
+        if gpus:
+            self.unsettled.setdefault(node.id, set()).update(gpus)
+
     def promise(self, node: str, gpus: tuple[int, ...], mib: int) -> None:
         delta = self.delta.get(node) or Room(0, (0,) * len(self.change.nodes.rows[node].gpu_mib))
         self.delta[node] = delta.add(gpus, mib)
@@ -107,24 +134,39 @@ class _Plan:
         gpus = tuple(free + more for free, more in zip(node.free_gpu_mib, delta.gpus, strict=True))
         return Room(node.free_host_mib + delta.host, gpus)
 
-    def best(self, need: Need, where: Where, *, at_once: bool) -> tuple[Node, tuple[int, ...]] | None:
-        """The node and devices of the tightest fit, ties by id; CPU models keep off nodes with GPUs if they can."""
-        best: tuple[tuple[bool, int, str], Node, tuple[int, ...]] | None = None
-        nodes = self.change.nodes.rows
-        for node in nodes.values() if at_once else [nodes[freeing] for freeing in self.delta]:
+    def best(self, need: Need, where: Where, when: _When) -> tuple[Node, tuple[int, ...]] | None:
+        """The node and devices with the fewest loads and stops on them, then of the tightest fit, ties by id; CPU
+        models keep off nodes with GPUs if they can."""
+        best: tuple[tuple[int, bool, int, str], Node, tuple[int, ...]] | None = None
+        for node in self._nodes(need, when):
             if not where(node):
                 continue
-            if at_once and (max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib) < need.mib:
-                continue  # the quick way past a full node
             later = self.later(node)
-            devices = self.now(node).devices(need, within=later) if at_once else later.devices(need)
+            unsettled = self.unsettled.get(node.id, ())
+            if when is _When.ONCE_FREED:
+                devices = later.devices(need)
+            elif (max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib) < need.mib:
+                continue  # the quick way past a full node
+            else:
+                devices = self.now(node).devices(need, within=later, last=unsettled)
             if devices is None:
                 continue
+            loads = 0 if when is _When.ONCE_FREED else sum(gpu in unsettled for gpu in devices)
+            if when is _When.AT_ONCE and loads:
+                continue
             left = later.host - need.mib if not devices else sum(later.gpus[gpu] - need.mib for gpu in devices)
-            key = (need.gpus == 0 and bool(node.gpu_mib), left, node.id)
+            key = (loads, need.gpus == 0 and bool(node.gpu_mib), left, node.id)
             if best is None or key < best[0]:
                 best = (key, node, devices)
         return None if best is None else best[1:]
+
+    def _nodes(self, need: Need, when: _When) -> Iterable[Node]:
+        nodes = self.change.nodes.rows
+        if when is _When.AT_ONCE:
+            return nodes.values()
+        if when is _When.ONCE_QUIET:
+            return [nodes[node] for node in self.unsettled] if need.gpus else ()
+        return [nodes[node] for node in self.delta]
 
     def idle_engines(self) -> dict[str, list[Engine]]:
         """Node -> its evictable engines; nodes with the least recently used ones first."""
@@ -135,8 +177,9 @@ class _Plan:
                 self.idle.setdefault(engine.node, []).append(engine)
         return self.idle
 
-    def cheapest(self, need: Need, where: Where) -> tuple[Node, tuple[Engine, ...]] | None:
-        """The node and its engines to evict; see ``serve.core.eviction``."""
+    def cheapest(self, need: Need, where: Where, *, claimed: bool) -> tuple[Node, tuple[Engine, ...]] | None:
+        """The node and its engines to evict; see ``serve.core.eviction``. ``claimed``: none that waits for its first
+        request."""
         change = self.change
         best: tuple[tuple[float, int, str], Node, tuple[Engine, ...]] | None = None
         for node_id, engines in self.idle_engines().items():
@@ -145,7 +188,8 @@ class _Plan:
             node = change.nodes.rows[node_id]
             if not where(node) or not holds(node, need):
                 continue
-            chosen = victims(engines, self.later(node), need)
+            candidates = [engine for engine in engines if not (claimed and unclaimed(change, engine))]
+            chosen = victims(candidates, self.later(node), need)
             if chosen:
                 key = (*cost(chosen), node_id)
                 if best is None or key < best[0]:
@@ -162,8 +206,10 @@ def place_wanted(change: Change, handed_over: tuple[str, ...] = ()) -> tuple[str
     (3) its own engine drains, and nobody who waits longer needs that room: take it back;
     (4) no slot at the edge: wait for one, and free one if none is being freed;
     (5) it fits into free room, the tightest fit: start;
-    (6) it fits into room that is being freed: wait for it;
-    (7) it fits once idle engines of one node are gone: evict the cheapest such set, unless it is only handed over;
+    (6) it fits into free room on GPUs where something loads or stops: wait for that; into room that is being freed:
+        wait for it;
+    (7) it fits once idle engines of one node are gone: evict the cheapest such set, unless it is only handed over
+        (a model that no client waits for takes no room of one that was loaded and waits for its first request);
     (8) it has no engine, and (5) to (7) go on a node whose end is near but leaves it useful time;
     (9) no room.
     """
@@ -192,7 +238,7 @@ def place_wanted(change: Change, handed_over: tuple[str, ...] = ()) -> tuple[str
         if slot is None:  # (4)
             _evict_for_slot(plan)
             continue
-        may_evict = not served and change.wanted(name)
+        may_evict = not served and (change.wanted(name) or change.unattended(name))
         if _find_room(plan, name, need, slot, may_evict):
             continue
         if plan.any_ends and not served and _find_room(plan, name, need, slot, may_evict, ending=True):  # (8)
@@ -207,21 +253,27 @@ def _find_room(plan: _Plan, name: str, need: Need, slot: int, may_evict: bool, *
         return False
     where = takes(plan.change, name, ending=ending)
     full = not ending and plan.knows(plan.full, name, need)
-    if not full and (fit := plan.best(need, where, at_once=True)) is not None:  # (5)
+    if not full and (fit := plan.best(need, where, _When.AT_ONCE)) is not None:  # (5)
         _start(plan.change, name, fit[0], fit[1], slot)
         plan.in_use.add(slot)
+        plan.unsettle(*fit)
         return True
     if not ending:
         plan.learn(plan.full, name, need)
-    if (fit := plan.best(need, where, at_once=False)) is not None:  # (6)
+    if (fit := plan.best(need, where, _When.ONCE_QUIET)) is not None:  # (6)
+        plan.reserve(fit[0], fit[1], need.mib)
+        plan.unsettle(*fit)  # or those that came later would keep it waiting
+        return True
+    if (fit := plan.best(need, where, _When.ONCE_FREED)) is not None:
         plan.reserve(fit[0], fit[1], need.mib)
         return True
     if not may_evict:
         return False
-    if (chosen := plan.cheapest(need, where)) is not None:  # (7)
+    unattended = plan.change.unattended(name)
+    if (chosen := plan.cheapest(need, where, claimed=unattended)) is not None:  # (7)
         _evict(plan, chosen[0], chosen[1], need)
         return True
-    if not ending:
+    if not ending and not unattended:
         plan.learn(plan.hopeless, name, need)
     return False
 

@@ -6,8 +6,11 @@ way for an engine: an open is not overtaken by a drain, nor a drain by a close, 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from gateway_plugin.catalog import Model
+from serve.core.beside import loads_beside
 from serve.core.change import Change
 from serve.core.effects import CloseRoute, DrainRoute, OpenRoute, StopEngine, SyncSlots
 from serve.core.events import EdgeSeen, RouteClosed, RouteDrained, RouteOpened, RouteRefused
@@ -138,18 +141,27 @@ def close_route(change: Change, engine: Engine) -> Engine:
 
 
 # --- commands ---
+def slots_as_they_are(
+    models: Mapping[str, Model], slots: Mapping[str, int], apart: Collection[str], fresh: tuple[int, ...] = ()
+) -> SyncSlots:
+    """Slots and the models kept apart, under all names of each model, for the edge."""
+    names = {name: slot for model, slot in sorted(slots.items()) for name in models[model].names}
+    kept_apart = frozenset(name for model in slots.keys() & set(apart) for name in models[model].names)
+    return SyncSlots(names, fresh, kept_apart)
+
+
 def reconcile(change: Change) -> None:
     """Send what the engines' states ask of edge and agents (only after the fleet settled):
 
     (1) READY without a route: open it, when its slot has a free server and a refusal is long enough ago
         (an open or drain without any outcome is taken for lost at last, and sent again);
-    (2) DRAINING: drain an open route; stop when the edge said that nothing is in flight, or at the deadline;
-    (3) STOPPING: close its route, tell the agent, tell it again when no outcome comes;
+    (2) DRAINING: drain an open route; stop when the edge said that nothing is in flight, or at the deadline, and
+        nothing loads on its GPUs;
+    (3) STOPPING: close its route, tell the agent (once nothing loads on its GPUs), tell it again when no outcome comes;
     (4) routes of engines that are gone: close.
     """
     if change.slots_changed:
-        names = {name: slot for m, slot in sorted(change.slots.rows.items()) for name in change.models[m].names}
-        change.emit(SyncSlots(names, change.fresh_slots))
+        change.emit(slots_as_they_are(change.models, change.slots.rows, change.apart.rows, change.fresh_slots))
     for engine in list(change.engines.rows.values()):
         if engine.state is EngineState.READY:
             if engine.route in (RouteState.NONE, RouteState.OPENING) and change.now >= engine.retry_at:
@@ -187,12 +199,21 @@ def _drain(change: Change, engine: Engine) -> None:
     if engine.server is None or engine.slot is None:
         _stop(change, change.set_engine(engine, state=EngineState.STOPPING, since=change.now, stop_sent=False))
         return
-    overdue = change.now >= _drain_deadline(change, engine)
-    if (engine.quiet or overdue) and change.reachable(engine):
+    if drain_is_over(change, engine) and change.reachable(engine) and _may_stop(change, engine):
         _stop(change, change.set_engine(engine, state=EngineState.STOPPING, since=change.now, stop_sent=False))
     elif not engine.drained and change.now >= engine.retry_at:
         change.set_engine(engine, route=RouteState.DRAINING, quiet=False, retry_at=_lost_at(change))
         change.emit(DrainRoute(engine.id, engine.slot, engine.server))
+
+
+def drain_is_over(change: Change, engine: Engine) -> bool:
+    """Whether the edge said that nothing is in flight on a draining engine, or its deadline has passed."""
+    return engine.quiet or change.now >= _drain_deadline(change, engine)
+
+
+def _may_stop(change: Change, engine: Engine) -> bool:
+    others = change.nodes.rows[engine.node].engines if engine.gpus else ()
+    return loads_beside(engine, (change.engines.rows[other] for other in others)) is None
 
 
 def _drain_deadline(change: Change, engine: Engine) -> float:
@@ -211,7 +232,8 @@ def _drain_deadline(change: Change, engine: Engine) -> float:
 def _stop(change: Change, engine: Engine) -> None:
     engine = close_route(change, engine)
     again = engine.stop_sent and change.now >= engine.since + change.policy.command_retry_s
-    if (again or not engine.stop_sent) and change.reachable(engine):
+    first = not engine.stop_sent and _may_stop(change, engine)
+    if (again or first) and change.reachable(engine):
         change.set_engine(engine, stop_sent=True, since=change.now)
         change.emit(StopEngine(engine.id, engine.node, change.epoch, engine.generation, engine.stop_reason))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from serve.core import blocks, engines, events, leaving, nodes, routes, troubles, waiting, wishes
+from serve.core import apart, blocks, engines, events, leaving, nodes, routes, stalls, troubles, waiting, wishes
 from serve.core.change import Change
 from serve.core.effects import (
     Answer,
@@ -38,6 +38,8 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.KindRetryAsked: troubles.retry_asked,
     events.EngineListening: engines.engine_listening,
     events.EngineReady: engines.engine_ready,
+    events.EngineStalled: stalls.engine_stalled,
+    events.EngineMoves: stalls.engine_moves,
     events.EngineExited: engines.engine_exited,
     events.RouteOpened: routes.route_opened,
     events.RouteRefused: routes.route_refused,
@@ -46,6 +48,9 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.EdgeSeen: routes.edge_seen,
     events.Acquire: waiting.acquire,
     events.WaiterLeft: waiting.waiter_left,
+    events.GatewayCloses: wishes.gateway_closes,
+    events.ModelAnswered: engines.model_answered,
+    events.SuspectsKept: apart.suspects_kept,
     events.LoadAsked: wishes.load_asked,
     events.UnloadAsked: wishes.unload_asked,
     events.PinChanged: wishes.pin_changed,
@@ -107,6 +112,7 @@ def _follow(change: Change) -> None:
     handed_over = hand_over(change)
     engines.forgive(change)
     engines.review(change)
+    apart.review_apart(change)
     waiting.answer_ready(change)
     unplaced = place_wanted(change, handed_over)
     if unplaced:

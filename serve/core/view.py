@@ -10,6 +10,7 @@ from serve.core.blocks_view import types_view
 from serve.core.events import SeenBlock
 from serve.core.expected import blocks_of
 from serve.core.fleet import Engine, EngineState, Fleet, Node, RouteState
+from serve.core.stalls import stall_words, stalled
 from serve.core.waiting import eta_s, model_state, waiting_reason
 
 
@@ -19,11 +20,13 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
     What an engine said last may hold paths, hosts, and what others asked: users are told how it ended.
     """
     model = fleet.models[name]
-    engines = [engine for engine in fleet.engines.values() if engine.model == name]
+    engines = [fleet.engines[engine] for engine in fleet.model_engines.get(name, ())]
     failure = fleet.failures.get(name)
+    said = None if failure is None else failure.reason if detail else failure.summary
+    still = next((words for one in engines if (words := stall_words(fleet, one, now))), None)
     reason = waiting_reason(fleet, name, now, detail=detail)
-    if failure is not None:
-        reason = "; ".join(filter(None, (failure.reason if detail else failure.summary, fleet.storage)))
+    if still or said:
+        reason = "; ".join(filter(None, (still or said, fleet.storage)))
     return {
         "id": name,
         "object": "model",
@@ -34,7 +37,7 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
         "eta_s": eta_s(fleet, name, now),
         "pinned": name in fleet.pinned,
         "in_flight": sum(engine.in_flight for engine in engines),
-        "waiting": sum(waiter.model == name for waiter in fleet.waiters.values()),
+        "waiting": len(fleet.queues.get(name, ())),
         "nodes": sorted({engine.node for engine in engines}),
         "reason": reason,
     }
@@ -45,7 +48,7 @@ def models_view(fleet: Fleet, now: float, *, detail: bool = False) -> list[dict[
     return [model_view(fleet, name, now, detail=detail) for name in sorted(fleet.models)]
 
 
-def engine_view(engine: Engine, now: float) -> dict[str, Any]:
+def engine_view(fleet: Fleet, engine: Engine, now: float) -> dict[str, Any]:
     """One engine and its route."""
     return {
         "id": engine.id,
@@ -53,7 +56,7 @@ def engine_view(engine: Engine, now: float) -> dict[str, Any]:
         "node": engine.node,
         "gpus": list(engine.gpus),
         "memory_mib": engine.memory_mib,
-        "state": engine.state.value,
+        "state": "stalled" if stalled(engine) else engine.state.value,
         "route": engine.route.value,
         "up": engine.up,
         "in_flight": engine.in_flight,
@@ -61,6 +64,7 @@ def engine_view(engine: Engine, now: float) -> dict[str, Any]:
         "loaded_s": engine.loaded_s,
         "address": engine.address,
         "stop_reason": engine.stop_reason or None,
+        "reason": stall_words(fleet, engine, now),
     }
 
 
@@ -69,9 +73,7 @@ def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> 
     way)."""
     host, gpus = node.host_mib, list(node.gpu_mib)
     models = []
-    for engine in fleet.engines.values():
-        if engine.node != node.id:
-            continue
+    for engine in (fleet.engines[name] for name in node.engines):
         models.append(engine.model)
         if not engine.gpus:
             host -= engine.memory_mib
@@ -116,7 +118,7 @@ def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
         "state": "ready" if fleet.settled else "starting",
         "epoch": fleet.epoch,
         "models": models_view(fleet, now, detail=True),
-        "engines": [engine_view(fleet.engines[name], now) for name in sorted(fleet.engines)],
+        "engines": [engine_view(fleet, fleet.engines[name], now) for name in sorted(fleet.engines)],
         "nodes": nodes_view(fleet, now),
         "types": types_view(fleet, now),
         "storage": fleet.storage or None,

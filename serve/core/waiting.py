@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import (
@@ -14,6 +15,7 @@ from gateway_plugin.errors import (
     NoRoom,
     WaitDeadline,
 )
+from serve.core import beside
 from serve.core.blocks import stays
 from serve.core.change import Change, live
 from serve.core.effects import Answer, Effect
@@ -34,6 +36,7 @@ from serve.core.fleet import (
 )
 from serve.core.placement import could_ever_hold, holds, need_of
 from serve.core.routes import doubt
+from serve.core.stalls import stalled
 from serve.core.troubles import withdrawn, words
 
 _PROMISE_STEP_S = 0.5
@@ -73,7 +76,8 @@ def acquire(change: Change, event: Acquire) -> None:
 
     (1) it waits already; (2) unknown model (before the catalog is known: wait and see); (3) it was told to go and the
     edge had no usable server; (4) larger than anything here, or than anything that can be had for a while; (5) its
-    loads failed too often and the back-off is not over; (6) too many wait; (7) wait.
+    loads failed too often and the back-off is not over; (6) too many wait; (7) it does not wait: it hears at once how
+    things stand, and nothing is done for it; (8) wait.
     """
     if event.ticket in change.waiters.rows:  # (1)
         return
@@ -96,8 +100,10 @@ def acquire(change: Change, event: Acquire) -> None:
     if len(change.waiters.rows) >= change.policy.waiting_max:  # (6)
         change.emit(Answer(event.ticket, ModelQueueFull(event.model, change.policy.waiting_max)))
         return
-    waiter = Waiter(event.ticket, name or event.model, since=change.now, deadline=change.now + event.wait_s)
-    change.add_waiter(waiter)  # (7)
+    waiter = Waiter(event.ticket, name or event.model, change.now, change.now + event.wait_s, event.unattended)
+    change.add_waiter(waiter)
+    if event.wait_s <= 0:  # (7)
+        answer_overdue(change)
 
 
 def waiter_left(change: Change, event: WaiterLeft) -> None:
@@ -124,7 +130,8 @@ def answer_overdue(change: Change) -> None:
     """Refuse waiters whose deadline has passed, with the state of their model.
 
     Who hears when to come back shall find what was asked for: a model that waits for a block stays wanted until a while
-    after that, or the block would lose its place in a queue that is longer than anybody waits.
+    after that, or the block would lose its place in a queue that is longer than anybody waits. (Of those who do not
+    wait at all one at a time is believed.)
     """
     for model in [model for model, until in change.wished.rows.items() if change.now >= until]:
         change.wished.drop(model)
@@ -136,7 +143,8 @@ def answer_overdue(change: Change) -> None:
             eta = eta_s(fleet, waiter.model, change.now)
             reason = waiting_reason(fleet, waiter.model, change.now)
             detail = waiting_reason(fleet, waiter.model, change.now, detail=True)
-            if eta is not None and state == "queued":
+            in_a_hurry = waiter.unattended or waiter.deadline <= waiter.since
+            if eta is not None and state == "queued" and not (in_a_hurry and change.wished.rows):
                 _expect_back(change, fleet, waiter.model, eta)
             change.drop_waiter(waiter.ticket)
             waited = change.now - waiter.since
@@ -170,7 +178,7 @@ def resolve_names(change: Change) -> None:
         if name is None:
             change.emit(Answer(waiter.ticket, ModelNotFound(waiter.model, tuple(change.models))))
         else:
-            change.add_waiter(Waiter(waiter.ticket, name, waiter.since, waiter.deadline))
+            change.add_waiter(replace(waiter, model=name))
 
 
 def refuse_hopeless(change: Change, unplaced: tuple[str, ...]) -> None:
@@ -190,21 +198,29 @@ def _hopeless(change: Change, model: Model) -> GatewayError | None:
 
 
 def record_failure(
-    change: Change, model: str, reason: str, summary: str | None = None, *, after_ready: bool = False
+    change: Change,
+    model: str,
+    reason: str,
+    summary: str | None = None,
+    *,
+    after_ready: bool = False,
+    on_board: bool = False,
 ) -> None:
     """Count a failed load, or an engine that died soon after it was ready, and refuse waiters who saw enough of them.
 
-    ``summary``: of a reason that is not for everybody.
-    Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none.
+    ``summary``: of a reason that is not for everybody. ``on_board``: requests were, and may be the cause.
+    Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none,
+    nor do those with requests on board before there were ``crashes_per_wait`` of them.
     """
     last = change.failures.rows.get(model)
-    count = 1 + (last.count if last is not None else 0)
+    count = 1 + (last.count if last is not None and last.after_ready == after_ready else 0)
     policy = change.policy
-    doublings = min(count - 1 - after_ready, 30)
+    enough = policy.crashes_per_wait if on_board else policy.failures_per_wait
+    doublings = min(count - (enough if on_board else 1 + after_ready), 30)
     delay = 0.0 if doublings < 0 else min(policy.retry_max_s, policy.retry_first_s * 2.0**doublings)
     failure = Failure(count, change.now, change.now + delay, reason, after_ready, summary or reason)
     change.failures.put(model, failure)
-    if count >= policy.failures_per_wait:
+    if count >= enough:
         change.wished.drop(model)
         answer_all(change, model, _unavailable(model, failure, change.now))
 
@@ -267,13 +283,14 @@ def _no_blocks(change: Change, model: Model, troubled: Mapping[str, Trouble]) ->
 
 # --- what can be told ---
 def model_state(fleet: Fleet, model: str) -> str:
-    """``ready``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true.
+    """``ready``, ``stalled``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true.
 
-    ``queued``: it is wanted, and waits for room or for a node.
+    ``stalled``: its engines have work and make no progress. ``queued``: it is wanted, and waits for room or for a node.
     """
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
-    if any(engine.state is EngineState.READY and engine.route is RouteState.OPEN for engine in engines):
-        return "ready"
+    up = [engine for engine in engines if engine.state is EngineState.READY and engine.route is RouteState.OPEN]
+    if up:
+        return "stalled" if all(map(stalled, up)) else "ready"
     if any(live(engine) for engine in engines):
         return "loading"
     if model in fleet.failures:
@@ -287,8 +304,9 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
     """Expected seconds until ``model`` serves, if it were wanted now; ``None``: nobody knows.
 
     (1) it serves: 0; (2) it loads: what is left of its last load's time, at least 1; (3) back-off: its rest and a load;
-    (4) there is free room: a load; (5) a node that could hold it was asked for: when that is expected, and a load;
-    (6) a node here could hold it: a load; (7) a node must be had first: as long as the queue took lately, and a load.
+    (4) there is free room: a load, after what loads or stops there now; (5) a node that could hold it was asked for:
+    when that is expected, and a load; (6) a node here could hold it: a load; (7) a node must be had first: as long as
+    the queue took lately, and a load.
     """
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
     if any(serving(engine) for engine in engines):  # (1)
@@ -306,7 +324,8 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
     need = need_of(entry)
     here = [node for node in fleet.nodes.values() if stays(node) and holds(node, need)]
     if any(Room(node.free_host_mib, node.free_gpu_mib).devices(need) is not None for node in here):  # (4)
-        return load
+        other = beside.waits_for(fleet, need)
+        return load if other is None else beside.wait_s(fleet, other, now) + load
     coming = next_node(fleet, need, now)
     if coming is not None:  # (5)
         return None if coming.in_s is None else coming.in_s + load
@@ -317,14 +336,21 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
 
 
 def waiting_reason(fleet: Fleet, model: str, now: float, *, detail: bool = False) -> str | None:
-    """Why a model waits: (1) one that is ``queued``, as far as a node that it needs is the cause; (2) any, while the
-    state folder cannot be written; else ``None``.
+    """Why a model waits: (1) one that is ``queued``, for another engine on a GPU or for a node that it needs; (2) any,
+    while the state folder cannot be written; else ``None``.
 
     ``detail``: for administrators.
     """
     entry = fleet.models.get(model)
     said: str | None = None
     if entry is not None and model_state(fleet, model) == "queued":  # (1)
-        coming = next_node(fleet, need_of(entry), now)
-        said = why_none(fleet, need_of(entry), now, detail=detail) if coming is None else coming.words
+        said = _queued_for(fleet, need_of(entry), now, detail=detail)
     return "; ".join(filter(None, (said, fleet.storage))) or None  # (2)
+
+
+def _queued_for(fleet: Fleet, need: Need, now: float, *, detail: bool) -> str | None:
+    other = beside.waits_for(fleet, need)
+    if other is not None:
+        return beside.wait_words(other)
+    coming = next_node(fleet, need, now)
+    return why_none(fleet, need, now, detail=detail) if coming is None else coming.words

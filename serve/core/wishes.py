@@ -1,12 +1,12 @@
-"""What administrators say: the catalog, load, unload, pin."""
+"""What administrators say: the catalog, load, unload, pin, the end."""
 
 from __future__ import annotations
 
 import math
 
-from gateway_plugin.errors import ModelNotFound, Unloaded
+from gateway_plugin.errors import GoingDown, ModelNotFound, Unloaded
 from serve.core.change import Change, live
-from serve.core.events import CatalogChanged, LoadAsked, PinChanged, UnloadAsked
+from serve.core.events import CatalogChanged, GatewayCloses, LoadAsked, PinChanged, UnloadAsked
 from serve.core.routes import retire
 from serve.core.waiting import answer_all
 
@@ -72,6 +72,14 @@ def unload_asked(change: Change, event: UnloadAsked) -> None:
     change.wished.drop(name)
     for engine in change.engines_of(name):
         retire(change, engine, "unloaded")
+
+
+def gateway_closes(change: Change, event: GatewayCloses) -> None:
+    """Every waiter is told so, and no wish of one that left outlives it: no block is asked for any more."""
+    for model in sorted(change.queues.rows):
+        answer_all(change, model, GoingDown())
+    for model in tuple(change.wished.rows):
+        change.wished.drop(model)
 
 
 def pin_changed(change: Change, event: PinChanged) -> None:

@@ -18,6 +18,11 @@ from serve.ingress.scan import Malformed, scan
 DOCUMENT_BYTES = 1 << 20
 """Of what administrators send: a catalog of some thousand models."""
 DEPTH_MAX = 32
+_BEGINNINGS = (
+    ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "in UTF-16"),
+    ((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"), "compressed; send it as it is"),
+)
+"""What else people send, known by its first bytes."""
 _SLICE_BYTES = 1 << 20
 """Decoded in a millisecond or less."""
 
@@ -60,6 +65,9 @@ def parse_ask(body: bytes, named: str | None) -> Ask:
 
 def ask_in_slices(body: bytes, named: str | None) -> Generator[None, None, Ask]:
     """``parse_ask`` that yields every few milliseconds."""
+    for beginning, what in _BEGINNINGS:
+        if body.startswith(beginning):
+            raise InvalidRequest(f"The request body is not valid JSON in UTF-8: it is {what}.")  # (1)
     try:
         found = yield from scan(body, ("stream",) if named else ("model", "stream"))
     except Malformed:

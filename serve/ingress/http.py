@@ -1,6 +1,7 @@
-"""The ingress: what the edge cannot answer by itself. Cold models, the catalog, status and administration.
+"""The ingress: inference that the edge cannot route by itself, cold models and large bodies.
 
-It answers only what carries the edge's secret, and takes the caller's name and role from the edge.
+It answers only what carries the edge's secret. It listens by itself (``serve.ingress.listener``); status and
+administration are the desk's (``serve.ingress.desk``), a process of its own.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway_plugin.errors import (
-    Forbidden,
-    GatewayError,
-    InvalidRequest,
-    ModelNotFound,
-    NotFound,
-    NotRouted,
-    ServiceError,
-)
+from gateway_plugin.errors import Forbidden, GatewayError, NotFound, NotRouted, RelayFull, ServiceError
 from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
 from gateway_plugin.site import Limits
-from serve.ingress.body import DOCUMENT_BYTES, parse_document, read_bounded
 from serve.ingress.inference import Inference, is_admin
+from serve.ingress.listener import Listener, requests_max
 from serve.ingress.relay import NOT_ROUTED, STAMP, Relay
 from serve.ingress.waiting import LOST, Waiting
 
 log = logging.getLogger("gateway.ingress")
 
-_CONTROLLER_S = 10.0
+_CHECK_S = 3.0
 
 INFERENCE_PATHS = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
@@ -65,48 +57,67 @@ class EdgeOnly:
         await self._app(scope, receive, send)
 
 
+class Places:
+    """ASGI middleware: so many inference requests at a time, from their first byte to the last of their answer.
+
+    Stamped ones are not counted: they are answered at once, and another waits for that.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+        self._taken = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] != "http"
+            or scope["method"] != "POST"
+            or any(name == STAMP.encode() for name, _ in scope["headers"])
+        ):
+            await self._app(scope, receive, send)
+            return
+        if self._taken >= self._limit:
+            error = RelayFull(self._limit)
+            await JSONResponse(error.body(), error.status, error.headers())(scope, receive, send)
+            return
+        self._taken += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._taken -= 1
+
+
 class Ingress:
-    """One Serve replica of it; stateless."""
+    """One Serve replica of it. It serves when it is told to (``serve``)."""
 
     def __init__(self, state: str, limits: Limits, controller: Any) -> None:
-        layout = Layout.of(Path(state))
-        log_events("gateway.ingress", layout.logs / "ingress.log")
-        self._limits = limits
         self._controller = controller
-        self._secret = layout.edge_secret.read_text().strip()
-        if not self._secret:  # every request would carry it
-            raise ServiceError(f"{layout.edge_secret} is empty; 'gateway down' and 'up' makes it anew.")
-        self._inference = Inference(Waiting(controller, limits.wait_s), Relay(layout.inner_door), limits.body_bytes)
-
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Called by Serve after the constructor (``serve.ingress()`` without an application)."""
-        return self.application()
+        self._layout = Layout.of(Path(state))
+        log_events("gateway.ingress", self._layout.logs / "ingress.log")
+        self._secret = edge_secret(self._layout)
+        self._requests_max = requests_max(limits.relayed_requests)
+        relay = Relay(self._layout.inner_door)
+        self._inference = Inference(Waiting(controller, limits.wait_s), relay, limits.body_bytes)
 
     def application(self) -> Starlette:
         """The routes."""
-        return Starlette(
-            routes=[
-                *(Route(path, self._infer, methods=["POST"]) for path in INFERENCE_PATHS),
-                Route("/v1/models", self._models),
-                Route("/v1/models/{name:path}", self._model),
-                Route("/ready", self._ready),
-                Route("/metrics", self._metrics),
-                Route("/gateway/v1/status", self._status),
-                Route("/gateway/v1/blocks", self._blocks),
-                *(
-                    Route(f"/gateway/v1/blocks/{verb}", self._end_block(f"{verb}_block"), methods=["POST"])
-                    for verb in ("drain", "cancel")
-                ),
-                Route("/gateway/v1/blocks/retry", self._retry_blocks, methods=["POST"]),
-                Route("/gateway/v1/models/apply", self._apply, methods=["POST"]),
-                *(
-                    Route(f"/gateway/v1/models/{verb}", self._administer(verb), methods=["POST"])
-                    for verb in ("load", "unload", "pin", "unpin")
-                ),
-            ],
-            middleware=[Middleware(EdgeOnly, secret=self._secret)],
-            exception_handlers={GatewayError: _gateway_error, 404: _no_such_path, 405: _no_such_path},
+        return application(
+            [Route("/ready", self._check), *(Route(path, self._infer, methods=["POST"]) for path in INFERENCE_PATHS)],
+            self._secret,
+            Middleware(Places, limit=self._requests_max),
         )
+
+    async def serve(self) -> None:
+        """Listen until cancelled."""
+        await Listener(self.application(), self._layout.ingress_socket).serve()
+
+    async def _check(self, request: Request) -> Response:
+        """The edge asks this, to go round an ingress that is of no use."""
+        try:
+            found = await asyncio.wait_for(self._controller.ready.remote(), _CHECK_S)
+        except (TimeoutError, *LOST):
+            found = {"ready": False}
+        return JSONResponse(found, 200 if found["ready"] else 503)
 
     async def _infer(self, request: Request) -> Response:
         if STAMP in request.headers:  # it came in through the inner door: never wait or forward again
@@ -114,97 +125,41 @@ class Ingress:
             return JSONResponse(error.body(), error.status, {**error.headers(), NOT_ROUTED: "1"})
         return await self._inference.handle(request)
 
-    async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await self._ask("models", is_admin(request.headers))})
 
-    async def _model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        entries: list[dict[str, Any]] = await self._ask("models", is_admin(request.headers))
-        for entry in entries:
-            if name == entry["id"] or name in entry["aliases"]:
-                return JSONResponse(entry)
-        raise ModelNotFound(name, tuple(entry["id"] for entry in entries))
+class ServedIngress(Ingress):
+    """The ingress as a Serve deployment: it serves as long as its replica lives."""
 
-    async def _ready(self, request: Request) -> Response:
-        found = await self._ask("ready")
-        ready = found["ready"]
-        return JSONResponse(found, 200 if ready else 503, None if ready else {"Retry-After": "1"})
+    def __init__(self, state: str, limits: Limits, controller: Any) -> None:
+        super().__init__(state, limits, controller)
+        self._serving = asyncio.create_task(self.serve())
 
-    async def _metrics(self, request: Request) -> Response:
-        _admin_only(request)
-        return Response(await self._ask("metrics"), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def _status(self, request: Request) -> Response:
-        _admin_only(request)
-        return JSONResponse(await self._ask("status"))
-
-    async def _blocks(self, request: Request) -> Response:
-        _admin_only(request)
-        ended = request.query_params.get("all", "").lower() in ("1", "true", "yes")
-        return JSONResponse({"blocks": await self._ask("blocks", ended)})
-
-    def _end_block(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            _admin_only(request)
-            return await self._done(verb, _text(await self._document(request), "block"))
-
-        return endpoint
-
-    async def _retry_blocks(self, request: Request) -> Response:
-        _admin_only(request)
-        return await self._done("retry_blocks", _text(await self._document(request), "type"))
-
-    async def _apply(self, request: Request) -> Response:
-        _admin_only(request)
-        return await self._done("apply", await self._document(request))
-
-    def _administer(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            _admin_only(request)
-            return await self._done("administer", verb, _text(await self._document(request), "model"))
-
-        return endpoint
-
-    async def _done(self, verb: str, *arguments: Any) -> Response:
-        error = await self._ask(verb, *arguments)
-        if isinstance(error, GatewayError):
-            raise error
-        return JSONResponse({"ok": True})
-
-    async def _ask(self, verb: str, *arguments: Any) -> Any:
-        """One call to the controller. Raises ``GatewayError`` (503) while it is away."""
-        response = getattr(self._controller, verb).remote(*arguments)
-        try:
-            return await asyncio.wait_for(response, _CONTROLLER_S)
-        except (TimeoutError, *LOST) as error:
-            log.warning("controller-away", extra={"verb": verb, "error": type(error).__name__})
-            raise _ControllerAway(
-                "The gateway's controller restarts; warm models go on answering. Try again.",
-                retry_after_s=2.0,
-                state="restarting",
-            ) from error
-
-    async def _document(self, request: Request) -> Any:
-        body = await read_bounded(request, min(self._limits.body_bytes, DOCUMENT_BYTES))
-        return await asyncio.to_thread(parse_document, body)
+    def check_health(self) -> None:
+        """Serve asks this; an ingress that does not listen any more must be replaced."""
+        if self._serving.done():
+            log.critical("ingress-broken", exc_info=self._serving.exception())
+            raise RuntimeError("the ingress's server ended")
 
 
-class _ControllerAway(GatewayError):
-    """The controller does not answer."""
-
-    status, code, exit_code = 503, "controller_restarting", 75
-
-
-def _admin_only(request: Request) -> None:
-    if not is_admin(request.headers):
-        raise Forbidden("This needs an admin key.")
+def edge_secret(layout: Layout) -> str:
+    """What the edge shows to be let in. Raises ``ServiceError`` where it is empty: every request would carry that."""
+    secret = layout.edge_secret.read_text().strip()
+    if not secret:
+        raise ServiceError(f"{layout.edge_secret} is empty; 'gateway down' and 'up' makes it anew.")
+    return secret
 
 
-def _text(document: Any, key: str) -> str:
-    value = document.get(key) if isinstance(document, dict) else None
-    if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"Expected a JSON object with the key '{key}'.")
-    return value
+def application(routes: list[Route], secret: str, *middleware: Middleware) -> Starlette:
+    """An application of the ingress or the desk: for the edge alone, every error in OpenAI's form."""
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(EdgeOnly, secret=secret), *middleware],
+        exception_handlers={
+            GatewayError: _gateway_error,
+            404: _no_such_path,
+            405: _no_such_path,
+            Exception: _unforeseen,
+        },
+    )
 
 
 async def _gateway_error(request: Request, error: Exception) -> Response:
@@ -214,3 +169,9 @@ async def _gateway_error(request: Request, error: Exception) -> Response:
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
     return await _gateway_error(request, NotFound(f"There is no {request.method} {request.url.path} here."))
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    """A mistake of ours: Starlette raises it again, so that it is logged."""
+    said = GatewayError("The gateway failed on this request; its log says more ('gateway logs ingress').")
+    return JSONResponse(said.body(), said.status)

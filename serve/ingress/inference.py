@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -18,10 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gateway_plugin.errors import GatewayError, NotRouted, RequestKilledEngine
+from gateway_plugin.errors import GatewayError, NotRouted
+from serve.ingress.boarding import Boarding, Seat
 from serve.ingress.body import Ask, Turns, read_bounded
-from serve.ingress.relay import Relay, is_not_routed, response_headers
-from serve.ingress.waiting import Waiting
+from serve.ingress.relay import AROUND, Relay, is_not_routed, response_headers
+from serve.ingress.waiting import DEATH_NEWS_S, Waiting
 
 log = logging.getLogger("gateway.ingress")
 
@@ -30,9 +32,6 @@ KEEP_ALIVE_S = 10.0
 
 _NOT_ROUTED_MAX = 3
 _BACK_OFF_S = 0.2
-_DEATHS_MAX = 2
-_DEATH_NEWS_S = 1.0
-"""A dead engine is noticed by its agent within this time."""
 _ERROR_BYTES = 64 << 10
 _ERROR_S = 5.0
 
@@ -53,6 +52,13 @@ class Errand:
     """Wall-clock seconds at which the edge took it."""
     deadline: float
     """Monotonic seconds."""
+    seats: list[Seat] = field(default_factory=list)
+    """Its place among the requests of its model, once it has one."""
+
+    def leave(self) -> None:
+        """Give its place up."""
+        for seat in self.seats:
+            seat.leave()
 
 
 class Inference:
@@ -63,6 +69,7 @@ class Inference:
         self._relay = relay
         self._body_bytes_max = body_bytes_max
         self._turns = Turns()
+        self._boarding = Boarding(waiting)
 
     async def handle(self, request: Request) -> Response:
         """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
@@ -83,50 +90,66 @@ class Inference:
                 done, _ = await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
                 if not done:
                     return ClosedAfter(
-                        self._slow_stream(errand, work), lambda: abandon(work), media_type="text/event-stream"
+                        self._slow_stream(errand, work), lambda: self._end(errand, work), media_type="text/event-stream"
                     )
             upstream = await work
         except BaseException:
-            await abandon(work)
+            await self._end(errand, work)
             raise
         return ClosedAfter(
-            pieces(upstream), upstream.aclose, status_code=upstream.status_code, headers=response_headers(upstream)
+            relayed(errand, upstream),
+            lambda: self._end(errand, work),
+            status_code=upstream.status_code,
+            headers=response_headers(upstream),
         )
+
+    async def _end(self, errand: Errand, work: asyncio.Task[httpx.Response]) -> None:
+        try:
+            await abandon(work)
+        finally:
+            errand.leave()
 
     async def _fetch(self, errand: Errand) -> httpx.Response:
         """The engine's response once it begins.
 
-        (1) two of the model's engines died while they had the request -> refuse it; (2) acquire; (3) send;
-        (4) answered: done; (5) not routed too often -> give up; (6) else again, backing off.
+        (1) wait until the model serves: every engine that died before is known then; (2) one that died had the request:
+        it is a suspect; (3) its turn: at once, unless there are suspects (``serve.ingress.trials``); (4) send;
+        (5) answered: done; (6) not routed too often, and no engine died: give up; (7) else again, backing off.
         """
         model = errand.ask.model
-        held = [(errand.arrived, time.time() + _DEATH_NEWS_S)]  # the edge may have tried an engine before it came here
+        # The edge may have given it to an engine before, unless all requests of the model come here first.
+        span = (errand.arrived, time.time() + DEATH_NEWS_S)
         not_routed = 0
+        await self._waiting.acquire(model, errand.deadline)  # (1)
         while True:
-            if deaths_within(await self._waiting.deaths(model), held) >= _DEATHS_MAX:  # (1)
-                raise RequestKilledEngine(
-                    f"{_DEATHS_MAX} engines of '{model}' died while they worked on this request; "
-                    "it is not given to another. Change the request before you send it again."
-                )
-            await self._waiting.acquire(model, errand.deadline, not_routed=not_routed > 0)  # (2)
+            history = await self._waiting.history(model)
+            if not errand.seats:
+                errand.seats.append(self._boarding.seat(history.name, errand.target, errand.ask.body))
+                came_here_first = AROUND not in errand.headers and history.apart_from(errand.arrived)
+                span = (math.inf, math.inf) if came_here_first else span
+            seat = errand.seats[0]
+            if seat.blame(history, span):  # (2)
+                not_routed = 0
+            await seat.turn(errand.deadline)  # (3)
             sent_at = time.time()
             try:
-                response = await self._relay.send(errand.method, errand.target, errand.headers, errand.ask)  # (3)
+                response = await self._relay.send(errand.method, errand.target, errand.headers, errand.ask)  # (4)
                 if not is_not_routed(response):
-                    return response  # (4)
+                    return response  # (5)
                 await response.aclose()
             except httpx.TransportError as error:  # the edge restarts, or broke off before the first byte
                 log.warning("inner-door-broken", extra={"error": type(error).__name__, "model": model})
-            held.append((sent_at, time.time() + _DEATH_NEWS_S))
+            span = (sent_at, time.time() + DEATH_NEWS_S)
             not_routed += 1
-            if not_routed > _NOT_ROUTED_MAX:  # (5)
+            if not_routed > _NOT_ROUTED_MAX:  # (6)
                 raise NotRouted(
                     f"An engine of '{model}' was ready, but the request could not be brought to it "
                     f"in {not_routed} tries. Try again; if it goes on, see 'gateway status'.",
                     retry_after_s=5.0,
                     state="not_routed",
                 )
-            await asyncio.sleep(_BACK_OFF_S * 2 ** (not_routed - 1))  # (6)
+            await asyncio.sleep(_BACK_OFF_S * 2 ** (not_routed - 1))  # (7)
+            await self._waiting.acquire(model, errand.deadline, not_routed=True)
 
     async def _slow_stream(self, errand: Errand, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
         """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors.
@@ -145,13 +168,21 @@ class Inference:
         if upstream.status_code != 200:
             yield sse_error(await beginning(upstream))
             return
-        async for piece in pieces(upstream):
+        async for piece in relayed(errand, upstream):
             yield piece
 
 
-def deaths_within(deaths: Iterable[float], held: Sequence[tuple[float, float]]) -> int:
-    """How many of ``deaths`` fall into a span ``(from, to)`` in which an engine had the request."""
-    return sum(any(begin <= at <= end for begin, end in held) for at in set(deaths))
+async def relayed(errand: Errand, upstream: httpx.Response) -> AsyncIterator[bytes]:
+    """The response's bytes as they come; how it ends says something about the request. Raises ``StreamBroken``."""
+    try:
+        async for piece in pieces(upstream):
+            yield piece
+    except StreamBroken:
+        for seat in errand.seats:
+            seat.broke_off()
+        raise
+    for seat in errand.seats:
+        seat.answered()
 
 
 class ClosedAfter(StreamingResponse):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayError
@@ -18,9 +19,38 @@ log = logging.getLogger("gateway.ingress")
 _AGAIN_S = 0.25
 _LOOK_S = 2.0
 _REASON_MAX = 300
+_NEWS_S = 1.0
+"""How old an outlook may be: all who wait for one model share it for so long."""
+
+UNATTENDED_MAX = 4
+"""Models that are waited for in the stead of clients that did not want to (``x-gateway-wait: 0``)."""
+UNATTENDED_S = 120.0
 
 LOST = (RayError, RayServeException)
 """A controller that died, restarts, or cannot be reached yet."""
+
+
+DEATH_NEWS_S = 1.0
+"""A dead engine is noticed by its agent, and known to the controller and by the edge's map, within this time."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What the controller tells of a model's engines; times are wall-clock seconds."""
+
+    name: str
+    """In the catalog."""
+    deaths: tuple[float, ...] = ()
+    apart_since: float | None = None
+    """Since when, without a break until now, the edge hands all of its requests to the ingress."""
+
+    def died_in(self, span: tuple[float, float]) -> float | None:
+        """When an engine last died in ``span``."""
+        return max((death for death in self.deaths if span[0] <= death <= span[1]), default=None)
+
+    def apart_from(self, at: float) -> bool:
+        """Whether from ``at`` until now no request of the model came to an engine but through the ingress."""
+        return self.apart_since is not None and self.apart_since + DEATH_NEWS_S < at
 
 
 class Waiting:
@@ -30,6 +60,7 @@ class Waiting:
         self._controller = controller
         self._wait_max_s = wait_max_s
         self._loads: dict[str, asyncio.Task[None]] = {}
+        self._news: dict[str, asyncio.Task[dict[str, Any] | None]] = {}
 
     def deadline(self, ready_to_wait_s: float | None = None) -> float:
         """Monotonic seconds at which a request that came now gives up; ``ready_to_wait_s``: its client's own limit."""
@@ -37,18 +68,21 @@ class Waiting:
         return time.monotonic() + limit_s
 
     def see_it_loaded(self, model: str) -> None:
-        """Wait for ``model`` in a client's stead: it does not wait that long, but will ask again."""
-        if model not in self._loads:
+        """Wait for ``model`` in a client's stead: it does not wait that long, but will ask again.
+
+        For a while, and for few models at a time: such a load comes after all that clients wait for.
+        """
+        if model not in self._loads and len(self._loads) < UNATTENDED_MAX:
             self._loads[model] = task = asyncio.create_task(self._see_it_loaded(model))
             task.add_done_callback(lambda _: self._loads.pop(model, None))
 
     async def _see_it_loaded(self, model: str) -> None:
         try:
-            await self.acquire(model, self.deadline())
+            await self.acquire(model, self.deadline(UNATTENDED_S), unattended=True)
         except GatewayError as error:
             log.info("not-loaded", extra={"model": model, "code": error.code})
 
-    async def acquire(self, model: str, deadline: float, *, not_routed: bool = False) -> None:
+    async def acquire(self, model: str, deadline: float, *, not_routed: bool = False, unattended: bool = False) -> None:
         """Wait until ``model`` is ready. Raises the ``GatewayError`` that says why it will not be.
 
         The controller is asked at least once: without time to wait it says how things stand.
@@ -64,7 +98,7 @@ class Waiting:
                 )
             asked = True
             ticket = uuid.uuid4().hex
-            response = self._controller.acquire.remote(ticket, model, left, not_routed)
+            response = self._controller.acquire.remote(ticket, model, left, not_routed, unattended)
             try:
                 error: GatewayError | None = await asyncio.wait_for(response, left + 5.0)
             except asyncio.CancelledError:
@@ -86,17 +120,34 @@ class Waiting:
 
     async def outlook(self, model: str) -> str:
         """How a model that is waited for is: ``queued: job 7 waits: Resources, ready in about 40 s``."""
-        found = await self._look(model)
+        if model not in self._news:
+            self._news[model] = asyncio.create_task(self._look(model))
+            asyncio.get_running_loop().call_later(_NEWS_S, self._news.pop, model)
+        found = await asyncio.shield(self._news[model])
         if found is None:
             return "waiting"
         reason = f": {_one_line(found['reason'])}" if found["reason"] else ""
         expected = f", ready in about {found['eta_s']:.0f} s" if found["eta_s"] is not None else ""
         return f"{found['state']}{reason}{expected}"
 
-    async def deaths(self, model: str) -> tuple[float, ...]:
-        """When the model's engines last died, wall-clock seconds; none known when the controller is away."""
+    async def history(self, model: str) -> History:
+        """What became of the model's engines; nothing is known while the controller is away."""
         found = await self._look(model)
-        return tuple(found["deaths"]) if found else ()
+        return History(found["name"], tuple(found["deaths"]), found["apart_since"]) if found else History(model)
+
+    async def tell_answered(self, model: str) -> None:
+        """Tell the controller that ``model`` answered a request, the first since an engine of it died."""
+        await self._tell("answered", model)
+
+    async def tell_suspects(self, model: str) -> None:
+        """Tell the controller that there are suspects of ``model``, or that a culprit is remembered."""
+        await self._tell("suspects", model)
+
+    async def _tell(self, verb: str, model: str) -> None:
+        try:
+            await asyncio.wait_for(getattr(self._controller, verb).remote(model), _LOOK_S)
+        except (TimeoutError, *LOST) as error:
+            log.warning("controller-away", extra={"error": type(error).__name__})
 
     async def _look(self, model: str) -> dict[str, Any] | None:
         try:

@@ -28,6 +28,7 @@ from gateway_plugin.layout import Layout
 from gateway_plugin.weights import prepare
 from serve.agent import records
 from serve.agent.engine import Timing
+from serve.agent.progress import counters_of
 from serve.agent.records import EngineRecord
 from serve.core.events import EngineExited, EngineListening, EngineReady
 from tests.support.agents import KEY, NAMED, QUICK, AgentHost, engine_client, fake_model, private_layout
@@ -84,7 +85,7 @@ class Row:
 
     def model(self) -> Model:
         if self.kind == "fake":
-            return fake_model("tiny", self.task, "--children", "2", "--load-delay-s", "0.2")
+            return fake_model("tiny", self.task, "--children", "2", "--load-delay-s", "0.2", "--metrics")
         name = {"generate": "smollm2", "embed": "minilm"}[self.task]
         model = load_catalog(EXAMPLE).find(name)
         prepare([model.source.removeprefix("prepared:")])
@@ -182,6 +183,17 @@ def test_answers_over_mutual_tls_with_its_key(engine: Running) -> None:
             assert said, name
     if engine.row.kind == "vllm" and engine.row.task == "generate":
         assert "Paris" in said
+
+
+def test_counts_its_work_in_words_that_its_agent_knows(engine: Running) -> None:
+    with engine.client() as client:
+        before = counters_of(client.get("/metrics", extensions=NAMED).text)
+        ask(client, engine.row.task, engine.model.name)
+        after = counters_of(client.get("/metrics", extensions=NAMED).text)
+    assert before is not None
+    assert after is not None
+    assert (before.in_flight, after.in_flight) == (0, 0)
+    assert after.progress != before.progress
 
 
 def test_embeddings_mean_something(engine: Running) -> None:

@@ -1,1 +1,1 @@
-"""Rough weather: each file one way in which callers or the machine are unkind, at a size that fits the gate."""
+"""Rough weather: loads, requests and machines that do harm, against whole gateways with fake engines."""

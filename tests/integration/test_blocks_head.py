@@ -12,6 +12,7 @@ import pytest
 from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.blocks.processes import block_processes
 from gateway_plugin.blocks.script import block_folder
+from gateway_plugin.service.ray_head import ray_sessions
 from tests.support.clusters import LocalCluster, local_cluster, wait_for
 
 pytestmark = pytest.mark.integration
@@ -33,11 +34,13 @@ ASK = "import json; print(json.dumps(ray.get(ray.get_actor('agent').ask.remote()
 GIVEN_BACK = (BlockPhase.COMPLETED, BlockPhase.CANCELLED)
 """Ray drains a node and then, if its job has not left by itself yet, cancels it."""
 KILL = "ray.kill(ray.get_actor('agent'))"
+FULL = "export RAY_memory_usage_threshold=0.05 RAY_memory_monitor_refresh_ms=250"
+"""To Ray's memory monitor, were it on, the node is nearly full."""
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[LocalCluster]:
-    with local_cluster() as cluster:
+    with local_cluster(worker_init=FULL) as cluster:
         yield cluster
 
 
@@ -90,6 +93,20 @@ def test_an_agent_gets_a_block_and_its_end_gives_the_block_back(
     assert ended.reason is None
     assert left_of(cluster, block) == []
     assert not block_folder(cluster.layout.run, block.name).exists()
+
+
+def test_nothing_is_killed_where_others_fill_the_node(cluster: LocalCluster) -> None:
+    before = asked(cluster, AGENT)
+    time.sleep(3.0)  # a dozen looks of the monitor
+    after = asked(cluster, ASK)
+    assert (after["pid"], after["asked"]) == (before["pid"], 2)
+    sessions = (
+        *ray_sessions(cluster.layout),
+        *block_folder(cluster.layout.run, only_block(cluster).name).glob("s*_2*"),
+    )
+    logs = [path for session in sessions for path in session.glob("logs/raylet.out")]
+    assert len(logs) >= 2, "one of the head, one of the block"
+    assert all("ThresholdMemoryMonitor disabled" in path.read_text() for path in logs)
 
 
 def test_the_whole_head_is_killed_and_comes_back_to_the_same_block_and_agent(cluster: LocalCluster) -> None:

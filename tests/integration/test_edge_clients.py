@@ -90,7 +90,20 @@ async def test_head_is_get_without_a_body(edge: Edge, engine: FakeEngine) -> Non
         ("/openai/deployments/m/chat/completions?api-version=1", "Azure"),
         ("/v1/batches", "map_file"),
         ("/v1/files", "map_file"),
-        ("/v1/nothing", "'/v1' at its end"),
+        ("/v1/messages/batches", "map_file"),
+        ("/v1", "the base URL itself"),
+        ("/v1/", "the base URL itself"),
+        ("/rerank/", "slash at its end"),
+        ("/V1/chat/completions", "'/v1', in lower case"),
+        ("/v1/Chat/Completions", "lower case"),
+        ("/openai/v1/chat/completions", "nothing stands before '/v1'"),
+        ("/api/v1/models", "nothing stands before '/v1'"),
+        ("/v1/engines/m/completions", "'/v1/completions'"),
+        ("/api/chat", "Ollama's API"),
+        ("/v1beta/models/m:generateContent", "Google's API"),
+        ("/v1/audio/transcriptions", "Served are chat/completions"),
+        ("/v1/nothing", "Served are chat/completions"),
+        ("/nothing", "'/v1' at its end"),
     ],
 )
 async def test_a_base_url_that_is_wrong_is_told_the_right_one(edge: Edge, path: str, says: str) -> None:
@@ -121,11 +134,13 @@ async def test_a_page_of_an_allowed_origin_may_ask_and_read(edge: Edge, engine: 
         for origin in (PAGE, OTHER_PAGE):
             warm = await page.post("/v1/chat/completions", json=chat("tiny", "hello"), headers={"origin": origin})
             lost = await page.get("/nothing", headers={"origin": origin})
-            for answer, status in ((warm, 200), (lost, 404)):
+            health = await page.get("/health", headers={"origin": origin})
+            ready = await page.get("/ready", headers={"origin": origin})
+            for answer, status in ((warm, 200), (lost, 404), (health, 200), (ready, 200)):
                 assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, origin)
                 assert answer.headers["vary"] == "origin"
                 assert "access-control-allow-credentials" not in answer.headers
-    assert edge.cold == []
+    assert [request.path for request in edge.cold] == ["/ready", "/ready"]
 
 
 async def test_no_other_page_may(edge: Edge, engine: FakeEngine) -> None:
@@ -194,6 +209,10 @@ async def test_http_1_0_gets_no_chunks(edge: Edge, engine: FakeEngine) -> None:
     assert "HTTP/1.1" in message(refused)
     assert (await edge.raw(post("/v1/chat/completions", key, "connection: close", body=body)))[1].count("data: [DONE]")
     assert len(engine.seen()) == 2
+    hidden = json.dumps(chat("tiny", "x" * 70_000, stream=True)).encode()  # past what the edge looks at
+    late = await until_closed(edge, post("/v1/chat/completions", key, body=hidden, version="1.0"))
+    assert " 400 " in late.splitlines()[0]
+    assert "HTTP/1.1" in message(late)
 
 
 async def test_one_that_closes_early_is_told_so_and_is_no_bad_request(edge: Edge, engine: FakeEngine) -> None:

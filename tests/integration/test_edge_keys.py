@@ -15,7 +15,7 @@ from gateway_plugin.edge.commands import ask
 from gateway_plugin.errors import EdgeError
 from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 from tests.support.edges import Edge, chat, running_edge, until
-from tests.support.raw_http import Exchange, listen, tls_context
+from tests.support.raw_http import Exchange, listen
 
 pytestmark = pytest.mark.integration
 
@@ -47,7 +47,7 @@ async def endless(edge: Edge, key: str, model: str) -> str:
 
 
 class HoldingIngress:
-    """In place of Serve: holds what comes, as for a cold model, and sees who leaves."""
+    """In place of the ingress: holds what comes, as for a cold model, and sees who leaves."""
 
     def __init__(self) -> None:
         self.held = 0
@@ -64,8 +64,7 @@ class HoldingIngress:
 
     async def put_before(self, edge: Edge) -> None:
         edge.stop_ingress()
-        tls = tls_context(str(edge.layout.serve_key), str(edge.layout.serve_certificate), None, 0)
-        edge.ingress = await listen(self, "127.0.0.1", edge.site.serve_port, tls=tls)  # type: ignore[arg-type]
+        edge.ingress = await listen(self, "", 0, uds=str(edge.layout.ingress_socket))  # type: ignore[arg-type]
 
 
 async def test_revoking_ends_what_the_key_has_in_flight_and_nothing_else(edge: Edge) -> None:

@@ -71,6 +71,22 @@ async def test_it_takes_requests_the_moment_it_is_open(edge: Edge) -> None:
         assert (await edge.ask("tiny", "hello")).json().get("model") == "tiny"
 
 
+async def test_bytes_of_a_stream_are_counted_while_it_runs(edge: Edge) -> None:
+    """By them it is known that an engine moves: every 5 s, that is, and not only when the stream has ended."""
+    await edge.add_engine("tiny", "--token-rate", "4", "--tokens", "60")
+    running = asyncio.create_task(stream(edge, "hello"))
+    counts: set[int] = set()
+
+    async def counted() -> bool:
+        (stat,) = await edge.runtime.servers()
+        counts.add(stat.bytes_out)
+        return len(counts) > 2
+
+    await until(counted, "two counts of a stream", 14)
+    assert not running.done()
+    running.cancel()
+
+
 async def test_drain_while_a_stream_runs(edge: Edge) -> None:
     engine = await edge.add_engine("tiny", "--token-rate", "20")
     running = asyncio.create_task(stream(edge, "@tokens=20"))

@@ -125,9 +125,10 @@ async def test_an_impostor_on_serves_port_gets_nothing(edge: Edge) -> None:
         writer.close()
 
     tls = tls_context(str(stranger.serve_key), str(stranger.serve_certificate), None, 0)
-    edge.stop_ingress()
+    edge.stop_desk()
     server = await asyncio.start_server(hear, "127.0.0.1", edge.site.serve_port, ssl=tls)
-    answer = await edge.ask("unknown", "my prompt")
+    async with edge.client() as client:
+        answer = await client.get("/v1/models")
     server.close()
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "unavailable"
@@ -137,7 +138,8 @@ async def test_an_impostor_on_serves_port_gets_nothing(edge: Edge) -> None:
 
 async def test_serves_port_hears_only_who_has_a_certificate(edge: Edge) -> None:
     """The edge shows its own: the stand-in for Serve demands one, as Serve's proxy does."""
-    assert (await edge.ask("unknown", "my prompt")).json()["cold"] is True
+    async with edge.client() as client:
+        assert (await client.get("/v1/models")).json()["cold"] is True
 
 
 async def test_what_an_engine_says_to_the_gateway_is_not_heard(edge: Edge) -> None:
@@ -174,7 +176,7 @@ async def test_what_an_engine_says_to_the_gateway_is_not_heard(edge: Edge) -> No
 async def test_another_user_of_the_machine(edge: Edge) -> None:
     """Sockets and files: not to be opened; neither with the folder's protection alone nor with the socket's own."""
     layout = edge.layout
-    sockets = (layout.edge_socket, layout.inner_door, layout.cold_door)
+    sockets = (layout.edge_socket, layout.inner_door, layout.cold_door, layout.around_door)
     maps = (layout.edge_config, layout.keys_map, layout.slot_keys_map, layout.keys_json, layout.edge_secret)
     keys = (layout.ca_key, layout.engine_key, layout.serve_key, layout.edge_identity, layout.agent_identity)
     secrets = (*maps, *keys)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,62 @@ def test_commands_work_on_a_running_gateway(running: Gateway) -> None:
     assert httpx.get(f"{running.url}/v1/models", headers={"x-api-key": secret}, verify=running.trust).status_code == 401
 
 
+def test_a_remote_user_reaches_it_through_a_tunnel_as_the_docs_say(running: Gateway) -> None:
+    """What ``ssh -L PORT:127.0.0.1:8180 GATEWAY-HOST`` does: a port elsewhere that leads to the host's own loopback."""
+    secret = json.loads(running.cli("keys", "create", "far", "--json").stdout)["secret"]
+    certificates = running.folder / "gateway-ca.pem"
+    certificates.write_text(running.cli("ca").stdout)
+    with socket.create_server(("127.0.0.1", 0)) as tunnel:
+        port = tunnel.getsockname()[1]
+        ended = threading.Event()
+        carrier = threading.Thread(target=carry, args=(tunnel, httpx.URL(running.url).port, ended))
+        carrier.start()
+        environment = {
+            **running.environment, "GATEWAY_STATE": str(running.folder / "nobodys"), "GATEWAY_API_KEY": secret,
+            "GATEWAY_URL": f"https://127.0.0.1:{port}", "GATEWAY_CA": str(certificates),
+        }  # fmt: skip
+        argv = [sys.executable, "-m", "gateway_plugin.cli.main"]
+        told = {
+            command: subprocess.run(
+                [*argv, *command.split()], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            for command in ("status", "models list --json", "keys list")
+        }
+        ended.set()
+        carrier.join()
+    running.cli("keys", "revoke", "far")
+    assert told["status"].returncode == 0, told["status"].stderr
+    assert f"gateway: ready at https://127.0.0.1:{port}" in told["status"].stdout
+    assert {model["name"] for model in json.loads(told["models list --json"].stdout)} == {"alpha", "beta"}
+    assert told["keys list"].returncode == 2
+    assert "on that gateway's own machine" in told["keys list"].stderr
+
+
+def carry(tunnel: socket.socket, port: int | None, ended: threading.Event) -> None:
+    """Carry bytes both ways between the tunnel's end and ``port`` of loopback, for any number of connections."""
+    tunnel.settimeout(0.1)
+    threads: list[threading.Thread] = []
+    while not ended.is_set():
+        try:
+            here, _ = tunnel.accept()
+        except TimeoutError:
+            continue
+        there = socket.create_connection(("127.0.0.1", port or 0))
+        here.settimeout(None)
+        threads += [threading.Thread(target=pour, args=pair, daemon=True) for pair in ((here, there), (there, here))]
+        for thread in threads[-2:]:
+            thread.start()
+
+
+def pour(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while piece := source.recv(65536):
+            sink.sendall(piece)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        source.close()
+
+
 def test_files_with_secrets_are_nobody_elses(running: Gateway) -> None:
     assert answers(running)
     assert running.layout.state.stat().st_mode & 0o777 == 0o700
@@ -188,7 +245,7 @@ def test_an_adopted_edge_and_head_are_kept_alive_too(running: Gateway) -> None:
 
 def test_up_without_options_reads_an_edited_catalog_again_after_down() -> None:
     with gateway(models) as made:
-        made.cli("down")
+        made.cli("down", "--grace", "0")
         made.catalog.write_text(yaml.safe_dump({"models": {"gamma": fake_model(made.folder / "memory")}}))
         made.cli("up")
         assert [model["name"] for model in json.loads(made.cli("models", "list", "--json").stdout)] == ["gamma"]

@@ -176,7 +176,12 @@ def test_a_killed_agent_costs_no_warm_request_and_its_engines_are_adopted(runnin
 
 
 def test_controller_ingress_and_head_killed_under_a_warm_load(running: Gateway) -> None:
-    before = warm(running, "a")
+    """Also while requests of the model go through the ingress, because one of its engines just died under one."""
+    killed = warm(running, "a")
+    threading.Timer(0.5, os.killpg, (killed, signal.SIGKILL)).start()
+    assert running.chat("a", "@sleep=1.5").status_code == 200
+    assert "/apart" in running.layout.models_map.read_text()
+    before = pid_of(running, "a")
     with running.client() as client:
         client.post("/gateway/v1/models/pin", json={"model": "a"}).raise_for_status()
     blocks = {node["block"] for node in running.status()["nodes"]}

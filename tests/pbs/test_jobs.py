@@ -204,9 +204,9 @@ def test_what_no_block_can_be_is_refused(layout: Layout) -> None:
 
 
 def test_options_of_the_site_are_kept_and_rerunning_is_off(layout: Layout) -> None:
-    plain, asked = provider(scheduler_options="#PBS -l filesystems=home"), provider(scheduler_options="#PBS -r y")
+    plain, asked = provider(scheduler_options="#PBS -l filesystems=home"), provider(scheduler_options="#PBS -r n -V")
     for each in (plain, plain, asked):
         jobs_for(each, layout)
     assert plain.scheduler_options == "#PBS -l filesystems=home\n#PBS -r n"
-    assert asked.scheduler_options == "#PBS -r y"
+    assert asked.scheduler_options == "#PBS -r n -V"
     assert plain.cmd_timeout == 120

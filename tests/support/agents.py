@@ -22,13 +22,12 @@ from gateway_plugin.layout import Layout
 from gateway_plugin.tls import ENGINE_NAME, make_authority
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent
-from serve.agent.engine import Timing
+from serve.agent.engine import EngineEvent, Timing
 from serve.agent.probe import client_context
 from serve.agent.records import EngineRecord
 from serve.core.effects import StartEngine, StopEngine
-from serve.core.events import EngineExited, EngineListening, EngineReady, NodeJoined, NodeLeaves
+from serve.core.events import EngineExited, NodeJoined, NodeLeaves
 
-EngineEvent = EngineExited | EngineListening | EngineReady
 T = TypeVar("T")
 
 QUICK = Timing(
@@ -36,7 +35,7 @@ QUICK = Timing(
     probe_max_s=0.2,
     health_every_s=0.05,
     health_timeout_s=0.3,
-    hang_after_s=0.6,
+    ill_after_s=0.6,
     first_answer_s=2.0,
     grace_s=0.5,
 )

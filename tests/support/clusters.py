@@ -49,6 +49,7 @@ site = Site(
             engine_memory_gib={engine_memory_gib},
             max_blocks={max_blocks},
             engines_on_loopback=True,
+            worker_init={worker_init!r},
         ),
     ),
 )
@@ -69,14 +70,21 @@ def free_port() -> int:
 
 
 def write_local_site(
-    path: Path, max_blocks: int = 1, engine_memory_gib: float = 3.0, cpus: int = 2, **ports: int
+    path: Path,
+    max_blocks: int = 1,
+    engine_memory_gib: float = 3.0,
+    cpus: int = 2,
+    worker_init: str = "",
+    **ports: int,
 ) -> Path:
     """A site file like ``parsl_configs/local.py`` on free ports (``port``, ``ray_port``, ``serve_port``)."""
     for name in ("port", "ray_port", "serve_port"):
         while name not in ports:
             if (port := free_port()) not in ports.values():
                 ports[name] = port
-    text = _SITE.format(max_blocks=max_blocks, engine_memory_gib=engine_memory_gib, cpus=cpus, **ports)
+    text = _SITE.format(
+        max_blocks=max_blocks, engine_memory_gib=engine_memory_gib, cpus=cpus, worker_init=worker_init, **ports
+    )
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -235,11 +243,13 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster(max_blocks: int = 1, engine_memory_gib: float = 3.0, cpus: int = 2) -> Iterator[LocalCluster]:
+def local_cluster(
+    max_blocks: int = 1, engine_memory_gib: float = 3.0, cpus: int = 2, worker_init: str = ""
+) -> Iterator[LocalCluster]:
     """A running cluster in ``/tmp/gwt-XXXX``; nothing is left of it afterwards."""
     root = Path(tempfile.mkdtemp(prefix="gwt-", dir="/tmp"))
     layout = Layout(private_folder(root / "state"))
-    reference = str(write_local_site(root / "site.py", max_blocks, engine_memory_gib, cpus))
+    reference = str(write_local_site(root / "site.py", max_blocks, engine_memory_gib, cpus, worker_init))
     cluster = LocalCluster(layout, load_site(reference), reference)
     try:
         yield cluster.start()

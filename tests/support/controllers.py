@@ -45,6 +45,7 @@ class ScriptedController:
     def __init__(self, *grants: GatewayError | type[BaseException] | float | None, **verbs: Any) -> None:
         self.grants = list(grants) or [None]
         self.deaths: list[float] = []
+        self.apart_since: float | None = None
         self.outlook_now: dict[str, Any] = {"state": "loading", "eta_s": 12.0, "reason": None}
         self.asked: list[tuple[str, bool]] = []
         self.told: list[tuple[str, tuple[Any, ...]]] = []
@@ -56,9 +57,13 @@ class ScriptedController:
             return _Verb(self._acquire, self.responses)
         if name == "outlook":
             return _Verb(self._outlook, self.responses)
+        if name in ("answered", "suspects"):
+            return _Verb(lambda *arguments: self._hear(name, arguments), self.responses)
         return _Verb(lambda *arguments: self._verb(name, arguments), self.responses)
 
-    async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+    async def _acquire(
+        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+    ) -> GatewayError | None:
         self.asked.append((model, not_routed))
         grant = self.grants.pop(0) if len(self.grants) > 1 else self.grants[0]
         if isinstance(grant, float):
@@ -69,7 +74,10 @@ class ScriptedController:
         return grant
 
     async def _outlook(self, model: str) -> dict[str, Any]:
-        return {**self.outlook_now, "deaths": list(self.deaths)}
+        return {"name": model, **self.outlook_now, "deaths": list(self.deaths), "apart_since": self.apart_since}
+
+    async def _hear(self, name: str, arguments: tuple[Any, ...]) -> None:
+        self.told.append((name, arguments))
 
     async def _verb(self, name: str, arguments: tuple[Any, ...]) -> Any:
         self.told.append((name, arguments))

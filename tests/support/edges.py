@@ -26,13 +26,14 @@ from typing import Any
 import httpx
 
 from gateway_plugin.edge import process
+from gateway_plugin.edge.apart import CHECK
 from gateway_plugin.edge.commands import ask
 from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.site import Limits, NodeType, Site
 from gateway_plugin.tls import ENGINE_NAME, make_authority
-from tests.support.raw_http import Exchange, Request, listen, tls_context
+from tests.support.raw_http import Connection, Exchange, Request, listen, tls_context
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,16 +121,42 @@ class Edge:
     """Every request that reached the ingress."""
     cold_headers: tuple[tuple[str, str], ...] = ()
     """What the ingress adds to its answers."""
+    cold_statuses: list[int] = field(default_factory=list)
+    """Of its next answers; 200 when there are no more."""
+    check_status: int = 200
+    """Of the ingress's answer to the edge's check."""
+    cold_hangs: bool = False
+    """The ingress answers nothing but its check."""
+    cold_connections: set[Connection] = field(default_factory=set)
     engines: list[FakeEngine] = field(default_factory=list)
     names: dict[str, int] = field(default_factory=dict)
     child: subprocess.Popen[bytes] | None = None
     ingress: asyncio.AbstractServer | None = None
+    desk: asyncio.AbstractServer | None = None
+
+    async def start_ingress(self) -> None:
+        """Listen where the ingress does."""
+        self.layout.ingress_socket.unlink(missing_ok=True)
+        self.ingress = await listen(self._ingress, "", 0, uds=str(self.layout.ingress_socket))
+
+    def kill_ingress(self) -> None:
+        """As ``kill -9`` of its process: what it had is cut."""
+        self.stop_ingress()
+        for connection in self.cold_connections:
+            connection.abort()
+        self.cold_connections.clear()
 
     def stop_ingress(self) -> None:
-        """Leave Serve's port to others."""
+        """Nobody listens on the ingress's socket any more."""
         if self.ingress is not None:
             self.ingress.close()
         self.ingress = None
+
+    def stop_desk(self) -> None:
+        """Leave Serve's port to others."""
+        if self.desk is not None:
+            self.desk.close()
+        self.desk = None
 
     @property
     def url(self) -> str:
@@ -251,9 +278,16 @@ class Edge:
 
     def _ingress(self, exchange: Exchange) -> None:
         """Stands for Serve: says what it got, and keeps it."""
+        self.cold_connections.add(exchange.connection)
+        if exchange.request.target == CHECK:
+            exchange.send(self.check_status, b"{}")
+            return
         self.cold.append(exchange.request)
         body = {"cold": True, "bytes": len(exchange.request.body), "path": exchange.request.target}
-        exchange.send(200, json.dumps(body).encode(), headers=self.cold_headers)
+        if self.cold_hangs:
+            return
+        status = self.cold_statuses.pop(0) if self.cold_statuses else 200
+        exchange.send(status, json.dumps(body).encode(), headers=self.cold_headers)
 
 
 def _whole(answer: bytes) -> bool:
@@ -319,12 +353,14 @@ async def running_edge(
         edge = Edge(layout, site, store.create("ann", "user"), store.create("root", "admin"), EdgeRuntime(layout))
         write_private(layout.admin_key, edge.admin_key)
         serving = tls_context(str(layout.serve_key), str(layout.serve_certificate), str(layout.ca), 2)
-        edge.ingress = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=serving)
+        edge.desk = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=serving)
+        await edge.start_ingress()
         await edge.start()
         try:
             yield edge
         finally:
             edge.stop_ingress()
+            edge.stop_desk()
     finally:
         for child in [*(engine.child for engine in edge.engines), edge.child] if edge is not None else []:
             if child is not None:

@@ -4,7 +4,9 @@
 
 ``--model`` may be given several times (name and aliases). The key is taken from ``VLLM_API_KEY``, as by vLLM. A prompt
 may steer its own request: ``@crash`` (the process kills itself before a byte), ``@crash-mid-stream`` (after half of the
-tokens), ``@hang`` (never answered), ``@sleep=SECONDS``, ``@tokens=N``, ``@read=PATH`` (the file's content, or why not).
+tokens), ``@hang`` (never answered), ``@wedge`` (from it on nothing is computed any more, running streams stand still,
+and /health is good), ``@sleep=SECONDS``, ``@tokens=N``, ``@read=PATH`` (the file's content, or why not),
+``@fail=STATUS``.
 Answers echo the model, the process id and the number of the request: ``tiny pid=12 request=3 w1 w2 ...``.
 """
 
@@ -35,6 +37,7 @@ _EMBED = ("/v1/embeddings", "/pooling", "/score", "/v1/score", "/rerank", "/v1/r
 _SLEEP = re.compile(r"@sleep=([0-9.]+)")
 _READ = re.compile(r"@read=(\S+)")
 _TOKENS = re.compile(r"@tokens=(\d+)")
+_FAIL = re.compile(r"@fail=(\d+)")
 
 
 def options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,6 +56,8 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--crash-on-start", action="store_true", help="last words on stderr, exit code 3")
     parser.add_argument("--crash-after-requests", type=int, default=-1, metavar="N")
     parser.add_argument("--hang-after", type=int, default=-1, metavar="N", help="then answer nothing, not even /health")
+    parser.add_argument("--metrics", action="store_true", help="GET /metrics, with vLLM's names")
+    parser.add_argument("--wedge-metrics", action="store_true", help="once wedged it does not answer /metrics either")
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--children", type=int, default=0, help="child processes, as vLLM has")
     parser.add_argument("--memory-marker", type=Path, help="folder that counts what all fake engines hold")
@@ -75,6 +80,12 @@ class Engine:
         self.key = os.environ.get("VLLM_API_KEY", "")
         self.loaded_at = loaded_at
         self.requests = 0
+        self.running = 0
+        self.finished = 0
+        self.tokens = 0
+        self.wedged = False
+        self.last_metrics = b""
+        """As they were when it was wedged: vLLM's scheduler sets them."""
 
     def __call__(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         request = exchange.request
@@ -92,6 +103,11 @@ class Engine:
             cards = [{"id": name, "object": "model", "max_model_len": 4096} for name in self.names]
             exchange.send(200, json.dumps({"object": "list", "data": cards}).encode())
             return None
+        if request.path == "/metrics" and self.given.metrics:
+            if self.wedged and self.given.wedge_metrics:
+                return _forever()
+            exchange.send(200, self.last_metrics or self._metrics(), "text/plain; version=0.0.4")
+            return None
         if request.method != "POST":
             _fail(exchange, 405, "method not allowed")
             return None
@@ -102,7 +118,48 @@ class Engine:
         if not isinstance(body, dict):
             _fail(exchange, 400, "There was an error parsing the body")
             return None
-        return self._infer(exchange, request.path, body)
+        work = self._infer(exchange, request.path, body)
+        return None if work is None else self._counted(work)
+
+    async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
+        self.running += 1
+        try:
+            await work
+        finally:
+            self.running -= 1
+
+    def _metrics(self) -> bytes:
+        labels = f'engine="0",model_name="{self.names[0]}"'
+        rows = {
+            f"vllm:num_requests_running{{{labels}}}": self.running,
+            f"vllm:num_requests_waiting{{{labels}}}": 0,
+            f"vllm:kv_cache_usage_perc{{{labels}}}": 0,
+            f"vllm:prompt_tokens_total{{{labels}}}": self.requests,
+            f"vllm:generation_tokens_total{{{labels}}}": self.tokens,
+            f'vllm:request_success_total{{{labels},finished_reason="stop"}}': self.finished,
+            f'vllm:request_success_total{{{labels},finished_reason="abort"}}': 0,
+        }
+        return "".join(f"{name} {float(value)}\n" for name, value in rows.items()).encode()
+
+    async def _wedge(self) -> None:
+        self.wedged = True
+        self.last_metrics = self._metrics()
+        await _forever()
+
+    def _later(self, exchange: Exchange, answer: dict[str, Any], delay: float) -> Coroutine[Any, Any, None] | None:
+        if not delay:
+            self.finished += 1
+            exchange.send(200, json.dumps(answer).encode())
+            return None
+
+        async def late() -> None:
+            await asyncio.sleep(delay)
+            if self.wedged:
+                await _forever()
+            self.finished += 1
+            exchange.send(200, json.dumps(answer).encode())
+
+        return late()
 
     def _infer(self, exchange: Exchange, path: str, body: dict[str, Any]) -> Coroutine[Any, Any, None] | None:
         model = body.get("model", self.names[0])
@@ -117,13 +174,18 @@ class Engine:
         if "@crash" in text.replace("@crash-mid-stream", ""):
             _die()
         delay = float(match[1]) if (match := _SLEEP.search(text)) else 0.0
-        if "@hang" in text:
+        if "@wedge" in text:
+            return self._wedge()
+        if "@hang" in text or self.wedged:
             return _forever()
+        if failure := _FAIL.search(text):
+            _fail(exchange, int(failure[1]), "as it was told")
+            return None
         if path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens"):
             answer = {"count": len(text.split()), "tokens": [len(word) for word in text.split()], "model": model}
-            return _later(exchange, answer, delay)
+            return self._later(exchange, answer, delay)
         if path in _EMBED and self.given.task == "embed":
-            return _later(exchange, _embeddings(body, model, number), delay)
+            return self._later(exchange, _embeddings(body, model, number), delay)
         if path in _GENERATE and self.given.task == "generate":
             return self._generate(exchange, path, body, model, number, text, delay)
         exchange.send(404, b'{"detail":"Not Found"}')  # as vLLM, whose paths depend on the task
@@ -136,13 +198,13 @@ class Engine:
         limit = body.get("max_tokens") or body.get("max_completion_tokens")
         count = max(1, min(wanted, int(limit)) if limit else wanted)
         if wished := _READ.search(text):
-            return _later(exchange, _answer(path, model, number, [_reading(Path(wished[1]))]), delay)
+            return self._later(exchange, _answer(path, model, number, [_reading(Path(wished[1]))]), delay)
         words = [f"{model} pid={os.getpid()} request={number}"] + [f" w{i}" for i in range(1, count)]
         if body.get("stream"):
             return self._stream(exchange, path, model, number, words, delay, "@crash-mid-stream" in text)
         if self.given.token_rate:
             delay += count / self.given.token_rate
-        return _later(exchange, _answer(path, model, number, words), delay)
+        return self._later(exchange, _answer(path, model, number, words), delay)
 
     async def _stream(
         self, exchange: Exchange, path: str, model: str, number: int, words: list[str], delay: float, dies: bool
@@ -156,7 +218,11 @@ class Engine:
                 await asyncio.sleep(due)
             if dies and index >= len(words) // 2:
                 _die()
+            if self.wedged:
+                await _forever()
+            self.tokens += 1
             await exchange.chunk(b"data: " + json.dumps(_delta(path, model, number, word)).encode() + b"\n\n")
+        self.finished += 1
         await exchange.chunk(b"data: [DONE]\n\n")
         exchange.end()
 
@@ -207,18 +273,6 @@ def _vector(text: str) -> list[float]:
     raw = [byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:8]]
     length = math.sqrt(sum(x * x for x in raw))
     return [x / length for x in raw]
-
-
-def _later(exchange: Exchange, answer: dict[str, Any], delay: float) -> Coroutine[Any, Any, None] | None:
-    if not delay:
-        exchange.send(200, json.dumps(answer).encode())
-        return None
-
-    async def late() -> None:
-        await asyncio.sleep(delay)
-        exchange.send(200, json.dumps(answer).encode())
-
-    return late()
 
 
 def _fail(exchange: Exchange, status: int, message: str) -> None:

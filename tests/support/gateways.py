@@ -233,7 +233,7 @@ def gateway_of(
         if start:
             made.up()
         yield made
-        made.cli("down")
+        made.cli("down", "--grace", "0")
         left = made.processes()
         assert not left, f"'gateway down' left {[(p.pid, p.cmdline()[:6]) for p in left]}"
         assert not list(made.layout.run.glob("*.sock")), "'gateway down' left sockets"

@@ -75,7 +75,8 @@ class Exchange:
 
 def _head(status: int, content_type: str, headers: tuple[tuple[str, str], ...]) -> str:
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {content_type}\r\n{lines}"
+    phrase = next((known.phrase for known in HTTPStatus if known == status), "X")
+    return f"HTTP/1.1 {status} {phrase}\r\ncontent-type: {content_type}\r\n{lines}"
 
 
 Handler = Callable[[Exchange], Coroutine[Any, Any, None] | None]
@@ -121,6 +122,11 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def abort(self) -> None:
+        """Break off."""
+        if self._transport is not None:
+            self._transport.abort()
 
     # --- parser ---
     def on_message_begin(self) -> None:

@@ -21,6 +21,7 @@ def choice(ended: str, **message: Any) -> dict[str, Any]:
         ({"content": "", "reasoning_content": "Hm"}, "while the model was thinking"),
         ({"content": None, "tool_calls": []}, "before the model said anything"),
         ({}, "before the model said anything"),
+        ({"content": "\n\n", "reasoning": "Hm"}, "while the model was thinking"),
     ],
 )
 def test_a_choice_that_ended_before_its_first_word_is_an_error(message: dict[str, Any], says: str) -> None:
@@ -33,11 +34,18 @@ def test_a_choice_that_ended_before_its_first_word_is_an_error(message: dict[str
     ("given", "words"),
     [
         (choice("length", content="half an ans", reasoning="Hm"), "half an ans"),
-        (choice("stop", content="", reasoning="Hm"), ""),
         (choice("stop", content=None), ""),
+        (choice("stop", content=" \n"), " \n"),
+        (choice("function_call", content=None, function_call={"name": "f"}, reasoning="Hm"), ""),
         (choice("length", content=None, tool_calls=[{"id": "1"}]), ""),
         (choice("tool_calls", content=None, tool_calls=[{"id": "1"}]), ""),
     ],
 )
 def test_any_other_choice_has_its_words(given: dict[str, Any], words: str) -> None:
     assert chat_words(given) == words
+
+
+@pytest.mark.parametrize("message", [{"content": None, "reasoning": "Hm"}, {"content": " ", "reasoning_content": "Hm"}])
+def test_thoughts_alone_are_no_answer(message: dict[str, Any]) -> None:
+    with pytest.raises(NothingSaid, match=r"thought and then said nothing: .*--reasoning-parser"):
+        chat_words(choice("stop", **message))

@@ -33,11 +33,13 @@ WALL_CLOCK = {
     "gateway_plugin.compute.function": "against files'",
     "gateway_plugin.compute.sending": "numbers that rise",
     "gateway_plugin.keys": "when a key was made, for people",
+    "gateway_plugin.service.certificate": "what a certificate says",
     "gateway_plugin.service.ending": "what the ledger keeps",
     "gateway_plugin.service.hearing": "against a node's",
     "gateway_plugin.service.trial": "what the ledger keeps",
     "gateway_plugin.tls": "what a certificate says",
     "serve.agent.engine": "told to the controller, which converts it",
+    "serve.ingress.boarding": "against the controller's deaths of engines",
     "serve.ingress.inference": "against the edge's stamp on the request",
 }
 """Who may read the clock that people set, and what for. Whatever waits, or tells how long something took, may not."""

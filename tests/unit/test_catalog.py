@@ -31,12 +31,17 @@ def test_an_entry_with_defaults() -> None:
     model = parsed()
     assert (model.name, model.task, model.engine, model.gpus, model.memory_mib) == ("m", "generate", "vllm", 0, 2048)
     assert model.keep_alive_s == -1
+    assert model.hang_after_s == 300
+    assert (parsed(hang_after="90s").hang_after_s, parsed(hang_after_s=0).hang_after_s) == (90.0, 0.0)
 
 
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
         ({"sauce": "x"}, "models.yaml: models.m.sauce: unknown key; expected one of aliases, args"),
+        ({"hang_after": -1}, "models.m.hang_after: expected 1 s to 24 h, or 0 for 'never ended', got -1"),
+        ({"hang_after": "25h"}, "models.m.hang_after: expected 1 s to 24 h"),
+        ({"hang_after": 0.5}, "models.m.hang_after: expected 1 s to 24 h"),
         ({"memory_gib": 0}, "models.m.memory_gib: Input should be greater than 0"),
         ({"memory_gib": None}, "models.m.memory_gib"),
         ({"gpus": -1}, "models.m.gpus"),
@@ -56,12 +61,22 @@ def test_an_entry_with_defaults() -> None:
         ({"env": {"A": True}}, 'models.m.env: A: expected text, such as "1", got true; write it in quotes'),
         ({"env": ["A=1"]}, "models.m.env: expected a mapping of names to texts"),
         ({"env": {"VLLM_API_KEY": "x"}}, "models.m.env: VLLM_API_KEY: the gateway gives it itself"),
+        ({"memory_gib": "70GB"}, "models.m.memory_gib: expected GiB as a number, such as 24 or 2.8, got '70GB'"),
+        ({"memory_gib": True}, "models.m.memory_gib: expected a number, got True"),
+        ({"gpus": True}, "models.m.gpus: expected a number, got True"),
+        ({"replicas_max": True}, "models.m.replicas_max: expected a number, got True"),
+        ({"args": ["--lora-modules", "a=/p"]}, "models.m.aliases: the adapter a of --lora-modules"),
         ({"source": "${SCRATCH}/m"}, "models.m.source: '${SCRATCH}/m': no shell fills in variables here"),
         ({"name": "n"}, "models.m.name: unknown key; the name is the entry's own key"),
     ],
 )
 def test_a_wrong_entry_is_told_with_file_key_and_what_was_expected(entry: dict[str, Any], says: str) -> None:
     assert says in complaint({"models": {"m": {**ENTRY, **entry}}})
+
+
+@pytest.mark.parametrize("name", [True, None, 7, 1.5])
+def test_a_name_that_yaml_made_something_else_of_is_refused(name: object) -> None:
+    assert f"models: {name!r}: a model's name is text" in complaint({"models": {name: ENTRY}})
 
 
 @pytest.mark.parametrize("document", [None, [], {}, {"models": []}, {"models": {"m": 3}}, {"models": {}, "x": 1}])
@@ -123,6 +138,40 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, text: str, twice: 
     file.write_text(text)
     with pytest.raises(ConfigError, match=twice):
         load_catalog(file)
+
+
+def test_words_stay_as_they_are_written(tmp_path: Path) -> None:
+    """YAML would make 8 of 010, 1.1 of 1.10, 45045 of 12:30:45 and true of on."""
+    written = ["010", "1.10", "1_000", "12:30:45", "0x10", "1e3", "2024-01-01", "on", "No"]
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        f"models:\n  yes: {{source: x/y, memory_gib: 2.50, gpus: 2, pinned: yes, keep_alive: 90, isolated: false,\n"
+        f"    args: [--x, {', '.join(written)}], env: {{A: 0.10}}, aliases: [on, v1.10]}}\n"
+    )
+    model = load_catalog(file).models[0]
+    assert (model.name, model.aliases) == ("yes", ("on", "v1.10"))
+    assert list(model.args[1:]) == written
+    assert model.env == {"A": "0.10"}
+    assert (model.memory_gib, model.gpus, model.pinned, model.keep_alive_s) == (2.5, 2, True, 90.0)
+    assert not model.isolated
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("models:\n  [a, b]: {source: x, memory_gib: 1}", "is not valid YAML in line 2"),
+        ("models:\n  a: {source: x, memory_gib: 1" + "0" * 5000 + "}", "models.a.memory_gib: Input should be less"),
+        ("models: " + "[" * 5000 + "]" * 5000, "is nested too deep"),
+        ("models:\n  true: {source: x, memory_gib: 1}", "models: True: a model's name is text; write it in quotes"),
+    ],
+)
+def test_odd_documents_are_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_catalog(file)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_entries_may_share_keys_and_say_some_anew(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from gateway_plugin.answers import parse_error, parse_status
-from gateway_plugin.client import Client, gateway_error
+from gateway_plugin.client import Client, gateway_error, unreachable
 from gateway_plugin.errors import (
     ConfigError,
     Forbidden,
@@ -369,8 +369,13 @@ def test_nothing_listening_is_said_with_the_address_and_the_way_out() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("Connection refused")
 
-    with pytest.raises(GatewayUnreachable, match=rf"{URL} does not answer .*refused.*gateway up"):
+    with pytest.raises(GatewayUnreachable, match=rf"{URL} does not answer .*refused.*loopback.*the tunnel") as told:
         client(refuse).models()
+    assert "gateway up" not in told.value.message, "it is not this user's to start"
+    with pytest.raises(GatewayUnreachable, match=r"GATEWAY_URL.*takes a tunnel.*those who run it") as told:
+        Client("https://gpu.example.org:8180", "k", transport=httpx.MockTransport(refuse)).models()
+    assert "gateway up" not in told.value.message
+    assert "'gateway up' starts it" in unreachable(URL, httpx.ConnectError("refused"), at_hand=True).message
 
 
 def test_something_else_on_the_port_is_said() -> None:

@@ -1,10 +1,13 @@
-"""What docs/security.md promises is held by tests that exist."""
+"""What docs/security.md promises is held by tests that exist; commands that are told can work."""
 
 from __future__ import annotations
 
 import ast
 import re
 from pathlib import Path
+
+from gateway_plugin.edge.process import front_hosts
+from gateway_plugin.site import load_site
 
 ROOT = Path(__file__).parents[2]
 _TEST = re.compile(r"`(tests/[a-z_/]+\.py)?::(test_\w+)`")
@@ -38,3 +41,25 @@ def test_each_promise_of_the_security_page_names_tests_that_are_there() -> None:
                     node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
                 }
             assert name in known[file], f"{file} has no {name}: {promise}"
+
+
+_TUNNEL = re.compile(r"ssh [^'`\n]*?-L (\d+):([^: ]+):(\d+) ([A-Z-]+)")
+_ADDRESS = re.compile(r"(https?)://([\w.-]+):(\d+)")
+
+
+def test_every_tunnel_that_is_told_leads_to_the_default_front_door_and_to_a_name_in_its_certificate() -> None:
+    """Through the loopback of the gateway's own machine: there alone it listens unless the site says otherwise."""
+    site = load_site("local")
+    places = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", *(ROOT / "gateway_plugin").rglob("*.py")]
+    told = 0
+    for place in places:
+        text = place.read_text(encoding="utf-8")
+        for match in _TUNNEL.finditer(text):
+            told += 1
+            mine, host, port, through = match.groups()
+            assert (host, int(port)) == (site.bind, site.port), place
+            assert through == "GATEWAY-HOST", f"{place}: to the machine itself, not to one beside it"
+            scheme, name, used = _ADDRESS.findall(text[match.end() :])[0]
+            assert (scheme, used) == ("https", mine), place
+            assert name in front_hosts(site), place
+    assert told >= 2

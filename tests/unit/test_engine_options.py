@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from gateway_plugin.engine_options import refusal, spelled, words_of
+from gateway_plugin.catalog import Model
+from gateway_plugin.engine_options import adapters, refusal
 
 
-def said(*args: str, gpus: int = 0, **more: Any) -> str | None:
-    given = {"engine": "vllm", "source": "org/m", "command": (), "env": {}, **more}
-    found = refusal(args=args, gpus=gpus, **given)
+def said(*args: str, **more: Any) -> str | None:
+    found = refusal(Model.model_construct(**{"name": "m", "source": "org/m", "args": args, **more}))
     return None if found is None else ": ".join(found)
 
 
@@ -100,6 +100,7 @@ def test_a_command_line_copied_whole_is_told_where_options_begin() -> None:
 def test_several_words_in_one_are_refused_and_shown_apart() -> None:
     expected = "'--max-model-len 8192': one word each; expected [--dtype, auto, --max-model-len, '8192']"
     assert said("--dtype", "auto", "--max-model-len 8192") == f"args: {expected}"
+    assert "one word each; expected [--dtype, auto, --seed]" in str(said("--dtype", "auto", " --seed"))
     assert said(engine="command", command=("run", "--port {port}")) is not None
     assert said("-", engine="command", command=("sh", "-c", "exec run --port {port}")) is None
     assert said("--chat-template", "{{ a b }}", '--x={"a": "b c"}') is None
@@ -114,38 +115,101 @@ def test_variables_that_are_the_gateways_or_none_at_all(name: str) -> None:
     assert str(said(env={name: "x"})).startswith("env: ")
 
 
-def test_nothing_is_filled_in_as_a_shell_would() -> None:
-    assert str(said("--chat-template", "${HOME}/x.jinja")).startswith("args: '${HOME}/x.jinja': no shell")
-    assert str(said(env={"HF_HOME": "$SCRATCH/hf"})).startswith("env.HF_HOME: '$SCRATCH/hf': no shell")
-    assert said(env={"HF_TOKEN": "pa$$word$x", "A": "cost: $5"}) is None
-    assert said(engine="command", command=("sh", "-c", "exec ${HOME}/run --port {port}")) is None
+@pytest.mark.parametrize("word", ["|", "&&", "&", ";", "2>&1", ">log", "&>", ">>", "<"])
+def test_what_only_a_shell_understands_is_refused(word: str) -> None:
+    assert f"'{word}': no shell reads these words" in str(said("--dtype", "auto", word, "x"))
+    assert "no shell reads" in str(said(engine="command", command=("run", "{port}", word)))
+
+
+@pytest.mark.parametrize(
+    "word", ["\u2013dtype", "\u2014dtype=auto", "\u2212O3", "\u201cauto\u201d", "{a: \u2018b\u2019"]
+)
+def test_dashes_and_quotes_of_a_web_page_are_refused(word: str) -> None:
+    assert "as a keyboard has them" in str(said("--seed", "1", word))
+
+
+def test_texts_of_models_are_no_shells() -> None:
+    assert said("--x", "<think>", "--y", "<|im_end|>", "--z", "a > b", "--w", "{{ '\u2013' }}") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["${HOME}/x.jinja", "$HOME/x", "a=$HOME/x", "a=${SCRATCH}/x", "$(hostname)", "`pwd`/x", "~/x", "a=~/x",
+     "/scratch/$USER/hf", "--download-dir=~/x", "/opt/lib:$LD_LIBRARY_PATH", "~/bin:/bin", "$SCRATCH"],
+)  # fmt: skip
+def test_nothing_is_filled_in_as_a_shell_would(text: str) -> None:
+    assert str(said("--chat-template", text)).startswith(f"args: {text!r}: no shell")
+    assert str(said(env={"A": text})).startswith(f"env.A: {text!r}: no shell")
+    assert f"command: {text!r}: no shell" in str(said(engine="command", command=("run", text, "{port}")))
+    script = f"exec run {text} --port {{port}}"
+    assert said(engine="command", command=("bash", "-lc", script)) is None
+
+
+def test_what_is_for_no_shell_passes() -> None:
+    assert said(env={"HF_TOKEN": "pa$$word$x", "A": "cost: $5", "B": "a~b", "C": "x=1,y=$"}) is None
+    assert said("--url", "https://host/~user/x", "--chat-template", "use `code` here", "--x", '{"$ref": "~"}') is None
+    assert said(source="~/models/m") is None
+    assert "no shell" in str(said(source="~/$X/m"))
+
+
+def test_adapters_have_names_that_reach_them() -> None:
+    lora = ("--enable-lora", "--lora-modules", "a=/p/a", '{"name": "b", "path": "/p/b"}', "--max-lora-rank", "16")
+    assert adapters(lora) == ("a", "b")
+    assert adapters(("--lora_modules=c=/p", "d=/p")) == ("c", "d")
+    assert adapters(("--lora-modules", "--x", "e=/p")) == ()
+    assert said(*lora, aliases=("b", "a", "other")) is None
+    assert said(*lora, aliases=("other", "b")) == (
+        "aliases: the adapter a of --lora-modules is not among them; expected [other, b, a]"
+    )
+    assert "'m' is the base's name" in str(said("--lora-modules", "m=/p"))
+    assert "of two, vLLM takes the later" in str(said(*lora, "--lora-modules", "c=/p", aliases=("a", "b", "c")))
+    assert said("--lora-modules", "{", "[]", "7", aliases=()) is None, "vLLM's to say"
+    command = ("vllm", "serve", "--port", "{port}", *lora)
+    assert said(engine="command", command=command, aliases=("a", "b")) is None
+    assert str(said(engine="command", command=command)).startswith("aliases: the adapter a, b of")
+
+
+@pytest.mark.parametrize("args", [("--runner", "pooling"), ("--convert=embed",), ("--task", "embedding")])
+def test_an_engine_that_makes_vectors_has_that_task(args: tuple[str, ...]) -> None:
+    assert f"{args[0].partition('=')[0]}: an engine that makes vectors; say task: embed" in str(said(*args))
+    assert said(*args, task="embed") is None
+    assert said("--runner", "generate", "--convert", "none") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("run", "--port", "{Port}"), "'{Port}' is not replaced; there are {cafile}, {certfile}, {host}"),
+        (("run", "--key={api_key}", "{port}"), "'{api_key}' is not replaced"),
+        (("run", "--port", "8000"), "no word has '{port}' in it"),
+    ],
+)
+def test_a_command_that_nobody_could_ask_is_refused(command: tuple[str, ...], says: str) -> None:
+    assert says in str(said(engine="command", command=command))
+
+
+def test_braces_that_are_no_placeholders_pass() -> None:
+    assert said(engine="command", command=("run", "{port}", '{"a": {"b": 1}}', "${X}{{y}}")) is not None
+    assert said(engine="command", command=("run", "{port}", '{"a": {"b": 1}}', "{{y}}", "{1}")) is None
+    assert said(engine="command", command=("sh", "-c", "run {port} | awk '{print}'")) is None
+    assert "put it into command:" in str(said("{port}", engine="command", command=("run", "{port}")))
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("https://huggingface.co/Qwen/Qwen3-4B/tree/main", "expected the hub name: Qwen/Qwen3-4B"),
+        ("hf://Qwen/Qwen3-4B", "expected the hub name: Qwen/Qwen3-4B"),
+        ("https://example.org/x", "expected the hub name: org/name"),
+        ("", "expected a folder, or a hub name"),
+        ("org/m ", "expected a folder, or a hub name"),
+        ("--model=org/m", "expected a folder, or a hub name"),
+    ],
+)
+def test_a_source_that_is_none_is_told_what_one_is(source: str, says: str) -> None:
+    assert says in str(said(source=source))
 
 
 def test_a_nul_is_no_text() -> None:
     assert "NUL" in str(said("--x", "a\0b"))
-    assert "NUL" in str(said(engine="command", command=("a\0b",)))
-
-
-@pytest.mark.parametrize(
-    ("written", "words"),
-    [
-        ("--max-model-len 4096 --chat-template 'a b'", ["--max-model-len", "4096", "--chat-template", "a b"]),
-        ("--it's", ["--it's"]),
-        ({"--max-model-len": 4096, "--enforce-eager": True, "--off": False, "--x": None},
-         ["--max-model-len", "4096", "--enforce-eager", "--x"]),
-        (["--enforce-eager", True, {"--seed": 1}, "--limit-mm-per-prompt", {"image": 4}, "--a b"],
-         ["--enforce-eager", "--seed", "1", "--limit-mm-per-prompt", '{"image": 4}', "--a", "b"]),
-        (None, []),
-        (3, ["3"]),
-    ],
-)  # fmt: skip
-def test_what_is_no_list_of_words_is_shown_as_one(written: object, words: list[str]) -> None:
-    assert spelled(written) == words
-    if not isinstance(written, list):
-        with pytest.raises(ValueError, match="expected a list of words"):
-            words_of(written)
-
-
-def test_a_flag_with_a_truth_value_is_told_to_stand_alone() -> None:
-    with pytest.raises(ValueError, match=r"got true; .*: \[--enforce-eager\]"):
-        words_of(["--enforce-eager", True])
+    assert "NUL" in str(said(engine="command", command=("a\0b", "{port}")))

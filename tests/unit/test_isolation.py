@@ -39,6 +39,13 @@ WITHOUT = missing()
 needs_bubblewrap = pytest.mark.skipif(bool(WITHOUT), reason=f"no bubblewrap: {WITHOUT}")
 
 
+@needs_bubblewrap
+def test_before_the_first_up_no_missing_file_is_taken_for_a_missing_bubblewrap(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(0o700)  # 'gateway keys create' made it
+    assert find_isolation(Layout(state)).reason == ""
+
+
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
     monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "block-a")

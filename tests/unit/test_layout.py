@@ -27,7 +27,7 @@ def test_a_private_file_is_0600_replaced_whole_and_leaves_no_other(tmp_path: Pat
 def test_two_state_folders_never_share_a_run_folder_and_its_sockets_fit(tmp_path: Path) -> None:
     one, two = Layout(tmp_path / "one"), Layout(tmp_path / "two")
     assert one.run != two.run
-    for socket in (one.edge_socket, one.inner_door, one.cold_door):
+    for socket in (one.edge_socket, one.inner_door, one.cold_door, one.around_door):
         assert len(str(socket)) < 100  # AF_UNIX ends at 107
 
 

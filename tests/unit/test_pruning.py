@@ -9,7 +9,7 @@ from pathlib import Path
 from gateway_plugin.blocks.node_provider import prune_blocks
 from gateway_plugin.layout import Layout
 from gateway_plugin.pruning import prune, surplus
-from serve.agent.engine import end_group, prune_engine_logs, spawn
+from serve.agent.processes import end_group, prune_engine_logs, spawn
 
 
 def test_the_oldest_go_and_the_spared_neither_go_nor_count() -> None:

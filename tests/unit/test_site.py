@@ -41,6 +41,25 @@ def test_the_local_site_loads_by_name() -> None:
     assert site.node_type("local").engines_on_loopback
 
 
+@pytest.mark.parametrize(
+    ("of_provider", "given", "counts"),
+    [
+        ({"max_blocks": 10}, {}, (0, 10)),
+        ({"min_blocks": 1, "max_blocks": 10}, {}, (1, 10)),
+        ({"max_blocks": 10}, {"max_blocks": 2}, (0, 2)),
+        ({"min_blocks": 1, "max_blocks": 10}, {"min_blocks": 0}, (0, 10)),
+        ({}, {"max_blocks": 3}, (0, 3)),
+    ],
+)
+def test_blocks_that_only_the_provider_counts_are_meant(
+    of_provider: dict[str, int], given: dict[str, int], counts: tuple[int, int]
+) -> None:
+    """Else such a site would never grow past one block, and nothing would say why."""
+    provider = LocalProvider(launcher=SimpleLauncher(), init_blocks=0, **of_provider)
+    made = NodeType(**{**TYPE, "provider": provider, **given})
+    assert (made.min_blocks, made.max_blocks) == counts
+
+
 NO_ORIGINS = (
     "*", "null", "localhost", "http://*.example.org", "https://a.example/", "https://a.example/app", "HTTPS://a.example",
     "https://a.example b", "https://a.example#x", "https://u@a.example", "https://a.example:port", "ftp://a.example",
@@ -48,7 +67,11 @@ NO_ORIGINS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("origin", ["http://localhost:3000", "https://chat.example.org", "http://[::1]:8080"])
+@pytest.mark.parametrize(
+    "origin",
+    ["http://localhost:3000", "https://chat.example.org", "http://[::1]:8080", "app://obsidian.md", "tauri://localhost",
+     "chrome-extension://jfgfiigpkhlkbnfnbobbkinehhfdhndo", "safari-web-extension://0a1b-2c"],
+)  # fmt: skip
 def test_pages_that_may_ask(origin: str) -> None:
     assert Site(name="s", node_types=(NodeType(**TYPE),), cors_origins=(origin,)).cors_origins == (origin,)
 

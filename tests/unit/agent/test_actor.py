@@ -172,11 +172,11 @@ def test_one_that_hangs_is_ended(host: AgentHost) -> None:
 
 
 def test_one_that_is_merely_busy_is_left_alone(host: AgentHost) -> None:
-    """A request that takes longer than ``hang_after_s`` while /health answers."""
+    """A request that takes longer than ``ill_after_s`` while /health answers."""
     host.start(fake_model())
     address = host.wait(EngineReady).address
     with engine_client(host.layout, address) as client, ThreadPoolExecutor(1) as pool:
-        body = {"prompt": f"@sleep={3 * host.timing.hang_after_s}"}
+        body = {"prompt": f"@sleep={3 * host.timing.ill_after_s}"}
         answer = pool.submit(client.post, "/v1/completions", json=body, extensions=NAMED)
         assert answer.result(30).status_code == 200
     host.poll()

@@ -99,6 +99,17 @@ def test_a_template_is_filled_in() -> None:
     )
 
 
+def test_adapters_are_asked_for_by_their_own_names() -> None:
+    """vLLM ends with an error where an adapter has the name of its base."""
+    lora = ("--enable-lora", "--lora-modules", "b=/p/b", "--max-lora-rank", "16")
+    words = engine_argv(model(name="base", aliases=("a", "b"), args=lora), "org/m", BIND, TLS)
+    at = words.index("--served-model-name")
+    assert words[at + 1 : at + 4] == ("base", "a", "--host")
+    assert words[-5:] == lora
+    template = model(name="base", aliases=("a", "b"), engine="command", command=("run", "{names}", *lora))
+    assert engine_argv(template, "org/m", BIND, TLS)[:3] == ("run", "base", "a")
+
+
 def test_a_templates_other_braces_stay() -> None:
     entry = model(engine="command", command=("run", '{"rope": {"factor": 2}}', "{unknown}"))
     assert engine_argv(entry, "", BIND, TLS)[1:] == ('{"rope": {"factor": 2}}', "{unknown}")

@@ -40,7 +40,20 @@ def pbs(options: str = "", **more: Any) -> PBSProProvider:
         ("#SBATCH --requeue", "--requeue", "leave it out"),
         ("#SBATCH -N1\n#SBATCH hetjob\n#SBATCH -N1", "hetjob", "one block is one job"),
         ("#PBS -N mine", "'#PBS -N mine'", "say it as #SBATCH"),
-        ("  #SBATCH -A mine", "'#SBATCH -A mine'", "begin the line with #SBATCH"),
+        ("  #SBATCH -A mine", "'#SBATCH -A mine'", "say it as #SBATCH, without blanks before it"),
+        ("#sbatch -A mine", "'#sbatch -A mine'", "say it as #SBATCH"),
+        ("#SBTACH --gpus=4", "'#SBTACH --gpus=4'", "say it as #SBATCH"),
+        ("#MSUB -l nodes=4", "'#MSUB -l nodes=4'", "say it as #SBATCH"),
+        ("#$ -pe mpi 4", "'#$ -pe mpi 4'", "say it as #SBATCH"),
+        ("#flux: -N4", "'#flux: -N4'", "say it as #SBATCH"),
+        ("#SBATCH -A x #SBATCH -p y", "'#SBATCH -A x #SBATCH -p y'", "begin another line"),
+        ("#SBATCH --gpus=4; #SBATCH -p y", "'#SBATCH --gpus=4; #SBATCH -p y'", "begin another line"),
+        ("#SBATCH account=mine", "'account=mine'", "no option"),
+        ("#SBATCH \u2013gpus=4", "'\u2013gpus=4'", "no option"),
+        ("#SBATCH --qos= high", "'high'", "no option"),
+        ("#SBATCH: -A mine", "':'", "no option"),
+        ("#SBATCH -A $ACCOUNT", "-A $ACCOUNT", "have Python do it"),
+        ("#SBATCH --mail-user=${USER}@x.org", "--mail-user ${USER}@x.org", "have Python do it"),
         ("module load cuda", "'module load cuda'", "put it into worker_init="),
         ("--gres=gpu:4", "'--gres=gpu:4'", "put it into worker_init="),
     ],
@@ -60,7 +73,8 @@ def test_what_slurm_would_do_to_a_block_is_refused_by_name(options: str, named: 
         "#SBATCH --gres gpu:1 --gpus-per-node=1",
         "#SBATCH -A abc -p gpu -q high -C 'a100&hbm80g' --mem=0 --no-requeue --exclusive --hold",
         "#SBATCH --signal=B:USR1@60 --comment='-J mine' # -J mine",
-        "##SBATCH -J mine\n# SBATCH -J mine",
+        "##SBATCH -J mine\n# SBATCH -J mine\n# use -A of the project\n#BB create_persistent\n#DW jobdw type=scratch",
+        "#SBATCH --comment=$HOME --chdir=/scratch/%u",
     ],
 )
 def test_the_rest_is_the_sites(options: str) -> None:
@@ -73,7 +87,13 @@ def test_a_cluster_is_the_providers_to_name() -> None:
     assert slurm_refusal(slurm("#SBATCH -M other", clusters="accelgor")) is not None
 
 
+def test_what_ends_all_options_is_refused() -> None:
+    """After ``--`` even the lines that Parsl writes for the provider's fields are none."""
+    assert "no option" in str(slurm_refusal(slurm("#SBATCH -A mine --")))
+
+
 def test_options_that_came_in_by_another_field_are_refused_too() -> None:
+    assert str(slurm_refusal(slurm(partition="gpu a100"))).startswith("'a100': no option")
     for field in ("account", "partition", "qos", "constraint", "gres"):
         assert "-J: " in str(slurm_refusal(slurm(**{field: "x -J mine"})))
     assert "-J: " in str(slurm_refusal(slurm(worker_init="# modules\n#SBATCH -J mine\nmodule load x")))
@@ -96,6 +116,16 @@ def test_what_a_job_asks_for_is_told_by_fields_and_options_alike() -> None:
         ("#PBS -q main@other", "-q main@other", "queue= of the provider"),
         ("#PBS -W block=true", "-W block=true", "leave it out"),
         ("#PBS -hz", "-z", "leave it out"),
+        ("#PBS -k oe", "-k oe", "or say -k doe"),
+        ("#PBS -Roe", "-R", "leave it out"),
+        ("#PBS -S /bin/tcsh", "-S /bin/tcsh", "started by bash"),
+        ("#PBS -r y", "-r y", "start a block again"),
+        ("#PBS -l min_walltime=1:00:00", "-l min_walltime=1:00:00", "walltime= of the provider"),
+        ("#pbs -q main", "'#pbs -q main'", "say it as #PBS"),
+        ("#COBALT -q main", "'#COBALT -q main'", "say it as #PBS"),
+        ("#PBS -q a #PBS -A b", "'#PBS -q a #PBS -A b'", "begin another line"),
+        ("#PBS -q main gpu", "'gpu'", "no option"),
+        ("#PBS -A $PROJECT", "-A $PROJECT", "have Python do it"),
         ("#SBATCH -A x", "'#SBATCH -A x'", "say it as #PBS"),
         ("module load x", "'module load x'", "put it into worker_init="),
     ],
@@ -109,5 +139,7 @@ def test_what_pbs_would_do_to_a_block_is_refused_by_name(options: str, named: st
 
 def test_of_pbs_too_the_rest_is_the_sites() -> None:
     assert pbs_refusal(pbs("#PBS -l filesystems=home:eagle -q main -A mine\n#PBS -r n -W depend=afterok:1")) is None
+    assert pbs_refusal(pbs("#PBS -k doe -S /bin/bash -V -M a@b -m abe -l place=scatter")) is None
     assert pbs_refusal(pbs(select_options="ngpus=4:system=polaris")) is None
+    assert "default server only" in str(pbs_refusal(pbs(queue="main@other")))
     assert "one block is one node" in str(pbs_refusal(pbs(select_options="ngpus=4+2:ncpus=1")))

@@ -22,7 +22,7 @@ class Thinker(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         speaks = body["messages"][-1]["content"] == "a word"
         said = {"content": "word"} if speaks else {"content": None, "reasoning": "Hm"}
-        ended = "stop" if speaks else "length"
+        ended = "stop" if speaks or body["messages"][-1]["content"] == "only think" else "length"
         base = {"id": "1", "created": 0, "model": "m"}
         if body.get("stream"):
             chunk = {**base, "object": "chat.completion.chunk"}
@@ -70,6 +70,12 @@ def test_an_answer_that_went_into_thinking_is_an_error(tmp_path: Path) -> None:
     assert done.exit_code == 65
     assert done.stdout == ""
     assert "max_tokens while the model was thinking" in done.stderr
+
+
+def test_thoughts_without_words_are_an_error(tmp_path: Path) -> None:
+    done = chat(tmp_path, "only think")
+    assert (done.exit_code, done.stdout) == (65, "")
+    assert "thought and then said nothing" in done.stderr
 
 
 def test_as_json_the_answer_says_by_itself_how_it_ended(tmp_path: Path) -> None:

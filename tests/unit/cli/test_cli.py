@@ -87,7 +87,7 @@ def test_status_of_nothing_is_3_and_down_of_nothing_is_0(tmp_path: Path) -> None
     assert done.exit_code == 3
     assert json.loads(done.stdout)["state"] == "down"
     done = gateway(tmp_path / "state", "down")
-    assert (done.exit_code, done.stdout) == (0, "nothing ran\n")
+    assert (done.exit_code, done.stdout) == (0, f"nothing ran from {tmp_path}/state\n")
     assert not (tmp_path / "state").exists()
 
 

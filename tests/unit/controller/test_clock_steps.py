@@ -35,6 +35,9 @@ class Edge:
         self.routes: dict[tuple[int, int], tuple[str, bool]] = {}
         self.names: dict[str, int] = {}
 
+    async def apart(self) -> frozenset[str]:
+        return frozenset()
+
     async def tenants(self) -> dict[str, int]:
         return dict(self.names)
 
@@ -54,7 +57,7 @@ class Edge:
     async def keys_in_force(self) -> bool:
         return True
 
-    async def sync_slots(self, names: dict[str, int], _fresh: tuple[int, ...]) -> None:
+    async def sync_slots(self, names: dict[str, int], _fresh: tuple[int, ...], _apart: frozenset[str]) -> None:
         self.names = dict(names)
 
     async def open(self, slot: int, server: int, address: str) -> None:

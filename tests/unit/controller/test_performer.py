@@ -17,7 +17,7 @@ from serve.controller.observer import Observer
 from serve.controller.performer import Performer
 from serve.core.effects import CreateAgent, DrainRoute, Effect, KillAgent, OpenRoute, StopEngine, SyncSlots
 from serve.core.events import Event, RouteDrained, RouteRefused
-from serve.core.fleet import Fleet, NodeKind, Policy
+from serve.core.fleet import Apart, Fleet, NodeKind, Policy
 from tests.support.fleets import a_model
 
 
@@ -27,6 +27,7 @@ class Edge:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.names: dict[str, int] = {}
+        self.kept_apart: frozenset[str] = frozenset()
         self.keys: dict[int, str] = {}
         self.away = False
         self.stuck: set[int] = set()
@@ -38,10 +39,11 @@ class Edge:
     def slot_key(self, slot: int) -> str:
         return self.keys[slot]
 
-    async def sync_slots(self, names: Mapping[str, int], _fresh: tuple[int, ...]) -> None:
+    async def sync_slots(self, names: Mapping[str, int], _fresh: tuple[int, ...], apart: frozenset[str]) -> None:
         if self.away:
             raise EdgeAway("no answer")
         self.names = dict(names)
+        self.kept_apart = apart
         self.told.append(("names", *names))
 
     async def _change(self, what: str, slot: int) -> None:
@@ -66,6 +68,9 @@ class Edge:
 
     async def tenants(self) -> dict[str, int]:
         return dict(self.names)
+
+    async def apart(self) -> frozenset[str]:
+        return self.kept_apart
 
     async def keys_in_force(self) -> bool:
         return True
@@ -152,12 +157,17 @@ async def test_a_route_is_opened_only_when_the_edge_has_names_and_keys(stage: St
     assert {*stage.edge.told[:-1]} == {("names", "a", "b")}
 
 
-async def test_names_that_the_edge_lost_are_told_again(stage: Stage) -> None:
-    model = a_model("a")
-    fleet = Fleet(Policy(), models={"a": model}, slots={"a": 3}, settled=True)
+def an_observer(stage: Stage, fleet: Fleet) -> Observer:
     known: Any = SimpleNamespace(fleet=fleet)
     edge: Any = stage.edge
-    observer = Observer(edge, known, stage.events.append, stage.performer.start_all, lambda: 1.0)
+    return Observer(
+        edge, known, stage.events.append, stage.performer.start_all, lambda: 1.0, lambda node, engines: None
+    )
+
+
+async def test_names_that_the_edge_lost_are_told_again(stage: Stage) -> None:
+    model = a_model("a")
+    observer = an_observer(stage, Fleet(Policy(), models={"a": model}, slots={"a": 3}, settled=True))
     await observer._read(None)
     assert stage.edge.names == {}, "once may be a coincidence"
     await observer._read(None)
@@ -166,6 +176,20 @@ async def test_names_that_the_edge_lost_are_told_again(stage: Stage) -> None:
         await observer._read(None)
     await asyncio.sleep(0.05)
     assert len(stage.edge.told) == 1
+
+
+@pytest.mark.parametrize("apart", [True, False])
+async def test_models_kept_apart_are_told_again_where_the_edge_has_others(stage: Stage, apart: bool) -> None:
+    model = a_model("a")
+    kept = {"a": Apart(0.0, 9.0)} if apart else {}
+    observer = an_observer(stage, Fleet(Policy(), models={"a": model}, slots={"a": 3}, apart=kept, settled=True))
+    stage.edge.names = dict.fromkeys(model.names, 3)
+    stage.edge.kept_apart = frozenset() if apart else frozenset(model.names)
+    for _ in range(5):
+        await observer._read(None)
+        await asyncio.sleep(0.02)
+    assert stage.edge.kept_apart == (frozenset(model.names) if apart else frozenset())
+    assert stage.edge.told == [("names", *model.names)]
 
 
 async def test_the_loop_goes_on_while_rays_head_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ MODELS = (
     a_model("c", 2, min_residency=5),
     a_model("d", 8, gpus=2),
     a_model("e", 6, gpus=1, keep_alive=0),
+    a_model("f", 3, gpus=1),
+    a_model("g", 2, gpus=1, keep_alive=5),
 )
 POLICY = a_policy(
     a_kind("cpu", 6, most=2),
@@ -137,6 +139,10 @@ class Gateway(RuleBasedStateMachine):
         }
         self.world.tell(said[what])
 
+    @rule()
+    def the_gateway_closes(self) -> None:
+        self.world.tell(ev.GatewayCloses())
+
     @precondition(lambda self: self.world.fleet.nodes)
     @rule(pick=picks)
     def a_node_is_to_leave(self, pick: int) -> None:
@@ -151,6 +157,14 @@ class Gateway(RuleBasedStateMachine):
         engine = sorted(processes)[pick % len(processes)]
         agent = next(agent for agent in self.world.agents.values() if engine in agent.processes)
         self.world.crash(agent, processes[engine])
+
+    @precondition(lambda self: self.world.fleet.engines)
+    @rule(pick=picks, moves=st.booleans())
+    def an_engine_stands_still_or_moves_again(self, pick: int, moves: bool) -> None:
+        engines = sorted(self.world.fleet.engines)
+        engine = self.world.fleet.engines[engines[pick % len(engines)]]
+        said: ev.Event = ev.EngineStalled(engine.id, engine.generation, 3.0, 1)
+        self.world.tell(ev.EngineMoves(engine.id, engine.generation) if moves else said)
 
     @precondition(lambda self: any(agent.up for agent in self.world.agents.values()))
     @rule(pick=picks, node_alive=st.booleans())

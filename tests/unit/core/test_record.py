@@ -105,7 +105,15 @@ def test_a_fleet_comes_back_from_json() -> None:
     story.ask("a")
     story.loaded("a")
     story.ask("b", after=5)
-    for fleet in (initial(story.fleet.policy), story.fleet):
+    engine = story.engine("a")
+    story.on(ev.EngineStalled(engine.id, engine.generation, 2.0, 3))
+    ill = story.fleet
+    story.exited("a")
+    story.on(ev.SuspectsKept("a"))
+    assert any(one.still_since for one in ill.engines.values())
+    assert story.fleet.apart
+    assert story.fleet.waiters
+    for fleet in (initial(story.fleet.policy), ill, story.fleet):
         assert fleet_from_json(json.loads(json.dumps(fleet_to_json(fleet)))) == fleet
     with pytest.raises(ConfigError, match="recorded fleet"):
         fleet_from_json({"policy": {"kinds": [7]}})

@@ -269,6 +269,7 @@ def test_models_share_gpus_by_memory_and_take_distinct_ones(gpus: tuple[int, ...
     story = begin(*models, policy=a_policy(), gpus=gpus)
     story.ask("one")
     assert story.said(StartEngine)[0].gpus == (0,)
+    story.loaded("one")
     story.ask("two")
     assert story.said(StartEngine)[0].gpus == (0, 1), "the tightest fit, on two devices"
     story.ask("three")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from gateway_plugin.errors import (
     GatewayError,
+    GoingDown,
     ModelNotFound,
     ModelQueueFull,
     ModelUnavailable,
@@ -14,7 +17,17 @@ from gateway_plugin.errors import (
     WaitDeadline,
 )
 from serve.core import events as ev
-from serve.core.effects import Answer, CloseRoute, CreateAgent, DrainRoute, KillAgent, StartEngine, StopEngine
+from serve.core.effects import (
+    Answer,
+    CloseRoute,
+    CreateAgent,
+    DrainRoute,
+    KillAgent,
+    StartEngine,
+    StopEngine,
+    SyncSlots,
+)
+from serve.core.fleet import EngineState
 from serve.core.step import initial
 from serve.core.view import models_view, status_view
 from serve.core.waiting import model_state
@@ -77,14 +90,150 @@ def test_the_deadline_says_state_and_expectation() -> None:
     assert (error.state, error.eta_s) == ("loading", 30.0)
 
 
-def test_a_load_that_nobody_wants_any_more_is_stopped_after_a_grace() -> None:
-    story = begin(a_model("a"))
+def test_a_load_that_nobody_wants_any_more_is_finished_and_kept_for_who_comes_back() -> None:
+    story = begin(a_model("a", keep_alive=0))
     ticket = story.ask("a")
     story.on(ev.WaiterLeft(ticket), 1)
+    story.tick(60)
+    story.loaded("a")
+    story.tick(100)
+    ticket = story.ask("a")
+    assert story.answers()[ticket].error is None
+    assert len(story.ever(StartEngine)) == 1
+    story.used("a")
+    story.tick(5)
+    assert story.ever(DrainRoute), "its keep_alive is over"
+
+
+def test_a_model_that_nobody_comes_back_for_is_not_kept_for_ever() -> None:
+    story = begin(a_model("a", keep_alive=0))
+    story.on(ev.WaiterLeft(story.ask("a")), 1)
+    story.loaded("a")
+    story.tick(story.fleet.policy.unclaimed_s - 1)
+    assert not story.ever(DrainRoute)
+    story.tick(2)
+    assert story.ever(DrainRoute)
+
+
+def test_a_load_that_nobody_wants_any_more_makes_room_after_a_grace() -> None:
+    story = begin(a_model("a"), a_model("b"))
+    story.on(ev.WaiterLeft(story.ask("a")), 1)
+    story.ask("b", after=1)
+    assert not story.ever(StopEngine), "its client may be back in a moment"
     story.tick(1)
-    assert not story.effects
-    story.tick(1)
-    assert [stop.reason for stop in story.said(StopEngine)] == ["abandoned"]
+    assert [stop.engine for stop in story.said(StopEngine)] == ["a-1-1"]
+    story.exited("a", "stopped", expected=True)
+    assert story.ever(StartEngine)[-1].model.name == "b"
+    assert not story.fleet.failures
+
+
+def test_loads_that_no_client_waits_for_come_after_those_that_one_does() -> None:
+    """30 requests with ``x-gateway-wait: 0``, and one of another user: it waits for none of their loads."""
+    story = begin(*(a_model(f"m{number}") for number in range(30)), a_model("wanted"))
+    for number in range(30):
+        story.ask(f"m{number}", wait_s=120, unattended=True)
+    assert len(story.ever(StartEngine)) == 1
+    ticket = story.ask("wanted", after=0.5)
+    for _ in range(10):
+        story.tick(0.25)
+    assert [stop.engine for stop in story.ever(StopEngine)] == ["m0-1-1"]
+    story.exited("m0", "stopped", expected=True)
+    story.tick()
+    assert [start.model.name for start in story.ever(StartEngine)] == ["m0", "wanted"]
+    story.loaded("wanted")
+    assert story.answers()[ticket].error is None
+
+
+def test_loads_that_no_client_waits_for_do_not_stop_each_other_but_make_use_of_idle_room() -> None:
+    story = begin(a_model("a"), a_model("b"), a_model("c"))
+    story.ask("a")
+    story.loaded("a")
+    story.used("a")
+    story.ask("b", after=30, unattended=True)
+    story.ask("c", unattended=True)
+    story.drained("a")
+    story.exited("a", "stopped", expected=True)
+    assert story.ever(StartEngine)[-1].model.name == "b"
+    for _ in range(20):
+        story.tick(1)
+    story.loaded("b")
+    story.tick(60)
+    assert len(story.ever(StartEngine)) == 2, "b waits for who asked for it"
+    assert len(story.ever(StopEngine)) == 1
+
+
+def test_loads_that_no_client_waits_for_ask_for_one_block_at_a_time() -> None:
+    story = begin(*(a_model(f"m{n}", 6) for n in range(8)), policy=a_policy(a_kind(most=8)), nodes=())
+    for number in range(8):
+        story.ask(f"m{number}", wait_s=120, unattended=True)
+    story.tick(10)
+    assert len(story.ever(CreateAgent)) == 1
+    story.ask("m7")
+    story.tick(10)
+    story.ask("m6")
+    story.tick(10)
+    assert len(story.ever(CreateAgent)) == 2, "one is there for the first who waits, one more for the second"
+
+
+def test_of_those_who_do_not_wait_one_at_a_time_keeps_its_place_in_the_queue_for_a_block() -> None:
+    story = begin(*(a_model(f"m{n}", 6) for n in range(8)), policy=a_policy(a_kind(most=8)), nodes=())
+    story.ask("m0", wait_s=60)
+    story.blocks(a_block("cpu-1-1", story.now + 100, phase="pending", asked_at=story.now))
+    for number in range(1, 8):
+        story.ask(f"m{number}", wait_s=0)
+        story.tick(1)
+    assert len(story.answers()) == 7
+    assert list(story.fleet.wished) == ["m1"]
+    assert len(story.ever(CreateAgent)) == 2
+
+
+def test_two_models_whose_clients_give_up_too_early_do_not_stop_each_others_loads_for_ever() -> None:
+    """Each takes 60 s to load; each client waits for 40 s, and asks again 5 s later."""
+    story = begin(a_model("a"), a_model("b"))
+    waits: dict[str, tuple[str, float]] = {}
+    asks = {"a": story.now, "b": story.now + 20}
+    end = story.now + 600
+    while asks and story.now < end:
+        for model in sorted(asks):
+            ticket, since = waits.get(model, ("", 0.0))
+            if ticket in story.answers():
+                del asks[model]
+            elif ticket and story.now >= since + 40:
+                story.on(ev.WaiterLeft(waits.pop(model)[0]))
+                asks[model] = story.now + 5
+            elif not ticket and story.now >= asks[model]:
+                waits[model] = (story.ask(model), story.now)
+        story.tick(1)
+        for engine in list(story.fleet.engines.values()):
+            if engine.state is EngineState.STOPPING:
+                story.exited(engine.model, "stopped", expected=True, after=0)
+            elif engine.state is EngineState.LOADING and story.now >= engine.started + 60:
+                story.got_ready(engine.model, after=0)
+                story.opened(engine.model)
+                story.used(engine.model)
+            elif engine.state is EngineState.DRAINING and not engine.drained:
+                story.drained(engine.model)
+    assert not asks, "both were answered"
+    assert len(story.ever(StartEngine)) <= 3
+
+
+@pytest.mark.parametrize(
+    ("load_s", "timeout_s", "pause_s"), [(90, 60, 5), (150, 120, 10), (400, 300, 10), (700, 600, 8)]
+)
+def test_a_client_whose_timeout_is_shorter_than_the_load_is_answered(
+    load_s: float, timeout_s: float, pause_s: float
+) -> None:
+    """ollama/ollama#8006: it gives up, and asks again a little later."""
+    story = begin(a_model("a"))
+    ticket = story.ask("a")
+    story.on(ev.WaiterLeft(ticket), timeout_s)
+    for _ in range(int(pause_s)):
+        story.tick(1)
+    ticket = story.ask("a")
+    story.got_ready("a", load_s - timeout_s - pause_s)
+    story.opened("a")
+    assert story.answers()[ticket].error is None
+    assert len(story.ever(StartEngine)) == 1
 
 
 def test_somebody_new_keeps_the_load_alive() -> None:
@@ -198,7 +347,7 @@ def test_an_engine_that_dies_is_loaded_again_when_somebody_asks_at_once() -> Non
     story.ask("a")
     story.loaded("a")
     story.on(ev.EngineExited("a-1-1", 1, "killed", False), 60)
-    assert story.effects == (CloseRoute("a-1-1", 0, 0),)
+    assert story.effects == (CloseRoute("a-1-1", 0, 0), SyncSlots({"a": 0}, apart=frozenset({"a"})))
     assert not story.fleet.failures
     story.ask("a")
     assert story.said(StartEngine)
@@ -220,6 +369,29 @@ def test_an_engine_that_dies_as_soon_as_it_is_ready_again_and_again_is_not_loade
     assert gaps[-1] > gaps[0] + 5
 
 
+def test_engines_that_die_young_under_requests_are_loaded_again_until_it_is_clear_that_none_answers() -> None:
+    """What killed them may be one of the requests (``serve.ingress.trials``)."""
+    story = begin(a_model("a"))
+    most = story.fleet.policy.crashes_per_wait
+    for number in range(most):
+        ticket = story.ask("a")
+        assert len(story.ever(StartEngine)) == number + 1, "at once"
+        story.loaded("a")
+        assert story.answers()[ticket].error is None
+        story.exited("a", "killed by signal 11")
+    assert isinstance(told(story, story.ask("a")), ModelUnavailable)
+
+
+def test_an_answer_shows_that_a_model_does_not_crash_by_itself() -> None:
+    story = begin(a_model("a", aliases=("b",)))
+    for _ in range(30):
+        story.ask("a")
+        story.loaded("a")
+        story.on(ev.ModelAnswered("b"))
+        assert not story.fleet.failures
+        story.exited("a", "killed by signal 11")
+
+
 def test_unload_refuses_waiters_and_drains_and_a_new_request_loads_afresh() -> None:
     story = begin(a_model("a", pinned=True))
     story.tick()
@@ -236,6 +408,26 @@ def test_unload_refuses_waiters_and_drains_and_a_new_request_loads_afresh() -> N
     story.on(ev.UnloadAsked("a"))
     assert isinstance(told(story, late), Unloaded)
     assert story.said(StopEngine), "a load is stopped at once"
+
+
+def test_at_the_gateways_end_every_waiter_is_told_and_what_serves_goes_on() -> None:
+    story = begin(a_model("a", 2, pinned=True), a_model("b", 4), a_model("c", 2))
+    story.tick()
+    story.loaded("a")
+    waiters = [story.ask("b"), story.ask("c"), story.ask("c")]
+    story.on(ev.LoadAsked("b"))
+    story.on(ev.GatewayCloses())
+    for ticket in waiters:
+        error = told(story, ticket)
+        assert isinstance(error, GoingDown)
+        assert (error.status, error.headers()["Retry-After"]) == (503, "30")
+    assert not story.fleet.waiters
+    assert not story.fleet.wished, "nothing is loaded, and no block asked for, that nobody comes back to"
+    warm = story.ask("a")
+    assert story.answers()[warm].error is None, "a request that was let in before finds its model"
+    late = story.ask("c")
+    story.on(ev.GatewayCloses())
+    assert isinstance(told(story, late), GoingDown)
 
 
 def test_a_model_that_leaves_the_catalog_is_drained_and_its_waiters_hear_of_it() -> None:

@@ -9,6 +9,7 @@ from serve.core.fleet import Engine, EngineState, NodePhase, RouteState
 from serve.core.waiting import serving
 
 if TYPE_CHECKING:
+    from tests.unit.core.things import Agent
     from tests.unit.core.world import World
 
 ENDS = ("node-ends", "handed-over")
@@ -45,6 +46,12 @@ def check_start(world: World, effect: StartEngine) -> None:
         for process in agent.processes.values():
             if process.model == effect.model.name and not process.ready and not process.stopping:
                 assert agent.id in ending, f"{process.id} loads already"
+
+
+def check_alone(agent: Agent, gpus: tuple[int, ...]) -> None:
+    """Nothing starts or ends on a GPU while an engine loads there."""
+    loading = [process.id for process in agent.processes.values() if not process.ready and {*process.gpus} & {*gpus}]
+    assert not loading, f"{loading} load on the same GPU"
 
 
 def check_ask(world: World, kind: str) -> None:

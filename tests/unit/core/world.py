@@ -28,7 +28,7 @@ from serve.core.placement import need_of
 from serve.core.step import initial, step
 from tests.unit.core.blocks import Blocks
 from tests.unit.core.things import Agent, Process, Server
-from tests.unit.core.truth import check, check_ask, check_hand_over, check_slots, check_start, check_stop
+from tests.unit.core.truth import check, check_alone, check_ask, check_hand_over, check_slots, check_start, check_stop
 
 RouteCommand = OpenRoute | DrainRoute | CloseRoute
 
@@ -115,6 +115,8 @@ class World:
                 assert node in self.agents
                 assert engine in self.fleet.engines
                 check_stop(self, effect)
+                if (process := self.processes().get(engine)) is not None:
+                    process.stopping = True
                 self.command(self.agents[node], effect)
             case OpenRoute(engine, slot, server):
                 assert self.fleet.engines[engine].state is EngineState.READY
@@ -183,10 +185,12 @@ class World:
         if isinstance(command, StopEngine):
             process = agent.processes.pop(command.engine, None)
             if process is not None:
+                check_alone(agent, process.gpus)
                 agent.word.append(ev.EngineExited(process.id, process.generation, "stopped", True))
             return
         model = command.model
         need = need_of(model)
+        check_alone(agent, command.gpus)
         address = f"{agent.id}:{self.epoch}.{command.generation}"
         process = Process(command.engine, model.name, command.gpus, need.mib, command.generation, self.now, address)
         agent.processes[process.id] = process
@@ -310,7 +314,8 @@ class World:
         self.tickets += 1
         ticket = f"t{self.tickets}"
         self.waiting[ticket] = (model, deadline)
-        event = ev.Acquire(ticket, model, max(0.0, deadline - self.now), not_routed=again)
+        unattended = self.random.random() < 0.15
+        event = ev.Acquire(ticket, model, max(0.0, deadline - self.now), again, unattended)
         self.edge_word.append(event)
 
     def request(self, model: str, wait_s: float = 60.0) -> None:

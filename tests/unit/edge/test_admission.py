@@ -65,7 +65,7 @@ def test_what_does_not_end_is_said() -> None:
     def edge(command: str) -> str:
         return HELD if command.startswith("show table") else ""
 
-    with pytest.raises(EdgeError, match="2 requests of a revoked key are still in flight"):
+    with pytest.raises(EdgeError, match="2 requests that were to be cut are still in flight"):
         admit_only(edge, Path("/k/keys.map"), {}, {A}, 0.05)
 
 

@@ -92,25 +92,25 @@ def test_maps_are_read_as_they_are_written() -> None:
         parse_map("Unknown map identifier. Please use #<id> or <file>.\n", numbered=True)
 
 
-HEAD = "# pxname,svname,scur,stot,status,lastsess,addr\n"
+HEAD = "# pxname,svname,scur,stot,bout,status,lastsess,addr\n"
 
 
 def test_servers_are_read() -> None:
     rows = (
-        "slot0,e0,2,10,UP,5,10.0.0.1:8000\n"
-        "slot0,e1,0,0,UP 1/3,-1,10.0.0.1:8001\n"
-        "slot0,e2,1,4,DRAIN,0,10.0.0.1:8002\n"
-        "slot1,e0,0,4,DOWN,9,10.0.0.1:8003\n"
-        "slot1,e1,0,4,MAINT,9,10.0.0.1:8004\n"
-        "slot1,cold,0,4,no check,9,unix\n"
-        "ingress,ingress,0,4,no check,9,127.0.0.1:8181\n"
+        "slot0,e0,2,10,700,UP,5,10.0.0.1:8000\n"
+        "slot0,e1,0,0,,UP 1/3,-1,10.0.0.1:8001\n"
+        "slot0,e2,1,4,5,DRAIN,0,10.0.0.1:8002\n"
+        "slot1,e0,0,4,6,DOWN,9,10.0.0.1:8003\n"
+        "slot1,e1,0,4,7,MAINT,9,10.0.0.1:8004\n"
+        "slot1,cold,0,4,8,no check,9,unix\n"
+        "ingress,ingress,0,4,9,no check,9,127.0.0.1:8181\n"
         "\n"
     )
     assert parse_servers(HEAD + rows + HEAD) == (
-        ServerStat(0, 0, "10.0.0.1:8000", up=True, draining=False, in_flight=2, idle_s=5, total=10),
+        ServerStat(0, 0, "10.0.0.1:8000", up=True, draining=False, in_flight=2, idle_s=5, total=10, bytes_out=700),
         ServerStat(0, 1, "10.0.0.1:8001", up=True, draining=False, in_flight=0, idle_s=-1, total=0),
-        ServerStat(0, 2, "10.0.0.1:8002", up=True, draining=True, in_flight=1, idle_s=0, total=4),
-        ServerStat(1, 0, "10.0.0.1:8003", up=False, draining=False, in_flight=0, idle_s=9, total=4),
+        ServerStat(0, 2, "10.0.0.1:8002", up=True, draining=True, in_flight=1, idle_s=0, total=4, bytes_out=5),
+        ServerStat(1, 0, "10.0.0.1:8003", up=False, draining=False, in_flight=0, idle_s=9, total=4, bytes_out=6),
     )
     for answer in ("", "No such proxy.\n", "Unknown command\n"):
         with pytest.raises(EdgeError):

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from gateway_plugin.edge import answers, apart
 from gateway_plugin.edge.answers import Refusal, own_errors, refuse_script
 from gateway_plugin.edge.config import EdgeSettings, max_connections, render, script
 from gateway_plugin.edge.front import INFERENCE
 from gateway_plugin.errors import InvalidRequest, ServiceError
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
+from serve.ingress import relay
 from tests.support.edges import edge_site
 
 
@@ -37,6 +39,7 @@ def test_doors_are_private_and_the_front_is_on_loopback() -> None:
         f"unix@{settings().owner_door} mode 600 proto h1",
         f"unix@{settings().inner_door} mode 600 proto h1",
         f"unix@{settings().cold_door} mode 600 proto h1",
+        f"unix@{settings().around_door} mode 600 proto h1",
     ]
     assert f"stats socket {settings().socket} mode 600 level admin" in text
 
@@ -75,16 +78,26 @@ def test_every_server_is_verified() -> None:
         assert f"map_str({settings().slot_keys_map})" in backend
         assert "server-template e 0-2 engine.gateway:1 init-addr last,127.0.0.1 disabled" in backend
         assert "backup" in backend
-    ingress = section(text, "backend ingress")
-    assert f"crt {settings().identity} verify required verifyhost serve.gateway" in ingress
+    desk = section(text, "backend desk")
+    assert f"crt {settings().identity} verify required verifyhost serve.gateway" in desk
+    for backend in ("backend ingress", "backend apart"):
+        assert f"server ingress unix@{settings().ingress_socket}" in section(text, backend)
     assert "backend slot2" not in text
 
 
-def test_the_secret_is_said_to_the_ingress_alone() -> None:
+def test_the_secret_is_said_to_ingress_and_desk_alone() -> None:
     text = render(settings())
-    assert text.count("SECRET") == 1
+    assert text.count("SECRET") == 4
     assert "SECRET" in section(text, "backend ingress")
+    assert "SECRET" in section(text, "backend desk")
+    assert section(text, "backend apart").count("SECRET") == 2
+    assert "del-header x-gateway-edge\n" in section(text, "frontend around_door"), "what lies there is an engine"
     assert "SECRET" not in script(settings())
+
+
+def test_the_ingress_and_the_edge_know_each_other_by_the_same_names() -> None:
+    assert apart.AROUND == relay.AROUND
+    assert answers.NOT_ROUTED == relay.NOT_ROUTED
 
 
 def test_a_caller_is_known_before_its_body_is_awaited() -> None:
@@ -187,7 +200,7 @@ def test_a_refusal_may_say_another_thing_for_some_paths() -> None:
     text = refuse_script([Refusal("x", InvalidRequest("usual"), variants=(("^/a", InvalidRequest('odd "one"')),))])
     assert '{{"^/a", "{\\"error\\"' in text
     (line,) = [line for line in script(settings()).splitlines() if line.startswith('refuse("path"')]
-    for pattern in ("^/v1/v1/", "//", "^/v1/batches"):
+    for pattern in ("^/v1/v1", "//", "^/v1/batches"):
         assert f'{{"{pattern}", ' in line
 
 

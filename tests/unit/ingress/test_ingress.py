@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator
@@ -13,16 +14,20 @@ from pathlib import Path
 import httpx
 import pytest
 from ray.exceptions import ActorDiedError
-from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
+from gateway_plugin.answers import parse_model, parse_models
 from gateway_plugin.edge import front
 from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, WaitDeadline
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
-from serve.ingress import inference
+from serve.ingress import boarding, inference
 from serve.ingress.body import Turns
+from serve.ingress.desk import Desk
 from serve.ingress.http import INFERENCE_PATHS, Ingress
 from serve.ingress.relay import Relay
+from serve.ingress.trials import Trials
+from serve.ingress.waiting import UNATTENDED_MAX, UNATTENDED_S
 from tests.support.controllers import ScriptedController
 from tests.support.inner_doors import CUT, NOT_ROUTED, answer, inner_door
 
@@ -38,6 +43,7 @@ async def ingress(
     limits: Limits | None = None,
     **headers: str,
 ) -> AsyncIterator[httpx.AsyncClient]:
+    """Ingress and desk, with the edge's choice between them."""
     layout = Layout(tmp_path)
     for folder in (layout.tls, layout.logs):
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,11 +51,16 @@ async def ingress(
     made = Ingress(str(tmp_path), limits or Limits(), controller)
     if door is not None:
         made._inference._relay = Relay(door)
-    app: Starlette = made.application()
+    inferring, desk = made.application(), Desk(str(tmp_path), limits or Limits(), controller).application()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (inferring if scope["path"] in INFERENCE_PATHS else desk)(scope, receive, send)
+
     shown = {"x-gateway-edge": SECRET, "x-gateway-role": "user", **{k.replace("_", "-"): v for k, v in headers.items()}}
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://ingress", headers=shown) as client:
         yield client
+    await made._inference._relay.close()
 
 
 async def test_answers_only_what_carries_the_edges_secret(tmp_path: Path) -> None:
@@ -106,7 +117,8 @@ async def test_administration_needs_the_admin_role(tmp_path: Path, path: str) ->
         (json.dumps({**CHAT, "user": "gl\xe4cier"}, ensure_ascii=False).encode("latin-1"), "not text in UTF-8"),
         (b'{"model": "m", "user": "' + b"x" * (1 << 20) + b'\xe4"}', "near byte 1048600"),
         (b'{"model": "m", "user": "\xc3', "not valid JSON"),
-        (json.dumps(CHAT).encode("utf-16"), "not valid JSON in UTF-8"),
+        (json.dumps(CHAT).encode("utf-16"), "not valid JSON in UTF-8: it is in UTF-16"),
+        (gzip.compress(json.dumps(CHAT).encode()), "not valid JSON in UTF-8: it is compressed"),
         (b"{}", "has no 'model'"),
         (b'{"model": 5}', "not a name"),
         (b'{"model": "a;set server slot1/e1 weight 7"}', "not a name"),
@@ -242,15 +254,128 @@ async def test_not_routed_again_and_again_ends_in_an_error(tmp_path: Path, monke
     assert "retry-after" in response.headers
 
 
-async def test_a_request_under_which_two_engines_died_is_refused(tmp_path: Path) -> None:
+class Deadly(ScriptedController):
+    """An engine died a while ago, and one dies under every request that is not routed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deaths = [time.time() - 30]
+        self.apart_since = time.time() - 20
+
+    async def _acquire(
+        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+    ) -> GatewayError | None:
+        if not_routed:
+            self.deaths.append(time.time())
+        return await super()._acquire(ticket, model, wait_s, not_routed)
+
+
+async def test_a_request_that_was_alone_on_two_dying_engines_is_refused_and_remembered(tmp_path: Path) -> None:
+    controller = Deadly()
+    async with inner_door(NOT_ROUTED, NOT_ROUTED, answer(200)) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            response = await client.post("/v1/chat/completions", json=CHAT)
+            assert response.status_code == 500
+            assert response.json()["error"]["code"] == "request_killed_engine"
+            assert response.headers["x-should-retry"] == "false"
+            again = await client.post("/v1/chat/completions", json=CHAT)
+            assert again.json()["error"]["code"] == "request_killed_engine"
+            assert len(door.requests) == 2, "the second time it was sent to no engine"
+            other = await client.post("/v1/chat/completions", json={**CHAT, "messages": [1]})
+    assert other.status_code == 200
+    assert ("answered", ("m",)) in controller.told
+
+
+async def test_requests_that_died_together_are_tried_apart_and_answered(tmp_path: Path) -> None:
     now = time.time()
     controller = ScriptedController()
-    controller.deaths = [now + 0.01, now + 0.02]
-    async with inner_door(NOT_ROUTED, answer(200)) as door:
+    controller.deaths = [now + 0.01]
+    async with inner_door() as door:
         async with ingress(tmp_path, controller, door.path, x_gateway_arrived=str(int(now * 1000))) as client:
+            asked = (client.post("/v1/chat/completions", json={**CHAT, "messages": [n]}) for n in range(9))
+            answers = await asyncio.gather(*asked)
+    assert [one.status_code for one in answers] == [200] * 9
+
+
+async def test_an_innocent_whose_turn_does_not_come_is_told_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    controller = ScriptedController()
+    controller.deaths = [now + 0.01]
+    monkeypatch.setattr(Trials, "admit", lambda self, now: ())
+    async with inner_door() as door:
+        arrived = str(int(now * 1000))
+        async with ingress(tmp_path, controller, door.path, x_gateway_arrived=arrived, x_gateway_wait="0") as client:
             response = await client.post("/v1/chat/completions", json=CHAT)
-    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "wait_deadline"
+    assert "hange" not in response.json()["error"]["message"]
+
+
+async def test_a_stream_that_kills_its_engine_is_known_when_it_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boarding, "DEATH_NEWS_S", 0.05)
+    controller = ScriptedController()
+    controller.deaths = [time.time() - 30]
+    controller.apart_since = time.time() - 20
+    async with inner_door(CUT) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            for _ in range(2):
+                with pytest.raises(inference.StreamBroken):
+                    await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+                controller.deaths.append(time.time())
+                await asyncio.sleep(0.2)
+            response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert response.json()["error"]["code"] == "request_killed_engine"
+
+
+async def test_the_controller_hears_again_and_again_of_suspects_and_no_more_when_they_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boarding, "KEEP_S", 0.05)
+    now = time.time()
+    controller = ScriptedController()
+    controller.deaths = [now + 0.01]
+    release = asyncio.Event()
+    turn = boarding.Seat.turn
+
+    async def held(seat: boarding.Seat, deadline: float) -> None:
+        await release.wait()
+        await turn(seat, deadline)
+
+    monkeypatch.setattr(boarding.Seat, "turn", held)
+
+    def told() -> int:
+        return controller.told.count(("suspects", ("m",)))
+
+    async with inner_door() as door:
+        async with ingress(tmp_path, controller, door.path, x_gateway_arrived=str(int(now * 1000))) as client:
+            asked = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
+            async with asyncio.timeout(5):
+                while told() < 3:
+                    await asyncio.sleep(0.01)
+            release.set()
+            assert (await asked).status_code == 200
+            await asyncio.sleep(0.2)
+            before = told()
+            await asyncio.sleep(0.2)
+    assert told() == before
+
+
+async def test_who_came_here_first_is_not_blamed_for_a_death_unless_it_went_round(tmp_path: Path) -> None:
+    now = time.time()
+    for around, suspected in (("", False), ("1", True)):
+        controller = ScriptedController()
+        controller.apart_since = now - 10
+        controller.deaths = [now + 0.01]
+        async with inner_door() as door:
+            arrived = str(int(now * 1000))
+            async with ingress(tmp_path, controller, door.path, x_gateway_arrived=arrived) as client:
+                headers = {"x-gateway-around": around} if around else {}
+                response = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+                assert response.status_code == 200
+        assert (("suspects", ("m",)) in controller.told) == suspected
 
 
 async def test_deaths_before_the_request_came_are_not_its_fault(tmp_path: Path) -> None:
@@ -292,7 +417,9 @@ async def test_a_client_that_does_not_wait_is_told_at_once_and_the_model_is_load
     waits: list[float] = []
 
     class Cold(ScriptedController):
-        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> GatewayError | None:
             waits.append(round(wait_s))
             if wait_s:
                 await asyncio.sleep(60)
@@ -304,7 +431,26 @@ async def test_a_client_that_does_not_wait_is_told_at_once_and_the_model_is_load
             assert response.status_code == 503
             assert response.json()["error"]["state"] == "loading"
             assert response.json()["error"]["eta_s"] == 12.0
-    assert sorted(waits) == [0, 0, Limits().wait_s], "one wait in the clients' stead, for both"
+    assert sorted(waits) == [0, 0, UNATTENDED_S], "one wait in the clients' stead, for both"
+
+
+async def test_few_models_at_a_time_are_loaded_for_clients_that_do_not_wait(tmp_path: Path) -> None:
+    loading: list[str] = []
+
+    class Cold(ScriptedController):
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> GatewayError | None:
+            if unattended:
+                loading.append(model)
+                await asyncio.sleep(60)
+            return WaitDeadline("not ready", state="cold", eta_s=12.0)
+
+    async with ingress(tmp_path, Cold(), x_gateway_wait="0") as client:
+        for number in range(30):
+            response = await client.post("/v1/chat/completions", json={**CHAT, "model": f"m{number}"})
+            assert response.status_code == 503
+    assert loading == [f"m{number}" for number in range(UNATTENDED_MAX)]
 
 
 async def test_a_client_waits_no_longer_than_it_is_ready_to(tmp_path: Path) -> None:
@@ -312,7 +458,9 @@ async def test_a_client_waits_no_longer_than_it_is_ready_to(tmp_path: Path) -> N
     waits: list[float] = []
     acquire = controller._acquire
 
-    async def noted(ticket: str, model: str, wait_s: float, not_routed: bool) -> GatewayError | None:
+    async def noted(
+        ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+    ) -> GatewayError | None:
         waits.append(wait_s)
         return await acquire(ticket, model, wait_s, not_routed)
 
@@ -359,7 +507,9 @@ async def test_only_administrators_are_told_what_an_engine_said(
     failed = ModelUnavailable("It failed.", detail="RuntimeError: /scratch/eve")
 
     class Slow(ScriptedController):
-        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> ModelUnavailable:
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> ModelUnavailable:
             await asyncio.sleep(0.12)
             return failed
 
@@ -378,7 +528,9 @@ async def test_a_failure_after_the_200_is_an_sse_error_event(tmp_path: Path, mon
     monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
 
     class Slow(ScriptedController):
-        async def _acquire(self, ticket: str, model: str, wait_s: float, not_routed: bool) -> ModelUnavailable:
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> ModelUnavailable:
             await asyncio.sleep(0.12)
             return ModelUnavailable("out of memory")
 
@@ -456,11 +608,16 @@ async def test_unknown_paths_and_methods_are_404_in_openais_form(tmp_path: Path)
             assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
 
 
-async def test_a_model_is_found_by_its_alias(tmp_path: Path) -> None:
-    models = [{"id": "a/b", "aliases": ["c"]}]
+async def test_a_model_is_listed_and_found_under_each_of_its_names(tmp_path: Path) -> None:
+    models = [{"id": "a/b", "aliases": ["c"], "state": "cold"}, {"id": "d2", "aliases": []}]
     async with ingress(tmp_path, ScriptedController(models=models)) as client:
+        listed = (await client.get("/v1/models")).json()
+        assert [(card["id"], card["root"]) for card in listed["data"]] == [("a/b", "a/b"), ("c", "a/b"), ("d2", "d2")]
+        assert [model.name for model in parse_models(listed)] == ["a/b", "d2"]
         assert (await client.get("/v1/models/a/b")).json()["id"] == "a/b"
-        assert (await client.get("/v1/models/c")).json()["id"] == "a/b"
+        found = (await client.get("/v1/models/c")).json()
+        assert (found["id"], found["root"], found["state"]) == ("c", "a/b", "cold")
+        assert parse_model(found).name == "a/b"
         assert (await client.get("/v1/models/d")).status_code == 404
 
 

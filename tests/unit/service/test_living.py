@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from gateway_plugin.layout import Layout
-from gateway_plugin.service.living import deployments_of, edges_of, heads_of, supervisors_of
+from gateway_plugin.service.living import (
+    deployments_of,
+    edges_of,
+    has_application,
+    has_parts,
+    heads_of,
+    supervisors_of,
+)
 
 Start = Callable[..., int]
 
@@ -30,6 +37,22 @@ def start() -> Iterator[Start]:
     for child in children:
         child.kill()
         child.wait()
+
+
+HEAD = (
+    "/venv/ray/core/src/ray/gcs/gcs_server", "/venv/ray/core/src/ray/raylet/raylet", "ray::ServeController.listen",
+    "ray::ProxyActor", "ray::ServeReplica:gateway:controller", "ray::ServeReplica:gateway:desk",
+    "ray::ServeReplica:gateway:ingress",
+)  # fmt: skip
+
+
+def test_each_process_of_head_and_application_is_missed_when_it_is_gone() -> None:
+    assert has_parts(HEAD)
+    assert has_application(HEAD)
+    for gone in HEAD:
+        left = [program for program in HEAD if program != gone]
+        assert has_parts(left) == gone.startswith("ray::")
+        assert has_application(left) != gone.startswith("ray::")
 
 
 def test_edges_are_those_that_serve_and_not_one_that_checks_the_file(tmp_path: Path, start: Start) -> None:

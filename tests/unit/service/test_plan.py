@@ -10,6 +10,7 @@ import pytest
 from gateway_plugin.identity import Mark
 from gateway_plugin.service.plan import (
     BACK_OFF_MAX_S,
+    BUSY_LIMIT_S,
     DEPLOY_LIMIT_S,
     HEAD_START_LIMIT_S,
     HEALTHY_S,
@@ -142,6 +143,29 @@ def test_an_application_that_stays_away_is_looked_at_again() -> None:
     assert decide(plan, replace(ALL_WELL, ready=False), now=101.0)[1] == ()
     _, actions = decide(plan, replace(ALL_WELL, ready=False), now=100.0 + NOT_READY_LIMIT_S + 1)
     assert actions == (Action.START_DEPLOY,)
+
+
+def test_a_busy_application_is_left_alone() -> None:
+    """It answered nothing for 70 s while a thousand streams passed through it, and was deployed again."""
+    plan, busy = running(), replace(ALL_WELL, ready=False, busy=True)
+    for now in range(100, 100 + int(BUSY_LIMIT_S), 10):
+        plan, actions = decide(plan, busy, float(now))
+        assert (plan.serve.phase, actions) == (Phase.RUNNING, ())
+    plan, _ = decide(plan, ALL_WELL, now=800.0)
+    plan, _ = decide(plan, busy, now=1_000.0)
+    assert plan.serve.phase is Phase.RUNNING, "the earlier silence is over"
+
+
+def test_silence_for_ever_is_no_business_and_a_part_that_died_is_none_at_once() -> None:
+    busy = replace(ALL_WELL, ready=False, busy=True)
+    plan, _ = decide(running(), busy, now=100.0)
+    plan, _ = decide(plan, busy, now=101.0 + BUSY_LIMIT_S)
+    assert plan.serve.phase is Phase.STARTING
+    assert decide(plan, busy, now=102.0 + BUSY_LIMIT_S + NOT_READY_LIMIT_S)[1] == (Action.START_DEPLOY,)
+
+    plan, _ = decide(running(), busy, now=100.0)
+    plan, _ = decide(plan, replace(busy, busy=False), now=101.0)
+    assert plan.serve.phase is Phase.STARTING
 
 
 def test_what_lives_is_adopted_and_not_started_again() -> None:

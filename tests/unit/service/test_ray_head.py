@@ -54,6 +54,7 @@ def test_settings_of_another_ray_do_not_leak_in(tmp_path: Path) -> None:
     assert env["PATH"] == "/bin"
     assert env["RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"] == "7200"
     assert env["RAY_CLOUD_INSTANCE_ID"] == "head"
+    assert env["RAY_memory_monitor_refresh_ms"] == "0"
     assert "RAY_CLOUD_INSTANCE_ID" not in ray_head.driver_env(Layout(tmp_path), base)
 
 

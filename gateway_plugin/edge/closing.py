@@ -1,0 +1,39 @@
+"""The front door before its end: shut to new requests, while those in flight are counted. Said on the edge's socket.
+
+The table ``gate`` (``front.py``) has one entry while the door is shut; an edge that starts has none.
+"""
+
+from __future__ import annotations
+
+import re
+
+from gateway_plugin.edge.admission import Say
+from gateway_plugin.edge.commands import refused
+from gateway_plugin.errors import EdgeError
+
+_SHOW_IN_FLIGHT = "show table limits data.conn_cur gt 0"
+_IN_FLIGHT = re.compile(r"\bconn_cur=(\d+)")
+
+
+def shut(say: Say) -> None:
+    """Refuse every request that comes from here on, but administration's. Raises ``EdgeError``."""
+    _demand(say("set table gate key down data.gpc0 1"))
+
+
+def open_again(say: Say) -> None:
+    """Take ``shut`` back. Raises ``EdgeError``."""
+    _demand(say("clear table gate key down"))
+
+
+def in_flight(say: Say) -> int:
+    """Requests that were let in and have not ended, those that wait for a model too. Raises ``EdgeError``."""
+    answer = say(_SHOW_IN_FLIGHT)
+    if not answer.startswith("# table: limits,"):
+        raise EdgeError(f"the edge cannot say what is in flight: {answer.strip()[:100] or 'no answer'}")
+    return sum(int(count) for count in _IN_FLIGHT.findall(answer))
+
+
+def _demand(answer: str) -> None:
+    reason = refused(answer)
+    if reason is not None:
+        raise EdgeError(f"the edge cannot shut or open its front door: {reason}")

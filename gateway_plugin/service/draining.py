@@ -1,0 +1,206 @@
+"""Before the gateway ends: no new request, and time for those in flight.
+
+Who drains is the supervisor, so that a drain goes on when the terminal of ``gateway down`` is gone, and nothing is
+started again meanwhile; ``down`` itself where no supervisor lives. Two files in the run folder go between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gateway_plugin.edge import closing
+from gateway_plugin.edge.admission import Say, cut
+from gateway_plugin.edge.commands import ask
+from gateway_plugin.errors import EdgeError
+from gateway_plugin.identity import Mark, alive
+from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.service.living import edges_of
+from gateway_plugin.service.record import read_status
+
+log = logging.getLogger("gateway.drain")
+
+GRACE_S = 30.0
+"""What ``down`` gives requests in flight."""
+SIGNALLED_GRACE_S = 5.0
+"""What a supervisor gives them that was ended by somebody else: a machine that shuts down kills after seconds."""
+_POLL_S = 0.2
+_TOLD_EVERY_S = 1.0
+_TELL_S = 2.0
+_CUT_S = 5.0
+_SLOW_S = 15.0
+"""How long a supervisor may take before it drains: it may be in the middle of starting a part."""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """How far it is."""
+
+    in_flight: int = 0
+    left_s: float = 0.0
+    first: int = 0
+    """Requests in flight when it began."""
+    cut: int = 0
+    """Requests that were still in flight at the end, and broken off."""
+    seconds: float = 0.0
+    done: bool = False
+
+
+Tell = Callable[[Drain], None]
+
+
+def drain(layout: Layout, grace_s: float, hurry: threading.Event, tell: Tell = lambda drain: None) -> Drain:
+    """Shut the front door, and wait until nothing is in flight, ``grace_s`` are over, or ``hurry`` is set.
+
+    Who waits for a model is told at once. What is left at the end is broken off. With a grace of 0, or without an edge
+    that answers, nothing is done.
+    """
+    began = time.monotonic()
+    say: Say = partial(ask, layout.edge_socket)
+    found = Drain()
+    if grace_s > 0 and edges_of(layout):
+        try:
+            found = _drained(layout, say, grace_s, hurry, tell, began)
+        except EdgeError as error:
+            log.warning("drain broken off: %s", error.message)
+    found = Drain(0, 0.0, found.first, found.in_flight, round(time.monotonic() - began, 2), done=True)
+    log.info("drained first=%d cut=%d seconds=%.1f", found.first, found.cut, found.seconds)
+    tell(found)
+    return found
+
+
+def _drained(layout: Layout, say: Say, grace_s: float, hurry: threading.Event, tell: Tell, began: float) -> Drain:
+    try:
+        closing.shut(say)
+    except EdgeError as error:  # of an earlier version: it has no such gate
+        log.warning("new requests are not refused: %s", error.message)
+    first: int | None = None
+    told_at = -_TOLD_EVERY_S
+    while True:
+        count = closing.in_flight(say)
+        first = count if first is None else first
+        elapsed_s = time.monotonic() - began
+        found = Drain(count, round(max(0.0, grace_s - elapsed_s), 1), first)
+        tell(found)
+        if not count:
+            return found
+        if not found.left_s or hurry.is_set():
+            cut(say, None, _CUT_S)
+            return found
+        if elapsed_s - told_at >= _TOLD_EVERY_S:  # again: one whose engine died meanwhile waits anew
+            told_at = elapsed_s
+            _tell_waiters(layout)
+        hurry.wait(min(_POLL_S, found.left_s))
+
+
+def _tell_waiters(layout: Layout) -> None:
+    """Have the controller answer every request that waits for a model; where it is away they wait on."""
+    try:
+        headers = {"authorization": f"Bearer {layout.admin_key.read_text(encoding='utf-8').strip()}"}
+        transport = httpx.HTTPTransport(uds=str(layout.owner_door))
+        with httpx.Client(transport=transport, timeout=_TELL_S, trust_env=False, headers=headers) as client:
+            client.post("http://localhost/gateway/v1/close").raise_for_status()
+    except (OSError, httpx.HTTPError) as error:
+        log.warning("requests that wait for models are not told: %s: %s", type(error).__name__, error)
+
+
+def drain_as_asked(layout: Layout, hurry: threading.Event) -> Drain:
+    """The supervisor's: as ``down`` asked for, which sees how far it is; else ``SIGNALLED_GRACE_S``."""
+
+    def tell(found: Drain) -> None:
+        _write(_progress(layout), asdict(found))
+
+    asked = _read(_request(layout))
+    return drain(layout, float(asked.get("grace_s", SIGNALLED_GRACE_S)), hurry, tell)
+
+
+def forget_requests(layout: Layout) -> None:
+    """What was asked of an earlier supervisor does not concern this one; a door that was shut is opened again."""
+    _request(layout).unlink(missing_ok=True)
+    _progress(layout).unlink(missing_ok=True)
+    if edges_of(layout):
+        try:
+            closing.open_again(partial(ask, layout.edge_socket))
+        except EdgeError as error:
+            log.warning("front door not opened again: %s", error.message)
+
+
+def let_finish(
+    layout: Layout, supervisors: Sequence[Mark], grace_s: float, hurry: threading.Event, tell: Tell
+) -> Drain:
+    """``down``'s: have the supervisor drain and end all, and watch it drain; without one, drain.
+
+    Returns when nothing is in flight any more. ``hurry``: the user will not wait.
+    """
+    began = time.monotonic()
+    if any(alive(known) for known in supervisors):
+        _write(_request(layout), {"grace_s": grace_s})
+        if not _stopping(layout) or grace_s <= 0:  # one that drains already takes a second signal for haste
+            _signal(supervisors)
+    found = Drain()
+    hurried = False
+    while any(alive(known) for known in supervisors) and time.monotonic() - began < grace_s + _SLOW_S:
+        seen = read_drain(layout)
+        if seen is not None:
+            found = seen
+            tell(found)
+        if found.done:
+            return found
+        if hurry.is_set() and not hurried:
+            hurried = True
+            _signal(supervisors)
+        time.sleep(_POLL_S)
+    if any(alive(known) for known in supervisors):
+        return found
+    return drain(layout, max(0.0, grace_s - (time.monotonic() - began)), hurry, tell)
+
+
+def read_drain(layout: Layout) -> Drain | None:
+    """How far the supervisor's drain is; ``None`` if there is none."""
+    found = _read(_progress(layout))
+    return Drain(**found) if found.keys() == Drain.__dataclass_fields__.keys() else None
+
+
+def _stopping(layout: Layout) -> bool:
+    return (read_status(layout) or {}).get("stage") == "stopping"
+
+
+def _signal(supervisors: Sequence[Mark]) -> None:
+    for known in supervisors:
+        with contextlib.suppress(ProcessLookupError):  # it ended between the two looks
+            os.kill(known.pid, signal.SIGTERM)
+
+
+def _request(layout: Layout) -> Path:
+    return layout.run / "down.json"
+
+
+def _progress(layout: Layout) -> Path:
+    return layout.run / "drain.json"
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    try:
+        write_private(path, json.dumps(document))
+    except OSError as error:  # a full disk: it ends all the same
+        log.warning("%s cannot be written: %s", path, error)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

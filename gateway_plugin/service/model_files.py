@@ -1,0 +1,63 @@
+"""Whether a model can be served by what there is: its kind, and its weights' size against ``memory_gib``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from gateway_plugin.catalog import Model
+from gateway_plugin.service.checks import Check, Verdict
+from gateway_plugin.weights import is_local, split_revision
+
+_TRANSCRIBES_ONLY = frozenset(
+    f"{name}ForConditionalGeneration"
+    for name in ("Whisper", "CohereAsr", "FireRedASR2", "FunASR", "MossTranscribeDiarize")
+)
+"""Architectures that vLLM serves on ``/v1/audio/transcriptions`` alone (``supports_transcription_only``)."""
+_WHISPER = re.compile(r"(^|[/_-])whisper-(tiny|base|small|medium|large|turbo)|distil-whisper/|faster-whisper", re.I)
+_SMALLER_AT_LOAD = ("--quantization", "-q", "--cpu-offload-gb", "--load-format")
+"""With these, weights in memory are not what they are on disk."""
+_WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin", "*.gguf")
+"""The first pattern that finds anything: some folders hold the same weights twice."""
+
+
+def kind(model: Model, found: str) -> Check | None:
+    """A model that no path of the gateway can use; ``None`` where nothing speaks against it.
+
+    ``found``: its folder, or its hub name, which then is all there is to go by.
+    """
+    name = f"kind of {model.name}"
+    if not is_local(model.source):
+        repository, _ = split_revision(found)
+        said = "by its name a Whisper" if _WHISPER.search(repository) else ""
+    else:
+        said = _never_served(Path(found))
+    if not said:
+        return None
+    words = f"{found} is {said}: the gateway serves text and vectors, and has no path for sound or pictures"
+    return Check(name, Verdict.FAIL, words, "take it out of the catalog", configuration=True)
+
+
+def _never_served(folder: Path) -> str:
+    if not (folder / "config.json").exists() and (folder / "model_index.json").is_file():
+        return "a pipeline of diffusers"
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return ""  # vLLM says what is wrong with it
+    only = [str(one) for one in said if str(one) in _TRANSCRIBES_ONLY]
+    return f"a model that writes down what is spoken ({only[0]})" if only else ""
+
+
+def size(model: Model, folder: Path) -> Check | None:
+    """Weights larger than all that the engine may take; ``None`` where they fit, or that cannot be said."""
+    if any(word.partition("=")[0].replace("_", "-") in _SMALLER_AT_LOAD for word in model.args):
+        return None
+    held = next((files for pattern in _WEIGHTS if (files := list(folder.glob(pattern)))), [])
+    gib = sum(file.stat().st_size for file in held) / 2**30 / max(1, model.gpus)
+    if gib <= model.memory_gib:
+        return None
+    where = " on each GPU" if model.gpus else ""
+    words = f"{gib:.1f} GiB{where}, and memory_gib: {model.memory_gib:g} is for weights, KV cache and all else together"
+    return Check(f"size of {model.name}", Verdict.WARN, words, "raise memory_gib in the catalog; see docs/catalog.md")

@@ -1,0 +1,128 @@
+"""Watches the progress of one engine: looks at its metrics, asks it a small request in doubt, says when it hangs.
+
+The agent decides, not the controller: it has the engine's own counters at hand, can ask it, and is what ends it; and it
+goes on while the controller is away. What it cannot see is how much is in flight on an engine that does not count: the
+controller tells it what the edge sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from serve.agent.probe import Probe, ProbeFailed
+from serve.agent.progress import Sample, Verdict, Watch, counters_of, judge, look_every_s, observe
+from serve.agent.records import EngineRecord
+from serve.core.events import EngineMoves, EngineStalled
+
+logger = logging.getLogger(__name__)
+
+TOLD_FOR_S = 4.0
+"""How long the controller's word on an engine counts; it repeats it every second."""
+_SAY_EVERY_S = 5.0
+"""Of an engine that is stalled: for whoever has not heard it."""
+
+
+@dataclass(frozen=True)
+class Why:
+    """Why an engine ended, or must be ended."""
+
+    reason: str
+    """For administrators: with what the engine said."""
+    summary: str
+    """For everybody."""
+    hung: bool = False
+    """Ended as a death would end it: asked to end, it would answer what it has with errors first."""
+
+
+class ProgressWatch:
+    """One engine's progress, from when it was ready."""
+
+    def __init__(
+        self, record: EngineRecord, probe: Probe, report: Callable[[EngineStalled | EngineMoves], None]
+    ) -> None:
+        self._record = record
+        self._probe = probe
+        self._report = report
+        self._told = (0.0, 0)
+        """When the controller last gave its word, and how much is in flight."""
+        self._counts = True
+        """It has metrics, as far as is known."""
+        self._answered = 0
+        self._asking: asyncio.Task[None] | None = None
+        self._said_at: float | None = None
+
+    def told(self, in_flight: int) -> None:
+        """The edge has seen nothing come out of the engine for a while, with so many requests in flight on it."""
+        self._told = (time.monotonic(), in_flight)
+
+    async def until_hung(self) -> Why:
+        """Returns when it must be ended, and why; never, where ``hang_after_s`` is 0."""
+        hang_after_s = self._record.hang_after_s
+        if hang_after_s <= 0:
+            await asyncio.Event().wait()
+        watch: Watch | None = None
+        try:
+            while True:
+                watch = observe(watch, await self._look(look_every_s(hang_after_s)))
+                now = time.monotonic()
+                verdict = judge(watch, now, hang_after_s)
+                self._say(watch, now, verdict)
+                if verdict is Verdict.HUNG:
+                    how = f"hung: no progress for {watch.still_s(now):.0f} s with {requests(watch.in_flight)} in flight"
+                    return Why(how, how, hung=True)
+                if verdict is not Verdict.WELL and self._asking is None:
+                    self._asking = asyncio.create_task(self._ask(hang_after_s))
+                await asyncio.sleep(look_every_s(hang_after_s))
+        finally:
+            if self._asking is not None:
+                self._asking.cancel()
+
+    async def _look(self, patience_s: float) -> Sample:
+        counters = None
+        if self._counts:
+            try:
+                metrics = await self._probe.metrics(patience_s)
+            except ProbeFailed:  # not in time, say: no progress
+                pass
+            else:
+                counters = counters_of(metrics or "")
+                self._counts = counters is not None
+        now = time.monotonic()
+        told_at, told = self._told
+        return Sample(now, counters, self._answered, told if now < told_at + TOLD_FOR_S else 0)
+
+    async def _ask(self, patience_s: float) -> None:
+        """The request that made it ready, once more. Any answer shows that it answers."""
+        try:
+            task = cast(Literal["generate", "embed"], self._record.task)
+            await self._probe.answers(self._record.model, task, patience_s)
+            self._answered += 1
+        except ProbeFailed as failure:
+            logger.info("engine does not answer engine=%s why=%s", self._record.engine, failure.message)
+        finally:
+            self._asking = None
+
+    def _say(self, watch: Watch, now: float, verdict: Verdict) -> None:
+        """Tell the controller (1) that it is stalled, again and again, and (2) once, that it moves again."""
+        record = self._record
+        if verdict is Verdict.STALLED:  # (1)
+            if self._said_at is None:
+                logger.warning("engine stalled engine=%s in_flight=%d", record.engine, watch.in_flight)
+            if self._said_at is None or now >= self._said_at + _SAY_EVERY_S:
+                self._said_at = now
+                still_s = watch.still_s(now)
+                self._report(EngineStalled(record.engine, record.generation, still_s, watch.in_flight))
+        elif self._said_at is not None and verdict is not Verdict.HUNG:  # (2)
+            self._said_at = None
+            logger.info("engine moves again engine=%s", record.engine)
+            self._report(EngineMoves(record.engine, record.generation))
+
+
+def requests(count: int) -> str:
+    """``1 request``, ``3 requests``."""
+    return f"{count} request" if count == 1 else f"{count} requests"

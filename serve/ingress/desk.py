@@ -1,0 +1,166 @@
+"""The desk: status, the catalog, metrics and administration, in a process of its own.
+
+Apart from the ingress, so that a thousand answers that pass there cost an administrator nothing. It answers only what
+carries the edge's secret, and takes the caller's name and role from the edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest
+from gateway_plugin.layout import Layout
+from gateway_plugin.logs import log_events
+from gateway_plugin.site import Limits
+from serve.ingress.body import DOCUMENT_BYTES, parse_document, read_bounded
+from serve.ingress.http import application, edge_secret
+from serve.ingress.inference import is_admin
+from serve.ingress.listing import card, cards
+from serve.ingress.waiting import LOST
+
+log = logging.getLogger("gateway.desk")
+
+_CONTROLLER_S = 10.0
+
+
+class Desk:
+    """One Serve replica of it; stateless."""
+
+    def __init__(self, state: str, limits: Limits, controller: Any, ingress: Any = None) -> None:
+        """``ingress``: named so that Serve deploys it with the desk; never called."""
+        layout = Layout.of(Path(state))
+        log_events("gateway.desk", layout.logs / "desk.log")
+        self._limits = limits
+        self._controller = controller
+        self._secret = edge_secret(layout)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Serve after the constructor (``serve.ingress()`` without an application)."""
+        return self.application()
+
+    def application(self) -> Starlette:
+        """The routes."""
+        return application(
+            [
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model),
+                Route("/ready", self._ready),
+                Route("/metrics", self._metrics),
+                Route("/gateway/v1/status", self._status),
+                Route("/gateway/v1/blocks", self._blocks),
+                *(
+                    Route(f"/gateway/v1/blocks/{verb}", self._end_block(f"{verb}_block"), methods=["POST"])
+                    for verb in ("drain", "cancel")
+                ),
+                Route("/gateway/v1/blocks/retry", self._retry_blocks, methods=["POST"]),
+                Route("/gateway/v1/close", self._close, methods=["POST"]),
+                Route("/gateway/v1/models/apply", self._apply, methods=["POST"]),
+                *(
+                    Route(f"/gateway/v1/models/{verb}", self._administer(verb), methods=["POST"])
+                    for verb in ("load", "unload", "pin", "unpin")
+                ),
+            ],
+            self._secret,
+        )
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": cards(await self._ask("models", is_admin(request.headers)))})
+
+    async def _model(self, request: Request) -> Response:
+        entries = await self._ask("models", is_admin(request.headers))
+        return JSONResponse(card(entries, request.path_params["name"]))
+
+    async def _ready(self, request: Request) -> Response:
+        found = await self._ask("ready")
+        ready = found["ready"]
+        return JSONResponse(found, 200 if ready else 503, None if ready else {"Retry-After": "1"})
+
+    async def _metrics(self, request: Request) -> Response:
+        _admin_only(request)
+        return Response(await self._ask("metrics"), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _status(self, request: Request) -> Response:
+        _admin_only(request)
+        return JSONResponse(await self._ask("status"))
+
+    async def _blocks(self, request: Request) -> Response:
+        _admin_only(request)
+        ended = request.query_params.get("all", "").lower() in ("1", "true", "yes")
+        return JSONResponse({"blocks": await self._ask("blocks", ended)})
+
+    def _end_block(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            _admin_only(request)
+            return await self._done(verb, _text(await self._document(request), "block"))
+
+        return endpoint
+
+    async def _retry_blocks(self, request: Request) -> Response:
+        _admin_only(request)
+        return await self._done("retry_blocks", _text(await self._document(request), "type"))
+
+    async def _close(self, request: Request) -> Response:
+        _admin_only(request)
+        return await self._done("refuse_waiters")
+
+    async def _apply(self, request: Request) -> Response:
+        _admin_only(request)
+        return await self._done("apply", await self._document(request))
+
+    def _administer(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            _admin_only(request)
+            return await self._done("administer", verb, _text(await self._document(request), "model"))
+
+        return endpoint
+
+    async def _done(self, verb: str, *arguments: Any) -> Response:
+        error = await self._ask(verb, *arguments)
+        if isinstance(error, GatewayError):
+            raise error
+        return JSONResponse({"ok": True})
+
+    async def _ask(self, verb: str, *arguments: Any) -> Any:
+        """One call to the controller. Raises ``GatewayError`` (503) while it is away."""
+        response = getattr(self._controller, verb).remote(*arguments)
+        try:
+            return await asyncio.wait_for(response, _CONTROLLER_S)
+        except (TimeoutError, *LOST) as error:
+            log.warning("controller-away", extra={"verb": verb, "error": type(error).__name__})
+            raise _ControllerAway(
+                "The gateway's controller restarts; warm models go on answering. Try again.",
+                retry_after_s=2.0,
+                state="restarting",
+            ) from error
+
+    async def _document(self, request: Request) -> Any:
+        body = await read_bounded(request, min(self._limits.body_bytes, DOCUMENT_BYTES))
+        return await asyncio.to_thread(parse_document, body)
+
+
+class _ControllerAway(GatewayError):
+    """The controller does not answer."""
+
+    status, code, exit_code = 503, "controller_restarting", 75
+
+
+def _admin_only(request: Request) -> None:
+    if not is_admin(request.headers):
+        raise Forbidden("This needs an admin key.")
+
+
+def _text(document: Any, key: str) -> str:
+    value = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"Expected a JSON object with the key '{key}'.")
+    return value

@@ -1,0 +1,27 @@
+"""The list of models as clients of OpenAI read it: one card for each name. Pure.
+
+vLLM lists its own names so, and clients offer people the ids to choose from. ``root`` is the entry's own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gateway_plugin.errors import ModelNotFound
+
+
+def cards(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each entry under its ``id`` and each of its ``aliases``."""
+    return [
+        {**entry, "id": name, "root": entry["id"]} for entry in entries for name in (entry["id"], *entry["aliases"])
+    ]
+
+
+def card(entries: Iterable[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """The one of this name. Raises ``ModelNotFound``."""
+    listed = cards(entries)
+    for each in listed:
+        if each["id"] == name:
+            return each
+    raise ModelNotFound(name, tuple(each["id"] for each in listed if each["id"] == each["root"]))

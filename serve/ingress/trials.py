@@ -1,0 +1,209 @@
+"""Which requests of one model may be sent to its engines now, and which of them kill engines. No clock, no I/O.
+
+An engine that dies makes suspects of all requests that it had. Suspects are tried apart from newcomers:
+
+- the first time in cohorts, the square root of their number at a time; after a death in a cohort one by one;
+- a request that was alone on ``ALONE_MAX`` dying engines is guilty, and so is every request with the same body for
+  ``MEMORY_S`` after that; a suspect that is answered is one no more, one that left is forgotten after ``SUSPECT_S``;
+- a trial begins when nothing else is under way. For that newcomers are held back, at most ``QUIET_S`` at a time, and
+  during a trial at most ``EXCLUSIVE_S``; after a death, and after ``TURN_S`` of trials, ``OPEN_S`` are theirs.
+
+So a request that kills within ``EXCLUSIVE_S`` kills at most ``KILLS_MAX`` engines: among others, in a cohort, and twice
+alone. One that kills later is given up after ``DEATHS_MAX``, without being called guilty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+ALONE_MAX = 2
+KILLS_MAX = 2 + ALONE_MAX
+DEATHS_MAX = 8
+MEMORY_S = 300.0
+SUSPECT_S = 60.0
+"""A client that saw its request fail sends it again within this time, most likely."""
+RECORDS_MAX = 512
+"""Of suspected and guilty bodies, for one model."""
+
+OPEN_S = 2.0
+QUIET_S = 15.0
+TURN_S = 10.0
+EXCLUSIVE_S = 90.0
+"""Longer than a hanging engine is left alone (``serve.agent.engine``): its end must fall into the trial."""
+
+
+@dataclass
+class _Record:
+    """What is known of one body."""
+
+    deaths: int = 0
+    alone: int = 0
+    last_death: float = -math.inf
+    until: float = 0.0
+
+
+@dataclass
+class _Request:
+    digest: str
+    alone: bool = True
+    """Nothing else was under way since it was sent."""
+
+
+class Trials:
+    """The requests of one model. Times are seconds of one clock, given by the caller; tickets name requests."""
+
+    def __init__(self) -> None:
+        self._requests: dict[int, _Request] = {}
+        self._waiting: dict[int, None] = {}
+        """In the order in which they came; all others are under way."""
+        self._under_way: set[int] = set()
+        self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._exclusive_until: float | None = None
+        """During a trial."""
+        self._open_until = -math.inf
+        """Newcomers have their turn."""
+        self._turn_began: float | None = None
+        self._unproved = False
+        """An engine died and no request was answered since."""
+
+    # --- what happens to a request ---
+    def come(self, ticket: int, digest: str, now: float) -> None:
+        """A request is here and waits for its turn."""
+        self._forget(now)
+        self._requests[ticket] = _Request(digest)
+        self._waiting[ticket] = None
+
+    def died(self, ticket: int, death: float, now: float, *, apart: bool) -> None:
+        """An engine that had the request died at ``death``; it waits for its turn again.
+
+        ``apart``: every request that this engine had came through here, so that "alone" means alone.
+        """
+        request = self._requests[ticket]
+        record = self._records.setdefault(request.digest, _Record())
+        if death > record.last_death:  # not once more for another request with the same body
+            record.deaths += 1
+            record.alone += ticket in self._under_way and request.alone and apart
+            record.last_death = death
+        record.until = now + (MEMORY_S if self.refused(ticket) else SUSPECT_S)
+        self._records.move_to_end(request.digest)
+        while len(self._records) > RECORDS_MAX:
+            self._records.popitem(last=False)
+        self._under_way.discard(ticket)
+        self._waiting[ticket] = None
+        self._unproved = True
+        self._open_until = max(self._open_until, now + OPEN_S)
+        self._end_trial_if_over(now)
+
+    def answered(self, ticket: int, now: float) -> bool:
+        """It was answered to the end: it is no suspect. Returns whether it is the first since an engine died."""
+        record = self._records.get(self._requests[ticket].digest)
+        if record is not None and record.alone < ALONE_MAX:
+            del self._records[self._requests[ticket].digest]
+        first, self._unproved = self._unproved, False
+        self.left(ticket, now)
+        return first
+
+    def left(self, ticket: int, now: float) -> None:
+        """It is here no more, whatever became of it."""
+        if ticket in self._requests and self.suspect(ticket) and not self.refused(ticket):
+            record = self._records[self._requests[ticket].digest]
+            record.until = max(record.until, now + SUSPECT_S)
+        self._requests.pop(ticket, None)
+        self._waiting.pop(ticket, None)
+        self._under_way.discard(ticket)
+        self._end_trial_if_over(now)
+
+    # --- what is known of it ---
+    def suspect(self, ticket: int) -> bool:
+        """An engine died that had it, or another request with the same body."""
+        return self._requests[ticket].digest in self._records
+
+    def remembers(self, now: float) -> bool:
+        """Whether there are suspects here, or known ones that may come again."""
+        self._forget(now)
+        return bool(self._records)
+
+    def under_way(self, ticket: int) -> bool:
+        """It was admitted, and no engine died under it since."""
+        return ticket in self._under_way
+
+    def refused(self, ticket: int) -> bool:
+        """It is not sent any more."""
+        return self.guilty(ticket) or self.worn_out(ticket)
+
+    def guilty(self, ticket: int) -> bool:
+        """It, or another request with the same body, was alone on ``ALONE_MAX`` dying engines."""
+        record = self._records.get(self._requests[ticket].digest)
+        return record is not None and record.alone >= ALONE_MAX
+
+    def worn_out(self, ticket: int) -> bool:
+        """So many engines died that had it that it is given up, though it was not shown to be the cause."""
+        record = self._records.get(self._requests[ticket].digest)
+        return record is not None and record.deaths >= DEATHS_MAX
+
+    # --- turns ---
+    def admit(self, now: float) -> tuple[int, ...]:
+        """Requests that are under way from now on, and those that need not wait to hear that they are refused.
+
+        (1) without suspects everybody goes; (2) a trial keeps others back for ``EXCLUSIVE_S``; (3) newcomers have their
+        turn; (4) nothing is under way: a trial; (5) wait for that, for ``QUIET_S``; (6) then newcomers once more.
+        """
+        refused = tuple(ticket for ticket in self._waiting if self.refused(ticket))
+        suspects = [ticket for ticket in self._waiting if self.suspect(ticket) and not self.refused(ticket)]
+        newcomers = [ticket for ticket in self._waiting if not self.suspect(ticket)]
+        if self._exclusive_until is not None:
+            if now < self._exclusive_until:  # (2)
+                return refused
+            self._exclusive_until, self._turn_began = None, None
+            self._open_until = now + OPEN_S
+        busy = bool(self._under_way)
+        if not suspects or (now < self._open_until and (newcomers or busy)):  # (1), (3)
+            return refused + self._send(newcomers)
+        if not busy:  # (4)
+            self._turn_began = now if self._turn_began is None else self._turn_began
+            self._exclusive_until = now + EXCLUSIVE_S
+            return refused + self._send(self._cohort(suspects))
+        if now < self._open_until + QUIET_S:  # (5)
+            return refused
+        self._open_until = now + QUIET_S  # (6)
+        return refused + self._send(newcomers)
+
+    def next_at(self, now: float) -> float | None:
+        """When ``admit`` is to be asked again though nothing happened."""
+        if not self._waiting:
+            return None
+        ends = [self._open_until, self._open_until + QUIET_S]
+        if self._exclusive_until is not None:
+            ends = [self._exclusive_until]
+        return min((at for at in ends if at > now), default=None)
+
+    def _cohort(self, suspects: list[int]) -> list[int]:
+        """Who is tried next: one that more than one engine died under; else the square root of those there are."""
+        again = [ticket for ticket in suspects if self._records[self._requests[ticket].digest].deaths > 1]
+        return again[:1] or suspects[: math.ceil(math.sqrt(len(suspects)))]
+
+    def _send(self, tickets: list[int]) -> tuple[int, ...]:
+        for ticket in tickets:
+            if len(self._under_way) == 1:
+                self._requests[next(iter(self._under_way))].alone = False
+            self._requests[ticket].alone = not self._under_way
+            del self._waiting[ticket]
+            self._under_way.add(ticket)
+        return tuple(tickets)
+
+    def _end_trial_if_over(self, now: float) -> None:
+        """A trial ends with its last request; after enough of them it is the newcomers' turn."""
+        if self._exclusive_until is None or self._under_way:
+            return
+        self._exclusive_until = None
+        if self._turn_began is not None and now >= self._turn_began + TURN_S:
+            self._open_until = max(self._open_until, now + OPEN_S)
+        if now < self._open_until:
+            self._turn_began = None
+
+    def _forget(self, now: float) -> None:
+        over = {digest for digest, record in self._records.items() if now >= record.until}
+        for digest in over - {request.digest for request in self._requests.values()} if over else ():
+            del self._records[digest]
