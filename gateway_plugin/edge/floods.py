@@ -1,0 +1,108 @@
+"""Rules of the doors against floods: of callers, of requests, of what waits for models. Pure; see ``places.py``."""
+
+from __future__ import annotations
+
+from gateway_plugin.edge.answers import Refusal
+from gateway_plugin.edge.places import Places
+from gateway_plugin.errors import Unavailable
+
+_BUSY = Refusal(
+    "busy",
+    Unavailable(
+        "The gateway answers as many requests as it can at a time. Try again.", retry_after_s=2, state="overloaded"
+    ),
+)
+_COLD_FULL = Refusal(
+    "cold_full",
+    Unavailable(
+        "As many requests as the gateway can hold wait for models that are not loaded, or are answered by ones that "
+        "just were. Try again later; models that are loaded answer.",
+        retry_after_s=10,
+        state="overloaded",
+    ),
+)
+_READY_BUSY = Refusal(
+    "ready_busy",
+    Unavailable("Too many ask for /ready at a time. Try again.", retry_after_s=1, state="overloaded"),
+)
+REFUSALS = (_BUSY, _COLD_FULL, _READY_BUSY)
+"""All that these rules may say."""
+_READY_AT_A_TIME = 32
+_WHOLE = "{ req.body_size le 16384 } !{ req.fhdr_cnt(transfer-encoding) gt 0 }"
+"""A body so short was read whole before any rule of a backend."""
+
+
+def tables() -> str:
+    """What the rules count in."""
+    return """\
+backend busy
+  stick-table type integer size 1 store conn_cur
+
+backend sources
+  stick-table type ipv6 size 20k expire 10s store conn_cur
+
+cache ready
+  total-max-size 1
+  max-age 1
+"""
+
+
+def sources(places: Places) -> str:
+    """Rules of the front door for connections, before anything is read."""
+    return f"""\
+  # A connection too many of one address is closed at once. This machine's own is that of all its users and tunnels.
+  acl here src 127.0.0.0/8 ::1
+  tcp-request connection track-sc3 src table sources if !here
+  tcp-request connection reject if !here {{ sc_conn_cur(3,sources) gt {places.per_source} }}
+"""
+
+
+def busy(places: Places) -> str:
+    """Rules of a backend for callers' requests: of all together, no more at a time than there are open files for.
+
+    In the backends, so that what they refuse before does not count: it takes no file.
+    """
+    caller = "{ fe_name front }"
+    full = f"{caller} {{ sc_conn_cur(2,busy) gt {places.busy} }}"
+    return f"""\
+  http-request track-sc2 int(1) table busy if {caller}
+  {_BUSY.at_once()} if {full} {_WHOLE}
+{_BUSY.when(full)}
+"""
+
+
+def cold_requests(most: int, paths: str) -> str:
+    """Rules of the ingress's backend: it is given no more inference at a time than can be answered.
+
+    ``paths``: what ``inference`` is. The rest (administration, the list of models) is not refused here: what a key may
+    have in flight bounds it.
+    """
+    return f"""\
+{paths}
+{_refuse_cold(f"inference {{ be_conn(ingress) gt {most} }}")}
+"""
+
+
+def cold_in_slot(slot: int, servers: int, most: int) -> str:
+    """The same in a slot without an engine: refused before it takes two connections more on its way there."""
+    none_up = " ".join(f"!{{ srv_is_up(slot{slot}/e{number}) }}" for number in range(servers))
+    return _refuse_cold(f"{{ be_conn(ingress) ge {most} }} {none_up}")
+
+
+def _refuse_cold(full: str) -> str:
+    """Said by HAProxy itself where the whole body is here; the script would take several times as long."""
+    # Stamped: sent back by the ingress itself, which is to hear that no engine took it.
+    condition = f"{full} !{{ req.fhdr_cnt(x-gateway-stamp) gt 0 }}"
+    return f"  {_COLD_FULL.at_once()} if {condition} {_WHOLE}\n{_COLD_FULL.when(condition)}"
+
+
+def readiness() -> str:
+    """Rules of the backend of ``/ready``, which needs no key: a "yes" is good for a second, whoever asks."""
+    return f"""\
+  http-request set-uri /ready
+  http-request set-header host gateway
+  http-request cache-use ready
+{_READY_BUSY.when(f"{{ be_conn(ready) gt {_READY_AT_A_TIME} }}")}
+  http-response set-header cache-control max-age=1
+  http-response cache-store ready
+"""
