@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gateway_plugin.edge.answers import client_left, http_error, own_errors, refuse_script
-from gateway_plugin.edge.floods import busy, cold_in_slot, cold_requests, readiness
+from gateway_plugin.edge.floods import in_ingress, in_slot, readiness
 from gateway_plugin.edge.front import BUFFER_BYTES, PATHS, FrontSettings, front_door, inner_door
 from gateway_plugin.edge.places import Places
 from gateway_plugin.errors import ServiceError
@@ -199,8 +199,7 @@ frontend cold_door
 
 backend ingress
 {client_left()}
-{cold_requests(settings.places.cold, PATHS)}\
-{busy(settings.places)}\
+{in_ingress(PATHS, settings.places)}\
 {_to_ingress(settings)}
 backend ready
 {readiness()}\
@@ -228,8 +227,7 @@ def _slot(settings: EdgeSettings, number: int) -> str:
     return f"""\
 backend slot{number}
 {client_left()}
-{cold_in_slot(number, settings.servers_per_slot, settings.places.cold)}
-{busy(settings.places)}\
+{in_slot(number, settings.servers_per_slot, settings.places)}\
   balance leastconn
   http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.slot_keys_map})]"
   # What an engine says is for the caller: it controls neither the ingress nor what the edge says itself.

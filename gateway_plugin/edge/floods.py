@@ -28,6 +28,8 @@ _READY_BUSY = Refusal(
 REFUSALS = (_BUSY, _COLD_FULL, _READY_BUSY)
 """All that these rules may say."""
 _READY_AT_A_TIME = 32
+_COLD, _OTHERS = 2, 1
+"""Keys of the table ``busy``."""
 _WHOLE = "{ req.body_size le 16384 } !{ req.fhdr_cnt(transfer-encoding) gt 0 }"
 """A body so short was read whole before any rule of a backend."""
 
@@ -36,7 +38,7 @@ def tables() -> str:
     """What the rules count in."""
     return """\
 backend busy
-  stick-table type integer size 1 store conn_cur
+  stick-table type integer size 16 store conn_cur
 
 backend sources
   stick-table type ipv6 size 20k expire 10s store conn_cur
@@ -57,43 +59,40 @@ def sources(places: Places) -> str:
 """
 
 
-def busy(places: Places) -> str:
-    """Rules of a backend for callers' requests: of all together, no more at a time than there are open files for.
-
-    In the backends, so that what they refuse before does not count: it takes no file.
-    """
-    caller = "{ fe_name front }"
-    full = f"{caller} {{ sc_conn_cur(2,busy) gt {places.busy} }}"
-    return f"""\
-  http-request track-sc2 int(1) table busy if {caller}
-  {_BUSY.at_once()} if {full} {_WHOLE}
-{_BUSY.when(full)}
-"""
+def in_slot(slot: int, servers: int, places: Places) -> str:
+    """Rules of a slot's backend. A request is cold where no engine is up, and warm else."""
+    return _counted(" ".join(f"!{{ srv_is_up(slot{slot}/e{number}) }}" for number in range(servers)), places)
 
 
-def cold_requests(most: int, paths: str) -> str:
-    """Rules of the ingress's backend: it is given no more inference at a time than can be answered.
-
-    ``paths``: what ``inference`` is. The rest (administration, the list of models) is not refused here: what a key may
-    have in flight bounds it.
-    """
+def in_ingress(paths: str, places: Places) -> str:
+    """Rules of the ingress's backend. ``paths``: what ``inference`` is; the rest is administration and lists."""
+    # Not counted as cold so far: those whose engine died under them.
+    full = f"inference {{ be_conn(ingress) gt {places.inside} }} !{{ req.fhdr_cnt(x-gateway-stamp) gt 0 }}"
     return f"""\
 {paths}
-{_refuse_cold(f"inference {{ be_conn(ingress) gt {most} }}")}
+{_counted("inference", places)}\
+{_refuse(_COLD_FULL, full)}
 """
 
 
-def cold_in_slot(slot: int, servers: int, most: int) -> str:
-    """The same in a slot without an engine: refused before it takes two connections more on its way there."""
-    none_up = " ".join(f"!{{ srv_is_up(slot{slot}/e{number}) }}" for number in range(servers))
-    return _refuse_cold(f"{{ be_conn(ingress) ge {most} }} {none_up}")
+def _counted(cold: str, places: Places) -> str:
+    """No more of callers' requests at a time than can be answered: of the cold ones, and of all others.
+
+    Counted before they go anywhere, so that a burst is refused at its first request too many. Not counted: what comes
+    by the inside doors.
+    """
+    caller = "{ fe_name front }"
+    return f"""\
+  http-request track-sc2 int({_COLD}) table busy if {caller} {cold}
+{_refuse(_COLD_FULL, f"{{ sc_conn_cur(2,busy) gt {places.cold} }}")}
+  http-request track-sc2 int({_OTHERS}) table busy if {caller}
+{_refuse(_BUSY, f"{{ sc_conn_cur(2,busy) gt {places.busy} }}")}
+"""
 
 
-def _refuse_cold(full: str) -> str:
-    """Said by HAProxy itself where the whole body is here; the script would take several times as long."""
-    # Stamped: sent back by the ingress itself, which is to hear that no engine took it.
-    condition = f"{full} !{{ req.fhdr_cnt(x-gateway-stamp) gt 0 }}"
-    return f"  {_COLD_FULL.at_once()} if {condition} {_WHOLE}\n{_COLD_FULL.when(condition)}"
+def _refuse(refusal: Refusal, condition: str) -> str:
+    """Said by HAProxy itself where the whole body is here: the script would take several times as long."""
+    return f"  {refusal.at_once()} if {condition} {_WHOLE}\n{refusal.when(condition)}"
 
 
 def readiness() -> str:

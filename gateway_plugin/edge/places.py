@@ -20,11 +20,13 @@ _PASSING = 64
 """Requests at an inside door that are about to be refused."""
 STREAMS = 200
 """Requests that came cold and are being answered, beside those that wait."""
-_PER_COLD = 4
-"""Open files of a cold request beside the caller's connection and what the request before it would use as well: the
-cold door's end, Serve's proxy, and, once it is answered, the inner door's end and the engine."""
+_PER_COLD = 5
+"""Open files of a cold request beside its caller's connection: both ends at the cold door, Serve's proxy, and, once it
+is answered, the inner door's end and the engine."""
+_COLD_SHARE = 12
+"""One cold request in so many files."""
 _COLD_MIN, _CALLERS_MIN = 16, 100
-_LEAST = 256
+_LEAST = 320
 """Beside what is kept, about so many are needed for these two."""
 
 
@@ -39,7 +41,8 @@ class Places:
     owner: int
     """Connections at the owner's door. One file each."""
     busy: int
-    """Requests in flight of callers with a key, warm and cold. One file more each."""
+    """Requests in flight of callers with a key, without the cold ones. One file more each. Never fewer than ``cold``,
+    which the edge's rules count on."""
     cold: int
     """Requests at the ingress: those that wait for a model, and those that came cold and are being answered."""
 
@@ -70,9 +73,9 @@ def places(hard_limit: int, waiting: int, slots: int = 64, servers_per_slot: int
     The sum, in open files::
 
         beside (256), a check for each server, 1/32 kept connections to engines
-      + 4 x cold      cold: ``waiting`` and 200 more; at most a third of what is there
-      + busy          a quarter of what is left
-      + owner         an eighth of the other three quarters
+      + 5 x cold      cold: ``waiting`` and 200 more; at most a twelfth of what is there
+      + busy          a sixth of what is left
+      + owner         an eighth of what is left then
       + callers       the rest
       = hard_limit    or less: see ``_FILES_MAX``
 
@@ -81,13 +84,13 @@ def places(hard_limit: int, waiting: int, slots: int = 64, servers_per_slot: int
     """
     beside = _BESIDE + slots * servers_per_slot
     wanted = waiting + STREAMS
-    enough = beside + 3 * _PER_COLD * wanted
+    enough = beside + _COLD_SHARE * wanted
     enough += enough // (_IDLE_SHARE - 1) + 1
     files = min(hard_limit, max(_FILES_MAX, enough))
     there = files - beside - files // _IDLE_SHARE
-    cold = min(wanted, there // (3 * _PER_COLD))
+    cold = min(wanted, there // _COLD_SHARE)
     left = there - _PER_COLD * cold
-    busy = left // 4
+    busy = left // 6
     owner = (left - busy) // 8
     callers = left - busy - owner
     if cold < _COLD_MIN or callers < _CALLERS_MIN:
