@@ -24,6 +24,7 @@ from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
 from gateway_plugin.site import Limits
 from serve.ingress.body import DOCUMENT_BYTES, parse_document, read_bounded
+from serve.ingress.budget import Budget
 from serve.ingress.inference import Inference, is_admin
 from serve.ingress.relay import NOT_ROUTED, STAMP, Relay
 from serve.ingress.waiting import LOST, Waiting
@@ -66,7 +67,9 @@ class Ingress:
         self._limits = limits
         self._controller = controller
         self._secret = layout.edge_secret.read_text().strip()
-        self._inference = Inference(Waiting(controller, limits.wait_s), Relay(layout.inner_door), limits.body_bytes)
+        budget = Budget(limits.held_bytes, limits.held_bytes_per_key)
+        relay = Relay(layout.inner_door)
+        self._inference = Inference(Waiting(controller, limits.wait_s), relay, limits.body_bytes, budget)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve after the constructor (``serve.ingress()`` without an application)."""

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.errors import GatewayError, NotRouted, RequestKilledEngine
 from serve.ingress.body import Ask, Turns, read_bounded
+from serve.ingress.budget import TAG, Budget
 from serve.ingress.relay import Relay, is_not_routed, response_headers
 from serve.ingress.waiting import Waiting
 
@@ -58,18 +60,25 @@ class Errand:
 class Inference:
     """Handles every inference path."""
 
-    def __init__(self, waiting: Waiting, relay: Relay, body_bytes_max: int) -> None:
+    def __init__(self, waiting: Waiting, relay: Relay, body_bytes_max: int, budget: Budget) -> None:
         self._waiting = waiting
         self._relay = relay
         self._body_bytes_max = body_bytes_max
+        self._budget = budget
         self._turns = Turns()
 
     async def handle(self, request: Request) -> Response:
         """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
         patience_s = ready_to_wait_s(request.headers)
         deadline = self._waiting.deadline(patience_s)
-        body = await read_bounded(request, self._body_bytes_max)
-        ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"))
+        hold = self._budget.hold(request.headers.get(TAG, ""))
+        try:
+            body = await read_bounded(request, self._body_bytes_max, held=hold)
+            ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"))
+        except BaseException:
+            hold.end()
+            raise
+        weakref.finalize(ask, hold.end)  # its body lives as long as it does: until the answer has ended, however
         query = request.scope["query_string"].decode("latin-1")
         target = request.url.path + (f"?{query}" if query else "")
         errand = Errand(
