@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import resource
 import shutil
 import stat
 import sys
@@ -15,18 +14,19 @@ from pathlib import Path
 from gateway_plugin.blocks.jobs import is_queue, jobs_for, shared_script_place
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge import program
+from gateway_plugin.edge.places import STREAMS, places
+from gateway_plugin.edge.process import open_files_limit
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.listeners import bind_problem
 from gateway_plugin.service.room import fit
-from gateway_plugin.site import Site
+from gateway_plugin.site import Limits, Site
 from gateway_plugin.weights import is_local, resolve, split_revision
 
 _DISK_FAIL_MIB = 500
 _DISK_WARN_MIB = 3000
-_FILES_WARN = 4096
 _SOCKET_PATH_MAX = 107
 _RAY_TEMP_MAX = 44
 """Ray makes socket paths of 63 characters more below its folder."""
@@ -57,7 +57,7 @@ def every_check(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[in
         *folders(layout),
         *job_scripts(layout, site),
         *disk(layout),
-        open_files(),
+        open_files(site.limits.waiting_requests),
         *weights(catalog),
         *memory(site),
         engine_isolation(site, find_isolation(layout)),
@@ -199,14 +199,26 @@ def disk(layout: Layout) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def open_files() -> Check:
-    """The descriptor limit: the edge takes two for every connection."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < _FILES_WARN:
-        return Check(
-            "open files", Verdict.WARN, f"limit {soft} (hard {hard})", f"raise it: ulimit -n {_FILES_WARN * 4}"
-        )
-    return Check("open files", Verdict.OK, f"limit {soft}")
+def open_files(waiting: int | None = None, hard: int | None = None) -> Check:
+    """What the limit of open files allows the edge, and whether it is what the site asks for.
+
+    ``waiting``: requests that the site lets wait; its default if there is no site. ``hard``: the limit; this process's.
+    """
+    wanted = Limits().waiting_requests if waiting is None else waiting
+    limit = open_files_limit() if hard is None else hard
+    try:
+        allowed = places(limit, wanted)
+    except GatewayError as error:
+        return Check("open files", Verdict.FAIL, error.message, "ulimit -Hn is set by the machine's administrators")
+    words = (
+        f"{limit}: {allowed.callers} callers' connections at a time; {allowed.cold} requests for models that are not "
+        f"loaded, {allowed.busy} others"
+    )
+    if allowed.cold < wanted + STREAMS:
+        words += f"; the site lets {wanted} wait, and {STREAMS} more be answered"
+        advice = "raise it (ulimit -Hn), or lower limits.waiting_requests: the rest is refused at once"
+        return Check("open files", Verdict.WARN, words, advice)
+    return Check("open files", Verdict.OK, words)
 
 
 def weights(catalog: Catalog) -> tuple[Check, ...]:
