@@ -10,7 +10,8 @@ import subprocess
 
 import psutil
 
-from gateway_plugin.edge.config import EdgeSettings, max_connections, render, script
+from gateway_plugin.edge.config import EdgeSettings, render, script
+from gateway_plugin.edge.places import places
 from gateway_plugin.edge.program import CHOICE, binary
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.keys import KeyStore
@@ -19,8 +20,18 @@ from gateway_plugin.site import WILDCARDS, Site
 from gateway_plugin.tls import make_authority
 
 
-def prepare(layout: Layout, site: Site, *, slots: int = 64, servers_per_slot: int = 8, threads: int = 1) -> None:
+def prepare(
+    layout: Layout,
+    site: Site,
+    *,
+    slots: int = 64,
+    servers_per_slot: int = 8,
+    threads: int = 1,
+    open_files: int | None = None,
+) -> None:
     """Write all that the edge reads. Maps and server states that are there already are kept: they are its routes.
+
+    ``open_files``: how many it may have; as many as this process's hard limit says, if not given.
 
     Raises:
         ServiceError: a folder is somebody else's, a path cannot be configured, or too few files may be open.
@@ -35,20 +46,23 @@ def prepare(layout: Layout, site: Site, *, slots: int = 64, servers_per_slot: in
         if not path.exists():
             write_private(path, "")
     KeyStore(layout).write_map()
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if descriptors == resource.RLIM_INFINITY:
-        descriptors = 65536
     settings = EdgeSettings.of(
         layout,
         site,
         secret=layout.edge_secret.read_text().strip(),
-        max_connections=max_connections(descriptors, slots, servers_per_slot),
+        places=places(open_files or open_files_limit(), site.limits.relayed_requests, slots, servers_per_slot),
         slots=slots,
         servers_per_slot=servers_per_slot,
         threads=threads,
     )
     write_private(layout.edge_script, script(settings))
     write_private(layout.edge_config, render(settings))
+
+
+def open_files_limit() -> int:
+    """How many files a process that is started here may open, once it asks for all."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
 def front_hosts(site: Site) -> tuple[str, ...]:
