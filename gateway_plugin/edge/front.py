@@ -342,10 +342,10 @@ def _where(models_map: Path) -> str:
   http-request set-var(txn.head) req.hdrs,length if chunked
   http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {BUFFER_BYTES // 2} }}
   http-request set-header x-gateway-model %[var(txn.model)] if {_HAS_MODEL}
+  use_backend ready if no_key_needed
   use_backend desk if !inference
   use_backend apart if {{ var(txn.slot) -m end {APART} }}
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
-  use_backend ready if no_key_needed
   default_backend ingress
 """
 

@@ -90,7 +90,7 @@ def places(hard_limit: int, relayed: int, slots: int = 64, servers_per_slot: int
     busy = left // 6
     owner = max(_OWNER_MIN, (left - busy) // 32)
     callers = left - busy - owner
-    if cold < _COLD_MIN or callers < _CALLERS_MIN:
+    if cold < min(_COLD_MIN, relayed) or callers < _CALLERS_MIN:
         raise ServiceError(
             f"The limit of {hard_limit} open files is too low for the edge: raise it (ulimit -Hn) to "
             f"{beside + _LEAST} at least, better to {enough}."
