@@ -98,9 +98,13 @@ class Limits(_Frozen):
     """Bounds that a refusal names."""
 
     body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    held_bytes: int = Field(default=2 << 30, ge=1024)
+    """Of bodies in the ingress's memory: of requests that wait for models, or came cold and are being answered."""
+    held_bytes_per_key: int = Field(default=512 << 20, ge=1024)
+    """The same of one key."""
     waiting_requests: int = Field(default=1000, ge=1)
     """Requests that may wait for models at a time, all models together."""
-    relayed_requests: int = Field(default=3000, ge=1)
+    relayed_requests: int = Field(default=1500, ge=1)
     """Requests that came while their model was not ready, at a time: those that wait, and those whose answers go
     through the ingress until they end. At most what fits into its open files: half of ``ulimit -Hn``."""
     wait_s: float = Field(default=1800.0, gt=0)

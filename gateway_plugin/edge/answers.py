@@ -87,6 +87,13 @@ class Refusal:
         """The rule: refuse if ``condition`` holds, and look no further."""
         return f"  http-request use-service lua.refuse_{self.name} if {condition}"
 
+    def at_once(self) -> str:
+        """The rule without its condition, for a request that has been read whole: HAProxy's own answer, and cheap."""
+        body = json.dumps(self.error.body()).replace("'", r"\u0027")
+        headers = "".join(f" hdr {name} {value}" for name, value in self.error.headers().items())
+        status = f"status {self.error.status} content-type application/json"
+        return f"http-request return {status} string '{body}'{headers}"
+
 
 DRAINED_BYTES_PER_S = 8 << 20
 """How much is read of the refused bodies of one key, and of all callers without one, on all connections together.

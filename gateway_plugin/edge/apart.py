@@ -12,15 +12,15 @@ from pathlib import Path
 
 from gateway_plugin.edge.answers import client_left
 
-CHECK = "/ready"
+CHECK = "/check"
 """What the ingress is asked: without a controller it is of no use."""
 
 AROUND = "x-gateway-around"
 """On a request that went round the ingress: an engine may have had it, though its model was kept apart."""
 
 
-def around(door: Path, models_map: Path, ingress_socket: Path, secret: str) -> str:
-    """The way of requests that are kept apart.
+def around(door: Path, bind: str, models_map: Path, ingress_socket: Path, secret: str, counted: str) -> str:
+    """The way of requests that are kept apart. ``bind``: the around door's line; ``counted``: rules that bound them.
 
     A slow ingress is not a dead one, but nothing is lost round it: what is lost is only who was alone on an engine
     (``serve.ingress.trials``).
@@ -28,6 +28,7 @@ def around(door: Path, models_map: Path, ingress_socket: Path, secret: str) -> s
     return f"""\
 backend apart
 {client_left()}
+{counted}\
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-edge {secret}
@@ -40,7 +41,7 @@ backend apart
   server around unix@{door} backup no-check no-ssl
 
 frontend around_door
-  bind unix@{door} mode 600 proto h1
+  bind {bind}
   http-request del-header x-gateway-edge
   http-request set-header {AROUND} 1
   http-request set-var(txn.slot) 'req.fhdr(x-gateway-model),map_str({models_map}),field(1,/)'

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from gateway_plugin.edge.answers import client_left, http_error, own_errors, refuse_script
 from gateway_plugin.edge.apart import around
-from gateway_plugin.edge.front import BUFFER_BYTES, FrontSettings, front_door, inner_door
+from gateway_plugin.edge.floods import at_a_time, in_ingress, in_slot, readiness
+from gateway_plugin.edge.front import BUFFER_BYTES, PATHS, FrontSettings, front_door, inner_door
+from gateway_plugin.edge.places import Places
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Site
@@ -23,8 +25,6 @@ from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME
 _STREAM_S = 3600
 """Longest silence on a connection in use."""
 _INGRESS_TRIES = 30
-OWNERS_CONNECTIONS = 64
-"""Kept for the owner's door, and so for administration."""
 _PATH = re.compile(r"/[A-Za-z0-9._@=+/-]+")
 
 
@@ -43,7 +43,7 @@ class EdgeSettings:
     requests_per_key_10s: int
     wait_s: float
     """Longest wait of a request at the ingress; the edge waits longer."""
-    max_connections: int
+    places: Places
     slots: int
     servers_per_slot: int
     threads: int
@@ -68,7 +68,7 @@ class EdgeSettings:
         layout: Layout,
         site: Site,
         secret: str,
-        max_connections: int,
+        places: Places,
         slots: int = 64,
         servers_per_slot: int = 8,
         threads: int = 1,
@@ -84,7 +84,7 @@ class EdgeSettings:
             in_flight_per_key=site.limits.in_flight_per_key,
             requests_per_key_10s=site.limits.requests_per_key_10s,
             wait_s=site.limits.wait_s,
-            max_connections=max_connections,
+            places=places,
             slots=slots,
             servers_per_slot=servers_per_slot,
             threads=threads,
@@ -105,18 +105,6 @@ class EdgeSettings:
         )
 
 
-def max_connections(descriptors: int, slots: int = 64, servers_per_slot: int = 8) -> int:
-    """How many callers fit into ``descriptors`` open files: two each, beside one for every check and a reserve.
-
-    Raises:
-        ServiceError: there would be fewer than 100.
-    """
-    spare = (descriptors - 256 - slots * servers_per_slot) // 2
-    if spare < 100:
-        raise ServiceError(f"The limit of {descriptors} open files is too low for the edge; raise it (ulimit -Hn).")
-    return min(spare, 8192)
-
-
 def render(settings: EdgeSettings) -> str:
     """The text of ``haproxy.cfg``. Raises ``ServiceError`` if a path cannot be written there."""
     for path in (getattr(settings, field.name) for field in fields(settings)):
@@ -126,7 +114,7 @@ def render(settings: EdgeSettings) -> str:
         _global(settings),
         _defaults(settings),
         front_door(_front(settings)),
-        inner_door(settings.inner_door, settings.models_map),
+        inner_door(settings.inner_door, settings.models_map, settings.places),
         _cold(settings),
         _apart(settings),
         *(_slot(settings, number) for number in range(settings.slots)),
@@ -149,6 +137,7 @@ def _front(settings: EdgeSettings) -> FrontSettings:
         in_flight_per_key=settings.in_flight_per_key,
         requests_per_key_10s=settings.requests_per_key_10s,
         cors_origins=settings.cors_origins,
+        places=settings.places,
     )
 
 
@@ -156,7 +145,9 @@ def _global(settings: EdgeSettings) -> str:
     return f"""\
 # Written by the gateway; changed by 'gateway up' only.
 global
-  maxconn {settings.max_connections}
+  maxconn {settings.places.connections}
+  no strict-limits          # HAProxy wants two open files a connection; what is really needed: places.py
+  tune.stick-counters 4
   nbthread {settings.threads}
   tune.bufsize {BUFFER_BYTES}
   hard-stop-after 10s
@@ -174,12 +165,13 @@ def _defaults(settings: EdgeSettings) -> str:
     return f"""\
 defaults
   mode http
+  backlog 16384             # who comes while all places are taken is not to knock again a second later
   option disable-h2-upgrade # a body of HTTP/2 need not say its length: no rule about bodies would see it
   timeout connect 20s       # with the TLS handshake: an engine too busy to shake hands for a while is not a dead one
   timeout client {_STREAM_S}s
   timeout server {max(_STREAM_S, round(settings.wait_s) + 600)}s
   timeout tunnel {_STREAM_S}s
-  timeout http-request 30s
+  timeout http-request 5s   # a connection's first request, whole head, or it is closed
   timeout http-keep-alive 75s
   timeout check 10s
   retries 6
@@ -204,8 +196,7 @@ def _listen(settings: EdgeSettings) -> str:
     address = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
     # HTTP/1.1 only, also for who begins with HTTP/2's preface unasked: see 'disable-h2-upgrade'.
     tls = f" ssl crt {settings.certificate} alpn http/1.1" if settings.certificate else ""
-    # Fewer than the process may have: callers cannot keep the gateway's own user out, who has a door of its own.
-    return f"{address}{tls} maxconn {settings.max_connections - OWNERS_CONNECTIONS} proto h1"
+    return f"{address}{tls} maxconn {settings.places.callers} proto h1"
 
 
 def _cold(settings: EdgeSettings) -> str:
@@ -214,14 +205,14 @@ def _cold(settings: EdgeSettings) -> str:
     While an ingress is replaced nobody listens on its socket: requests that it has not answered with a byte try again
     once a second. What Serve's proxy says by itself is plain text: the edge says it in JSON.
     """
-    plain = "!{ res.hdr(content-type) -m sub json }"
     return f"""\
 frontend cold_door
-  bind unix@{settings.cold_door} mode 600 proto h1
+  bind unix@{settings.cold_door} mode 600 maxconn {settings.places.inside} proto h1
   default_backend ingress
 
 backend ingress
 {client_left()}
+{in_ingress(PATHS, settings.places)}\
   retries {_INGRESS_TRIES}
   http-request del-header authorization
   http-request del-header x-api-key
@@ -230,6 +221,15 @@ backend ingress
 
 backend desk
 {client_left()}
+{_to_desk(settings)}
+backend ready
+{readiness()}\
+{_to_desk(settings)}"""
+
+
+def _to_desk(settings: EdgeSettings) -> str:
+    plain = "!{ res.hdr(content-type) -m sub json }"
+    return f"""\
   # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
   http-request del-header authorization
   http-request del-header x-api-key
@@ -241,7 +241,9 @@ backend desk
 
 
 def _apart(settings: EdgeSettings) -> str:
-    return around(settings.around_door, settings.models_map, settings.ingress_socket, settings.secret)
+    counted = at_a_time(settings.places)
+    door = f"unix@{settings.around_door} mode 600 maxconn {settings.places.inside} proto h1"
+    return around(settings.around_door, door, settings.models_map, settings.ingress_socket, settings.secret, counted)
 
 
 def _slot(settings: EdgeSettings, number: int) -> str:
@@ -254,6 +256,7 @@ def _slot(settings: EdgeSettings, number: int) -> str:
     return f"""\
 backend slot{number}
 {client_left()}
+{in_slot(number, settings.servers_per_slot, settings.places)}\
   balance leastconn
   http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.slot_keys_map})]"
   # What an engine says is for the caller: it controls neither the ingress nor what the edge says itself.
@@ -263,5 +266,5 @@ backend slot{number}
   default-server check inter 10s fastinter 1s downinter 2s fall 3 rise 1 observe layer4 error-limit 1 on-error mark-down
   default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {ENGINE_NAME}
   server-template e 0-{settings.servers_per_slot - 1} {ENGINE_NAME}:1 init-addr last,127.0.0.1 disabled
-  server cold unix@{settings.cold_door} backup no-check no-ssl
+  server cold unix@{settings.cold_door} backup no-check no-ssl pool-max-conn 0
 """

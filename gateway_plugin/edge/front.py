@@ -11,8 +11,10 @@ from pathlib import Path
 
 from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.edge.answers import Refusal
+from gateway_plugin.edge.floods import REFUSALS, sources, tables
 from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, no_chunks, plainer_words
 from gateway_plugin.edge.pages import pages
+from gateway_plugin.edge.places import Places
 from gateway_plugin.errors import (
     BodyTooLarge,
     Forbidden,
@@ -70,7 +72,7 @@ _USAGE = (
 )
 """The usage log. Every field is a number, ours, or checked against a pattern: nothing a caller wrote needs escaping."""
 
-_PATHS = f"""\
+PATHS = f"""\
   acl is_post method POST
   acl is_get method GET HEAD
   acl inference path {" ".join(INFERENCE)}"""
@@ -118,13 +120,14 @@ class FrontSettings:
     """What the front door depends on."""
 
     listen: str
-    """Address, port and TLS options."""
+    """Address, port and options."""
     owner_door: Path
     keys_map: Path
     models_map: Path
     body_bytes: int
     in_flight_per_key: int
     requests_per_key_10s: int
+    places: Places
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may call: exact, ``https://host:port``."""
 
@@ -162,6 +165,7 @@ class FrontSettings:
             _NOT_ADMIN,
             COMPRESSED,
             STREAM_OF_HTTP_1_0,
+            *REFUSALS,
         )
         return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, _NOT_A_CALLER, self.too_fast, self.too_many, self.too_large)
 
@@ -181,6 +185,7 @@ def front_door(settings: FrontSettings) -> str:
             "backend limits\n  stick-table type string len 64 size 10k expire 1h store http_req_rate(10s),conn_cur\n",
             "backend held\n  stick-table type string len 80 size 10k expire 1s store conn_cur\n",
             "backend gate\n  stick-table type string len 8 size 100 store gpc0\n",
+            tables(),
         )
     )
 
@@ -189,8 +194,10 @@ def _begin(settings: FrontSettings) -> str:
     return f"""\
 frontend front
   bind {settings.listen}
-  bind unix@{settings.owner_door} mode 600 proto h1
-  timeout client 60s        # of a caller that is to send or to read; one that waits for an answer may wait longer
+  bind unix@{settings.owner_door} mode 600 maxconn {settings.places.owner} proto h1
+  # Of a caller that is to shake hands, to send or to read; one that waits for an answer may wait longer.
+  timeout client 30s
+{sources(settings.places)}\
   log stdout format raw daemon info
   log-format '{_USAGE}'
   unique-id-format %[uuid()]
@@ -202,9 +209,11 @@ frontend front
 {plainer_words()}\
 {no_chunks("{ var(txn.no_chunks) -m found }")}\
   http-after-response set-header x-gateway-request %[unique-id]
+  # Who has shown no key, or is refused for want of room, keeps no place.
+  http-after-response set-header connection close if !{{ var(txn.who) -m found }} or {{ status 503 }}
   # A caller that left before the answer, or closed its sending half: no mistake in its request (nginx's 499).
   http-after-response set-status 499 if {{ status 400 }} !{{ be_name front }} {{ var(sess.first) -m int lt 0 }}
-{_PATHS}
+{PATHS}
   acl list path /v1/models
   acl card path_reg {_CARD}
   acl dots path_sub ..
@@ -308,6 +317,7 @@ def _tell() -> str:
   # Who asks is not said with what may go to an engine.
   http-request set-header x-gateway-key %[var(txn.key)] if !inference
   http-request set-header x-gateway-role %[var(txn.role)] if !inference
+  http-request set-header x-gateway-tag %[var(txn.digest),sha2(256),hex,bytes(0,16)] if inference
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
   http-request set-header x-gateway-wait %[var(txn.wait)] if { var(txn.wait) -m found }
@@ -332,6 +342,7 @@ def _where(models_map: Path) -> str:
   http-request set-var(txn.head) req.hdrs,length if chunked
   http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {BUFFER_BYTES // 2} }}
   http-request set-header x-gateway-model %[var(txn.model)] if {_HAS_MODEL}
+  use_backend ready if no_key_needed
   use_backend desk if !inference
   use_backend apart if {{ var(txn.slot) -m end {APART} }}
   use_backend %[var(txn.slot)] if {_HAS_SLOT}
@@ -339,15 +350,15 @@ def _where(models_map: Path) -> str:
 """
 
 
-def inner_door(socket: Path, models_map: Path) -> str:
+def inner_door(socket: Path, models_map: Path, places: Places) -> str:
     """Where the ingress sends a request back through the edge, naming its model: stamped, so that it cannot circle."""
     one = "{ req.fhdr_cnt(x-gateway-model) eq 1 }"
     pattern = f"{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}"
     return f"""\
 frontend inner_door
-  bind unix@{socket} mode 600 proto h1
+  bind unix@{socket} mode 600 maxconn {places.inside} proto h1
 {plainer_words()}\
-{_PATHS}
+{PATHS}
 {NO_PATH.when("!is_post or !inference")}
 {_NOT_A_MODEL.when(f"!{one} or !{pattern}")}
   http-request del-header authorization

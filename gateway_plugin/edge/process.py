@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from gateway_plugin.edge.config import EdgeSettings, max_connections, render, script
+from gateway_plugin.edge.config import EdgeSettings, render, script
+from gateway_plugin.edge.places import places
 from gateway_plugin.edge.program import CHOICE, binary
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.keys import KeyStore
@@ -29,8 +30,18 @@ _MAP = re.compile(r"([A-Za-z0-9._:@/+=-]+ [A-Za-z0-9._:@/+=-]+\n)*")
 _STATE = re.compile(r"|1\n# be_id [ -~\n]*\n")
 
 
-def prepare(layout: Layout, site: Site, *, slots: int = 64, servers_per_slot: int = 8, threads: int = 1) -> None:
+def prepare(
+    layout: Layout,
+    site: Site,
+    *,
+    slots: int = 64,
+    servers_per_slot: int = 8,
+    threads: int = 1,
+    open_files: int | None = None,
+) -> None:
     """Write all that the edge reads. Maps and server states that are there already are kept: they are its routes.
+
+    ``open_files``: how many it may have; as many as this process's hard limit says, if not given.
 
     Raises:
         ServiceError: a folder is somebody else's, a path cannot be configured, or too few files may be open.
@@ -43,14 +54,11 @@ def prepare(layout: Layout, site: Site, *, slots: int = 64, servers_per_slot: in
         write_private(layout.edge_secret, secrets.token_urlsafe(32))
     mend_maps(layout)
     KeyStore(layout).write_map()
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if descriptors == resource.RLIM_INFINITY:
-        descriptors = 65536
     settings = EdgeSettings.of(
         layout,
         site,
         secret=layout.edge_secret.read_text().strip(),
-        max_connections=max_connections(descriptors, slots, servers_per_slot),
+        places=places(open_files or open_files_limit(), site.limits.relayed_requests, slots, servers_per_slot),
         slots=slots,
         servers_per_slot=servers_per_slot,
         threads=threads,
@@ -80,6 +88,12 @@ def _content(path: Path) -> str | None:
         return path.read_text(errors="replace")
     except FileNotFoundError:
         return None
+
+
+def open_files_limit() -> int:
+    """How many files a process that is started here may open, once it asks for all."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
 def front_hosts(site: Site) -> tuple[str, ...]:

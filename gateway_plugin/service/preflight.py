@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import resource
 import shutil
 import stat
 import sys
@@ -15,6 +14,8 @@ from pathlib import Path
 from gateway_plugin.blocks.jobs import is_queue, jobs_for, shared_script_place
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge import program
+from gateway_plugin.edge.places import places
+from gateway_plugin.edge.process import open_files_limit
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.layout import Layout
@@ -23,12 +24,11 @@ from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.listeners import bind_problem
 from gateway_plugin.service.model_files import kind, size
 from gateway_plugin.service.room import fit
-from gateway_plugin.site import Site
+from gateway_plugin.site import Limits, Site
 from gateway_plugin.weights import is_local, resolve, split_revision
 
 _DISK_FAIL_MIB = 500
 _DISK_WARN_MIB = 3000
-_FILES_WARN = 4096
 _SOCKET_PATH_MAX = 107
 _RAY_TEMP_MAX = 44
 """Ray makes socket paths of 63 characters more below its folder."""
@@ -59,7 +59,7 @@ def every_check(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[in
         *folders(layout),
         *job_scripts(layout, site),
         *disk(layout),
-        open_files(),
+        open_files(site.limits),
         *weights(catalog),
         *certificate(site),
         *memory(site),
@@ -202,14 +202,26 @@ def disk(layout: Layout) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def open_files() -> Check:
-    """The descriptor limit: the edge takes two for every connection."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < _FILES_WARN:
-        return Check(
-            "open files", Verdict.WARN, f"limit {soft} (hard {hard})", f"raise it: ulimit -n {_FILES_WARN * 4}"
-        )
-    return Check("open files", Verdict.OK, f"limit {soft}")
+def open_files(limits: Limits | None = None, hard: int | None = None) -> Check:
+    """What the limit of open files allows the edge, and whether it is what the site asks for.
+
+    ``limits``: the site's; the defaults if there is no site. ``hard``: the limit; this process's.
+    """
+    wanted = limits or Limits()
+    limit = open_files_limit() if hard is None else hard
+    try:
+        allowed = places(limit, wanted.relayed_requests)
+    except GatewayError as error:
+        return Check("open files", Verdict.FAIL, error.message, "ulimit -Hn is set by the machine's administrators")
+    words = (
+        f"{limit}: {allowed.callers} callers' connections at a time; {allowed.cold} requests for models that are not "
+        f"loaded, {allowed.busy} others"
+    )
+    if allowed.cold < wanted.waiting_requests:
+        words += f"; the site lets {wanted.waiting_requests} wait"
+        advice = "raise it (ulimit -Hn), or lower limits.waiting_requests: the rest is refused at once"
+        return Check("open files", Verdict.WARN, words, advice)
+    return Check("open files", Verdict.OK, words)
 
 
 def weights(catalog: Catalog) -> tuple[Check, ...]:

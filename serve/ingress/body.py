@@ -12,7 +12,8 @@ from typing import cast
 from starlette.requests import Request
 
 from gateway_plugin.catalog import MODEL_NAME
-from gateway_plugin.errors import BodyTooLarge, InvalidRequest
+from gateway_plugin.errors import BodyTooLarge, InvalidRequest, RequestTimeout
+from serve.ingress.budget import Hold
 from serve.ingress.scan import Malformed, scan
 
 DOCUMENT_BYTES = 1 << 20
@@ -36,15 +37,49 @@ class Ask:
     stream: bool
 
 
-async def read_bounded(request: Request, limit_bytes: int) -> bytes:
-    """The whole body. Raises ``BodyTooLarge`` as soon as it is over the limit."""
+@dataclass(frozen=True)
+class Pace:
+    """How slowly a body may come."""
+
+    within_s: float = 30.0
+    """For any body, and for the first part of a long one."""
+    bytes_per_s: int = 16 << 10
+    """At least, from then on."""
+
+    def seconds_for(self, size: int) -> float:
+        """By when a body must be there of which ``size`` bytes are: its end, or more of it."""
+        return self.within_s + size / self.bytes_per_s
+
+
+PACE = Pace()
+
+
+async def read_bounded(request: Request, limit_bytes: int, pace: Pace = PACE, held: Hold | None = None) -> bytes:
+    """The whole body. ``held``: what is told of its bytes as they come.
+
+    Raises:
+        BodyTooLarge: as soon as it is over the limit.
+        RequestTimeout: it comes too slowly.
+        GatewayError: what ``held`` raises.
+    """
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
-        chunks.append(chunk)
+    began = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(began + pace.within_s) as deadline:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit_bytes:
+                    raise BodyTooLarge(limit_bytes)
+                if held is not None:
+                    held.more(len(chunk))
+                chunks.append(chunk)
+                deadline.reschedule(began + pace.seconds_for(size))
+    except TimeoutError:
+        raise RequestTimeout(
+            f"The request's body came too slowly: {size} bytes so far. The gateway waits {pace.within_s:.0f} s, and "
+            f"longer for a body that brings {pace.bytes_per_s} bytes a second."
+        ) from None
     return b"".join(chunks)
 
 

@@ -23,6 +23,7 @@ from gateway_plugin.errors import Forbidden, GatewayError, NotFound, NotRouted, 
 from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
 from gateway_plugin.site import Limits
+from serve.ingress.budget import Budget
 from serve.ingress.inference import Inference, is_admin
 from serve.ingress.listener import Listener, requests_max
 from serve.ingress.relay import NOT_ROUTED, STAMP, Relay
@@ -97,12 +98,13 @@ class Ingress:
         self._secret = edge_secret(self._layout)
         self._requests_max = requests_max(limits.relayed_requests)
         relay = Relay(self._layout.inner_door)
-        self._inference = Inference(Waiting(controller, limits.wait_s), relay, limits.body_bytes)
+        budget = Budget(limits.held_bytes, limits.held_bytes_per_key)
+        self._inference = Inference(Waiting(controller, limits.wait_s), relay, limits.body_bytes, budget)
 
     def application(self) -> Starlette:
         """The routes."""
         return application(
-            [Route("/ready", self._check), *(Route(path, self._infer, methods=["POST"]) for path in INFERENCE_PATHS)],
+            [Route("/check", self._check), *(Route(path, self._infer, methods=["POST"]) for path in INFERENCE_PATHS)],
             self._secret,
             Middleware(Places, limit=self._requests_max),
         )

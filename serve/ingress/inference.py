@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from gateway_plugin.errors import GatewayError, NotRouted
 from serve.ingress.boarding import Boarding, Seat
 from serve.ingress.body import Ask, Turns, read_bounded
+from serve.ingress.budget import TAG, Budget
 from serve.ingress.relay import AROUND, Relay, is_not_routed, response_headers
 from serve.ingress.waiting import DEATH_NEWS_S, Waiting
 
@@ -64,10 +66,11 @@ class Errand:
 class Inference:
     """Handles every inference path."""
 
-    def __init__(self, waiting: Waiting, relay: Relay, body_bytes_max: int) -> None:
+    def __init__(self, waiting: Waiting, relay: Relay, body_bytes_max: int, budget: Budget) -> None:
         self._waiting = waiting
         self._relay = relay
         self._body_bytes_max = body_bytes_max
+        self._budget = budget
         self._turns = Turns()
         self._boarding = Boarding(waiting)
 
@@ -75,8 +78,14 @@ class Inference:
         """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
         patience_s = ready_to_wait_s(request.headers)
         deadline = self._waiting.deadline(patience_s)
-        body = await read_bounded(request, self._body_bytes_max)
-        ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"))
+        hold = self._budget.hold(request.headers.get(TAG, ""))
+        try:
+            body = await read_bounded(request, self._body_bytes_max, held=hold)
+            ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"))
+        except BaseException:
+            hold.end()
+            raise
+        weakref.finalize(ask, hold.end)  # its body lives as long as it does: until the answer has ended, however
         query = request.scope["query_string"].decode("latin-1")
         target = request.url.path + (f"?{query}" if query else "")
         errand = Errand(

@@ -156,7 +156,7 @@ async def test_what_callers_say_about_themselves_is_forgotten(edge: Edge, engine
     warm = dict(engine.seen()[0]["headers"])
     cold = dict(edge.cold[0].headers)
     assert edge.cold[0].header("x-gateway-model") == "unknown"
-    ours = {"x-gateway-model", "x-gateway-request", "x-gateway-arrived"}
+    ours = {"x-gateway-model", "x-gateway-request", "x-gateway-arrived", "x-gateway-tag"}
     for headers, more in ((warm, set()), (cold, {"x-gateway-edge"})):
         assert headers["x-gateway-request"] not in ("mine", "")
         assert headers.get("x-gateway-edge") != "guess"

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +128,13 @@ class Edge:
     cold_hangs: bool = False
     """The ingress answers nothing but its check."""
     cold_connections: set[Connection] = field(default_factory=set)
+    loaded: asyncio.Event | None = None
+    """The ingress lets inference wait for this, and sends it back by the inner door then."""
+    ready_status: int = 200
+    """What the ingress says to ``/ready``, after ``ready_takes_s``."""
+    ready_takes_s: float = 0.0
+    open_files: int | None = None
+    """The edge's limit; that of the test if there is none."""
     engines: list[FakeEngine] = field(default_factory=list)
     names: dict[str, int] = field(default_factory=dict)
     child: subprocess.Popen[bytes] | None = None
@@ -167,7 +174,7 @@ class Edge:
         """Start HAProxy and wait until it listens."""
         process.check(self.layout)
         with self.layout.usage_log.open("ab") as out, (self.layout.logs / "edge.log").open("ab") as err:
-            self.child = subprocess.Popen(process.argv(self.layout), stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+            self.child = subprocess.Popen(self._argv(), stdout=out, stderr=err, stdin=subprocess.DEVNULL)
 
         async def answers() -> bool:
             try:
@@ -177,6 +184,10 @@ class Edge:
                 return False
 
         await until(answers, f"the edge answers on {self.url}")
+
+    def _argv(self) -> tuple[str, ...]:
+        limit = () if self.open_files is None else ("prlimit", f"--nofile={self.open_files}:{self.open_files}")
+        return (*limit, *process.argv(self.layout))
 
     def kill(self) -> None:
         """``kill -9``."""
@@ -276,18 +287,36 @@ class Edge:
         """A raw command on the administration socket."""
         return ask(self.layout.edge_socket, command)
 
-    def _ingress(self, exchange: Exchange) -> None:
+    def _ingress(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """Stands for Serve: says what it got, and keeps it."""
         self.cold_connections.add(exchange.connection)
         if exchange.request.target == CHECK:
             exchange.send(self.check_status, b"{}")
-            return
+            return None
         self.cold.append(exchange.request)
+        if exchange.request.path == "/ready":
+            return self._say_ready(exchange)
+        if self.loaded is not None and exchange.request.method == "POST":
+            return self._send_back(exchange, self.loaded)
         body = {"cold": True, "bytes": len(exchange.request.body), "path": exchange.request.target}
         if self.cold_hangs:
-            return
+            return None
         status = self.cold_statuses.pop(0) if self.cold_statuses else 200
         exchange.send(status, json.dumps(body).encode(), headers=self.cold_headers)
+        return None
+
+    async def _say_ready(self, exchange: Exchange) -> None:
+        await asyncio.sleep(self.ready_takes_s)
+        exchange.send(self.ready_status, b'{"cold": true}')
+
+    async def _send_back(self, exchange: Exchange, loaded: asyncio.Event) -> None:
+        await loaded.wait()
+        door = httpx.AsyncHTTPTransport(uds=str(self.layout.inner_door), verify=False)
+        request = exchange.request
+        headers = {"x-gateway-model": request.header("x-gateway-model"), "content-type": "application/json"}
+        async with httpx.AsyncClient(transport=door, timeout=30) as client:
+            answer = await client.post(f"http://inner{request.path}", content=request.body, headers=headers)
+        exchange.send(answer.status_code, answer.content)
 
 
 def _whole(answer: bytes) -> bool:
@@ -331,10 +360,11 @@ async def running_edge(
     threads: int = 1,
     tls: bool = False,
     cors_origins: tuple[str, ...] = (),
+    open_files: int | None = None,
 ) -> AsyncIterator[Edge]:
     """An edge with a stand-in ingress, a user's and an admin's key; ends every process it started.
 
-    ``tls``: the front door has a certificate (Serve's, for want of another).
+    ``tls``: the front door has a certificate (Serve's, for want of another). ``open_files``: the edge's limit.
     """
     folder = Path(tempfile.mkdtemp(prefix="gwt", dir="/tmp"))  # short: sockets lie in it
     before = os.environ.get("GATEWAY_RUN_ROOT")
@@ -348,9 +378,12 @@ async def running_edge(
             make_authority(layout)
             write_private(certificate, layout.serve_certificate.read_bytes() + layout.serve_key.read_bytes())
         site = edge_site(free_port(), free_port(), limits, certificate, cors_origins)
-        process.prepare(layout, site, slots=slots, servers_per_slot=servers_per_slot, threads=threads)
+        process.prepare(
+            layout, site, slots=slots, servers_per_slot=servers_per_slot, threads=threads, open_files=open_files
+        )
         store = KeyStore(layout)
         edge = Edge(layout, site, store.create("ann", "user"), store.create("root", "admin"), EdgeRuntime(layout))
+        edge.open_files = open_files
         write_private(layout.admin_key, edge.admin_key)
         serving = tls_context(str(layout.serve_key), str(layout.serve_certificate), str(layout.ca), 2)
         edge.desk = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=serving)

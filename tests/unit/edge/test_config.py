@@ -11,17 +11,20 @@ import pytest
 
 from gateway_plugin.edge import answers, apart
 from gateway_plugin.edge.answers import Refusal, own_errors, refuse_script
-from gateway_plugin.edge.config import EdgeSettings, max_connections, render, script
+from gateway_plugin.edge.config import EdgeSettings, render, script
 from gateway_plugin.edge.front import INFERENCE
+from gateway_plugin.edge.places import places
 from gateway_plugin.errors import InvalidRequest, ServiceError
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import relay
 from tests.support.edges import edge_site
 
+PLACES = places(4096, 1000, 2, 3)
+
 
 def settings(**changes: object) -> EdgeSettings:
-    made = EdgeSettings.of(Layout(Path("/state")), edge_site(8180, 8181), "SECRET", 1000, slots=2, servers_per_slot=3)
+    made = EdgeSettings.of(Layout(Path("/state")), edge_site(8180, 8181), "SECRET", PLACES, slots=2, servers_per_slot=3)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -35,11 +38,11 @@ def section(text: str, name: str) -> str:
 def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     text = render(settings())
     assert re.findall(r"^  bind (.*)$", text, re.MULTILINE) == [
-        "127.0.0.1:8180 maxconn 936 proto h1",
-        f"unix@{settings().owner_door} mode 600 proto h1",
-        f"unix@{settings().inner_door} mode 600 proto h1",
-        f"unix@{settings().cold_door} mode 600 proto h1",
-        f"unix@{settings().around_door} mode 600 proto h1",
+        f"127.0.0.1:8180 maxconn {PLACES.callers} proto h1",
+        f"unix@{settings().owner_door} mode 600 maxconn {PLACES.owner} proto h1",
+        f"unix@{settings().inner_door} mode 600 maxconn {PLACES.inside} proto h1",
+        f"unix@{settings().cold_door} mode 600 maxconn {PLACES.inside} proto h1",
+        f"unix@{settings().around_door} mode 600 maxconn {PLACES.inside} proto h1",
     ]
     assert f"stats socket {settings().socket} mode 600 level admin" in text
 
@@ -48,12 +51,12 @@ def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     ("bind", "listens"), [("::1", "[::1]:8180"), ("localhost", "127.0.0.1:8180"), ("0.0.0.0", "0.0.0.0:8180")]
 )
 def test_addresses(bind: str, listens: str) -> None:
-    assert f"  bind {listens} maxconn 936 proto h1\n" in render(settings(bind=bind))
+    assert f"  bind {listens} maxconn {PLACES.callers} proto h1\n" in render(settings(bind=bind))
 
 
 def test_a_certificate_makes_the_front_door_tls() -> None:
     text = render(settings(certificate=Path("/etc/gw/cert.pem")))
-    assert "  bind 127.0.0.1:8180 ssl crt /etc/gw/cert.pem alpn http/1.1 maxconn 936 proto h1\n" in text
+    assert f"  bind 127.0.0.1:8180 ssl crt /etc/gw/cert.pem alpn http/1.1 maxconn {PLACES.callers} proto h1\n" in text
 
 
 def test_no_door_speaks_http2() -> None:
@@ -87,9 +90,9 @@ def test_every_server_is_verified() -> None:
 
 def test_the_secret_is_said_to_ingress_and_desk_alone() -> None:
     text = render(settings())
-    assert text.count("SECRET") == 4
-    assert "SECRET" in section(text, "backend ingress")
-    assert "SECRET" in section(text, "backend desk")
+    assert text.count("SECRET") == 5
+    for backend in ("backend ingress", "backend desk", "backend ready"):
+        assert "SECRET" in section(text, backend)
     assert section(text, "backend apart").count("SECRET") == 2
     assert "del-header x-gateway-edge\n" in section(text, "frontend around_door"), "what lies there is an engine"
     assert "SECRET" not in script(settings())
@@ -158,7 +161,7 @@ def test_pages_are_named_exactly_or_none_may_ask() -> None:
 
 def test_limits_are_those_of_the_site() -> None:
     limits = Limits(body_bytes=5000, in_flight_per_key=7, requests_per_key_10s=11, wait_s=9000)
-    made = EdgeSettings.of(Layout(Path("/state")), edge_site(8180, 8181, limits), "SECRET", 1000)
+    made = EdgeSettings.of(Layout(Path("/state")), edge_site(8180, 8181, limits), "SECRET", PLACES)
     text = render(made)
     assert "gt 5000 }" in text
     assert "sc_conn_cur(0,limits) gt 7" in text
@@ -166,13 +169,6 @@ def test_limits_are_those_of_the_site() -> None:
     assert "timeout server 9600s" in text
     assert "option srvtcpka " in text
     assert "5000 bytes" in script(made)
-
-
-def test_connections_follow_from_open_files() -> None:
-    assert max_connections(4096) == (4096 - 256 - 512) // 2
-    assert max_connections(10**6) == 8192
-    with pytest.raises(ServiceError, match="900 open files"):
-        max_connections(900)
 
 
 def test_own_errors_are_one_a_status_in_openais_form() -> None:

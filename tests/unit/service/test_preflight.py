@@ -23,6 +23,7 @@ from gateway_plugin.service.preflight import (
     failures,
     folders,
     job_scripts,
+    open_files,
     packages,
     ports,
     providers,
@@ -30,7 +31,7 @@ from gateway_plugin.service.preflight import (
     weights,
 )
 from gateway_plugin.service.room import fit
-from gateway_plugin.site import NodeType, Site
+from gateway_plugin.site import Limits, NodeType, Site
 from serve.app import node_kind
 from serve.core.placement import holds, need_of
 
@@ -238,3 +239,16 @@ def test_pins_that_cannot_all_be_loaded_are_a_warning() -> None:
     assert "GPU memory" in fit(place, catalog(**on_gpus))[-1].found
     del pinned["m2"]
     assert all(check.verdict is Verdict.OK for check in fit(place, catalog(**pinned)))
+
+
+def test_open_files_say_what_they_allow() -> None:
+    few = open_files(Limits(), 4096)
+    assert few.verdict is Verdict.WARN
+    assert "4096: 1511 callers" in few.found
+    assert "266 requests for models that are not loaded" in few.found
+    assert "the site lets 1000 wait" in few.found
+    assert open_files(Limits(), 20_000).verdict is Verdict.OK
+    assert open_files(Limits(waiting_requests=100), 6000).verdict is Verdict.OK
+    none = open_files(Limits(), 1000)
+    assert none.verdict is Verdict.FAIL
+    assert "too low for the edge" in none.found

@@ -1,0 +1,112 @@
+"""Rules of the doors against floods: of callers, of requests, of what waits for models. Pure; see ``places.py``."""
+
+from __future__ import annotations
+
+from gateway_plugin.edge.answers import Refusal
+from gateway_plugin.edge.places import Places
+from gateway_plugin.errors import Unavailable
+
+_BUSY = Refusal(
+    "busy",
+    Unavailable(
+        "The gateway answers as many requests as it can at a time. Try again.", retry_after_s=2, state="overloaded"
+    ),
+)
+_COLD_FULL = Refusal(
+    "cold_full",
+    Unavailable(
+        "As many requests as the gateway can hold wait for models that are not loaded, or are answered by ones that "
+        "just were. Try again later; models that are loaded answer.",
+        retry_after_s=10,
+        state="overloaded",
+    ),
+)
+_READY_BUSY = Refusal(
+    "ready_busy",
+    Unavailable("Too many ask for /ready at a time. Try again.", retry_after_s=1, state="overloaded"),
+)
+REFUSALS = (_BUSY, _COLD_FULL, _READY_BUSY)
+"""All that these rules may say."""
+_READY_AT_A_TIME = 32
+_COLD, _OTHERS = 2, 1
+"""Keys of the table ``busy``."""
+_WHOLE = "{ req.body_size le 16384 } !{ req.fhdr_cnt(transfer-encoding) gt 0 }"
+"""A body so short was read whole before any rule of a backend."""
+
+
+def tables() -> str:
+    """What the rules count in."""
+    return """\
+backend busy
+  stick-table type integer size 16 store conn_cur
+
+backend sources
+  stick-table type ipv6 size 20k expire 10s store conn_cur
+
+cache ready
+  total-max-size 1
+  max-age 1
+"""
+
+
+def sources(places: Places) -> str:
+    """Rules of the front door for connections, before anything is read."""
+    return f"""\
+  # A connection too many of one address is closed at once. This machine's own is that of all its users and tunnels.
+  acl here src 127.0.0.0/8 ::1
+  tcp-request connection track-sc3 src table sources if !here
+  tcp-request connection reject if !here {{ sc_conn_cur(3,sources) gt {places.per_source} }}
+"""
+
+
+def in_slot(slot: int, servers: int, places: Places) -> str:
+    """Rules of a slot's backend. A request is cold where no engine is up, and warm else."""
+    return _counted(" ".join(f"!{{ srv_is_up(slot{slot}/e{number}) }}" for number in range(servers)), places)
+
+
+def at_a_time(places: Places) -> str:
+    """Rules of a backend whose requests all pass the ingress, though their model may be ready."""
+    return _counted("", places)
+
+
+def in_ingress(paths: str, places: Places) -> str:
+    """Rules of the ingress's backend. ``paths``: what ``inference`` is."""
+    # Not counted as cold so far: those whose engine died under them.
+    full = f"inference {{ be_conn(ingress) gt {places.inside} }} !{{ req.fhdr_cnt(x-gateway-stamp) gt 0 }}"
+    return f"""\
+{paths}
+{_counted("inference", places)}\
+{_refuse(_COLD_FULL, full)}
+"""
+
+
+def _counted(cold: str, places: Places) -> str:
+    """No more of callers' requests at a time than can be answered: of the cold ones, and of all others.
+
+    Counted before they go anywhere, so that a burst is refused at its first request too many. Not counted: what comes
+    by the inside doors.
+    """
+    caller = "{ fe_name front }"
+    return f"""\
+  http-request track-sc2 int({_COLD}) table busy if {caller} {cold}
+{_refuse(_COLD_FULL, f"{{ sc_conn_cur(2,busy) gt {places.cold} }}")}
+  http-request track-sc2 int({_OTHERS}) table busy if {caller}
+{_refuse(_BUSY, f"{{ sc_conn_cur(2,busy) gt {places.busy} }}")}
+"""
+
+
+def _refuse(refusal: Refusal, condition: str) -> str:
+    """Said by HAProxy itself where the whole body is here: the script would take several times as long."""
+    return f"  {refusal.at_once()} if {condition} {_WHOLE}\n{refusal.when(condition)}"
+
+
+def readiness() -> str:
+    """Rules of the backend of ``/ready``, which needs no key: a "yes" is good for a second, whoever asks."""
+    return f"""\
+  http-request set-uri /ready
+  http-request set-header host gateway
+  http-request cache-use ready
+{_READY_BUSY.when(f"{{ be_conn(ready) gt {_READY_AT_A_TIME} }}")}
+  http-response set-header cache-control max-age=1
+  http-response cache-store ready
+"""

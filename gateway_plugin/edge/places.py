@@ -1,0 +1,98 @@
+"""How many connections the edge may hold, so that it never runs out of open files while it answers. Pure.
+
+HAProxy stops accepting at *all* doors once the process is full: then what waits at the front can never be answered, as
+its answer comes in by the inner door. So every door has a number of places of its own, and their sum fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway_plugin.errors import ServiceError
+
+_BESIDE = 256
+"""Open files for everything else: HAProxy's own, its logs, its socket, and requests on their way to be refused."""
+_IDLE_SHARE = 32
+"""One in so many for connections to engines that are kept for reuse."""
+_FILES_MAX = 32768
+"""More is taken only if the site's waiters need it: connections cost memory too."""
+_PASSING = 64
+"""Requests at an inside door that are about to be refused."""
+_PER_COLD = 5
+"""Open files of a cold request beside its caller's connection: both ends at the cold door, the ingress, and, once it
+is answered, the inner door's end and the engine."""
+_COLD_SHARE = 12
+"""One cold request in so many files."""
+_COLD_MIN, _OWNER_MIN, _CALLERS_MIN = 16, 12, 100
+_LEAST = 320
+"""Beside what is kept, about so many are needed for these two."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Connections and requests that the edge holds at a time; more are kept waiting, or refused at once."""
+
+    files: int
+    """Open files that the sum below was made for."""
+    callers: int
+    """Connections at the front door, idle ones included. One file each."""
+    owner: int
+    """Connections at the owner's door. One file each."""
+    busy: int
+    """Requests in flight of callers with a key, without the cold ones. One file more each. Never fewer than ``cold``,
+    which the edge's rules count on."""
+    cold: int
+    """Requests at the ingress: those that wait for a model, and those that came cold and are being answered."""
+
+    @property
+    def inside(self) -> int:
+        """Connections at the cold door, at the inner door, and at the around door."""
+        return self.cold + _PASSING
+
+    @property
+    def connections(self) -> int:
+        """At all doors together."""
+        return self.callers + self.owner + 3 * self.inside
+
+    @property
+    def per_source(self) -> int:
+        """Connections of one address at the front door, if it is not this machine's own, which all its users share."""
+        return self.callers // 2
+
+    @property
+    def most_files(self) -> int:
+        """Open files if every place is taken, without what ``places`` keeps beside."""
+        return self.callers + self.owner + self.busy + _PER_COLD * self.cold
+
+
+def places(hard_limit: int, relayed: int, slots: int = 64, servers_per_slot: int = 8) -> Places:
+    """Divide ``hard_limit`` open files. ``relayed``: requests that the ingress may have at a time.
+
+    The sum, in open files::
+
+        beside (256), a check for each server, 1/32 kept connections to engines
+      + 5 x cold      cold: ``relayed``, at most a twelfth of what is there
+      + busy          a sixth of what is left
+      + owner         a thirty-second of what is left then, 12 at least
+      + callers       the rest
+      = hard_limit    or less: see ``_FILES_MAX``
+
+    Raises:
+        ServiceError: fewer than 100 callers, or 16 cold requests, would fit.
+    """
+    beside = _BESIDE + slots * servers_per_slot
+    enough = beside + _COLD_SHARE * relayed
+    enough += enough // (_IDLE_SHARE - 1) + 1
+    files = min(hard_limit, max(_FILES_MAX, enough))
+    there = files - beside - files // _IDLE_SHARE
+    cold = min(relayed, there // _COLD_SHARE)
+    left = there - _PER_COLD * cold
+    busy = left // 6
+    owner = max(_OWNER_MIN, (left - busy) // 32)
+    callers = left - busy - owner
+    if cold < min(_COLD_MIN, relayed) or callers < _CALLERS_MIN:
+        raise ServiceError(
+            f"The limit of {hard_limit} open files is too low for the edge: raise it (ulimit -Hn) to "
+            f"{beside + _LEAST} at least, better to {enough}."
+        )
+    return Places(files, callers, owner, busy, cold)
