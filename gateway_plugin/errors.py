@@ -235,6 +235,10 @@ class EdgeError(GatewayError):
     status, code, exit_code = 503, "edge_error", 69
 
 
+class EdgeAway(EdgeError):
+    """The edge does not answer on its socket: it restarts, or hangs. Asking again makes sense."""
+
+
 class ServiceError(GatewayError):
     """The gateway could not be started or stopped: a port in use, a missing package, a part that died."""
 

@@ -1,31 +1,34 @@
 """API keys: made, listed, revoked. Only their SHA-256 is kept.
 
 ``keys.json`` is the store; ``keys.map`` is the same for the edge, which looks up the hash of what a caller sends. A
-running edge is told over its socket, and what it says counts: a key is revoked when the edge no longer lets it in and
-has nothing of it in flight. Until then the store keeps it, as revoked, and the supervisor goes on trying.
+running edge is told over its socket, and what it says counts: a key is made when the edge lets it in and the store has
+it; it is revoked when the edge no longer lets it in and has nothing of it in flight. Until then the store keeps it, as
+revoked, and the supervisor goes on trying.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gateway_plugin.edge.admission import StillHeld, admit_only
-from gateway_plugin.edge.commands import ask, map_text
+from gateway_plugin.edge.commands import ask, map_text, parse_map
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
-from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.ownership import demand_own
 from gateway_plugin.service.living import edges_of
 from gateway_plugin.service.record import record_here
+from gateway_plugin.state_file import read_object, set_aside, write_private
 
 Role = Literal["user", "endpoint", "admin"]
 """``endpoint``: a user whose word for whom it asks (``x-gateway-caller``) goes into the usage log."""
@@ -33,6 +36,7 @@ Role = Literal["user", "endpoint", "admin"]
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 """What a key may be called: it goes into headers, maps and the usage log."""
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _PATIENCE_S = 5.0
 """For an edge that starts, and for the end of what a revoked key has in flight."""
 _PAUSE_S = 0.1
@@ -55,6 +59,10 @@ class Key:
     """No edge that starts lets it in; that the running one does not either is not confirmed yet."""
 
 
+class KeysGarbled(ServiceError):
+    """The store is there and cannot be understood."""
+
+
 class KeyStore:
     """The keys of one gateway."""
 
@@ -68,7 +76,7 @@ class KeyStore:
 
         Raises:
             InvalidRequest: the name or role is not possible, or the name is taken.
-            ServiceError: the gateway runs on another machine.
+            ServiceError: the gateway runs on another machine, or the store cannot be written; it was not made.
             EdgeError: the edge runs and did not take it; it was not made.
         """
         if not KEY_NAME.fullmatch(name):
@@ -81,30 +89,62 @@ class KeyStore:
             keys = self.list()
             if any(other.name == name and not other.revoked for other in keys):
                 raise InvalidRequest(f"There is a key called '{name}' already; revoke it first or choose another name.")
-            self._write((*keys, key))
+            # The edge first: what it has and the store does not goes again by itself, whatever happens here.
             try:
-                self._put_in_force(_PATIENCE_S, others_may_end=True)
+                self._tell_edge((*keys, key), _PATIENCE_S, others_may_end=True)
             except EdgeError as error:
-                self._write(keys)
                 raise EdgeError(f"The key '{name}' was not made: {error.message.rstrip('.')}. Try again.") from error
+            try:
+                self._write((*keys, key))
+            except OSError as error:
+                with contextlib.suppress(EdgeError):  # the supervisor tells it again every second
+                    self._tell_edge(keys, 0.0, others_may_end=True)
+                raise ServiceError(f"The key '{name}' was not made: {_unwritten(error)}, then try again.") from None
         return secret
 
     def list(self) -> tuple[Key, ...]:
         """All keys, oldest first. Raises ``ServiceError`` if the file is damaged."""
         path = self._layout.keys_json
         try:
-            return tuple(Key(**entry) for entry in json.loads(path.read_text())["keys"])
-        except FileNotFoundError:
-            return ()
-        except (ValueError, TypeError, KeyError) as error:
-            raise ServiceError(f"{path} is damaged ({error}); restore it, or remove it and make new keys.") from error
+            document = read_object(path)
+            return () if document is None else tuple(_key(entry) for entry in document["keys"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise KeysGarbled(
+                f"{path} cannot be understood ({error}). The running edge keeps the keys it has; 'gateway down' and "
+                "'up' take them over from its map."
+            ) from error
+
+    def recover(self) -> str:
+        """Where the store cannot be understood: set it aside and take the keys from ``keys.map``, the edge's copy.
+
+        Returns what was done, for people; empty where nothing was. Only where no edge runs.
+
+        Raises:
+            ServiceError: that has no keys either. Nothing was changed: a gateway never starts without the keys it had.
+        """
+        path, copy = self._layout.keys_json, self._layout.keys_map
+        with self._locked():
+            try:
+                self.list()
+            except KeysGarbled as error:
+                known = parse_map((_text(copy) or b"").decode(errors="replace"), numbered=False)
+                keys = tuple(_from_map(digest, value, time.time()) for digest, value in known.items())
+                if not keys:
+                    raise ServiceError(
+                        f"{error.message.partition('. ')[0]}, and {copy} names no keys: put the file back from a copy, "
+                        "or move it away and make new keys."
+                    ) from None
+                aside = set_aside(path)
+                self._write(keys)
+                return f"{path} could not be understood: it is {aside.name} now, and the keys are those of {copy.name}."
+        return ""
 
     def revoke(self, name: str) -> None:
         """Refuse a key from now on, and cut what it has in flight. That of the command line is replaced by a new one.
 
         Raises:
             NotFound: there is no such key.
-            ServiceError: the gateway runs on another machine.
+            ServiceError: the gateway runs on another machine, or the store cannot be written: nothing was changed.
             EdgeError: the running edge did not confirm it. It is tried again every second, and when this is called
                 again.
         """
@@ -119,6 +159,8 @@ class KeyStore:
                 else:
                     self._write(tuple(replace(key, revoked=key.revoked or key.name == name) for key in keys))
                     self._put_in_force(_PATIENCE_S)
+            except OSError as error:
+                raise ServiceError(f"The key '{name}' was not revoked: {_unwritten(error)}, then try again.") from None
             except EdgeError as error:
                 raise EdgeError(
                     f"The key '{name}' may still be in use: {error.message.rstrip('.')}. An edge that starts refuses "
@@ -145,8 +187,10 @@ class KeyStore:
     def _renew_cli_key(self, keys: tuple[Key, ...], *, others_may_end: bool = False) -> None:
         """The new one is in ``admin.key`` before the edge forgets the old one."""
         secret, key = _made(CLI_KEY_NAME, "admin")
+        fresh = self._layout.admin_key.with_suffix(".new")
+        write_private(fresh, secret)  # the store and this file change together, or not at all on a full disk
         self._write((*(replace(old, revoked=old.revoked or old.name == CLI_KEY_NAME) for old in keys), key))
-        write_private(self._layout.admin_key, secret)
+        fresh.replace(self._layout.admin_key)
         self._put_in_force(_PATIENCE_S, others_may_end=others_may_end)
 
     def write_map(self) -> None:
@@ -162,6 +206,7 @@ class KeyStore:
         Raises:
             ServiceError: the store is missing or damaged.
             EdgeError: an edge runs and does not confirm.
+            OSError: ``keys.map`` cannot be written; the edge was told.
         """
         with self._locked(wait=False) as alone:
             if not alone:
@@ -169,6 +214,7 @@ class KeyStore:
             if not self._layout.keys_json.exists():
                 raise ServiceError(f"{self._layout.keys_json} is missing; the running edge keeps the keys it has.")
             self._put_in_force(0.0)
+            self._write_map(self.list())
 
     def _put_in_force(self, patience_s: float, *, others_may_end: bool = False) -> None:
         """Store -> ``keys.map`` -> running edge; then forget what was revoked.
@@ -178,9 +224,20 @@ class KeyStore:
             others_may_end: requests of keys revoked earlier are no failure; they are cut by the next look.
         """
         keys = self.list()
+        # What is on disk follows at the latest with ``keep_in_force``; what the edge does may not wait for it.
+        with contextlib.suppress(OSError):
+            self._write_map(keys)  # first: an edge that starts meanwhile starts right
+        if self._tell_edge(keys, patience_s, others_may_end=others_may_end) and any(key.revoked for key in keys):
+            with contextlib.suppress(OSError):
+                self._write(tuple(key for key in keys if not key.revoked))
+
+    def _tell_edge(self, keys: tuple[Key, ...], patience_s: float, *, others_may_end: bool) -> bool:
+        """Have a running edge let in these keys and no others; where none runs there is nothing to do.
+
+        Returns whether nothing of others is in flight. Arguments and errors as for ``_put_in_force``.
+        """
         want = _admitted(keys)
         revoked = {_hash(key) for key in keys if key.revoked}
-        self._write_map(keys)  # first: an edge that starts meanwhile starts right
         deadline = time.monotonic() + patience_s
         while True:
             try:
@@ -189,7 +246,7 @@ class KeyStore:
             except StillHeld:
                 if not others_may_end:
                     raise
-                return
+                return False
             except EdgeError as error:
                 if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
                     raise
@@ -201,21 +258,23 @@ class KeyStore:
                         "starts, or GATEWAY_RUN_ROOT is not what it was for 'gateway up'"
                     ) from error
             time.sleep(_PAUSE_S)
-        if revoked:
-            self._write(tuple(key for key in keys if not key.revoked))
+        return True
 
     def _say(self, command: str) -> str:
         return ask(self._layout.edge_socket, command)
 
     def _write(self, keys: tuple[Key, ...]) -> None:
+        """Store and map. Raises ``OSError`` if the store cannot be written; the map is, at the latest, a second after
+        there is room (``keep_in_force``)."""
         document = {"keys": [_entry(key) for key in keys]}
         write_private(self._layout.keys_json, json.dumps(document, indent=1) + "\n")
-        self._write_map(keys)
+        with contextlib.suppress(OSError):
+            self._write_map(keys)
 
     def _write_map(self, keys: tuple[Key, ...]) -> None:
         text = map_text(_admitted(keys))
         private_folder(self._layout.edge)
-        if _text(self._layout.keys_map) != text:
+        if _text(self._layout.keys_map) != text.encode():
             write_private(self._layout.keys_map, text)
 
     @contextmanager
@@ -260,8 +319,27 @@ def _entry(key: Key) -> dict[str, Any]:
     return {name: value for name, value in asdict(key).items() if name != "revoked" or value}
 
 
-def _text(path: Path) -> str | None:
+def _key(entry: Mapping[str, Any]) -> Key:
+    """As the store has it; what a later version wrote is passed over. Raises ``TypeError`` or ``ValueError``."""
+    known = {field.name for field in fields(Key)}
+    key = Key(**{name: value for name, value in entry.items() if name in known})
+    if not KEY_NAME.fullmatch(key.name) or key.role not in get_args(Role) or not _DIGEST.fullmatch(key.sha256):
+        raise ValueError(f"{key.name!r}: expected a key's name, its role, and its SHA-256")
+    return key
+
+
+def _from_map(digest: str, value: str, created: float) -> Key:
+    role, _, name = value.partition(":")
+    return _key({"name": name, "role": role, "sha256": digest.lower(), "created": created})
+
+
+def _unwritten(error: OSError) -> str:
+    """The path is in it: who makes keys is the owner."""
+    return f"{error.filename or 'the state folder'} cannot be written ({error.strerror or error}); make room there"
+
+
+def _text(path: Path) -> bytes | None:
     try:
-        return path.read_text()
+        return path.read_bytes()
     except FileNotFoundError:
         return None

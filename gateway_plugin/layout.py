@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.ownership import demand_own, first_own
 from gateway_plugin.ownership import private_folder as private_folder  # part of this module's interface
+from gateway_plugin.state_file import write_private as write_private  # likewise
 
 
 def default_state_root() -> Path:
@@ -32,21 +32,6 @@ def weights_root() -> Path:
         return Path(explicit).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "gateway-plugin" / "models"
-
-
-def write_private(path: Path, content: str | bytes) -> None:
-    """Write a 0600 file atomically: a reader sees the old content or the new one, and nobody else sees either."""
-    data = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 _RUN_NAMES = 9
@@ -317,6 +302,11 @@ class Layout:
     def controller(self) -> Path:
         """Recorded events (``events.jsonl``), pins and wishes (``wishes.json``)."""
         return self.state / "controller"
+
+    @property
+    def controller_lock(self) -> Path:
+        """Locked by the controller as long as it lives: no other changes routes meanwhile."""
+        return self.run / "controller.lock"
 
     # --- logs ---
     @property

@@ -8,7 +8,6 @@ socket in a folder that only the gateway's own user can write to, and a certific
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import socket
 import ssl
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 from gateway_plugin.errors import ConfigError, GatewayUnreachable, InvalidKey
 from gateway_plugin.layout import Layout, default_state_root
 from gateway_plugin.ownership import problem_with
+from gateway_plugin.state_file import Garbled, with_copy
 
 PLAIN_HTTP = "GATEWAY_PLAIN_HTTP"
 """Environment variable: ``1`` lets a key go over plain HTTP."""
@@ -168,12 +168,12 @@ def _authority(layout: Layout, record: Mapping[str, Any] | None) -> Path | None:
 
 def _record(layout: Layout) -> Mapping[str, Any] | None:
     try:
-        document = json.loads(layout.service_json.read_text(encoding="utf-8"))
+        document = with_copy(layout.service_json, layout.supervisor_status, "service") or {}
     except OSError:
         return None
-    except ValueError:
-        raise ConfigError(f"{layout.service_json} is not valid JSON; remove it and run 'gateway up' again.") from None
-    return document if isinstance(document, dict) and isinstance(document.get("url"), str) else None
+    except Garbled as error:
+        raise ConfigError(f"{error}; 'gateway up', or 'down' and 'up', puts it right.") from None
+    return document if isinstance(document.get("url"), str) else None
 
 
 def _local_key(layout: Layout) -> str | None:

@@ -93,6 +93,13 @@ class Jobs(Protocol):
         """Tell the job to end, ``forced`` without asking. Nothing happens if it is gone or no longer the same job."""
 
 
+def forget_oldest(*known: dict[Any, Any], keep: int = 1000) -> None:
+    """Bound what is remembered of blocks: what was noted first is forgotten first."""
+    for notes in known:
+        while len(notes) > keep:
+            del notes[next(iter(notes))]
+
+
 def jobs_for(provider: Any, layout: Layout) -> Jobs:
     """The jobs of a Parsl provider. Raises ``ConfigError`` for one whose jobs could not be submitted or found again.
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.identity import Mark
-from gateway_plugin.layout import write_private
+from gateway_plugin.state_file import read_object, write_private
 
 _VERSION = 1
 _ENDED_KEPT = 50
-"""Blocks that ended are kept for people to look at; so many of them."""
+"""Blocks that ended are kept for people to look at, and as evidence of a node type in trouble; so many of each type."""
 
 
 class BlockPhase(Enum):
@@ -114,26 +114,38 @@ def to_document(blocks: Iterable[Block]) -> dict[str, Any]:
 
 
 def from_document(document: Mapping[str, Any]) -> tuple[Block, ...]:
-    """The blocks in a ledger's JSON. Raises ``ValueError``, ``KeyError`` or ``TypeError`` when it is none."""
-    if document["version"] != _VERSION:
-        raise ValueError(f"version {document['version']}, expected {_VERSION}")
+    """The blocks in a ledger's JSON; keys of a later version are passed over.
+
+    Raises ``ValueError``, ``KeyError``, ``TypeError`` or ``AttributeError`` when it is none.
+    """
     return tuple(
         Block(
             **{
-                **entry,
+                **_known(Block, entry),
                 "phase": BlockPhase(entry["phase"]),
-                "job": Job(**entry["job"]) if entry["job"] is not None else None,
+                "job": Job(**_known(Job, entry["job"])) if entry.get("job") is not None else None,
             }
         )
         for entry in document["blocks"]
     )
 
 
+def _known(kind: type[Block] | type[Job], entry: Mapping[str, Any]) -> dict[str, Any]:
+    names = {one.name for one in fields(kind)}
+    return {key: value for key, value in entry.items() if key in names}
+
+
 def pruned(blocks: Mapping[str, Block], keep: int = _ENDED_KEPT) -> dict[str, Block]:
-    """All blocks that have not ended, and the ``keep`` that ended last."""
-    ended = sorted((b for b in blocks.values() if b.phase.ended), key=lambda b: (b.ended_at or 0.0, b.name))
-    dropped = {block.name for block in ended[: max(0, len(ended) - keep)]}
+    """All blocks that have not ended, and of each type the ``keep`` that ended last."""
+    ended: dict[str, list[Block]] = {}
+    for block in sorted((b for b in blocks.values() if b.phase.ended), key=lambda b: (b.ended_at or 0.0, b.name)):
+        ended.setdefault(block.type, []).append(block)
+    dropped = {block.name for of_type in ended.values() for block in of_type[: max(0, len(of_type) - keep)]}
     return {name: block for name, block in blocks.items() if name not in dropped}
+
+
+class LedgerGarbled(ServiceError):
+    """The ledger's file is there and cannot be understood."""
 
 
 class Ledger:
@@ -143,19 +155,16 @@ class Ledger:
         self.path = path
 
     def read(self) -> dict[str, Block]:
-        """Every block written down, by name. Raises ``ServiceError`` if the file cannot be understood."""
+        """Every block written down, by name. Raises ``LedgerGarbled`` if the file cannot be understood."""
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return {}
-        try:
-            return {block.name: block for block in from_document(json.loads(text))}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ServiceError(
+            document = read_object(self.path)
+            return {} if document is None else {block.name: block for block in from_document(document)}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LedgerGarbled(
                 f"{self.path} cannot be understood ({type(error).__name__}: {error}). It names the jobs that are "
-                "running: look at them with the scheduler's own commands, end them, then remove the file."
+                "running; 'gateway down' and 'up' find them again by their names."
             ) from None
 
     def write(self, blocks: Mapping[str, Block]) -> None:
-        """Replace the file, 0600, atomically; it is on disk when this returns."""
+        """Replace the file, 0600, atomically; it is on disk when this returns. Raises ``OSError``."""
         write_private(self.path, json.dumps(to_document(pruned(blocks).values()), indent=1, sort_keys=True) + "\n")

@@ -27,9 +27,10 @@ from ray.autoscaler.tags import (
 )
 
 from gateway_plugin.blocks.jobs import jobs_for, script_place, walltime_s
-from gateway_plugin.blocks.ledger import BlockPhase, Ledger
+from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool
+from gateway_plugin.blocks.recovery import whole_ledger
 from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.blocks.script import Leaving, block_script
 from gateway_plugin.errors import GatewayError
@@ -51,9 +52,10 @@ def block_name(node_type: str) -> str:
 def open_pool(site: Site, layout: Layout) -> BlockPool:
     """The blocks of a gateway, taken over from its ledger. Raises ``ConfigError``, ``ServiceError``."""
     layout.make()
+    jobs = {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types}
     return BlockPool(
-        Ledger(layout.ledger),
-        {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types},
+        whole_ledger(layout, jobs),
+        jobs,
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
         marks=LeaveMarks(layout.leave_marks),
         requests=CancelRequests(layout.block_cancels),

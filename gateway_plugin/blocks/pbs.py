@@ -22,7 +22,7 @@ from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, Submit
 
 from gateway_plugin.blocks import pbs_words as words
 from gateway_plugin.blocks.job_options import pbs_asked, pbs_refusal
-from gateway_plugin.blocks.jobs import Pace, Seen, last_words
+from gateway_plugin.blocks.jobs import Pace, Seen, forget_oldest, last_words
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.script import block_log
 from gateway_plugin.errors import ConfigError, ServiceError
@@ -82,9 +82,15 @@ class PbsJobs:
         if pbs_asked(provider).value("r") is None:
             # PBS would start a block again, by itself, whose node failed: its name is a Ray node that is dead.
             provider.scheduler_options = f"{provider.scheduler_options}\n#PBS -r n".lstrip("\n")
-        run = provider.execute_wait
-        # Set by a user, it makes qsub pass over every directive of the script.
-        provider.execute_wait = lambda cmd, timeout=None: run(f"unset PBS_DPREFIX; {cmd}", timeout)
+        runs = provider.execute_wait
+        before = getattr(runs, "__self__", None)
+        self._runs: Callable[..., tuple[int, str, str]] = before._runs if isinstance(before, PbsJobs) else runs
+        provider.execute_wait = self._run_unbent
+
+    def _run_unbent(self, command: str, timeout: int | None = None) -> tuple[int, str, str]:
+        """Parsl's way to run a command. Set by a user, the variable makes qsub pass over all directives of a script."""
+        code, said, complained = self._runs(f"unset PBS_DPREFIX; {command}", timeout)
+        return int(code), str(said), str(complained)
 
     def submit(self, name: str, script: str) -> Job:
         known = set(self._provider.resources)
@@ -123,6 +129,7 @@ class PbsJobs:
         known = {block.name: block for block in blocks if block.job is not None}
         seen = {name: self._ends[name] for name in known if name in self._ends}  # (1)
         asked = {name: block for name, block in known.items() if name not in seen}
+        forget_oldest(self._ends, self._absent_since, self._first_told_at, self._told_at)
         if not asked or not self._pace.due(blocks, time.time()):
             return seen
         try:

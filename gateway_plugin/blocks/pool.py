@@ -1,7 +1,8 @@
 """The blocks: one state, one ledger, one lock; what Ray's provider and ``down`` act on. No Ray in here.
 
-Every change is in the ledger before it is acted on. A scheduler's command runs outside the lock, so that a slow
-``sbatch`` never hides the other blocks.
+Every change is in the ledger before it is acted on. Where that cannot be written no block is asked for; what is known
+of those that are there counts, and is written when there is room. A scheduler's command runs outside the lock, so that
+a slow ``sbatch`` never hides the other blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from gateway_plugin.blocks.jobs import Jobs, Seen
-from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, pruned
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.requests import CancelRequests
 from gateway_plugin.errors import GatewayError, ServiceError
@@ -134,6 +135,8 @@ class BlockPool:
         self._adopted_at = monotonic()
         self._doubted_at: dict[str, float] = {}
         self._cancelled_at: dict[str, float] = {}
+        self._late = False
+        """The ledger's file is not as it should be: it could not be written."""
         self._held_until: dict[str, float] = {}
         """By type: nothing is submitted before."""
         for block in self.holding():
@@ -155,20 +158,25 @@ class BlockPool:
         """Add Ray's tags to a block."""
         with self._lock:
             block = self._blocks[name]
-            self._put(replace(block, tags={**block.tags, **tags}))
+            if not tags.items() <= block.tags.items():
+                self._put(replace(block, tags={**block.tags, **tags}))
 
     def submit(self, name: str, node_type: str, script: str, tags: Mapping[str, str]) -> Block:
         """Ask for one block: written down, then submitted, then its job written down.
 
         Raises:
-            ServiceError: the type has its ``max_blocks`` already (one that is still ending counts); its blocks keep
+            ServiceError: it cannot be written down;
+                the type has its ``max_blocks`` already (one that is still ending counts); its blocks keep
                 failing; somebody has just ended one; or the scheduler refused: then this one has ended as ``failed``
                 with the scheduler's words.
         """
         with self._lock:
             self._admit(node_type)
-            self._submitting.add(name)
             self._put(Block(name=name, type=node_type, phase=_SUBMITS, asked_at=self._clock(), tags=dict(tags)))
+            if self._late:  # a job that the ledger does not name could be lost
+                del self._blocks[name]
+                raise ServiceError(f"no block of type {node_type} is asked for: {self._ledger.path} cannot be written")
+            self._submitting.add(name)
         try:
             job = self._jobs[node_type].submit(name, script)
         except GatewayError as error:
@@ -227,6 +235,9 @@ class BlockPool:
 
         Blocks that somebody asked to be ended are told so first. Gives what holds a place after it.
         """
+        with self._lock:
+            if self._late:
+                self._save()
         self._cancel_asked()
         now, moment = self._clock(), self._monotonic()
         held = [block for block in self.holding() if block.name not in self._submitting]
@@ -295,7 +306,11 @@ class BlockPool:
     def _put(self, block: Block) -> None:
         before = self._blocks.get(block.name)
         self._blocks[block.name] = block
-        self._ledger.write(self._blocks)
+        if block.phase.ended:
+            self._doubted_at.pop(block.name, None)
+            self._cancelled_at.pop(block.name, None)
+            self._blocks = pruned(self._blocks)
+        self._save()
         if before is None or before.phase is not block.phase:
             log.info(
                 "block %s name=%s type=%s job=%s reason=%s",
@@ -305,6 +320,16 @@ class BlockPool:
                 block.job.id if block.job else None,
                 block.reason,
             )
+
+    def _save(self) -> None:
+        try:
+            self._ledger.write(self._blocks)
+        except OSError as error:
+            if not self._late:
+                log.warning("ledger not written path=%s said=%s", self._ledger.path, error)
+            self._late = True
+        else:
+            self._late = False
 
 
 def end_all(pool: BlockPool, deadline_s: float, pause_s: float = 0.2) -> tuple[Block, ...]:

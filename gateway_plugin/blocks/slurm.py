@@ -22,7 +22,7 @@ from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, Submit
 
 from gateway_plugin.blocks import slurm_words as words
 from gateway_plugin.blocks.job_options import slurm_refusal
-from gateway_plugin.blocks.jobs import Pace, Seen, last_words, walltime_s
+from gateway_plugin.blocks.jobs import Pace, Seen, forget_oldest, last_words, walltime_s
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.blocks.script import block_log
 from gateway_plugin.errors import ConfigError, ServiceError
@@ -122,6 +122,7 @@ class SlurmJobs:
         jobs = {block.name: block.job for block in blocks if block.job is not None}
         seen = {name: self._ends[name] for name in jobs if name in self._ends}  # (1)
         asked = {name: job for name, job in jobs.items() if name not in seen}
+        forget_oldest(self._ends, self._absent_since, self._told_at)
         if not asked or not self._pace.due(blocks, time.time()):
             return seen
         try:

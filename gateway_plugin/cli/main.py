@@ -12,8 +12,9 @@ import click
 from gateway_plugin import __version__
 from gateway_plugin.cli import authority, blocks, chat, controller, endpoint, keys, models, service
 from gateway_plugin.cli.output import Settings, put, report_error
-from gateway_plugin.errors import GatewayError
+from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.layout import default_state_root
+from gateway_plugin.state_file import NO_ROOM
 
 _EPILOG = """\b
 Exit codes:
@@ -49,6 +50,13 @@ class GatewayCommands(click.Group):
             found = ctx.find_root().obj
             report_error(error, as_json=isinstance(found, Settings) and found.json)
             raise click.exceptions.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            where = error.filename or "a file of the gateway"
+            told = ServiceError(f"{where} cannot be written: {error.strerror}. Make room there, then run it again.")
+            report_error(told, as_json=isinstance(found := ctx.find_root().obj, Settings) and found.json)
+            raise click.exceptions.Exit(told.exit_code) from None
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed once more while leaving: the exit code stays
             put("interrupted", err=True)

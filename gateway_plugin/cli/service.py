@@ -133,6 +133,8 @@ def down(grace: float, force: bool, timeout: float) -> None:
     if first:
         words += f"; of {first} requests in flight {first - cut} ended by themselves, {cut} were cut"
     document = {"outcome": result.outcome.value, "seconds": round(result.seconds, 2), "in_flight": first, "cut": cut}
+    if result.note:
+        put(result.note, err=True)
     mind_elsewhere()
     show(document, lambda: put(words))
 
@@ -211,6 +213,8 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
     if drain := found.get("drain"):
         where += f"; {drain['in_flight']} requests in flight have {drain['left_s']:.0f} s left"
     parts: list[Any] = [text(f"gateway: {found['state']}{where}")]
+    if found.get("note"):
+        parts.append(text(found["note"]))
     if found["state"] == "down":
         parts.append(text("'gateway up' starts it; one elsewhere is asked with GATEWAY_URL and GATEWAY_API_KEY"))
     if found["parts"]:
@@ -259,6 +263,9 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
                 f"'gateway blocks retry {kind['type']}'."
             )
             parts.append(text(words))
+    if gateway.get("storage"):
+        unwritten = ", ".join(gateway.get("unwritten", ()))
+        parts.append(text(f"{gateway['storage']}. What is in force goes on; not on disk yet: {unwritten}"))
     parts.append(text(f"waiting requests: {gateway.get('waiting', 0)}   switches: {gateway.get('switches', 0)}"))
     return parts
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.catalog import MODEL_NAME
-from gateway_plugin.errors import EdgeError
+from gateway_plugin.errors import EdgeAway, EdgeError
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:@/+=-]+")
 """What a path, a hash, a key or a map's value may be made of."""
@@ -196,7 +196,7 @@ def refused(answer: str) -> str | None:
 
 
 def ask(path: Path, command: str, timeout_s: float = 5.0) -> str:
-    """One command, or several separated by ``;``, and the answer. Raises ``EdgeError`` if the edge does not answer."""
+    """One command, or several separated by ``;``, and the answer. Raises ``EdgeAway`` if the edge does not answer."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
             link.settimeout(timeout_s)
@@ -204,4 +204,4 @@ def ask(path: Path, command: str, timeout_s: float = 5.0) -> str:
             link.sendall(command.encode() + b"\n")
             return b"".join(iter(lambda: link.recv(65536), b"")).decode(errors="replace")
     except OSError as error:
-        raise EdgeError(f"The edge does not answer on {path}: {error}. Is the gateway up?") from error
+        raise EdgeAway(f"The edge does not answer on {path}: {error}. Is the gateway up?") from error

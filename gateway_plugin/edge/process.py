@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import resource
 import secrets
 import socket
 import subprocess
+from pathlib import Path
 
 import psutil
 
@@ -15,9 +18,16 @@ from gateway_plugin.edge.places import places
 from gateway_plugin.edge.program import CHOICE, binary
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.keys import KeyStore
-from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.site import WILDCARDS, Site
+from gateway_plugin.state_file import set_aside, write_private
 from gateway_plugin.tls import make_authority
+
+log = logging.getLogger(__name__)
+
+_SECRET = re.compile(r"[\w-]{43}\n?")
+_MAP = re.compile(r"([A-Za-z0-9._:@/+=-]+ [A-Za-z0-9._:@/+=-]+\n)*")
+_STATE = re.compile(r"|1\n# be_id [ -~\n]*\n")
 
 
 def prepare(
@@ -40,11 +50,9 @@ def prepare(
     make_authority(layout, front_hosts=front_hosts(site))
     if site.certificate is not None and not os.access(site.certificate, os.R_OK):
         raise ServiceError(f"{site.certificate}: the front door's certificate cannot be read.")
-    if not layout.edge_secret.exists():
+    if not _SECRET.fullmatch(_content(layout.edge_secret) or ""):  # an empty one would let everybody in
         write_private(layout.edge_secret, secrets.token_urlsafe(32))
-    for path in (layout.models_map, layout.slot_keys_map, layout.servers_state):
-        if not path.exists():
-            write_private(path, "")
+    mend_maps(layout)
     KeyStore(layout).write_map()
     settings = EdgeSettings.of(
         layout,
@@ -57,6 +65,29 @@ def prepare(
     )
     write_private(layout.edge_script, script(settings))
     write_private(layout.edge_config, render(settings))
+
+
+def mend_maps(layout: Layout) -> None:
+    """Give the edge maps and servers' state that it can start with: one that is garbled is set aside, and begun empty.
+    The controller tells a running edge what it lacks. Raises ``OSError``."""
+    for path, form in (
+        (layout.models_map, _MAP),
+        (layout.slot_keys_map, _MAP),
+        (layout.servers_state, _STATE),
+    ):
+        content = _content(path)
+        if content is not None and not form.fullmatch(content):
+            log.warning("%s is garbled: set aside as %s", path, set_aside(path))
+            content = None
+        if content is None:
+            write_private(path, "")
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def open_files_limit() -> int:

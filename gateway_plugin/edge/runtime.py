@@ -1,7 +1,8 @@
 """Routes at run time, over the edge's socket: no reload, so no old process with streams that nobody counts.
 
 Every change is followed by the map files and ``servers.state`` on disk, so that an edge that was killed comes up with
-the routes it had, whoever else is away.
+the routes it had, whoever else is away. A change counts though its copy cannot be written: that follows when there is
+room (``Copies.retry``).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from gateway_plugin.edge.commands import (
     show_servers,
 )
 from gateway_plugin.edge.front import APART
-from gateway_plugin.errors import EdgeError
-from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.errors import EdgeAway, EdgeError
+from gateway_plugin.layout import Layout
+from gateway_plugin.state_file import Copies
 
 __all__ = ["EdgeError", "EdgeRuntime", "ServerStat"]
 
@@ -35,32 +37,34 @@ _TIMEOUT_S = 5.0
 
 
 class EdgeRuntime:
-    """The edge of one gateway. Reads may run side by side; changes are made one after the other."""
+    """The edge of one gateway. Changes of one slot are made one after the other, by whoever calls."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, copies: Copies | None = None) -> None:
         self._layout = layout
-        self._changing = asyncio.Lock()
+        self._copies = copies or Copies()
+        self._syncing = asyncio.Lock()
+        self._saving = asyncio.Lock()
+        self._keys: dict[str, str] | None = None
+        """Slot -> key, as the edge is to have it; ``None``: not asked for yet."""
 
     async def open(self, slot: int, server: int, address: str) -> None:
         """Let ``server`` of ``slot`` take requests for the engine at ``address`` (``IP:PORT``).
 
-        Also takes a drain back; what is in flight goes on. Raises ``EdgeError`` if the edge refused.
+        Also takes a drain back; what is in flight goes on. Raises ``EdgeAway`` if the edge does not answer,
+        ``EdgeError`` if it refused.
         """
-        async with self._changing:
-            await self._change(open_commands(slot, server, address))
-            await self._save_servers()
+        await self._change(open_commands(slot, server, address))
+        await self._save_servers()
 
     async def drain(self, slot: int, server: int) -> None:
         """No new request for this server; what is in flight goes on."""
-        async with self._changing:
-            await self._change((f"set server {server_name(slot, server)} state drain",))
-            await self._save_servers()
+        await self._change((f"set server {server_name(slot, server)} state drain",))
+        await self._save_servers()
 
     async def close(self, slot: int, server: int) -> None:
         """Take the server out of use (``maint``). Streams still on it are not cut."""
-        async with self._changing:
-            await self._change((f"set server {server_name(slot, server)} state maint",))
-            await self._save_servers()
+        await self._change((f"set server {server_name(slot, server)} state maint",))
+        await self._save_servers()
 
     async def servers(self, slots: Iterable[int] | None = None) -> tuple[ServerStat, ...]:
         """Servers in use, of some slots (0.2 ms each) or of all; those in ``maint`` are left out."""
@@ -69,32 +73,44 @@ class EdgeRuntime:
             return ()
         return parse_servers(await self._ask(show_servers(wanted)))
 
+    async def adopt_keys(self) -> None:
+        """Take over the engine keys that the running edge has, or that lie on disk. Raises ``EdgeAway``."""
+        running = await self._running_map(self._layout.slot_keys_map)
+        self._keys = {**_read_map(self._layout.slot_keys_map), **running}
+
+    def renew_keys(self, fresh: Iterable[int]) -> None:
+        """Give slots new engine keys. ``slot_key`` tells them from now on; the edge has them with ``sync_slots``."""
+        self._keys = {**self._known_keys(), **{_slot(slot): secrets.token_urlsafe(32) for slot in fresh}}
+
     async def sync_slots(self, names: Mapping[str, int], fresh: Iterable[int], apart: Container[str] = ()) -> None:
         """These names, and no others, lead to these slots; slots in ``fresh``, and those without, get a new engine key.
 
         Names in ``apart`` lead there from the inner door alone: the front door hands their requests to the ingress.
 
-        Written to disk first: an edge that starts meanwhile starts right. Raises ``EdgeError`` if the edge refused.
+        On disk first, where that can be: an edge that starts meanwhile starts right. Raises ``EdgeAway`` if the edge
+        does not answer, ``EdgeError`` if it refused.
         """
-        slots = {model_name(name): server_name(slot, 0).partition("/")[0] for name, slot in names.items()}
-        wanted = {name: slot + (APART if name in apart else "") for name, slot in slots.items()}
-        new = {f"slot{slot:d}" for slot in fresh}
-        async with self._changing:
-            keys = _read_map(self._layout.slot_keys_map)
-            renewed = {slot: secrets.token_urlsafe(32) for slot in new | (set(slots.values()) - set(keys))}
-            keys |= renewed
+        wanted = {model_name(name): _slot(slot) + (APART if name in apart else "") for name, slot in names.items()}
+        async with self._syncing:
+            known = self._known_keys()
+            self.renew_keys({*fresh, *(slot for slot in names.values() if _slot(slot) not in known)})
+            keys = self._known_keys()
             # Keys first: a name must never lead to a slot whose engines have another key than the edge sends.
-            await asyncio.to_thread(write_private, self._layout.slot_keys_map, map_text(keys))
-            await asyncio.to_thread(write_private, self._layout.models_map, map_text(wanted))
+            await asyncio.to_thread(self._copies.keep, self._layout.slot_keys_map, map_text(keys))
+            await asyncio.to_thread(self._copies.keep, self._layout.models_map, map_text(wanted))
             await self._sync_map(self._layout.slot_keys_map, keys)
             await self._sync_map(self._layout.models_map, wanted)
 
     def slot_key(self, slot: int) -> str:
         """The key of the engines in ``slot``, for their environment. Raises ``EdgeError`` if it never had a tenant."""
         try:
-            return _read_map(self._layout.slot_keys_map)[f"slot{slot:d}"]
+            return self._known_keys()[_slot(slot)]
         except KeyError:
             raise EdgeError(f"Slot {slot} has no engine key: sync_slots was never called for it.") from None
+
+    async def keys_in_force(self) -> bool:
+        """Whether the running edge has the engine keys that ``slot_key`` tells."""
+        return await self._running_map(self._layout.slot_keys_map) == self._known_keys()
 
     async def tenants(self) -> dict[str, int]:
         """Name or alias -> slot, as the running edge has it."""
@@ -105,6 +121,9 @@ class EdgeRuntime:
         """Names whose requests the front door hands to the ingress though their slot has engines."""
         found = await self._running_map(self._layout.models_map)
         return frozenset(name for name, slot in found.items() if slot.endswith(APART))
+
+    def _known_keys(self) -> dict[str, str]:
+        return self._keys if self._keys is not None else _read_map(self._layout.slot_keys_map)
 
     # --- the socket ---
 
@@ -122,8 +141,9 @@ class EdgeRuntime:
             raise EdgeError(f"The edge refused a change of routes: {reason}")
 
     async def _save_servers(self) -> None:
-        state = kept_state(await self._ask("show servers state"))
-        await asyncio.to_thread(write_private, self._layout.servers_state, state)
+        async with self._saving:  # an older state must not be written over a newer one
+            state = kept_state(await self._ask("show servers state"))
+            await asyncio.to_thread(self._copies.keep, self._layout.servers_state, state)
 
     async def _ask(self, command: str) -> str:
         """One connection, one line, the whole answer."""
@@ -140,11 +160,15 @@ class EdgeRuntime:
                     with contextlib.suppress(OSError):
                         await writer.wait_closed()
         except (OSError, TimeoutError) as error:
-            raise EdgeError(f"The edge does not answer on {path}: {error or 'no answer in time'}.") from error
+            raise EdgeAway(f"The edge does not answer on {path}: {error or 'no answer in time'}.") from error
+
+
+def _slot(slot: int) -> str:
+    return server_name(slot, 0).partition("/")[0]
 
 
 def _read_map(path: Path) -> dict[str, str]:
     try:
-        return parse_map(path.read_text(), numbered=False)
-    except FileNotFoundError:
+        return parse_map(path.read_text(errors="replace"), numbered=False)
+    except OSError:
         return {}

@@ -14,10 +14,11 @@ import psutil
 from gateway_plugin.blocks import processes as block_processes
 from gateway_plugin.blocks.jobs import Jobs, jobs_for, script_folder
 from gateway_plugin.blocks.leave import members, read_records
-from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, LedgerGarbled
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
 from gateway_plugin.blocks.processes import same_process
+from gateway_plugin.blocks.recovery import whole_ledger
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.identity import Mark, alive
 from gateway_plugin.layout import Layout
@@ -94,17 +95,23 @@ def end_engines(layout: Layout, grace_s: float) -> tuple[int, ...]:
 
 def open_pool(layout: Layout, site: Site) -> BlockPool:
     """The blocks of the ledger, without Ray. Only where no autoscaler lives: the ledger has one writer."""
+    jobs = _jobs_of(layout, site)
     return BlockPool(
-        Ledger(layout.ledger),
-        {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types},
+        whole_ledger(layout, jobs),
+        jobs,
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
         marks=LeaveMarks(layout.leave_marks),
     )
 
 
 def has_blocks(layout: Layout, site: Site | None) -> bool:
-    """Whether the ledger names a block whose job is pending or running, or cannot be asked for. Changes nothing."""
-    ours, orphans = _held(layout, site)
+    """Whether the ledger names a block whose job is pending or running, or cannot be asked for. Changes nothing.
+
+    One that cannot be understood may name any."""
+    try:
+        ours, orphans = _held(layout, site)
+    except LedgerGarbled:
+        return True
     if site is None or orphans:
         return bool(orphans)
     for block in ours:
@@ -120,6 +127,7 @@ def end_blocks(layout: Layout, site: Site | None, forced: bool) -> list[str]:
     Blocks that the site does not know (any more) are left, and with ``forced`` ended if they are of this machine.
     """
     try:
+        whole_ledger(layout, _jobs_of(layout, site), _local_jobs(layout) if site is None else None)
         ours, orphans = _held(layout, site)
         if orphans and not forced:
             return [f"block {block.name} (its site cannot be loaded, or has no {block.type!r})" for block in orphans]
@@ -132,6 +140,12 @@ def end_blocks(layout: Layout, site: Site | None, forced: bool) -> list[str]:
         return [f"block {block.name}" for block in end_all(open_pool(layout, site), BLOCKS_DEADLINE_S)]
     except GatewayError as error:
         return [error.message]
+    except OSError as error:
+        return [f"blocks ({layout.ledger}: {error.strerror or error})"]
+
+
+def _jobs_of(layout: Layout, site: Site | None) -> dict[str, Jobs]:
+    return {one.name: jobs_for(one.provider, layout) for one in site.node_types} if site is not None else {}
 
 
 def _held(layout: Layout, site: Site | None) -> tuple[list[Block], list[Block]]:

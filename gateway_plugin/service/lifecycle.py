@@ -36,7 +36,14 @@ from gateway_plugin.service.plan import Phase
 from gateway_plugin.service.preflight import before_start, failures
 from gateway_plugin.service.processes import end
 from gateway_plugin.service.provision import forget, provision
-from gateway_plugin.service.record import ServiceRecord, read_status, record_here, record_of, site_with_port
+from gateway_plugin.service.record import (
+    ServiceRecord,
+    read_status,
+    record_here,
+    record_of,
+    recover_record,
+    site_with_port,
+)
 from gateway_plugin.service.status import is_ready
 from gateway_plugin.service.undisturbed import undisturbed
 from gateway_plugin.site import Site
@@ -105,17 +112,21 @@ def up(
     """
     began = time.monotonic()
     layout = Layout.of(state)
+    mended = recover_record(layout) if layout.state.is_dir() else ""
     known = record_here(layout) if layout.state.is_dir() else None
-    reference = site_reference or (known.site_reference if known is not None else "local")
+    if mended and known is None and site_reference is None:
+        raise ServiceError(f"nothing was started: {mended}")
+    reference = site_reference or (known and known.site_reference) or "local"
     if port is None and site_reference is None and known is not None:
-        port = known.port
+        port = known.port or None
     site = site_with_port(reference, port)
     site.demand_environment(os.environ)
-    if models is None and known is not None:  # (1)
+    if models is None and known is not None and known.catalog:  # (1)
         chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
     else:
         file = models or own_catalog()
         chosen = Chosen(file, load_catalog(file), from_file=True)
+    chosen = replace(chosen, note=" ".join(filter(None, (mended, chosen.note))))
     private_folder(layout.state)
     with _locked(layout):
         known = record_here(layout)
@@ -137,7 +148,8 @@ def up(
             raise ServiceError(f"nothing was started: {words}")
         if not living:
             end_engines(layout, grace_s=5.0)  # of a block that was killed: nobody else is in charge of them
-        provision(layout, site, chosen.catalog, wanted, keep=living)
+        recovered = provision(layout, site, chosen.catalog, wanted, keep=living)
+        note = " ".join(filter(None, (chosen.note, recovered)))
         remember(layout, chosen)
         try:
             supervisor = _start_supervisor(layout)
@@ -149,7 +161,7 @@ def up(
                 raise
             raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
         outcome = Outcome.ADOPTED if living else Outcome.STARTED  # (3), (4)
-        return Result(outcome, wanted.url, time.monotonic() - began, chosen.note)
+        return Result(outcome, wanted.url, time.monotonic() - began, note)
 
 
 def down(
@@ -183,6 +195,7 @@ def down(
 
     with _locked(layout):
         private_folder(layout.run)  # this user's own from here on: what is removed below lies in no other's
+        mended = recover_record(layout)
         record = record_here(layout)
         url = record.url if record is not None else ""
         site = _site_or_none(record)
@@ -192,7 +205,7 @@ def down(
             _all_ended(end_everything(layout, site, lambda what: None, forced=True), forced)
             forget(layout)
             shutil.rmtree(layout.run, ignore_errors=True)
-            return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began)
+            return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began, mended)
         drained = None
         if not forced:
             drained = let_finish(layout, supervisors, grace_s, hurry or threading.Event(), tell_drain)
@@ -204,7 +217,7 @@ def down(
         _all_ended(end_everything(layout, site, tell, forced=forced), forced)
         forget(layout)
         shutil.rmtree(layout.run, ignore_errors=True)
-        return Result(Outcome.ENDED, url, time.monotonic() - began, drain=drained)
+        return Result(Outcome.ENDED, url, time.monotonic() - began, mended, drained)
 
 
 def _all_ended(left: tuple[str, ...], forced: bool) -> None:
@@ -248,7 +261,7 @@ def ports_held(layout: Layout, site: Site) -> frozenset[int]:
 
 
 def _refuse_another(layout: Layout, known: ServiceRecord, wanted: ServiceRecord, catalog: Catalog) -> None:
-    if replace(known, supervisor=None, catalog=wanted.catalog) != wanted:
+    if known.contradicts(wanted):
         raise ServiceError(
             f"a gateway with another site or port (site {known.site_reference}, {known.url}) runs in {layout.state}: "
             "'gateway down' first, or give another --state."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -10,16 +11,20 @@ from gateway_plugin.edge import process as edge_process
 from gateway_plugin.keys import KeyStore
 from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import ray_head
+from gateway_plugin.service.in_force import in_force
 from gateway_plugin.service.living import edges_of
 from gateway_plugin.service.record import ServiceRecord, read_record, write_record
 from gateway_plugin.site import Site
 from gateway_plugin.tls import make_authority
 
 
-def provision(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecord, keep: bool) -> None:
+def provision(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecord, keep: bool) -> str:
     """Write all that the parts read. ``keep``: routes, Ray's tables, token and authority of what lives on stay.
 
+    Returns what was garbled and what was done about it, for people; as a rule nothing.
+
     Raises:
+        OSError: the disk is full.
         ServiceError: a folder is somebody else's, or HAProxy refuses the edge's configuration.
     """
     layout.make()
@@ -28,13 +33,16 @@ def provision(layout: Layout, site: Site, catalog: Catalog, record: ServiceRecor
         layout.make()
     make_authority(layout)
     ray_head.make_secrets(layout, keep)
-    if not (keep and layout.catalog_json.exists()):
+    if not keep or in_force(layout) is None:
         write_private(layout.catalog_json, json.dumps(catalog_document(catalog), indent=1))
-    KeyStore(layout).keep_cli_key()
+    store = KeyStore(layout)
+    recovered = store.recover()
+    store.keep_cli_key()
     if not edges_of(layout):
         edge_process.prepare(layout, site)
         edge_process.check(layout)
     write_record(layout, record)
+    return recovered
 
 
 def forget(layout: Layout) -> None:
@@ -44,4 +52,6 @@ def forget(layout: Layout) -> None:
         path.unlink(missing_ok=True)
     record = read_record(layout)
     if record is not None and record.supervisor is not None:
-        write_record(layout, replace(record, supervisor=None))
+        # On a full disk the mark of a process that has ended stays, which says nothing.
+        with contextlib.suppress(OSError):
+            write_record(layout, replace(record, supervisor=None))

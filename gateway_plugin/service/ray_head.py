@@ -155,7 +155,7 @@ def driver_env(layout: Layout, base_env: Mapping[str, str]) -> dict[str, str]:
 def make_secrets(layout: Layout, keep: bool) -> None:
     """Ray's token and the authority of its traffic, new ones. ``keep``: only what is missing, since living parts have
     the others."""
-    if not (keep and layout.ray_token.exists()):
+    if not (keep and layout.ray_token.exists() and layout.ray_token.stat().st_size > 0):
         write_private(layout.ray_token, secrets.token_hex(32))
     make_ray_authority(layout, keep)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +14,57 @@ from pydantic import ValidationError
 
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.identity import Mark, read_mark
-from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.layout import Layout
 from gateway_plugin.service.plan import Part, Phase, Plan
 from gateway_plugin.site import WILDCARDS, Site, load_site
+from gateway_plugin.state_file import Garbled, read_object, set_aside, with_copy, write_private
 
 
 @dataclass(frozen=True)
 class ServiceRecord:
-    """``service.json``: what ``up`` was asked for, and who keeps it running."""
+    """``service.json``: what ``up`` was asked for, and who keeps it running. Defaults: what an earlier version did not
+    write, and what cannot be understood."""
 
-    site: str
-    site_reference: str
+    site: str = ""
+    site_reference: str = ""
     """What ``load_site`` takes; a file's path is absolute."""
-    catalog: str
+    catalog: str = ""
     """The file that the catalog came from; ``catalog.json`` holds what is in force."""
-    url: str
-    bind: str
-    port: int
-    tls: bool
-    head_address: str
-    ray_port: int
-    serve_port: int
-    host: str
+    url: str = ""
+    bind: str = ""
+    port: int = 0
+    tls: bool = True
+    head_address: str = ""
+    ray_port: int = 0
+    serve_port: int = 0
+    host: str = field(default_factory=socket.gethostname)
     """Name of the machine it runs on; PIDs mean nothing on another."""
     supervisor: Mark | None = None
     own_certificate: bool = False
-    """The front door's certificate is signed by the gateway's own authority. Earlier versions did not write this."""
+    """The front door's certificate is signed by the gateway's own authority."""
+    more: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What a later version wrote: kept."""
 
     def document(self) -> dict[str, Any]:
         """The JSON document, as in docs/design.md (Seams)."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "supervisor"}
-        return {**fields, "supervisor": self.supervisor.document() if self.supervisor else None}
+        known = {name: getattr(self, name) for name in _KEYS}
+        return {**self.more, **known, "supervisor": self.supervisor.document() if self.supervisor else None}
+
+    def contradicts(self, other: ServiceRecord) -> bool:
+        """Whether it is of another gateway than ``other``: what it does not say contradicts nothing."""
+        names = ("site_reference", "url", "bind", "port", "head_address", "ray_port", "serve_port", "host")
+        return any(getattr(self, name) not in ("", 0, getattr(other, name)) for name in names)
 
     def load_site(self) -> Site:
         """The site, with the port that ``up`` was given. Raises ``ConfigError``."""
-        return with_port(load_site(self.site_reference), self.port)
+        return with_port(load_site(self.site_reference), self.port or None)
+
+
+_KEYS = tuple(one.name for one in fields(ServiceRecord) if one.name not in ("supervisor", "more"))
+
+
+class RecordGarbled(ServiceError):
+    """``service.json`` is there and cannot be understood, nor is there a copy of it."""
 
 
 def with_port(site: Site, port: int | None) -> Site:
@@ -96,17 +112,47 @@ def _own_name() -> str:
 
 
 def read_record(layout: Layout) -> ServiceRecord | None:
-    """The record in ``service.json``; ``None`` if there is none. Raises ``ServiceError`` if it cannot be read."""
-    document = _read_json(layout.service_json)
-    if document is None:
-        return None
-    known = {"own_certificate": False, **document}
-    fields: dict[str, Any] = {
-        name: known.get(name) for name in ServiceRecord.__dataclass_fields__ if name != "supervisor"
-    }
-    if any(value is None for value in fields.values()):
-        raise ServiceError(f"{layout.service_json} is not of this version; end what runs and remove it.")
-    return ServiceRecord(**fields, supervisor=read_mark(document.get("supervisor")))
+    """The record in ``service.json``, or where that is garbled the supervisor's copy of it; ``None`` if there is none.
+
+    Raises ``RecordGarbled`` if neither can be understood, ``ServiceError`` if it cannot be read.
+    """
+    try:
+        document = with_copy(layout.service_json, layout.supervisor_status, "service")
+    except Garbled as error:
+        raise RecordGarbled(f"{error}; 'gateway up' and 'down' set it aside.") from None
+    except OSError as error:
+        raise ServiceError(f"{layout.service_json} cannot be read: {error.strerror}.") from None
+    return None if document is None else record_from(document)
+
+
+def record_from(document: Mapping[str, Any]) -> ServiceRecord:
+    """The record in a document of any version: what is missing, or is of another type, is as if it was not written."""
+    usual = ServiceRecord()
+    known = {name: document[name] for name in _KEYS if type(document.get(name)) is type(getattr(usual, name))}
+    more = {name: value for name, value in document.items() if name not in (*_KEYS, "supervisor")}
+    return ServiceRecord(**known, supervisor=read_mark(document.get("supervisor")), more=more)
+
+
+def recover_record(layout: Layout) -> str:
+    """Where ``service.json`` is garbled: set it aside, and put the supervisor's copy in its place if there is one, else
+    the site that the Ray head was started for.
+
+    Returns what was done, for people; empty where nothing was. Raises ``ServiceError`` if nothing can be done.
+    """
+    path = layout.service_json
+    try:
+        try:
+            read_object(path)
+        except Garbled as error:
+            known = _copy(layout)
+            aside = set_aside(path)
+            if known is None:
+                return f"{error}: it is {aside.name} now; site and catalog are not known (--site, --models)."
+            write_record(layout, record_from(known))
+            return f"{error}: it is {aside.name} now, and what the gateway had noted elsewhere is in its place."
+    except OSError as error:
+        raise ServiceError(f"{path} cannot be read or replaced: {error.strerror}.") from None
+    return ""
 
 
 def record_here(layout: Layout) -> ServiceRecord | None:
@@ -125,9 +171,24 @@ def write_record(layout: Layout, record: ServiceRecord) -> None:
     write_private(layout.service_json, json.dumps(record.document(), indent=2) + "\n")
 
 
-def plan_document(plan: Plan, stage: str, supervisor: Mark, now: float) -> dict[str, Any]:
-    """``supervisor.json``: ``{"stage", "updated", "supervisor", "parts": {NAME: {...}}}``."""
+def _copy(layout: Layout) -> dict[str, Any] | None:
+    try:
+        return with_copy(layout.service_json, layout.supervisor_status, "service")
+    except Garbled:
+        pass
+    try:
+        return {"site_reference": (read_object(layout.cluster_yaml) or {})["provider"]["site"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def plan_document(
+    plan: Plan, stage: str, supervisor: Mark, now: float, service: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """``supervisor.json``: ``{"stage", "updated", "supervisor", "parts": {NAME: {...}}, "service"}``: the last is a
+    copy of the record, on another disk than that."""
     return {
+        "service": dict(service or {}),
         "stage": stage,
         "updated": now,
         "supervisor": supervisor.document(),
@@ -148,8 +209,18 @@ def _part_document(part: Part) -> dict[str, Any]:
 
 
 def read_status(layout: Layout) -> dict[str, Any] | None:
-    """The last ``supervisor.json``; ``None`` if there is none."""
-    return _read_json(layout.supervisor_status)
+    """The last ``supervisor.json``, parts of any version made whole; ``None`` if there is none that can be understood:
+    the supervisor writes it again."""
+    try:
+        document = read_object(layout.supervisor_status)
+    except (OSError, Garbled):
+        return None
+    if document is None:
+        return None
+    found = document.get("parts")
+    parts = found if isinstance(found, dict) else {}
+    whole = {name: {**_part_document(Part()), **part} for name, part in parts.items() if isinstance(part, dict)}
+    return {**document, "parts": whole}
 
 
 def part_mark(status: Mapping[str, Any] | None, part: str) -> Mark | None:
@@ -163,7 +234,8 @@ def part_phase(status: Mapping[str, Any] | None, part: str) -> Phase:
     """The phase that the supervisor wrote last."""
     if status is None:
         return Phase.DOWN
-    return Phase(status.get("parts", {}).get(part, {}).get("phase", "down"))
+    said = status.get("parts", {}).get(part, {}).get("phase")
+    return Phase(said) if said in set(Phase) else Phase.DOWN
 
 
 def on_this_host(record: ServiceRecord) -> bool:
@@ -196,15 +268,3 @@ def connects(address: str, port: int, timeout_s: float) -> bool:
     except OSError:
         return False
     return True
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ServiceError(f"{path} cannot be read: {error}; if the gateway is down, remove it.") from None
-    if not isinstance(document, dict):
-        raise ServiceError(f"{path} cannot be read: expected a JSON object.")
-    return document

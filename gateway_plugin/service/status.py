@@ -16,6 +16,7 @@ from gateway_plugin.locate import Connection, find_gateway, on_loopback
 from gateway_plugin.service.draining import read_drain
 from gateway_plugin.service.living import edges_of, heads_of, supervisors_of
 from gateway_plugin.service.record import (
+    RecordGarbled,
     ServiceRecord,
     answers,
     on_this_host,
@@ -89,19 +90,21 @@ def is_ready(layout: Layout) -> bool:
 def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
     """All there is to say of the gateway in ``state``.
 
-    Returns ``{"state", "url", "site", "host", "parts": {NAME: {"state","pid","age_s","restarts","last_error"}},
-    "gateway": status over HTTP or None, "gateway_error", "routes": edge's servers when the gateway is silent}``.
+    Returns ``{"state", "note"?, "url", "site", "host", "parts": {NAME: {"state","pid","age_s","restarts",
+    "last_error"}}, "gateway": status over HTTP or None, "gateway_error", "routes": edge's servers when the gateway is
+    silent}``.
     ``state`` is one of: ``down``; ``ready``; ``starting``; ``degraded`` (something is not there, warm requests may
     pass); ``stopping`` (with ``drain``: requests in flight and seconds left to them); ``remote`` (it runs on another
     machine, whose processes cannot be seen from here).
     """
     layout = Layout.of(state)
-    record = read_record(layout) if layout.state.is_dir() else None
+    record, note = _record(layout)
     if record is None:
         return {"state": "down", "url": None, "site": None, "host": None, "parts": {}, **_silent(None), "routes": []}
     here = on_this_host(record)
     parts = _parts(layout, record) if here else {}
-    head = {"url": record.url, "site": record.site, "host": record.host, "parts": parts}
+    head: dict[str, Any] = {"note": note, "url": record.url or None, "site": record.site, "host": record.host}
+    head["parts"] = parts
     if here and all(part["state"] in ("down", "dead") for part in parts.values()):
         return {"state": "down", **head, **_silent(None), "routes": []}
     drain = read_drain(layout) if here and _stopping(layout) else None
@@ -119,6 +122,16 @@ def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
 
 def _stopping(layout: Layout) -> bool:
     return bool(supervisors_of(layout)) and (read_status(layout) or {}).get("stage") == "stopping"
+
+
+def _record(layout: Layout) -> tuple[ServiceRecord | None, str | None]:
+    """The record, and what is wrong with it; one that cannot be understood is rebuilt from what lives."""
+    if not layout.state.is_dir():
+        return None, None
+    try:
+        return read_record(layout), None
+    except RecordGarbled as error:
+        return ServiceRecord(supervisor=next(iter(supervisors_of(layout)), None)), error.message
 
 
 def _silent(error: str | None) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.identity import Mark, alive, mark
-from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.layout import Layout
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.draining import drain_as_asked, forget_requests
 from gateway_plugin.service.ending import end_everything, end_head
@@ -50,6 +50,7 @@ from gateway_plugin.service.record import (
     write_record,
 )
 from gateway_plugin.site import Site
+from gateway_plugin.state_file import Garbled, read_object, set_aside, write_private
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -117,6 +118,8 @@ class Supervisor:
         self._probed_at = 0.0
         self._probes = Probes()
         self._written: Mapping[str, Any] = {}
+        self._files: dict[Path, tuple[int, int, int] | None] = {}
+        """Notes as they were when last looked at: others may garble them."""
 
     def run(self) -> int:
         """Keep everything alive until SIGTERM, then drain and end it; a second one hurries. Returns the exit code."""
@@ -142,6 +145,8 @@ class Supervisor:
         self._tell(before, self._plan)
         for action in actions:
             self._plan = self._perform(action, self._plan, now)  # kept at once: what was started must not be forgotten
+        if self._changed(self._layout.service_json):
+            self._mend_record()
         self._write("running", self._plan, now)
 
     def _asked_to_stop(self, number: int, _frame: FrameType | None) -> None:
@@ -264,6 +269,7 @@ class Supervisor:
         self._forget_probes(edge_answers=False, ready=False)
         if end(edges_of(self._layout), grace_s=0.0):  # the kernel would deal connections out to both
             raise ServiceError("an earlier edge cannot be ended")
+        edge_process.mend_maps(self._layout)
         return self._spawn(edge_process.argv(self._layout), os.environ, self._layout.usage_log, self._layout.edge_log)
 
     def _start_head(self) -> subprocess.Popen[bytes]:
@@ -306,14 +312,32 @@ class Supervisor:
             if was.phase is not now.phase:
                 log.info("%s %s -> %s restarts=%d %s", name.value, was.phase, now.phase, now.restarts, now.error)
 
+    def _changed(self, path: Path) -> bool:
+        """Whether a file is another than at the last look."""
+        before = self._files.get(path)
+        try:
+            found = path.stat()
+            self._files[path] = (found.st_ino, found.st_mtime_ns, found.st_size)
+        except OSError:
+            self._files[path] = None
+        return self._files[path] != before
+
+    def _mend_record(self) -> None:
+        try:
+            read_object(self._layout.service_json)
+        except Garbled as error:
+            log.warning("%s: set aside as %s", error, set_aside(self._layout.service_json))
+            write_record(self._layout, self._record)
+
     def _write(self, stage: str, plan: Plan, now: float) -> None:
-        document = plan_document(plan, stage, self._own, now)
+        document = plan_document(plan, stage, self._own, now, self._record.document())
         lasting = {key: value for key, value in document.items() if key != "updated"}
-        if lasting == self._written:
+        if lasting == self._written and not self._changed(self._layout.supervisor_status):
             return
         try:
             write_private(self._layout.supervisor_status, json.dumps(document, indent=1))
             self._written = lasting
+            self._changed(self._layout.supervisor_status)
         except OSError as error:  # tried again with the next look
             log.warning("%s cannot be written: %s", self._layout.supervisor_status, error)
 

@@ -91,18 +91,29 @@ class NodeAgent:
         self._notice: asyncio.Task[None] | None = None
         self._events: deque[tuple[int, AgentEvent]] = deque(maxlen=_HISTORY)
         self._last = 0
+        self._fetched = 0
+        """Events up to this number were asked past: a controller has had them."""
+        self._leaves: NodeLeaves | None = None
         self._news = asyncio.Event()
         """Set with the next event, and then replaced."""
 
-    async def describe(self) -> NodeJoined:
-        """The node, and every engine process on it. Adopted ones are ready only once they answered again."""
+    async def describe(self) -> tuple[NodeJoined, int]:
+        """The node, and every engine process on it. Adopted ones are ready only once they answered again.
+
+        Returns:
+            That, and the number to ask ``events`` with: what an earlier controller has had is not told again, but for
+            a notice, which is told to each.
+        """
         await self._begin()
         unsure = [asyncio.create_task(e.settled.wait()) for e in self._engines.values() if e.record.ready]
         if unsure:
             _, late = await asyncio.wait(unsure, timeout=_ADOPTION_WAIT_S)
             for waiting in late:
                 waiting.cancel()
-        return NodeJoined(
+        fetched = self._fetched
+        if self._leaves is not None:
+            self._report(self._leaves)
+        joined = NodeJoined(
             node=self._settings.node,
             type=self._settings.type,
             block=self._block,
@@ -111,6 +122,7 @@ class NodeAgent:
             gpu_mib=self._gpu_mib(),
             engines=tuple(engine.found() for engine in self._engines.values()),
         )
+        return joined, fetched
 
     async def start(self, command: StartEngine, key: str) -> None:
         """Start an engine; returns at once. Asked again for the same generation, or by an older epoch: nothing happens.
@@ -120,7 +132,7 @@ class NodeAgent:
         await self._begin()
         if not self._accepts(command.epoch) or command.generation <= self._seen.get(command.engine, -1):
             return
-        self._seen[command.engine] = command.generation
+        _note(self._seen, command.engine, command.generation)
         if command.generation <= self._stopped.get(command.engine, -1):
             return  # its end was reported when it was asked for
         former = self._engines.get(command.engine)
@@ -148,7 +160,7 @@ class NodeAgent:
         await self._begin()
         if not self._accepts(command.epoch):
             return
-        self._stopped[command.engine] = max(command.generation, self._stopped.get(command.engine, -1))
+        _note(self._stopped, command.engine, max(command.generation, self._stopped.get(command.engine, -1)))
         engine = self._engines.get(command.engine)
         if engine is not None and engine.record.generation <= command.generation:
             engine.stop(command.reason)
@@ -173,6 +185,7 @@ class NodeAgent:
         await self._begin()
         if after > self._last:
             after = 0
+        self._fetched = max(self._fetched, after)
         if self._last <= after:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), wait_s)
@@ -204,7 +217,8 @@ class NodeAgent:
         self._epoch = max(self._epoch, epoch)
         return epoch == self._epoch
 
-    def _launch(self, command: StartEngine, key: str) -> tuple[EngineRecord, subprocess.Popen[bytes]]:
+    def _launch(self, command: StartEngine, key: str) -> tuple[EngineRecord, subprocess.Popen[bytes], bool]:
+        """Its record, its process, and whether the record is on disk."""
         model, layout = command.model, self._layout
         source = resolve(model) if needs_source(model) else model.source
         bind = Bind(self._host, free_port(self._host))
@@ -236,21 +250,25 @@ class NodeAgent:
             boot=spawned.mark.boot,
             hang_after_s=model.hang_after_s,
         )
+        recorded = True
         try:
             records.write(layout, record)
-        except (GatewayError, OSError):
+        except OSError as error:  # a full disk: its watcher goes on trying
+            logger.warning("engine not recorded engine=%s why=%s", record.engine, error)
+            recorded = False
+        except GatewayError:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(spawned.mark.pid, signal.SIGKILL)  # nobody would find it again
             spawned.child.wait()
             raise
         logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
-        return record, spawned.child
+        return record, spawned.child, recorded
 
-    def _watch(self, record: EngineRecord, child: subprocess.Popen[bytes] | None) -> None:
+    def _watch(self, record: EngineRecord, child: subprocess.Popen[bytes] | None, recorded: bool = True) -> None:
         if self._context is None:
             self._context = client_context(self._layout)
         probe = Probe(record.address, self._context, record.key)
-        engine = EngineProcess(self._layout, record, probe, self._report, child, self._timing)
+        engine = EngineProcess(self._layout, record, probe, self._report, child, self._timing, recorded)
         self._engines[record.engine] = engine
         watcher = self._watchers[record.engine] = asyncio.create_task(engine.run())
         watcher.add_done_callback(lambda ended: self._watched(record, ended))
@@ -270,6 +288,7 @@ class NodeAgent:
             logger.error("notice unread node=%s said=%s", self._settings.node, error)  # noqa: TRY400 - says it all
             return
         logger.warning("node leaves node=%s until=%.0f reason=%s", notice.node, notice.until, notice.reason)
+        self._leaves = notice
         self._report(notice)
 
     def _report(self, event: AgentEvent) -> None:
@@ -299,6 +318,7 @@ class NodeAgent:
             self._isolation = await asyncio.to_thread(find_isolation, self._layout)
             if not self._isolation.program:
                 logger.warning("engines not isolated node=%s why=%s", self._settings.node, self._isolation.reason)
+        await asyncio.to_thread(records.end_unrecorded, self._layout, self._block)
         for record in tuple(records.read_all(self._layout)):
             if record.block != self._block:
                 continue  # another block's, on the same machine
@@ -319,6 +339,14 @@ class NodeAgent:
                 )
         if folder := os.environ.get("GATEWAY_BLOCK_FOLDER"):
             self._notice = asyncio.create_task(self._watch_notice(Path(folder)))
+
+
+def _note(known: dict[str, int], engine: str, generation: int) -> None:
+    """Note the generation; forget what was noted longest ago, where it is much."""
+    known.pop(engine, None)
+    known[engine] = generation
+    if len(known) > _HISTORY:
+        del known[next(iter(known))]
 
 
 def node_address(layout: Layout) -> str:

@@ -60,6 +60,7 @@ class EngineProcess:
         report: Callable[[EngineEvent], None],
         child: subprocess.Popen[bytes] | None,
         timing: Timing,
+        recorded: bool = True,
     ) -> None:
         self.record = record
         self.settled = asyncio.Event()
@@ -69,6 +70,8 @@ class EngineProcess:
         self._report = report
         self._child = child
         self._timing = timing
+        self._recorded = recorded
+        """Its record is on disk as it is here."""
         self._listening = False
         self._ready = False
         self._health = Health(False, "not asked yet")
@@ -134,6 +137,8 @@ class EngineProcess:
     async def _until_over(self, attending: asyncio.Task[Why]) -> Why | None:
         """Wait until it was told to stop, or died (``None``), or must be ended (why)."""
         while not self._stop.is_set() and self._runs():
+            if not self._recorded:
+                self._keep_record()
             if attending.done():
                 failed = attending.exception()
                 if failed is None:
@@ -191,12 +196,23 @@ class EngineProcess:
         if loaded_s is None:
             loaded_s = age_s(self.record.mark)
         self.record = dataclasses.replace(self.record, ready=True, loaded_s=loaded_s)
-        records.write(self._layout, self.record)
+        self._keep_record()
         self._ready = True
         logger.info("engine ready engine=%s pid=%d load_s=%.1f", self.record.engine, self.record.pid, loaded_s)
         record = self.record
         self._report(EngineReady(record.engine, record.generation, record.address, loaded_s, max_model_len))
         self.settled.set()
+
+    def _keep_record(self) -> None:
+        """Write its record. Where the disk is full it serves all the same, and this is tried again."""
+        try:
+            records.write(self._layout, self.record)
+        except OSError as error:
+            if self._recorded:
+                logger.warning("engine not recorded engine=%s why=%s", self.record.engine, error)
+            self._recorded = False
+        else:
+            self._recorded = True
 
     async def _until_ill(self) -> Why:
         well_at = time.monotonic()

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import select
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,9 +22,14 @@ from pathlib import Path
 from gateway_plugin.identity import Mark, alive, mark, mark_of_dead
 from gateway_plugin.layout import Layout
 from gateway_plugin.pruning import KEPT, mark_in_use, prune
+from gateway_plugin.state_file import NO_ROOM
 from serve.agent import records
 
+logger = logging.getLogger(__name__)
+
 _LOG_TAIL_BYTES = 64 * 1024
+_LOG_ROOM_BYTES = 64 * 1024
+"""An engine's log is begun only where there is room for so much."""
 _ISOLATED_WITHIN_S = 10.0
 """It takes milliseconds."""
 
@@ -59,8 +66,18 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tup
     told, tell = os.pipe()
     output = -1
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        mark_in_use(output)
+        try:
+            with tempfile.TemporaryFile(dir=log.parent, buffering=0) as probe:
+                probe.write(b"\0" * _LOG_ROOM_BYTES)
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # Many a program ends where it cannot print.
+            logger.warning("engine without log log=%s why=%s", log, error)
+            output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        else:
+            mark_in_use(output)
         words = (*wrapper, "--info-fd", str(tell), "--", *argv) if wrapper else argv
         child = subprocess.Popen(
             words,

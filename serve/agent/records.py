@@ -6,6 +6,7 @@ engine one real request before it says that it is ready, and the slot may have a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,8 +21,13 @@ import psutil
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.identity import Mark, has_its_pid, mark
 from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.state_file import read_object
 
 logger = logging.getLogger(__name__)
+
+_BLOCK_MARK = "RAY_CLOUD_INSTANCE_ID"
+"""In the environment of all that runs in a block: the block's name."""
+_KILLED_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -87,16 +93,63 @@ def remove(layout: Layout, engine: str) -> None:
 
 
 def read_all(layout: Layout) -> Iterator[EngineRecord]:
-    """Every record on this node. A file that is no record is removed: it can be nobody's engine."""
+    """Every record on this node that can be understood; keys of a later version are passed over."""
     for path in sorted(layout.engine_records.glob("*.json")):
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            tuples = {"gpus": tuple(document["gpus"]), "secrets": tuple(document.get("secrets", ()))}
-            yield EngineRecord(**{**document, **tuples})
-        except FileNotFoundError:
-            continue  # another block's agent removed it meanwhile
-        except (ValueError, TypeError, KeyError):
-            path.unlink(missing_ok=True)
+        record = _read(path)
+        if record is not None:
+            yield record
+
+
+def garbled(layout: Layout) -> tuple[Path, ...]:
+    """Files that are no records, though an engine may run that they were of."""
+    return tuple(p for p in sorted(layout.engine_records.glob("*.json")) if _read(p) is None and p.exists())
+
+
+def end_unrecorded(layout: Layout, block: str) -> None:
+    """Kill the engines of ``block`` whose records are garbled, and remove those. Blocks.
+
+    An engine is known by its log, which has the record's name. Nobody could ask it anything: its key is lost.
+    """
+    for path in garbled(layout):
+        living = _writers(layout.engine_logs / f"{path.stem}.log")
+        if living and not any(_is_of(process, block) for process in living):
+            continue  # another block's, on the same machine
+        logger.warning("engine record garbled path=%s ended=%s", path, [process.pid for process in living])
+        for process in living:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(living, timeout=_KILLED_WITHIN_S)
+        path.unlink(missing_ok=True)
+
+
+def _writers(log: Path) -> list[psutil.Process]:
+    """This user's processes whose standard output or error is ``log``."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):  # it ended meanwhile, or is closed to us
+            files = (f"/proc/{process.pid}/fd/{number}" for number in (1, 2))
+            if process.uids().real == os.getuid() and any(os.path.samefile(file, log) for file in files):
+                found.append(process)
+    return found
+
+
+def _is_of(process: psutil.Process, block: str) -> bool:
+    try:
+        return process.environ().get(_BLOCK_MARK, "") == block
+    except (OSError, psutil.Error):
+        return False
+
+
+def _read(path: Path) -> EngineRecord | None:
+    """``None`` if it is garbled, or gone: another block's agent may have removed it meanwhile."""
+    known = {field.name for field in dataclasses.fields(EngineRecord)}
+    try:
+        document = {key: value for key, value in (read_object(path) or {}).items() if key in known}
+        tuples = {"gpus": tuple(document["gpus"]), "secrets": tuple(document.get("secrets", ()))}
+        record = EngineRecord(**{**document, **tuples})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return record if isinstance(record.pid, int) and isinstance(record.started, int | float) else None
 
 
 def completed(layout: Layout, record: EngineRecord) -> EngineRecord:

@@ -1,7 +1,8 @@
 """Node agents as Ray actors: made, found again, watched, ended. What they say becomes events.
 
 An agent is detached and named after its node, so that it outlives the controller, and is never restarted by Ray, which
-would ask for a block behind the policy's back.
+would ask for a block behind the policy's back. What waits for Ray's head is called in a thread: the head may be
+away, and the controller's loop must not stand still with it.
 """
 
 from __future__ import annotations
@@ -55,16 +56,16 @@ class Agents:
         self._ray_nodes: dict[str, str] = {}  # node -> Ray's id of the node its agent ran on
         self._watchers: dict[str, asyncio.Task[None]] = {}
 
-    def find(self, node: str) -> None:
+    async def find(self, node: str) -> None:
         """Take over the agent that an earlier controller made."""
         try:
-            handle = ray.get_actor(_PREFIX + node, namespace=NAMESPACE)
+            handle = await asyncio.to_thread(ray.get_actor, _PREFIX + node, namespace=NAMESPACE)
         except ValueError:
             self._post(NodeGone(node, "its agent is gone"))
             return
         self._watch(node, handle)
 
-    def create(self, node: str, kind_name: str, block: str) -> None:
+    async def create(self, node: str, kind_name: str, block: str) -> None:
         """Make an agent. With ``block``, only on the node where it was before: there or nowhere."""
         kind = self._kinds.get(kind_name)
         if kind is None:
@@ -87,10 +88,10 @@ class Agents:
                 return
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(ray_node, soft=False)
         try:
-            handle = ray.remote(agent_class).options(**options).remote(*arguments)
+            handle = await asyncio.to_thread(ray.remote(agent_class).options(**options).remote, *arguments)
         except ValueError as error:  # the name is taken: its agent lives after all
             log.warning("agent-exists", extra={"node": node, "error": str(error)})
-            self.find(node)
+            await self.find(node)
             return
         self._watch(node, handle)
 
@@ -109,10 +110,10 @@ class Agents:
         handle = self._handles.get(node)
         if handle is None:
             try:
-                handle = ray.get_actor(_PREFIX + node, namespace=NAMESPACE)
+                handle = await asyncio.to_thread(ray.get_actor, _PREFIX + node, namespace=NAMESPACE)
             except ValueError:
                 return
-        ray.kill(handle)
+        await asyncio.to_thread(ray.kill, handle)
 
     def call(self, node: str, verb: str, *arguments: Any) -> Any:
         """The awaitable of one call. Raises ``KeyError`` for a node without agent."""
@@ -131,31 +132,44 @@ class Agents:
             previous.cancel()
         task = asyncio.create_task(self._follow(node, handle), name=f"watch-{node}")
         self._watchers[node] = task
+        task.add_done_callback(lambda ended: self._forget(node, ended))
+
+    def _forget(self, node: str, ended: asyncio.Task[None]) -> None:
+        """Its agent is gone. Where that was is still known: another may be made there."""
+        if self._watchers.get(node) is ended:
+            del self._watchers[node]
+        if not ended.cancelled() and ended.exception() is not None:
+            log.error("agent-watch-failed", exc_info=ended.exception(), extra={"node": node})
 
     async def _follow(self, node: str, handle: Any) -> None:
         joined = False
         try:
             self._ray_nodes[node] = await handle.ray_node.remote()
-            self._post(agents_event(await handle.describe.remote(), self._clock))
+            said = await handle.describe.remote()
+            found, after = said if isinstance(said, tuple) else (said, 0)  # an agent of an earlier version
+            self._post(agents_event(found, self._clock))
             joined = True
-            after = 0
             while True:
                 after, events = await handle.events.remote(after, _POLL_S)
                 for event in events:
                     self._post(agents_event(event, self._clock))
         except ray.exceptions.RayTaskError as error:  # the agent itself raised: a defect, or a node it cannot serve on
             log.exception("agent-defect", extra={"node": node})
-            ray.kill(handle)
+            await asyncio.to_thread(ray.kill, handle)
             self._handles.pop(node, None)
+            self._ray_nodes.pop(node, None)
             self._post(NodeFailed(node, _first_line(error)) if not joined else NodeGone(node, _first_line(error)))
         except ray.exceptions.RayError as error:
             reason = _first_line(error)
             if self._handles.get(node) is handle:
                 del self._handles[node]
             if not joined:
+                self._ray_nodes.pop(node, None)
                 self._post(NodeFailed(node, reason))
                 return
             alive = await asyncio.to_thread(_ray_node_alive, self._ray_nodes.get(node, ""))
+            if not alive:
+                self._ray_nodes.pop(node, None)
             self._post(NodeGone(node, reason, node_alive=alive))
 
     async def command(self, node: str, verb: str, command: Any, *arguments: Any) -> None:

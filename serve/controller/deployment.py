@@ -16,10 +16,13 @@ from gateway_plugin.catalog import Catalog, parse_catalog
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge.runtime import EdgeRuntime
 from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound, ServiceError
-from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
+from gateway_plugin.state_file import Copies, why_unwritten, write_private
 from serve.controller.agents import Agents, MakeAgent, agents_alive
 from serve.controller.blocks import LedgerWatch
+from serve.controller.catalogs import catalog_in_force
+from serve.controller.fence import become_the_only_one
 from serve.controller.journal import Journal
 from serve.controller.metrics import Metrics
 from serve.controller.observer import Observer, found_servers
@@ -43,6 +46,7 @@ from serve.core.events import (
     NodeDrainAsked,
     PinChanged,
     Started,
+    StorageSeen,
     SuspectsKept,
     Tick,
     UnloadAsked,
@@ -56,6 +60,8 @@ log = logging.getLogger("gateway.controller")
 
 _TICK_S = 0.25
 _DEATHS_KEPT = 8
+_COPIES_S = 1.0
+"""Between two tries to write what could not be written."""
 
 
 class Controller:
@@ -69,10 +75,11 @@ class Controller:
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
         self._open: dict[str, asyncio.Future[GatewayError | None]] = {}
         self._deaths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS_KEPT))
-        self._journal = Journal(self._layout.controller)
+        self._copies = Copies()
+        self._journal = Journal(self._layout.controller, self._copies)
         self._cards = self._journal.cards()
         self._metrics = Metrics()
-        self._edge = EdgeRuntime(self._layout)
+        self._edge = EdgeRuntime(self._layout, self._copies)
         self._agents = Agents(policy.kinds, make_agent, self.post, self._clock)
         self._performer = Performer(self._edge, self._agents, self.post, self._answer)
         self._observer = Observer(
@@ -95,34 +102,52 @@ class Controller:
         while True:
             event = await self._mailbox.get()
             now = self._clock.now()
-            self._journal.record(event, now)
             before = self.fleet
             self._metrics.count(before, event)
             self._count_death(before, event, now)
             self._note(before, event)
-            self.fleet, effects = step(before, event, now)
+            try:
+                self.fleet, effects = step(before, event, now)
+            except Exception:
+                self._journal.record(event, now, before)
+                raise
             self._performer.start_all(effects)
+            if effects or self.fleet != before:  # an event that changes nothing needs no replay
+                self._journal.record(event, now, before)
             if self.fleet.pinned != before.pinned:
                 self._keep_pins()
 
+    async def _keep_copies(self) -> None:
+        """Write what could not be written, as soon as there is room; tell the fleet whether there is."""
+        while True:
+            await asyncio.sleep(_COPIES_S)
+            await asyncio.to_thread(self._copies.retry)
+            trouble = self._copies.trouble
+            if trouble != self.fleet.storage:
+                log.warning("storage", extra={"trouble": trouble, "unwritten": self._copies.unwritten})
+                self.post(StorageSeen(trouble))
+
     async def _begin(self) -> None:
         """Ask the edge and the agents what there is, then start the loop with it."""
-        catalog = self._read_catalog()
+        self._lock = await asyncio.to_thread(become_the_only_one, self._layout.controller_lock)
+        catalog = catalog_in_force(self._layout)
         slots, apart, servers = await self._edge_as_it_is(catalog)
         nodes = await asyncio.to_thread(agents_alive)
         pinned, unpinned = self._journal.pins()
         self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
         self.post(CatalogChanged(catalog.models))
-        self.post(Started(self._journal.next_epoch(), slots, servers, nodes, pinned, apart))
+        epoch = self._journal.next_epoch(self._clock.wall(self._clock.now()))
+        self.post(Started(epoch, slots, servers, nodes, pinned, apart))
         for name in unpinned & self._catalog_pins:
             self.post(PinChanged(name, pinned=False))
         for node in nodes:
-            self._agents.find(node)
+            await self._agents.find(node)
         self._spawn(self._run(), "loop")
         self._spawn(self._performer.run(), "performer")
         self._spawn(self._observer.watch_all(), "observer")
         self._spawn(self._observer.watch_closely(), "observer-closely")
         self._spawn(self._ledger.watch(), "ledger")
+        self._spawn(self._keep_copies(), "copies")
         self._spawn(self._tick(), "tick")
         self._begun.set()
         log.info("controller-started", extra={"nodes": nodes, "servers": len(servers)})
@@ -130,6 +155,7 @@ class Controller:
     async def _edge_as_it_is(self, catalog: Catalog) -> tuple[dict[str, int], frozenset[str], tuple[FoundServer, ...]]:
         while True:
             try:
+                await self._edge.adopt_keys()
                 tenants = await self._edge.tenants()
                 apart = await self._edge.apart()
                 stats = await self._edge.servers()
@@ -174,10 +200,6 @@ class Controller:
 
     def _keep_pins(self) -> None:
         self._journal.keep_pins(self.fleet.pinned - self._catalog_pins, self._catalog_pins - self.fleet.pinned)
-
-    def _read_catalog(self) -> Catalog:
-        path = self._layout.catalog_json
-        return parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path), in_force=True)
 
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
@@ -230,9 +252,11 @@ class Controller:
         """The ingress has suspects of this model, or remembers a culprit; it says so again and again."""
         self.post(SuspectsKept(model))
 
-    async def ready(self) -> bool:
-        """The loop runs and agents and edge have reported."""
-        return self._begun.is_set() and self.fleet.settled
+    async def ready(self) -> dict[str, Any]:
+        """``{"ready": BOOL, "trouble": WORDS}``: whether the loop runs and agents and edge have reported; and what is
+        wrong all the same, where something is."""
+        ready = {"ready": self._begun.is_set() and self.fleet.settled}
+        return {**ready, "trouble": self.fleet.storage} if self.fleet.storage else ready
 
     async def models(self, detail: bool) -> list[dict[str, Any]]:
         """Every model with its state; ``detail``: for an administrator."""
@@ -244,6 +268,7 @@ class Controller:
         return {
             **status_view(self.fleet, self._clock.now()),
             "edge_reachable": self._observer.reachable,
+            "unwritten": list(self._copies.unwritten),
             "pid": os.getpid(),
         }
 
@@ -279,7 +304,10 @@ class Controller:
             catalog = parse_catalog(document, "catalog")
         except GatewayError as error:
             return error
-        write_private(self._layout.catalog_json, json.dumps(document))
+        try:
+            await asyncio.to_thread(write_private, self._layout.catalog_json, json.dumps(document))
+        except OSError as error:  # unlike a route, it would be lost with the controller, and nobody would know
+            return ServiceError(f"The catalog was not changed: {why_unwritten(error)}.")
         self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
         self.post(CatalogChanged(catalog.models))
         return None

@@ -1,107 +1,160 @@
 """What the controller writes down: its epoch, the administrator's pins, and its events for ``controller replay``.
 
-Everything else it can be told again by the agents and the edge.
+Everything else it can be told again by the agents and the edge. Nothing here stops a controller: what cannot be written
+is kept and tried again, what cannot be read is set aside and begun anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from gateway_plugin.layout import write_private
+from gateway_plugin.catalog import Model
+from gateway_plugin.state_file import Copies, Garbled, read_object, set_aside
 from serve.core.cards import Cards, cards_from_json, cards_to_json
 from serve.core.events import CatalogChanged, Event
-from serve.core.record import event_to_json
+from serve.core.fleet import Fleet
+from serve.core.record import event_to_json, fleet_to_json
 
 log = logging.getLogger("gateway.controller")
 
 _LOG_BYTES_MAX = 20_000_000
+_LOG_RETRY_S = 5.0
+
+Read = TypeVar("Read")
 
 
 class Journal:
     """Files in the controller's folder. Small, synchronous, on the state folder's disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, copies: Copies | None = None) -> None:
         self._folder = folder
+        self._copies = copies or Copies()
         self._log: IO[str] | None = None
         self._written = 0
-        self._broken = False
+        self._retry_at: float | None = None
+        """After a failure nothing is written before this."""
 
-    def next_epoch(self) -> int:
-        """One more than the last controller's."""
+    def next_epoch(self, now: float) -> int:
+        """Higher than any before: one more than the last controller's, and not less than ``now``, seconds since 1970,
+        so that it rises though the file could not be read or written."""
         path = self._folder / "epoch"
-        epoch = (int(path.read_text()) if path.exists() else 0) + 1
-        try:
-            write_private(path, str(epoch))
-        except OSError:
-            log.exception("journal-unwritable", extra={"path": str(path)})
+        last = self._read(path, lambda: int(path.read_text()) if path.exists() else 0, 0)
+        epoch = max(last + 1, int(now))
+        self._copies.keep(path, str(epoch))
         return epoch
 
     def pins(self) -> tuple[frozenset[str], frozenset[str]]:
         """Models that an administrator pinned, and those of the catalog's pins that one took back."""
         path = self._folder / "wishes.json"
-        if not path.exists():
-            return frozenset(), frozenset()
-        kept = json.loads(path.read_text())
-        return frozenset(kept["pinned"]), frozenset(kept["unpinned"])
+
+        def read() -> tuple[frozenset[str], frozenset[str]]:
+            kept = read_object(path) or {}
+            return _names(kept.get("pinned", [])), _names(kept.get("unpinned", []))
+
+        nobody: frozenset[str] = frozenset()
+        return self._read(path, read, (nobody, nobody))
 
     def keep_pins(self, pinned: frozenset[str], unpinned: frozenset[str]) -> None:
         """Keep them for the next controller."""
-        write_private(
-            self._folder / "wishes.json", json.dumps({"pinned": sorted(pinned), "unpinned": sorted(unpinned)})
-        )
+        document = {"pinned": sorted(pinned), "unpinned": sorted(unpinned)}
+        self._copies.keep(self._folder / "wishes.json", json.dumps(document))
 
     def cards(self) -> Cards:
         """What the last controller knew of the catalog's models; nothing where that cannot be read."""
         path = self._folder / "cards.json"
-        try:
-            return cards_from_json(json.loads(path.read_text())) if path.exists() else {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            log.exception("cards-unreadable", extra={"path": str(path)})
-            return {}
+        return self._read(path, lambda: cards_from_json(read_object(path) or {}), {})
 
     def keep_cards(self, cards: Cards) -> None:
-        """Keep them for the next controller. Where the disk is full, they are known to this one alone."""
-        path = self._folder / "cards.json"
-        try:
-            write_private(path, json.dumps(cards_to_json(cards)))
-        except OSError:
-            log.exception("journal-unwritable", extra={"path": str(path)})
+        """Keep them for the next controller."""
+        self._copies.keep(self._folder / "cards.json", json.dumps(cards_to_json(cards)))
 
-    def record(self, event: Event, now: float) -> None:
-        """Append one event; after a failure nothing more is written. Kept: the current file and the one before."""
-        if self._broken:
+    def record(self, event: Event, now: float, before: Fleet) -> None:
+        """Append one event that meets the fleet ``before``.
+
+        Every file begins with the fleet as it was then, so that it can be replayed by itself. After a failure the next
+        try begins a new one. Kept: the current file and the one before.
+        """
+        if self._retry_at is not None and now < self._retry_at:
             return
-        try:
-            self._append(_without_secrets(event), now)
-        except OSError:  # a full disk must not stop the models: the log is for people
-            log.exception("journal-unwritable", extra={"path": str(self._folder)})
-            self._broken = True
-
-    def _append(self, event: Event, now: float) -> None:
-        line = json.dumps({"at": now, **event_to_json(event)}, separators=(",", ":")) + "\n"
-        if self._log is None or self._written > _LOG_BYTES_MAX:
-            self._log = self._open()
-        self._log.write(line)
-        self._log.flush()
-        self._written += len(line)
-
-    def _open(self) -> IO[str]:
         path = self._folder / "events.jsonl"
+        try:
+            if self._log is None or self._written > _LOG_BYTES_MAX:
+                self._log = self._open(path, now, before)
+            self._written += self._append(self._log, {"at": now, **event_to_json(_without_secrets(event))})
+        except OSError as error:  # a full disk must not stop the models
+            self._retry_at, self._log = now + _LOG_RETRY_S, None
+            self._copies.failed(path, error)
+        else:
+            self._retry_at = None
+            self._copies.written(path)
+
+    def _open(self, path: Path, now: float, fleet: Fleet) -> IO[str]:
         if self._log is not None:
-            self._log.close()
+            _close(self._log)
         if path.exists() and path.stat().st_size > 0:
             path.replace(self._folder / "events.1.jsonl")
         path.touch(mode=0o600)
+        opened = path.open("a", encoding="utf-8")
+        models = {name: _shown(model) for name, model in fleet.models.items()}
+        try:
+            self._append(opened, {"at": now, "fleet": fleet_to_json(replace(fleet, models=models))})
+        except OSError:
+            path.unlink(missing_ok=True)  # or the next try would put half a line in the place of the log before
+            raise
         self._written = 0
-        return path.open("a", encoding="utf-8")
+        return opened
+
+    @staticmethod
+    def _append(opened: IO[str], document: dict[str, object]) -> int:
+        """Raises ``OSError``; then the file ends with half a line, and is closed."""
+        line = json.dumps(document, separators=(",", ":")) + "\n"
+        try:
+            opened.write(line)
+            opened.flush()
+        except OSError:
+            _close(opened)
+            raise
+        return len(line)
+
+    def _read(self, path: Path, read: Callable[[], Read], default: Read) -> Read:
+        """What ``read`` says of ``path``; ``default`` where it cannot be understood, and then it is set aside."""
+        try:
+            return read()
+        except OSError:
+            log.exception("state-unreadable", extra={"path": str(path)})
+            return default
+        except (Garbled, ValueError, TypeError, KeyError, AttributeError) as error:
+            said = str(error)
+        try:
+            log.error("state-garbled", extra={"path": str(path), "error": said, "set_aside": str(set_aside(path))})
+        except OSError:
+            log.exception("state-garbled", extra={"path": str(path)})
+        return default
+
+
+def _names(value: object) -> frozenset[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"expected a list of names, got {value!r}")
+    return frozenset(value)
+
+
+def _close(opened: IO[str]) -> None:
+    with contextlib.suppress(OSError):  # what is still in its buffer cannot be written either
+        opened.close()
+
+
+def _shown(model: Model) -> Model:
+    """An engine's environment may hold tokens; decisions do not look at it."""
+    return model.model_copy(update={"env": dict.fromkeys(model.env, "***")})
 
 
 def _without_secrets(event: Event) -> Event:
-    """An engine's environment may hold tokens; decisions do not look at it."""
     if not isinstance(event, CatalogChanged):
         return event
-    hidden = (model.model_copy(update={"env": dict.fromkeys(model.env, "***")}) for model in event.models)
-    return CatalogChanged(tuple(hidden))
+    return CatalogChanged(tuple(_shown(model) for model in event.models))

@@ -63,7 +63,11 @@ class Metrics:
             ["type"],
             registry=self.registry,
         )
-        self._epoch = Gauge("gateway_controller_epoch", "Lives of the controller so far", registry=self.registry)
+        self._epoch = Gauge(
+            "gateway_controller_epoch",
+            "Number of this life of the controller: higher with each",
+            registry=self.registry,
+        )
 
     def count(self, before: Fleet, event: Event) -> None:
         """Count what ``event`` says about a fleet that was ``before``."""

@@ -10,7 +10,7 @@ from typing import Protocol
 from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
 from gateway_plugin.errors import GatewayError
 from serve.controller.stillness import Flow, flows, still
-from serve.core.drift import differences, repairs
+from serve.core.drift import differences, names_wanted, repairs
 from serve.core.effects import Effect
 from serve.core.events import EdgeSeen, Event, FoundServer, ServerSeen
 from serve.core.fleet import EngineState, Fleet, RouteState
@@ -97,6 +97,7 @@ class Observer:
         """(node, engine -> in flight), to the node's agent."""
         self._flows: Mapping[str, Flow] = {}
         self._drift: frozenset[Effect] = frozenset()
+        self._names_differ = False
         self.requests: dict[str, int] = {}
         """Model -> requests given to its engines since this controller began."""
         self._totals: dict[tuple[int, int], int] = {}
@@ -120,6 +121,8 @@ class Observer:
         read_at = self._clock()
         try:
             stats = await self._edge.servers(slots)
+            if slots is None:
+                await self._compare_names()
         except (OSError, GatewayError) as error:
             if self.reachable:  # one line a change, not one a second
                 log.warning("edge-unreachable", extra={"error": str(error)})
@@ -147,6 +150,18 @@ class Observer:
             more = stat.total - before if stat.total >= before else stat.total  # an edge that restarted counts from 0
             model = tenants[stat.slot]
             self.requests[model] = self.requests.get(model, 0) + more
+
+    async def _compare_names(self) -> None:
+        """Names and keys of the slots, like servers: told again where the edge lacks them at two looks in a row."""
+        tenants, apart = await self._edge.tenants(), await self._edge.apart()
+        keys = await self._edge.keys_in_force()
+        fleet = self._known.fleet
+        wanted = names_wanted(fleet)
+        differ = fleet.settled and not (keys and tenants == wanted.names and apart == wanted.apart)
+        if differ and self._names_differ:
+            log.warning("edge-drift", extra={"names": wanted.names, "apart": sorted(wanted.apart), "keys": keys})
+            self._mend((wanted,))
+        self._names_differ = differ
 
     def _compare(self, fleet: Fleet, stats: tuple[ServerStat, ...]) -> None:
         servers = found_servers(stats)

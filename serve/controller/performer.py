@@ -1,8 +1,9 @@
 """Effects -> edge, agents, waiters. Starts them in order, never awaits in the controller's loop; outcomes are events.
 
-Commands to the edge and to agents go through one ordered queue, because their order matters (a slot's new key before
-the engine that carries it; a drain before the stop). The edge may be away for a moment: it is asked again until it took
-the command, and comes back from disk with everything it had taken before.
+What must not overtake each other goes through one lane: the route commands of one slot, the making and ending of one
+node's agent. Which name leads to which slot, and with which key, is kept as it is to be, and the edge is told until it
+has it; a route is opened only then, so that a name never leads to an engine with another key. The edge may be away for
+a moment: it is asked again. What it refuses it would refuse again.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.edge.runtime import EdgeRuntime
-from gateway_plugin.errors import GatewayError
+from gateway_plugin.errors import EdgeAway, GatewayError
 from serve.controller.agents import Agents
+from serve.controller.lanes import Lanes
 from serve.core.effects import (
     Answer,
     CloseRoute,
@@ -34,7 +35,9 @@ from serve.core.events import Event, RouteClosed, RouteDrained, RouteOpened, Rou
 log = logging.getLogger("gateway.controller")
 
 _EDGE_PATIENCE_S = 30.0
+_OPEN_PATIENCE_S = 2.0
 _EDGE_RETRY_S = 0.2
+_REFUSED_RETRY_S = 2.0
 _ROUTE_UP_S = 10.0
 _ROUTE_POLL_S = 0.02
 
@@ -53,57 +56,87 @@ class Performer:
         self._agents = agents
         self._post = post
         self._answer = answer
-        self._queue: asyncio.Queue[Effect] = asyncio.Queue()
-        self._background: set[asyncio.Task[None]] = set()
+        self._lanes = Lanes()
+        self._names: tuple[Mapping[str, int], frozenset[str]] | None = None
+        """What the edge is still to be told: name or alias -> slot, and which names are kept apart."""
+        self._told = asyncio.Event()
+        """Set while the edge has been told all names and keys."""
+        self._told.set()
+        self._news = asyncio.Event()
 
     def start_all(self, effects: tuple[Effect, ...]) -> None:
-        """Answer waiters now, queue the rest."""
+        """Answer waiters now, start the rest."""
         for effect in effects:
             if isinstance(effect, Answer):
                 self._answer(effect)
             else:
                 log.info(type(effect).__name__, extra=fields(effect))
-                self._queue.put_nowait(effect)
+                self._start(effect)
 
     async def run(self) -> None:
-        """Perform queued effects for ever."""
+        """Tell the edge names and keys of the slots, whenever they change, until it has them; for ever."""
         while True:
-            await self._perform(await self._queue.get())
+            await self._news.wait()
+            self._news.clear()
+            error = await self._asked_again(self._tell_names, None)
+            if error is not None:
+                log.error("edge-refused", extra={"command": "sync-slots", "error": error})
+                await asyncio.sleep(_REFUSED_RETRY_S)
+                self._news.set()
+            elif not self._news.is_set():
+                self._told.set()
 
-    async def _perform(self, effect: Effect) -> None:
+    async def _tell_names(self) -> None:
+        if self._names is not None:
+            names, apart = self._names
+            await self._edge.sync_slots(names, (), apart)
+
+    def _start(self, effect: Effect) -> None:
         match effect:
             case SyncSlots(names, fresh, apart):
-                await self._at_the_edge(lambda: self._edge.sync_slots(names, fresh, apart), "sync-slots")
-            case OpenRoute(engine, slot, server, address):
-                error = await self._at_the_edge(lambda: self._edge.open(slot, server, address), "open", patient=False)
-                if error is not None:
-                    self._post(RouteRefused(engine, error))
-                else:
-                    self._spawn(self._until_up(effect))
-            case DrainRoute(engine, slot, server):
-                error = await self._at_the_edge(lambda: self._edge.drain(slot, server), "drain")
-                self._post(RouteDrained(engine) if error is None else RouteRefused(engine, error))
-            case CloseRoute(engine, slot, server):
-                error = await self._at_the_edge(lambda: self._edge.close(slot, server), "close")
-                self._post(RouteClosed(engine) if error is None else RouteRefused(engine, error))
-            case StartEngine(node=node, slot=slot):
-                self._spawn(self._agents.command(node, "start", effect, self._edge.slot_key(slot)))
+                self._edge.renew_keys(fresh)  # at once: an engine may be started with its key before the edge has it
+                self._names = (names, apart)
+                self._told.clear()
+                self._news.set()
+            case OpenRoute(slot=slot) | DrainRoute(slot=slot) | CloseRoute(slot=slot):
+                self._lanes.add(("slot", slot), lambda: self._route(effect))
+            case StartEngine():
+                self._lanes.beside(lambda: self._start_engine(effect))
             case StopEngine(node=node):
-                self._spawn(self._agents.command(node, "stop", effect))
+                self._lanes.beside(lambda: self._agents.command(node, "stop", effect))
             case CreateAgent(node, kind, block):
-                self._agents.create(node, kind, block)
+                self._lanes.add(("node", node), lambda: self._agents.create(node, kind, block))
             case KillAgent(node, block_goes):
-                self._spawn(self._agents.end(node, block_goes))
+                self._lanes.add(("node", node), lambda: self._agents.end(node, block_goes))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._done)
+    async def _start_engine(self, effect: StartEngine) -> None:
+        await self._agents.command(effect.node, "start", effect, self._edge.slot_key(effect.slot))
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("effect-failed", exc_info=task.exception())
+    async def _route(self, effect: OpenRoute | DrainRoute | CloseRoute) -> None:
+        engine, slot, server = effect.engine, effect.slot, effect.server
+        match effect:
+            case OpenRoute(address=address):
+                error = await self._asked_again(lambda: self._open(slot, server, address), _OPEN_PATIENCE_S)
+                if error is None:
+                    self._lanes.beside(lambda: self._until_up(effect))
+            case DrainRoute():
+                error = await self._asked_again(lambda: self._edge.drain(slot, server), _EDGE_PATIENCE_S)
+                if error is None:
+                    self._post(RouteDrained(engine))
+            case CloseRoute():
+                error = await self._asked_again(lambda: self._edge.close(slot, server), _EDGE_PATIENCE_S)
+                if error is None:
+                    self._post(RouteClosed(engine))
+        if error is not None:
+            log.warning("edge-refused", extra={"command": type(effect).__name__, "error": error, "engine": engine})
+            self._post(RouteRefused(engine, error))
+
+    async def _open(self, slot: int, server: int, address: str) -> None:
+        try:
+            await asyncio.wait_for(self._told.wait(), _OPEN_PATIENCE_S)
+        except TimeoutError:
+            raise EdgeAway("The edge has not been told the names and keys of its slots yet.") from None
+        await self._edge.open(slot, server, address)
 
     async def _until_up(self, effect: OpenRoute) -> None:
         """Waiters go only after the edge itself reports the server UP."""
@@ -120,20 +153,20 @@ class Performer:
             await asyncio.sleep(_ROUTE_POLL_S)
         self._post(RouteRefused(effect.engine, f"the edge did not report it up within {_ROUTE_UP_S:.0f} s"))
 
-    async def _at_the_edge(
-        self, command: Callable[[], Awaitable[None]], what: str, *, patient: bool = True
-    ) -> str | None:
-        """``None`` when the edge took it, else its last words. A restarting edge is back within a second or two."""
+    async def _asked_again(self, command: Callable[[], Awaitable[None]], patience_s: float | None) -> str | None:
+        """``None`` when the edge took it, else its last words: a refusal at once, silence after ``patience_s``
+        (``None``: never). An edge that restarts is back within a second or two."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (_EDGE_PATIENCE_S if patient else 2.0)
+        began = loop.time()
         while True:
             try:
                 await command()
-            except (OSError, GatewayError) as error:
-                if loop.time() >= deadline:
-                    log.exception("edge-refused", extra={"command": what})
-                    return str(error) or type(error).__name__
+            except EdgeAway as error:
+                if patience_s is not None and loop.time() >= began + patience_s:
+                    return error.message
                 await asyncio.sleep(_EDGE_RETRY_S)
+            except (OSError, GatewayError) as error:
+                return str(error) or type(error).__name__
             else:
                 return None
 

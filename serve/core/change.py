@@ -89,6 +89,7 @@ class Change:
         self.troubles: Table[Trouble] = Table(fleet.troubles)
         self.forgiven: Table[float] = Table(fleet.forgiven)
         self.joined_blocks = fleet.joined_blocks
+        self.storage = fleet.storage
         self.slots_changed = False
         self.fresh_slots: tuple[int, ...] = ()
 
@@ -123,6 +124,7 @@ class Change:
             troubles=self.troubles.rows,
             forgiven=self.forgiven.rows,
             joined_blocks=self.joined_blocks,
+            storage=self.storage,
         )
 
     def emit(self, effect: Effect) -> None:

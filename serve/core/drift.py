@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from serve.core.effects import CloseRoute, Effect, OpenRoute
+from serve.core.effects import CloseRoute, DrainRoute, Effect, OpenRoute, SyncSlots
 from serve.core.events import FoundServer
 from serve.core.fleet import EngineState, Fleet, RouteState
+from serve.core.routes import slots_as_they_are
 
 
 def differences(fleet: Fleet, servers: Iterable[FoundServer]) -> frozenset[Effect]:
     """Effects that would make edge and fleet equal, looked at once.
 
     (1) a server that is open at the edge, belongs to no engine and is not being closed: close it;
-    (2) an engine whose route is open in the fleet and whose server the edge does not have: open it again.
+    (2) an engine whose route is open in the fleet and whose server the edge does not have, or drains: open it again;
+    (3) one whose drain the edge took and that it lets requests to all the same: drain it again.
     """
     if not fleet.settled:
         return frozenset()
@@ -33,12 +35,19 @@ def differences(fleet: Fleet, servers: Iterable[FoundServer]) -> frozenset[Effec
             effects.add(CloseRoute(f"unknown-slot{slot}-e{index}", slot, index))
     for (slot, index), engine in wanted.items():
         there = found.get((slot, index))
-        missing = there is None or there.address != engine.address
-        if missing and engine.state is EngineState.READY and engine.route is RouteState.OPEN:  # (2)
+        closed = there is None or there.address != engine.address or there.draining
+        if closed and engine.state is EngineState.READY and engine.route is RouteState.OPEN:  # (2)
             effects.add(OpenRoute(engine.id, slot, index, engine.address))
+        if there is not None and not there.draining and engine.route is RouteState.DRAINING and engine.drained:  # (3)
+            effects.add(DrainRoute(engine.id, slot, index))
     return frozenset(effects)
 
 
 def repairs(before: frozenset[Effect], fleet: Fleet, servers: Iterable[FoundServer]) -> tuple[Effect, ...]:
     """The differences that were there the last time and still are, in a stable order."""
     return tuple(sorted(before & differences(fleet, servers), key=repr))
+
+
+def names_wanted(fleet: Fleet) -> SyncSlots:
+    """What the edge is to have of names and slots."""
+    return slots_as_they_are(fleet.models, fleet.slots, fleet.apart)

@@ -306,6 +306,14 @@ class KindRetryAsked:
 
 
 @dataclass(frozen=True)
+class StorageSeen:
+    """Whether the state folder can be written."""
+
+    trouble: str
+    """Why not, for everybody; empty if it can."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passed; deadlines are looked at."""
 
@@ -339,5 +347,6 @@ Event = (
     | BlocksSeen
     | NodeLeaves
     | KindRetryAsked
+    | StorageSeen
     | Tick
 )

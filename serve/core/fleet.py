@@ -360,5 +360,7 @@ class Fleet:
     """By kind: why it is not asked for. Kept by ``serve.core.troubles``."""
     forgiven: Mapping[str, float] = field(default_factory=dict)
     """By kind: when an administrator last asked for a retry; what its blocks did before does not count."""
+    storage: str = ""
+    """Why the state folder cannot be written, for everybody; empty if it can."""
     joined_blocks: frozenset[str] = frozenset()
     """Blocks of the ledger whose nodes joined in this controller's life."""

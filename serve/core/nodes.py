@@ -18,6 +18,7 @@ from serve.core.events import (
     NodeGone,
     NodeJoined,
     Started,
+    StorageSeen,
 )
 from serve.core.fleet import ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState
 from serve.core.routes import retire
@@ -201,6 +202,11 @@ def block_cancel_asked(change: Change, event: BlockCancelAsked) -> None:
     if node is not None:  # (1)
         lose(change, node)
         change.emit(KillAgent(node.id))
+
+
+def storage_seen(change: Change, event: StorageSeen) -> None:
+    """What is in force goes on and can be changed; whoever waits is told, as it may be why."""
+    change.storage = event.trouble
 
 
 def _retire_all(change: Change, node: str, reason: str) -> None:

@@ -6,8 +6,10 @@ way for an engine: an open is not overtaken by a drain, nor a drain by a close, 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from gateway_plugin.catalog import Model
 from serve.core.beside import loads_beside
 from serve.core.change import Change
 from serve.core.effects import CloseRoute, DrainRoute, OpenRoute, StopEngine, SyncSlots
@@ -139,6 +141,15 @@ def close_route(change: Change, engine: Engine) -> Engine:
 
 
 # --- commands ---
+def slots_as_they_are(
+    models: Mapping[str, Model], slots: Mapping[str, int], apart: Collection[str], fresh: tuple[int, ...] = ()
+) -> SyncSlots:
+    """Slots and the models kept apart, under all names of each model, for the edge."""
+    names = {name: slot for model, slot in sorted(slots.items()) for name in models[model].names}
+    kept_apart = frozenset(name for model in slots.keys() & set(apart) for name in models[model].names)
+    return SyncSlots(names, fresh, kept_apart)
+
+
 def reconcile(change: Change) -> None:
     """Send what the engines' states ask of edge and agents (only after the fleet settled):
 
@@ -150,11 +161,7 @@ def reconcile(change: Change) -> None:
     (4) routes of engines that are gone: close.
     """
     if change.slots_changed:
-        names = {name: slot for m, slot in sorted(change.slots.rows.items()) for name in change.models[m].names}
-        apart = frozenset(
-            name for m in change.apart.rows.keys() & change.slots.rows.keys() for name in change.models[m].names
-        )
-        change.emit(SyncSlots(names, change.fresh_slots, apart))
+        change.emit(slots_as_they_are(change.models, change.slots.rows, change.apart.rows, change.fresh_slots))
     for engine in list(change.engines.rows.values()):
         if engine.state is EngineState.READY:
             if engine.route in (RouteState.NONE, RouteState.OPENING) and change.now >= engine.retry_at:

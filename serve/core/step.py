@@ -54,6 +54,7 @@ _HANDLERS: dict[type, Callable[[Change, Any], None]] = {
     events.LoadAsked: wishes.load_asked,
     events.UnloadAsked: wishes.unload_asked,
     events.PinChanged: wishes.pin_changed,
+    events.StorageSeen: nodes.storage_seen,
     events.Tick: lambda change, event: waiting.answer_overdue(change),
 }
 

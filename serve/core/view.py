@@ -22,8 +22,11 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
     model = fleet.models[name]
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(name, ())]
     failure = fleet.failures.get(name)
-    said = failure and (failure.reason if detail else failure.summary)
+    said = None if failure is None else failure.reason if detail else failure.summary
     still = next((words for one in engines if (words := stall_words(fleet, one, now))), None)
+    reason = waiting_reason(fleet, name, now, detail=detail)
+    if still or said:
+        reason = "; ".join(filter(None, (still or said, fleet.storage)))
     return {
         "id": name,
         "object": "model",
@@ -36,7 +39,7 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
         "in_flight": sum(engine.in_flight for engine in engines),
         "waiting": len(fleet.queues.get(name, ())),
         "nodes": sorted({engine.node for engine in engines}),
-        "reason": still or said or waiting_reason(fleet, name, now, detail=detail),
+        "reason": reason,
     }
 
 
@@ -118,6 +121,7 @@ def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
         "engines": [engine_view(fleet, fleet.engines[name], now) for name in sorted(fleet.engines)],
         "nodes": nodes_view(fleet, now),
         "types": types_view(fleet, now),
+        "storage": fleet.storage or None,
         "waiting": len(fleet.waiters),
         "switches": fleet.switches,
         "policy": {

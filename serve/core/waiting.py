@@ -336,15 +336,21 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
 
 
 def waiting_reason(fleet: Fleet, model: str, now: float, *, detail: bool = False) -> str | None:
-    """Why a model that is ``queued`` waits: for another engine on a GPU, or for a node that it needs; else ``None``.
+    """Why a model waits: (1) one that is ``queued``, for another engine on a GPU or for a node that it needs; (2) any,
+    while the state folder cannot be written; else ``None``.
 
     ``detail``: for administrators.
     """
     entry = fleet.models.get(model)
-    if entry is None or model_state(fleet, model) != "queued":
-        return None
-    other = beside.waits_for(fleet, need_of(entry))
+    said: str | None = None
+    if entry is not None and model_state(fleet, model) == "queued":  # (1)
+        said = _queued_for(fleet, need_of(entry), now, detail=detail)
+    return "; ".join(filter(None, (said, fleet.storage))) or None  # (2)
+
+
+def _queued_for(fleet: Fleet, need: Need, now: float, *, detail: bool) -> str | None:
+    other = beside.waits_for(fleet, need)
     if other is not None:
         return beside.wait_words(other)
-    coming = next_node(fleet, need_of(entry), now)
-    return why_none(fleet, need_of(entry), now, detail=detail) if coming is None else coming.words
+    coming = next_node(fleet, need, now)
+    return why_none(fleet, need, now, detail=detail) if coming is None else coming.words

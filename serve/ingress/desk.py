@@ -23,7 +23,7 @@ from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
 from gateway_plugin.site import Limits
 from serve.ingress.body import DOCUMENT_BYTES, parse_document, read_bounded
-from serve.ingress.http import application
+from serve.ingress.http import application, edge_secret
 from serve.ingress.inference import is_admin
 from serve.ingress.listing import card, cards
 from serve.ingress.waiting import LOST
@@ -42,7 +42,7 @@ class Desk:
         log_events("gateway.desk", layout.logs / "desk.log")
         self._limits = limits
         self._controller = controller
-        self._secret = layout.edge_secret.read_text().strip()
+        self._secret = edge_secret(layout)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve after the constructor (``serve.ingress()`` without an application)."""
@@ -81,8 +81,9 @@ class Desk:
         return JSONResponse(card(entries, request.path_params["name"]))
 
     async def _ready(self, request: Request) -> Response:
-        ready = await self._ask("ready")
-        return JSONResponse({"ready": ready}, 200 if ready else 503, None if ready else {"Retry-After": "1"})
+        found = await self._ask("ready")
+        ready = found["ready"]
+        return JSONResponse(found, 200 if ready else 503, None if ready else {"Retry-After": "1"})
 
     async def _metrics(self, request: Request) -> Response:
         _admin_only(request)

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway_plugin.errors import Forbidden, GatewayError, NotFound, NotRouted, RelayFull
+from gateway_plugin.errors import Forbidden, GatewayError, NotFound, NotRouted, RelayFull, ServiceError
 from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
 from gateway_plugin.site import Limits
@@ -95,7 +95,7 @@ class Ingress:
         self._controller = controller
         self._layout = Layout.of(Path(state))
         log_events("gateway.ingress", self._layout.logs / "ingress.log")
-        self._secret = self._layout.edge_secret.read_text().strip()
+        self._secret = edge_secret(self._layout)
         self._requests_max = requests_max(limits.relayed_requests)
         relay = Relay(self._layout.inner_door)
         budget = Budget(limits.held_bytes, limits.held_bytes_per_key)
@@ -116,10 +116,10 @@ class Ingress:
     async def _check(self, request: Request) -> Response:
         """The edge asks this, to go round an ingress that is of no use."""
         try:
-            ready = await asyncio.wait_for(self._controller.ready.remote(), _CHECK_S)
+            found = await asyncio.wait_for(self._controller.ready.remote(), _CHECK_S)
         except (TimeoutError, *LOST):
-            ready = False
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+            found = {"ready": False}
+        return JSONResponse(found, 200 if found["ready"] else 503)
 
     async def _infer(self, request: Request) -> Response:
         if STAMP in request.headers:  # it came in through the inner door: never wait or forward again
@@ -140,6 +140,14 @@ class ServedIngress(Ingress):
         if self._serving.done():
             log.critical("ingress-broken", exc_info=self._serving.exception())
             raise RuntimeError("the ingress's server ended")
+
+
+def edge_secret(layout: Layout) -> str:
+    """What the edge shows to be let in. Raises ``ServiceError`` where it is empty: every request would carry that."""
+    secret = layout.edge_secret.read_text().strip()
+    if not secret:
+        raise ServiceError(f"{layout.edge_secret} is empty; 'gateway down' and 'up' makes it anew.")
+    return secret
 
 
 def application(routes: list[Route], secret: str, *middleware: Middleware) -> Starlette:

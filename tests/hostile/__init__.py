@@ -1,1 +1,1 @@
-"""Loads and requests that are meant to do harm, against whole gateways with fake engines."""
+"""Rough weather: loads, requests and machines that do harm, against whole gateways with fake engines."""

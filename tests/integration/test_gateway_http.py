@@ -229,7 +229,8 @@ def test_the_block_that_holds_the_models_is_listed_with_them(running: Gateway) -
     with running.client() as client:
         (row,) = client.get("/gateway/v1/blocks").json()["blocks"]
         metrics = client.get("/metrics").text
-    assert (row["type"], row["state"], row["phase"], row["node"]) == ("local", "serving", "running", "local-1-1")
+    node = f"local-{running.status()['epoch']}-1"
+    assert (row["type"], row["state"], row["phase"], row["node"]) == ("local", "serving", "running", node)
     assert row["job"].isdigit()  # the PID of its shell
     assert "a" in [entry["model"] for entry in row["models"]]
     (kind,) = running.status()["types"]

@@ -133,7 +133,7 @@ class AgentHost:
 
     def describe(self) -> NodeJoined:
         """What the agent says of its node."""
-        return self.call(self.agent.describe())
+        return self.call(self.agent.describe())[0]
 
     def poll(self, wait_s: float = 0.0) -> None:
         """Take in what the agent reported since the last time."""

@@ -17,6 +17,7 @@ import pytest
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
 from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 from gateway_plugin.layout import Layout
+from gateway_plugin.state_file import write_private
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_lost_map_is_written_again_and_a_damaged_store_is_not_overwritten(layo
     store.write_map()
     assert layout.keys_map.read_text() == before
     layout.keys_json.write_text('{"keys": [{"name": "ann"')
-    with pytest.raises(ServiceError, match="damaged"):
+    with pytest.raises(ServiceError, match="cannot be understood"):
         store.create("bob", "user")
     assert layout.keys_json.read_text() == '{"keys": [{"name": "ann"'
 
@@ -201,6 +202,91 @@ def test_a_key_that_the_edge_did_not_forget_is_kept_as_revoked(layout: Layout, l
     store.revoke("bob")
     assert late_edge.map == {}
     assert store.list() == ()
+
+
+def no_room(path: Path, _content: object) -> None:
+    raise OSError(28, "No space left on device", str(path))
+
+
+def test_a_key_on_a_full_disk_is_not_made_and_the_edge_does_not_have_it(
+    layout: Layout, late_edge: LateEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late_edge.late = False
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    with monkeypatch.context() as full:
+        full.setattr("gateway_plugin.keys.write_private", no_room)
+        with pytest.raises(ServiceError, match=r"'bob' was not made: .*keys.json cannot be written .*No space"):
+            store.create("bob", "user")
+        with pytest.raises(ServiceError, match=r"'ann' was not revoked: .*make room"):
+            store.revoke("ann")
+        assert list(late_edge.map.values()) == ["user:ann"]
+    assert [key.name for key in store.list()] == ["ann"]
+    store.create("bob", "user")
+    assert sorted(late_edge.map.values()) == ["user:ann", "user:bob"]
+
+
+def test_a_key_counts_though_the_map_on_disk_is_late(
+    layout: Layout, late_edge: LateEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late_edge.late = False
+    store = KeyStore(layout)
+
+    def store_only(path: Path, content: str) -> None:
+        if path == layout.keys_map:
+            no_room(path, content)
+        write_private(path, content)
+
+    with monkeypatch.context() as full:
+        full.setattr("gateway_plugin.keys.write_private", store_only)
+        store.create("ann", "user")
+        store.create("bob", "user")
+        store.revoke("bob")
+        assert list(late_edge.map.values()) == ["user:ann"]
+        with pytest.raises(OSError, match="No space"):
+            store.keep_in_force()
+    store.keep_in_force()
+    assert "user:ann" in layout.keys_map.read_text()
+    assert [key.name for key in store.list()] == ["ann"]
+
+
+GARBLED_KEYS = ("", "{", "[]", '{"keys": 7}', '{"keys": [{"name": "x"}]}', '{"keys": ["x"]}', "\x00\x01", '{"k": []}')
+
+
+@pytest.mark.parametrize("garbled", GARBLED_KEYS)
+def test_garbled_keys_are_kept_and_those_of_the_map_taken(layout: Layout, garbled: str) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    store.create("root", "admin")
+    before = layout.keys_map.read_text()
+    layout.keys_json.write_text(garbled)
+    with pytest.raises(ServiceError, match="cannot be understood"):
+        store.list()
+    assert "keys.json.garbled" in store.recover()
+    assert sorted((key.name, key.role) for key in store.list()) == [("ann", "user"), ("root", "admin")]
+    assert layout.keys_map.read_text() == before
+    assert (layout.state / "keys.json.garbled").read_text() == garbled
+    assert store.recover() == ""
+
+
+@pytest.mark.parametrize("copy", ["", "garbled", "\x00"])
+def test_a_gateway_never_starts_without_the_keys_it_had(layout: Layout, copy: str) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    layout.keys_json.write_text("{")
+    layout.keys_map.write_text(copy)
+    with pytest.raises(ServiceError, match="put the file back from a copy"):
+        store.recover()
+    assert layout.keys_json.read_text() == "{"
+
+
+def test_keys_of_a_later_version_are_read(layout: Layout) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    document = json.loads(layout.keys_json.read_text())
+    document["keys"][0]["later"] = document["later"] = 1
+    layout.keys_json.write_text(json.dumps(document))
+    assert [key.name for key in store.list()] == ["ann"]
 
 
 def test_a_key_that_the_edge_did_not_take_was_not_made(layout: Layout, late_edge: LateEdge) -> None:

@@ -19,7 +19,7 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.identity import alive
 from gateway_plugin.layout import Layout
 from serve.agent import records
-from serve.agent.actor import AgentSettings, NodeAgent
+from serve.agent.actor import AgentSettings, NodeAgent, _note
 from serve.core.effects import StopEngine
 from serve.core.events import EngineExited, EngineListening, EngineReady, NodeLeaves
 from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
@@ -478,3 +478,53 @@ def test_an_engine_of_an_earlier_version_is_adopted_and_has_a_record_of_this_one
     host.stop()
     assert host.wait(EngineExited).expected
     assert not alive(record.mark)
+
+
+def test_what_a_controller_has_had_is_not_told_to_the_next_one(host: AgentHost) -> None:
+    host.start(fake_model())
+    host.wait(EngineReady)
+    host.poll()  # asks past them
+    joined, after = host.call(host.agent.describe())
+    assert [engine.id for engine in joined.engines] == ["e1"]
+    assert host.call(host.agent.events(after, 0.0)) == (after, ())
+    host.stop()
+    assert eventually(lambda: len(host.call(host.agent.events(after, 0.1))[1]) == 1)
+    _, after = host.call(host.agent.describe())
+    assert len(host.call(host.agent.events(after, 0.0))[1]) == 1, "nobody had it yet"
+
+
+def test_a_notice_is_told_to_every_controller(host: AgentHost) -> None:
+    notice = NodeLeaves("node1", 99.0, "scancel")
+    host.describe()
+    host.agent._leaves = notice
+    for _ in range(2):
+        _, after = host.call(host.agent.describe())
+        _, events = host.call(host.agent.events(after, 0.0))
+        assert notice in events
+        host.call(host.agent.events(host.agent._last, 0.0))
+
+
+def test_an_engine_on_a_node_with_a_full_disk_serves_and_is_recorded_when_there_is_room(
+    host: AgentHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(records, "write_private", no_room)
+        host.start(fake_model())
+        host.wait(EngineReady)
+        assert not records.record_path(host.layout, "e1").exists()
+    assert eventually(lambda: records.record_path(host.layout, "e1").exists())
+    assert host.record().ready
+    host.stop()
+    assert host.wait(EngineExited).expected
+    assert not records.record_path(host.layout, "e1").exists()
+
+
+def test_what_is_noted_of_engines_is_bounded() -> None:
+    known: dict[str, int] = {}
+    for number in range(3000):
+        _note(known, f"e{number}", number)
+    assert len(known) == 2000
+    assert "e2999" in known

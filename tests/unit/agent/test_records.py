@@ -71,12 +71,38 @@ def test_a_record_is_nobody_elses_business(layout: Layout) -> None:
     assert "s3cret" not in repr(record())
 
 
-def test_a_broken_file_is_removed(layout: Layout) -> None:
-    for name, text in {"a": "{", "b": "[]", "c": '{"engine": "x", "gpus": []}', "d": '{"gpus": 3}'}.items():
+GARBLED = {"a": "", "b": "{", "c": "[]", "d": '{"engine": "x", "gpus": []}', "e": '{"gpus": 3}', "f": "\x00"}
+
+
+def test_a_garbled_record_of_nothing_that_lives_is_removed(layout: Layout) -> None:
+    for name, text in GARBLED.items():
         (layout.engine_records / f"{name}.json").write_text(text)
     records.write(layout, record())
     assert [found.engine for found in records.read_all(layout)] == ["e1"]
-    assert len(list(layout.engine_records.iterdir())) == 1
+    assert len(records.garbled(layout)) == len(GARBLED)
+    records.end_unrecorded(layout, "b1")
+    assert [path.stem for path in layout.engine_records.iterdir()] == ["e1"]
+
+
+def test_the_engine_of_a_garbled_record_is_ended_by_its_own_block(layout: Layout) -> None:
+    (layout.engine_records / "e1.json").write_text("{")
+    with (layout.engine_logs / "e1.log").open("wb") as log:
+        engine = subprocess.Popen(["sleep", "60"], stdout=log, env={"RAY_CLOUD_INSTANCE_ID": "b1", "PATH": "/bin"})
+    try:
+        records.end_unrecorded(layout, "b2")
+        assert engine.poll() is None
+        assert len(records.garbled(layout)) == 1
+        records.end_unrecorded(layout, "b1")
+        assert engine.poll() is not None
+        assert records.garbled(layout) == ()
+    finally:
+        engine.kill()
+        engine.wait()
+
+
+def test_a_record_of_a_later_version_is_read(layout: Layout) -> None:
+    records.record_path(layout, "e1").write_text(json.dumps({**dataclasses.asdict(record()), "later": [1]}))
+    assert tuple(records.read_all(layout)) == (record(),)
 
 
 def test_an_engines_name_does_not_leave_the_folder(layout: Layout) -> None:

@@ -29,7 +29,7 @@ def test_what_is_written_is_read(written: list[Block]) -> None:
 def test_a_missing_ledger_is_empty_and_a_broken_one_is_never_taken_for_empty(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.json")
     assert ledger.read() == {}
-    for broken in ("", "{", "[]", '{"version": 2, "blocks": []}', '{"version": 1, "blocks": [{"name": "x"}]}'):
+    for broken in ("", "{", "[]", '{"version": 1, "blocks": 7}', '{"version": 1, "blocks": [{"name": "x"}]}'):
         ledger.path.write_text(broken)
         with pytest.raises(ServiceError, match=r"ledger\.json cannot be understood"):
             ledger.read()
@@ -47,3 +47,9 @@ def test_it_is_private_and_forgets_only_old_ends(tmp_path: Path) -> None:
     kept = ledger.read()
     assert set(kept) == {"held", *(f"e{n}" for n in range(10, 60))}
     assert kept == pruned(many)
+
+
+def test_a_flapping_type_does_not_push_out_what_others_did() -> None:
+    many = {f"e{n}": Block(f"e{n}", "a", BlockPhase.FAILED, 0.0, ended_at=100.0 + n) for n in range(60)}
+    others = {f"b{n}": Block(f"b{n}", "b", BlockPhase.FAILED, 0.0, ended_at=float(n)) for n in range(3)}
+    assert set(others) <= set(pruned({**many, **others}))

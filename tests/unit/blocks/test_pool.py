@@ -391,3 +391,46 @@ def test_the_next_block_can_be_had_after_the_clock_was_set_back(story: Story) ->
     story.scheduler.refuse = None
     story.set_by = -3600.0
     story.pool.submit(NAME, "a", "", {})
+
+
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gateway_plugin.blocks.ledger.write_private", no_room)
+
+
+def test_on_a_full_disk_no_block_is_asked_for_and_those_there_are_seen_to(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.pool.submit(NAME, "a", "", {})
+    before = story.ledger.path.read_text()
+    with monkeypatch.context() as filled:
+        full(filled)
+        with pytest.raises(ServiceError, match=r"ledger\.json cannot be written"):
+            story.pool.submit("gw-a-2", "a", "", {})
+        story.pool.tag(NAME, {"x": "y"})
+        assert [block.name for block in story.pool.refresh()] == [NAME]
+        story.pool.cancel([NAME])
+        story.now += 5
+        story.pool.refresh()
+        assert story.ledger.path.read_text() == before
+    story.pool.refresh()
+    kept = story.ledger.read()
+    assert set(kept) == {NAME}
+    assert kept[NAME].phase in (BlockPhase.CANCELLING, BlockPhase.CANCELLED)
+    assert kept[NAME].tags == {"x": "y"}
+
+
+def test_what_is_known_of_blocks_that_ended_is_bounded(story: Story) -> None:
+    for number in range(120):
+        story.now += 100
+        story.pool.refuse(f"gw-a-{number}", "a", "no such account", {})
+    assert len(story.pool._blocks) == 50
+
+
+def test_tags_that_are_there_are_not_written_again(story: Story) -> None:
+    story.pool.submit(NAME, "a", "", {"x": "y"})
+    before = story.ledger.path.stat().st_ino
+    story.pool.tag(NAME, {"x": "y"})
+    assert story.ledger.path.stat().st_ino == before

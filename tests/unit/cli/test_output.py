@@ -94,7 +94,9 @@ class Client:
     """Streams these pieces, whatever it is asked."""
 
     def __init__(self, *pieces: str) -> None:
-        deltas = [SimpleNamespace(content=piece, model_extra={}) for piece in pieces]
+        deltas = [
+            SimpleNamespace(content=piece, tool_calls=None, function_call=None, model_extra={}) for piece in pieces
+        ]
         chunks = [SimpleNamespace(choices=[SimpleNamespace(delta=d, finish_reason=None)]) for d in deltas]
         self.openai = SimpleNamespace(
             chat=SimpleNamespace(completions=SimpleNamespace(create=lambda **_: iter(chunks)))

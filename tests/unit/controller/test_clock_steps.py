@@ -16,6 +16,7 @@ import pytest
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge.runtime import ServerStat
 from gateway_plugin.layout import Layout
+from gateway_plugin.state_file import Copies
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller import deployment
 from serve.controller.deployment import Controller
@@ -30,14 +31,15 @@ KIND = NodeKind("local", host_mib=1024, gpu_mib=(), min_nodes=1, max_nodes=1)
 class Edge:
     """Routes as the edge keeps them; nothing is ever in flight."""
 
-    def __init__(self, _layout: Layout) -> None:
+    def __init__(self, _layout: Layout, _copies: Copies) -> None:
         self.routes: dict[tuple[int, int], tuple[str, bool]] = {}
+        self.names: dict[str, int] = {}
 
     async def apart(self) -> frozenset[str]:
         return frozenset()
 
     async def tenants(self) -> dict[str, int]:
-        return {}
+        return dict(self.names)
 
     async def servers(self, slots: tuple[int, ...] | None = None) -> tuple[ServerStat, ...]:
         return tuple(
@@ -46,8 +48,17 @@ class Edge:
             if slots is None or slot in slots
         )
 
-    async def sync_slots(self, *_: Any) -> None:
-        """Names lead to slots: nobody asks."""
+    async def adopt_keys(self) -> None:
+        """There are none."""
+
+    def renew_keys(self, _fresh: tuple[int, ...]) -> None:
+        """All engines have the same key."""
+
+    async def keys_in_force(self) -> bool:
+        return True
+
+    async def sync_slots(self, names: dict[str, int], _fresh: tuple[int, ...], _apart: frozenset[str]) -> None:
+        self.names = dict(names)
 
     async def open(self, slot: int, server: int, address: str) -> None:
         self.routes[slot, server] = (address, False)

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from serve.core import events as ev
 from serve.core.fleet import EngineState
-from serve.core.record import event_to_json, replay
+from serve.core.record import event_to_json, fleet_to_json, replay
+from serve.core.step import initial
 from tests.support.fleets import a_kind, a_model, a_policy
 from tests.unit.core.things import Process
 from tests.unit.core.world import World
@@ -221,9 +222,10 @@ class Gateway(RuleBasedStateMachine):
         assert all(count == 1 for count in world.answered.values())
         assert not world.edge_commands
         assert not world.fleet.closing
-        lines = [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in world.log]
+        lines = [json.dumps({"at": 0.0, "fleet": fleet_to_json(initial(self.policy))})]
+        lines += [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in world.log]
         expected = [repr(effects) for _, _, effects in world.log]
-        assert [repr(effects) for _, effects in replay(self.policy, lines)] == expected
+        assert [repr(effects) for _, effects in replay(lines)] == expected
 
 
 class EndingGateway(Gateway):

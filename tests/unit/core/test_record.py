@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError
 from serve.core import events as ev
-from serve.core.record import event_from_json, event_to_json, replay
+from serve.core.fleet import Fleet
+from serve.core.record import event_from_json, event_to_json, fleet_from_json, fleet_to_json, replay
+from serve.core.step import initial
 from tests.support.fleets import a_model, begin
 
 st.register_type_strategy(Mapping, st.dictionaries(st.text(), st.integers()))
@@ -59,7 +61,7 @@ def test_a_log_can_be_replayed() -> None:
     story.ask("b", after=5)
     story.drained("a")
     lines = [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in story.log]
-    replayed = list(replay(story.fleet.policy, lines))
+    replayed = list(replay([head(initial(story.fleet.policy)), *lines]))
     assert [repr(one) for one in replayed] == [repr((event, effects)) for event, _, effects in story.log]
 
 
@@ -80,4 +82,43 @@ def test_what_is_no_event_is_refused(document: dict[str, object]) -> None:
 
 def test_a_broken_line_is_named() -> None:
     with pytest.raises(ConfigError, match="line 2"):
-        list(replay(begin(a_model("a")).fleet.policy, ["", "{"]))
+        list(replay(["", "{"]))
+
+
+def test_a_log_that_is_not_whole_is_said_to_be_so() -> None:
+    story = begin(a_model("a"))
+    story.ask("a")
+    start = head(initial(story.fleet.policy))
+    lines = [json.dumps({"at": at, **event_to_json(event)}) + "\n" for event, at, _ in story.log]
+    with pytest.raises(ConfigError, match=r"line 1.*beginning is missing"):
+        list(replay(lines))
+    with pytest.raises(ConfigError, match="empty"):
+        list(replay([]))
+    replayed = replay([start + "\n", lines[0], lines[1][:-9]])
+    next(replayed)
+    with pytest.raises(ConfigError, match=r"line 3.*cut off"):
+        next(replayed)
+
+
+def test_a_fleet_comes_back_from_json() -> None:
+    story = begin(a_model("a", keep_alive="10m"), a_model("b"))
+    story.ask("a")
+    story.loaded("a")
+    story.ask("b", after=5)
+    engine = story.engine("a")
+    story.on(ev.EngineStalled(engine.id, engine.generation, 2.0, 3))
+    ill = story.fleet
+    story.exited("a")
+    story.on(ev.SuspectsKept("a"))
+    assert any(one.still_since for one in ill.engines.values())
+    assert story.fleet.apart
+    assert story.fleet.waiters
+    for fleet in (initial(story.fleet.policy), ill, story.fleet):
+        assert fleet_from_json(json.loads(json.dumps(fleet_to_json(fleet)))) == fleet
+    with pytest.raises(ConfigError, match="recorded fleet"):
+        fleet_from_json({"policy": {"kinds": [7]}})
+
+
+def head(fleet: Fleet) -> str:
+    """The first line of a log."""
+    return json.dumps({"at": 0.0, "fleet": fleet_to_json(fleet)})

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.answers import parse_model, parse_models
 from gateway_plugin.edge import front
-from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, WaitDeadline
+from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, ServiceError, WaitDeadline
 from gateway_plugin.layout import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import boarding, inference
@@ -168,10 +168,35 @@ async def test_an_administrators_body_is_bounded(tmp_path: Path) -> None:
     assert response.status_code == 413
 
 
+@pytest.mark.parametrize("ready", [True, False])
+async def test_readiness_and_the_edges_check_follow_the_controller(tmp_path: Path, ready: bool) -> None:
+    said = {"ready": ready, "trouble": "the disk is full"}
+    controller = ScriptedController(ready=said)
+    async with ingress(tmp_path, controller) as client:
+        found = await client.get("/ready")
+    assert (found.status_code, found.json()) == (200 if ready else 503, said)
+    made = Ingress(str(tmp_path), Limits(), controller)
+    transport = httpx.ASGITransport(app=made.application())
+    async with httpx.AsyncClient(transport=transport, base_url="http://ingress") as edge:
+        checked = await edge.get("/check", headers={"x-gateway-edge": SECRET})
+    await made._inference._relay.close()
+    assert checked.status_code == found.status_code
+
+
+@pytest.mark.parametrize("part", [Ingress, Desk])
+def test_nothing_is_served_where_the_edges_secret_is_empty(tmp_path: Path, part: type[Ingress | Desk]) -> None:
+    layout = Layout(tmp_path)
+    for folder in (layout.tls, layout.logs):
+        folder.mkdir(parents=True)
+    layout.edge_secret.write_text("\n")
+    with pytest.raises(ServiceError, match="is empty"):
+        part(str(tmp_path), Limits(), ScriptedController())
+
+
 async def test_a_large_intricate_body_does_not_hold_up_others(tmp_path: Path) -> None:
     """One user's 8 MiB of brackets, four at a time; ``/ready`` is what Serve's and the edge's life hangs on."""
     body = b'{"a":[' + b"{}," * (8 * 2**20 // 3) + b'{}],"model":"m"}'
-    controller = ScriptedController(ready=True)
+    controller = ScriptedController(ready={"ready": True})
     lags: list[float] = []
 
     async def tick() -> None:

@@ -12,9 +12,21 @@ from gateway_plugin.catalog import catalog_document, parse_catalog
 from gateway_plugin.errors import GatewayUnreachable, NotFound, ServiceError
 from gateway_plugin.identity import Mark, mark
 from gateway_plugin.layout import Layout
+from gateway_plugin.service.lifecycle import Outcome, down, up
 from gateway_plugin.service.logs import find_logs, last_lines, log_named
 from gateway_plugin.service.plan import Part, Phase, Plan
-from gateway_plugin.service.record import part_mark, part_phase, plan_document, read_record, record_of, write_record
+from gateway_plugin.service.record import (
+    RecordGarbled,
+    part_mark,
+    part_phase,
+    plan_document,
+    read_record,
+    read_status,
+    record_from,
+    record_of,
+    recover_record,
+    write_record,
+)
 from gateway_plugin.service.status import report
 from tests.unit.service.test_preflight import site
 
@@ -43,14 +55,74 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert found.own_certificate is False
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+GARBLED = ("", "{", '{"site": ', "[]", "7", "\x00\x01", "null")
+
+
+@pytest.mark.parametrize("garbled", GARBLED)
+def test_a_garbled_record_is_set_aside_and_the_supervisors_copy_taken(tmp_path: Path, garbled: str) -> None:
     layout = Layout(tmp_path)
-    layout.service_json.write_text("{")
-    with pytest.raises(ServiceError, match=r"service\.json"):
+    layout.run.mkdir(mode=0o700)
+    layout.service_json.write_text(garbled)
+    with pytest.raises(RecordGarbled, match=r"service\.json is garbled"):
         read_record(layout)
-    layout.service_json.write_text(json.dumps({"site": "x"}))
-    with pytest.raises(ServiceError, match="version"):
-        read_record(layout)
+    record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
+    document = plan_document(Plan(), "running", Mark(2**22 - 3, 1.0), 0.0, record.document())
+    layout.supervisor_status.write_text(json.dumps(document))
+    assert read_record(layout) == record
+    assert "had noted elsewhere" in recover_record(layout)
+    assert (tmp_path / "service.json.garbled").read_text() == garbled
+    layout.supervisor_status.unlink()
+    assert read_record(layout) == record
+    assert recover_record(layout) == ""
+
+
+@pytest.mark.parametrize("garbled", GARBLED)
+def test_a_garbled_record_without_a_copy_locks_nobody_out(tmp_path: Path, garbled: str) -> None:
+    layout = Layout(tmp_path)
+    layout.run.mkdir(mode=0o700)
+    layout.service_json.write_text(garbled)
+    layout.supervisor_status.write_text(garbled)
+    assert report(tmp_path, _silent)["state"] == "down"
+    with pytest.raises(ServiceError, match=r"garbled.*--site"):
+        up(tmp_path, None, None)
+    layout.service_json.write_text(garbled)
+    ended = down(tmp_path)
+    assert ended.outcome is Outcome.NOTHING_RAN
+    assert "service.json.garbled" in ended.note
+    assert not layout.service_json.exists()
+
+
+def test_a_record_of_any_version_is_read_and_what_is_more_is_kept(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
+    whole = record.document()
+    for name in whole:
+        earlier = {key: value for key, value in whole.items() if key != name}
+        for document in (earlier, {**earlier, name: ["another type"]}):
+            layout.service_json.write_text(json.dumps(document))
+            found = read_record(layout)
+            assert found is not None
+            assert not found.contradicts(record)
+            assert report(tmp_path, _silent)["state"] == "down"
+            assert down(tmp_path).outcome is Outcome.NOTHING_RAN
+    layout.service_json.write_text(json.dumps({**whole, "later": [1]}))
+    later = read_record(layout)
+    assert later == record
+    write_record(layout, later)
+    assert json.loads(layout.service_json.read_text())["later"] == [1]
+    assert record_from({"port": True}).port == 0
+
+
+@pytest.mark.parametrize(
+    "garbled", [*GARBLED, '{"parts": []}', '{"parts": {"edge": 3}}', '{"parts": {"edge": {"phase": "odd"}}}']
+)
+def test_a_garbled_status_of_the_supervisor_hides_nothing(tmp_path: Path, garbled: str) -> None:
+    layout = Layout(tmp_path)
+    layout.run.mkdir(mode=0o700)
+    write_record(layout, record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1"))
+    layout.supervisor_status.write_text(garbled)
+    assert report(tmp_path, _silent)["state"] == "down"
+    assert part_phase(read_status(layout), "edge") is Phase.DOWN
 
 
 def test_a_catalog_survives_its_document() -> None:

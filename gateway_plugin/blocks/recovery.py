@@ -1,0 +1,55 @@
+"""A ledger that cannot be understood, rebuilt from the jobs that live: they are found by their blocks' names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway_plugin.blocks.jobs import Jobs, script_place
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.layout import Layout
+from gateway_plugin.state_file import set_aside
+
+log = logging.getLogger(__name__)
+
+
+def whole_ledger(layout: Layout, jobs: Mapping[str, Jobs], others: Jobs | None = None) -> Ledger:
+    """The ledger, one that can be read: where it is garbled it is set aside, and begun anew with the jobs found.
+
+    Only where nobody else writes it. ``others``: the jobs of node types that are not in ``jobs``.
+    Raises ``OSError`` where it cannot be set aside or written.
+    """
+    ledger = Ledger(layout.ledger)
+    try:
+        ledger.read()
+    except LedgerGarbled:
+        found = _found(layout, jobs, others)
+        aside = set_aside(ledger.path)
+        log.warning("ledger garbled set_aside=%s found=%s", aside, [block.name for block in found])
+        ledger.write({block.name: block for block in found})
+    return ledger
+
+
+def _found(layout: Layout, jobs: Mapping[str, Jobs], others: Jobs | None) -> list[Block]:
+    """A block for each job file whose job (1) is there, or (2) cannot be looked for now: then it is in doubt."""
+    asked_at = {_block_of(file): file.stat().st_mtime for file in sorted(script_place(layout).glob("gw-*.*"))}
+    found = []
+    for name, at in asked_at.items():
+        node_type = name.removeprefix("gw-").rpartition("-")[0]
+        of_type = jobs.get(node_type, others)
+        if of_type is None:
+            continue
+        try:
+            job = of_type.find(name)
+        except GatewayError as error:  # (2)
+            found.append(Block(name, node_type, BlockPhase.SUBMITTING, at, reason=error.message))
+            continue
+        if job is not None:  # (1)
+            found.append(Block(name, node_type, BlockPhase.PENDING, at, job))
+    return found
+
+
+def _block_of(file: Path) -> str:
+    return file.name.partition(".")[0]
