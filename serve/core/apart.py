@@ -12,16 +12,36 @@ from serve.core.fleet import Apart
 DOUBT_S = 3.0
 """After a death: who had a request on the engine is at the ingress by then, or was answered by another engine."""
 
+REOPENS_S = 2.0
+"""After a death: a request that the edge tries again after its pause of a second finds no engine, and goes to the
+ingress. A new one would be its next victim, as the edge cannot be told to prefer the ingress for a second try."""
+
 APART_S = 20.0
 """After the ingress said that it has suspects of the model, or that somebody waits for it."""
 
 
-def keep_apart(change: Change, model: str, for_s: float) -> None:
-    """For so long the edge hands all requests of ``model`` to the ingress; it knows before the next route opens."""
+def keep_apart(change: Change, model: str, for_s: float, opens: float = 0.0) -> None:
+    """For so long the edge hands all requests of ``model`` to the ingress; it knows before the next route opens.
+
+    ``opens``: when that may be.
+    """
     found = change.apart.rows.get(model)
     change.slots_changed |= found is None
     until = change.now + for_s
-    change.apart.put(model, Apart(change.now, until) if found is None else Apart(found.since, max(found.until, until)))
+    if found is not None:
+        until, opens = max(found.until, until), max(found.opens, opens)
+    change.apart.put(model, Apart(change.now if found is None else found.since, until, opens))
+
+
+def after_death(change: Change, model: str) -> None:
+    """One of its engines, perhaps by a request that it had."""
+    keep_apart(change, model, DOUBT_S, change.now + REOPENS_S)
+
+
+def may_open(change: Change, model: str) -> bool:
+    """A route to an engine of it."""
+    apart = change.apart.rows.get(model)
+    return apart is None or change.now >= apart.opens
 
 
 def suspects_kept(change: Change, event: SuspectsKept) -> None:

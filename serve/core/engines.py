@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.core.apart import DOUBT_S, keep_apart
+from serve.core.apart import after_death
 from serve.core.change import Change, ready_at
 from serve.core.events import EngineExited, EngineListening, EngineReady, Event, ModelAnswered
 from serve.core.eviction import had_requests, idle, unclaimed
@@ -60,7 +60,7 @@ def engine_exited(change: Change, event: EngineExited) -> None:
         return
     forget(change, engine)
     if _in_service(engine, event):
-        keep_apart(change, engine.model, DOUBT_S)
+        after_death(change, engine.model)
     if event.expected:
         failure = change.failures.rows.get(engine.model)
         if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle"):  # (4)

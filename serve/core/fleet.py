@@ -160,6 +160,8 @@ class Apart:
 
     since: float
     until: float
+    opens: float = 0.0
+    """No route to an engine of it is opened before."""
 
 
 @dataclass(frozen=True)

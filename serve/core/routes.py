@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from gateway_plugin.catalog import Model
+from serve.core.apart import may_open
 from serve.core.beside import loads_beside
 from serve.core.change import Change
 from serve.core.effects import CloseRoute, DrainRoute, OpenRoute, StopEngine, SyncSlots
@@ -153,7 +154,8 @@ def slots_as_they_are(
 def reconcile(change: Change) -> None:
     """Send what the engines' states ask of edge and agents (only after the fleet settled):
 
-    (1) READY without a route: open it, when its slot has a free server and a refusal is long enough ago
+    (1) READY without a route: open it, when its slot has a free server, a refusal is long enough ago, and so is the
+        death of another one
         (an open or drain without any outcome is taken for lost at last, and sent again);
     (2) DRAINING: drain an open route; stop when the edge said that nothing is in flight, or at the deadline, and
         nothing loads on its GPUs;
@@ -178,7 +180,7 @@ def reconcile(change: Change) -> None:
 
 
 def _open(change: Change, engine: Engine) -> None:
-    if engine.slot is None:
+    if engine.slot is None or not may_open(change, engine.model):
         return
     server = engine.server
     if server is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serve.core import events as ev
-from serve.core.apart import APART_S, DOUBT_S
+from serve.core.apart import APART_S, DOUBT_S, REOPENS_S
 from serve.core.effects import OpenRoute, SyncSlots
 from tests.support.fleets import Story, a_model, begin
 
@@ -41,6 +41,17 @@ def test_an_engine_that_died_with_nothing_in_flight_is_forgotten_at_once() -> No
     story.ask("a")
     story.loaded("a")
     assert at_the_edge(story) == set()
+
+
+def test_no_route_is_opened_while_the_edge_may_try_again_what_the_dead_engine_had() -> None:
+    story = served(after_death=True)
+    story.ask("a")
+    story.got_ready("a", after=0.5)
+    opened = len(story.ever(OpenRoute))
+    story.tick(REOPENS_S - 0.6)
+    assert len(story.ever(OpenRoute)) == opened
+    story.tick(0.1)
+    assert len(story.ever(OpenRoute)) == opened + 1
 
 
 def test_while_somebody_waits_for_the_next_engine_the_time_does_not_run() -> None:

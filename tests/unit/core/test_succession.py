@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from serve.core import events as ev
+from serve.core.apart import REOPENS_S
 from serve.core.effects import CreateAgent, DrainRoute, KillAgent, OpenRoute, StartEngine, StopEngine
 from serve.core.fleet import EngineState, NodeKind, NodePhase
 from serve.core.waiting import serving
@@ -275,6 +276,7 @@ def test_the_new_engine_dies_and_the_old_one_is_taken_back() -> None:
     story.on(ev.RouteDrained(previous))
     story.exited("a")
     story.ask("a")
+    story.tick(REOPENS_S)
     assert [opened.engine for opened in story.said(OpenRoute)] == [previous]
     story.on(ev.RouteOpened(previous))
     assert story.fleet.engines[previous].state is EngineState.READY
