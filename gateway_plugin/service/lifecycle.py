@@ -33,7 +33,7 @@ from gateway_plugin.service.in_force import Chosen, choose, in_force, remember
 from gateway_plugin.service.living import edges_of, supervisors_of
 from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.plan import Phase
-from gateway_plugin.service.preflight import before_start, failures
+from gateway_plugin.service.preflight import before_start, failures, few_files
 from gateway_plugin.service.processes import end
 from gateway_plugin.service.provision import forget, provision
 from gateway_plugin.service.record import (
@@ -149,7 +149,7 @@ def up(
         if not living:
             end_engines(layout, grace_s=5.0)  # of a block that was killed: nobody else is in charge of them
         recovered = provision(layout, site, chosen.catalog, wanted, keep=living)
-        note = " ".join(filter(None, (chosen.note, recovered)))
+        note = " ".join(filter(None, (chosen.note, recovered, few_files(site.limits))))
         remember(layout, chosen)
         try:
             supervisor = _start_supervisor(layout)

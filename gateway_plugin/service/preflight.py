@@ -224,6 +224,12 @@ def open_files(limits: Limits | None = None, hard: int | None = None) -> Check:
     return Check("open files", Verdict.OK, words)
 
 
+def few_files(limits: Limits, hard: int | None = None) -> str:
+    """What ``up`` says where the open files do not allow what the site asks for; empty where they do."""
+    found = open_files(limits, hard)
+    return f"Open files {found.found}. To have more, {found.advice}." if found.verdict is Verdict.WARN else ""
+
+
 def weights(catalog: Catalog) -> tuple[Check, ...]:
     """Weights that are said to be on this machine's disk are there; those of a hub are of one revision."""
     checks: list[Check] = []

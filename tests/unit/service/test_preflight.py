@@ -21,6 +21,7 @@ from gateway_plugin.service.preflight import (
     engine_isolation,
     every_check,
     failures,
+    few_files,
     folders,
     job_scripts,
     open_files,
@@ -249,6 +250,8 @@ def test_open_files_say_what_they_allow() -> None:
     assert "the site lets 1000 wait" in few.found
     assert open_files(Limits(), 20_000).verdict is Verdict.OK
     assert open_files(Limits(waiting_requests=100), 6000).verdict is Verdict.OK
+    assert "4096: 1511 callers" in few_files(Limits(), 4096), "'up' says it too"
+    assert few_files(Limits(), 20_000) == ""
     none = open_files(Limits(), 1000)
     assert none.verdict is Verdict.FAIL
     assert "too low for the edge" in none.found
