@@ -38,11 +38,13 @@ class Boarding:
         self._tasks: set[asyncio.Task[None]] = set()
         self._kept_apart: set[str] = set()
 
-    def seat(self, model: str, path: str, body: bytes) -> Seat:
-        """A place for a request. ``model``: its name in the catalog, so that aliases share engines and trials."""
-        trials = self._trials.setdefault(model, Trials())
+    def seat(self, history: History, path: str, body: bytes) -> Seat:
+        """A place for a request. Names of one entry of the catalog share engines and trials."""
+        trials = self._trials.setdefault(history.name, Trials())
+        if history.hang_after_s is not None:
+            trials.hang_after_s = history.hang_after_s
         digest = hashlib.sha256(path.encode() + b"\0" + body).hexdigest()
-        return Seat(self, trials, model, next(self._numbers), digest)
+        return Seat(self, trials, history.name, next(self._numbers), digest)
 
     async def wait(self, trials: Trials, ticket: int, deadline: float) -> bool:
         """Wait until it is its turn, or until it is known that it has none; ``False``: not before ``deadline``."""
@@ -133,7 +135,12 @@ class Seat:
                 retry_after_s=5.0,
                 state="waiting",
             )
+        self._trials.goes(self._ticket)
         self._sent_at = time.time()
+
+    def came_back(self) -> None:
+        """It was brought to no engine, or the one that had it broke off before the first byte."""
+        self._trials.came_back(self._ticket)
 
     def blame(self, history: History, span: tuple[float, float]) -> bool:
         """Whether an engine died in ``span``, wall-clock seconds, in which one had the request."""

@@ -133,7 +133,7 @@ class Inference:
         while True:
             history = await self._waiting.history(model)
             if not errand.seats:
-                errand.seats.append(self._boarding.seat(history.name, errand.target, errand.ask.body))
+                errand.seats.append(self._boarding.seat(history, errand.target, errand.ask.body))
                 came_here_first = AROUND not in errand.headers and history.apart_from(errand.arrived)
                 span = (math.inf, math.inf) if came_here_first else span
             seat = errand.seats[0]
@@ -148,6 +148,7 @@ class Inference:
                 await response.aclose()
             except httpx.TransportError as error:  # the edge restarts, or broke off before the first byte
                 log.warning("inner-door-broken", extra={"error": type(error).__name__, "model": model})
+            seat.came_back()
             span = (sent_at, time.time() + DEATH_NEWS_S)
             not_routed += 1
             if not_routed > _NOT_ROUTED_MAX:  # (6)

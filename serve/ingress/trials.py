@@ -6,10 +6,10 @@ An engine that dies makes suspects of all requests that it had. Suspects are tri
 - a request that was alone on ``ALONE_MAX`` dying engines is guilty, and so is every request with the same body for
   ``MEMORY_S`` after that; a suspect that is answered is one no more, one that left is forgotten after ``SUSPECT_S``;
 - a trial begins when nothing else is under way. For that newcomers are held back, at most ``QUIET_S`` at a time, and
-  during a trial at most ``EXCLUSIVE_S``; after a death, and after ``TURN_S`` of trials, ``OPEN_S`` are theirs.
+  during a trial at most ``Trials.exclusive_s``; after a death, and after ``TURN_S`` of trials, ``OPEN_S`` are theirs.
 
-So a request that kills within ``EXCLUSIVE_S`` kills at most ``KILLS_MAX`` engines: among others, in a cohort, and twice
-alone. One that kills later is given up after ``DEATHS_MAX``, without being called guilty.
+So a request that kills within ``Trials.exclusive_s`` kills at most ``KILLS_MAX`` engines: among others, in a cohort,
+and twice alone. One that kills later is given up after ``DEATHS_MAX``, without being called guilty.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ OPEN_S = 2.0
 QUIET_S = 15.0
 TURN_S = 10.0
 EXCLUSIVE_S = 90.0
-"""Longer than a hanging engine is left alone (``serve.agent.engine``): its end must fall into the trial."""
+HANG_NEWS_S = 30.0
+"""Within this time after ``hang_after_s`` a hanging engine is seen to hang and ended: that must fall into the trial."""
 
 
 @dataclass
@@ -48,13 +49,17 @@ class _Record:
 class _Request:
     digest: str
     alone: bool = True
-    """Nothing else was under way since it was sent."""
+    """Nothing else was under way while an engine may have had it."""
+    out: bool = True
+    """An engine may have it, if it is under way."""
 
 
 class Trials:
     """The requests of one model. Times are seconds of one clock, given by the caller; tickets name requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, hang_after_s: float = 0.0) -> None:
+        self.hang_after_s = hang_after_s
+        """After so long an engine of the model is ended if it hangs; 0: never."""
         self._requests: dict[int, _Request] = {}
         self._waiting: dict[int, None] = {}
         """In the order in which they came; all others are under way."""
@@ -68,12 +73,28 @@ class Trials:
         self._unproved = False
         """An engine died and no request was answered since."""
 
+    @property
+    def exclusive_s(self) -> float:
+        """How long a trial keeps others back: also one under which the engine hangs shows what came of it."""
+        return max(EXCLUSIVE_S, self.hang_after_s + HANG_NEWS_S)
+
     # --- what happens to a request ---
     def come(self, ticket: int, digest: str, now: float) -> None:
         """A request is here and waits for its turn."""
         self._forget(now)
         self._requests[ticket] = _Request(digest)
         self._waiting[ticket] = None
+
+    def came_back(self, ticket: int) -> None:
+        """No engine has it any more. Whether one died is known when the next has loaded, and that may take long."""
+        self._requests[ticket].out = False
+
+    def goes(self, ticket: int) -> None:
+        """It is sent, for the first time or again."""
+        request = self._requests[ticket]
+        if not request.out:
+            request.alone = self._under_way == {ticket}
+        request.out = True
 
     def died(self, ticket: int, death: float, now: float, *, apart: bool) -> None:
         """An engine that had the request died at ``death``; it waits for its turn again.
@@ -147,7 +168,7 @@ class Trials:
     def admit(self, now: float) -> tuple[int, ...]:
         """Requests that are under way from now on, and those that need not wait to hear that they are refused.
 
-        (1) without suspects everybody goes; (2) a trial keeps others back for ``EXCLUSIVE_S``; (3) newcomers have their
+        (1) without suspects everybody goes; (2) a trial keeps others back for a while; (3) newcomers have their
         turn; (4) nothing is under way: a trial; (5) wait for that, for ``QUIET_S``; (6) then newcomers once more.
         """
         refused = tuple(ticket for ticket in self._waiting if self.refused(ticket))
@@ -163,7 +184,7 @@ class Trials:
             return refused + self._send(newcomers)
         if not busy:  # (4)
             self._turn_began = now if self._turn_began is None else self._turn_began
-            self._exclusive_until = now + EXCLUSIVE_S
+            self._exclusive_until = now + self.exclusive_s
             return refused + self._send(self._cohort(suspects))
         if now < self._open_until + QUIET_S:  # (5)
             return refused
@@ -187,8 +208,10 @@ class Trials:
     def _send(self, tickets: list[int]) -> tuple[int, ...]:
         for ticket in tickets:
             if len(self._under_way) == 1:
-                self._requests[next(iter(self._under_way))].alone = False
+                other = self._requests[next(iter(self._under_way))]
+                other.alone = other.alone and not other.out
             self._requests[ticket].alone = not self._under_way
+            self._requests[ticket].out = True
             del self._waiting[ticket]
             self._under_way.add(ticket)
         return tuple(tickets)

@@ -44,6 +44,9 @@ class History:
     apart_since: float | None = None
     """Since when, without a break until now, the edge hands all of its requests to the ingress."""
 
+    hang_after_s: float | None = None
+    """After so long an engine that hangs is ended; 0: never. ``None``: not known."""
+
     def died_in(self, span: tuple[float, float]) -> float | None:
         """When an engine last died in ``span``."""
         return max((death for death in self.deaths if span[0] <= death <= span[1]), default=None)
@@ -133,7 +136,9 @@ class Waiting:
     async def history(self, model: str) -> History:
         """What became of the model's engines; nothing is known while the controller is away."""
         found = await self._look(model)
-        return History(found["name"], tuple(found["deaths"]), found["apart_since"]) if found else History(model)
+        if found is None:
+            return History(model)
+        return History(found["name"], tuple(found["deaths"]), found["apart_since"], found["hang_after_s"])
 
     async def tell_answered(self, model: str) -> None:
         """Tell the controller that ``model`` answered a request, the first since an engine of it died."""
