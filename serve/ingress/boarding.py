@@ -140,7 +140,7 @@ class Seat:
 
     def came_back(self) -> None:
         """It was brought to no engine, or the one that had it broke off before the first byte."""
-        self._trials.came_back(self._ticket)
+        self._trials.came_back(self._ticket, time.monotonic())
 
     def blame(self, history: History, span: tuple[float, float]) -> bool:
         """Whether an engine died in ``span``, wall-clock seconds, in which one had the request."""

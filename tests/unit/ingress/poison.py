@@ -156,7 +156,7 @@ class Gateway:
     def board(self, request: Request) -> None:
         if not self.serves():  # the edge has no usable server: not routed, and no engine had it
             if request.seated:
-                self.trials.came_back(request.number)
+                self.trials.came_back(request.number, self.now)
             self.acquire(request)
             return
         kept_apart = self.story.fleet.apart.get("m")
@@ -194,7 +194,7 @@ class Gateway:
         for request in on_board:
             request.sent, request.death, request.deaths = None, self.now, request.deaths + 1
             if request.seated:
-                self.trials.came_back(request.number)
+                self.trials.came_back(request.number, self.now)
             self.acquire(request)
 
     # --- what became of it ---

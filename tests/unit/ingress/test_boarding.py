@@ -31,9 +31,9 @@ async def test_the_trials_hear_of_every_request_that_comes_back(
     heard: list[str] = []
     came_back, goes = Trials.came_back, Trials.goes
 
-    def hear_back(trials: Trials, ticket: int) -> None:
+    def hear_back(trials: Trials, ticket: int, now: float) -> None:
         heard.append("came back")
-        came_back(trials, ticket)
+        came_back(trials, ticket, now)
 
     def hear_go(trials: Trials, ticket: int) -> None:
         heard.append("goes")

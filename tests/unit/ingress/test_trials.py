@@ -131,7 +131,7 @@ def test_others_that_go_while_the_next_engine_loads_are_no_alibi() -> None:
     trials = suspects(1)
     for now in (1.0, 500.0):
         assert trials.admit(now) == (1,)
-        trials.came_back(1)
+        trials.came_back(1, now)
         trials.come(2, "newcomer", now)
         assert trials.admit(now + trials.exclusive_s) == (2,)
         trials.died(1, now, now + 200.0, apart=True)
@@ -143,7 +143,7 @@ def test_who_goes_again_is_alone_if_nobody_else_is_under_way_then() -> None:
     for others, alone in ((True, False), (False, True)):
         trials = suspects(1)
         assert trials.admit(1.0) == (1,)
-        trials.came_back(1)
+        trials.came_back(1, 1.0)
         trials.come(2, "newcomer", 2.0)
         assert trials.admit(1.0 + trials.exclusive_s) == (2,)
         if not others:
