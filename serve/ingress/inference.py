@@ -91,6 +91,7 @@ class Inference:
         errand = Errand(
             ask, request.method, target, dict(request.headers), arrived_at(request.headers, time.time()), deadline
         )
+        await self._boarding.refuse_known(ask.model, target, ask.body)
         if patience_s == 0:
             self._waiting.see_it_loaded(ask.model)
         work = asyncio.create_task(self._fetch(errand))

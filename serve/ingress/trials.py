@@ -46,6 +46,14 @@ class _Record:
     last_death: float = -math.inf
     until: float = 0.0
 
+    @property
+    def guilty(self) -> bool:
+        return self.alone >= ALONE_MAX
+
+    @property
+    def worn_out(self) -> bool:
+        return self.deaths >= DEATHS_MAX
+
 
 @dataclass
 class _Request:
@@ -152,6 +160,12 @@ class Trials:
         self._forget(now)
         return bool(self._records)
 
+    def refuses(self, digest: str, now: float) -> bool:
+        """Whether a request with this body, if it came, would not be sent."""
+        self._forget(now)
+        record = self._records.get(digest)
+        return record is not None and (record.guilty or record.worn_out)
+
     def under_way(self, ticket: int) -> bool:
         """It was admitted, and no engine died under it since."""
         return ticket in self._under_way
@@ -163,12 +177,12 @@ class Trials:
     def guilty(self, ticket: int) -> bool:
         """It, or another request with the same body, was alone on ``ALONE_MAX`` dying engines."""
         record = self._records.get(self._requests[ticket].digest)
-        return record is not None and record.alone >= ALONE_MAX
+        return record is not None and record.guilty
 
     def worn_out(self, ticket: int) -> bool:
         """So many engines died that had it that it is given up, though it was not shown to be the cause."""
         record = self._records.get(self._requests[ticket].digest)
-        return record is not None and record.deaths >= DEATHS_MAX
+        return record is not None and record.worn_out
 
     # --- turns ---
     def admit(self, now: float) -> tuple[int, ...]:

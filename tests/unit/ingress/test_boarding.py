@@ -11,7 +11,7 @@ from serve.ingress.trials import Trials
 from serve.ingress.waiting import History, Waiting
 from tests.support.controllers import ScriptedController
 from tests.support.inner_doors import NOT_ROUTED, answer, inner_door
-from tests.unit.ingress.test_ingress import CHAT, ingress
+from tests.unit.ingress.test_ingress import CHAT, Deadly, ingress
 
 
 async def test_a_trial_lasts_longer_than_an_engine_may_hang() -> None:
@@ -45,3 +45,18 @@ async def test_the_trials_hear_of_every_request_that_comes_back(
         async with ingress(tmp_path, ScriptedController(), door.path) as client:
             assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
     assert heard == ["goes", "came back", "goes", "came back", "goes"]
+
+
+async def test_no_engine_is_loaded_for_a_request_that_is_known_to_kill(tmp_path: Path) -> None:
+    controller = Deadly()
+    async with inner_door(NOT_ROUTED, NOT_ROUTED, answer(200)) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            await client.post("/v1/chat/completions", json=CHAT)
+            assert len(controller.asked) == 3
+            for patience in ("600", "0"):
+                headers = {"x-gateway-wait": patience}
+                response = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+                assert response.json()["error"]["code"] == "request_killed_engine"
+                assert len(controller.asked) == 3
+            response = await client.post("/v1/chat/completions", json=CHAT, headers={"x-gateway-model": "other"})
+            assert response.status_code == 200, "what kills one model's engines may be right for another"
