@@ -78,7 +78,8 @@ class Inference:
         """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
         patience_s = ready_to_wait_s(request.headers)
         deadline = self._waiting.deadline(patience_s)
-        hold = self._budget.hold(request.headers.get(TAG, ""))
+        tag = request.headers.get(TAG, "")
+        hold = self._budget.hold(tag)
         try:
             body = await read_bounded(request, self._body_bytes_max, held=hold)
             ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"))
@@ -93,7 +94,7 @@ class Inference:
         )
         await self._boarding.refuse_known(ask.model, target, ask.body)
         if patience_s == 0:
-            self._waiting.see_it_loaded(ask.model)
+            self._waiting.see_it_loaded(ask.model, tag)
         work = asyncio.create_task(self._fetch(errand))
         try:
             if ask.stream:
