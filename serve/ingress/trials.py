@@ -26,6 +26,8 @@ DEATHS_MAX = 8
 MEMORY_S = 300.0
 SUSPECT_S = 60.0
 """A client that saw its request fail sends it again within this time, most likely."""
+SAME_DEATH_S = 0.01
+"""Times of deaths that differ by less are of one: the wall clock's, they jitter while that is set (``SteadyClock``)."""
 RECORDS_MAX = 512
 """Of suspected and guilty bodies, for one model."""
 
@@ -117,7 +119,7 @@ class Trials:
         """
         request = self._requests[ticket]
         record = self._records.setdefault(request.digest, _Record())
-        if death > record.last_death:  # not once more for another request with the same body
+        if death > record.last_death + SAME_DEATH_S:  # not once more for another request with the same body
             record.deaths += 1
             record.alone += ticket in self._under_way and request.alone and apart
             record.last_death = death
