@@ -35,6 +35,8 @@ OPEN_S = 2.0
 QUIET_S = 15.0
 TURN_S = 10.0
 EXCLUSIVE_S = 90.0
+EXCLUSIVE_MAX_S = 630.0
+"""Where engines may hang for hours, others do not wait for that: who does that is given up after ``DEATHS_MAX``."""
 HANG_NEWS_S = 30.0
 """Within this time after ``hang_after_s`` a hanging engine is seen to hang and ended: that must fall into the trial."""
 
@@ -92,7 +94,7 @@ class Trials:
     @property
     def exclusive_s(self) -> float:
         """How long a trial keeps others back: also one under which the engine hangs shows what came of it."""
-        return max(EXCLUSIVE_S, self.hang_after_s + HANG_NEWS_S)
+        return min(max(EXCLUSIVE_S, self.hang_after_s + HANG_NEWS_S), EXCLUSIVE_MAX_S)
 
     # --- what happens to a request ---
     def come(self, ticket: int, digest: str, now: float) -> None:
