@@ -28,7 +28,7 @@ from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.ownership import demand_own
 from gateway_plugin.service.living import edges_of
 from gateway_plugin.service.record import record_here
-from gateway_plugin.state_file import read_object, set_aside, write_private
+from gateway_plugin.state_file import read_object, replace_garbled, write_private
 
 Role = Literal["user", "endpoint", "admin"]
 """``endpoint``: a user whose word for whom it asks (``x-gateway-caller``) goes into the usage log."""
@@ -120,22 +120,34 @@ class KeyStore:
         Returns what was done, for people; empty where nothing was. Only where no edge runs.
 
         Raises:
-            ServiceError: that has no keys either. Nothing was changed: a gateway never starts without the keys it had.
+            ServiceError: that has no keys either, or the store is missing and there were keys. Nothing was changed: a
+                gateway never starts without the keys it had.
+            OSError: the store cannot be written; likewise.
         """
         path, copy = self._layout.keys_json, self._layout.keys_map
         with self._locked():
+            known = parse_map((_text(copy) or b"").decode(errors="replace"), numbered=False)
+            traces = [*path.parent.glob(f"{path.name}.garbled*"), *([copy] if known else ())]
+            if traces and not path.exists():
+                raise ServiceError(
+                    f"{path} is missing, and there were keys: put it back from a copy, or to begin with new keys move "
+                    f"away {', '.join(map(str, traces))}."
+                )
             try:
                 self.list()
             except KeysGarbled as error:
-                known = parse_map((_text(copy) or b"").decode(errors="replace"), numbered=False)
-                keys = tuple(_from_map(digest, value, time.time()) for digest, value in known.items())
+                try:
+                    keys = tuple(_from_map(digest, value, time.time()) for digest, value in known.items())
+                except ValueError:
+                    keys = ()
                 if not keys:
                     raise ServiceError(
-                        f"{error.message.partition('. ')[0]}, and {copy} names no keys: put the file back from a copy, "
-                        "or move it away and make new keys."
+                        f"{error.message.partition('. ')[0]}, and {copy} names no keys, or other things too: "
+                        "put the file back from a copy, or move both away and make new keys."
                     ) from None
-                aside = set_aside(path)
-                self._write(keys)
+                aside = replace_garbled(path, _store_text(keys))
+                with contextlib.suppress(OSError):
+                    self._write_map(keys)
                 return f"{path} could not be understood: it is {aside.name} now, and the keys are those of {copy.name}."
         return ""
 
@@ -266,8 +278,7 @@ class KeyStore:
     def _write(self, keys: tuple[Key, ...]) -> None:
         """Store and map. Raises ``OSError`` if the store cannot be written; the map is, at the latest, a second after
         there is room (``keep_in_force``)."""
-        document = {"keys": [_entry(key) for key in keys]}
-        write_private(self._layout.keys_json, json.dumps(document, indent=1) + "\n")
+        write_private(self._layout.keys_json, _store_text(keys))
         with contextlib.suppress(OSError):
             self._write_map(keys)
 
@@ -317,6 +328,10 @@ def _admitted(keys: tuple[Key, ...]) -> dict[str, str]:
 
 def _entry(key: Key) -> dict[str, Any]:
     return {name: value for name, value in asdict(key).items() if name != "revoked" or value}
+
+
+def _store_text(keys: tuple[Key, ...]) -> str:
+    return json.dumps({"keys": [_entry(key) for key in keys]}, indent=1) + "\n"
 
 
 def _key(entry: Mapping[str, Any]) -> Key:

@@ -10,7 +10,8 @@ from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service.lifecycle import own_catalog, ports_held
+from gateway_plugin.service.in_force import own_catalog
+from gateway_plugin.service.lifecycle import ports_held
 from gateway_plugin.service.preflight import edge_binary, every_check, failures, open_files, python_version
 from gateway_plugin.service.record import on_this_host, read_record, with_port
 from gateway_plugin.service.site_checks import every_site_check
