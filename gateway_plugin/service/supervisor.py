@@ -345,9 +345,12 @@ class Supervisor:
             log.warning("%s cannot be written: %s", self._layout.supervisor_status, error)
 
     def _end(self) -> int:
-        self._write("stopping", self._plan, self._clock.now())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        drain_as_asked(self._layout, self._hurry)
+        try:
+            self._write("stopping", self._plan, self._clock.now())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            drain_as_asked(self._layout, self._hurry)
+        except Exception:  # whatever it is, what follows ends the processes
+            log.exception("drain failed")
         for child in self._children.values():
             child.poll()
 

@@ -64,6 +64,17 @@ def test_a_port_that_another_user_took_meanwhile_ends_the_start_with_that_users_
         assert after.serve.error == f"port {port} (Serve): {holder}"
 
 
+def test_whatever_goes_wrong_with_the_drain_everything_is_ended(
+    made: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    monkeypatch.setattr(supervisor_module, "drain_as_asked", broken)
+    monkeypatch.setattr(supervisor_module, "end_everything", lambda *_, **__: ("what was looked for",))
+    assert made._end() == 1
+
+
 def test_our_own_listener_is_no_stranger(made: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "connects", lambda *_: True)
     with socket.socket() as ours:
