@@ -37,6 +37,8 @@ KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 """What a key may be called: it goes into headers, maps and the usage log."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_CREATED_MAX = 2.5e11
+"""Seconds since 1970: within the years that a date can have."""
 _PATIENCE_S = 5.0
 """For an edge that starts, and for the end of what a revoked key has in flight."""
 _PAUSE_S = 0.1
@@ -340,6 +342,8 @@ def _key(entry: Mapping[str, Any]) -> Key:
     key = Key(**{name: value for name, value in entry.items() if name in known})
     if not KEY_NAME.fullmatch(key.name) or key.role not in get_args(Role) or not _DIGEST.fullmatch(key.sha256):
         raise ValueError(f"{key.name!r}: expected a key's name, its role, and its SHA-256")
+    if isinstance(key.created, bool) or not 0 <= key.created < _CREATED_MAX:
+        raise ValueError(f"{key.name!r}: expected seconds since 1970, got {key.created!r}")
     return key
 
 
