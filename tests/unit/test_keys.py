@@ -270,6 +270,19 @@ def test_garbled_keys_are_kept_and_those_of_the_map_taken(layout: Layout, garble
     assert store.recover() == ""
 
 
+@pytest.mark.parametrize("created", ["today", True, None, [], -1, 1e300, float("nan")])
+def test_a_date_that_is_none_is_told_and_not_shown(layout: Layout, created: object) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    document = json.loads(layout.keys_json.read_text())
+    document["keys"][0]["created"] = created
+    layout.keys_json.write_text(json.dumps(document))
+    with pytest.raises(ServiceError, match="cannot be understood"):
+        store.list()
+    store.recover()
+    assert [key.name for key in store.list()] == ["ann"]
+
+
 @pytest.mark.parametrize("copy", ["", "garbled", "\x00"])
 def test_a_gateway_never_starts_without_the_keys_it_had(layout: Layout, copy: str) -> None:
     store = KeyStore(layout)
