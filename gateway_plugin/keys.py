@@ -78,7 +78,8 @@ class KeyStore:
 
         Raises:
             InvalidRequest: the name or role is not possible, or the name is taken.
-            ServiceError: the gateway runs on another machine, or the store cannot be written; it was not made.
+            ServiceError: the gateway runs on another machine, or the store is lost or cannot be written; it was not
+                made.
             EdgeError: the edge runs and did not take it; it was not made.
         """
         if not KEY_NAME.fullmatch(name):
@@ -88,6 +89,7 @@ class KeyStore:
         record_here(self._layout)
         secret, key = _made(name, role)
         with self._locked():
+            self._demand_store()
             keys = self.list()
             if any(other.name == name and not other.revoked for other in keys):
                 raise InvalidRequest(f"There is a key called '{name}' already; revoke it first or choose another name.")
@@ -128,13 +130,8 @@ class KeyStore:
         """
         path, copy = self._layout.keys_json, self._layout.keys_map
         with self._locked():
-            known = parse_map((_text(copy) or b"").decode(errors="replace"), numbered=False)
-            traces = [*path.parent.glob(f"{path.name}.garbled*"), *([copy] if known else ())]
-            if traces and not path.exists():
-                raise ServiceError(
-                    f"{path} is missing, and there were keys: put it back from a copy, or to begin with new keys move "
-                    f"away {', '.join(map(str, traces))}."
-                )
+            self._demand_store()
+            known = self._mapped()
             try:
                 self.list()
             except KeysGarbled as error:
@@ -152,6 +149,19 @@ class KeyStore:
                     self._write_map(keys)
                 return f"{path} could not be understood: it is {aside.name} now, and the keys are those of {copy.name}."
         return ""
+
+    def _demand_store(self) -> None:
+        """Raises ``ServiceError`` where the store is missing and there were keys: that is no new one."""
+        path, copy = self._layout.keys_json, self._layout.keys_map
+        traces = [*path.parent.glob(f"{path.name}.garbled*"), *([copy] if self._mapped() else ())]
+        if traces and not path.exists():
+            raise ServiceError(
+                f"{path} is missing, and there were keys: put it back from a copy, or to begin with new keys move "
+                f"away {', '.join(map(str, traces))}."
+            )
+
+    def _mapped(self) -> dict[str, str]:
+        return parse_map((_text(self._layout.keys_map) or b"").decode(errors="replace"), numbered=False)
 
     def revoke(self, name: str) -> None:
         """Refuse a key from now on, and cut what it has in flight. That of the command line is replaced by a new one.

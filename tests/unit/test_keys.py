@@ -327,6 +327,8 @@ def test_a_missing_store_is_not_taken_for_a_new_one_where_there_were_keys(layout
         (layout.state / trace).write_text("{")
     with pytest.raises(ServiceError, match=f"keys.json is missing.*{trace}"):
         store.recover()
+    with pytest.raises(ServiceError, match=f"keys.json is missing.*{trace}"):
+        store.create("bob", "user")  # the running edge would forget all others
 
 
 def test_keys_of_a_later_version_are_read(layout: Layout) -> None:
