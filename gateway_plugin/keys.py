@@ -11,52 +11,30 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
-import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
 from gateway_plugin.edge.admission import StillHeld, admit_only
 from gateway_plugin.edge.commands import ask, map_text, parse_map
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
+from gateway_plugin.key import KEY_NAME, Key, Role, admitted, from_map, key_of, map_digest, store_text
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.ownership import demand_own
 from gateway_plugin.service.living import edges_of
 from gateway_plugin.service.record import record_here
-from gateway_plugin.state_file import read_object, set_aside, write_private
+from gateway_plugin.state_file import read_object, replace_garbled, write_private
 
-Role = Literal["user", "endpoint", "admin"]
-"""``endpoint``: a user whose word for whom it asks (``x-gateway-caller``) goes into the usage log."""
-
-KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-"""What a key may be called: it goes into headers, maps and the usage log."""
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _PATIENCE_S = 5.0
 """For an edge that starts, and for the end of what a revoked key has in flight."""
 _PAUSE_S = 0.1
 
 CLI_KEY_NAME = "admin-cli"
 """The command line's own admin key, in the clear in ``admin.key``. Never without one: it is how keys are made."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """One key without its secret."""
-
-    name: str
-    role: Role
-    sha256: str
-    """Hexadecimal, lower case."""
-    created: float
-    """Seconds since 1970."""
-    revoked: bool = False
-    """No edge that starts lets it in; that the running one does not either is not confirmed yet."""
 
 
 class KeysGarbled(ServiceError):
@@ -76,7 +54,8 @@ class KeyStore:
 
         Raises:
             InvalidRequest: the name or role is not possible, or the name is taken.
-            ServiceError: the gateway runs on another machine, or the store cannot be written; it was not made.
+            ServiceError: the gateway runs on another machine, or the store is lost or cannot be written; it was not
+                made.
             EdgeError: the edge runs and did not take it; it was not made.
         """
         if not KEY_NAME.fullmatch(name):
@@ -86,6 +65,7 @@ class KeyStore:
         record_here(self._layout)
         secret, key = _made(name, role)
         with self._locked():
+            self._demand_store()
             keys = self.list()
             if any(other.name == name and not other.revoked for other in keys):
                 raise InvalidRequest(f"There is a key called '{name}' already; revoke it first or choose another name.")
@@ -107,7 +87,7 @@ class KeyStore:
         path = self._layout.keys_json
         try:
             document = read_object(path)
-            return () if document is None else tuple(_key(entry) for entry in document["keys"])
+            return () if document is None else tuple(key_of(entry) for entry in document["keys"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise KeysGarbled(
                 f"{path} cannot be understood ({error}). The running edge keeps the keys it has; 'gateway down' and "
@@ -120,24 +100,44 @@ class KeyStore:
         Returns what was done, for people; empty where nothing was. Only where no edge runs.
 
         Raises:
-            ServiceError: that has no keys either. Nothing was changed: a gateway never starts without the keys it had.
+            ServiceError: that has no keys either, or the store is missing and there were keys. Nothing was changed: a
+                gateway never starts without the keys it had.
+            OSError: the store cannot be written; likewise.
         """
         path, copy = self._layout.keys_json, self._layout.keys_map
         with self._locked():
+            self._demand_store()
+            known = self._mapped()
             try:
                 self.list()
             except KeysGarbled as error:
-                known = parse_map((_text(copy) or b"").decode(errors="replace"), numbered=False)
-                keys = tuple(_from_map(digest, value, time.time()) for digest, value in known.items())
+                try:
+                    keys = tuple(from_map(digest, value, time.time()) for digest, value in known.items())
+                except ValueError:
+                    keys = ()
                 if not keys:
                     raise ServiceError(
-                        f"{error.message.partition('. ')[0]}, and {copy} names no keys: put the file back from a copy, "
-                        "or move it away and make new keys."
+                        f"{error.message.partition('. ')[0]}, and {copy} names no keys, or other things too: "
+                        "put the file back from a copy, or move both away and make new keys."
                     ) from None
-                aside = set_aside(path)
-                self._write(keys)
+                aside = replace_garbled(path, store_text(keys))
+                with contextlib.suppress(OSError):
+                    self._write_map(keys)
                 return f"{path} could not be understood: it is {aside.name} now, and the keys are those of {copy.name}."
         return ""
+
+    def _demand_store(self) -> None:
+        """Raises ``ServiceError`` where the store is missing and there were keys: that is no new one."""
+        path, copy = self._layout.keys_json, self._layout.keys_map
+        traces = [*path.parent.glob(f"{path.name}.garbled*"), *([copy] if self._mapped() else ())]
+        if traces and not path.exists():
+            raise ServiceError(
+                f"{path} is missing, and there were keys: put it back from a copy, or to begin with new keys move "
+                f"away {', '.join(map(str, traces))}."
+            )
+
+    def _mapped(self) -> dict[str, str]:
+        return parse_map((_text(self._layout.keys_map) or b"").decode(errors="replace"), numbered=False)
 
     def revoke(self, name: str) -> None:
         """Refuse a key from now on, and cut what it has in flight. That of the command line is replaced by a new one.
@@ -236,8 +236,8 @@ class KeyStore:
 
         Returns whether nothing of others is in flight. Arguments and errors as for ``_put_in_force``.
         """
-        want = _admitted(keys)
-        revoked = {_hash(key) for key in keys if key.revoked}
+        want = admitted(keys)
+        revoked = {map_digest(key) for key in keys if key.revoked}
         deadline = time.monotonic() + patience_s
         while True:
             try:
@@ -266,13 +266,12 @@ class KeyStore:
     def _write(self, keys: tuple[Key, ...]) -> None:
         """Store and map. Raises ``OSError`` if the store cannot be written; the map is, at the latest, a second after
         there is room (``keep_in_force``)."""
-        document = {"keys": [_entry(key) for key in keys]}
-        write_private(self._layout.keys_json, json.dumps(document, indent=1) + "\n")
+        write_private(self._layout.keys_json, store_text(keys))
         with contextlib.suppress(OSError):
             self._write_map(keys)
 
     def _write_map(self, keys: tuple[Key, ...]) -> None:
-        text = map_text(_admitted(keys))
+        text = map_text(admitted(keys))
         private_folder(self._layout.edge)
         if _text(self._layout.keys_map) != text.encode():
             write_private(self._layout.keys_map, text)
@@ -299,38 +298,6 @@ def _made(name: str, role: Role) -> tuple[str, Key]:
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _hash(key: Key) -> str:
-    """As the edge's ``sha2(256),hex`` prints it."""
-    return key.sha256.upper()
-
-
-def _value(key: Key) -> str:
-    return f"{key.role}:{key.name}"
-
-
-def _admitted(keys: tuple[Key, ...]) -> dict[str, str]:
-    """What the edge's map holds."""
-    return {_hash(key): _value(key) for key in keys if not key.revoked}
-
-
-def _entry(key: Key) -> dict[str, Any]:
-    return {name: value for name, value in asdict(key).items() if name != "revoked" or value}
-
-
-def _key(entry: Mapping[str, Any]) -> Key:
-    """As the store has it; what a later version wrote is passed over. Raises ``TypeError`` or ``ValueError``."""
-    known = {field.name for field in fields(Key)}
-    key = Key(**{name: value for name, value in entry.items() if name in known})
-    if not KEY_NAME.fullmatch(key.name) or key.role not in get_args(Role) or not _DIGEST.fullmatch(key.sha256):
-        raise ValueError(f"{key.name!r}: expected a key's name, its role, and its SHA-256")
-    return key
-
-
-def _from_map(digest: str, value: str, created: float) -> Key:
-    role, _, name = value.partition(":")
-    return _key({"name": name, "role": role, "sha256": digest.lower(), "created": created})
 
 
 def _unwritten(error: OSError) -> str:

@@ -92,7 +92,13 @@ def find_gateway(
     given = os.environ.get("GATEWAY_API_KEY")
     key = api_key or (own or given if state is not None else given or own)
     if not key:
-        raise InvalidKey(f"There is no API key for {url}: set GATEWAY_API_KEY ('gateway keys create NAME' makes one).")
+        at_hand = local is not None and url == local and layout.admin_key.exists()
+        garbled = (
+            f", and {layout.admin_key} is garbled: 'gateway keys revoke admin-cli' makes it anew" if at_hand else ""
+        )
+        raise InvalidKey(
+            f"There is no API key for {url}{garbled}: set GATEWAY_API_KEY ('gateway keys create NAME' makes one)."
+        )
     own_authority = _authority(layout, record) if url == local else None
     authority = ca or environment.get("GATEWAY_CA") or own_authority or os.environ.get("GATEWAY_CA")
     authority = authority or os.environ.get("SSL_CERT_FILE")
@@ -177,10 +183,12 @@ def _record(layout: Layout) -> Mapping[str, Any] | None:
 
 
 def _local_key(layout: Layout) -> str | None:
+    """``None`` too where what is there can be no header."""
     try:
-        return layout.admin_key.read_text(encoding="utf-8").strip()
-    except OSError:
+        key = layout.admin_key.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
         return None
+    return key if key.isprintable() else None
 
 
 def on_loopback(url: str) -> bool:

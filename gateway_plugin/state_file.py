@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ def write_private(path: Path, content: str | bytes) -> None:
 
     Raises ``OSError``, which names ``path``; the old content is there then.
     """
+    with _beside(path, content) as fresh:
+        os.replace(fresh, path)
+
+
+def replace_garbled(path: Path, content: str) -> Path:
+    """``write_private`` where ``path`` is there and cannot be understood. Returns the name it has been set aside as.
+
+    Raises ``OSError``, which names ``path``; it is where it was then: one that is missing would be no warning.
+    """
+    with _beside(path, content) as fresh:
+        aside = set_aside(path)
+        os.replace(fresh, path)
+    return aside
+
+
+@contextlib.contextmanager
+def _beside(path: Path, content: str | bytes) -> Iterator[str]:
+    """The name of a file with ``content``, on disk and in the folder of ``path``: for the caller to rename."""
     data = content.encode() if isinstance(content, str) else content
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
@@ -34,7 +53,7 @@ def write_private(path: Path, content: str | bytes) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(name, path)
+            yield name
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -65,20 +84,25 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def with_copy(path: Path, copy: Path, name: str) -> dict[str, Any] | None:
-    """The JSON object in ``path``; where that is garbled, what the object in ``copy`` has under ``name``.
+    """The JSON object in ``path``; where that is garbled or missing, what the object in ``copy`` has under ``name``.
 
-    ``None`` if there is no ``path``. Raises ``Garbled`` if neither can be understood (or the copy may be another's).
+    ``None`` if ``path`` is missing and there is no such copy (or it may be another's). Raises ``Garbled`` if neither
+    can be understood.
     """
     try:
-        return read_object(path)
-    except Garbled:
-        kept = None
-        if problem_with(copy.parent) is None:
-            with contextlib.suppress(OSError, Garbled):
-                kept = (read_object(copy) or {}).get(name)
-        if not isinstance(kept, dict):
-            raise
-        return kept
+        if (found := read_object(path)) is not None:
+            return found
+        garbled = None
+    except Garbled as error:
+        garbled = error
+    if problem_with(copy.parent) is None:
+        with contextlib.suppress(OSError, Garbled):
+            kept = (read_object(copy) or {}).get(name)
+            if isinstance(kept, dict):
+                return kept
+    if garbled is not None:
+        raise garbled
+    return None
 
 
 def set_aside(path: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.identity import Mark
-from gateway_plugin.state_file import read_object, write_private
+from gateway_plugin.state_file import read_object, replace_garbled, write_private
 
 _VERSION = 1
 _ENDED_KEPT = 50
@@ -167,4 +167,13 @@ class Ledger:
 
     def write(self, blocks: Mapping[str, Block]) -> None:
         """Replace the file, 0600, atomically; it is on disk when this returns. Raises ``OSError``."""
-        write_private(self.path, json.dumps(to_document(pruned(blocks).values()), indent=1, sort_keys=True) + "\n")
+        write_private(self.path, _text(blocks))
+
+    def begin_anew(self, blocks: Mapping[str, Block]) -> Path:
+        """``write`` where the file cannot be understood. Returns what it is called now. Raises ``OSError``; it stays
+        where it is then: without it there would be no blocks."""
+        return replace_garbled(self.path, _text(blocks))
+
+
+def _text(blocks: Mapping[str, Block]) -> str:
+    return json.dumps(to_document(pruned(blocks).values()), indent=1, sort_keys=True) + "\n"

@@ -10,7 +10,6 @@ from gateway_plugin.blocks.jobs import Jobs, script_place
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.layout import Layout
-from gateway_plugin.state_file import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -19,16 +18,15 @@ def whole_ledger(layout: Layout, jobs: Mapping[str, Jobs], others: Jobs | None =
     """The ledger, one that can be read: where it is garbled it is set aside, and begun anew with the jobs found.
 
     Only where nobody else writes it. ``others``: the jobs of node types that are not in ``jobs``.
-    Raises ``OSError`` where it cannot be set aside or written.
+    Raises ``OSError`` where it cannot be written; nothing was changed then.
     """
     ledger = Ledger(layout.ledger)
     try:
         ledger.read()
     except LedgerGarbled:
         found = _found(layout, jobs, others)
-        aside = set_aside(ledger.path)
+        aside = ledger.begin_anew({block.name: block for block in found})
         log.warning("ledger garbled set_aside=%s found=%s", aside, [block.name for block in found])
-        ledger.write({block.name: block for block in found})
     return ledger
 
 

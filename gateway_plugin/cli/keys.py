@@ -14,7 +14,7 @@ from gateway_plugin.errors import GatewayUnreachable
 from gateway_plugin.layout import Layout
 
 if TYPE_CHECKING:
-    from gateway_plugin.keys import Role
+    from gateway_plugin.key import Role
 
 
 @click.group()

@@ -113,6 +113,12 @@ def _addresses() -> tuple[str, ...]:
     return tuple(a.address for a in known if a.family in (socket.AF_INET, socket.AF_INET6) and "%" not in a.address)
 
 
+def of_this_version(layout: Layout) -> bool:
+    """Whether a running edge has the doors that the other parts of this version use: by its configuration."""
+    configured = _content(layout.edge_config) or ""
+    return all(str(door) in configured for door in (layout.owner_door, layout.ingress_socket))
+
+
 def argv(layout: Layout) -> tuple[str, ...]:
     """The edge in the foreground. Its usage log is its standard output, its own messages are its standard error."""
     return (str(binary()), "-db", "-f", str(layout.edge_config))

@@ -10,7 +10,8 @@ from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service.lifecycle import own_catalog, ports_held
+from gateway_plugin.service.in_force import own_catalog
+from gateway_plugin.service.lifecycle import ports_held
 from gateway_plugin.service.preflight import edge_binary, every_check, failures, open_files, python_version
 from gateway_plugin.service.record import on_this_host, read_record, with_port
 from gateway_plugin.service.site_checks import every_site_check
@@ -35,15 +36,16 @@ def examine(
     except GatewayError as error:
         record = None
         checks.append(Check("service.json", Verdict.FAIL, error.message, "'gateway down', then remove it"))
-    site, problem = _site(site_reference or (record.site_reference if record else "local"))
+    site, problem = _site(site_reference or (record and record.site_reference) or "local")
     checks.append(problem)
     catalog = Catalog(models=())
+    named = models or (Path(record.catalog) if record and record.catalog else None)
     try:
-        chosen = models or (Path(record.catalog) if record else own_catalog())
+        chosen = named or own_catalog()
         catalog = load_catalog(chosen)
         checks.append(Check("catalog", Verdict.OK, f"{chosen}: {len(catalog.models)} models"))
     except ConfigError as error:
-        none = models is None and record is None and not Path("models.yaml").exists()
+        none = named is None and not Path("models.yaml").exists()
         verdict = Verdict.WARN if none else Verdict.FAIL
         advice = "'gateway up' wants one" if none else "correct the file"
         checks.append(Check("catalog", verdict, error.message, advice))
@@ -52,7 +54,7 @@ def examine(
         checks += [python_version(), edge_binary(), open_files()]
     else:
         if record is not None and record.site == site.name:
-            site = with_port(site, record.port)
+            site = with_port(site, record.port or None)
         checks += every_check(layout, site, catalog, ports_held(layout, site))
         on_site = every_site_check(layout, site)
         checks += on_site

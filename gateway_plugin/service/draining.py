@@ -112,7 +112,7 @@ def _tell_waiters(layout: Layout) -> None:
         transport = httpx.HTTPTransport(uds=str(layout.owner_door))
         with httpx.Client(transport=transport, timeout=_TELL_S, trust_env=False, headers=headers) as client:
             client.post("http://localhost/gateway/v1/close").raise_for_status()
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, ValueError, httpx.HTTPError) as error:  # a garbled key is no header
         log.warning("requests that wait for models are not told: %s: %s", type(error).__name__, error)
 
 
@@ -142,11 +142,16 @@ def let_finish(
 ) -> Drain:
     """``down``'s: have the supervisor drain and end all, and watch it drain; without one, drain.
 
-    Returns when nothing is in flight any more. ``hurry``: the user will not wait.
+    Returns when nothing is in flight any more. ``hurry``: the user will not wait. Where the supervisor cannot be told
+    the grace, ``down`` drains all the same, and has the supervisor end the rest.
     """
     began = time.monotonic()
     if any(alive(known) for known in supervisors):
-        _write(_request(layout), {"grace_s": grace_s})
+        told = _write(_request(layout), {"grace_s": grace_s})
+        if not told and grace_s > 0 and not _stopping(layout):
+            found = drain(layout, grace_s, hurry, tell)
+            _signal(supervisors)
+            return found
         if not _stopping(layout) or grace_s <= 0:  # one that drains already takes a second signal for haste
             _signal(supervisors)
     found = Drain()
@@ -191,11 +196,14 @@ def _progress(layout: Layout) -> Path:
     return layout.run / "drain.json"
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def _write(path: Path, document: dict[str, Any]) -> bool:
+    """Whether it is written: on a full disk it is not, and all ends all the same."""
     try:
         write_private(path, json.dumps(document))
-    except OSError as error:  # a full disk: it ends all the same
+    except OSError as error:
         log.warning("%s cannot be written: %s", path, error)
+        return False
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.catalog import Catalog, catalog_document, load_catalog, parse_catalog
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.ownership import others_write
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,19 @@ def choose(layout: Layout, file: Path, lives: bool) -> Chosen:
             f"'gateway models apply {file}' takes it, or 'up --models {file}' the next time."
         )
     return Chosen(file, present, from_file=False, note=note)
+
+
+def own_catalog() -> Path:
+    """The catalog that nobody named: in a folder of others it may be theirs, and an entry may start any program.
+
+    Raises ``ConfigError``.
+    """
+    file = Path("models.yaml")
+    if not file.exists():
+        raise ConfigError(f"there is no {file.absolute()}: name a catalog with --models FILE (docs/catalog.md).")
+    if file.stat().st_uid not in (0, os.getuid()) or others_write(file.stat()):
+        raise ConfigError(f"{file.absolute()} is, or may be, another user's: if you trust it, say so: --models {file}.")
+    return file
 
 
 def in_force(layout: Layout) -> Catalog | None:

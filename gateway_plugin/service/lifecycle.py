@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from gateway_plugin.catalog import Catalog, load_catalog
+from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
-from gateway_plugin.identity import Mark, alive, mark, read_mark
+from gateway_plugin.identity import alive, mark, read_mark
 from gateway_plugin.layout import Layout, private_folder
-from gateway_plugin.ownership import others_write
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.draining import GRACE_S, Drain, let_finish
 from gateway_plugin.service.ending import end_engines, end_everything, has_blocks, head_runs
-from gateway_plugin.service.in_force import Chosen, choose, in_force, remember
+from gateway_plugin.service.in_force import Chosen, choose, in_force, own_catalog, remember
 from gateway_plugin.service.living import edges_of, supervisors_of
 from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.plan import Phase
@@ -135,9 +135,14 @@ def up(
         living = _anything_lives(layout, site)
         if living and known is not None:
             _refuse_another(layout, known, wanted, chosen.catalog)
-        if edges_of(layout) and not layout.owner_door.exists():
+        if edges_of(layout) and not edge_process.of_this_version(layout):
             raise ServiceError(
-                f"an edge of an earlier version runs, without {layout.owner_door}: 'gateway down' first, then up again."
+                "an edge of another version or another GATEWAY_RUN_ROOT runs: 'gateway down' first, then up again."
+            )
+        if supervisors and known is None:
+            raise ServiceError(
+                f"a supervisor runs (PID {supervisors[0].pid}) and {layout.service_json}, which says for what, is "
+                "missing: it writes it again once there is room on that disk; or 'gateway down' first."
             )
         if supervisors and known is not None:  # (2)
             _wait_until_ready(layout, known, None, timeout_s, began, report)
@@ -151,12 +156,13 @@ def up(
         recovered = provision(layout, site, chosen.catalog, wanted, keep=living)
         note = " ".join(filter(None, (chosen.note, recovered, few_files(site.limits))))
         remember(layout, chosen)
+        supervisor = None
         try:
             supervisor = _start_supervisor(layout)
             _wait_until_ready(layout, wanted, supervisor, timeout_s, began, report)
         except (GatewayError, KeyboardInterrupt) as error:  # (5)
             with undisturbed():
-                _undo(layout, site, everything=not living)
+                _undo(layout, site, supervisor, everything=not living)
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
@@ -227,19 +233,6 @@ def _all_ended(left: tuple[str, ...], forced: bool) -> None:
         raise ServiceError(f"could not be ended: {', '.join(left)}. {advice}")
 
 
-def own_catalog() -> Path:
-    """The catalog that nobody named: in a folder of others it may be theirs, and an entry may start any program.
-
-    Raises ``ConfigError``.
-    """
-    file = Path("models.yaml")
-    if not file.exists():
-        raise ConfigError(f"there is no {file.absolute()}: name a catalog with --models FILE (docs/catalog.md).")
-    if file.stat().st_uid not in (0, os.getuid()) or others_write(file.stat()):
-        raise ConfigError(f"{file.absolute()} is, or may be, another user's: if you trust it, say so: --models {file}.")
-    return file
-
-
 def _site_or_none(record: ServiceRecord | None) -> Site | None:
     if record is None:
         return None
@@ -295,6 +288,10 @@ def _wait_until_ready(
     while True:
         elapsed_s = time.monotonic() - began
         status = read_status(layout) or {}
+        if started is None and (status.get("stage") == "stopping" or not supervisors_of(layout)):
+            raise ServiceError(
+                "the gateway is being ended: 'gateway up' again once 'gateway status' says that it is down."
+            )
         current = own is None or read_mark(status.get("supervisor")) == own
         parts: dict[str, Any] = status.get("parts", {}) if current else {}
         ready = bool(parts) and is_ready(layout)
@@ -337,15 +334,13 @@ def _progress(parts: dict[str, Any], ready: bool, elapsed_s: float) -> Progress:
     return Progress(tuple(rows), elapsed_s, ready)
 
 
-def _undo(layout: Layout, site: Site, everything: bool) -> None:
+def _undo(layout: Layout, site: Site, started: subprocess.Popen[bytes] | None, everything: bool) -> None:
     """End what this ``up`` started. What lived before stays: streams may pass through it."""
+    if started is not None and (own := mark(started.pid)) is not None:
+        end((own,), grace_s=0.0)
     if everything:
-        supervisors: tuple[Mark, ...] = supervisors_of(layout)
-        end(supervisors, grace_s=0.0)
         end_everything(layout, site, lambda what: None)
         forget(layout)
-    else:
-        end(supervisors_of(layout), grace_s=0.0)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway_plugin.identity import Mark
 from gateway_plugin.layout import Layout
-from gateway_plugin.service.processes import arguments, find_own
+from gateway_plugin.service.processes import arguments, descendants, find_own
 
 _HEAD_PROGRAMS = ("gcs_server", "raylet")
 _ACTORS = (
@@ -30,6 +30,11 @@ def has_parts(programs: Collection[str]) -> bool:
 def has_application(programs: Collection[str]) -> bool:
     """Whether every process of the application is among the head's programs."""
     return all(any(program.startswith(actor) for program in programs) for actor in _ACTORS)
+
+
+def programs_below(head: Mark) -> tuple[str, ...]:
+    """The first words of the command lines below ``ray start``: paths, and the names that Ray gives to actors."""
+    return tuple(line[0] for child in descendants(head.pid) if (line := arguments(child.pid)))
 
 
 def supervisors_of(layout: Layout) -> tuple[Mark, ...]:

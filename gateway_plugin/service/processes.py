@@ -75,6 +75,15 @@ def end(marks: Iterable[Mark], *, grace_s: float, kill_wait_s: float = 5.0) -> t
     return tuple(_signal_and_wait(left, signal.SIGKILL, kill_wait_s))
 
 
+def end_words(code: int) -> str:
+    """How a child ended, for people; empty when all was well."""
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
 def _signal_and_wait(marks: list[Mark], number: signal.Signals, wait_s: float) -> list[Mark]:
     for known in marks:
         if alive(known):

@@ -13,7 +13,7 @@ from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.in_force import in_force
 from gateway_plugin.service.living import edges_of
-from gateway_plugin.service.record import ServiceRecord, read_record, write_record
+from gateway_plugin.service.record import RecordGarbled, ServiceRecord, read_record, write_record
 from gateway_plugin.site import Site
 from gateway_plugin.tls import make_authority
 
@@ -50,8 +50,8 @@ def forget(layout: Layout) -> None:
     ray_head.forget(layout)
     for path in (layout.servers_state, layout.models_map, layout.slot_keys_map, layout.supervisor_status):
         path.unlink(missing_ok=True)
-    record = read_record(layout)
-    if record is not None and record.supervisor is not None:
-        # On a full disk the mark of a process that has ended stays, which says nothing.
-        with contextlib.suppress(OSError):
+    # On a full disk the mark of a process that has ended stays, which says nothing; so does a garbled record.
+    with contextlib.suppress(OSError, RecordGarbled):
+        record = read_record(layout)
+        if record is not None and record.supervisor is not None:
             write_record(layout, replace(record, supervisor=None))

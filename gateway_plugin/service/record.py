@@ -17,7 +17,7 @@ from gateway_plugin.identity import Mark, read_mark
 from gateway_plugin.layout import Layout
 from gateway_plugin.service.plan import Part, Phase, Plan
 from gateway_plugin.site import WILDCARDS, Site, load_site
-from gateway_plugin.state_file import Garbled, read_object, set_aside, with_copy, write_private
+from gateway_plugin.state_file import Garbled, read_object, replace_garbled, set_aside, with_copy, write_private
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def _own_name() -> str:
 
 
 def read_record(layout: Layout) -> ServiceRecord | None:
-    """The record in ``service.json``, or where that is garbled the supervisor's copy of it; ``None`` if there is none.
+    """The record in ``service.json``, or where that is garbled or missing the supervisor's copy of it; ``None`` if
+    there is neither.
 
     Raises ``RecordGarbled`` if neither can be understood, ``ServiceError`` if it cannot be read.
     """
@@ -137,7 +138,8 @@ def recover_record(layout: Layout) -> str:
     """Where ``service.json`` is garbled: set it aside, and put the supervisor's copy in its place if there is one, else
     the site that the Ray head was started for.
 
-    Returns what was done, for people; empty where nothing was. Raises ``ServiceError`` if nothing can be done.
+    Returns what was done, for people; empty where nothing was. On a full disk the supervisor's copy serves where it is.
+    Raises ``ServiceError`` if nothing can be done.
     """
     path = layout.service_json
     try:
@@ -145,13 +147,18 @@ def recover_record(layout: Layout) -> str:
             read_object(path)
         except Garbled as error:
             known = _copy(layout)
-            aside = set_aside(path)
             if known is None:
+                aside = set_aside(path)
                 return f"{error}: it is {aside.name} now; site and catalog are not known (--site, --models)."
-            write_record(layout, record_from(known))
+            aside = replace_garbled(path, _text(record_from(known)))
             return f"{error}: it is {aside.name} now, and what the gateway had noted elsewhere is in its place."
     except OSError as error:
-        raise ServiceError(f"{path} cannot be read or replaced: {error.strerror}.") from None
+        words = f"{path} cannot be read or replaced: {error.strerror}."
+        try:
+            read_record(layout)
+        except ServiceError:
+            raise ServiceError(words) from None
+        return words
     return ""
 
 
@@ -168,7 +175,24 @@ def record_here(layout: Layout) -> ServiceRecord | None:
 
 def write_record(layout: Layout, record: ServiceRecord) -> None:
     """Write ``service.json``, 0600, atomically."""
-    write_private(layout.service_json, json.dumps(record.document(), indent=2) + "\n")
+    write_private(layout.service_json, _text(record))
+
+
+def mend_record(layout: Layout, record: ServiceRecord) -> Path | None:
+    """Write ``service.json`` where it is missing or garbled. Returns what a garbled one is called now.
+
+    Raises ``OSError``; nothing was changed then.
+    """
+    try:
+        if read_object(layout.service_json) is None:
+            write_record(layout, record)
+    except Garbled:
+        return replace_garbled(layout.service_json, _text(record))
+    return None
+
+
+def _text(record: ServiceRecord) -> str:
+    return json.dumps(record.document(), indent=2) + "\n"
 
 
 def _copy(layout: Layout) -> dict[str, Any] | None:

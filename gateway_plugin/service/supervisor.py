@@ -37,20 +37,21 @@ from gateway_plugin.service.draining import drain_as_asked, forget_requests
 from gateway_plugin.service.ending import end_everything, end_head
 from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
-from gateway_plugin.service.living import deployments_of, edges_of, has_application, has_parts, heads_of
+from gateway_plugin.service.living import deployments_of, edges_of, has_application, has_parts, heads_of, programs_below
 from gateway_plugin.service.plan import Action, PartName, Phase, Plan, Seen, adopted, could_not_start, decide, with_mark
-from gateway_plugin.service.processes import arguments, descendants, end
+from gateway_plugin.service.processes import end, end_words
 from gateway_plugin.service.record import (
     ServiceRecord,
     answers,
     asked,
     connects,
+    mend_record,
     plan_document,
     read_record,
     write_record,
 )
 from gateway_plugin.site import Site
-from gateway_plugin.state_file import Garbled, read_object, set_aside, write_private
+from gateway_plugin.state_file import write_private
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -145,8 +146,7 @@ class Supervisor:
         self._tell(before, self._plan)
         for action in actions:
             self._plan = self._perform(action, self._plan, now)  # kept at once: what was started must not be forgotten
-        if self._changed(self._layout.service_json):
-            self._mend_record()
+        self._mend_record()
         self._write("running", self._plan, now)
 
     def _asked_to_stop(self, number: int, _frame: FrameType | None) -> None:
@@ -196,7 +196,7 @@ class Supervisor:
             return alive(known)  # adopted
         code = child.poll()
         if code is not None:
-            self._ends[name] = _end_words(code)
+            self._ends[name] = end_words(code)
         return code is None
 
     def _probe(self, plan: Plan, now: float) -> None:
@@ -209,7 +209,7 @@ class Supervisor:
     def _ask(self, head: Mark | None, starting: bool) -> Probes:
         record = self._record
         edge = answers(self._layout, "/health", 1.0)
-        programs = _programs(head) if head is not None else ()
+        programs = programs_below(head) if head is not None else ()
         whole = has_parts(programs)
         head_answers = whole and connects(record.head_address, record.ray_port, 0.5)
         # Without a head nobody could say so, and the edge would try for seconds.
@@ -314,7 +314,7 @@ class Supervisor:
 
     def _changed(self, path: Path) -> bool:
         """Whether a file is another than at the last look."""
-        before = self._files.get(path)
+        before = self._files.get(path, ())
         try:
             found = path.stat()
             self._files[path] = (found.st_ino, found.st_mtime_ns, found.st_size)
@@ -323,11 +323,14 @@ class Supervisor:
         return self._files[path] != before
 
     def _mend_record(self) -> None:
+        if not self._changed(self._layout.service_json):
+            return
         try:
-            read_object(self._layout.service_json)
-        except Garbled as error:
-            log.warning("%s: set aside as %s", error, set_aside(self._layout.service_json))
-            write_record(self._layout, self._record)
+            if aside := mend_record(self._layout, self._record):
+                log.warning("garbled record set_aside=%s", aside)
+        except OSError as error:  # tried again with the next look
+            log.warning("%s cannot be mended: %s", self._layout.service_json, error)
+            del self._files[self._layout.service_json]
 
     def _write(self, stage: str, plan: Plan, now: float) -> None:
         document = plan_document(plan, stage, self._own, now, self._record.document())
@@ -342,9 +345,12 @@ class Supervisor:
             log.warning("%s cannot be written: %s", self._layout.supervisor_status, error)
 
     def _end(self) -> int:
-        self._write("stopping", self._plan, self._clock.now())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        drain_as_asked(self._layout, self._hurry)
+        try:
+            self._write("stopping", self._plan, self._clock.now())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            drain_as_asked(self._layout, self._hurry)
+        except Exception:  # whatever it is, what follows ends the processes
+            log.exception("drain failed")
         for child in self._children.values():
             child.poll()
 
@@ -356,20 +362,6 @@ class Supervisor:
         left = end_everything(self._layout, self._site, tell, keep=self._own)
         log.info("ended left=%s", left)
         return 1 if left else 0
-
-
-def _programs(head: Mark) -> tuple[str, ...]:
-    """The first words of the command lines below ``ray start``: paths, and the names that Ray gives to actors."""
-    return tuple(line[0] for child in descendants(head.pid) if (line := arguments(child.pid)))
-
-
-def _end_words(code: int) -> str:
-    """How a process ended, for people; empty when all was well."""
-    if code == 0:
-        return ""
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
 
 
 def _append(path: Path) -> Any:

@@ -112,8 +112,7 @@ class Controller:
                 self._journal.record(event, now, before)
                 raise
             self._performer.start_all(effects)
-            if effects or self.fleet != before:  # an event that changes nothing needs no replay
-                self._journal.record(event, now, before)
+            self._journal.record(event, now, before, news=bool(effects) or self.fleet != before)
             if self.fleet.pinned != before.pinned:
                 self._keep_pins()
 

@@ -74,13 +74,14 @@ class Journal:
         """Keep them for the next controller."""
         self._copies.keep(self._folder / "cards.json", json.dumps(cards_to_json(cards)))
 
-    def record(self, event: Event, now: float, before: Fleet) -> None:
-        """Append one event that meets the fleet ``before``.
+    def record(self, event: Event, now: float, before: Fleet, *, news: bool = True) -> None:
+        """Append one event that meets the fleet ``before``. One that is no ``news`` changes nothing, so that a replay
+        can do without: it is written only where a try after a failure is due, which tells whether there is room again.
 
         Every file begins with the fleet as it was then, so that it can be replayed by itself. After a failure the next
         try begins a new one. Kept: the current file and the one before.
         """
-        if self._retry_at is not None and now < self._retry_at:
+        if (not news) if self._retry_at is None else now < self._retry_at:
             return
         path = self._folder / "events.jsonl"
         try:
@@ -88,6 +89,9 @@ class Journal:
                 self._log = self._open(path, now, before)
             self._written += self._append(self._log, {"at": now, **event_to_json(_without_secrets(event))})
         except OSError as error:  # a full disk must not stop the models
+            if self._log is not None and not self._written:  # no event is in it, and the next try would put it in the
+                with contextlib.suppress(OSError):  # place of the log before
+                    path.unlink(missing_ok=True)
             self._retry_at, self._log = now + _LOG_RETRY_S, None
             self._copies.failed(path, error)
         else:

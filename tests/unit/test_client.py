@@ -143,6 +143,19 @@ def test_the_local_admin_key_goes_to_no_other_url(monkeypatch: pytest.MonkeyPatc
         find_gateway()
 
 
+@pytest.mark.parametrize("garbled", [b"\xff\xfe", "gw-\u00e9".encode(), b"gw-\0", b""])
+def test_a_garbled_admin_key_is_named_and_another_one_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, garbled: bytes
+) -> None:
+    layout = local_gateway(tmp_path / "s")
+    layout.admin_key.write_bytes(garbled)
+    with listening(layout):
+        with pytest.raises(InvalidKey, match=r"admin\.key is garbled.*keys revoke admin-cli"):
+            find_gateway(state=tmp_path / "s")
+        monkeypatch.setenv("GATEWAY_API_KEY", "other")
+        assert find_gateway(state=tmp_path / "s").key == "other"
+
+
 def test_the_local_gateway_s_own_url_is_verified_with_its_own_authority(tmp_path: Path) -> None:
     layout = local_gateway(tmp_path / "s")
     assert find_gateway(URL, state=tmp_path / "s") == (URL, "admin-secret", layout.ca, None)

@@ -18,6 +18,7 @@ from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceEr
 from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 from gateway_plugin.layout import Layout
 from gateway_plugin.state_file import write_private
+from tests.support.disks import full_disk
 
 
 @pytest.fixture
@@ -269,6 +270,19 @@ def test_garbled_keys_are_kept_and_those_of_the_map_taken(layout: Layout, garble
     assert store.recover() == ""
 
 
+@pytest.mark.parametrize("created", ["today", True, None, [], -1, 1e300, float("nan")])
+def test_a_date_that_is_none_is_told_and_not_shown(layout: Layout, created: object) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    document = json.loads(layout.keys_json.read_text())
+    document["keys"][0]["created"] = created
+    layout.keys_json.write_text(json.dumps(document))
+    with pytest.raises(ServiceError, match="cannot be understood"):
+        store.list()
+    store.recover()
+    assert [key.name for key in store.list()] == ["ann"]
+
+
 @pytest.mark.parametrize("copy", ["", "garbled", "\x00"])
 def test_a_gateway_never_starts_without_the_keys_it_had(layout: Layout, copy: str) -> None:
     store = KeyStore(layout)
@@ -278,6 +292,43 @@ def test_a_gateway_never_starts_without_the_keys_it_had(layout: Layout, copy: st
     with pytest.raises(ServiceError, match="put the file back from a copy"):
         store.recover()
     assert layout.keys_json.read_text() == "{"
+
+
+def test_a_map_with_other_things_than_keys_names_none(layout: Layout) -> None:
+    KeyStore(layout).create("ann", "user")
+    layout.keys_json.write_text("{")
+    with layout.keys_map.open("a") as copy:
+        copy.write("two words\n")
+    with pytest.raises(ServiceError, match="put the file back from a copy"):
+        KeyStore(layout).recover()
+
+
+def test_garbled_keys_on_a_full_disk_are_lost_by_no_try(layout: Layout) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    layout.keys_json.write_text("{")
+    for _ in range(2):
+        with full_disk(), pytest.raises(OSError, match="No space"):
+            store.recover()
+        with full_disk(), pytest.raises(ServiceError, match="cannot be understood"):
+            store.keep_cli_key()
+    assert "keys.json.garbled now" in store.recover()
+    assert [key.name for key in store.list()] == ["ann"]
+
+
+@pytest.mark.parametrize("trace", ["keys.json.garbled", "keys.map"])
+def test_a_missing_store_is_not_taken_for_a_new_one_where_there_were_keys(layout: Layout, trace: str) -> None:
+    store = KeyStore(layout)
+    assert store.recover() == ""
+    store.create("ann", "user")
+    layout.keys_json.unlink()
+    if trace == "keys.json.garbled":
+        layout.keys_map.unlink()
+        (layout.state / trace).write_text("{")
+    with pytest.raises(ServiceError, match=f"keys.json is missing.*{trace}"):
+        store.recover()
+    with pytest.raises(ServiceError, match=f"keys.json is missing.*{trace}"):
+        store.create("bob", "user")  # the running edge would forget all others
 
 
 def test_keys_of_a_later_version_are_read(layout: Layout) -> None:

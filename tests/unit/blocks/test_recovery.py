@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, to_document
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, LedgerGarbled, to_document
 from gateway_plugin.blocks.recovery import whole_ledger
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.layout import Layout
+from tests.support.disks import full_disk
 
 GARBLED = ("", "{", "[]", "7", "\x00\x01", '{"version": 1, "blocks": [{"name": "x"}]}', '{"blocks": [7]}')
 
@@ -47,6 +48,18 @@ def test_jobs_are_found_by_their_files(layout: Layout, garbled: str) -> None:
         "gw-b-c-1": ("b-c", BlockPhase.PENDING, Job("7")),
     }
     assert (layout.blocks / "ledger.json.garbled").read_text() == garbled
+
+
+def test_on_a_full_disk_no_job_is_forgotten(layout: Layout) -> None:
+    (layout.block_scripts / "gw-a-1.170000.submit").touch()
+    layout.ledger.write_text("{")
+    jobs = {"a": Found()}
+    for _ in range(2):
+        with full_disk(), pytest.raises(OSError, match="No space"):
+            whole_ledger(layout, jobs)  # type: ignore[arg-type]
+        with pytest.raises(LedgerGarbled):
+            Ledger(layout.ledger).read()
+    assert list(whole_ledger(layout, jobs).read()) == ["gw-a-1"]  # type: ignore[arg-type]
 
 
 def test_a_ledger_of_any_version_is_read(layout: Layout) -> None:

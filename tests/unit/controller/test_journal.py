@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -146,6 +147,44 @@ def test_a_folder_that_cannot_be_written_stops_nothing_and_the_log_goes_on_later
     copies.retry()
     assert events_in(tmp_path / "gone" / "events.jsonl") == [7.0]
     assert copies.trouble == ""
+
+
+def test_on_an_idle_gateway_the_trouble_goes_with_its_cause(tmp_path: Path) -> None:
+    copies = Copies()
+    kept = Journal(tmp_path / "gone", copies)
+    kept.record(Tick(), 0.5, FLEET, news=False)
+    assert copies.trouble == "", "what is no news is not written"
+    kept.record(Tick(), 1.0, FLEET)
+    (tmp_path / "gone").mkdir()
+    kept.record(Tick(), 2.0, FLEET, news=False)
+    assert copies.trouble
+    for at in (7.0, 8.0):
+        kept.record(Tick(), at, FLEET, news=False)
+        assert copies.trouble == ""
+    assert events_in(tmp_path / "gone" / "events.jsonl") == [7.0]
+
+
+def test_a_nearly_full_disk_does_not_wipe_the_log_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for the line with the fleet, and none for an event."""
+    Journal(tmp_path).record(Tick(), 1.0, FLEET)
+    append = Journal._append
+
+    def little_room(opened: IO[str], document: dict[str, object]) -> int:
+        written = append(opened, document)
+        if "fleet" not in document:
+            opened.close()
+            raise OSError(28, "No space left on device")
+        return written
+
+    kept = Journal(tmp_path)
+    with monkeypatch.context() as nearly_full:
+        nearly_full.setattr(Journal, "_append", staticmethod(little_room))
+        for at in (2.0, 12.0, 22.0):
+            kept.record(Tick(), at, FLEET)
+    assert events_in(tmp_path / "events.1.jsonl") == [1.0]
+    kept.record(Tick(), 32.0, FLEET)
+    assert events_in(tmp_path / "events.1.jsonl") == [1.0]
+    assert events_in(tmp_path / "events.jsonl") == [32.0]
 
 
 def test_a_log_replays_from_every_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from gateway_plugin.service.record import (
     write_record,
 )
 from gateway_plugin.service.status import report
+from tests.support.disks import full_disk
 from tests.unit.service.test_preflight import site
 
 
@@ -74,6 +75,24 @@ def test_a_garbled_record_is_set_aside_and_the_supervisors_copy_taken(tmp_path: 
     layout.supervisor_status.unlink()
     assert read_record(layout) == record
     assert recover_record(layout) == ""
+
+
+@pytest.mark.parametrize("garbled", [*GARBLED, None])
+def test_a_record_that_is_lost_on_a_full_disk_stops_no_down(tmp_path: Path, garbled: str | None) -> None:
+    layout = Layout(tmp_path)
+    layout.run.mkdir(mode=0o700)
+    record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
+    document = plan_document(Plan(), "running", Mark(2**22 - 3, 1.0), 0.0, record.document())
+    layout.supervisor_status.write_text(json.dumps(document))
+    if garbled is not None:
+        layout.service_json.write_text(garbled)
+    with full_disk():
+        note = recover_record(layout)
+        assert ("No space" in note) is (garbled is not None)
+        assert read_record(layout) == record
+        assert layout.service_json.exists() is (garbled is not None)
+        ended = down(tmp_path)
+    assert (ended.outcome, ended.url) == (Outcome.NOTHING_RAN, record.url)
 
 
 @pytest.mark.parametrize("garbled", GARBLED)

@@ -19,6 +19,7 @@ from gateway_plugin.service.record import record_of, write_record
 from gateway_plugin.service.supervisor import Supervisor
 from gateway_plugin.site import load_site
 from tests.support.clusters import wait_for, write_local_site
+from tests.support.disks import full_disk
 from tests.support.stranger import UID, needs_root, squatting
 
 
@@ -63,9 +64,36 @@ def test_a_port_that_another_user_took_meanwhile_ends_the_start_with_that_users_
         assert after.serve.error == f"port {port} (Serve): {holder}"
 
 
+def test_whatever_goes_wrong_with_the_drain_everything_is_ended(
+    made: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    monkeypatch.setattr(supervisor_module, "drain_as_asked", broken)
+    monkeypatch.setattr(supervisor_module, "end_everything", lambda *_, **__: ("what was looked for",))
+    assert made._end() == 1
+
+
 def test_our_own_listener_is_no_stranger(made: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "connects", lambda *_: True)
     with socket.socket() as ours:
         ours.bind(("127.0.0.1", made._record.ray_port))
         ours.listen()
         assert made._ask(mark(os.getpid()), True).port_lost == ""
+
+
+@pytest.mark.parametrize("found", ["", "{", None])
+def test_a_lost_record_is_written_again_as_soon_as_there_is_room(made: Supervisor, found: str | None) -> None:
+    path = made._layout.service_json
+    before = path.read_text()
+    for looked in (False, True):
+        if looked:
+            made._mend_record()
+        path.unlink() if found is None else path.write_text(found)
+        with full_disk():
+            for _ in range(2):
+                made._mend_record()
+                assert (path.read_text() if path.exists() else None) == found
+        made._mend_record()
+        assert path.read_text() == before
