@@ -170,7 +170,7 @@ class NodeAgent:
 
     async def still(self, in_flight: Mapping[str, int]) -> None:
         """The edge's word on engines of this node: so many requests are in flight on each, and nothing has come out of
-        it for a while. Counts for some seconds."""
+        it for a while, which counts for some seconds; or 0: something came out of it after such a while."""
         for name, count in in_flight.items():
             if (engine := self._engines.get(name)) is not None:
                 engine.told(count)

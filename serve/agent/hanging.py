@@ -22,7 +22,7 @@ from serve.core.events import EngineMoves, EngineStalled
 logger = logging.getLogger(__name__)
 
 TOLD_FOR_S = 4.0
-"""How long the controller's word on an engine counts; it repeats it every second."""
+"""How long the controller's word that an engine is still counts; it repeats it every second."""
 _SAY_EVERY_S = 5.0
 """Of an engine that is stalled: for whoever has not heard it."""
 
@@ -52,13 +52,16 @@ class ProgressWatch:
         """When the controller last gave its word, and how much is in flight."""
         self._counts = True
         """It has metrics, as far as is known."""
-        self._answered = 0
+        self._signs = 0
+        """Of life, so far."""
         self._asking: asyncio.Task[None] | None = None
         self._said_at: float | None = None
 
     def told(self, in_flight: int) -> None:
-        """The edge has seen nothing come out of the engine for a while, with so many requests in flight on it."""
+        """The edge has seen nothing come out of the engine for a while, with so many requests in flight on it; 0: it
+        has seen something come, after such a while."""
         self._told = (time.monotonic(), in_flight)
+        self._signs += in_flight == 0
 
     async def until_hung(self) -> Why:
         """Returns when it must be ended, and why; never, where ``hang_after_s`` is 0."""
@@ -94,14 +97,14 @@ class ProgressWatch:
                 self._counts = counters is not None
         now = time.monotonic()
         told_at, told = self._told
-        return Sample(now, counters, self._answered, told if now < told_at + TOLD_FOR_S else 0)
+        return Sample(now, counters, self._signs, told if now < told_at + TOLD_FOR_S else 0)
 
     async def _ask(self, patience_s: float) -> None:
         """The request that made it ready, once more. Any answer shows that it answers."""
         try:
             task = cast(Literal["generate", "embed"], self._record.task)
             await self._probe.answers(self._record.model, task, patience_s)
-            self._answered += 1
+            self._signs += 1
         except ProbeFailed as failure:
             logger.info("engine does not answer engine=%s why=%s", self._record.engine, failure.message)
         finally:

@@ -67,8 +67,8 @@ class Sample:
     at: float
     counters: Counters | None = None
     """``None``: it has none, or did not give them in time."""
-    answered: int = 0
-    """How many small requests it has answered so far."""
+    signs: int = 0
+    """How often so far it has answered a small request, or the edge has seen bytes come after a while without."""
     told: int = 0
     """In flight by the edge's word, which is given only while nothing comes out of the engine."""
 
@@ -81,7 +81,7 @@ class Watch:
     """When it last made progress, or had nothing to do."""
     counters: Counters | None = None
     """The last that it gave."""
-    answered: int = 0
+    signs: int = 0
     in_flight: int = 0
 
     def still_s(self, now: float) -> float:
@@ -93,16 +93,16 @@ def observe(watch: Watch | None, sample: Sample) -> Watch:
     """One more look.
 
     (1) the first; (2) nothing is in flight, by its own count or the edge's: it need not move; counters that are not
-    given in time count as they were; (3) its counters changed, or it answered a small request: it moves; (4) else not.
+    given in time count as they were; (3) its counters changed, or there was a sign of life: it moves; (4) else not.
     """
     if watch is None:  # (1)
-        watch = Watch(sample.at, sample.counters, sample.answered)
+        watch = Watch(sample.at, sample.counters, sample.signs)
     counters = sample.counters or watch.counters
     in_flight = sample.told or (counters.in_flight if counters is not None else 0)  # (2)
     before = watch.counters.progress if watch.counters is not None else ()
     changed = counters is not None and counters.progress != before  # (3)
-    moves = in_flight == 0 or changed or sample.answered > watch.answered
-    return Watch(sample.at if moves else watch.moved_at, counters, sample.answered, in_flight)  # (4)
+    moves = in_flight == 0 or changed or sample.signs > watch.signs
+    return Watch(sample.at if moves else watch.moved_at, counters, sample.signs, in_flight)  # (4)
 
 
 class Verdict(Enum):

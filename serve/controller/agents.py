@@ -120,7 +120,7 @@ class Agents:
         return getattr(self._handles[node], verb).remote(*arguments)
 
     def still(self, node: str, in_flight: Mapping[str, int]) -> None:
-        """Tell a node's agent what the edge sees of its engines; said every second, so that no outcome matters."""
+        """Tell a node's agent what the edge sees of its engines; said again and again, so that no outcome matters."""
         verb = getattr(self._handles.get(node), "still", None)  # an agent of an earlier version has none
         if verb is not None:
             verb.remote(dict(in_flight))

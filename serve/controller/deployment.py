@@ -221,8 +221,9 @@ class Controller:
             raise
 
     async def outlook(self, model: str) -> dict[str, Any]:
-        """``{"name", "state", "eta_s", "reason", "deaths", "apart_since"}`` of a model: when its engines last died, and
-        since when without a break all of its requests go through the ingress, by the wall clock."""
+        """``{"name", "state", "eta_s", "reason", "deaths", "apart_since", "hang_after_s"}`` of a model: when its
+        engines last died, and since when without a break all of its requests go through the ingress, by the wall clock.
+        """
         name = self.fleet.names.get(model)
         if name is None:
             unknown: dict[str, Any] = {
@@ -231,6 +232,7 @@ class Controller:
                 "reason": None,
                 "deaths": [],
                 "apart_since": None,
+                "hang_after_s": None,
             }
             return {"name": model, **unknown}
         entry = model_view(self.fleet, name, self._clock.now())
@@ -241,6 +243,7 @@ class Controller:
             **found,
             "deaths": [self._clock.wall(at) for at in self._deaths.get(name, ())],
             "apart_since": self._clock.wall(apart.since) if apart is not None else None,
+            "hang_after_s": self.fleet.models[name].hang_after_s,
         }
 
     async def answered(self, model: str) -> None:

@@ -94,7 +94,7 @@ class Observer:
         self._mend = mend
         self._clock = clock
         self._tell_still = tell_still
-        """(node, engine -> in flight), to the node's agent."""
+        """(node, engine -> in flight, or 0 if it moves again), to the node's agent."""
         self._flows: Mapping[str, Flow] = {}
         self._drift: frozenset[Effect] = frozenset()
         self._names_differ = False
@@ -133,8 +133,8 @@ class Observer:
         if slots is None:
             self._count(fleet, stats)
             self._compare(fleet, stats)
-            self._flows = flows(self._flows, fleet, stats, read_at)
-            for node, engines in still(fleet, self._flows, read_at).items():
+            before, self._flows = self._flows, flows(self._flows, fleet, stats, read_at)
+            for node, engines in still(fleet, before, self._flows, read_at).items():
                 self._tell_still(node, engines)
         event = seen(fleet, stats, read_at, slots)
         if event.servers:

@@ -12,7 +12,7 @@ from gateway_plugin.edge.runtime import ServerStat
 from serve.core.fleet import Fleet
 
 STILL_S = 2.0
-"""For so long nothing came out of it."""
+"""For so long nothing came out of it by the edge's count, which counts a stream's bytes every 5 s (``contstats``)."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,19 @@ def flows(before: Mapping[str, Flow], fleet: Fleet, stats: Iterable[ServerStat],
     return found
 
 
-def still(fleet: Fleet, known: Mapping[str, Flow], now: float) -> dict[str, dict[str, int]]:
-    """Node -> engine -> how much is in flight on it, for engines out of which nothing has come for ``STILL_S``."""
+def still(fleet: Fleet, before: Mapping[str, Flow], known: Mapping[str, Flow], now: float) -> dict[str, dict[str, int]]:
+    """Node -> engine -> what its agent is to hear, after a look at ``now`` (``before``: after the one before it).
+
+    (1) Nothing has come out of it for ``STILL_S``: how much is in flight on it; (2) something came after such a while:
+    0, since a word counts for some seconds: one that sends something now and then would be still all the time.
+    """
     told: dict[str, dict[str, int]] = {}
     for name, flow in known.items():
-        engine = fleet.engines.get(name)
-        if engine is not None and now >= flow.at + STILL_S:
+        engine, last = fleet.engines.get(name), before.get(name)
+        if engine is None:
+            continue
+        if now >= flow.at + STILL_S:  # (1)
             told.setdefault(engine.node, {})[name] = max(1, engine.in_flight)
+        elif last is not None and last.bytes_out != flow.bytes_out and now >= last.at + STILL_S:  # (2)
+            told.setdefault(engine.node, {})[name] = 0
     return told

@@ -38,11 +38,31 @@ class Boarding:
         self._tasks: set[asyncio.Task[None]] = set()
         self._kept_apart: set[str] = set()
 
-    def seat(self, model: str, path: str, body: bytes) -> Seat:
-        """A place for a request. ``model``: its name in the catalog, so that aliases share engines and trials."""
-        trials = self._trials.setdefault(model, Trials())
-        digest = hashlib.sha256(path.encode() + b"\0" + body).hexdigest()
-        return Seat(self, trials, model, next(self._numbers), digest)
+    def seat(self, history: History, path: str, body: bytes) -> Seat:
+        """A place for a request. Names of one entry of the catalog share engines and trials."""
+        trials = self._trials.setdefault(history.name, Trials())
+        if history.hang_after_s is not None:
+            trials.hang_after_s = history.hang_after_s
+        return Seat(self, trials, history.name, next(self._numbers), _digest(path, body))
+
+    async def refuse_known(self, model: str, path: str, body: bytes) -> None:
+        """For a request that is not seated yet: if it would be refused, no engine need be loaded, and none evicted.
+
+        Raises ``RequestKilledEngine`` or ``EngineDiedOften``, as ``Seat.turn``.
+        """
+        now = time.monotonic()
+        if not any(trials.remembers(now) for trials in self._trials.values()):
+            return
+        digest = _digest(path, body)
+        if any(trials.refuses(digest, now) for trials in self._trials.values()):
+            history = await self.waiting.history(model)  # which entry of the catalog it is
+            trials = self._trials.get(history.name)
+            if trials is not None and trials.refuses(digest, now):
+                seat = self.seat(history, path, body)
+                try:
+                    seat.refuse()
+                finally:
+                    seat.leave()
 
     async def wait(self, trials: Trials, ticket: int, deadline: float) -> bool:
         """Wait until it is its turn, or until it is known that it has none; ``False``: not before ``deadline``."""
@@ -92,6 +112,10 @@ class Boarding:
         task.add_done_callback(self._tasks.discard)
 
 
+def _digest(path: str, body: bytes) -> str:
+    return hashlib.sha256(path.encode() + b"\0" + body).hexdigest()
+
+
 class Seat:
     """One request's place among those of its model."""
 
@@ -109,11 +133,28 @@ class Seat:
         """Wait until it may be sent (``deadline``: monotonic seconds).
 
         Raises:
-            RequestKilledEngine: (1) engines died that had this request alone.
-            EngineDiedOften: (2) too many died that had it among others.
-            WaitDeadline: (3) others were tried, or nothing could be tried, all the time.
+            RequestKilledEngine, EngineDiedOften: as ``refuse``.
+            WaitDeadline: others were tried, or nothing could be tried, all the time.
         """
         called = await self._boarding.wait(self._trials, self._ticket, deadline)
+        self.refuse()
+        if not called:
+            raise WaitDeadline(
+                f"An engine of '{self._model}' died, and the requests that it had are being tried one after the other; "
+                "it was not this one's turn within the time that it may wait. Try again.",
+                retry_after_s=5.0,
+                state="waiting",
+            )
+        self._trials.goes(self._ticket)
+        self._sent_at = time.time()
+
+    def refuse(self) -> None:
+        """If it is not sent any more, say why.
+
+        Raises:
+            RequestKilledEngine: (1) engines died that had this request alone.
+            EngineDiedOften: (2) too many died that had it among others.
+        """
         if self._trials.guilty(self._ticket):  # (1)
             raise RequestKilledEngine(
                 f"{ALONE_MAX} engines of '{self._model}' died while they worked on this request and on nothing else; "
@@ -126,14 +167,10 @@ class Seat:
                 retry_after_s=60.0,
                 state="failed",
             )
-        if not called:  # (3)
-            raise WaitDeadline(
-                f"An engine of '{self._model}' died, and the requests that it had are being tried one after the other; "
-                "it was not this one's turn within the time that it may wait. Try again.",
-                retry_after_s=5.0,
-                state="waiting",
-            )
-        self._sent_at = time.time()
+
+    def came_back(self) -> None:
+        """It was brought to no engine, or the one that had it broke off before the first byte."""
+        self._trials.came_back(self._ticket, time.monotonic())
 
     def blame(self, history: History, span: tuple[float, float]) -> bool:
         """Whether an engine died in ``span``, wall-clock seconds, in which one had the request."""

@@ -78,7 +78,8 @@ class Inference:
         """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
         patience_s = ready_to_wait_s(request.headers)
         deadline = self._waiting.deadline(patience_s)
-        hold = self._budget.hold(request.headers.get(TAG, ""))
+        tag = request.headers.get(TAG, "")
+        hold = self._budget.hold(tag)
         try:
             body = await read_bounded(request, self._body_bytes_max, held=hold)
             ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"))
@@ -91,8 +92,9 @@ class Inference:
         errand = Errand(
             ask, request.method, target, dict(request.headers), arrived_at(request.headers, time.time()), deadline
         )
+        await self._boarding.refuse_known(ask.model, target, ask.body)
         if patience_s == 0:
-            self._waiting.see_it_loaded(ask.model)
+            self._waiting.see_it_loaded(ask.model, tag)
         work = asyncio.create_task(self._fetch(errand))
         try:
             if ask.stream:
@@ -133,7 +135,7 @@ class Inference:
         while True:
             history = await self._waiting.history(model)
             if not errand.seats:
-                errand.seats.append(self._boarding.seat(history.name, errand.target, errand.ask.body))
+                errand.seats.append(self._boarding.seat(history, errand.target, errand.ask.body))
                 came_here_first = AROUND not in errand.headers and history.apart_from(errand.arrived)
                 span = (math.inf, math.inf) if came_here_first else span
             seat = errand.seats[0]
@@ -148,6 +150,7 @@ class Inference:
                 await response.aclose()
             except httpx.TransportError as error:  # the edge restarts, or broke off before the first byte
                 log.warning("inner-door-broken", extra={"error": type(error).__name__, "model": model})
+            seat.came_back()
             span = (sent_at, time.time() + DEATH_NEWS_S)
             not_routed += 1
             if not_routed > _NOT_ROUTED_MAX:  # (6)

@@ -5,11 +5,13 @@ An engine that dies makes suspects of all requests that it had. Suspects are tri
 - the first time in cohorts, the square root of their number at a time; after a death in a cohort one by one;
 - a request that was alone on ``ALONE_MAX`` dying engines is guilty, and so is every request with the same body for
   ``MEMORY_S`` after that; a suspect that is answered is one no more, one that left is forgotten after ``SUSPECT_S``;
-- a trial begins when nothing else is under way. For that newcomers are held back, at most ``QUIET_S`` at a time, and
-  during a trial at most ``EXCLUSIVE_S``; after a death, and after ``TURN_S`` of trials, ``OPEN_S`` are theirs.
+- a trial begins when nothing else is under way. For that newcomers are held back for ``QUIET_S``; those who came by
+  then go together, and if that was too short for the answers under way the next ones are held twice as long;
+- during a trial they are held back for at most ``Trials.exclusive_s``; after a death, and after ``TURN_S`` of trials,
+  it is their turn: for as long as that of the suspects was, at least ``OPEN_S``.
 
-So a request that kills within ``EXCLUSIVE_S`` kills at most ``KILLS_MAX`` engines: among others, in a cohort, and twice
-alone. One that kills later is given up after ``DEATHS_MAX``, without being called guilty.
+So a request that kills within ``Trials.exclusive_s`` kills at most ``KILLS_MAX`` engines: among others, in a cohort,
+and twice alone. One that kills later is given up after ``DEATHS_MAX``, without being called guilty.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ DEATHS_MAX = 8
 MEMORY_S = 300.0
 SUSPECT_S = 60.0
 """A client that saw its request fail sends it again within this time, most likely."""
+SAME_DEATH_S = 0.01
+"""Times of deaths that differ by less are of one: the wall clock's, they jitter while that is set (``SteadyClock``)."""
 RECORDS_MAX = 512
 """Of suspected and guilty bodies, for one model."""
 
@@ -31,7 +35,10 @@ OPEN_S = 2.0
 QUIET_S = 15.0
 TURN_S = 10.0
 EXCLUSIVE_S = 90.0
-"""Longer than a hanging engine is left alone (``serve.agent.engine``): its end must fall into the trial."""
+EXCLUSIVE_MAX_S = 630.0
+"""Where engines may hang for hours, others do not wait for that: who does that is given up after ``DEATHS_MAX``."""
+HANG_NEWS_S = 30.0
+"""Within this time after ``hang_after_s`` a hanging engine is seen to hang and ended: that must fall into the trial."""
 
 
 @dataclass
@@ -43,18 +50,30 @@ class _Record:
     last_death: float = -math.inf
     until: float = 0.0
 
+    @property
+    def guilty(self) -> bool:
+        return self.alone >= ALONE_MAX
+
+    @property
+    def worn_out(self) -> bool:
+        return self.deaths >= DEATHS_MAX
+
 
 @dataclass
 class _Request:
     digest: str
     alone: bool = True
-    """Nothing else was under way since it was sent."""
+    """Nothing else was under way while an engine may have had it."""
+    back_at: float | None = None
+    """It is under way, but no engine has it any more, since then."""
 
 
 class Trials:
     """The requests of one model. Times are seconds of one clock, given by the caller; tickets name requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, hang_after_s: float = 0.0) -> None:
+        self.hang_after_s = hang_after_s
+        """After so long an engine of the model is ended if it hangs; 0: never."""
         self._requests: dict[int, _Request] = {}
         self._waiting: dict[int, None] = {}
         """In the order in which they came; all others are under way."""
@@ -64,9 +83,18 @@ class Trials:
         """During a trial."""
         self._open_until = -math.inf
         """Newcomers have their turn."""
+        self._kept = False
+        """For them, also while none is here: some were held back."""
+        self._hold_s = QUIET_S
         self._turn_began: float | None = None
+        """Of the suspects."""
         self._unproved = False
         """An engine died and no request was answered since."""
+
+    @property
+    def exclusive_s(self) -> float:
+        """How long a trial keeps others back: also one under which the engine hangs shows what came of it."""
+        return min(max(EXCLUSIVE_S, self.hang_after_s + HANG_NEWS_S), EXCLUSIVE_MAX_S)
 
     # --- what happens to a request ---
     def come(self, ticket: int, digest: str, now: float) -> None:
@@ -75,6 +103,17 @@ class Trials:
         self._requests[ticket] = _Request(digest)
         self._waiting[ticket] = None
 
+    def came_back(self, ticket: int, now: float) -> None:
+        """No engine has it any more. Whether one died is known when the next has loaded, and that may take long."""
+        self._requests[ticket].back_at = now
+
+    def goes(self, ticket: int) -> None:
+        """It is sent, for the first time or again."""
+        request = self._requests[ticket]
+        if request.back_at is not None:
+            request.alone = self._under_way == {ticket}
+            request.back_at = None
+
     def died(self, ticket: int, death: float, now: float, *, apart: bool) -> None:
         """An engine that had the request died at ``death``; it waits for its turn again.
 
@@ -82,7 +121,7 @@ class Trials:
         """
         request = self._requests[ticket]
         record = self._records.setdefault(request.digest, _Record())
-        if death > record.last_death:  # not once more for another request with the same body
+        if death > record.last_death + SAME_DEATH_S:  # not once more for another request with the same body
             record.deaths += 1
             record.alone += ticket in self._under_way and request.alone and apart
             record.last_death = death
@@ -94,13 +133,13 @@ class Trials:
         self._waiting[ticket] = None
         self._unproved = True
         self._open_until = max(self._open_until, now + OPEN_S)
-        self._end_trial_if_over(now)
+        self._end_trial_if_over(now, request.back_at)
 
     def answered(self, ticket: int, now: float) -> bool:
         """It was answered to the end: it is no suspect. Returns whether it is the first since an engine died."""
-        record = self._records.get(self._requests[ticket].digest)
-        if record is not None and record.alone < ALONE_MAX:
-            del self._records[self._requests[ticket].digest]
+        digest = self._requests[ticket].digest
+        if digest in self._records and not self.guilty(ticket):
+            del self._records[digest]
         first, self._unproved = self._unproved, False
         self.left(ticket, now)
         return first
@@ -125,6 +164,12 @@ class Trials:
         self._forget(now)
         return bool(self._records)
 
+    def refuses(self, digest: str, now: float) -> bool:
+        """Whether a request with this body, if it came, would not be sent."""
+        self._forget(now)
+        record = self._records.get(digest)
+        return record is not None and (record.guilty or record.worn_out)
+
     def under_way(self, ticket: int) -> bool:
         """It was admitted, and no engine died under it since."""
         return ticket in self._under_way
@@ -136,19 +181,19 @@ class Trials:
     def guilty(self, ticket: int) -> bool:
         """It, or another request with the same body, was alone on ``ALONE_MAX`` dying engines."""
         record = self._records.get(self._requests[ticket].digest)
-        return record is not None and record.alone >= ALONE_MAX
+        return record is not None and record.guilty
 
     def worn_out(self, ticket: int) -> bool:
         """So many engines died that had it that it is given up, though it was not shown to be the cause."""
         record = self._records.get(self._requests[ticket].digest)
-        return record is not None and record.deaths >= DEATHS_MAX
+        return record is not None and record.worn_out
 
     # --- turns ---
     def admit(self, now: float) -> tuple[int, ...]:
         """Requests that are under way from now on, and those that need not wait to hear that they are refused.
 
-        (1) without suspects everybody goes; (2) a trial keeps others back for ``EXCLUSIVE_S``; (3) newcomers have their
-        turn; (4) nothing is under way: a trial; (5) wait for that, for ``QUIET_S``; (6) then newcomers once more.
+        (1) without suspects everybody goes; (2) a trial keeps others back for a while; (3) newcomers have their
+        turn; (4) nothing is under way: a trial; (5) wait for that; (6) too long: those that are held back go.
         """
         refused = tuple(ticket for ticket in self._waiting if self.refused(ticket))
         suspects = [ticket for ticket in self._waiting if self.suspect(ticket) and not self.refused(ticket)]
@@ -156,25 +201,29 @@ class Trials:
         if self._exclusive_until is not None:
             if now < self._exclusive_until:  # (2)
                 return refused
-            self._exclusive_until, self._turn_began = None, None
-            self._open_until = now + OPEN_S
+            self._exclusive_until = None
+            self._turn_newcomers(now, self._last_back())
         busy = bool(self._under_way)
-        if not suspects or (now < self._open_until and (newcomers or busy)):  # (1), (3)
+        if not suspects:  # (1)
+            self._hold_s, self._kept = QUIET_S, False
+            return refused + self._send(newcomers)
+        if now < self._open_until and (newcomers or busy or self._kept):  # (3)
             return refused + self._send(newcomers)
         if not busy:  # (4)
             self._turn_began = now if self._turn_began is None else self._turn_began
-            self._exclusive_until = now + EXCLUSIVE_S
+            self._kept = False
+            self._exclusive_until = now + self.exclusive_s
             return refused + self._send(self._cohort(suspects))
-        if now < self._open_until + QUIET_S:  # (5)
+        if not newcomers or now < self._open_until + self._hold_s:  # (5)
             return refused
-        self._open_until = now + QUIET_S  # (6)
+        self._open_until, self._hold_s = now, min(2 * self._hold_s, self.exclusive_s)  # (6)
         return refused + self._send(newcomers)
 
     def next_at(self, now: float) -> float | None:
         """When ``admit`` is to be asked again though nothing happened."""
         if not self._waiting:
             return None
-        ends = [self._open_until, self._open_until + QUIET_S]
+        ends = [self._open_until, self._open_until + self._hold_s]
         if self._exclusive_until is not None:
             ends = [self._exclusive_until]
         return min((at for at in ends if at > now), default=None)
@@ -187,21 +236,34 @@ class Trials:
     def _send(self, tickets: list[int]) -> tuple[int, ...]:
         for ticket in tickets:
             if len(self._under_way) == 1:
-                self._requests[next(iter(self._under_way))].alone = False
+                other = self._requests[next(iter(self._under_way))]
+                other.alone = other.alone and other.back_at is not None
             self._requests[ticket].alone = not self._under_way
+            self._requests[ticket].back_at = None
             del self._waiting[ticket]
             self._under_way.add(ticket)
         return tuple(tickets)
 
-    def _end_trial_if_over(self, now: float) -> None:
-        """A trial ends with its last request; after enough of them it is the newcomers' turn."""
+    def _end_trial_if_over(self, now: float, back_at: float | None = None) -> None:
+        """A trial ends with its last request, a turn with a death or after enough trials."""
         if self._exclusive_until is None or self._under_way:
             return
         self._exclusive_until = None
-        if self._turn_began is not None and now >= self._turn_began + TURN_S:
-            self._open_until = max(self._open_until, now + OPEN_S)
-        if now < self._open_until:
-            self._turn_began = None
+        if now < self._open_until or (self._turn_began is not None and now >= self._turn_began + TURN_S):
+            self._turn_newcomers(now, back_at)
+
+    def _turn_newcomers(self, now: float, back_at: float | None) -> None:
+        """It is theirs. ``back_at``: the suspects' ended then, and since then nobody could be served."""
+        ended = now if back_at is None else back_at
+        lasted_s = ended - self._turn_began if self._turn_began is not None else 0.0
+        self._turn_began = None
+        self._open_until = max(self._open_until, now + max(OPEN_S, lasted_s))
+        self._kept = any(not self.suspect(ticket) for ticket in self._waiting)
+
+    def _last_back(self) -> float | None:
+        """When the last request that is under way came back; ``None``: one is still on an engine."""
+        backs = [self._requests[ticket].back_at for ticket in self._under_way]
+        return max((at for at in backs if at is not None), default=None) if None not in backs else None
 
     def _forget(self, now: float) -> None:
         over = {digest for digest, record in self._records.items() if now >= record.until}

@@ -22,8 +22,10 @@ _REASON_MAX = 300
 _NEWS_S = 1.0
 """How old an outlook may be: all who wait for one model share it for so long."""
 
-UNATTENDED_MAX = 4
+UNATTENDED_MAX = 8
 """Models that are waited for in the stead of clients that did not want to (``x-gateway-wait: 0``)."""
+UNATTENDED_PER_KEY = 2
+"""Of these, in the stead of one key's."""
 UNATTENDED_S = 120.0
 
 LOST = (RayError, RayServeException)
@@ -44,6 +46,9 @@ class History:
     apart_since: float | None = None
     """Since when, without a break until now, the edge hands all of its requests to the ingress."""
 
+    hang_after_s: float | None = None
+    """After so long an engine that hangs is ended; 0: never. ``None``: not known."""
+
     def died_in(self, span: tuple[float, float]) -> float | None:
         """When an engine last died in ``span``."""
         return max((death for death in self.deaths if span[0] <= death <= span[1]), default=None)
@@ -59,7 +64,8 @@ class Waiting:
     def __init__(self, controller: Any, wait_max_s: float) -> None:
         self._controller = controller
         self._wait_max_s = wait_max_s
-        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._loads: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        """Model -> the key's tag, and the wait."""
         self._news: dict[str, asyncio.Task[dict[str, Any] | None]] = {}
 
     def deadline(self, ready_to_wait_s: float | None = None) -> float:
@@ -67,13 +73,16 @@ class Waiting:
         limit_s = self._wait_max_s if ready_to_wait_s is None else min(self._wait_max_s, ready_to_wait_s)
         return time.monotonic() + limit_s
 
-    def see_it_loaded(self, model: str) -> None:
+    def see_it_loaded(self, model: str, tag: str) -> None:
         """Wait for ``model`` in a client's stead: it does not wait that long, but will ask again.
 
-        For a while, and for few models at a time: such a load comes after all that clients wait for.
+        For a while, and for few models at a time, of one key (``tag``) and of all: such a load comes after all that
+        clients wait for.
         """
-        if model not in self._loads and len(self._loads) < UNATTENDED_MAX:
-            self._loads[model] = task = asyncio.create_task(self._see_it_loaded(model))
+        of_key = sum(other == tag for other, _ in self._loads.values())
+        if model not in self._loads and of_key < UNATTENDED_PER_KEY and len(self._loads) < UNATTENDED_MAX:
+            task = asyncio.create_task(self._see_it_loaded(model))
+            self._loads[model] = (tag, task)
             task.add_done_callback(lambda _: self._loads.pop(model, None))
 
     async def _see_it_loaded(self, model: str) -> None:
@@ -133,7 +142,9 @@ class Waiting:
     async def history(self, model: str) -> History:
         """What became of the model's engines; nothing is known while the controller is away."""
         found = await self._look(model)
-        return History(found["name"], tuple(found["deaths"]), found["apart_since"]) if found else History(model)
+        if found is None:
+            return History(model)
+        return History(found["name"], tuple(found["deaths"]), found["apart_since"], found["hang_after_s"])
 
     async def tell_answered(self, model: str) -> None:
         """Tell the controller that ``model`` answered a request, the first since an engine of it died."""

@@ -46,6 +46,7 @@ class ScriptedController:
         self.grants = list(grants) or [None]
         self.deaths: list[float] = []
         self.apart_since: float | None = None
+        self.hang_after_s = 300.0
         self.outlook_now: dict[str, Any] = {"state": "loading", "eta_s": 12.0, "reason": None}
         self.asked: list[tuple[str, bool]] = []
         self.told: list[tuple[str, tuple[Any, ...]]] = []
@@ -74,7 +75,8 @@ class ScriptedController:
         return grant
 
     async def _outlook(self, model: str) -> dict[str, Any]:
-        return {"name": model, **self.outlook_now, "deaths": list(self.deaths), "apart_since": self.apart_since}
+        history = {"deaths": list(self.deaths), "apart_since": self.apart_since, "hang_after_s": self.hang_after_s}
+        return {"name": model, **self.outlook_now, **history}
 
     async def _hear(self, name: str, arguments: tuple[Any, ...]) -> None:
         self.told.append((name, arguments))

@@ -59,11 +59,11 @@ looks = st.lists(
 
 def watched(story: Sequence[tuple[float, Counters | None, bool, int]]) -> Iterator[tuple[Sample, Watch, Verdict]]:
     """Each look, what it came to, and the verdict then."""
-    at, answered = 1000.0, 0
+    at, signs = 1000.0, 0
     watch: Watch | None = None
     for after, found, answers, told in story:
-        at, answered = at + after, answered + answers
-        sample = Sample(at, found, answered, told)
+        at, signs = at + after, signs + answers
+        sample = Sample(at, found, signs, told)
         watch = observe(watch, sample)
         yield sample, watch, judge(watch, at, HANG_S)
 
@@ -80,9 +80,9 @@ def test_only_one_that_has_work_and_stood_still_for_the_whole_time_hangs(
         given_now = sample.counters or last
         busy = bool(sample.told or (given_now and given_now.in_flight))
         changed = given_now is not None and (last is None or given_now.progress != last.progress)
-        moved = not history or not busy or changed or sample.answered > seen
+        moved = not history or not busy or changed or sample.signs > seen
         history.append((sample.at, moved))
-        last, seen = given_now, sample.answered
+        last, seen = given_now, sample.signs
         moved_at = max(at for at, moves in history if moves)
         assert watch.moved_at == moved_at
         assert (verdict is Verdict.HUNG) == (sample.at - moved_at >= HANG_S)

@@ -21,6 +21,7 @@ from serve.ingress.trials import Trials
 from tests.support.fleets import Story, a_model, begin
 
 LOAD_S = 2.0
+HANG_AFTER_S = 300.0
 
 
 @dataclass
@@ -43,11 +44,12 @@ class Request:
 
 
 class Gateway:
-    def __init__(self, *, old: bool = False) -> None:
+    def __init__(self, *, old: bool = False, load_s: float = LOAD_S) -> None:
         self.old = old
-        self.story: Story = begin(a_model("m"))
+        self.load_s = load_s
+        self.story: Story = begin(a_model("m", hang_after=HANG_AFTER_S))
         self.now = self.story.now
-        self.trials = Trials()
+        self.trials = Trials(HANG_AFTER_S)
         self.requests: list[Request] = []
         self.apart = False
         self.deaths: list[float] = []
@@ -83,8 +85,8 @@ class Gateway:
         for effect in self.story.on(event):
             match effect:
                 case StartEngine(engine, generation=generation):
-                    ready = ev.EngineReady(engine, generation, f"10.0.0.1:{generation}", LOAD_S)
-                    self.at(self.now + LOAD_S, lambda ready=ready: self.tell(ready))  # type: ignore[misc]
+                    ready = ev.EngineReady(engine, generation, f"10.0.0.1:{generation}", self.load_s)
+                    self.at(self.now + self.load_s, lambda ready=ready: self.tell(ready))  # type: ignore[misc]
                 case OpenRoute(engine):
                     self.at(self.now + 0.01, lambda engine=engine: self.tell(ev.RouteOpened(engine)))  # type: ignore[misc]
                 case CloseRoute(engine):
@@ -134,6 +136,8 @@ class Gateway:
         if request.death is not None:
             self.trials.died(request.number, request.death, self.now, apart=request.apart)
             request.death = None
+        if self.trials.under_way(request.number):
+            self.board(request)
         self.pump()
 
     def pump(self) -> None:
@@ -151,11 +155,15 @@ class Gateway:
 
     def board(self, request: Request) -> None:
         if not self.serves():  # the edge has no usable server: not routed, and no engine had it
+            if request.seated:
+                self.trials.came_back(request.number, self.now)
             self.acquire(request)
             return
         kept_apart = self.story.fleet.apart.get("m")
         request.sent, request.apart = self.now, kept_apart is not None and kept_apart.since < self.now - 1
         sent = request.sent
+        if request.seated:
+            self.trials.goes(request.number)
 
         def over() -> None:
             if request.sent != sent:
@@ -185,6 +193,8 @@ class Gateway:
         self.tell(ev.EngineExited(engine.id, engine.generation, "signal 9", False))
         for request in on_board:
             request.sent, request.death, request.deaths = None, self.now, request.deaths + 1
+            if request.seated:
+                self.trials.came_back(request.number, self.now)
             self.acquire(request)
 
     # --- what became of it ---

@@ -27,7 +27,7 @@ from serve.ingress.desk import Desk
 from serve.ingress.http import INFERENCE_PATHS, Ingress
 from serve.ingress.relay import Relay
 from serve.ingress.trials import Trials
-from serve.ingress.waiting import UNATTENDED_MAX, UNATTENDED_S
+from serve.ingress.waiting import UNATTENDED_MAX, UNATTENDED_PER_KEY, UNATTENDED_S
 from tests.support.controllers import ScriptedController
 from tests.support.inner_doors import CUT, NOT_ROUTED, answer, inner_door
 
@@ -472,10 +472,14 @@ async def test_few_models_at_a_time_are_loaded_for_clients_that_do_not_wait(tmp_
             return WaitDeadline("not ready", state="cold", eta_s=12.0)
 
     async with ingress(tmp_path, Cold(), x_gateway_wait="0") as client:
-        for number in range(30):
-            response = await client.post("/v1/chat/completions", json={**CHAT, "model": f"m{number}"})
-            assert response.status_code == 503
-    assert loading == [f"m{number}" for number in range(UNATTENDED_MAX)]
+        for tag in range(2 * UNATTENDED_MAX):
+            for number in range(5):
+                body = {**CHAT, "model": f"m{tag}-{number}"}
+                response = await client.post("/v1/chat/completions", json=body, headers={"x-gateway-tag": str(tag)})
+                assert response.status_code == 503
+    assert UNATTENDED_PER_KEY < UNATTENDED_MAX, "one key leaves others some"
+    tags = range(UNATTENDED_MAX // UNATTENDED_PER_KEY)
+    assert loading == [f"m{tag}-{number}" for tag in tags for number in range(UNATTENDED_PER_KEY)]
 
 
 async def test_a_client_waits_no_longer_than_it_is_ready_to(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from serve.ingress.trials import (
     SUSPECT_S,
     Trials,
 )
-from tests.unit.ingress.poison import Gateway
+from tests.unit.ingress.poison import HANG_AFTER_S, Gateway
 
 
 def warm(gateway: Gateway) -> None:
@@ -112,6 +112,49 @@ def test_no_innocent_is_found_guilty_and_no_poison_kills_more_than_it_may(seed: 
     assert max(gateway.kills.values()) <= KILLS_MAX
 
 
+@pytest.mark.parametrize("model", ["hangs", "loads long"])
+def test_a_poison_is_found_though_its_engine_hangs_or_the_next_one_loads_long(model: str) -> None:
+    load_s, kills_after_s = {"hangs": (30.0, HANG_AFTER_S + 12.0), "loads long": (400.0, 0.5)}[model]
+    gateway = Gateway(load_s=load_s)
+    gateway.ask("warm", 0.1)
+    gateway.run(load_s + 10)
+    gateway.ask("poison", kills_after_s, kills=True)
+    for number in range(600):
+        gateway.ask(f"innocent-{number}", 1.0, after=5.0 * number)
+    gateway.run(6000)
+    assert gateway.results(kills=True) == {"request_killed_engine": 1}
+    assert gateway.kills["poison"] <= KILLS_MAX
+    assert gateway.results() == {"answered": 601}
+
+
+def test_others_that_go_while_the_next_engine_loads_are_no_alibi() -> None:
+    trials = suspects(1)
+    for now in (1.0, 500.0):
+        assert trials.admit(now) == (1,)
+        trials.came_back(1, now)
+        trials.come(2, "newcomer", now)
+        assert trials.admit(now + trials.exclusive_s) == (2,)
+        trials.died(1, now, now + 200.0, apart=True)
+        trials.answered(2, now + 200.0)
+    assert trials.guilty(1)
+
+
+def test_who_goes_again_is_alone_if_nobody_else_is_under_way_then() -> None:
+    for others, alone in ((True, False), (False, True)):
+        trials = suspects(1)
+        assert trials.admit(1.0) == (1,)
+        trials.came_back(1, 1.0)
+        trials.come(2, "newcomer", 2.0)
+        assert trials.admit(1.0 + trials.exclusive_s) == (2,)
+        if not others:
+            trials.answered(2, 100.0)
+        trials.goes(1)
+        trials.died(1, 101.0, 101.0, apart=True)
+        trials.left(2, 102.0)
+        kill_alone(trials, 1, 110.0)
+        assert trials.guilty(1) is alone
+
+
 def suspects(*tickets: int, now: float = 0.0) -> Trials:
     """An engine died that had these, at ``now``."""
     trials = Trials()
@@ -165,7 +208,7 @@ def test_one_death_counts_once_for_many_requests_with_one_body() -> None:
     trials = Trials()
     for ticket in range(DEATHS_MAX):
         trials.come(ticket, "same", 0.0)
-        trials.died(ticket, 5.0, 6.0, apart=True)
+        trials.died(ticket, 5.0 + ticket / 1e6, 6.0, apart=True)  # the wall clock's time of it jitters
     assert not trials.worn_out(0)
     assert len(trials.admit(7.0)) == 3, "a cohort, since one death was seen"
 
