@@ -59,9 +59,17 @@ def sources(places: Places) -> str:
 """
 
 
-def in_slot(slot: int, servers: int, places: Places) -> str:
-    """Rules of a slot's backend. A request is cold where no engine is up, and warm else."""
-    return _counted(" ".join(f"!{{ srv_is_up(slot{slot}/e{number}) }}" for number in range(servers)), places)
+UNLIMITED = 1_000_000
+"""``maxconn`` of the server ``cold`` of a slot: never reached. Servers of engines have none."""
+
+
+def in_slot(slot: int, places: Places) -> str:
+    """Rules of a slot's backend. A request is cold where ``cold`` is all that can take it, and warm else.
+
+    HAProxy counts the free places of usable servers, a backup's only where there is no other, and says -1 if one of
+    them has no ``maxconn``. ``srv_is_up`` is no such test: it holds for an engine that drains, which takes nothing.
+    """
+    return _counted(f"{{ be_conn_free(slot{slot}) ge 0 }}", places)
 
 
 def at_a_time(places: Places) -> str:

@@ -99,13 +99,16 @@ async def waiter(edge: Edge, model: str = "cold") -> tuple[int, bytes, float]:
     return int(said.split()[1]), answer, time.monotonic() - began
 
 
-@pytest.mark.parametrize("slot", [None, 1], ids=["no-slot", "slot"])
-async def test_waiters_more_than_can_be_answered(edge: Edge, slot: int | None) -> None:
+@pytest.mark.parametrize("model", ["no-slot", "slot", "draining"])
+async def test_waiters_more_than_can_be_answered(edge: Edge, model: str) -> None:
     """As many as fit wait and are answered, in the end through the inner door; the rest is told so at once."""
     edge.loaded = asyncio.Event()
-    if slot is not None:
-        edge.names["cold"] = slot
-        await edge.runtime.sync_slots(edge.names, (slot,))
+    if model == "draining":
+        engine = await edge.add_engine("cold")
+        await edge.runtime.drain(engine.slot, engine.server)
+    elif model == "slot":
+        edge.names["cold"] = 1
+        await edge.runtime.sync_slots(edge.names, (1,))
     many = PLACES.cold + 400
     assert many > PLACES.callers, "more than there are places at the front door"
     async with probed(edge):
