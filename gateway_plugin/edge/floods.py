@@ -110,11 +110,18 @@ def _refuse(refusal: Refusal, condition: str) -> str:
 
 def readiness() -> str:
     """Rules of the backend of ``/ready``, which needs no key: a "yes" is good for a second, whoever asks."""
+    fresh = "{ date,sub(proc.ready_at) eq 0 }"
+    yes = """return status 200 content-type application/json string '{"ready":true}'"""
     return f"""\
   http-request set-uri /ready
+  # All that the caller wrote: some headers pass by a cache, and none is of use here.
+  http-request del-header . -m reg
   http-request set-header host gateway
   http-request cache-use ready
+  # HTTP/1.0 has no use of the cache, and answers to HEAD are not kept in it. (Counted in whole seconds of the clock.)
+  http-request {yes} if {fresh} {{ method HEAD }} or {fresh} {{ req.ver 1.0 }}
 {_READY_BUSY.when(f"{{ be_conn(ready) gt {_READY_AT_A_TIME} }}")}
+  http-response set-var(proc.ready_at) date if {{ status 200 }}
   http-response set-header cache-control max-age=1
   http-response cache-store ready
 """

@@ -239,6 +239,29 @@ async def test_readiness_is_asked_for_once_a_second_whoever_asks(edge: Edge) -> 
         assert (await nobody.get("/ready")).status_code == 503, "a yes is good for a second only"
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "GET /ready HTTP/1.1\r\nhost: e\r\ncache-control: no-cache",
+        "GET /ready HTTP/1.1\r\nhost: e\r\npragma: no-cache",
+        "GET /ready HTTP/1.1\r\nhost: e\r\nauthorization: Bearer gw-x",
+        "GET /ready HTTP/1.0",
+        "HEAD /ready HTTP/1.1\r\nhost: e",
+    ],
+)
+async def test_nothing_that_a_stranger_writes_passes_by_what_was_said_of_readiness(edge: Edge, asked: str) -> None:
+    began = time.time()
+    for _ in range(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
+        writer.write(f"{asked}\r\n\r\n".encode())
+        said = await asyncio.wait_for(reader.read(), 5)  # to the end: it is closed
+        writer.close()
+        assert said.split()[1] == b"200"
+        assert said.endswith(b"\r\n\r\n") == asked.startswith("HEAD"), "an answer to HEAD has no body"
+    assert 1 <= len(edge.cold) <= 2 + time.time() - began
+    assert {name for name, _ in edge.cold[0].headers} <= {"host", "x-gateway-edge", "connection", "content-length"}
+
+
 async def test_a_gateway_that_is_not_ready_is_asked_by_few_at_a_time(edge: Edge) -> None:
     edge.ready_status, edge.ready_takes_s = 503, 1.0
     limits = httpx.Limits(max_connections=200)
