@@ -28,7 +28,7 @@ _READY_BUSY = Refusal(
 REFUSALS = (_BUSY, _COLD_FULL, _READY_BUSY)
 """All that these rules may say."""
 _READY_AT_A_TIME = 32
-_COLD, _OTHERS = 2, 1
+_COLD, _OTHERS, _REFUSED = 2, 1, 3
 """Keys of the table ``busy``."""
 _WHOLE = "{ req.body_size le 16384 } !{ req.fhdr_cnt(transfer-encoding) gt 0 }"
 """A body so short was read whole before any rule of a backend."""
@@ -57,6 +57,20 @@ def sources(places: Places) -> str:
   tcp-request connection track-sc3 src table sources if !here
   tcp-request connection reject if !here {{ sc_conn_cur(3,sources) gt {places.per_source} }}
 """
+
+
+def refuse_outsiders(places: Places, *refusals: tuple[Refusal, str]) -> str:
+    """Rules for who is not let in, each with its condition: strangers, and keys past their limits.
+
+    Nothing else bounds how many of them send at a time. A caller that goes on sending reads its refusal as far as there
+    are places for such; past them it is closed at once. The conditions must not cost much: they are tried twice.
+    """
+    crowded = f"{{ sc_conn_cur(2,busy) gt {places.refused} }}"
+    rules = [f"  http-request track-sc2 int({_REFUSED}) table busy if {' or '.join(when for _, when in refusals)}"]
+    for refusal, condition in refusals:
+        at_once = " or ".join(f"{crowded} {term}" for term in condition.split(" or "))
+        rules += [f"  {refusal.at_once()} if {at_once}", refusal.when(condition)]
+    return "\n".join(rules)
 
 
 UNLIMITED = 1_000_000

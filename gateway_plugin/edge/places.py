@@ -60,6 +60,11 @@ class Places:
         return self.callers // 2
 
     @property
+    def refused(self) -> int:
+        """Connections at the front door whose callers were refused while they send, and are let send on."""
+        return self.callers // 4
+
+    @property
     def most_files(self) -> int:
         """Open files if every place is taken, without what ``places`` keeps beside."""
         return self.callers + self.owner + self.busy + _PER_COLD * self.cold

@@ -179,6 +179,43 @@ async def test_idle_connections_are_short_lived_and_leave_places(edge: Edge) -> 
         assert held.opened <= 2 * count, "after some seconds, not at once"
 
 
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [("POST /v1/completions", ""), ("POST /v1/completions", "gw-wrong"), ("GET /health", "")],
+    ids=["no-key", "unknown-key", "not-plain"],
+)
+async def test_who_is_refused_and_goes_on_sending_takes_few_places(edge: Edge, asked: str, key: str) -> None:
+    head = f"{asked} HTTP/1.1\r\nhost: e\r\nx-api-key: {key}\r\ncontent-length: 100000000\r\n\r\n"
+
+    async def sender() -> bytes:
+        """What it was told, once it is closed."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
+        try:
+            writer.write(head.encode())
+            return await reader.read()
+        finally:
+            writer.close()
+
+    senders = [asyncio.create_task(sender()) for _ in range(PLACES.callers)]
+
+    def told() -> list[bytes]:
+        return [task.result() for task in senders if task.done()]
+
+    async def most() -> bool:
+        return len(told()) >= PLACES.callers - PLACES.refused
+
+    try:
+        await until(most, "most are closed", within_s=5)
+        async with probed(edge):
+            await asyncio.sleep(0.5)
+        assert len(told()) == PLACES.callers - PLACES.refused, "the others may send on"
+        assert {said.split()[1] for said in told()} <= {b"400", b"401", b"429"}
+    finally:
+        for task in senders:
+            task.cancel()
+        await asyncio.wait(senders)
+
+
 async def test_one_address_of_others_cannot_take_all_places(edge: Edge) -> None:
     """Past its share its connections are closed at once: nobody is kept waiting behind them."""
     addresses = (address for known in psutil.net_if_addrs().values() for address in known)

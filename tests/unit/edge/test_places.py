@@ -49,6 +49,7 @@ def test_waiters_leave_places_to_all_others(limit: int, relayed: int, slots: int
     assert min(16, relayed) <= held.cold <= relayed
     assert held.busy >= held.cold, "warm requests have places that no waiter can take"
     assert held.callers >= 2 * held.busy + held.cold, "and so has whoever is to be told that there is no room"
+    assert held.callers - held.refused >= 2 * held.busy + held.cold, "also while refused callers go on sending"
     assert held.owner >= 12
     assert 2 * held.per_source <= held.callers
     assert held.connections >= held.callers + held.owner + 2 * held.cold
