@@ -134,7 +134,7 @@ def _front(settings: EdgeSettings) -> FrontSettings:
         keys_map=settings.keys_map,
         models_map=settings.models_map,
         body_bytes=settings.body_bytes,
-        in_flight_per_key=settings.in_flight_per_key,
+        in_flight_per_key=settings.places.of_one_key(settings.in_flight_per_key),
         requests_per_key_10s=settings.requests_per_key_10s,
         cors_origins=settings.cors_origins,
         places=settings.places,

@@ -49,6 +49,10 @@ class Places:
         """Connections at the cold door, at the inner door, and at the around door."""
         return self.cold + _PASSING
 
+    def of_one_key(self, wanted: int) -> int:
+        """Requests in flight of one key, if the site allows ``wanted``: so that none can take all of ``cold``."""
+        return min(wanted, max(1, self.cold // 2))
+
     @property
     def connections(self) -> int:
         """At all doors together."""

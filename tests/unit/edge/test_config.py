@@ -165,6 +165,8 @@ def test_limits_are_those_of_the_site() -> None:
     text = render(made)
     assert "gt 5000 }" in text
     assert "sc_conn_cur(0,limits) gt 7" in text
+    many = render(settings(in_flight_per_key=PLACES.cold))
+    assert f"sc_conn_cur(0,limits) gt {PLACES.cold // 2} " in many, "no key can take all places of those that wait"
     assert "sc_http_req_rate(0,limits) gt 11" in text
     assert "timeout server 9600s" in text
     assert "option srvtcpka " in text

@@ -55,6 +55,16 @@ def test_waiters_leave_places_to_all_others(limit: int, relayed: int, slots: int
     assert held.connections >= held.callers + held.owner + 2 * held.cold
 
 
+@given(LIMITS, RELAYED, SLOTS, st.integers(min_value=1, max_value=2000))
+def test_one_key_leaves_places_to_others(limit: int, relayed: int, slots: int, wanted: int) -> None:
+    held = divided(limit, relayed, slots)
+    if held is None:
+        return
+    one = held.of_one_key(wanted)
+    assert 1 <= one <= wanted
+    assert one == 1 or 2 * one <= held.cold <= held.busy
+
+
 def test_limits_of_common_machines() -> None:
     small, here, large = places(4096, 1500), places(20_000, 1500), places(1 << 20, 1500)
     assert (small.cold, small.busy, small.owner, small.callers) == (266, 311, 48, 1511)
