@@ -123,8 +123,10 @@ def _refuse(refusal: Refusal, condition: str) -> str:
 
 
 def readiness() -> str:
-    """Rules of the backend of ``/ready``, which needs no key: a "yes" is good for a second, whoever asks."""
-    fresh = "{ date,sub(proc.ready_at) eq 0 }"
+    """Rules of the backend of ``/ready``, which needs no key: a "yes" is good for a second, whoever asks.
+
+    And for the next one, while somebody asks again.
+    """
     yes = """return status 200 content-type application/json string '{"ready":true}'"""
     return f"""\
   http-request set-uri /ready
@@ -132,10 +134,12 @@ def readiness() -> str:
   http-request del-header . -m reg
   http-request set-header host gateway
   http-request cache-use ready
-  # HTTP/1.0 has no use of the cache, and answers to HEAD are not kept in it. (Counted in whole seconds of the clock.)
-  http-request {yes} if {fresh} {{ method HEAD }} or {fresh} {{ req.ver 1.0 }}
+  # The cache knows nothing of HTTP/1.0, keeps no answer to HEAD, and lets everybody ask at once when it is out of date.
+  http-request {yes} if {{ date,sub(proc.ready_asked) eq 0 }} {{ date,sub(proc.ready_at) le 1 }}
 {_READY_BUSY.when(f"{{ be_conn(ready) gt {_READY_AT_A_TIME} }}")}
+  http-request set-var(proc.ready_asked) date
   http-response set-var(proc.ready_at) date if {{ status 200 }}
+  http-response set-var(proc.ready_at) int(0) if !{{ status 200 }}
   http-response set-header cache-control max-age=1
   http-response cache-store ready
 """

@@ -334,6 +334,29 @@ async def test_nothing_that_a_stranger_writes_passes_by_what_was_said_of_readine
     assert {name for name, _ in edge.cold[0].headers} <= {"host", "x-gateway-edge", "connection", "content-length"}
 
 
+async def test_one_asks_again_for_all_who_come_meanwhile(edge: Edge) -> None:
+    async with edge.client("") as nobody:
+        assert (await nobody.get("/ready")).status_code == 200
+        edge.ready_takes_s, said_at = 0.3, int(time.time())
+
+        async def next_second() -> bool:
+            return int(time.time()) > said_at
+
+        await until(next_second, "what was said is out of date")
+        again = asyncio.create_task(nobody.get("/ready"))
+
+        async def asked() -> bool:
+            return len(edge.cold) == 2
+
+        await until(asked, "one asks")
+        answers = await asyncio.gather(*(nobody.get("/ready") for _ in range(20)), again)
+        assert {answer.status_code for answer in answers} == {200}
+        assert len(edge.cold) <= 3, "a second may end meanwhile"
+        edge.ready_status, edge.ready_takes_s = 503, 0.0
+        await asyncio.sleep(1.2)
+        assert [(await nobody.get("/ready")).status_code for _ in range(3)] == [503] * 3, "a no is nobody's yes"
+
+
 async def test_a_gateway_that_is_not_ready_is_asked_by_few_at_a_time(edge: Edge) -> None:
     edge.ready_status, edge.ready_takes_s = 503, 1.0
     limits = httpx.Limits(max_connections=200)
