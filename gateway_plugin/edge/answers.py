@@ -88,9 +88,12 @@ class Refusal:
         return f"  http-request use-service lua.refuse_{self.name} if {condition}"
 
     def at_once(self) -> str:
-        """The rule without its condition, for a request that has been read whole: HAProxy's own answer, and cheap."""
+        """The rule without its condition, for a request that has been read whole, or is not to be: HAProxy's own.
+
+        Cheap; see ``refuse_script`` for what a caller reads that is still sending.
+        """
         body = json.dumps(self.error.body()).replace("'", r"\u0027")
-        headers = "".join(f" hdr {name} {value}" for name, value in self.error.headers().items())
+        headers = "".join(f" hdr {name} {value}" for name, value in _said_with(self.error).items())
         status = f"status {self.error.status} content-type application/json"
         return f"http-request return {status} string '{body}'{headers}"
 
@@ -108,7 +111,8 @@ def refuse_script(refusals: Iterable[Refusal]) -> str:
     Why Lua: HAProxy's own ``return`` closes while the caller is still sending. Past some 200 KiB the system then resets
     the connection, and the caller reads "connection reset" where "401" or "413" was written. This answers at once, and
     reads on, keeping nothing, as slowly as ``DRAINED_BYTES_PER_S`` says. It must not return before the body's end:
-    HAProxy would read what is left, as fast as it comes.
+    HAProxy would read what is left, as fast as it comes. A body that comes by single bytes keeps its connection for as
+    long as its sender likes, so only so many are read (``floods.refuse_outsiders``).
     """
     entries = "".join(
         f"refuse({_lua(r.name)}, {r.error.status}, {_headers(r.error)}, {_body(r.error)}{_variants(r)})\n"
@@ -152,11 +156,12 @@ end
 """
 
 
+def _said_with(error: GatewayError) -> dict[str, str]:
+    return {**error.headers(), **({"WWW-Authenticate": "Bearer"} if error.status == 401 else {})}
+
+
 def _headers(error: GatewayError) -> str:
-    headers = dict(error.headers())
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return "{" + ", ".join(f"[{_lua(name)}] = {_lua(value)}" for name, value in headers.items()) + "}"
+    return "{" + ", ".join(f"[{_lua(name)}] = {_lua(value)}" for name, value in _said_with(error).items()) + "}"
 
 
 def _body(error: GatewayError) -> str:

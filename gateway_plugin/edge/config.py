@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gateway_plugin.edge.answers import client_left, http_error, own_errors, refuse_script
 from gateway_plugin.edge.apart import around
-from gateway_plugin.edge.floods import at_a_time, in_ingress, in_slot, readiness
+from gateway_plugin.edge.floods import UNLIMITED, at_a_time, in_ingress, in_slot, readiness
 from gateway_plugin.edge.front import BUFFER_BYTES, PATHS, FrontSettings, front_door, inner_door
 from gateway_plugin.edge.places import Places
 from gateway_plugin.errors import ServiceError
@@ -134,7 +134,7 @@ def _front(settings: EdgeSettings) -> FrontSettings:
         keys_map=settings.keys_map,
         models_map=settings.models_map,
         body_bytes=settings.body_bytes,
-        in_flight_per_key=settings.in_flight_per_key,
+        in_flight_per_key=settings.places.of_one_key(settings.in_flight_per_key),
         requests_per_key_10s=settings.requests_per_key_10s,
         cors_origins=settings.cors_origins,
         places=settings.places,
@@ -256,7 +256,7 @@ def _slot(settings: EdgeSettings, number: int) -> str:
     return f"""\
 backend slot{number}
 {client_left()}
-{in_slot(number, settings.servers_per_slot, settings.places)}\
+{in_slot(number, settings.places)}\
   balance leastconn
   http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.slot_keys_map})]"
   # What an engine says is for the caller: it controls neither the ingress nor what the edge says itself.
@@ -266,5 +266,5 @@ backend slot{number}
   default-server check inter 10s fastinter 1s downinter 2s fall 3 rise 1 observe layer4 error-limit 1 on-error mark-down
   default-server ssl ca-file {settings.ca} crt {settings.identity} verify required verifyhost {ENGINE_NAME}
   server-template e 0-{settings.servers_per_slot - 1} {ENGINE_NAME}:1 init-addr last,127.0.0.1 disabled
-  server cold unix@{settings.cold_door} backup no-check no-ssl pool-max-conn 0
+  server cold unix@{settings.cold_door} backup no-check no-ssl pool-max-conn 0 maxconn {UNLIMITED}
 """

@@ -28,7 +28,7 @@ _READY_BUSY = Refusal(
 REFUSALS = (_BUSY, _COLD_FULL, _READY_BUSY)
 """All that these rules may say."""
 _READY_AT_A_TIME = 32
-_COLD, _OTHERS = 2, 1
+_COLD, _OTHERS, _REFUSED = 2, 1, 3
 """Keys of the table ``busy``."""
 _WHOLE = "{ req.body_size le 16384 } !{ req.fhdr_cnt(transfer-encoding) gt 0 }"
 """A body so short was read whole before any rule of a backend."""
@@ -59,9 +59,31 @@ def sources(places: Places) -> str:
 """
 
 
-def in_slot(slot: int, servers: int, places: Places) -> str:
-    """Rules of a slot's backend. A request is cold where no engine is up, and warm else."""
-    return _counted(" ".join(f"!{{ srv_is_up(slot{slot}/e{number}) }}" for number in range(servers)), places)
+def refuse_outsiders(places: Places, *refusals: tuple[Refusal, str]) -> str:
+    """Rules for who is not let in, each with its condition: strangers, and keys past their limits.
+
+    Nothing else bounds how many of them send at a time. A caller that goes on sending reads its refusal as far as there
+    are places for such; past them it is closed at once. The conditions must not cost much: they are tried twice.
+    """
+    crowded = f"{{ sc_conn_cur(2,busy) gt {places.refused} }}"
+    rules = [f"  http-request track-sc2 int({_REFUSED}) table busy if {' or '.join(when for _, when in refusals)}"]
+    for refusal, condition in refusals:
+        at_once = " or ".join(f"{crowded} {term}" for term in condition.split(" or "))
+        rules += [f"  {refusal.at_once()} if {at_once}", refusal.when(condition)]
+    return "\n".join(rules)
+
+
+UNLIMITED = 1_000_000
+"""``maxconn`` of the server ``cold`` of a slot: never reached. Servers of engines have none."""
+
+
+def in_slot(slot: int, places: Places) -> str:
+    """Rules of a slot's backend. A request is cold where ``cold`` is all that can take it, and warm else.
+
+    HAProxy counts the free places of usable servers, a backup's only where there is no other, and says -1 if one of
+    them has no ``maxconn``. ``srv_is_up`` is no such test: it holds for an engine that drains, which takes nothing.
+    """
+    return _counted(f"{{ be_conn_free(slot{slot}) ge 0 }}", places)
 
 
 def at_a_time(places: Places) -> str:
@@ -101,12 +123,23 @@ def _refuse(refusal: Refusal, condition: str) -> str:
 
 
 def readiness() -> str:
-    """Rules of the backend of ``/ready``, which needs no key: a "yes" is good for a second, whoever asks."""
+    """Rules of the backend of ``/ready``, which needs no key: a "yes" is good for a second, whoever asks.
+
+    And for the next one, while somebody asks again.
+    """
+    yes = """return status 200 content-type application/json string '{"ready":true}'"""
     return f"""\
   http-request set-uri /ready
+  # All that the caller wrote: some headers pass by a cache, and none is of use here.
+  http-request del-header . -m reg
   http-request set-header host gateway
   http-request cache-use ready
+  # The cache knows nothing of HTTP/1.0, keeps no answer to HEAD, and lets everybody ask at once when it is out of date.
+  http-request {yes} if {{ date,sub(proc.ready_asked) eq 0 }} {{ date,sub(proc.ready_at) le 1 }}
 {_READY_BUSY.when(f"{{ be_conn(ready) gt {_READY_AT_A_TIME} }}")}
+  http-request set-var(proc.ready_asked) date
+  http-response set-var(proc.ready_at) date if {{ status 200 }}
+  http-response set-var(proc.ready_at) int(0) if !{{ status 200 }}
   http-response set-header cache-control max-age=1
   http-response cache-store ready
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.edge.answers import Refusal
-from gateway_plugin.edge.floods import REFUSALS, sources, tables
+from gateway_plugin.edge.floods import REFUSALS, refuse_outsiders, sources, tables
 from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, no_chunks, plainer_words
 from gateway_plugin.edge.pages import pages
 from gateway_plugin.edge.places import Places
@@ -152,9 +152,7 @@ class FrontSettings:
     def refusals(self) -> tuple[Refusal, ...]:
         """All that the doors may say."""
         fixed = (
-            _NOT_HTTP_1,
             _NOT_A_PATH,
-            _HEAD_TOO_LARGE,
             _BODY_WITHOUT_POST,
             _GOING_DOWN,
             _NO_KEY,
@@ -177,7 +175,7 @@ def front_door(settings: FrontSettings) -> str:
             _begin(settings),
             pages(settings.cors_origins),
             _keyless(),
-            _who(settings.keys_map),
+            _who(settings.keys_map, settings.places),
             _limits(settings),
             _what(settings),
             _tell(),
@@ -191,6 +189,12 @@ def front_door(settings: FrontSettings) -> str:
 
 
 def _begin(settings: FrontSettings) -> str:
+    plain = refuse_outsiders(
+        settings.places,
+        (_NOT_A_PATH, "!{ url_beg / }"),
+        (_BODY_WITHOUT_POST, "!is_post has_body or !is_post chunked or !is_post endless"),
+        (_GOING_DOWN, "{ str(down),in_table(gate) } !admin !metrics"),
+    )
     return f"""\
 frontend front
   bind {settings.listen}
@@ -226,12 +230,10 @@ frontend front
   acl has_body req.body_size gt 0
 
   # 1. Not a plain request of this server.
-{_NOT_HTTP_1.when("!{ req.ver 1.0 1.1 }")}
-{_NOT_A_PATH.when("!{ url_beg / }")}
-{_HEAD_TOO_LARGE.when(f"{{ req.hdrs,length gt {HEAD_BYTES} }}")}
-{_BODY_WITHOUT_POST.when("!is_post has_body or !is_post chunked or !is_post endless")}
+  {_NOT_HTTP_1.at_once()} if !{{ req.ver 1.0 1.1 }}
+  {_HEAD_TOO_LARGE.at_once()} if {{ req.hdrs,length gt {HEAD_BYTES} }}
   # Or the gateway is being ended (closing.py). Administrators may look on.
-{_GOING_DOWN.when("{ str(down),in_table(gate) } !admin !metrics")}
+{plain}
 
 """
 
@@ -246,7 +248,13 @@ def _keyless() -> str:
 """
 
 
-def _who(keys_map: Path) -> str:
+def _who(keys_map: Path, places: Places) -> str:
+    unknown = refuse_outsiders(
+        places,
+        (_UNKNOWN_KEY, f"!{_FOUND_KEY} {{ var(txn.digest) -m found }}"),
+        (TWO_KEYS, f"!{_FOUND_KEY} {{ var(txn.twin) -m found }}"),
+        (_NO_KEY, f"!{_FOUND_KEY}"),
+    )
     twins = "{ var(txn.twin) -m found } { req.fhdr(x-api-key),sha2(256),hex,strcmp(txn.twin) eq 0 }"
     return f"""\
   # 3. Exactly one credential, of a known key.
@@ -255,23 +263,25 @@ def _who(keys_map: Path) -> str:
   http-request set-var(txn.twin) 'req.fhdr(authorization),word(2," "),sha2(256),hex' if {_BOTH}
   http-request set-var(txn.digest) var(txn.twin) if {twins}
   http-request set-var(txn.who) var(txn.digest),map_str({keys_map})
-{_UNKNOWN_KEY.when(f"!{_FOUND_KEY} {{ var(txn.digest) -m found }}")}
-{TWO_KEYS.when(f"!{_FOUND_KEY} {{ var(txn.twin) -m found }}")}
-{_NO_KEY.when(f"!{_FOUND_KEY}")}
+{unknown}
   http-request set-var(txn.role) var(txn.who),field(1,:)
   http-request set-var(txn.key) var(txn.who),field(2,:)
 """
 
 
 def _limits(settings: FrontSettings) -> str:
+    past = refuse_outsiders(
+        settings.places,
+        (settings.too_fast, f"{{ sc_http_req_rate(0,limits) gt {settings.requests_per_key_10s} }}"),
+        (settings.too_many, f"{{ sc_conn_cur(0,limits) gt {settings.in_flight_per_key} }}"),
+    )
     return f"""\
   # 4. What one key may ask for.
   http-request track-sc0 var(txn.key) table limits
   # Every request under its key's digest, so that a key's requests can be cut when it is revoked (admission.py).
   http-request set-var-fmt(txn.number) %rt
   http-request track-sc1 var(txn.digest),concat(/,txn.number) table held
-{settings.too_fast.when(f"{{ sc_http_req_rate(0,limits) gt {settings.requests_per_key_10s} }}")}
-{settings.too_many.when(f"{{ sc_conn_cur(0,limits) gt {settings.in_flight_per_key} }}")}
+{past}
 """
 
 

@@ -49,6 +49,10 @@ class Places:
         """Connections at the cold door, at the inner door, and at the around door."""
         return self.cold + _PASSING
 
+    def of_one_key(self, wanted: int) -> int:
+        """Requests in flight of one key, if the site allows ``wanted``: so that none can take all of ``cold``."""
+        return min(wanted, max(1, self.cold // 2))
+
     @property
     def connections(self) -> int:
         """At all doors together."""
@@ -58,6 +62,11 @@ class Places:
     def per_source(self) -> int:
         """Connections of one address at the front door, if it is not this machine's own, which all its users share."""
         return self.callers // 2
+
+    @property
+    def refused(self) -> int:
+        """Connections at the front door whose callers were refused while they send, and are let send on."""
+        return self.callers // 4
 
     @property
     def most_files(self) -> int:

@@ -213,13 +213,21 @@ def open_files(limits: Limits | None = None, hard: int | None = None) -> Check:
         allowed = places(limit, wanted.relayed_requests)
     except GatewayError as error:
         return Check("open files", Verdict.FAIL, error.message, "ulimit -Hn is set by the machine's administrators")
+    of_one_key = allowed.of_one_key(wanted.in_flight_per_key)
     words = (
         f"{limit}: {allowed.callers} callers' connections at a time; {allowed.cold} requests for models that are not "
-        f"loaded, {allowed.busy} others"
+        f"loaded, {allowed.busy} others; {of_one_key} of one key"
     )
+    less: list[tuple[str, str]] = []
     if allowed.cold < wanted.waiting_requests:
-        words += f"; the site lets {wanted.waiting_requests} wait"
-        advice = "raise it (ulimit -Hn), or lower limits.waiting_requests: the rest is refused at once"
+        less.append((f"lets {wanted.waiting_requests} wait", "limits.waiting_requests"))
+    if of_one_key < wanted.in_flight_per_key:
+        less.append((f"allows one key {wanted.in_flight_per_key}", "limits.in_flight_per_key"))
+    if less:
+        words += f"; the site {' and '.join(said for said, _ in less)}"
+        advice = (
+            f"raise it (ulimit -Hn), or lower {' and '.join(name for _, name in less)}: the rest is refused at once"
+        )
         return Check("open files", Verdict.WARN, words, advice)
     return Check("open files", Verdict.OK, words)
 

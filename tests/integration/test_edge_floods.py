@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 from gateway_plugin.edge.places import Places, places
+from gateway_plugin.keys import KeyStore
+from gateway_plugin.site import Limits
 from tests.support.edges import Edge, chat, running_edge, until
 
 pytestmark = pytest.mark.integration
@@ -26,6 +28,7 @@ SLOW_S = 2.5
 """A second is promised; clients, edge, ingress and engine share a machine here, with other tests. A wait for a place
 that is not given back takes 5 s and more."""
 PLACES: Places = places(FILES, 1000, SLOTS, SERVERS)
+OF_ONE_KEY = PLACES.of_one_key(Limits().in_flight_per_key)
 
 
 @pytest.fixture
@@ -85,11 +88,11 @@ async def probed(edge: Edge) -> AsyncIterator[None]:
     assert probes.slowest_s < SLOW_S
 
 
-async def waiter(edge: Edge, model: str = "cold") -> tuple[int, bytes, float]:
+async def waiter(edge: Edge, key: str) -> tuple[int, bytes, float]:
     """One request for a model that is not loaded, on a connection of its own: status, answer, seconds."""
     began = time.monotonic()
-    body = json.dumps(chat(model, "hello")).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: e\r\nx-api-key: {edge.user_key}\r\n"
+    body = json.dumps(chat("cold", "hello")).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: e\r\nx-api-key: {key}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
     writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
     said = await reader.readuntil(b"\r\n\r\n")
@@ -99,17 +102,22 @@ async def waiter(edge: Edge, model: str = "cold") -> tuple[int, bytes, float]:
     return int(said.split()[1]), answer, time.monotonic() - began
 
 
-@pytest.mark.parametrize("slot", [None, 1], ids=["no-slot", "slot"])
-async def test_waiters_more_than_can_be_answered(edge: Edge, slot: int | None) -> None:
+@pytest.mark.parametrize("model", ["no-slot", "slot", "draining"])
+async def test_waiters_more_than_can_be_answered(edge: Edge, model: str) -> None:
     """As many as fit wait and are answered, in the end through the inner door; the rest is told so at once."""
     edge.loaded = asyncio.Event()
-    if slot is not None:
-        edge.names["cold"] = slot
-        await edge.runtime.sync_slots(edge.names, (slot,))
+    if model == "draining":
+        engine = await edge.add_engine("cold")
+        await edge.runtime.drain(engine.slot, engine.server)
+    elif model == "slot":
+        edge.names["cold"] = 1
+        await edge.runtime.sync_slots(edge.names, (1,))
     many = PLACES.cold + 400
     assert many > PLACES.callers, "more than there are places at the front door"
+    store = KeyStore(edge.layout)
+    keys = [await asyncio.to_thread(store.create, f"user{n}", "user") for n in range(many // OF_ONE_KEY + 1)]
     async with probed(edge):
-        waiters = [asyncio.create_task(waiter(edge)) for _ in range(many)]
+        waiters = [asyncio.create_task(waiter(edge, keys[n % len(keys)])) for n in range(many)]
 
         async def all_but_those_that_fit() -> bool:
             return sum(task.done() for task in waiters) >= many - PLACES.cold
@@ -128,6 +136,29 @@ async def test_waiters_more_than_can_be_answered(edge: Edge, slot: int | None) -
         edge.loaded.set()
         answered = await asyncio.wait_for(asyncio.gather(*waiters), 20)
     assert Counter(status for status, _, _ in answered) == {200: PLACES.cold, 503: many - PLACES.cold}
+
+
+async def test_one_key_leaves_places_to_others(edge: Edge) -> None:
+    """Also where open files are few, and the site allows a key more than there are."""
+    assert edge.site.limits.in_flight_per_key > PLACES.cold
+    edge.loaded = asyncio.Event()
+    waiters = [asyncio.create_task(waiter(edge, edge.user_key)) for _ in range(PLACES.cold + 20)]
+
+    async def others_are_told() -> bool:
+        return sum(task.done() for task in waiters) >= PLACES.cold + 20 - OF_ONE_KEY
+
+    await until(others_are_told, "the others are refused", within_s=5.0)
+    assert {task.result()[0] for task in waiters if task.done()} == {429}
+    other = asyncio.create_task(waiter(edge, edge.admin_key))
+
+    async def waits_too() -> bool:
+        return len(edge.cold) == OF_ONE_KEY + 1
+
+    await until(waits_too, "another key's request waits with them", within_s=5.0)
+    await edge.add_engine("cold")
+    edge.loaded.set()
+    assert (await other)[0] == 200
+    assert Counter(status for status, _, _ in await asyncio.gather(*waiters))[200] == OF_ONE_KEY
 
 
 @dataclass
@@ -174,6 +205,50 @@ async def test_idle_connections_are_short_lived_and_leave_places(edge: Edge) -> 
         await until(reopened, "connections without a request are closed", within_s=7)
         await asyncio.sleep(0.5)
         assert held.opened <= 2 * count, "after some seconds, not at once"
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [
+        ("POST /v1/completions", ""),
+        ("POST /v1/completions", "gw-wrong"),
+        ("GET /health", ""),
+        ("POST /v1/completions", "admin"),
+    ],
+    ids=["no-key", "unknown-key", "not-plain", "key-past-its-limit"],
+)
+async def test_who_is_refused_and_goes_on_sending_takes_few_places(edge: Edge, asked: str, key: str) -> None:
+    let_in = OF_ONE_KEY if key == "admin" else 0
+    key = edge.admin_key if key == "admin" else key
+    head = f"{asked} HTTP/1.1\r\nhost: e\r\nx-api-key: {key}\r\ncontent-length: 100000000\r\n\r\n"
+
+    async def sender() -> bytes:
+        """What it was told, once it is closed."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
+        try:
+            writer.write(head.encode())
+            return await reader.read()
+        finally:
+            writer.close()
+
+    senders = [asyncio.create_task(sender()) for _ in range(PLACES.callers)]
+
+    def told() -> list[bytes]:
+        return [task.result() for task in senders if task.done()]
+
+    async def most() -> bool:
+        return len(told()) >= PLACES.callers - PLACES.refused - let_in
+
+    try:
+        await until(most, "most are closed", within_s=5)
+        async with probed(edge):
+            await asyncio.sleep(0.5)
+        assert len(told()) == PLACES.callers - PLACES.refused - let_in, "the others may send on"
+        assert {said.split()[1] for said in told()} <= {b"400", b"401", b"429"}
+    finally:
+        for task in senders:
+            task.cancel()
+        await asyncio.wait(senders)
 
 
 async def test_one_address_of_others_cannot_take_all_places(edge: Edge) -> None:
@@ -234,6 +309,52 @@ async def test_readiness_is_asked_for_once_a_second_whoever_asks(edge: Edge) -> 
         edge.ready_status = 503
         await asyncio.sleep(1.2)
         assert (await nobody.get("/ready")).status_code == 503, "a yes is good for a second only"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "GET /ready HTTP/1.1\r\nhost: e\r\ncache-control: no-cache",
+        "GET /ready HTTP/1.1\r\nhost: e\r\npragma: no-cache",
+        "GET /ready HTTP/1.1\r\nhost: e\r\nauthorization: Bearer gw-x",
+        "GET /ready HTTP/1.0",
+        "HEAD /ready HTTP/1.1\r\nhost: e",
+    ],
+)
+async def test_nothing_that_a_stranger_writes_passes_by_what_was_said_of_readiness(edge: Edge, asked: str) -> None:
+    began = time.time()
+    for _ in range(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
+        writer.write(f"{asked}\r\n\r\n".encode())
+        said = await asyncio.wait_for(reader.read(), 5)  # to the end: it is closed
+        writer.close()
+        assert said.split()[1] == b"200"
+        assert said.endswith(b"\r\n\r\n") == asked.startswith("HEAD"), "an answer to HEAD has no body"
+    assert 1 <= len(edge.cold) <= 2 + time.time() - began
+    assert {name for name, _ in edge.cold[0].headers} <= {"host", "x-gateway-edge", "connection", "content-length"}
+
+
+async def test_one_asks_again_for_all_who_come_meanwhile(edge: Edge) -> None:
+    async with edge.client("") as nobody:
+        assert (await nobody.get("/ready")).status_code == 200
+        edge.ready_takes_s, said_at = 0.3, int(time.time())
+
+        async def next_second() -> bool:
+            return int(time.time()) > said_at
+
+        await until(next_second, "what was said is out of date")
+        again = asyncio.create_task(nobody.get("/ready"))
+
+        async def asked() -> bool:
+            return len(edge.cold) == 2
+
+        await until(asked, "one asks")
+        answers = await asyncio.gather(*(nobody.get("/ready") for _ in range(20)), again)
+        assert {answer.status_code for answer in answers} == {200}
+        assert len(edge.cold) <= 3, "a second may end meanwhile"
+        edge.ready_status, edge.ready_takes_s = 503, 0.0
+        await asyncio.sleep(1.2)
+        assert [(await nobody.get("/ready")).status_code for _ in range(3)] == [503] * 3, "a no is nobody's yes"
 
 
 async def test_a_gateway_that_is_not_ready_is_asked_by_few_at_a_time(edge: Edge) -> None:

@@ -66,7 +66,7 @@ def test_no_door_speaks_http2() -> None:
     assert doors
     assert all(door.endswith("proto h1") and "h2" not in door for door in doors)
     front = section(text, "frontend front")
-    assert front.index("refuse_version if !{ req.ver 1.0 1.1 }") < front.index("refuse_no_key")
+    assert front.index("if !{ req.ver 1.0 1.1 }") < front.index("refuse_no_key")
 
 
 def test_every_server_is_verified() -> None:
@@ -165,10 +165,26 @@ def test_limits_are_those_of_the_site() -> None:
     text = render(made)
     assert "gt 5000 }" in text
     assert "sc_conn_cur(0,limits) gt 7" in text
+    many = render(settings(in_flight_per_key=PLACES.cold))
+    assert f"sc_conn_cur(0,limits) gt {PLACES.cold // 2} " in many, "no key can take all places of those that wait"
     assert "sc_http_req_rate(0,limits) gt 11" in text
     assert "timeout server 9600s" in text
     assert "option srvtcpka " in text
     assert "5000 bytes" in script(made)
+
+
+def test_who_is_not_let_in_is_read_out_only_while_there_is_room() -> None:
+    lines = section(render(settings()), "frontend front").partition("  # 5. ")[0].splitlines()
+    crowded = f"{{ sc_conn_cur(2,busy) gt {PLACES.refused} }}"
+    counted = [line for line in lines if "track-sc2 int(3) table busy" in line]
+    refusals = [number for number, line in enumerate(lines) if "lua.refuse_" in line]
+    assert len(refusals) == 8
+    for number in refusals:
+        condition = lines[number].partition(" if ")[2]
+        assert any(condition in line for line in counted)
+        assert lines[number - 1].startswith("  http-request return status ")
+        at_once = " or ".join(f"{crowded} {term}" for term in condition.split(" or "))
+        assert lines[number - 1].endswith(f" if {at_once}")
 
 
 def test_own_errors_are_one_a_status_in_openais_form() -> None:

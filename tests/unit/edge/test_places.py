@@ -49,9 +49,20 @@ def test_waiters_leave_places_to_all_others(limit: int, relayed: int, slots: int
     assert min(16, relayed) <= held.cold <= relayed
     assert held.busy >= held.cold, "warm requests have places that no waiter can take"
     assert held.callers >= 2 * held.busy + held.cold, "and so has whoever is to be told that there is no room"
+    assert held.callers - held.refused >= 2 * held.busy + held.cold, "also while refused callers go on sending"
     assert held.owner >= 12
     assert 2 * held.per_source <= held.callers
     assert held.connections >= held.callers + held.owner + 2 * held.cold
+
+
+@given(LIMITS, RELAYED, SLOTS, st.integers(min_value=1, max_value=2000))
+def test_one_key_leaves_places_to_others(limit: int, relayed: int, slots: int, wanted: int) -> None:
+    held = divided(limit, relayed, slots)
+    if held is None:
+        return
+    one = held.of_one_key(wanted)
+    assert 1 <= one <= wanted
+    assert one == 1 or 2 * one <= held.cold <= held.busy
 
 
 def test_limits_of_common_machines() -> None:

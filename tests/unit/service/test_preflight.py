@@ -247,9 +247,14 @@ def test_open_files_say_what_they_allow() -> None:
     assert few.verdict is Verdict.WARN
     assert "4096: 1511 callers" in few.found
     assert "266 requests for models that are not loaded" in few.found
-    assert "the site lets 1000 wait" in few.found
+    assert "133 of one key" in few.found, "no key can take all places of those that wait"
+    assert "the site lets 1000 wait and allows one key 512" in few.found
+    assert "lower limits.waiting_requests and limits.in_flight_per_key" in few.advice
+    only = open_files(Limits(waiting_requests=100), 6000)
+    assert only.verdict is Verdict.WARN
+    assert only.found.endswith("; the site allows one key 512")
     assert open_files(Limits(), 20_000).verdict is Verdict.OK
-    assert open_files(Limits(waiting_requests=100), 6000).verdict is Verdict.OK
+    assert open_files(Limits(waiting_requests=100, in_flight_per_key=100), 6000).verdict is Verdict.OK
     assert "4096: 1511 callers" in few_files(Limits(), 4096), "'up' says it too"
     assert few_files(Limits(), 20_000) == ""
     none = open_files(Limits(), 1000)
