@@ -41,16 +41,16 @@ OTHERS := $(filter-out $(WAITING) tests/support tests/__pycache__,$(patsubst %/,
 
 test: $(STAMP) ## Every test; says what it skipped and why
 ifeq ($(TESTS),tests)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line lane-waiting lane-others
+	@$(MAKE) --no-print-directory --jobs=2 lane-waiting lane-others
 else
 	$(PYTEST) $(TESTS)
 endif
 
 lane-waiting: $(STAMP)
-	$(PYTEST) $(WAITING)
+	@set -o pipefail; $(PYTEST) $(WAITING) 2>&1 | sed -u 's/^/waiting: /'
 
 lane-others: $(STAMP)
-	$(PYTEST) $(OTHERS)
+	@set -o pipefail; $(PYTEST) $(OTHERS) 2>&1 | sed -u 's/^/ others: /'
 
 test-slurm: $(STAMP) ## The tests on a real Slurm; installs its packages if it may, else says what to install
 	@sh requirements/slurm.sh
