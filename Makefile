@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test lane-waiting lane-others test-slurm test-globus check bench-gateway bench-growth bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-slurm test-globus check bench-gateway bench-growth bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,22 +35,8 @@ demo-globus: $(STAMP) ## The same two models through Globus Compute: stand-in, b
 
 PYTEST := $(BIN)/python -m pytest -rfEs --tb=short --durations=10
 
-# Two lanes side by side. The first mostly waits for queues, walltimes and clocks, which costs no processor time.
-WAITING := tests/slurm tests/pbs tests/security tests/globus
-OTHERS := $(filter-out $(WAITING) tests/support tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
-
 test: $(STAMP) ## Every test; says what it skipped and why
-ifeq ($(TESTS),tests)
-	@$(MAKE) --no-print-directory --jobs=2 lane-waiting lane-others
-else
 	$(PYTEST) $(TESTS)
-endif
-
-lane-waiting: $(STAMP)
-	@set -o pipefail; $(PYTEST) $(WAITING) 2>&1 | sed -u 's/^/waiting: /'
-
-lane-others: $(STAMP)
-	@set -o pipefail; $(PYTEST) $(OTHERS) 2>&1 | sed -u 's/^/ others: /'
 
 test-slurm: $(STAMP) ## The tests on a real Slurm; installs its packages if it may, else says what to install
 	@sh requirements/slurm.sh

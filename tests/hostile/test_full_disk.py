@@ -95,7 +95,8 @@ def test_models_are_switched_on_a_full_disk_and_everybody_is_told(running: Gatew
         assert str(layout.servers_state) in status["unwritten"]
         assert NO_ROOM in running.cli("status").stdout
         with running.client() as client:
-            assert client.get("/ready").json() == {"ready": True, "trouble": status["storage"]}
+            told = wait_for(lambda: (said := client.get("/ready").json()).get("trouble") and said, 10, "/ready says so")
+            assert told == {"ready": True, "trouble": status["storage"]}, "a yes is good for a second or two"
             reasons = {model["id"]: model["reason"] for model in client.get("/v1/models").json()["data"]}
             assert all(NO_ROOM in reason for reason in reasons.values()), reasons
         with running.client(headers={"authorization": f"Bearer {running.key}", "x-gateway-wait": "1"}) as client:

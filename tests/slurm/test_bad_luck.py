@@ -30,7 +30,7 @@ from tests.support.slurm.virtual import VirtualSlurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 """How long a request may wait for its model."""
 PATIENCE_S = 30
 """How long the one client waits that says so."""
