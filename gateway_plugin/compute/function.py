@@ -618,15 +618,19 @@ def answers_folder(site: dict[str, Any]) -> str:
     return os.path.join(home, f"{site['answers']}-{os.getuid()}")
 
 
+def made_for_oneself(path: str) -> None:
+    """The folder and what is missing above it, 0700: not by the umask, which all threads of the worker share."""
+    if os.path.isdir(path):
+        return
+    made_for_oneself(os.path.dirname(path))
+    with contextlib.suppress(FileExistsError):  # another task was quicker
+        os.mkdir(path, 0o700)
+
+
 def opened_folder(path: str) -> int:
     """The folder, 0700; made if there is none. Below 0: it cannot be had, or is another user's."""
     try:
-        if not os.path.isdir(path):
-            before = os.umask(0o077)
-            try:
-                os.makedirs(path, exist_ok=True)
-            finally:
-                os.umask(before)
+        made_for_oneself(path)
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return -1

@@ -662,6 +662,7 @@ def test_answers_lie_below_the_users_own_state_home(
         (kept,) = home.glob(f"gateway-plugin/gw-1234-{os.getuid()}/*.jsonl")
         modes = [path.stat().st_mode & 0o777 for path in (kept, kept.parent, kept.parents[1], home)]
         assert modes == [0o600, 0o700, 0o700, 0o700]
+    assert (tmp_path / "home/.local").stat().st_mode & 0o777 == 0o700
     assert not Path("relative").exists()
 
 
