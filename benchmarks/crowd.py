@@ -28,8 +28,8 @@ class Order:
     """What the callers do.
 
     Caller ``n`` is due at ``start_at + ramp_s * n / count``. ``ask``: it sends one of ``requests`` with one of ``keys``
-    (both in turn; ``KEY`` in the text stands for it) and reads the answer. ``idle``: it shakes hands, sends nothing, and
-    comes again when it is closed, until ``end_at``. ``mute``: the same without a handshake.
+    (both in turn; ``KEY`` in the text stands for it) and reads the answer. ``idle``: it shakes hands, sends nothing,
+    and comes again when it is closed, until ``end_at``. ``mute``: the same without a handshake.
     """
 
     host: str
