@@ -66,7 +66,7 @@ def grow_and_shrink(change: Change, unplaced: tuple[str, ...]) -> None:
 
 
 def _ask(change: Change, kind: NodeKind, *counts: dict[str, int]) -> str:
-    node = Node(f"{kind.name}-{change.epoch}-{change.next_serial()}", kind.name, NodePhase.PENDING, since=change.now)
+    node = Node(change.name(kind.name, change.next_serial()), kind.name, NodePhase.PENDING, since=change.now)
     change.nodes.put(node.id, node)
     for many in counts:
         many[kind.name] = many.get(kind.name, 0) + 1

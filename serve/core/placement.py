@@ -300,7 +300,7 @@ def _start(change: Change, name: str, node: Node, gpus: tuple[int, ...], slot: i
     model = change.models[name]
     label = re.sub(r"[^A-Za-z0-9.]+", "-", name)[:40]
     engine = Engine(
-        id=f"{label}-{change.epoch}-{serial}",
+        id=change.name(label, serial),
         model=name,
         node=node.id,
         gpus=gpus,
