@@ -95,12 +95,15 @@ class Sky:
         """Probes while the block runs: their slowest become figures."""
         edge = self._edge()
         cpu, began = edge.cpu_times(), time.monotonic()
+        psutil.cpu_times_percent()
         with probing(*self.address, self.gateway.trust, questions) as asked:
             yield
-        spent = edge.cpu_times()
+        spent, machine = edge.cpu_times(), psutil.cpu_times_percent()
         busy = spent.user + spent.system - cpu.user - cpu.system
         self._probes(asked, name, at_most)
         self.add(f"{name}: edge's processor", 100 * busy / (time.monotonic() - began), "%")
+        self.add(f"{name}: machine idle", machine.idle, "%")
+        self.add(f"{name}: machine taken by others (steal)", getattr(machine, "steal", 0.0), "%")
 
     def _probes(self, asked: Asked, name: str, at_most: float) -> None:
         for question, replies in asked.replies.items():
@@ -222,8 +225,9 @@ def streams(sky: Sky, count: int, waiting: int) -> None:
 def ghosts(sky: Sky, count: int) -> None:
     """Callers that do not wait ask for ``count`` models; then one that does asks for another. Room is for one."""
     name = f"{count} ghosts"
-    alone = _cold_s(sky)
-    sky.gateway.chat("m0")  # which takes the room
+    for _ in range(2):  # the first one waits for its block
+        alone = _cold_s(sky)
+        sky.gateway.chat("m0")  # which takes the room
     before = _loads(sky.gateway)
     texts = [sky.request(chat_body(f"m{n}"), "x-gateway-wait: 0\r\n") for n in range(1, count + 1)]
     order = sky.order("ask", count, 0.5, 20.0, texts)
