@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-slurm test-globus check bench-gateway bench-growth bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-slurm test-globus check bench-gateway bench-rough bench-growth bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -54,6 +54,9 @@ check: $(STAMP) ## Linter, formatter, types, architecture
 
 bench-gateway: $(STAMP) ## What the gateway adds to an engine: build/bench/gateway.json
 	$(BIN)/python -m benchmarks.gateway
+
+bench-rough: $(STAMP) ## Floods, strangers, cold streams and ghosts on whole gateways: build/bench/rough.json
+	$(BIN)/python -m benchmarks.rough
 
 bench-growth: $(STAMP) ## Growth rules compared over a simulated day: build/bench/growth.json and .png
 	$(BIN)/python -m benchmarks.growth

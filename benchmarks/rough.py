@@ -35,8 +35,8 @@ from tests.support.gateways import ROOT, Gateway, chat_body, fake_model, gateway
 OUT = ROOT / "build" / "bench"
 _GENERATORS = 2
 _NICE = 5
-_LOAD_S = 8.0
-"""Of the cold models that many wait for."""
+_LOAD_S, _LONG_LOAD_S = 8.0, 20.0
+"""Of the models that many wait for; the second one lasts until all have come."""
 _SETTLE_S = 1.0
 
 
@@ -276,10 +276,16 @@ def replicas(made: Gateway) -> dict[str, int]:
 
 
 def _catalog(memory: Path) -> dict[str, Any]:
-    load = ("--load-delay-s", str(_LOAD_S))
-    cold = {name: fake_model(memory, *load, memory_gib=0.1) for name in ("cold", "cold2", "later")}
-    slow = fake_model(memory, *load, "--token-rate", "2", memory_gib=0.1)
-    return {"warm": fake_model(memory, memory_gib=0.1), "slow": slow, **cold}
+    def cold(load_s: float, *options: str) -> dict[str, Any]:
+        return fake_model(memory, "--load-delay-s", str(load_s), *options, memory_gib=0.1)
+
+    return {
+        "warm": cold(0.0),
+        "slow": cold(_LOAD_S, "--token-rate", "2"),
+        "later": cold(_LOAD_S),
+        "cold": cold(_LONG_LOAD_S),
+        "cold2": cold(_LONG_LOAD_S),
+    }
 
 
 def _ghostly(memory: Path) -> dict[str, Any]:

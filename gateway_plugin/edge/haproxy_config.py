@@ -149,7 +149,7 @@ def _global(settings: EdgeSettings) -> str:
 global
   maxconn {settings.places.connections}
   no strict-limits          # HAProxy wants two open files a connection; what is really needed: places.py
-  tune.stick-counters 4
+  tune.stick-counters 5
   nbthread {settings.threads}
   tune.bufsize {BUFFER_BYTES}
   tune.memory.hot-size {_HOT_BYTES} # its default holds eight buffers; each request takes two or three
