@@ -204,7 +204,7 @@ def streams(sky: Sky, count: int, waiting: int) -> None:
     name = f"{count:,} streams, {waiting} let go"
     admin = sky.gateway.key
     questions = [Question(path, path, key=admin) for path in ("/ready", "/v1/models", "/gateway/v1/status")]
-    before = replicas(sky.gateway)
+    before = sky.gateway.replicas()
     body = chat_body("slow", "@tokens=80", stream=True, max_tokens=80)
     with sky.watched(*questions, name=name, at_most=2.0):
         running = Started(sky.order("ask", count, 5.0, 120.0, [sky.request(body)]), processes=1)
@@ -218,7 +218,7 @@ def streams(sky: Sky, count: int, waiting: int) -> None:
     sky.add(f"{name}: waiters not answered {dict(failed) or ''}".rstrip(), sum(failed.values()), "", 0)
     first = min(row.first for row in let_go.rows)
     sky.add(f"{name}: the last waiter after the first", max(row.ended for row in let_go.rows) - first)
-    sky.add(f"{name}: replicas replaced", len(set(before.items()) ^ set(replicas(sky.gateway).items())), "", 0)
+    sky.add(f"{name}: replicas replaced", len(set(before.items()) ^ set(sky.gateway.replicas().items())), "", 0)
     _generator(sky, name, came)
 
 
@@ -263,16 +263,6 @@ def _generator(sky: Sky, name: str, came: Came) -> None:
     if shaken:
         span = max(row.shaken for row in shaken) - min(row.began for row in shaken)
         sky.add(f"{name}: first handshakes", len(shaken) / max(span, 1e-3), "/s")
-
-
-def replicas(made: Gateway) -> dict[str, int]:
-    """Serve's proxy and the application's replicas: name -> PID."""
-    found = {}
-    for process in made.processes():
-        title = " ".join(process.cmdline()[:1])
-        if title.startswith(("ray::ServeReplica:", "ray::ProxyActor")):
-            found[title.partition(".")[0]] = process.pid
-    return found
 
 
 def _catalog(memory: Path) -> dict[str, Any]:
