@@ -6,7 +6,7 @@ from typing import Any
 
 from serve.core import events as ev
 from serve.core.effects import CloseRoute, CreateAgent, DrainRoute, KillAgent, OpenRoute, StartEngine, StopEngine
-from serve.core.fleet import EngineState, NodePhase, RouteState
+from serve.core.state import EngineState, NodePhase, RouteState
 from serve.core.step import initial
 from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 
