@@ -48,7 +48,13 @@ def after_look(block: Block, seen: Seen | None, now: float) -> Block:
     if seen.phase.ended:  # (5)
         return _over(block, seen, seen.phase, now)
     return replace(  # (6)
-        block, phase=seen.phase, reason=seen.reason, node=seen.node, starts_at=seen.starts_at, ends_at=seen.ends_at
+        block,
+        phase=seen.phase,
+        reason=seen.reason,
+        never_clears=seen.never_clears,
+        node=seen.node,
+        starts_at=seen.starts_at,
+        ends_at=seen.ends_at,
     )
 
 

@@ -34,6 +34,8 @@ class Seen:
     """When it started; of a pending one, when the scheduler expects it to."""
     ends_at: float | None = None
     """When its walltime ends; of one that ended, when that was."""
+    never_clears: bool = False
+    """Of a pending one: whether it waits for ever for that reason, unless a person changes the job or a limit."""
 
 
 ASK_EVERY_S = 10.0

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway_plugin.blocks.ledger import BlockPhase
+from gateway_plugin.phases import BlockPhase
 from gateway_plugin.schedulers.base import Seen
+from gateway_plugin.schedulers.pending_reasons import never_clears
 
 _PENDING = {"Q": None, "H": "held", "W": "waiting for its time", "T": "moving between servers"}
 _RUNNING = {"R": None, "E": "exiting", "S": "suspended", "U": "suspended", "B": None}
@@ -157,7 +158,8 @@ def seen_in(row: Row) -> Seen | None:
     (3a) its walltime ended. (3b) in peace, told to or not. (3c) deleted. (3d) any other way.
     """
     if row.state in _PENDING:  # (1)
-        return Seen(BlockPhase.PENDING, row.comment or _PENDING[row.state], starts_at=row.starts_at)
+        reason = row.comment or _PENDING[row.state]
+        return Seen(BlockPhase.PENDING, reason, starts_at=row.starts_at, never_clears=never_clears(reason))
     if row.state in _RUNNING:  # (2)
         return Seen(BlockPhase.RUNNING, _RUNNING[row.state], row.node, row.starts_at, row.ends_at)
     if row.state not in _ENDED:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gateway_plugin.blocks.ledger import BlockPhase
+from gateway_plugin.phases import BlockPhase
 from gateway_plugin.schedulers.base import Seen
+from gateway_plugin.schedulers.pending_reasons import never_clears
 
 _QUEUE_FORMAT = "%A|%T|%r|%N|%S|%e|%j"
 _ACCOUNTING_FORMAT = "JobIDRaw,State,Reason,NodeList,Start,End,ExitCode,JobName"
@@ -180,7 +181,7 @@ def seen_in(row: Row) -> Seen | None:
     if row.state in _PENDING:  # (1)
         held = row.state.endswith("_HOLD")  # the reason says why; there may be none
         reason = row.reason if row.state == "PENDING" or (held and row.reason) else row.state.lower()
-        return Seen(BlockPhase.PENDING, reason, starts_at=row.starts_at)
+        return Seen(BlockPhase.PENDING, reason, starts_at=row.starts_at, never_clears=never_clears(reason))
     if row.state in _RUNNING:  # (2)
         reason = None if row.state == "RUNNING" else row.state.lower()
         return Seen(BlockPhase.RUNNING, reason, row.node, row.starts_at, row.ends_at)

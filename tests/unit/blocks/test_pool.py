@@ -194,6 +194,12 @@ def test_where_and_until_when_a_block_runs_is_kept() -> None:
     assert (ended.node, ended.starts_at, ended.ended_at) == ("n1", 60.0, 400.0)
 
 
+def test_a_block_carries_the_flag_of_a_pending_reason_that_never_clears() -> None:
+    stuck = after_look(BLOCK, Seen(BlockPhase.PENDING, "PartitionTimeLimit", never_clears=True), now=5.0)
+    assert stuck.never_clears
+    assert not after_look(stuck, Seen(BlockPhase.PENDING, "Priority"), now=9.0).never_clears
+
+
 def test_what_was_expected_of_a_job_that_never_ran_is_not_taken_for_its_start() -> None:
     pending = after_look(BLOCK, Seen(BlockPhase.PENDING, "Priority", starts_at=9e5), now=5.0)
     told = pending.told_to_end()

@@ -34,7 +34,7 @@ ACCOUNTING = """\
 def test_a_queue_is_read() -> None:
     waits, never, runs = words.parse_queue(QUEUE)
     assert words.seen_in(waits) == Seen(BlockPhase.PENDING, "Resources", starts_at=1795367657.0)
-    assert words.seen_in(never) == Seen(BlockPhase.PENDING, "PartitionTimeLimit")
+    assert words.seen_in(never) == Seen(BlockPhase.PENDING, "PartitionTimeLimit", never_clears=True)
     assert words.seen_in(runs) == Seen(BlockPhase.RUNNING, None, "n1", 1795367557.0, 1795368157.0)
     assert runs.name == "somebody's | job"
 
@@ -83,8 +83,9 @@ def test_every_state_means_something(state: str, phase: BlockPhase) -> None:
 
 def test_a_job_that_slurm_holds_says_why() -> None:
     held = words.Row("1", "gw-a-1.2.3", "REQUEUE_HOLD", reason="launch failed requeued held")
-    assert words.seen_in(held) == Seen(BlockPhase.PENDING, "launch failed requeued held")
-    assert words.seen_in(words.Row("1", "gw-a-1.2.3", "REQUEUE_HOLD")) == Seen(BlockPhase.PENDING, "requeue_hold")
+    assert words.seen_in(held) == Seen(BlockPhase.PENDING, "launch failed requeued held", never_clears=True)
+    bare = words.seen_in(words.Row("1", "gw-a-1.2.3", "REQUEUE_HOLD"))
+    assert bare == Seen(BlockPhase.PENDING, "requeue_hold", never_clears=True)
 
 
 def test_of_a_state_that_slurm_has_not_got_yet_nothing_can_be_said() -> None:
