@@ -16,7 +16,8 @@ from gateway_plugin.blocks.processes import block_processes
 from gateway_plugin.blocks.script import block_folder
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.site import load_site
-from tests.support.clusters import LocalCluster, free_port, wait_for
+from tests.support.clusters import LocalCluster, wait_for
+from tests.support.ports import free_port
 from tests.support.slurm.virtual import VirtualSlurm
 
 pytestmark = pytest.mark.slurm

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ from gateway_plugin.blocks.pool import end_all
 from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.service import ray_head
 from gateway_plugin.site import Site, load_site
+from tests.support.ports import free_port
 
 _SITE = """
 from parsl.launchers import SimpleLauncher
@@ -54,19 +53,6 @@ site = Site(
     ),
 )
 """
-
-
-def free_port() -> int:
-    """A port nobody listens on, below the range that the system gives to clients: free while a head is down, too."""
-    for _ in range(200):
-        port = random.randint(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port between 20000 and 32000")
 
 
 def write_local_site(

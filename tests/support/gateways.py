@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,6 +22,8 @@ import psutil
 import yaml
 
 from gateway_plugin.layout import Layout
+from tests.support import aftermath
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,21 +43,6 @@ site = Site(
     ),),
 )
 """
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, outside the ranges that Ray and the kernel hand out themselves."""
-    found: list[int] = []
-    port = 20000 + (os.getpid() * 37) % 10000
-    while len(found) < count:
-        port += 1
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found.append(port)
-    return found
 
 
 def fake_model(folder: Path, *options: str, memory_gib: float = 1.0, **entry: Any) -> dict[str, Any]:
@@ -229,6 +215,7 @@ def gateway_of(
     for name in ("GATEWAY_URL", "GATEWAY_API_KEY", "RAY_ADDRESS"):
         own.pop(name, None)
     made = Gateway(folder, Layout(folder / "state"), site, catalog, own)
+    aftermath.running.append(made)
     try:
         if start:
             made.up()
@@ -237,11 +224,13 @@ def gateway_of(
         left = made.processes()
         assert not left, f"'gateway down' left {[(p.pid, p.cmdline()[:6]) for p in left]}"
         assert not list(made.layout.run.glob("*.sock")), "'gateway down' left sockets"
-    except BaseException:
+    except Exception as error:
+        error.add_note(aftermath.state_of(made))
         if os.environ.get("GATEWAY_TEST_KEEP"):
             print(f"kept: {folder}")
         raise
     finally:
+        aftermath.running.remove(made)
         for process in made.processes():
             try:
                 process.send_signal(signal.SIGKILL)
