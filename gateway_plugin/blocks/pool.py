@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from gateway_plugin.blocks.jobs import Jobs, Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, pruned
 from gateway_plugin.blocks.marks import LeaveMarks
-from gateway_plugin.blocks.requests import CancelRequests
+from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import GatewayError, ServiceError
+from gateway_plugin.schedulers.base import Jobs, Seen
 from gateway_plugin.site import what_went_wrong
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ import httpx
 import psutil
 import yaml
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from tests.support import aftermath
 from tests.support.ports import free_ports
 
