@@ -20,6 +20,8 @@ from gateway_plugin.tls import SERVE_NAME, make_authority
 from tests.support.edges import edge_site
 from tests.support.ports import free_port
 
+pytestmark = pytest.mark.process
+
 _PROXY = """
 import asyncio, sys
 from ray.serve._private.http_util import configure_http_middlewares, start_asgi_http_server
