@@ -28,6 +28,7 @@ from gateway_plugin.blocks.pool import end_all
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.service import ray_head
 from gateway_plugin.site import Site, load_site
+from tests.support.clocks import SLACK
 from tests.support.ports import free_port
 
 _SITE = """
@@ -76,11 +77,11 @@ def write_local_site(
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0, pause_s: float = 0.1) -> Any:
-    """The first true value of ``condition``. Raises ``TimeoutError`` naming ``what``."""
-    until = time.monotonic() + timeout_s
+    """The first true value of ``condition``. Raises ``TimeoutError`` naming ``what`` after ``SLACK`` times the time."""
+    until = time.monotonic() + timeout_s * SLACK
     while not (value := condition()):
         if time.monotonic() > until:
-            raise TimeoutError(f"{what}: not within {timeout_s:.0f} s")
+            raise TimeoutError(f"{what}: not within {timeout_s * SLACK:.0f} s")
         time.sleep(pause_s)
     return value
 

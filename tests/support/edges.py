@@ -32,6 +32,7 @@ from gateway_plugin.edge.socket_protocol import ask
 from gateway_plugin.paths import Layout, write_private
 from gateway_plugin.site import Limits, NodeType, Site
 from gateway_plugin.tls import ENGINE_NAME, make_authority
+from tests.support.clocks import SLACK
 from tests.support.ports import free_port
 from tests.support.raw_http import Connection, Exchange, Request, listen, tls_context
 
@@ -74,10 +75,10 @@ def edge_site(
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 10.0) -> None:
-    """Wait for ``condition``; fail with ``what`` when it does not come."""
-    deadline = time.monotonic() + within_s
+    """Wait for ``condition``; fail with ``what`` when it does not come within ``SLACK`` times the deadline."""
+    deadline = time.monotonic() + within_s * SLACK
     while not await condition():
-        assert time.monotonic() < deadline, f"{what}: not within {within_s} s"
+        assert time.monotonic() < deadline, f"{what}: not within {within_s * SLACK} s"
         await asyncio.sleep(0.02)
 
 

@@ -23,6 +23,7 @@ import yaml
 
 from gateway_plugin.paths import Layout
 from tests.support import aftermath
+from tests.support.clocks import SLACK
 from tests.support.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,14 +160,15 @@ def chat_body(model: str, prompt: str = "hello", **options: Any) -> dict[str, An
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str | Callable[[], str]) -> Any:
-    """Poll until ``condition`` is true; its value. Fails with ``what`` (or what it then says) after ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
+    """Poll until ``condition`` is true; its value. Fails with ``what`` (or what it then says) after ``SLACK`` times
+    ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s * SLACK
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:.0f} s: {what if isinstance(what, str) else what()}")
+            raise AssertionError(f"not within {timeout_s * SLACK:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)
 
 

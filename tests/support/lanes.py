@@ -1,8 +1,8 @@
 """Two pytest workers side by side (``make test``): which of them runs which files.
 
-Many tests wait, for queues, walltimes and clocks, and many compute. One list of files, ordered from the former to the
-latter; one worker takes files from its beginning, the other from its end, and they meet in the middle. So the machine
-computes while tests wait, most of the time one virtual Slurm runs, and neither worker is idle before the other is.
+Many tests wait, for queues, walltimes and clocks, and many compute. All files are one list; one worker takes files from
+its beginning, the other from its end, and they meet in the middle. So the machine computes while tests wait, one
+virtual Slurm runs at a time, and neither worker is idle before the other is.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 
-ORDER = ("slurm", "globus", "hostile", "pbs", "security", "live", "integration", "unit", "contract")
-"""Folders of ``tests/``: those of the most waiting first."""
+ORDER = (
+    *("slurm/", "contract/test_provider", "globus/", "hostile/", "pbs/", "security/"),
+    "unit/",
+    *("contract/", "integration/", "live/"),
+)
+"""How paths below ``tests/`` begin: those with Slurm, which wait most, at one end, whole gateways and real models at
+the other; the small ones lie between them, where the workers meet."""
 TOGETHER = ("globus",)
 """Folders of which one worker runs all files: they share what takes long to start."""
 
@@ -24,9 +29,13 @@ def folder_of(nodeid: str) -> str:
 
 
 def ordered(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """In the order of folders above, otherwise as collected."""
-    places = {folder: place for place, folder in enumerate(ORDER)}
-    return sorted(items, key=lambda item: places.get(folder_of(item.nodeid), len(places)))
+    """As ``ORDER`` says, otherwise as collected."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.nodeid.removeprefix("tests/")
+        return next((place for place, start in enumerate(ORDER) if path.startswith(start)), len(ORDER))
+
+    return sorted(items, key=place)
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:

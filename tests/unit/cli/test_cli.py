@@ -199,7 +199,11 @@ def test_a_provider_that_cannot_work_is_2_and_in_one_line(tmp_path: Path) -> Non
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("prefix", "name", "says"),
-    [(["nohup"], "SIGHUP", "lives"), ([], "SIGHUP", "interrupted"), (["nohup"], "SIGTERM", "interrupted")],
+    [
+        (["nohup"], "SIGHUP", "lives"),
+        (["env", "--default-signal=HUP"], "SIGHUP", "interrupted"),
+        (["nohup"], "SIGTERM", "interrupted"),
+    ],
 )
 def test_a_closed_terminal_interrupts_up_unless_it_runs_under_nohup(prefix: list[str], name: str, says: str) -> None:
     code = (
