@@ -250,6 +250,7 @@ def test_nobody_takes_rays_serve_for_ours() -> None:
     assert found == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", LIGHT)
 def test_the_client_side_imports_without_the_heavy_packages(module: str) -> None:
     blocked = ("ray", "vllm", "torch", "parsl", "transformers", "numpy", "starlette", "cryptography", "psutil")

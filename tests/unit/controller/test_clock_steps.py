@@ -24,6 +24,8 @@ from serve.core.policy import NodeKind, Policy
 from tests.support.agents import KEY, QUICK, fake_model, private_layout
 from tests.support.clocks import set_clock
 
+pytestmark = pytest.mark.process
+
 KIND = NodeKind("local", host_mib=1024, gpu_mib=(), min_nodes=1, max_nodes=1)
 """Room for one model."""
 
