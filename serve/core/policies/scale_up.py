@@ -67,7 +67,7 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], di
 
 
 def _ask(tx: Transaction, kind: NodeKind, *counts: dict[str, int]) -> str:
-    node = Node(f"{kind.name}-{tx.epoch}-{tx.next_serial()}", kind.name, NodePhase.PENDING, since=tx.now)
+    node = Node(tx.name(kind.name, tx.next_serial()), kind.name, NodePhase.PENDING, since=tx.now)
     tx.nodes.put(node.id, node)
     for many in counts:
         many[kind.name] = many.get(kind.name, 0) + 1
