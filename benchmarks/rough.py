@@ -178,11 +178,12 @@ def waiters(sky: Sky, model: str, count: int, ramp_s: float) -> None:
     sky.add(f"{name}: answered", len(answered), "")
     sky.add(f"{name}: refused (503, Retry-After, JSON)", len(refused), "")
     sky.add(f"{name}: anything else {dict(others) or ''}".rstrip(), sum(others.values()), "", 0)
-    for what, pick in (
-        ("refused after", lambda row: row.ended - row.due),
-        ("refused after, from its request on", lambda row: row.ended - row.shaken),
-    ):
-        took = sorted(pick(row) for row in refused) or [0.0]
+    since: dict[str, Callable[[Row], float]] = {
+        "refused after": lambda row: row.due,
+        "refused after, from its request on": lambda row: row.shaken,
+    }
+    for what, begin in since.items():
+        took = sorted(row.ended - begin(row) for row in refused) or [0.0]
         sky.add(f"{name}: {what}, p50", took[len(took) // 2], detail=True)
         sky.add(f"{name}: {what}, slowest", took[-1], at_most=5.0)
     last = max((row.ended - max(ready_at, row.due) for row in answered), default=0.0)
