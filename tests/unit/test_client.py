@@ -453,7 +453,7 @@ def test_a_failure_that_lasts_is_told_with_the_engines_last_words() -> None:
 def test_the_wait_ends_at_its_deadline() -> None:
     gateway, _ = scripted((200, model("cold")), (200, {"ok": True}), (200, model("loading", eta_s=40.0)))
     with pytest.raises(WaitDeadline, match="is loading") as caught:
-        gateway.wait_until_ready("tiny", timeout_s=0, poll_s=0)
+        gateway.wait_until_ready("tiny", timeout_s=0.1, poll_s=0)
     assert caught.value.eta_s == 40.0
 
 

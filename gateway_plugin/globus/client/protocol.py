@@ -20,7 +20,7 @@ PACK_PROMPTS = 10_000
 GROUP_PROMPTS = 1_000_000
 """Of all packs of a task group at most. An endpoint writes keys into its answers as it likes; memory is ours."""
 _KEY = re.compile(
-    r"(?P<lane>[A-Za-z0-9]{1,16})-(?P<start>[0-9]{1,10})-(?P<count>[0-9]{1,5})-(?P<total>[0-9]{1,10})-[A-Za-z0-9]{1,16}"
+    r"(?P<name>[A-Za-z0-9]{1,16})-(?P<start>[0-9]{1,10})-(?P<count>[0-9]{1,5})-(?P<total>[0-9]{1,10})-[A-Za-z0-9]{1,16}"
 )
 
 Answer = dict[str, Any] | GatewayError
@@ -28,27 +28,31 @@ Answer = dict[str, Any] | GatewayError
 
 
 @dataclass(frozen=True)
-class Place:
+class Span:
     """Where a pack belongs: ``count`` prompts of ``lane`` from number ``start``; ``total`` of them are known to be in
     the lane (0: not known).
     """
 
-    lane: str
+    name: str
     start: int
     count: int
     total: int = 0
 
     def key(self, random: str) -> str:
         """An idempotency key. ``random``: letters and digits that no other key has."""
-        return f"{self.lane}-{self.start}-{self.count}-{self.total}-{random}"
+        return f"{self.name}-{self.start}-{self.count}-{self.total}-{random}"
+
+    def part(self, first: int, count: int) -> Span:
+        """The ``count`` requests from this span's number ``first`` on."""
+        return Span(self.name, self.start + first, count, self.total)
 
 
-def parse_key(key: object) -> Place | None:
-    """The place in a key; ``None`` if it is not one of ours."""
+def parse_key(key: object) -> Span | None:
+    """The span in a key; ``None`` if it is not one of ours."""
     found = _KEY.fullmatch(key) if isinstance(key, str) else None
     if found is None or not 1 <= int(found["count"]) <= PACK_PROMPTS:
         return None
-    return Place(found["lane"], int(found["start"]), int(found["count"]), int(found["total"]))
+    return Span(found["name"], int(found["start"]), int(found["count"]), int(found["total"]))
 
 
 def pack_request(key: str, deadline_s: float, wait: bool, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -127,17 +131,17 @@ def in_order(answers: Iterable[object]) -> list[Answer | None]:
     lanes: dict[str, dict[int, Answer]] = {}
     totals: dict[str, int] = {}
     for answer in answers:
-        place = parse_key(answer.get("key")) if isinstance(answer, Mapping) else None
-        if place is None:
+        span = parse_key(answer.get("key")) if isinstance(answer, Mapping) else None
+        if span is None:
             continue
-        found = lanes.setdefault(place.lane, {})
-        totals[place.lane] = max(totals.get(place.lane, 0), place.total, place.start + place.count)
+        found = lanes.setdefault(span.name, {})
+        totals[span.name] = max(totals.get(span.name, 0), span.total, span.start + span.count)
         if sum(totals.values()) > GROUP_PROMPTS:
             raise TaskFailed(
                 f"The endpoint's answers of this task group are said to be of over {GROUP_PROMPTS:,} prompts, which no "
                 "group has: send the prompts again, in smaller maps, or ask the endpoint's administrators."
             )
-        for number, item in enumerate(unpack(answer, place.count), place.start):
+        for number, item in enumerate(unpack(answer, span.count), span.start):
             if not isinstance(item, GatewayError) or number not in found:
                 found[number] = item
     return [lanes[lane].get(number) for lane in sorted(lanes) for number in range(totals[lane])]

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from gateway_plugin import AsyncClient, Client
 from gateway_plugin.errors import (
     ConfigError,
     EndpointUnavailable,
@@ -32,7 +33,7 @@ from gateway_plugin.errors import (
     WaitDeadline,
 )
 from gateway_plugin.globus import AsyncGlobusClient, GlobusClient
-from gateway_plugin.globus.client import sending
+from gateway_plugin.globus.client import channel
 from gateway_plugin.globus.client.batches import Limits, Pace
 from tests.support.fake_endpoint import FakeTransport, echo
 from tests.support.gateways import wait_for
@@ -80,7 +81,6 @@ def test_messages_are_taken_as_they_are(client: GlobusClient) -> None:
 def test_streaming_is_refused_with_what_to_do_instead(client: GlobusClient, transport: FakeTransport) -> None:
     for ask in (
         lambda: client.chat("x", "m", stream=True),
-        lambda: client.completions("x", "m", stream=True),
         lambda: client.submit("/v1/chat/completions", {"model": "m", "stream": True}),
     ):
         with pytest.raises(InvalidRequest, match=r"tunnel.*short answers"):
@@ -128,7 +128,7 @@ def test_an_answer_that_went_into_thinking_is_an_error_in_its_place(
 def test_a_map_of_more_prompts_than_a_group_holds_is_refused(
     client: GlobusClient, transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "GROUP_PROMPTS", 2)
+    monkeypatch.setattr(channel, "GROUP_PROMPTS", 2)
     assert client.map_chat(["a", "b"], "m") == ["re: a", "re: b"]
     with pytest.raises(InvalidRequest, match="make several"):
         client.map_chat(["a", "b", "c"], "m")
@@ -228,7 +228,7 @@ def test_closing_ends_what_waits_here_with_an_error_of_ours(transport: FakeTrans
     threads = [threading.Thread(target=ask, args=(verb,)) for verb in verbs]
     for thread in threads:
         thread.start()
-    wait_for(lambda: len(client._sender.dispatcher._waiting) == 2, 10, "both wait for company")
+    wait_for(lambda: len(client._globus.batcher._waiting) == 2, 10, "both wait for company")
     client.close()
     for thread in threads:
         thread.join(10)
@@ -314,7 +314,7 @@ def test_ctrl_c_in_a_map_says_how_to_go_on(
         yield futures[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gateway_plugin.globus.client.results.as_completed", interrupt)
+    monkeypatch.setattr("gateway_plugin.channel.as_completed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         client.map_chat(["a", "b"], "m")
     group = transport.sent[0][0]
@@ -373,8 +373,9 @@ async def test_the_same_verbs_for_asyncio(transport: FakeTransport) -> None:
 
 
 async def test_asyncio_has_every_verb(transport: FakeTransport) -> None:
-    verbs = {name for name, value in vars(GlobusClient).items() if callable(value) and not name.startswith("_")}
-    assert verbs <= set(vars(AsyncGlobusClient))
+    verbs = {name for name, value in vars(Client).items() if callable(value) and not name.startswith("_")}
+    left_to_sync = {"submit_embed", "begin_chats", "begin_lines", "release", "error_of"}
+    assert verbs - left_to_sync <= set(vars(AsyncClient))
     group = str(uuid.uuid4())
     async with AsyncGlobusClient(transport=transport, **QUICK) as client:
         answers = await client.map_file("p.jsonl", "0" * 64, 2, start=7, task_group_id=group)
@@ -387,11 +388,9 @@ async def test_asyncio_has_every_verb(transport: FakeTransport) -> None:
         transport.held = False
         vector = {"object": "list", "data": [{"index": 0, "embedding": [0.5]}]}
         transport.infer = site(lambda item: {"status": 200, "body": vector})
-        assert await client.submit_embed("text", "m")[0] == [[0.5]]
-        transport.infer = site(lambda item: {"status": 200, "body": {"choices": [{"text": "so on"}]}})
-        assert await client.submit_completion("and", "m") == "so on"
+        assert await client.embed("text", "m") == [[0.5]]
         transport.infer = _catalog({"id": "m", "task": "generate", "state": "ready"})
-        assert (await client.model("m", timeout_s=30)).ready
+        assert (await client.model("m")).ready
 
 
 async def test_a_map_of_asyncio_is_cancelled_and_resumed(transport: FakeTransport) -> None:
@@ -435,12 +434,19 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_client_needs_the_sdk_and_nothing_else() -> None:
-    absent = "'ray', 'vllm', 'torch', 'parsl', 'openai', 'httpx', 'click', 'yaml', 'serve', 'psutil'"
-    ended = _python(
-        _WITHOUT.format(absent=absent) + "from gateway_plugin.globus.client.sdk_transport import GlobusTransport"
-    )
+def test_imported_it_needs_neither_the_sdk_nor_openai() -> None:
+    """Both take seconds to import: they are imported when they are used."""
+    absent = "'ray', 'vllm', 'torch', 'parsl', 'openai', 'click', 'yaml', 'serve', 'psutil', 'globus_compute_sdk'"
+    ended = _python(_WITHOUT.format(absent=absent) + "import gateway_plugin.apps, gateway_plugin.compute")
     assert ended.returncode == 0, ended.stderr
+
+
+def test_an_endpoint_is_asked_without_openai() -> None:
+    program = _WITHOUT.format(absent="'openai'") + (
+        "from tests.support.fake_endpoint import FakeTransport\n"
+        "with GlobusClient(transport=FakeTransport()) as client: print(client.map_chat(['a', 'b'], 'm'))"
+    )
+    assert _python(program).stdout == "['re: a', 're: b']\n"
 
 
 def test_without_the_sdk_the_extra_is_named() -> None:
