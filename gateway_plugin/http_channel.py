@@ -127,17 +127,20 @@ class HttpChannel:
         options: Any = {"timeout": item.timeout_s}
         if not item.wait:
             options |= {"headers": {"x-gateway-wait": "0"}, "max_retries": 0}
-        async with gate:
-            try:
-                async with asyncio.timeout(item.timeout_s):
-                    if item.body is None:
-                        answer: object = await openai.get(item.path, cast_to=object, options=options)
-                    else:
-                        answer = await openai.post(item.path, cast_to=object, body=item.body, options=options)
-            except TimeoutError:
-                raise WaitDeadline(f"No answer to {item.path} within {item.timeout_s:g} s.") from None
-            except OpenAIError as error:
-                raise gateway_error(error, self.url, self.at_hand) from None
+        try:
+            async with gate, asyncio.timeout(item.timeout_s):
+                if item.body is None:
+                    answer: object = await openai.get(item.path, cast_to=object, options=options)
+                else:
+                    answer = await openai.post(item.path, cast_to=object, body=item.body, options=options)
+        except TimeoutError:
+            raise WaitDeadline(f"No answer to {item.path} within {item.timeout_s:g} s.") from None
+        except OpenAIError as error:
+            raise gateway_error(error, self.url, self.at_hand) from None
+        except asyncio.CancelledError:
+            if self._closed:
+                raise self.closed() from None
+            raise
         if not isinstance(answer, dict):
             raise not_a_gateway(self.url, item.path)
         found = understood(item.read, answer)
