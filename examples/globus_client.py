@@ -1,4 +1,4 @@
-"""Two models of a site, called through Globus Compute by a program that has nothing but the light client.
+"""Two models of a site, called through Globus Compute from an environment without Ray or vLLM.
 
     pip install 'gateway-plugin[globus]'
     export GATEWAY_ENDPOINT=... GATEWAY_FUNCTION=...      # 'gateway endpoint status' at the site shows them

@@ -7,12 +7,13 @@ async with AsyncClient(endpoint=ID) as site:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gateway_plugin.api_types import ModelInfo, Prompt, Status
+from gateway_plugin.api_types import Prompt
 from gateway_plugin.client import Client
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class AsyncClient:
     Make it before the loop runs, or in a thread, where Globus may still have to ask for a login.
     """
 
-    _make: Callable[..., Client] = Client
+    _make: type[Client] = Client
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.sync = self._make(*arguments, **options)
@@ -86,22 +87,8 @@ class AsyncClient:
         finally:
             await asyncio.to_thread(self.sync.release, group)
 
-    async def resume(self, task_group_id: str, **options: Any) -> list[Any]:
-        """The answers of an earlier map; see ``Client.resume``."""
-        return await asyncio.to_thread(self.sync.resume, task_group_id, **options)
-
-    async def models(self) -> list[ModelInfo]:
-        """Every model of the catalog with its state."""
-        return await asyncio.to_thread(self.sync.models)
-
-    async def model(self, name: str) -> ModelInfo:
-        """One model, by name or alias. Raises ``ModelNotFound``."""
-        return await asyncio.to_thread(self.sync.model, name)
-
-    async def status(self) -> Status:
-        """The gateway's state, or the endpoint's."""
-        return await asyncio.to_thread(self.sync.status)
-
-    async def wait_until_ready(self, model: str, timeout_s: float = 1800.0, **options: Any) -> ModelInfo:
-        """Have ``model`` loaded, and return when it is ready."""
-        return await asyncio.to_thread(self.sync.wait_until_ready, model, timeout_s, **options)
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """Any other method of ``Client``, in a thread: ``models``, ``wait_until_ready``, ``resume``, ..."""
+        if name.startswith("_") or name == "sync":
+            raise AttributeError(name)
+        return partial(asyncio.to_thread, getattr(self.sync, name))

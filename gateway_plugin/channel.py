@@ -26,6 +26,14 @@ class Item(NamedTuple):
     timeout_s: float
 
 
+class File(NamedTuple):
+    """Lines of a JSONL file at a site, from number ``first``."""
+
+    path: str
+    sha256: str
+    first: int = 0
+
+
 Map = tuple[str, list[Future[Any]]]
 """The name of a map's group, and the futures of its answers."""
 
@@ -63,12 +71,10 @@ class Channel(Protocol):
         """Send one request. The future ends with what ``item.read`` returns or a ``GatewayError``."""
         ...
 
-    def map(self, items: Sequence[Item], label: str, concurrency: int, group: str | None) -> Map:
-        """Send many, of one ``label`` (the model)."""
-        ...
-
-    def map_file(self, file: tuple[str, str, int], items: Sequence[Item], group: str | None) -> Map:
-        """The same for lines of a file at the site: its path, SHA-256 and first line."""
+    def map(
+        self, items: Sequence[Item], label: str, concurrency: int, group: str | None, file: File | None = None
+    ) -> Map:
+        """Send many, of one ``label`` (the model). ``file``: they are lines of it."""
         ...
 
     def release(self, group: str) -> None:

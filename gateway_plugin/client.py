@@ -23,7 +23,7 @@ import httpx
 
 from gateway_plugin.api_types import Prompt, chat_body, chat_text, vectors, whole
 from gateway_plugin.calls import CHAT, EMBEDDINGS, Calls
-from gateway_plugin.channel import Channel, Item, Map, gathered, result_of
+from gateway_plugin.channel import Channel, File, Item, Map, gathered, result_of
 from gateway_plugin.errors import ConfigError, GatewayError, InvalidRequest
 from gateway_plugin.http_channel import HttpChannel, gateway_error, unreachable
 
@@ -273,7 +273,7 @@ class Client(Calls):
     ) -> Map:
         """``map_file``'s group and futures, as ``begin_chats``."""
         items = [Item(path, None, whole, wait, self._limit(timeout_s))] * count
-        return self._channel.map_file((path, sha256, start), items, task_group_id)
+        return self._channel.map(items, path, 1, task_group_id, File(path, sha256, start))
 
     def release(self, group: str) -> None:
         """End what is left of a map that ``begin_chats`` or ``begin_lines`` began."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from gateway_plugin.api_types import parse_error, understood
-from gateway_plugin.channel import Item, Map
+from gateway_plugin.channel import File, Item, Map
 from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import GatewayError, GatewayUnreachable, InvalidRequest, WaitDeadline
 
@@ -26,7 +26,10 @@ _LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 """Those of ``openai``'s own client."""
 _AT_ONCE = 64
 """Submitted requests in flight; the rest wait here, where they cost the gateway nothing."""
-_ONLY_GLOBUS = "{} is there with Client(endpoint=ID) only: over HTTP no service keeps tasks and answers."
+_ONLY_GLOBUS = (
+    "map_file(), resume() and task_group_id are there with Client(endpoint=ID) only: over HTTP no service keeps tasks "
+    "and answers."
+)
 
 
 class HttpChannel:
@@ -74,22 +77,21 @@ class HttpChannel:
     def submit(self, item: Item) -> Future[Any]:
         return self._begin(item, self._gate)
 
-    def map(self, items: Sequence[Item], label: str, concurrency: int, group: str | None) -> Map:
-        if group is not None:
-            raise InvalidRequest(_ONLY_GLOBUS.format("task_group_id"))
+    def map(
+        self, items: Sequence[Item], label: str, concurrency: int, group: str | None, file: File | None = None
+    ) -> Map:
+        if group is not None or file is not None:
+            raise InvalidRequest(_ONLY_GLOBUS)
         gate, name = asyncio.Semaphore(concurrency), uuid.uuid4().hex
         self._maps[name] = [self._begin(item, gate) for item in items]
         return name, self._maps[name]
-
-    def map_file(self, file: tuple[str, str, int], items: Sequence[Item], group: str | None) -> Map:
-        raise InvalidRequest(_ONLY_GLOBUS.format("map_file()"))
 
     def release(self, group: str) -> None:
         for future in self._maps.pop(group, ()):
             future.cancel()
 
     def resume(self, group: str, timeout_s: float, progress: bool | None) -> list[Any]:
-        raise InvalidRequest(_ONLY_GLOBUS.format("resume()"))
+        raise InvalidRequest(_ONLY_GLOBUS)
 
     def how_to_go_on(self, group: str) -> str:
         return "The others are cancelled."

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gateway_plugin.channel import File
 from gateway_plugin.globus.client.protocol import Span
 from gateway_plugin.globus.client.transport import Next
 
@@ -125,15 +126,6 @@ class Pace:
     def spend(self, now: float) -> Pace:
         """This pace after a request at ``now``."""
         return replace(self, spent=(*(when for when in self.spent if when > now - self.window_s), now))
-
-
-@dataclass(frozen=True)
-class File:
-    """Lines of a JSONL file at the site, from number ``first``."""
-
-    path: str
-    sha256: str
-    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from gateway_plugin.channel import Item, Map
+from gateway_plugin.channel import File, Item, Map
 from gateway_plugin.errors import ConfigError, EndpointUnavailable, GatewayError, InvalidRequest, PromptTooLarge
 from gateway_plugin.globus import function_registry as registry
 from gateway_plugin.globus.client.batcher import Batcher
-from gateway_plugin.globus.client.batches import BatchKey, Call, File, Limits, Pace, size
+from gateway_plugin.globus.client.batches import BatchKey, Call, Limits, Pace, size
 from gateway_plugin.globus.client.futures import close_at_exit
 from gateway_plugin.globus.client.httpx_transport import TaskTransport
 from gateway_plugin.globus.client.protocol import GROUP_PROMPTS
@@ -91,7 +91,7 @@ class GlobusChannel:
         close_at_exit(self.batcher)
 
     def options(self, *, asynchronous: bool) -> dict[str, Any]:
-        return {"transport": TaskTransport(self)}
+        return {"transport": TaskTransport(self, self.tasks)}
 
     def submit(self, item: Item) -> Future[Any]:
         """Raises ``GatewayError`` where it cannot be sent."""
@@ -105,17 +105,16 @@ class GlobusChannel:
             self.batcher.offer(self._keys[kind], [call])
         return call.future
 
-    def map(self, items: Sequence[Item], label: str, concurrency: int, group: str | None) -> Map:
+    def map(
+        self, items: Sequence[Item], label: str, concurrency: int, group: str | None, file: File | None = None
+    ) -> Map:
         """``concurrency`` is not used: batches are as large as they may be. ``group``: a UUID, otherwise a new one."""
-        return self._many([_call(_content(item), item) for item in items], items, label, None, group)
-
-    def map_file(self, file: tuple[str, str, int], items: Sequence[Item], group: str | None) -> Map:
-        calls = [_call({"line": number}, item) for number, item in enumerate(items, file[2])]
-        return self._many(calls, items, file[0], File(*file), group)
-
-    def _many(self, calls: list[Call], items: Sequence[Item], label: str, file: File | None, group: str | None) -> Map:
-        if len(calls) > GROUP_PROMPTS:
-            raise InvalidRequest(f"A map takes at most {GROUP_PROMPTS:,} prompts, got {len(calls):,}: make several.")
+        if len(items) > GROUP_PROMPTS:
+            raise InvalidRequest(f"A map takes at most {GROUP_PROMPTS:,} prompts, got {len(items):,}: make several.")
+        if file is None:
+            calls = [_call(_content(item), item) for item in items]
+        else:
+            calls = [_call({"line": number}, item) for number, item in enumerate(items, file.first)]
         with self._lock:
             self._check_open()
             found = _group(group)

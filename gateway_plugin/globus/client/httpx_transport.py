@@ -7,31 +7,16 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 
 from gateway_plugin.api_types import whole
-from gateway_plugin.channel import Item
+from gateway_plugin.channel import Channel, Item
 from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest, ModelNotFound
 from gateway_plugin.globus.client.transport import Transport
 
 _MODEL = "/v1/models/"
-
-
-class Sender(Protocol):
-    """What sends requests (``GlobusChannel``)."""
-
-    tasks: Transport
-    longest_s: float
-
-    def submit(self, item: Item) -> Future[Any]:
-        """Send one request."""
-        ...
-
-    def closed(self) -> GatewayError:
-        """The error of a request that was cancelled by closing the client."""
-        ...
 
 
 class TaskTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -39,8 +24,8 @@ class TaskTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
     is its deadline; the header ``x-gateway-wait: 0`` has it not wait for its model. No streaming.
     """
 
-    def __init__(self, sender: Sender) -> None:
-        self._sender = sender
+    def __init__(self, channel: Channel, tasks: Transport) -> None:
+        self._channel, self._tasks = channel, tasks
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send it and wait. Interrupted (Ctrl-C), it is cancelled if it was not sent yet."""
@@ -53,7 +38,7 @@ class TaskTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
                 future.cancel()
                 raise
             if future.cancelled():
-                return _refusal(self._sender.closed())
+                return _refusal(self._channel.closed())
             return _answer(request, future.result())
         except GatewayError as error:
             return _refusal(error)
@@ -69,23 +54,23 @@ class TaskTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            return _refusal(self._sender.closed())
+            return _refusal(self._channel.closed())
 
     def _begin(self, request: httpx.Request) -> Future[Any]:
         path = request.url.path
         if path == "/gateway/v1/status":
             known: Future[Any] = Future()
-            known.set_result(self._sender.tasks.endpoint())
+            known.set_result(self._tasks.endpoint())
             return known
         if path.startswith("/gateway/"):
             raise Forbidden(f"{path}: through Globus Compute there is inference; administer the gateway at its site.")
         body = _body(request)
         seconds = request.extensions.get("timeout", {}).get("read")
-        timeout_s = min(self._sender.longest_s if seconds is None else seconds, self._sender.longest_s)
+        timeout_s = min(self._channel.longest_s if seconds is None else seconds, self._channel.longest_s)
         wait = request.headers.get("x-gateway-wait") != "0"
         if body is None and path.startswith(_MODEL):
             path = _MODEL.rstrip("/")  # the site's function has the list alone
-        return self._sender.submit(Item(path, body, whole, wait, timeout_s))
+        return self._channel.submit(Item(path, body, whole, wait, timeout_s))
 
 
 def _body(request: httpx.Request) -> Mapping[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway_plugin.api_types import chat_text
+from gateway_plugin.channel import File
 from gateway_plugin.errors import (
     AnswerTooLarge,
     EndpointUnavailable,
@@ -17,7 +18,7 @@ from gateway_plugin.errors import (
     WaitDeadline,
 )
 from gateway_plugin.globus.client.batcher import Batcher, _Release, _Stop
-from gateway_plugin.globus.client.batches import BatchKey, Call, File, Limits, Pace, after_failure, runs, size
+from gateway_plugin.globus.client.batches import BatchKey, Call, Limits, Pace, after_failure, runs, size
 from gateway_plugin.globus.client.protocol import Span, parse_key
 from gateway_plugin.globus.client.sdk_transport import task_failure
 from gateway_plugin.globus.client.transport import Next, TransportError
