@@ -1,17 +1,14 @@
-"""Between the client's calls and Globus Compute: one thread that takes requests, sends batches and distributes answers.
-A mailbox and a loop; the decisions are in ``batches`` and ``protocol``.
+"""Between the client's calls and Globus Compute: takes requests, sends batches, ends the requests' futures. One thread
+calls it; the decisions are in ``batches`` and ``protocol``.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -35,133 +32,50 @@ from gateway_plugin.globus.client.transport import Next, Transport
 
 _TRANSIT_S = 5.0
 """Subtracted from the function's time limit, so that its own error at a deadline arrives before ours."""
-_RELEASE_S = 2.0
 _CALLS_SEEN = 256
 """Of the requests that wait under one key; more than a batch can hold is not looked at."""
 
 
-@dataclass(frozen=True)
-class _Offer:
-    key: BatchKey
-    calls: tuple[Call, ...]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    batch: Batch
-    future: Future[Any]
-
-
-@dataclass(frozen=True)
-class _Release:
-    group: str
-    done: threading.Event
-
-
-@dataclass(frozen=True)
-class _Stop:
-    pass
-
-
-_Message = _Offer | _Outcome | _Release | _Stop
-
-
 class Batcher:
-    """``offer``, ``release`` and ``close`` may be called from any thread; ``turn`` by the one thread of ``run``.
-
-    A request's future runs from the moment its batch is sent: before, ``cancel()`` takes it out; after, it returns
+    """A request's future runs from the moment its batch is sent: before, ``cancel()`` takes it out; after, it returns
     ``False``, since the task at the site goes on.
+
+    ``done(batch, future)`` is called when a task has ended, by any thread: to call ``finish`` with.
     """
 
     def __init__(
         self,
         transport: Transport,
-        *,
+        done: Callable[[Batch, Future[Any]], None],
         limits: Limits | None = None,
         pace: Pace | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
+        self._done = done
         self._limits = limits or Limits()
         self._pace = pace or Pace()
-        self._clock = clock
-        self._mailbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._waiting: dict[BatchKey, deque[Call]] = {}
         self._numbers: dict[BatchKey, int] = {}
         self._again: list[tuple[float, Batch]] = []
         self._in_flight: dict[str, Batch] = {}
-        self._stopped = threading.Event()
-        self._ended = threading.Event()
         self.tasks_sent = 0
 
-    # --- any thread ---
     def offer(self, key: BatchKey, calls: Iterable[Call]) -> None:
-        """Take requests; their futures are cancelled if the batcher is closed."""
-        self._post(_Offer(key, tuple(calls)))
+        """Take requests."""
+        self._waiting.setdefault(key, deque()).extend(calls)
 
-    def release(self, group: str) -> None:
-        """Send nothing more of ``group``, and expect nothing more of it. Returns when that is so (in a moment)."""
-        done = threading.Event()
-        self._post(_Release(group, done))
-        done.wait(_RELEASE_S)
-
-    def close(self) -> None:
-        """End ``run``: what was not sent is cancelled, what was sent ends with ``EndpointUnavailable``."""
-        self._post(_Stop())
-        self._ended.wait(_RELEASE_S)
-
-    def _post(self, message: _Message) -> None:
-        self._mailbox.put(message)
-        if self.stopped:  # checked after the put: either the loop takes the message, or this thread does
-            self._drain()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it is closed."""
-        return self._stopped.is_set()
-
-    # --- the one thread ---
-    def run(self) -> None:
-        """Until ``close``."""
-        wake: float | None = None
-        try:
-            while not self.stopped:
-                try:
-                    message = self._mailbox.get(timeout=None if wake is None else max(0.0, wake - self._clock()))
-                except queue.Empty:
-                    wake = self.turn()
-                else:
-                    wake = self.turn(message)
-        finally:
-            if not self.stopped:  # an error of this class: no caller may wait without end
-                self._end()
-
-    def turn(self, message: _Message | None = None) -> float | None:
-        """Read the mailbox, then do what is due. Returns when to run again; ``None``: when a message arrives."""
-        now = self._clock()
-        if message is not None:
-            self._take(message, now)
-        while not self.stopped:
-            try:
-                self._take(self._mailbox.get_nowait(), now)
-            except queue.Empty:
-                break
+    def turn(self, now: float) -> float | None:
+        """Do what is due. Returns when to call again; ``None``: when there is something new."""
         self._expire(now)
-        return None if self.stopped else self._send(now)
+        while self._pace.next(now) <= now and not self._full():
+            batch = self._next_again(now) or self._next_batch(now)  # batches that failed first
+            if batch is None:
+                break
+            self._launch(batch, now)
+        return self._wake(now)
 
-    def _take(self, message: _Message, now: float) -> None:
-        match message:
-            case _Offer(key, calls):
-                self._waiting.setdefault(key, deque()).extend(calls)
-            case _Outcome(batch, future):
-                self._finish(batch, future, now)
-            case _Release(group, done):
-                self._forget(group)
-                done.set()
-            case _Stop():
-                self._end()
-
-    def _finish(self, batch: Batch, future: Future[Any], now: float) -> None:
+    def finish(self, batch: Batch, future: Future[Any], now: float) -> None:
+        """A task has ended: end its requests, or send them again."""
         if self._in_flight.pop(batch.key, None) is None:
             return  # all of its requests have ended
         try:
@@ -219,15 +133,6 @@ class Batcher:
             return "the service's rate limit is reached"
         return "its time was too short"
 
-    def _send(self, now: float) -> float | None:
-        """Send what is due and what the pace permits: batches that failed first, then the key that waits longest."""
-        while self._pace.next(now) <= now and not self._full():
-            batch = self._next_again(now) or self._next_batch(now)
-            if batch is None:
-                break
-            self._launch(batch, now)
-        return self._wake(now)
-
     def _next_again(self, now: float) -> Batch | None:
         for index, (when, batch) in enumerate(self._again):
             if when <= now:
@@ -268,7 +173,7 @@ class Batcher:
             future = Future()
             future.set_exception(error)
         self.tasks_sent += 1
-        future.add_done_callback(lambda done: self._mailbox.put(_Outcome(batch, done)))
+        future.add_done_callback(lambda ended: self._done(batch, ended))
 
     def _wake(self, now: float) -> float | None:
         ready = [when for key in self._waiting if (when := self._due(key)) is not None]
@@ -298,7 +203,8 @@ class Batcher:
     def _due(self, key: BatchKey) -> float | None:
         return due(self._sizes(key), self._limits_of(key))
 
-    def _forget(self, group: str) -> None:
+    def forget(self, group: str) -> None:
+        """Send nothing more of ``group``, and expect nothing more of it."""
         for key in [key for key in self._waiting if key.group == group]:
             for call in self._waiting.pop(key):
                 withdraw(call.future)
@@ -310,26 +216,11 @@ class Batcher:
         self._again = [entry for entry in self._again if entry[1].of.group != group]
         self._transport.release(group)
 
-    def _end(self) -> None:
-        self._stopped.set()
+    def end(self) -> None:
+        """What was not sent is cancelled, what was sent ends with ``EndpointUnavailable``."""
         for group in {key.group for key in self._waiting} | {batch.of.group for batch in self._sent()}:
-            self._forget(group)
-        self._drain()
+            self.forget(group)
         self._transport.close()
-        self._ended.set()
-
-    def _drain(self) -> None:
-        """Answer messages that came after the end; any thread may do so, and each message is taken by one."""
-        while True:
-            try:
-                message = self._mailbox.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(message, _Offer):
-                for call in message.calls:
-                    withdraw(call.future)
-            elif isinstance(message, _Release):
-                message.done.set()
 
 
 def _batch(key: BatchKey, span: Span, calls: tuple[Call, ...]) -> Batch:

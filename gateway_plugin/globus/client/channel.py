@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gateway_plugin.channel import File, Item, Map
 from gateway_plugin.errors import ConfigError, EndpointUnavailable, GatewayError, InvalidRequest, PromptTooLarge
 from gateway_plugin.globus import function_registry as registry
 from gateway_plugin.globus.client.batcher import Batcher
-from gateway_plugin.globus.client.batches import BatchKey, Call, Limits, Pace, size
+from gateway_plugin.globus.client.batches import Batch, BatchKey, Call, Limits, Pace, size
 from gateway_plugin.globus.client.futures import close_at_exit
 from gateway_plugin.globus.client.httpx_transport import TaskTransport
 from gateway_plugin.globus.client.protocol import GROUP_PROMPTS
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 SUBMISSION_BYTES = 9_500_000
 """Of one request as it travels; Globus Compute takes 10 MB, its own envelope included."""
+_MOMENT_S = 2.0
 NO_STREAMING = (
     "There is no streaming through Globus Compute: a task has one result. Two ways: (1) the HTTP API through a tunnel "
     "('ssh -N -L 8180:127.0.0.1:8180 GATEWAY-HOST' to the gateway's own machine, then "
@@ -86,9 +89,14 @@ class GlobusChannel:
         self._keys: dict[tuple[str, bool, float], BatchKey] = {}
         self._last_ms = 0
         self._lock = threading.Lock()
-        self.batcher = Batcher(transport, limits=limits, pace=pace)
-        threading.Thread(target=self.batcher.run, name="globus-client", daemon=True).start()
-        close_at_exit(self.batcher)
+        self.batcher = Batcher(transport, self._ended, limits, pace)
+        """Of the loop's thread alone."""
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(self._broken)
+        self._timer: asyncio.Handle | None = None
+        self._closed = False
+        threading.Thread(target=self._run, name="globus-client", daemon=True).start()
+        close_at_exit(self)
 
     def options(self, *, asynchronous: bool) -> dict[str, Any]:
         return {"transport": TaskTransport(self, self.tasks)}
@@ -102,7 +110,7 @@ class GlobusChannel:
             self._check_open()
             if kind not in self._keys:
                 self._keys[kind] = BatchKey(self.group, self._name(), *kind)
-            self.batcher.offer(self._keys[kind], [call])
+            self._loop.call_soon_threadsafe(self._take, self._keys[kind], [call])
         return call.future
 
     def map(
@@ -123,12 +131,12 @@ class GlobusChannel:
             self._maps.add(found)
             if items:
                 key = BatchKey(found, self._name(), label, items[0].wait, items[0].timeout_s, file, len(calls))
-                self.batcher.offer(key, calls)
+                self._loop.call_soon_threadsafe(self._take, key, calls)
         return found, [call.future for call in calls]
 
     def release(self, group: str) -> None:
         """Send nothing more of a map's ``group``, and expect nothing more of it."""
-        self.batcher.release(group)
+        self._on_loop(lambda: self.batcher.forget(group))
         with self._lock:
             self._maps.discard(group)
 
@@ -145,7 +153,55 @@ class GlobusChannel:
         return EndpointUnavailable("This client is closed; the request was not sent.")
 
     def close(self) -> None:
-        self.batcher.close()
+        def end() -> None:
+            self.batcher.end()
+            self._loop.stop()
+
+        self._on_loop(end, closing=True)
+
+    def _on_loop(self, work: Callable[[], None], closing: bool = False) -> None:
+        """Have the loop's thread do it (in a moment), after all that was submitted; nothing once it is closed."""
+        done = threading.Event()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = closing
+            self._loop.call_soon_threadsafe(lambda: (work(), done.set()))
+        done.wait(_MOMENT_S)
+
+    # --- on the loop's thread ---
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _take(self, key: BatchKey, calls: list[Call]) -> None:
+        self.batcher.offer(key, calls)
+        self._soon()
+
+    def _ended(self, batch: Batch, future: Future[Any]) -> None:
+        def finish() -> None:
+            self.batcher.finish(batch, future, self._loop.time())
+            self._soon()
+
+        with suppress(RuntimeError):  # the loop has ended, and with it all that waited for this
+            self._loop.call_soon_threadsafe(finish)
+
+    def _soon(self) -> None:
+        """A turn after all that came at the same time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        wake = self.batcher.turn(self._loop.time())
+        self._timer = None if wake is None else self._loop.call_at(wake, self._turn)
+
+    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error of this package: no caller may wait without end."""
+        loop.default_exception_handler(context)
+        self._closed = True
+        self.batcher.end()
+        loop.stop()
 
     def _name(self) -> str:
         """By the time it begins: ``resume`` gives the sequences of a group in that order, also of several processes."""
@@ -153,7 +209,7 @@ class GlobusChannel:
         return f"{self._last_ms:011x}{uuid.uuid4().hex[:5]}"
 
     def _check_open(self) -> None:
-        if self.batcher.stopped:
+        if self._closed:
             raise self.closed()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -17,8 +17,8 @@ from gateway_plugin.errors import (
     TaskFailed,
     WaitDeadline,
 )
-from gateway_plugin.globus.client.batcher import Batcher, _Release, _Stop
-from gateway_plugin.globus.client.batches import BatchKey, Call, Limits, Pace, after_failure, runs, size
+from gateway_plugin.globus.client.batcher import Batcher
+from gateway_plugin.globus.client.batches import Batch, BatchKey, Call, Limits, Pace, after_failure, runs, size
 from gateway_plugin.globus.client.protocol import Span, parse_key
 from gateway_plugin.globus.client.sdk_transport import task_failure
 from gateway_plugin.globus.client.transport import Next, TransportError
@@ -38,11 +38,12 @@ class World:
     ) -> None:
         self.now = 1000.0
         self.transport = FakeTransport(held=held)
+        self.ended: list[tuple[Batch, Future[Any]]] = []
         self.batcher = Batcher(
             self.transport,
-            limits=Limits(items=items, lines=lines, under_way=under_way),
-            pace=Pace(requests, 10.0),
-            clock=lambda: self.now,
+            lambda batch, future: self.ended.append((batch, future)),
+            Limits(items=items, lines=lines, under_way=under_way),
+            Pace(requests, 10.0),
         )
         self.wake: float | None = None
 
@@ -61,13 +62,15 @@ class World:
 
     def turn(self, after_s: float = 0.0) -> None:
         self.now += after_s
-        self.wake = self.batcher.turn()
+        while self.ended:
+            self.batcher.finish(*self.ended.pop(0), self.now)
+        self.wake = self.batcher.turn(self.now)
 
     def settle(self) -> None:
         """Let time pass until nothing is due."""
         self.turn()
         for _ in range(100):
-            if not self.batcher._mailbox.empty():  # run() would look at once
+            if self.ended:
                 self.turn()
             elif self.wake is None:
                 return
@@ -372,7 +375,7 @@ def test_released_nothing_more_is_sent_or_expected() -> None:
     world = World(held=True, requests=1, items=1)
     sent, waiting = world.offer("a", "b")
     world.turn()
-    world.batcher._forget("group")
+    world.batcher.forget("group")
     assert waiting.future.cancelled()
     assert isinstance(sent.future.exception(0), EndpointUnavailable)
     assert world.transport.released == ["group"]
@@ -380,21 +383,17 @@ def test_released_nothing_more_is_sent_or_expected() -> None:
     assert len(world.transport.sent) == 1
 
 
-def test_a_prompt_that_comes_while_the_client_closes_ends_and_a_release_does_not_wait() -> None:
-    world = World()
-    known = world.offer("a")
-    world.batcher._mailbox.put(_Stop())
-    behind = world.offer("b")  # close() was first
-    released = threading.Event()
-    world.batcher._mailbox.put(_Release("group", released))
+def test_at_the_end_what_waits_is_cancelled_and_what_is_in_flight_is_given_up() -> None:
+    world = World(held=True, requests=1, items=1)
+    sent, waiting = world.offer("a", "b")
     world.turn()
-    assert all(call.future.cancelled() for call in (*known, *behind))
-    assert released.is_set()
-    (after,) = world.offer("c")
-    assert after.future.cancelled()
+    world.batcher.end()
+    assert waiting.future.cancelled()
+    assert isinstance(sent.future.exception(0), EndpointUnavailable)
     assert world.transport.closed
-    world.batcher.release("another")
-    assert world.batcher._mailbox.empty()
+    world.transport.answer_all()  # too late
+    world.turn()
+    assert world.wake is None
 
 
 def test_lines_of_a_file_travel_as_a_range() -> None:

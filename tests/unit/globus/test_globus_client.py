@@ -235,6 +235,30 @@ def test_closing_ends_what_waits_here_with_an_error_of_ours(transport: FakeTrans
     assert transport.sent == []
 
 
+def test_a_closed_client_takes_nothing_and_waits_for_nothing(transport: FakeTransport) -> None:
+    client = GlobusClient(transport=transport, limits=Limits(flush_s=60.0))
+    waiting = client.submit_chat("a", "m")
+    client.close()
+    assert waiting.cancelled()
+    began = time.monotonic()
+    client.release("of-an-earlier-map")
+    client.close()
+    assert time.monotonic() - began < 1
+    with pytest.raises(EndpointUnavailable, match="closed"):
+        client.submit_chat("b", "m")
+
+
+def test_a_mistake_of_ours_ends_every_wait(client: GlobusClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(now: float) -> float:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(client._globus.batcher, "turn", broken)
+    with pytest.raises(EndpointUnavailable):
+        client.chat("a", "m")
+    with pytest.raises(EndpointUnavailable, match="closed"):
+        client.chat("b", "m")
+
+
 def test_what_is_wrong_is_said_before_anything_is_sent(client: GlobusClient, transport: FakeTransport) -> None:
     with pytest.raises(InvalidRequest, match="JSON"):
         client.chat("x", "m", stop=object())
