@@ -27,7 +27,7 @@ from gateway_plugin.globus.client.batches import (
     runs,
 )
 from gateway_plugin.globus.client.futures import abandon, begin, end_late, past_deadline, settle, withdraw
-from gateway_plugin.globus.client.protocol import Span, file_request, pack_request, too_many_lines, unpack
+from gateway_plugin.globus.client.protocol import Span, task_request, too_many_lines, unpack
 from gateway_plugin.globus.client.transport import Next, Transport
 
 _TRANSIT_S = 5.0
@@ -162,11 +162,11 @@ class Batcher:
         self._in_flight[batch.key] = batch
         left_s, of = batch.deadline - now, batch.of
         limit_s = left_s - min(_TRANSIT_S, left_s / 10)
+        content: dict[str, Any] = {"items": [call.item for call in batch.calls]}
         if of.file is not None:
-            start = of.file.first + batch.span.start
-            request = file_request(batch.key, limit_s, of.wait, of.file.path, of.file.sha256, start, batch.span.count)
-        else:
-            request = pack_request(batch.key, limit_s, of.wait, [call.item for call in batch.calls])
+            start, count = of.file.first + batch.span.start, batch.span.count
+            content = {"input": {"path": of.file.path, "sha256": of.file.sha256, "start": start, "count": count}}
+        request = task_request(batch.key, limit_s, of.wait, **content)
         try:
             future = self._transport.submit(of.group, request)
         except Exception as error:  # noqa: BLE001 - the transport says what it means

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_plugin.errors import AnswerTooLarge, GatewayError, ModelQueueFull, TaskFailed, WaitDeadline
-from gateway_plugin.globus.client.protocol import Span, file_request, in_order, pack_request, parse_key, unpack
+from gateway_plugin.globus.client.protocol import Span, in_order, parse_key, task_request, unpack
 
 places = st.builds(
     Span,
@@ -49,12 +49,10 @@ def test_another_key_tells_nothing(key: object) -> None:
 
 def test_a_request_has_either_prompts_or_a_place_in_a_file() -> None:
     item = {"path": "/v1/models"}
-    assert pack_request("k" * 8, 9.99999, True, [item]) == {
+    assert task_request("k" * 8, 9.99999, True, items=[item]) == {
         "version": 1, "key": "k" * 8, "deadline_s": 10.0, "wait": True, "items": [item],
     }  # fmt: skip
-    request = file_request("k" * 8, 10, False, "jobs/p.jsonl", "0" * 64, 200, 100)
-    assert request["input"] == {"path": "jobs/p.jsonl", "sha256": "0" * 64, "start": 200, "count": 100}
-    assert "items" not in request
+    assert "input" not in task_request("k" * 8, 10, False, items=[item])
 
 
 def test_each_prompt_has_an_answer_or_an_error_of_its_own() -> None:
