@@ -94,12 +94,12 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """Where the gateway listens."""
-    handler = type("ThisGateway", (Gateway,), {"asleep": threading.Event()})
-    server = Server(("127.0.0.1", 0), handler)
+    Gateway.asleep = threading.Event()
+    server = Server(("127.0.0.1", 0), Gateway)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
-    handler.asleep.set()
+    Gateway.asleep.set()
     server.shutdown()
     thread.join()
     server.server_close()

@@ -166,7 +166,8 @@ class GlobusChannel:
             if self._closed:
                 return
             self._closed = closing
-            self._loop.call_soon_threadsafe(lambda: (work(), done.set()))
+            self._loop.call_soon_threadsafe(work)
+            self._loop.call_soon_threadsafe(done.set)
         done.wait(_MOMENT_S)
 
     # --- on the loop's thread ---
