@@ -149,11 +149,13 @@ def raise_if_nothing_said(words: str, thought: bool, ended: str | None) -> None:
 
 
 def chat_body(prompt: Prompt, model: str, system: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A chat completion's request."""
+    """A chat completion's request. ``extra_body`` among the options is merged into it, as ``openai`` does."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(part) for part in prompt]
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
-    return {"model": model, "messages": messages, **options}
+    extra = options.get("extra_body") or {}
+    chosen = {name: value for name, value in options.items() if name != "extra_body"}
+    return {"model": model, "messages": messages, **chosen, **extra}
 
 
 def chat_text(answer: Mapping[str, Any]) -> str:

@@ -161,8 +161,9 @@ class Client(Calls):
         **options: Any,
     ) -> Future[str]:
         """A future of ``chat``'s answer."""
+        limit_s = self._limit(options.pop("timeout", timeout_s))
         body = chat_body(prompt, model, system, options)
-        return self._channel.submit(Item(CHAT, body, chat_text, wait, self._limit(timeout_s)))
+        return self._channel.submit(Item(CHAT, body, chat_text, wait, limit_s))
 
     def chat(self, prompt: Prompt, model: str, **options: Any) -> str:
         """The answer's text.
@@ -170,7 +171,8 @@ class Client(Calls):
         Args:
             prompt: text, or messages in OpenAI's form.
             options: ``system`` (a message put before it); ``wait`` and ``timeout_s`` as of ``submit``; the rest of the
-                chat completion: ``temperature``, ``max_tokens``, ... For streaming: ``openai``.
+                chat completion: ``temperature``, ``max_tokens``, ``extra_body``, ... (``timeout``, as in ``openai``, is
+                ``timeout_s``). For streaming: ``openai``.
 
         Raises ``NothingSaid`` where the answer ended before its first word.
         """
@@ -236,7 +238,7 @@ class Client(Calls):
         """``map_chat``'s group and futures, for a caller that gathers them; then ``release`` the group."""
         if concurrency < 1:
             raise InvalidRequest(f"concurrency: expected 1 or more, got {concurrency}")
-        limit_s = self._limit(timeout_s)
+        limit_s = self._limit(options.pop("timeout", timeout_s))
         items = [Item(CHAT, chat_body(prompt, model, system, options), chat_text, wait, limit_s) for prompt in prompts]
         return self._channel.map(items, model, concurrency, task_group_id)
 

@@ -109,6 +109,8 @@ class HttpChannel:
             asyncio.run_coroutine_threadsafe(_stop(sending[1]), sending[0])
 
     def _begin(self, item: Item, gate: asyncio.Semaphore) -> Future[Any]:
+        if item.body is not None and item.body.get("stream"):
+            raise InvalidRequest("Answers come whole here: leave 'stream' out, or use Client().openai.")
         with self._lock:
             if self._closed:
                 raise self.closed()

@@ -141,6 +141,13 @@ class ClientStories:
         with pytest.raises(InvalidRequest, match="map_file"):
             client.map_file("jobs/p.jsonl", "0" * 64, 2)
 
+    def test_options_go_into_the_request_as_openai_puts_them_there(self, client: Client) -> None:
+        assert client.chat("hello @tokens=9", WRITER, extra_body={"max_tokens": 2}, timeout=60).count(" w") == 1
+        with pytest.raises(InvalidRequest, match="stream"):
+            client.chat("hello", WRITER, stream=True)
+        with pytest.raises(WaitDeadline):
+            client.chat("hello @sleep=20", WRITER, timeout=0.5)
+
     def test_a_stream_comes_or_is_refused_with_what_to_do(self, client: Client) -> None:
         create = client.openai.chat.completions.create
         if self.resumes:

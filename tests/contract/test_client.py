@@ -62,6 +62,7 @@ class Gateway(BaseHTTPRequestHandler):
         if self.path == "/tokenize":
             return self._send(200, {"count": len(text.split())})
         count = int(found[1]) if (found := fake_engine._TOKENS.search(text)) else 8
+        count = min(count, body.get("max_tokens") or count)
         words = [model] + [f" w{number}" for number in range(1, count)]
         if body.get("stream"):
             lines = [f"data: {json.dumps(fake_engine._delta(self.path, model, 1, word))}\n\n" for word in words]

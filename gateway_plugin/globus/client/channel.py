@@ -162,12 +162,16 @@ class GlobusChannel:
     def _on_loop(self, work: Callable[[], None], closing: bool = False) -> None:
         """Have the loop's thread do it (in a moment), after all that was submitted; nothing once it is closed."""
         done = threading.Event()
+
+        def do() -> None:
+            work()
+            done.set()
+
         with self._lock:
             if self._closed:
                 return
             self._closed = closing
-            self._loop.call_soon_threadsafe(work)
-            self._loop.call_soon_threadsafe(done.set)
+            self._loop.call_soon_threadsafe(do)
         done.wait(_MOMENT_S)
 
     # --- on the loop's thread ---
