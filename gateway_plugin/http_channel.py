@@ -7,6 +7,7 @@ import math
 import ssl
 import threading
 import uuid
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -58,6 +59,7 @@ class HttpChannel:
         self._verify = self._gateway.verify()
         self._lock = threading.Lock()
         self._sending: tuple[asyncio.AbstractEventLoop, AsyncOpenAI] | None = None
+        self._stop: weakref.finalize[..., HttpChannel] | None = None
         self._gate = asyncio.Semaphore(_AT_ONCE)
         self._maps: dict[str, list[Future[Any]]] = {}
         self._closed = False
@@ -104,9 +106,9 @@ class HttpChannel:
 
     def close(self) -> None:
         with self._lock:
-            sending, self._sending, self._closed = self._sending, None, True
-        if sending is not None:
-            asyncio.run_coroutine_threadsafe(_stop(sending[1]), sending[0])
+            self._closed = True
+            if self._stop is not None:
+                self._stop()
 
     def _begin(self, item: Item, gate: asyncio.Semaphore) -> Future[Any]:
         if item.body is not None and item.body.get("stream"):
@@ -121,6 +123,8 @@ class HttpChannel:
                 threading.Thread(target=_run, args=(loop,), name="gateway-client", daemon=True).start()
                 # openai's 2 is made of httpx and its 3 of httpx2, of which it takes either client.
                 self._sending = loop, AsyncOpenAI(base_url=self.base_url, api_key=self.key, http_client=http)  # type: ignore[arg-type]
+                # for a client that is not closed, too: when it is collected, or the program ends
+                self._stop = weakref.finalize(self, _stop, *self._sending)
             loop, openai = self._sending
             return asyncio.run_coroutine_threadsafe(self._ask(openai, item, gate), loop)
 
@@ -158,7 +162,11 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-async def _stop(openai: AsyncOpenAI) -> None:
+def _stop(loop: asyncio.AbstractEventLoop, openai: AsyncOpenAI) -> None:
+    asyncio.run_coroutine_threadsafe(_end(openai), loop)
+
+
+async def _end(openai: AsyncOpenAI) -> None:
     """Cancel every request of the running loop, and end it."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
