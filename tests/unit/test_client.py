@@ -500,7 +500,7 @@ def test_a_program_that_forgets_to_close_ends() -> None:
 
 
 def test_what_is_sent_again_is_what_openai_sends_again() -> None:
-    gateway, sent = scripted((503, ModelQueueFull("tiny", 0.01).body()))
+    gateway, sent = scripted((503, ModelQueueFull("tiny", 1).body()))
     with pytest.raises(ModelQueueFull):
         gateway.chat("a", "tiny")
     assert len(sent) == 3
