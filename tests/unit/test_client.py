@@ -488,6 +488,7 @@ def test_a_client_that_is_dropped_ends_its_thread() -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.process
 def test_a_program_that_forgets_to_close_ends() -> None:
     program = (
         "import socket; from gateway_plugin import Client\n"

@@ -454,6 +454,7 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.process
 def test_imported_it_needs_neither_the_sdk_nor_openai() -> None:
     """Both take seconds to import: they are imported when they are used."""
     absent = "'ray', 'vllm', 'torch', 'parsl', 'openai', 'click', 'yaml', 'serve', 'psutil', 'globus_compute_sdk'"
@@ -461,6 +462,7 @@ def test_imported_it_needs_neither_the_sdk_nor_openai() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.process
 def test_an_endpoint_is_asked_without_openai() -> None:
     program = _WITHOUT.format(absent="'openai'") + (
         "from tests.support.fake_endpoint import FakeTransport\n"
@@ -469,6 +471,7 @@ def test_an_endpoint_is_asked_without_openai() -> None:
     assert _python(program).stdout == "['re: a', 're: b']\n"
 
 
+@pytest.mark.process
 def test_without_the_sdk_the_extra_is_named() -> None:
     program = _WITHOUT.format(absent="'globus_compute_sdk', 'globus_sdk'") + (
         "from gateway_plugin.errors import ConfigError\n"
@@ -504,6 +507,7 @@ def _on_a_terminal(program: str) -> str:
     return shown.decode()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("progress", [True, None])
 def test_a_bar_on_a_terminal_counts_answers(progress: bool | None) -> None:
     shown = _on_a_terminal(_BAR.format(progress=progress))
@@ -512,6 +516,7 @@ def test_a_bar_on_a_terminal_counts_answers(progress: bool | None) -> None:
     assert "tasks of" in shown
 
 
+@pytest.mark.process
 def test_no_bar_where_none_is_wanted_or_there_is_no_terminal() -> None:
     assert _on_a_terminal(_BAR.format(progress=False)) == ""
     ended = _python(_BAR.format(progress=None))
@@ -527,6 +532,7 @@ print("end of the program")
 """
 
 
+@pytest.mark.process
 def test_a_program_that_forgets_to_close_still_ends() -> None:
     began = time.monotonic()
     ended = _python(_LEFT_OPEN)
