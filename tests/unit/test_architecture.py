@@ -30,7 +30,7 @@ WALL_CLOCK = {
     "gateway_plugin.schedulers.queue": "against the ledger's times",
     "gateway_plugin.globus.endpoint.endpoints": "against a file's",
     "gateway_plugin.globus.function": "against files'",
-    "gateway_plugin.globus.client.sending": "numbers that rise",
+    "gateway_plugin.globus.client.channel": "numbers that rise",
     "gateway_plugin.edge.keys": "when a key was made, for people",
     "gateway_plugin.service.certificate": "what a certificate says",
     "gateway_plugin.service.teardown": "what the ledger keeps",
@@ -46,7 +46,7 @@ LIGHT = (
     "gateway_plugin", "gateway_plugin.client", "gateway_plugin.apps", "gateway_plugin.api_types",
     "gateway_plugin.connection",
     "gateway_plugin.errors", "gateway_plugin.catalog", "gateway_plugin.paths", "gateway_plugin.globus",
-    "gateway_plugin.globus.client.client", "gateway_plugin.globus.client.asyncio_client",
+    "gateway_plugin.globus.client.client", "gateway_plugin.asyncio_client", "gateway_plugin.compute",
 )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
-"""The dispatcher's stories, turn by turn, with a clock of their own."""
+"""The batcher's stories, turn by turn, with a clock of their own."""
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
+from gateway_plugin.api_types import chat_text
+from gateway_plugin.channel import File
 from gateway_plugin.errors import (
     AnswerTooLarge,
     EndpointUnavailable,
@@ -15,59 +17,60 @@ from gateway_plugin.errors import (
     TaskFailed,
     WaitDeadline,
 )
-from gateway_plugin.globus.client.batcher import Dispatcher, _Release, _Stop
-from gateway_plugin.globus.client.batches import Limits, Pace, size
-from gateway_plugin.globus.client.failures import task_failure
-from gateway_plugin.globus.client.lanes import Call, File, LaneKey, Verdict, after_failure, halves, runs
-from gateway_plugin.globus.client.payloads import chat_text
-from gateway_plugin.globus.client.protocol import Place, parse_key
+from gateway_plugin.globus.client.batcher import Batcher
+from gateway_plugin.globus.client.batches import Batch, BatchKey, Call, Limits, Pace, after_failure, runs, size
+from gateway_plugin.globus.client.protocol import Span, parse_key
+from gateway_plugin.globus.client.sdk_transport import task_failure
 from gateway_plugin.globus.client.transport import Next, TransportError
 from tests.support.fake_endpoint import FakeTransport, chat_item, echo
 
-LANE = LaneKey("group", "lane", "m", True, 100.0)
+KEY = BatchKey("group", "lane", "m", True, 100.0)
 AGAIN = TransportError(EndpointUnavailable("gone"), Next.AGAIN)
 REFUSED = TransportError(Forbidden("no"), Next.NOTHING)
 TOO_LARGE = TransportError(AnswerTooLarge("big"), Next.SMALLER)
 
 
 class World:
-    """A dispatcher, a transport, and the time."""
+    """A batcher, a transport, and the time."""
 
     def __init__(
         self, *, held: bool = False, items: int = 4, lines: int = 4, requests: int = 100, under_way: int = 64
     ) -> None:
         self.now = 1000.0
         self.transport = FakeTransport(held=held)
-        self.dispatcher = Dispatcher(
+        self.ended: list[tuple[Batch, Future[Any]]] = []
+        self.batcher = Batcher(
             self.transport,
-            limits=Limits(items=items, lines=lines, under_way=under_way),
-            pace=Pace(requests, 10.0),
-            clock=lambda: self.now,
+            lambda batch, future: self.ended.append((batch, future)),
+            Limits(items=items, lines=lines, under_way=under_way),
+            Pace(requests, 10.0),
         )
         self.wake: float | None = None
 
-    def offer(self, *words: str, lane: LaneKey = LANE) -> list[Call]:
+    def offer(self, *words: str, key: BatchKey = KEY) -> list[Call]:
         calls = [
             Call(
                 item,
                 size(item, self.now),
-                self.now + lane.timeout_s,
+                self.now + key.timeout_s,
                 lambda body: body["choices"][0]["message"]["content"],
             )
             for item in map(chat_item, words)
         ]
-        self.dispatcher.offer(lane, calls)
+        self.batcher.offer(key, calls)
         return calls
 
     def turn(self, after_s: float = 0.0) -> None:
         self.now += after_s
-        self.wake = self.dispatcher.turn()
+        while self.ended:
+            self.batcher.finish(*self.ended.pop(0), self.now)
+        self.wake = self.batcher.turn(self.now)
 
     def settle(self) -> None:
         """Let time pass until nothing is due."""
         self.turn()
         for _ in range(100):
-            if not self.dispatcher._mailbox.empty():  # run() would look at once
+            if self.ended:
                 self.turn()
             elif self.wake is None:
                 return
@@ -100,7 +103,7 @@ def test_a_full_pack_goes_at_once() -> None:
     assert [len(request["items"]) for request in world.transport.requests] == [4, 4]
     world.settle()
     keys = [parse_key(request["key"]) for request in world.transport.requests]
-    assert keys == [Place("lane", 0, 4), Place("lane", 4, 4), Place("lane", 8, 1)]
+    assert keys == [Span("lane", 0, 4), Span("lane", 4, 4), Span("lane", 8, 1)]
 
 
 def test_the_function_gets_less_time_than_the_prompt_has() -> None:
@@ -112,9 +115,9 @@ def test_the_function_gets_less_time_than_the_prompt_has() -> None:
 
 def test_two_models_never_share_a_task() -> None:
     world = World()
-    other = LaneKey("group", "other", "n", True, 100.0)
+    other = BatchKey("group", "other", "n", True, 100.0)
     world.offer("a")
-    world.offer("b", lane=other)
+    world.offer("b", key=other)
     world.settle()
     assert [len(request["items"]) for request in world.transport.requests] == [1, 1]
 
@@ -249,8 +252,8 @@ def test_an_answer_that_was_left_out_for_room_is_asked_for_alone() -> None:
     world.settle()
     assert words(calls) == ["re: a", "re: b", "re: c"]
     assert [parse_key(request["key"]) for request in world.transport.requests] == [
-        Place("lane", 0, 3),
-        Place("lane", 1, 1),
+        Span("lane", 0, 3),
+        Span("lane", 1, 1),
     ]
 
 
@@ -268,7 +271,7 @@ def test_answers_that_were_left_out_for_room_are_asked_for_in_packs_as_large_as_
     world.settle()
     assert words(calls) == [f"re: {word}" for word in "abcdefghijkl"]
     places = [parse_key(request["key"]) for request in world.transport.requests]
-    assert places == [Place("lane", 0, 12), Place("lane", 4, 4), Place("lane", 8, 4)]
+    assert places == [Span("lane", 0, 12), Span("lane", 4, 4), Span("lane", 8, 4)]
 
 
 def test_answers_that_are_all_too_large_by_themselves_are_errors_and_no_endless_loop() -> None:
@@ -307,7 +310,7 @@ def test_a_prompt_that_was_never_sent_says_so_at_its_deadline() -> None:
     world = World(requests=1)
     world.offer("a")
     world.turn(0.05)
-    late = world.offer("b", lane=LaneKey("group", "short", "m", True, 2.0))
+    late = world.offer("b", key=BatchKey("group", "short", "m", True, 2.0))
     world.settle()
     error = late[0].future.exception(0)
     assert isinstance(error, WaitDeadline)
@@ -319,13 +322,13 @@ def test_a_prompt_behind_others_at_the_endpoint_is_told_so() -> None:
     world = World(held=True, items=1, under_way=2)
     world.offer("a", "b")
     world.turn()
-    late = world.offer("c", lane=LaneKey("group", "short", "m", True, 2.0))
+    late = world.offer("c", key=BatchKey("group", "short", "m", True, 2.0))
     world.turn(0.05)
     world.turn(2.0)
-    assert "2 packs are at the endpoint" in str(late[0].future.exception(0))
+    assert "2 batches are at the endpoint" in str(late[0].future.exception(0))
     world.transport.answer_all()
     world.settle()
-    hurried = world.offer("d", lane=LaneKey("group", "none", "m", True, 0.01))
+    hurried = world.offer("d", key=BatchKey("group", "none", "m", True, 0.01))
     world.turn(0.02)
     assert "too short" in str(hurried[0].future.exception(0))
 
@@ -372,7 +375,7 @@ def test_released_nothing_more_is_sent_or_expected() -> None:
     world = World(held=True, requests=1, items=1)
     sent, waiting = world.offer("a", "b")
     world.turn()
-    world.dispatcher._forget("group")
+    world.batcher.forget("group")
     assert waiting.future.cancelled()
     assert isinstance(sent.future.exception(0), EndpointUnavailable)
     assert world.transport.released == ["group"]
@@ -380,31 +383,27 @@ def test_released_nothing_more_is_sent_or_expected() -> None:
     assert len(world.transport.sent) == 1
 
 
-def test_a_prompt_that_comes_while_the_client_closes_ends_and_a_release_does_not_wait() -> None:
-    world = World()
-    known = world.offer("a")
-    world.dispatcher._mailbox.put(_Stop())
-    behind = world.offer("b")  # close() was first
-    released = threading.Event()
-    world.dispatcher._mailbox.put(_Release("group", released))
+def test_at_the_end_what_waits_is_cancelled_and_what_is_in_flight_is_given_up() -> None:
+    world = World(held=True, requests=1, items=1)
+    sent, waiting = world.offer("a", "b")
     world.turn()
-    assert all(call.future.cancelled() for call in (*known, *behind))
-    assert released.is_set()
-    (after,) = world.offer("c")
-    assert after.future.cancelled()
+    world.batcher.end()
+    assert waiting.future.cancelled()
+    assert isinstance(sent.future.exception(0), EndpointUnavailable)
     assert world.transport.closed
-    world.dispatcher.release("another")
-    assert world.dispatcher._mailbox.empty()
+    world.transport.answer_all()  # too late
+    world.turn()
+    assert world.wake is None
 
 
 def test_lines_of_a_file_travel_as_a_range() -> None:
     world = World()
-    lane = LaneKey("group", "lane", "jobs/p.jsonl", True, 100.0, File("jobs/p.jsonl", "0" * 64, 10), 6)
+    key = BatchKey("group", "lane", "jobs/p.jsonl", True, 100.0, File("jobs/p.jsonl", "0" * 64, 10), 6)
     calls = [Call({"line": n}, size({"line": n}, world.now), 1100.0, lambda body: body) for n in range(10, 16)]
-    world.dispatcher.offer(lane, calls)
+    world.batcher.offer(key, calls)
     world.settle()
     assert [(r["input"]["start"], r["input"]["count"]) for r in world.transport.requests] == [(10, 4), (14, 2)]
-    assert [parse_key(r["key"]) for r in world.transport.requests] == [Place("lane", 0, 4, 6), Place("lane", 4, 2, 6)]
+    assert [parse_key(r["key"]) for r in world.transport.requests] == [Span("lane", 0, 4, 6), Span("lane", 4, 2, 6)]
     assert calls[5].future.result(0)["choices"][0]["message"]["content"] == "re: line 15"
 
 
@@ -418,9 +417,9 @@ def test_lines_that_are_too_many_at_a_time_travel_in_halves() -> None:
         return echo(request)
 
     world.transport.infer = infer
-    lane = LaneKey("group", "lane", "jobs/p.jsonl", True, 100.0, File("jobs/p.jsonl", "0" * 64, 10), 8)
+    key = BatchKey("group", "lane", "jobs/p.jsonl", True, 100.0, File("jobs/p.jsonl", "0" * 64, 10), 8)
     calls = [Call({"line": n}, size({"line": n}, world.now), 1100.0, chat_text) for n in range(10, 18)]
-    world.dispatcher.offer(lane, calls)
+    world.batcher.offer(key, calls)
     world.settle()
     assert words(calls) == [f"re: line {number}" for number in range(10, 18)]
     assert [request["input"]["count"] for request in world.transport.requests] == [8, 4, 4, 2, 2, 2, 2]
@@ -429,18 +428,21 @@ def test_lines_that_are_too_many_at_a_time_travel_in_halves() -> None:
 @pytest.mark.parametrize(
     ("then", "attempt", "count", "remaining_s", "expected"),
     [
-        (Next.NOTHING, 0, 4, 100.0, Verdict(Next.NOTHING)),
-        (Next.SMALLER, 0, 1, 100.0, Verdict(Next.NOTHING)),
-        (Next.SMALLER, 3, 4, 100.0, Verdict(Next.SMALLER)),
-        (Next.AGAIN, 0, 4, 100.0, Verdict(Next.AGAIN, 1.0)),
-        (Next.AGAIN, 3, 4, 100.0, Verdict(Next.AGAIN, 10.0)),
-        (Next.AGAIN, 4, 4, 100.0, Verdict(Next.NOTHING)),
-        (Next.AGAIN, 0, 4, 0.5, Verdict(Next.NOTHING)),
+        (Next.NOTHING, 0, 4, 100.0, (Next.NOTHING, 0.0)),
+        (Next.SMALLER, 0, 1, 100.0, (Next.NOTHING, 0.0)),
+        (Next.SMALLER, 3, 4, 100.0, (Next.SMALLER, 0.0)),
+        (Next.AGAIN, 0, 4, 100.0, (Next.AGAIN, 1.0)),
+        (Next.AGAIN, 3, 4, 100.0, (Next.AGAIN, 10.0)),
+        (Next.AGAIN, 4, 4, 100.0, (Next.NOTHING, 0.0)),
+        (Next.AGAIN, 0, 4, 0.5, (Next.NOTHING, 0.0)),
     ],
 )
-def test_what_becomes_of_a_failure(then: Next, attempt: int, count: int, remaining_s: float, expected: Verdict) -> None:
+def test_what_becomes_of_a_failure(
+    then: Next, attempt: int, count: int, remaining_s: float, expected: tuple[Next, float]
+) -> None:
     assert after_failure(then, attempt, count, remaining_s) == expected
 
 
-def test_halves_cover_the_whole() -> None:
-    assert halves(Place("l", 5, 3, 9)) == (Place("l", 5, 1, 9), Place("l", 6, 2, 9))
+def test_the_parts_of_a_span_lie_in_it() -> None:
+    span = Span("l", 5, 3, 9)
+    assert (span.part(0, 1), span.part(1, 2)) == (Span("l", 5, 1, 9), Span("l", 6, 2, 9))

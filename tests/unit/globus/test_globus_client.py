@@ -32,7 +32,7 @@ from gateway_plugin.errors import (
     WaitDeadline,
 )
 from gateway_plugin.globus import AsyncGlobusClient, GlobusClient
-from gateway_plugin.globus.client import sending
+from gateway_plugin.globus.client import channel
 from gateway_plugin.globus.client.batches import Limits, Pace
 from tests.support.fake_endpoint import FakeTransport, echo
 from tests.support.gateways import wait_for
@@ -80,7 +80,6 @@ def test_messages_are_taken_as_they_are(client: GlobusClient) -> None:
 def test_streaming_is_refused_with_what_to_do_instead(client: GlobusClient, transport: FakeTransport) -> None:
     for ask in (
         lambda: client.chat("x", "m", stream=True),
-        lambda: client.completions("x", "m", stream=True),
         lambda: client.submit("/v1/chat/completions", {"model": "m", "stream": True}),
     ):
         with pytest.raises(InvalidRequest, match=r"tunnel.*short answers"):
@@ -128,7 +127,7 @@ def test_an_answer_that_went_into_thinking_is_an_error_in_its_place(
 def test_a_map_of_more_prompts_than_a_group_holds_is_refused(
     client: GlobusClient, transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "GROUP_PROMPTS", 2)
+    monkeypatch.setattr(channel, "GROUP_PROMPTS", 2)
     assert client.map_chat(["a", "b"], "m") == ["re: a", "re: b"]
     with pytest.raises(InvalidRequest, match="make several"):
         client.map_chat(["a", "b", "c"], "m")
@@ -228,12 +227,36 @@ def test_closing_ends_what_waits_here_with_an_error_of_ours(transport: FakeTrans
     threads = [threading.Thread(target=ask, args=(verb,)) for verb in verbs]
     for thread in threads:
         thread.start()
-    wait_for(lambda: len(client._sender.dispatcher._waiting) == 2, 10, "both wait for company")
+    wait_for(lambda: len(client._globus.batcher._waiting) == 2, 10, "both wait for company")
     client.close()
     for thread in threads:
         thread.join(10)
     assert [type(error) for error in found] == [EndpointUnavailable] * 2
     assert transport.sent == []
+
+
+def test_a_closed_client_takes_nothing_and_waits_for_nothing(transport: FakeTransport) -> None:
+    client = GlobusClient(transport=transport, limits=Limits(flush_s=60.0))
+    waiting = client.submit_chat("a", "m")
+    client.close()
+    assert waiting.cancelled()
+    began = time.monotonic()
+    client.release("of-an-earlier-map")
+    client.close()
+    assert time.monotonic() - began < 1
+    with pytest.raises(EndpointUnavailable, match="closed"):
+        client.submit_chat("b", "m")
+
+
+def test_a_mistake_of_ours_ends_every_wait(client: GlobusClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(now: float) -> float:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(client._globus.batcher, "turn", broken)
+    with pytest.raises(EndpointUnavailable):
+        client.chat("a", "m")
+    with pytest.raises(EndpointUnavailable, match="closed"):
+        client.chat("b", "m")
 
 
 def test_what_is_wrong_is_said_before_anything_is_sent(client: GlobusClient, transport: FakeTransport) -> None:
@@ -314,7 +337,7 @@ def test_ctrl_c_in_a_map_says_how_to_go_on(
         yield futures[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gateway_plugin.globus.client.results.as_completed", interrupt)
+    monkeypatch.setattr("gateway_plugin.channel.as_completed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         client.map_chat(["a", "b"], "m")
     group = transport.sent[0][0]
@@ -373,8 +396,6 @@ async def test_the_same_verbs_for_asyncio(transport: FakeTransport) -> None:
 
 
 async def test_asyncio_has_every_verb(transport: FakeTransport) -> None:
-    verbs = {name for name, value in vars(GlobusClient).items() if callable(value) and not name.startswith("_")}
-    assert verbs <= set(vars(AsyncGlobusClient))
     group = str(uuid.uuid4())
     async with AsyncGlobusClient(transport=transport, **QUICK) as client:
         answers = await client.map_file("p.jsonl", "0" * 64, 2, start=7, task_group_id=group)
@@ -387,11 +408,9 @@ async def test_asyncio_has_every_verb(transport: FakeTransport) -> None:
         transport.held = False
         vector = {"object": "list", "data": [{"index": 0, "embedding": [0.5]}]}
         transport.infer = site(lambda item: {"status": 200, "body": vector})
-        assert await client.submit_embed("text", "m")[0] == [[0.5]]
-        transport.infer = site(lambda item: {"status": 200, "body": {"choices": [{"text": "so on"}]}})
-        assert await client.submit_completion("and", "m") == "so on"
+        assert await client.embed("text", "m") == [[0.5]]
         transport.infer = _catalog({"id": "m", "task": "generate", "state": "ready"})
-        assert (await client.model("m", timeout_s=30)).ready
+        assert (await client.model("m")).ready
 
 
 async def test_a_map_of_asyncio_is_cancelled_and_resumed(transport: FakeTransport) -> None:
@@ -436,12 +455,20 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.process
-def test_the_client_needs_the_sdk_and_nothing_else() -> None:
-    absent = "'ray', 'vllm', 'torch', 'parsl', 'openai', 'httpx', 'click', 'yaml', 'serve', 'psutil'"
-    ended = _python(
-        _WITHOUT.format(absent=absent) + "from gateway_plugin.globus.client.sdk_transport import GlobusTransport"
-    )
+def test_imported_it_needs_neither_the_sdk_nor_openai() -> None:
+    """Both take seconds to import: they are imported when they are used."""
+    absent = "'ray', 'vllm', 'torch', 'parsl', 'openai', 'click', 'yaml', 'serve', 'psutil', 'globus_compute_sdk'"
+    ended = _python(_WITHOUT.format(absent=absent) + "import gateway_plugin.apps, gateway_plugin.compute")
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.process
+def test_an_endpoint_is_asked_without_openai() -> None:
+    program = _WITHOUT.format(absent="'openai'") + (
+        "from tests.support.fake_endpoint import FakeTransport\n"
+        "with GlobusClient(transport=FakeTransport()) as client: print(client.map_chat(['a', 'b'], 'm'))"
+    )
+    assert _python(program).stdout == "['re: a', 're: b']\n"
 
 
 @pytest.mark.process

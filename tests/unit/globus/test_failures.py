@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway_plugin.globus.client.failures import refusal, task_failure
+from gateway_plugin.globus.client.sdk_transport import refusal, task_failure
 from gateway_plugin.globus.client.transport import Next
 
 

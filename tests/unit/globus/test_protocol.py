@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_plugin.errors import AnswerTooLarge, GatewayError, ModelQueueFull, TaskFailed, WaitDeadline
-from gateway_plugin.globus.client.protocol import Place, file_request, in_order, pack_request, parse_key, unpack
+from gateway_plugin.globus.client.protocol import Span, in_order, parse_key, task_request, unpack
 
 places = st.builds(
-    Place,
+    Span,
     st.from_regex(r"[A-Za-z0-9]{1,12}", fullmatch=True),
     st.integers(0, 10**9),
     st.integers(1, 10**4),
@@ -23,9 +23,9 @@ places = st.builds(
 
 
 @given(places)
-def test_a_key_tells_its_place_and_is_one_that_the_function_takes(place: Place) -> None:
-    key = place.key("0123456789ab")
-    assert parse_key(key) == place
+def test_a_key_tells_its_place_and_is_one_that_the_function_takes(span: Span) -> None:
+    key = span.key("0123456789ab")
+    assert parse_key(key) == span
     assert re.fullmatch(r"[A-Za-z0-9_-]{8,64}", key)
 
 
@@ -49,12 +49,10 @@ def test_another_key_tells_nothing(key: object) -> None:
 
 def test_a_request_has_either_prompts_or_a_place_in_a_file() -> None:
     item = {"path": "/v1/models"}
-    assert pack_request("k" * 8, 9.99999, True, [item]) == {
+    assert task_request("k" * 8, 9.99999, True, items=[item]) == {
         "version": 1, "key": "k" * 8, "deadline_s": 10.0, "wait": True, "items": [item],
     }  # fmt: skip
-    request = file_request("k" * 8, 10, False, "jobs/p.jsonl", "0" * 64, 200, 100)
-    assert request["input"] == {"path": "jobs/p.jsonl", "sha256": "0" * 64, "start": 200, "count": 100}
-    assert "items" not in request
+    assert "input" not in task_request("k" * 8, 10, False, items=[item])
 
 
 def test_each_prompt_has_an_answer_or_an_error_of_its_own() -> None:
@@ -102,20 +100,20 @@ def test_what_cannot_be_read_is_an_error_and_no_traceback(answer: Any) -> None:
     assert all(isinstance(error, TaskFailed) for error in found)
 
 
-def _answer(place: Place, *texts: str | None) -> dict[str, Any]:
+def _answer(span: Span, *texts: str | None) -> dict[str, Any]:
     items = [
         {"status": 200, "body": {"t": text}} if text else {"status": 503, "error": {"message": "x"}} for text in texts
     ]
-    return {"key": place.key("abc"), "items": items}
+    return {"key": span.key("abc"), "items": items}
 
 
 def test_a_groups_answers_are_put_in_order_and_gaps_are_seen() -> None:
-    found = in_order([_answer(Place("m", 3, 2, 6), "d", "e"), _answer(Place("m", 0, 2, 6), "a", "b")])
+    found = in_order([_answer(Span("m", 3, 2, 6), "d", "e"), _answer(Span("m", 0, 2, 6), "a", "b")])
     assert found == [{"t": "a"}, {"t": "b"}, None, {"t": "d"}, {"t": "e"}, None]
 
 
 def test_of_two_packs_with_the_same_prompt_the_good_answer_counts() -> None:
-    twice = [_answer(Place("m", 0, 2, 2), "a", None), _answer(Place("m", 1, 1, 2), "b")]
+    twice = [_answer(Span("m", 0, 2, 2), "a", None), _answer(Span("m", 1, 1, 2), "b")]
     assert in_order(twice) == in_order(reversed(twice)) == [{"t": "a"}, {"t": "b"}]
 
 
