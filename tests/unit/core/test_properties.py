@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from serve.core import events as ev
-from serve.core.fleet import EngineState
-from serve.core.record import event_to_json, fleet_to_json, replay
+from serve.core.replay import event_to_json, fleet_to_json, replay
+from serve.core.state import EngineState
 from serve.core.step import initial
 from tests.support.fleets import a_kind, a_model, a_policy
 from tests.unit.core.things import Process

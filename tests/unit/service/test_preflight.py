@@ -34,7 +34,7 @@ from gateway_plugin.service.preflight import (
 )
 from gateway_plugin.site import Limits, NodeType, Site
 from serve.app import node_kind
-from serve.core.placement import holds, need_of
+from serve.core.room import holds, need_of
 
 
 class NoProvider:
