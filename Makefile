@@ -42,7 +42,7 @@ test: $(STAMP) ## Every test; says what it skipped and why
 	$(PYTEST) --numprocesses=$(WORKERS) --dist=loadfile $(TESTS)
 
 test-fast: $(STAMP) ## The tests that start no process: under three minutes, for every change
-	$(PYTEST) -m 'not process' $(TESTS)
+	$(PYTEST) --numprocesses=$(WORKERS) -m 'not process' $(TESTS)
 
 test-slurm: $(STAMP) ## The tests on a real Slurm; installs its packages if it may, else says what to install
 	@sh requirements/slurm.sh
