@@ -28,22 +28,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
 
 from gateway_plugin.blocks.cleanup import clean_up
+from gateway_plugin.blocks.leaving import CANCELLED, Settings, Watch
 from gateway_plugin.blocks.ray_tls import tls_environment
+from gateway_plugin.blocks.self_check import report
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.ownership import private_folder
-from gateway_plugin.paths import Layout, block_folder
+from gateway_plugin.paths import Layout, block_folder, write_private
 from gateway_plugin.processes import age_s, mark
-
-CANCELLED = 143
-"""Exit code of a block that was cancelled, as the shell has it for SIGTERM."""
 
 NO_FOLDER = 73
 """Exit code where the node has no place for it (``EX_CANTCREAT``)."""
@@ -52,6 +50,8 @@ RAY_STOP_GRACE_S = 10
 """How long Ray has to end in a block before it is killed."""
 
 POLL_S = 0.5
+CALLED_S = 15.0
+"""How long a node that looks at itself waits to be called."""
 _CRASH_S = 2.0
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _OVER = frozenset(
@@ -60,110 +60,6 @@ _OVER = frozenset(
 )
 _GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _KEPT = ("OMP_NUM_THREADS", "LD_PRELOAD")
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """When a block leaves. All in seconds."""
-
-    walltime_s: int | None = None
-    """Of its job, counted from the script's start unless Slurm knows better; ``None``: it has none."""
-    before_end_s: float = 30.0
-    """``Site.leave_before_end_s``"""
-    notice_s: float = 20.0
-    """``Site.notice_s``"""
-    look_every_s: int = 10
-    """Interval of looks for its mark: one look at a folder of the shared file system."""
-    ask_every_s: int = 300
-    """Interval at which it asks Slurm for its job's end, plus up to half as much, at random. A thousand blocks ask
-    three times a second in all, each for one job, which is the cheapest question there is."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the job's script tells this program, as JSON. Paths of secrets, never a secret."""
-
-    name: str
-    head: str
-    """``IP:port`` of the Ray head."""
-    state: str
-    """The state folder."""
-    run_root: str
-    python: str
-    """The interpreter with Ray."""
-    ray: tuple[str, ...]
-    """Options of ``ray start``."""
-    environment: dict[str, str]
-    """For Ray and all that runs in the block."""
-    leaving: Leaving = Leaving()
-
-    def text(self) -> str:
-        """As JSON, for ``parse``."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str) -> Settings:
-        """From ``text()``."""
-        said = json.loads(text)
-        return cls(**{**said, "ray": tuple(said["ray"]), "leaving": Leaving(**said["leaving"])})
-
-
-@dataclass
-class Watch:
-    """When the block is to leave. Pure. ``now``: seconds on the machine's clock, which nobody sets; ``wall``: since the
-    epoch, as Slurm reports times and people read them."""
-
-    leaving: Leaving
-    ends: float | None = None
-    """When its walltime ends."""
-    until: float | None = None
-    """Cancelled by others: when it leaves at the latest."""
-    code: int = CANCELLED
-    look_at: float = float("-inf")
-    ask_at: float = float("-inf")
-    _told_end: int | None = field(default=None, repr=False)
-
-    def told_end(self, end: int, now: float, wall: float) -> bool:
-        """Slurm says when its job ends, seconds since the epoch. Whether that is news."""
-        if end == self._told_end:
-            return False
-        self._told_end, self.ends = end, now + end - wall
-        return True
-
-    def give_notice(self, code: int, now: float) -> bool:
-        """Others end it. Whether that is news."""
-        if self.until is not None:
-            return False
-        self.until, self.code = now + self.leaving.notice_s, code
-        return True
-
-    def asked(self, now: float, chance: float) -> None:
-        """Slurm is being asked; again after a while, and shortly before the end, which may be another one since.
-
-        ``chance``: between 0 and 1, at random.
-        """
-        self.ask_at = now + self.leaving.ask_every_s * (1 + chance / 2)
-        if self.ends is not None:
-            last = self.ends - self.leaving.before_end_s - 60
-            self.ask_at = last if now + 60 < last < self.ask_at else self.ask_at
-
-    def reason(self, now: float, marked: Callable[[], bool], engines: Callable[[], bool]) -> tuple[str, int] | None:
-        """Why it leaves now, and its exit code; ``None``: it stays.
-
-        (1) a notice, and no engine is left; (2) the notice ends; (3) its mark; (4) its walltime.
-        """
-        if self.until is not None:
-            if not engines():  # (1)
-                return "no engine is left", self.code
-            if now >= self.until:  # (2)
-                return "its notice ends", self.code
-        if now >= self.look_at:
-            self.look_at = now + self.leaving.look_every_s
-            if marked():  # (3)
-                return "told to by its mark", CANCELLED
-        if self.ends is not None and now >= self.ends - self.leaving.before_end_s:  # (4)
-            return "its walltime ends", 0
-        return None
 
 
 class _Leave(Exception):
@@ -401,6 +297,17 @@ def _address_to(head: str) -> str:
         return address
 
 
+def _check_itself(settings: Settings, address: str) -> int:
+    """``gateway doctor --submit``: look at the node, write the report, and be there to be called for a while."""
+    with socket.create_server(("", 0)) as called:
+        file = Path(settings.report)
+        write_private(file, json.dumps(report(settings.head, address, called.getsockname()[1], os.environ)))
+        called.settimeout(CALLED_S)
+        with suppress(TimeoutError):  # then the report is read, and says where to call
+            called.accept()[0].close()
+    return 0
+
+
 def main(argv: list[str]) -> int:
     """Command line: ``SETTINGS ADDRESS SCRIPT``: ``Settings.text()``, this node's address if the site's expression
     gave one, and the job's script, by which a local block is found. Returns the job's exit code."""
@@ -408,6 +315,8 @@ def main(argv: list[str]) -> int:
     os.environ["GATEWAY_RUN_ROOT"] = settings.run_root
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
+        if settings.report:
+            return _check_itself(settings, argv[1] or _address_to(settings.head))
         host = Host(settings, argv[1], os.environ)
     except (GatewayError, OSError) as error:
         say(f"no place for a block here: {error.message if isinstance(error, GatewayError) else error}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from gateway_plugin.blocks.host import Leaving, Settings
+from gateway_plugin.blocks.leaving import Leaving, Settings
 from gateway_plugin.blocks.ray_tls import before_ray_starts
 from gateway_plugin.paths import Layout, block_log
 from gateway_plugin.site import NodeType
@@ -34,7 +34,7 @@ def block_resource(node_type: str) -> str:
 
 
 def block_settings(
-    name: str, node_type: NodeType, layout: Layout, head_address: str, python: str, leaving: Leaving
+    name: str, node_type: NodeType, layout: Layout, head_address: str, python: str, leaving: Leaving, report: str = ""
 ) -> Settings:
     """What the program in the job of block ``name`` is told. See ``block_script``."""
     return Settings(
@@ -64,6 +64,7 @@ def block_settings(
             **NO_MEMORY_MONITOR,
         },
         leaving=leaving,
+        report=report,
     )
 
 
@@ -75,6 +76,7 @@ def block_script(
     python: str = "python",
     bin_folder: str | None = None,
     leaving: Leaving = _PATIENT,
+    report: str = "",
 ) -> str:
     """The job of block ``name``, a bash script.
 
@@ -85,8 +87,9 @@ def block_script(
         python: the interpreter with Ray and this package, as seen after ``worker_init``.
         bin_folder: put first on PATH; for blocks on the gateway's own machine, which share its virtual environment.
         leaving: when it leaves by itself.
+        report: start no Ray, but look at the node and write what is found to this file.
     """
-    settings = block_settings(name, node_type, layout, head_address, python, leaving)
+    settings = block_settings(name, node_type, layout, head_address, python, leaving, report)
     return _SCRIPT.format(
         log=shlex.quote(str(block_log(layout, name))),
         path="" if bin_folder is None else f"export PATH={shlex.quote(bin_folder)}:$PATH",

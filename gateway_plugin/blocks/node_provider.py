@@ -26,8 +26,8 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from gateway_plugin.blocks.host import Leaving
 from gateway_plugin.blocks.job_script import block_script
+from gateway_plugin.blocks.leaving import Leaving
 from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool

@@ -15,7 +15,7 @@ from parsl.providers import LocalProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
 from gateway_plugin.blocks.cleanup import end_engines
-from gateway_plugin.blocks.host import CANCELLED
+from gateway_plugin.blocks.leaving import CANCELLED
 from gateway_plugin.blocks.ledger import Block, Job
 from gateway_plugin.blocks.processes import block_processes, end, own_processes, same_process
 from gateway_plugin.errors import ServiceError

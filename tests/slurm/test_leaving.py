@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.blocks.host import Leaving
 from gateway_plugin.blocks.job_script import block_script
+from gateway_plugin.blocks.leaving import Leaving
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool

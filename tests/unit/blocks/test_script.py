@@ -9,8 +9,8 @@ import yaml
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from gateway_plugin.blocks.cluster_yaml import NODE_IDLE_S, cluster_yaml
-from gateway_plugin.blocks.host import Settings
 from gateway_plugin.blocks.job_script import block_script
+from gateway_plugin.blocks.leaving import Settings
 from gateway_plugin.paths import Layout, block_folder
 from gateway_plugin.site import NodeType, Site
 from tests.support.queue import QueueProvider, Scheduler
