@@ -31,18 +31,7 @@ from gateway_plugin.site import NodeType, Site
 
 _TIMEOUT_S = 30.0
 _SHARED = (
-    "nfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "panfs",
-    "afs",
-    "weka",
-    "pvfs",
-    "orangefs",
-    "dvs",
-    "glusterfs",
+    *("nfs", "lustre", "gpfs", "beegfs", "ceph", "panfs", "afs", "weka", "pvfs", "orangefs", "dvs", "glusterfs"),
     "9p",
 )
 _MEMORY = ("tmpfs", "ramfs")

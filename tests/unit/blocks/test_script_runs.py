@@ -14,8 +14,8 @@ import pytest
 
 from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.blocks.leaving import CANCELLED, Leaving
-from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.processes import carries_mark, own_processes
+from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
