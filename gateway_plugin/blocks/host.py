@@ -31,6 +31,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -103,19 +104,18 @@ class Host:
         """Until the block leaves. Returns the exit code of its job."""
         say(f"block {self._settings.name} on {socket.gethostname()}, head {self._settings.head}")
         try:
-            code = self._run_ray()
-            why, code = f"ray start ended with exit code {code}", code or 1
+            self._run_ray()
         except _Leave as leave:
-            why, code = str(leave), leave.code
-        say(f"leaving: {why}")
-        self._end_ray()
-        clean_up(self._records, self._settings.name, self._folder)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        return code
+            say(f"leaving: {leave}")
+            return leave.code
+        finally:  # whatever happens, nothing of the block may outlive it
+            self._end_ray()
+            clean_up(self._records, self._settings.name, self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _run_ray(self) -> int:
-        """``ray start``'s exit code. Ray's node gives up where its helpers take 15 s to import, as they may the first
-        time: it is started once more."""
+    def _run_ray(self) -> NoReturn:
+        """Until there is a reason to leave. Ray's node gives up where its helpers take 15 s to import, as they may the
+        first time: it is started once more."""
         joined = self._folder / "ray_current_cluster"
         for _ in range(2):
             joined.unlink(missing_ok=True)
@@ -142,7 +142,7 @@ class Host:
             if joined.exists():
                 break
             say(f"Ray did not start, exit code {code}")
-        return code
+        raise _Leave(f"ray start ended with exit code {code}", code or 1)
 
     def _start_ray(self) -> subprocess.Popen[bytes]:
         settings = self._settings
@@ -201,8 +201,11 @@ class Host:
         notice_s = self._settings.leaving.notice_s
         say(f"{why}: leaving within {notice_s:.0f} s")
         new = self._folder / ".notice"
-        new.write_text(json.dumps({"until": int(time.time() + notice_s), "reason": why}), encoding="utf-8")
-        new.replace(self._folder / "notice")
+        try:
+            new.write_text(json.dumps({"until": int(time.time() + notice_s), "reason": why}), encoding="utf-8")
+            new.replace(self._folder / "notice")
+        except OSError as error:
+            say(f"its agent gets no notice: {error}")
         self._look()
 
     def _look(self) -> None:
@@ -275,8 +278,9 @@ def environment(settings: Settings, folder: Path, environ: Mapping[str, str]) ->
 
 
 def say(words: str) -> None:
-    """A line of the block's log."""
-    print(f"{time.strftime('%FT%T%z')} {words}", flush=True)
+    """A line of the block's log. A full disk costs the line and not the block."""
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), f"{time.strftime('%FT%T%z')} {words}\n".encode())
 
 
 def _hear_signals() -> None:
@@ -313,10 +317,10 @@ def main(argv: list[str]) -> int:
     gave one, and the job's script, by which a local block is found. Returns the job's exit code."""
     settings = Settings.parse(argv[0])
     os.environ["GATEWAY_RUN_ROOT"] = settings.run_root
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         if settings.report:
             return _check_itself(settings, argv[1] or _address_to(settings.head))
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         host = Host(settings, argv[1], os.environ)
     except (GatewayError, OSError) as error:
         say(f"no place for a block here: {error.message if isinstance(error, GatewayError) else error}")

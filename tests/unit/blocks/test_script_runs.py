@@ -99,6 +99,37 @@ def test_a_crashed_node_fails(tmp_path: Path, block: Start) -> None:
     left_cleanly(tmp_path)
 
 
+def test_a_full_disk_costs_its_log_and_nothing_else(tmp_path: Path, block: Start) -> None:
+    block_log(Layout(tmp_path / "state"), NAME).symlink_to("/dev/full")
+    process = block(RUNS)
+    folder = has_joined(tmp_path)
+    own = record(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert eventually((folder / "notice").exists)
+    own.unlink()
+    assert process.wait(20) == CANCELLED
+    left_cleanly(tmp_path)
+
+
+def test_a_notice_that_cannot_be_written_is_said(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS, Leaving(notice_s=1))
+    folder = has_joined(tmp_path)
+    record(tmp_path)
+    (folder / ".notice").mkdir()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == CANCELLED
+    assert "its agent gets no notice" in said(tmp_path)
+    assert "its notice ends" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_an_error_of_its_own_leaves_nothing_behind(tmp_path: Path, block: Start) -> None:
+    process = block('rm "$0"; exit 3')  # Ray's interpreter goes away
+    assert process.wait(20) == 1
+    assert "FileNotFoundError" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
 def test_ray_that_does_not_start_is_started_once_more(tmp_path: Path, block: Start) -> None:
     assert block("exit 3").wait(20) == 3
     assert calls(tmp_path, "ray.scripts.scripts") == 2
