@@ -18,7 +18,7 @@ from gateway_plugin.site import NodeType, Site
 from tests.support.clusters import free_port
 from tests.support.pbs.virtual import VirtualPbs
 
-OURS = f"export PATH={Path(sys.executable).parent}:$PATH"
+OURS = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={Path(__file__).parents[2]}"
 
 
 def site(worker_init: str = OURS, **options: Any) -> Site:
