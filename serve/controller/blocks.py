@@ -28,7 +28,7 @@ def seen_block(block: Block) -> SeenBlock:
     return SeenBlock(
         name=block.name,
         type=block.type,
-        phase=block.phase.value,
+        phase=block.phase,
         asked_at=block.asked_at,
         job=block.job.id if block.job is not None else None,
         reason=block.reason,
@@ -36,6 +36,7 @@ def seen_block(block: Block) -> SeenBlock:
         starts_at=block.starts_at,
         ends_at=block.ends_at,
         ended_at=block.ended_at,
+        never_clears=block.never_clears,
     )
 
 

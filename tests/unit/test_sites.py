@@ -26,6 +26,8 @@ from gateway_plugin.schedulers.select import scheduler_for
 from gateway_plugin.site import NodeType, Site, load_site
 from tests.support.queue import QueueProvider, Scheduler
 
+pytestmark = pytest.mark.process
+
 SITES = sorted(module.name for module in pkgutil.iter_modules(parsl_configs.__path__))
 HEAD = "10.0.0.1:6390"
 LONGEST_H = {"gpuA40x4": 48, "gpuA100x4": 48, "gpuA100x8": 48, "regular": 48, "preemptable": 72, "capacity": 168}

@@ -33,12 +33,14 @@ def told(script: str) -> Settings:
     return Settings.parse(words[words.index("gateway_plugin.blocks.host") + 1])
 
 
+@pytest.mark.process
 def test_it_is_valid_bash_whatever_the_paths_hold(tmp_path: Path) -> None:
     script = block_script(NAME, node_type(), layout(tmp_path), "10.0.0.1:6390", "/opt/my env/bin/python", "/opt/my env")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert "mein haus" not in script
 
 
+@pytest.mark.process
 def test_values_reach_the_job_as_they_are(tmp_path: Path) -> None:
     place = layout(tmp_path)
     script = block_script(NAME, node_type(worker_init="export SITE=1"), place, "10.0.0.1:6390")

@@ -22,6 +22,8 @@ from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
 from tests.support.ray_stand_in import RUNS, STARTS, stand_in
 
+pytestmark = pytest.mark.process
+
 NAME = "gw-a-0123abcd"
 
 PATIENT = Leaving()

@@ -148,6 +148,7 @@ def layout(tmp_path: Path) -> Layout:
     return layout
 
 
+@pytest.mark.process
 def test_a_provider_is_made_fit_for_blocks_once(layout: Layout) -> None:
     provider = SlurmProvider(launcher=SimpleLauncher())
     for _ in range(2):  # asked for by pool, down and status, of the same site
@@ -157,6 +158,7 @@ def test_a_provider_is_made_fit_for_blocks_once(layout: Layout) -> None:
     assert provider.script_dir == str(layout.block_scripts)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("option", ["--job-name=mine", "-J mine", "--array=1-3", "-M other", "-N 4"])
 def test_an_option_that_would_hide_the_job_is_refused(layout: Layout, option: str) -> None:
     provider = SlurmProvider(launcher=SimpleLauncher(), scheduler_options=f"#SBATCH --mail-type=END\n#SBATCH {option}")
@@ -164,11 +166,13 @@ def test_an_option_that_would_hide_the_job_is_refused(layout: Layout, option: st
         scheduler_for(provider, layout)
 
 
+@pytest.mark.process
 def test_a_launcher_that_runs_the_script_in_its_own_way_is_refused(layout: Layout) -> None:
     with pytest.raises(ConfigError, match="SrunLauncher"):
         scheduler_for(SlurmProvider(launcher=SrunLauncher()), layout)
 
 
+@pytest.mark.process
 def test_a_state_folder_that_parsl_would_not_quote_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="quote"):
         scheduler_for(SlurmProvider(launcher=SimpleLauncher()), Layout(tmp_path / "my state"))

@@ -84,6 +84,7 @@ def test_a_node_that_cannot_be_called_is_no_node() -> None:
     assert check.found == "n1 (10.0.0.1) cannot be called from here: timed out"
 
 
+@pytest.mark.process
 def test_a_blocks_script_looks_at_its_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
     layout, file = Layout(tmp_path / "state"), tmp_path / "report"

@@ -53,6 +53,7 @@ def complaints(found: NodeType, tested: tuple[bool, str] = TAKEN) -> dict[str, t
     return {c.name.removeprefix("big: "): (c.verdict, c.found) for c in checks if c.verdict is not Verdict.OK}
 
 
+@pytest.mark.process
 def test_a_good_one_has_nothing_to_complain_of() -> None:
     assert complaints(node_type()) == {}
     assert [check.found for check in judged(node_type(qos="high"), CLUSTER, TAKEN)] == [
@@ -62,6 +63,7 @@ def test_a_good_one_has_nothing_to_complain_of() -> None:
     ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("options", "words", "what", "found", "advice"),
     [
@@ -91,6 +93,7 @@ def test_a_refusal_is_named_by_what_it_is_about(
         ({"constraint": "hbm80g"}, "0 of 1 nodes of partition gpu with hbm80g can take jobs"),
     ],
 )
+@pytest.mark.process
 def test_where_nothing_is_up_slurms_refusal_is_no_mistake_of_the_sites(options: dict[str, Any], said: str) -> None:
     found = complaints(node_type(**options), (False, NOT_AVAILABLE))
     assert found == {
@@ -111,6 +114,7 @@ def test_where_nothing_is_up_slurms_refusal_is_no_mistake_of_the_sites(options: 
         ({"gpus_per_node": None}, "GPUs of the job", Verdict.WARN, "right where they come with the node"),
     ],
 )
+@pytest.mark.process
 def test_what_slurm_takes_and_no_block_could_use_is_named(
     options: dict[str, Any], what: str, verdict: Verdict, said: str
 ) -> None:
@@ -120,6 +124,7 @@ def test_what_slurm_takes_and_no_block_could_use_is_named(
     assert said in found[what][1]
 
 
+@pytest.mark.process
 def test_a_quality_may_go_beyond_its_partition() -> None:
     assert complaints(node_type(walltime="96:00:00", qos="long")) == {}
     assert "walltime" in complaints(node_type(walltime="169:00:00", qos="long"))
@@ -170,6 +175,7 @@ def test_gpus_of_a_job_by_whichever_option_it_asks(lines: str, expected: int | N
     assert words.gpus_of_job(lines) == expected
 
 
+@pytest.mark.process
 def test_gpus_asked_for_in_the_scheduler_s_own_words_are_gpus() -> None:
     own: dict[str, Any] = {"gpus_per_node": None, "scheduler_options": "#SBATCH --gpus-per-node=a100:4"}
     assert complaints(node_type(**own)) == {}
@@ -177,6 +183,7 @@ def test_gpus_asked_for_in_the_scheduler_s_own_words_are_gpus() -> None:
     assert complaints(node_type(**own))["GPUs of the job"][0] is Verdict.WARN
 
 
+@pytest.mark.process
 def test_a_partition_in_the_options_is_the_one_that_is_looked_at() -> None:
     found = complaints(node_type(partition=None, scheduler_options="#SBATCH -p old"))
     assert found["walltime"][1] == "24:00:00 is more than partition old allows (04:00:00): its jobs would pend for ever"
