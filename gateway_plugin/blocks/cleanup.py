@@ -1,15 +1,13 @@
 """What a block does last: end every engine recorded on its node, and whatever else still runs in it.
 
-An engine outlives its agent on purpose (it is adopted or ended by whoever comes next); when the block itself goes,
-nobody comes next. Run as ``python -m gateway_plugin.blocks.cleanup``.
+An engine outlives its agent on purpose (the next agent adopts or ends it); when the block itself goes, there is no
+next one.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +30,7 @@ TERM_GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What ``leave`` needs of an engine's record; the file holds more."""
+    """What the cleanup needs of an engine's record; the file holds more."""
 
     path: Path
     block: str
@@ -49,10 +47,10 @@ def read_records(folder: Path) -> tuple[EngineRecord, ...]:
             document = json.loads(path.read_text(encoding="utf-8"))
             leader, block, log = read_mark(document), str(document["block"]), str(document.get("log", ""))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            print(f"leave: {path}: not an engine record: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"cleanup: {path}: not an engine record: {type(error).__name__}: {error}", file=sys.stderr)
             continue
         if leader is None:
-            print(f"leave: {path}: not an engine record: it names no process", file=sys.stderr)
+            print(f"cleanup: {path}: not an engine record: it names no process", file=sys.stderr)
             continue
         records.append(EngineRecord(path, block, leader, log))
     return tuple(records)
@@ -106,22 +104,13 @@ def end_engines(folder: Path, block: str, grace_s: float = TERM_GRACE_S) -> list
     return failed
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line: ``--records FOLDER --block NAME --folder FOLDER``. Exit code 1 if something could not be ended."""
-    parser = argparse.ArgumentParser(prog="leave", description="End the engines recorded for a block.")
-    parser.add_argument("--records", type=Path, required=True)
-    parser.add_argument("--block", required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="Ray's temporary folder of this block")
-    arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second cancel must not stop the cleaning up
-    failed = end_engines(arguments.records, arguments.block)
+def clean_up(records: Path, block: str, folder: Path) -> bool:
+    """End the engines of ``block`` recorded in ``records``, and whatever else runs in it, whose temporary folder is
+    ``folder``. Whether all of it has ended; what has not is named on stderr."""
+    failed = end_engines(records, block)
     for name in failed:
-        print(f"leave: {name}: the engine could not be ended", file=sys.stderr)
-    left = end(lambda: block_processes(arguments.block, arguments.folder), grace_s=0)
+        print(f"cleanup: {name}: the engine could not be ended", file=sys.stderr)
+    left = end(lambda: block_processes(block, folder), grace_s=0)
     for process in left:
-        print(f"leave: process {process.pid} could not be ended", file=sys.stderr)
-    return 1 if failed or left else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        print(f"cleanup: process {process.pid} could not be ended", file=sys.stderr)
+    return not failed and not left

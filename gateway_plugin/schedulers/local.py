@@ -15,7 +15,7 @@ from parsl.providers import LocalProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
 from gateway_plugin.blocks.cleanup import end_engines
-from gateway_plugin.blocks.host import TOLD_TO_END
+from gateway_plugin.blocks.leaving import CANCELLED
 from gateway_plugin.blocks.ledger import Block, Job
 from gateway_plugin.blocks.processes import block_processes, end, own_processes, same_process
 from gateway_plugin.errors import ServiceError
@@ -23,6 +23,9 @@ from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.phases import BlockPhase
 from gateway_plugin.processes import Mark, mark
 from gateway_plugin.schedulers.base import JobStatus, last_words
+
+HOST = "gateway_plugin.blocks.host"
+"""An argument of a block's own program."""
 
 
 class LocalScheduler:
@@ -56,7 +59,7 @@ class LocalScheduler:
         code = _exit_code(job.script)
         if code == 0:
             return JobStatus(BlockPhase.COMPLETED)
-        if code == TOLD_TO_END:
+        if code == CANCELLED:
             return JobStatus(BlockPhase.CANCELLED)
         if code is not None:
             return JobStatus(
@@ -71,7 +74,7 @@ class LocalScheduler:
         if script is None:
             return None
         try:
-            path = script.cmdline()[1]
+            path = script.cmdline()[-1]
             parent = script.parent()
             keeper = parent if parent is not None and path in " ".join(parent.cmdline()) else script
             known = mark(keeper.pid)
@@ -80,13 +83,14 @@ class LocalScheduler:
             return None  # it ended while we looked: the next look finds none either
 
     def _script_process(self, name: str) -> psutil.Process | None:
-        """The running ``bash SCRIPT`` of block ``name``; its subshells look the same, so the first of them."""
+        """The running script of block ``name``, ``bash SCRIPT`` or what it became (``blocks.host ... SCRIPT``); its
+        subshells look the same, so the first of them."""
         prefix = f"{self._scripts}/{name}."
         found = []
         for process in own_processes():
             try:
                 arguments = process.cmdline()
-                if len(arguments) == 2 and arguments[1].startswith(prefix):
+                if arguments and arguments[-1].startswith(prefix) and (len(arguments) == 2 or HOST in arguments):
                     found.append((process.create_time(), process.pid, process))
             except psutil.NoSuchProcess:
                 continue

@@ -15,10 +15,10 @@ from parsl.providers import LocalProvider
 from gateway_plugin.blocks import processes as block_processes
 from gateway_plugin.blocks.cleanup import members, read_records
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, LedgerGarbled
-from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
 from gateway_plugin.blocks.processes import same_process
 from gateway_plugin.blocks.recovery import whole_ledger
+from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive

@@ -1,12 +1,10 @@
-"""The trial job runs with nothing but a Python, and what its report means."""
+"""A node's report of itself, and what it means."""
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,20 @@ import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers import SlurmProvider
 
-from gateway_plugin.doctor.node_report import Report, judged, trial_script
+from gateway_plugin.blocks.job_script import block_script
+from gateway_plugin.blocks.self_check import call
+from gateway_plugin.doctor.node_report import Report, judged
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.checks import Verdict
 from gateway_plugin.site import NodeType
+from tests.support.agents import eventually
 
 HERE = {"python": "3.11.7", "ray": "2.60.0"}
 GOOD = Report(
-    nonce="0" * 32,
     host="n1",
     time_s=1000.0,
     python="3.11.7",
     packages={"ray": "2.60.0", "gateway-plugin": "0.1", "cryptography": "46.0", "vllm": "missing"},
-    folder="seen",
     head="reached",
     address="10.0.0.1",
     port=4000,
@@ -52,7 +52,6 @@ def test_a_good_node_has_nothing_to_complain_of() -> None:
 @pytest.mark.parametrize(
     ("change", "what", "verdict", "said"),
     [
-        ({"folder": "No such file or directory"}, "state folder", Verdict.FAIL, "n1 does not see it: No such file"),
         ({"python": "3.12.1"}, "versions", Verdict.FAIL, "python 3.12.1 on n1, 3.11.7 here"),
         ({"packages": {**GOOD.packages, "ray": "2.59.0"}}, "versions", Verdict.FAIL, "ray 2.59.0 on n1"),
         ({"packages": {"ray": "missing"}}, "versions", Verdict.FAIL, "no ray for python 3.11.7 on n1"),
@@ -86,43 +85,23 @@ def test_a_node_that_cannot_be_called_is_no_node() -> None:
 
 
 @pytest.mark.process
-def test_the_job_tells_its_node_both_ways(tmp_path: Path) -> None:
-    nonce = "f" * 32
-    (tmp_path / "marker").write_text(nonce)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        heard: list[bytes] = []
-
-        def hear() -> None:
-            line, _ = listener.accept()
-            with line, line.makefile("rb") as words:
-                heard.append(words.readline())
-            socket.create_connection(("127.0.0.1", json.loads(heard[0])["port"]), timeout=5).close()
-
-        thread = threading.Thread(target=hear)
-        thread.start()
-        script = trial_script(
-            f"export PATH={Path(sys.executable).parent}:$PATH CUDA_VISIBLE_DEVICES=0,1",
-            tmp_path / "marker",
-            tmp_path / "report",
-            nonce,
-            "127.0.0.1",
-            listener.getsockname()[1],
-            talk=True,
-        )
-        subprocess.run(["bash"], input=script, text=True, check=True, timeout=30)
-        thread.join()
-    report = Report.model_validate_json((tmp_path / "report").read_bytes())
-    assert Report.model_validate_json(heard[0]) == report
-    assert (report.nonce, report.folder, report.head, report.address) == (nonce, "seen", "reached", "127.0.0.1")
-    assert report.visible_gpus == "0,1"
+def test_a_blocks_script_looks_at_its_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    layout, file = Layout(tmp_path / "state"), tmp_path / "report"
+    layout.make()
+    init = f"export PATH={Path(sys.executable).parent}:$PATH CUDA_VISIBLE_DEVICES=0,1"
+    node_type = TYPE.model_copy(update={"worker_init": init})
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        script = block_script("gwtrial-big-0", node_type, layout, address, report=str(file))
+        process = subprocess.Popen(["bash", "-c", script])
+        assert eventually(file.exists, 30)
+        report = Report.model_validate_json(file.read_bytes())
+        assert process.poll() is None, "it waits to be called"
+        assert call(report.address, report.port) == "reached"
+        assert process.wait(10) == 0
+    assert (report.head, report.address, report.visible_gpus) == ("reached", "127.0.0.1", "0,1")
     assert report.packages["ray"] != "missing"
     assert report.isolation
-    assert (tmp_path / "report").stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.process
-def test_a_node_without_python_says_so(tmp_path: Path) -> None:
-    script = trial_script("PATH=/nonexistent", tmp_path / "m", tmp_path / "r", "x", "127.0.0.1", 1, talk=False)
-    done = subprocess.run(["/bin/bash"], input=script, text=True, capture_output=True, check=False)
-    assert done.returncode == 127
-    assert "no python on" in done.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not list(layout.run.glob("b-*"))
