@@ -30,9 +30,9 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from gateway_plugin.compute import GlobusClient
-from gateway_plugin.compute.packing import Limits
-from gateway_plugin.compute.wire import pack_request
+from gateway_plugin.globus import GlobusClient
+from gateway_plugin.globus.client.batches import Limits
+from gateway_plugin.globus.client.protocol import pack_request
 from tests.support.globus.chain import Chain, chain, missing
 from tests.support.globus.gateway import EngineAsGateway, engine_as_gateway
 

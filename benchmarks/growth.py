@@ -6,7 +6,7 @@ What each rule pays (hours of nodes that ran) and what it buys (requests that wa
 
 writes ``build/bench/growth.json``, exactly ``{RULE: {"node_hours", "waited_over_60s", "jobs_submitted",
 "max_over_submission"}}``: medians over the days, of the last one the largest; and ``growth.png``. The same seeds give
-the same file. Our numbers (``serve.core.fleet.Policy``) were chosen on ``TUNED_ON``; the days shown are others.
+the same file. Our numbers (``serve.core.policy.Policy``) were chosen on ``TUNED_ON``; the days shown are others.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import sys
 from concurrent.futures import as_completed
 from pathlib import Path
 
-from gateway_plugin.compute import GlobusClient
 from gateway_plugin.errors import GatewayError
+from gateway_plugin.globus import GlobusClient
 
 MODEL = "smollm2-135m-instruct"
 

@@ -10,8 +10,8 @@ The first prompt to a cold model waits while the site loads it. ``make demo-glob
 import sys
 import time
 
-from gateway_plugin.compute import GlobusClient
 from gateway_plugin.errors import GatewayError
+from gateway_plugin.globus import GlobusClient
 
 WRITER, EMBEDDER = "smollm2-135m-instruct", "all-minilm-l6-v2"
 COUNTRIES = ("France", "Italy", "Japan", "Spain", "Egypt", "Germany", "Greece", "Portugal")

@@ -6,7 +6,7 @@
 # a Globus login, which it asks for the first time.
 
 # %%
-from gateway_plugin.compute import GlobusClient
+from gateway_plugin.globus import GlobusClient
 
 site = GlobusClient()
 site.status(), [(model.name, model.task, model.state) for model in site.models()]

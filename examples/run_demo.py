@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.answers import Status
+from gateway_plugin.api_types import Status
 from gateway_plugin.client import Client
 from gateway_plugin.errors import GatewayError, GatewayUnreachable
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path(os.environ.get("DEMO_STATE") or ROOT / "build" / "demo").absolute()

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from examples.run_demo import ROOT, Demo, run_to_its_end, vllm_is_missing
-from gateway_plugin.keys import KeyStore
-from gateway_plugin.locate import known_url
+from gateway_plugin.connection import known_url
+from gateway_plugin.edge.keys import KeyStore
 from tests.support.globus.chain import chain, missing
 
 STATE = Path(os.environ.get("DEMO_STATE") or ROOT / "build" / "demo-globus").absolute()

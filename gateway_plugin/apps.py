@@ -25,7 +25,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from gateway_plugin.answers import chat_words
+from gateway_plugin.api_types import chat_words
 from gateway_plugin.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from parsl.dataflow.dflow import DataFlowKernel
 
     from gateway_plugin.client import Client
-    from gateway_plugin.compute import GlobusClient
-    from gateway_plugin.locate import Connection
+    from gateway_plugin.connection import Connection
+    from gateway_plugin.globus import GlobusClient
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A user's words, or messages in OpenAI's form."""
@@ -183,7 +183,7 @@ def _through(endpoint: str, function: str | None) -> GlobusClient:
 
 @lru_cache(maxsize=_CLIENTS)
 def _cached(endpoint: str, function: str | None) -> GlobusClient:
-    from gateway_plugin.compute import GlobusClient
+    from gateway_plugin.globus import GlobusClient
 
     return GlobusClient(endpoint, function)
 
@@ -197,7 +197,7 @@ def _connected(where: AtGateway, found: Connection) -> Client:
 
 def _client(where: AtGateway) -> Client:
     """One client per gateway and process, so that tasks share connections; found anew, since keys may be renewed."""
-    from gateway_plugin.locate import find_gateway
+    from gateway_plugin.connection import find_gateway
 
     return _connected(where, find_gateway(where.url, None, where.state, ca=where.ca))
 

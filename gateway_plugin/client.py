@@ -30,7 +30,8 @@ from openai import (
     OpenAIError,
 )
 
-from gateway_plugin.answers import FAILED, ModelInfo, Status, parse_error, parse_model, parse_models, parse_status
+from gateway_plugin.api_types import FAILED, ModelInfo, Status, parse_error, parse_model, parse_models, parse_status
+from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import (
     Forbidden,
     GatewayError,
@@ -38,7 +39,6 @@ from gateway_plugin.errors import (
     ModelUnavailable,
     WaitDeadline,
 )
-from gateway_plugin.locate import find_gateway, on_loopback
 
 REQUEST_TIMEOUT_S = 3600.0
 """Of one inference request: the gateway holds it while its model loads (half an hour, or as the site says)."""

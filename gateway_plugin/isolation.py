@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.layout import Layout, default_state_root
+from gateway_plugin.paths import Layout, default_state_root
 
 _OF_THE_OWNER = (
     *(".ssh", ".gnupg", ".aws", ".kube", ".netrc", ".git-credentials", ".config/gh", ".config/gcloud", ".azure"),

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.paths import Layout, private_folder, write_private
 
 ENGINE_NAME = "engine.gateway"
 """The name in every engine's certificate; clients ask for it whatever the engine's address."""

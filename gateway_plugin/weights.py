@@ -20,8 +20,8 @@ from pathlib import Path
 
 from gateway_plugin.catalog import LOCAL_SOURCES, Model
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
-from gateway_plugin.layout import weights_root
 from gateway_plugin.ownership import others_write, replaceable
+from gateway_plugin.paths import weights_root
 
 PREPARED = "prepared:"
 MARKER = "gateway-plugin.json"

@@ -9,8 +9,8 @@ import ray
 from ray import serve as ray_serve
 
 from gateway_plugin.errors import ConfigError
-from gateway_plugin.layout import Layout
-from gateway_plugin.service.record import read_record
+from gateway_plugin.paths import Layout
+from gateway_plugin.service_state import read_record
 from gateway_plugin.site import NodeType, Site
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller.deployment import Controller

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.identity import Mark
 from gateway_plugin.phases import BlockPhase as BlockPhase
+from gateway_plugin.processes import Mark
 from gateway_plugin.state_file import read_object, replace_garbled, write_private
 
 _VERSION = 1

@@ -26,16 +26,16 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from gateway_plugin.blocks.jobs import jobs_for, script_place, walltime_s
+from gateway_plugin.blocks.host import Leaving, block_script
 from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool
 from gateway_plugin.blocks.recovery import whole_ledger
-from gateway_plugin.blocks.requests import CancelRequests
-from gateway_plugin.blocks.script import Leaving, block_script
+from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.layout import Layout
-from gateway_plugin.pruning import KEPT, prune
+from gateway_plugin.log_retention import KEPT, prune
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import jobs_for, script_place, walltime_s
 from gateway_plugin.site import NodeType, Site, load_site, what_went_wrong
 
 log = logging.getLogger(__name__)

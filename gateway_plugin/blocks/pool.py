@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from gateway_plugin.blocks.jobs import Jobs, Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, pruned
 from gateway_plugin.blocks.marks import LeaveMarks
-from gateway_plugin.blocks.requests import CancelRequests
+from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import GatewayError, ServiceError
+from gateway_plugin.schedulers.base import Jobs, Seen
 from gateway_plugin.site import what_went_wrong
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def retry_at(blocks: Iterable[Block], node_type: str, now: float) -> float:
     """When the next block of this type may be asked for, in seconds since the epoch; 0: at once.
 
     Only a floor that protects the scheduler from being asked every two seconds; when to give up, and for how long, is
-    the controller's to say (``serve.core.troubles``), whose waits are longer than these. (1) The first failure is free.
+    the controller's to say (``serve.core.policies.backoff``), with longer waits. (1) The first failure is free.
     (2) Each further one in a row doubles the wait, from 4 to 30 s. (3) A block that lived, or was given back, ends the
     row; a cancelled one says nothing. (4) One that ended later than ``now`` did so before the clock was set back, and
     says nothing either.

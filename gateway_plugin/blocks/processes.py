@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from gateway_plugin.identity import Mark, alive
+from gateway_plugin.processes import Mark, alive
 
 BLOCK_MARK = "RAY_CLOUD_INSTANCE_ID"
 """The environment variable that carries a block's name into everything that runs in it."""

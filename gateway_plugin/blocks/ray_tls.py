@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.ownership import private_folder
+from gateway_plugin.paths import Layout, write_private
 from gateway_plugin.tls import sign_for_ray
 
 

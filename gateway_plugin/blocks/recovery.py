@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from gateway_plugin.blocks.jobs import Jobs, script_place
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import Jobs, script_place
 
 log = logging.getLogger(__name__)
 

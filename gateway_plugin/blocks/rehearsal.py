@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.blocks.jobs import demand_known, is_queue, queue_jobs, shared_script_place
 from gateway_plugin.errors import ConfigError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import demand_known, is_queue, queue_jobs, shared_script_place
 from gateway_plugin.site import NodeType, Site
 
 _ACCEPTED = "Submitted batch job 0"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.layout import Layout, default_state_root
 from gateway_plugin.ownership import private_folder
+from gateway_plugin.paths import Layout, default_state_root
 
 
 def main() -> int:

@@ -6,9 +6,9 @@ import click
 
 from gateway_plugin.cli.connection import demand_at_hand
 from gateway_plugin.cli.output import json_option, put, settings, show
+from gateway_plugin.connection import authority_of, known_url
 from gateway_plugin.errors import GatewayUnreachable, NotFound
-from gateway_plugin.layout import Layout
-from gateway_plugin.locate import authority_of, known_url
+from gateway_plugin.paths import Layout
 
 
 @click.command()

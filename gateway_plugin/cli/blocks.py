@@ -146,7 +146,7 @@ def _cut(row: Row) -> str:
 @json_option
 def logs(name: str, follow: bool, lines: int) -> None:
     """What a block and its job wrote, of one that ended too. Read from the state folder."""
-    from gateway_plugin.layout import Layout
+    from gateway_plugin.paths import Layout
     from gateway_plugin.service import logs as log_files
 
     demand_at_hand("The logs of blocks")

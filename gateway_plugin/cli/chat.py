@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway_plugin.answers import chat_words, raise_if_nothing_said
+from gateway_plugin.api_types import chat_words, raise_if_nothing_said
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Answer, json_option, put, read_terminal, report_error, settings, show
 from gateway_plugin.cli.waiting import Waiting
@@ -80,7 +80,7 @@ def _local(model: str, options: dict[str, Any]) -> Iterator[Callable[[Messages],
 
 @contextmanager
 def _remote(endpoint: str, model: str, options: dict[str, Any]) -> Iterator[Callable[[Messages], str]]:
-    from gateway_plugin.compute import GlobusClient
+    from gateway_plugin.globus import GlobusClient
 
     def ask(messages: Messages) -> str:
         answer = client.submit("/v1/chat/completions", {"model": model, "messages": messages, **options}).result()
@@ -154,7 +154,7 @@ def _vectors(model: str, texts: list[str]) -> list[list[float]]:
 
 
 def _vectors_through(endpoint: str, model: str, texts: list[str]) -> list[list[float]]:
-    from gateway_plugin.compute import GlobusClient
+    from gateway_plugin.globus import GlobusClient
 
     with GlobusClient(endpoint) as client:
         return client.embed(texts, model)

@@ -34,9 +34,9 @@ def elsewhere() -> str | None:
 
     Raises ``ConfigError`` if the state folder's record is damaged.
     """
+    from gateway_plugin.connection import known_url
     from gateway_plugin.errors import GatewayUnreachable
-    from gateway_plugin.layout import Layout
-    from gateway_plugin.locate import known_url
+    from gateway_plugin.paths import Layout
 
     chosen = settings()
     url = os.environ.get("GATEWAY_URL", "").rstrip("/").removesuffix("/v1")

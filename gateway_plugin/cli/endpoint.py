@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway_plugin.cli.output import Steps, json_option, put, say, settings, show, table
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.plain import plain
 
 if TYPE_CHECKING:
-    from gateway_plugin.compute.endpoint import Endpoints, EndpointStatus, Report
-    from gateway_plugin.compute.service import Pause
+    from gateway_plugin.globus.endpoint.endpoints import Endpoints, EndpointStatus, Report
+    from gateway_plugin.globus.endpoint.registrar_client import Pause
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -61,7 +61,7 @@ def configure(name: str, afresh: bool, newest_only: bool, **given: Any) -> None:
 
     Run again, it changes what it is told, and keeps its other options.
     """
-    from gateway_plugin.compute.record import Options
+    from gateway_plugin.globus.endpoint.store import Options
 
     whole = {key: said.absolute() if isinstance(said, Path) else said for key, said in given.items()}
     options = Options.model_validate(whole)
@@ -153,7 +153,7 @@ def delete(name: str, yes: bool) -> None:
 
 
 def _endpoints(pause: Pause = nullcontext) -> Endpoints:
-    from gateway_plugin.compute.endpoint import Endpoints
+    from gateway_plugin.globus.endpoint.endpoints import Endpoints
 
     return Endpoints(Layout.of(settings().state), pause)
 

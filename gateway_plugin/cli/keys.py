@@ -11,10 +11,10 @@ import click
 from gateway_plugin.cli.connection import demand_at_hand
 from gateway_plugin.cli.output import json_option, put, say, settings, show, table
 from gateway_plugin.errors import GatewayUnreachable
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 
 if TYPE_CHECKING:
-    from gateway_plugin.key import Role
+    from gateway_plugin.edge.key import Role
 
 
 @click.group()
@@ -28,7 +28,7 @@ def keys() -> None:
 @json_option
 def create(name: str, role: Role) -> None:
     """Make a key. Its secret is printed once and stored nowhere."""
-    from gateway_plugin.keys import KeyStore
+    from gateway_plugin.edge.keys import KeyStore
 
     demand_at_hand("The keys")
     layout = Layout.of(settings().state)
@@ -48,8 +48,8 @@ def create(name: str, role: Role) -> None:
 
 def _how_to_use(layout: Layout) -> tuple[str, str]:
     """Where the key does not work yet, and what a caller sets beside it."""
-    from gateway_plugin.locate import PLAIN_HTTP, authority_of, known_url
-    from gateway_plugin.service.living import edges_of
+    from gateway_plugin.connection import PLAIN_HTTP, authority_of, known_url
+    from gateway_plugin.service.discovery import edges_of
 
     try:
         url = known_url(layout)
@@ -69,7 +69,7 @@ def _how_to_use(layout: Layout) -> tuple[str, str]:
 @json_option
 def list_keys() -> None:
     """Names, roles and dates; no secrets."""
-    from gateway_plugin.keys import KeyStore
+    from gateway_plugin.edge.keys import KeyStore
 
     demand_at_hand("The keys")
     layout = Layout.of(settings().state)
@@ -96,7 +96,7 @@ def revoke(name: str) -> None:
 
     The command line's own, admin-cli, is replaced by a new one. Exit code 69 if the running edge did not confirm it.
     """
-    from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
+    from gateway_plugin.edge.keys import CLI_KEY_NAME, KeyStore
 
     demand_at_hand("The keys")
     KeyStore(Layout.of(settings().state)).revoke(name)

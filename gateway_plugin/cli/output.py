@@ -22,7 +22,7 @@ from gateway_plugin.errors import GatewayError
 from gateway_plugin.plain import PlainStream, plain
 
 if TYPE_CHECKING:
-    from gateway_plugin.answers import ModelInfo
+    from gateway_plugin.api_types import ModelInfo
 
 TIMES = re.compile(r"[\d.]+ (s|min|h|d)\b")
 """What goes on changing while nothing happens."""

@@ -27,8 +27,8 @@ from gateway_plugin.cli.output import (
     table,
     text,
 )
-from gateway_plugin.layout import Layout
 from gateway_plugin.masking import masked
+from gateway_plugin.paths import Layout
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -47,7 +47,7 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float, 
 
     Running again is safe: what is up stays, what lived through a crash is taken over.
     """
-    from gateway_plugin.service import lifecycle
+    from gateway_plugin.service import up_down as lifecycle
     from gateway_plugin.service.dry_run import rehearse
 
     chosen = settings()
@@ -108,7 +108,7 @@ def down(grace: float, force: bool, timeout: float) -> None:
 
     New requests are refused at once, those in flight may end within --grace. Ctrl-C twice ends them at once.
     """
-    from gateway_plugin.service import lifecycle
+    from gateway_plugin.service import up_down as lifecycle
 
     patience = _Patience()
     with Steps("ending") as steps, patience:
@@ -179,7 +179,7 @@ def status(watch: bool) -> None:
 
     Of a gateway elsewhere (GATEWAY_URL): what it says of itself to your key.
     """
-    from gateway_plugin.locate import find_gateway
+    from gateway_plugin.connection import find_gateway
     from gateway_plugin.service.status import report, report_elsewhere
 
     state = settings().state
@@ -281,12 +281,12 @@ def doctor(site: str | None, models: Path | None, submit: bool, wait: float) -> 
 
     With --submit nodes are looked at by jobs; they are always cleaned up, Ctrl-C cancels them.
     """
-    from gateway_plugin.service.doctor import examine, not_elsewhere
+    from gateway_plugin.doctor.doctor import examine, not_elsewhere
     from gateway_plugin.service.preflight import failures
 
     url = elsewhere()
     if submit:
-        from gateway_plugin.service.trial import try_nodes
+        from gateway_plugin.doctor.node_probe import try_nodes
 
         interrupt_on_signals()
         with Steps("node type") as steps:

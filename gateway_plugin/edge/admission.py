@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from gateway_plugin.edge.commands import map_changes, parse_map, refused
+from gateway_plugin.edge.socket_protocol import map_changes, parse_map, refused
 from gateway_plugin.errors import EdgeError
 
 Say = Callable[[str], str]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway_plugin.edge.answers import client_left
+from gateway_plugin.edge.error_pages import client_left
 
 CHECK = "/check"
 """What the ingress is asked: without a controller it is of no use."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from gateway_plugin.edge.admission import Say
-from gateway_plugin.edge.commands import refused
+from gateway_plugin.edge.socket_protocol import refused
 from gateway_plugin.errors import EdgeError
 
 _SHOW_IN_FLIGHT = "show table limits data.conn_cur gt 0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway_plugin.edge.answers import Refusal
+from gateway_plugin.edge.error_pages import Refusal
 from gateway_plugin.edge.places import Places
 from gateway_plugin.errors import Unavailable
 

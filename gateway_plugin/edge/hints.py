@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from gateway_plugin.edge.answers import Refusal
+from gateway_plugin.edge.error_pages import Refusal
 from gateway_plugin.errors import GatewayError, InvalidKey, InvalidRequest, NotFound, UnsupportedMediaType
 
 _NO_BATCHES = NotFound(
     "There is no batch API. Send the requests one by one, many at a time: 'map_chat' of gateway_plugin.apps and of "
-    "gateway_plugin.compute.GlobusClient does so, and its 'map_file' takes a file of requests at the site."
+    "gateway_plugin.globus.GlobusClient does so, and its 'map_file' takes a file of requests at the site."
 )
 _WITHOUT_V1 = ("chat/completions", "completions", "embeddings", "models", "responses", "messages")
 

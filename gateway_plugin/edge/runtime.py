@@ -13,7 +13,8 @@ import secrets
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
-from gateway_plugin.edge.commands import (
+from gateway_plugin.edge.frontends import APART
+from gateway_plugin.edge.socket_protocol import (
     ServerStat,
     kept_state,
     map_changes,
@@ -26,9 +27,8 @@ from gateway_plugin.edge.commands import (
     server_name,
     show_servers,
 )
-from gateway_plugin.edge.front import APART
 from gateway_plugin.errors import EdgeAway, EdgeError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.state_file import Copies
 
 __all__ = ["EdgeError", "EdgeRuntime", "ServerStat"]

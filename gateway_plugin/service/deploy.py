@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.layout import Layout
-from gateway_plugin.service.record import read_record
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.serve_proxy import answers_strangers
+from gateway_plugin.service_state import read_record
 
 APPLICATION = "gateway"
 NAMESPACE = "gateway"

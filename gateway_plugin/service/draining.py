@@ -23,12 +23,12 @@ import httpx
 
 from gateway_plugin.edge import closing
 from gateway_plugin.edge.admission import Say, cut
-from gateway_plugin.edge.commands import ask
+from gateway_plugin.edge.socket_protocol import ask
 from gateway_plugin.errors import EdgeError
-from gateway_plugin.identity import Mark, alive
-from gateway_plugin.layout import Layout, write_private
-from gateway_plugin.service.living import edges_of
-from gateway_plugin.service.record import read_status
+from gateway_plugin.paths import Layout, write_private
+from gateway_plugin.processes import Mark, alive
+from gateway_plugin.service.discovery import edges_of
+from gateway_plugin.service_state import read_status
 
 log = logging.getLogger("gateway.drain")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from gateway_plugin.blocks.rehearsal import RehearsedJob, rehearsed_jobs
 from gateway_plugin.catalog import load_catalog
 from gateway_plugin.errors import ConfigError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.ray_head import head_address
-from gateway_plugin.service.record import record_here, site_with_port
+from gateway_plugin.service_state import record_here, site_with_port
 from gateway_plugin.site import Site
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from gateway_plugin.service.trial_words import REPORT_BYTES, Report
+from gateway_plugin.doctor.node_report import REPORT_BYTES, Report
 
 _CALL_S = 60.0
 """How long a call may last: a node looks at its GPUs between its call and its words."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 
+from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.keys import KeyStore
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 
 log = logging.getLogger("gateway.supervisor")
 

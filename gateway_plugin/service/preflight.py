@@ -11,19 +11,19 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from gateway_plugin.blocks.jobs import is_queue, jobs_for, shared_script_place
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge import program
 from gateway_plugin.edge.places import places
 from gateway_plugin.edge.process import open_files_limit
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.isolation import Isolation, find_isolation
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import is_queue, jobs_for, shared_script_place
+from gateway_plugin.service.capacity import fit
 from gateway_plugin.service.certificate import certificate
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.listeners import bind_problem
 from gateway_plugin.service.model_files import kind, size
-from gateway_plugin.service.room import fit
 from gateway_plugin.site import Limits, Site
 from gateway_plugin.weights import is_local, resolve, split_revision
 

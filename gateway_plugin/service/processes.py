@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from gateway_plugin.identity import Mark, alive, mark, stat_of
+from gateway_plugin.processes import Mark, alive, mark, stat_of
 
 _PROC = Path("/proc")
 

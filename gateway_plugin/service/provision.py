@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from gateway_plugin.catalog import Catalog, catalog_document
 from gateway_plugin.edge import process as edge_process
-from gateway_plugin.keys import KeyStore
-from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.edge.keys import KeyStore
+from gateway_plugin.paths import Layout, write_private
 from gateway_plugin.service import ray_head
-from gateway_plugin.service.in_force import in_force
-from gateway_plugin.service.living import edges_of
-from gateway_plugin.service.record import RecordGarbled, ServiceRecord, read_record, write_record
+from gateway_plugin.service.active_catalog import in_force
+from gateway_plugin.service.discovery import edges_of
+from gateway_plugin.service_state import RecordGarbled, ServiceRecord, read_record, write_record
 from gateway_plugin.site import Site
 from gateway_plugin.tls import make_authority
 

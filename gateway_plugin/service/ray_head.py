@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import yaml
 
-from gateway_plugin.blocks.cluster import cluster_yaml
+from gateway_plugin.blocks.cluster_yaml import cluster_yaml
+from gateway_plugin.blocks.host import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
 from gateway_plugin.blocks.processes import end, folder_processes
 from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
-from gateway_plugin.blocks.script import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
 from gateway_plugin.errors import ConfigError, ServiceError
-from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.paths import Layout, write_private
 from gateway_plugin.service import serve_proxy
 from gateway_plugin.site import Site
 from gateway_plugin.tls import make_ray_authority

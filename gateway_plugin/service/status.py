@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gateway_plugin.connection import Connection, find_gateway, on_loopback
 from gateway_plugin.errors import Forbidden, GatewayError, GatewayUnreachable, GoingDown, InvalidKey
-from gateway_plugin.identity import Mark, age_s, alive
-from gateway_plugin.layout import Layout
-from gateway_plugin.locate import Connection, find_gateway, on_loopback
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark, age_s, alive
+from gateway_plugin.service.discovery import edges_of, heads_of, supervisors_of
 from gateway_plugin.service.draining import read_drain
-from gateway_plugin.service.living import edges_of, heads_of, supervisors_of
-from gateway_plugin.service.record import (
+from gateway_plugin.service_state import (
     RecordGarbled,
     ServiceRecord,
     answers,
@@ -39,7 +39,7 @@ def ask_gateway(layout: Layout) -> Mapping[str, Any]:
 def _get(found: Connection, path: str) -> Mapping[str, Any]:
     import httpx
 
-    from gateway_plugin.answers import parse_error
+    from gateway_plugin.api_types import parse_error
     from gateway_plugin.client import unreachable
 
     base = found.url if found.door is None else "http://localhost"

@@ -26,21 +26,38 @@ from typing import Any
 
 import psutil
 
-from gateway_plugin.blocks.cluster import cluster_yaml
+from gateway_plugin.blocks.cluster_yaml import cluster_yaml
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import GatewayError, ServiceError
-from gateway_plugin.identity import Mark, alive, mark
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark, alive, mark
 from gateway_plugin.service import ray_head
+from gateway_plugin.service.discovery import (
+    deployments_of,
+    edges_of,
+    has_application,
+    has_parts,
+    heads_of,
+    programs_below,
+)
 from gateway_plugin.service.draining import drain_as_asked, forget_requests
-from gateway_plugin.service.ending import end_everything, end_head
 from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
-from gateway_plugin.service.living import deployments_of, edges_of, has_application, has_parts, heads_of, programs_below
-from gateway_plugin.service.plan import Action, PartName, Phase, Plan, Seen, adopted, could_not_start, decide, with_mark
 from gateway_plugin.service.processes import end, end_words
-from gateway_plugin.service.record import (
+from gateway_plugin.service.restart_policy import (
+    Action,
+    PartName,
+    Phase,
+    Plan,
+    Seen,
+    adopted,
+    could_not_start,
+    decide,
+    with_mark,
+)
+from gateway_plugin.service.teardown import end_everything, end_head
+from gateway_plugin.service_state import (
     ServiceRecord,
     answers,
     asked,

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Literal
 
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.identity import alive
 from gateway_plugin.isolation import Isolation, find_isolation, isolated
-from gateway_plugin.layout import Layout, private_folder
 from gateway_plugin.masking import masked, secrets_of
+from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.processes import alive
 from gateway_plugin.weights import resolve
 from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices

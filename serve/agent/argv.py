@@ -40,7 +40,7 @@ _SHELLS_OWN = frozenset({"PWD", "OLDPWD", "SHLVL", "_"})
 _VISIBLE = re.compile(r"(?!NVIDIA_)\w*_VISIBLE_(DEVICES|CORES|CHIPS|MODULES)|ONEAPI_DEVICE_SELECTOR")
 """Which devices: the gateway chooses, and Ray empties them for the agent."""
 _KEPT = "GATEWAY_KEPT_"
-"""Before the names of variables that Ray sets for its workers: what they were in the block (``blocks/script.py``)."""
+"""Before the names of variables that Ray sets for its workers: what they were in the block (``blocks/host.py``)."""
 _PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 _CPU_KV_CACHE_BYTES = 2**30

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from gateway_plugin.identity import age_s, alive
-from gateway_plugin.layout import Layout
 from gateway_plugin.masking import masked
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import age_s, alive
 from serve.agent import records
 from serve.agent.hanging import ProgressWatch, Why
 from serve.agent.lastwords import last_words, summary_of

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import httpx
 
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.tls import ENGINE_NAME
 
 _ANSWER_BYTES = 2**20

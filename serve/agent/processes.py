@@ -19,9 +19,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.identity import Mark, alive, mark, mark_of_dead
-from gateway_plugin.layout import Layout
-from gateway_plugin.pruning import KEPT, mark_in_use, prune
+from gateway_plugin.log_retention import KEPT, mark_in_use, prune
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark, alive, mark, mark_of_dead
 from gateway_plugin.state_file import NO_ROOM
 from serve.agent import records
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.identity import Mark, has_its_pid, mark
-from gateway_plugin.layout import Layout, private_folder, write_private
+from gateway_plugin.paths import Layout, private_folder, write_private
+from gateway_plugin.processes import Mark, has_its_pid, mark
 from gateway_plugin.state_file import read_object
 
 logger = logging.getLogger(__name__)

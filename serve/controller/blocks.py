@@ -13,7 +13,7 @@ from collections.abc import Callable
 from gateway_plugin.blocks.ledger import Block, Ledger
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.schedulers.pending_reasons import never_clears
 from serve.controller.times import BlockTimes
 from serve.core.events import BlocksSeen, Event, SeenBlock

@@ -81,11 +81,11 @@ class Node:
     joined_at: float | None = None
     """When its agent first reported, if it was seen to."""
     free_host_mib: int = 0
-    """Kept by ``serve.core.change``: ``host_mib`` less what its engines hold."""
+    """Kept by ``serve.core.transaction``: ``host_mib`` less what its engines hold."""
     free_gpu_mib: tuple[int, ...] = ()
-    """Kept by ``serve.core.change``, by index."""
+    """Kept by ``serve.core.transaction``, by index."""
     engines: tuple[str, ...] = ()
-    """Kept by ``serve.core.change``: ids of the engines on it."""
+    """Kept by ``serve.core.transaction``: ids of the engines on it."""
 
 
 @dataclass(frozen=True)
@@ -273,9 +273,9 @@ class Fleet:
     block_start_s: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """Node type -> (node, seconds from its job's start until its agent reported), of the last few."""
     apart: Mapping[str, Apart] = field(default_factory=dict)
-    """By model. Kept by ``serve.core.apart``."""
+    """By model. Kept by ``serve.core.policies.apart``."""
     troubles: Mapping[str, Trouble] = field(default_factory=dict)
-    """By kind: why it is not asked for. Kept by ``serve.core.troubles``."""
+    """By kind: why it is not asked for. Kept by ``serve.core.policies.backoff``."""
     forgiven: Mapping[str, float] = field(default_factory=dict)
     """By kind: when an administrator last asked for a retry; what its blocks did before does not count."""
     storage: str = ""

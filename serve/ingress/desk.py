@@ -19,8 +19,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest
-from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
+from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
 from serve.ingress.body import DOCUMENT_BYTES, parse_document, read_bounded
 from serve.ingress.http import application, edge_secret

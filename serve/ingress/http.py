@@ -20,8 +20,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway_plugin.errors import Forbidden, GatewayError, NotFound, NotRouted, RelayFull, ServiceError
-from gateway_plugin.layout import Layout
 from gateway_plugin.logs import log_events
+from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
 from serve.ingress.budget import Budget
 from serve.ingress.inference import Inference, is_admin
@@ -38,7 +38,7 @@ INFERENCE_PATHS = (
     "/v1/messages/count_tokens", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score", "/pooling",
     "/tokenize", "/detokenize",
 )  # fmt: skip
-"""The edge has the same list (``gateway_plugin.edge.front``); a test holds them equal."""
+"""The edge has the same list (``gateway_plugin.edge.frontends``); a test holds them equal."""
 
 
 class EdgeOnly:

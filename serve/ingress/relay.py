@@ -20,7 +20,7 @@ _HOP_BY_HOP = frozenset(
 
 NOT_ROUTED = "x-gateway-not-routed"
 """On an ingress's answer to a request that came in through the inner door and found no engine, and on the edge's own
-where an engine broke off before its answer (``gateway_plugin.edge.answers``)."""
+where an engine broke off before its answer (``gateway_plugin.edge.error_pages``)."""
 
 STAMP = "x-gateway-stamp"
 """Put on by the inner door."""

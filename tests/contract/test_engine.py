@@ -22,9 +22,9 @@ import psutil
 import pytest
 
 from gateway_plugin.catalog import Model, load_catalog
-from gateway_plugin.identity import alive, mark
 from gateway_plugin.isolation import find_isolation
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import alive, mark
 from gateway_plugin.weights import prepare
 from serve.agent import records
 from serve.agent.engine import Timing

@@ -17,11 +17,11 @@ import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
-from gateway_plugin.blocks.jobs import Jobs, jobs_for
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.blocks.pool import BlockPool, end_all
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.layout import Layout, private_folder
+from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.schedulers.base import Jobs, jobs_for
 from tests.support.clusters import wait_for
 from tests.support.queue import QueueProvider, Scheduler
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway_plugin.compute import AsyncGlobusClient, GlobusClient
-from gateway_plugin.compute.packing import Limits
 from gateway_plugin.errors import Forbidden, GatewayError, NotFound, PromptTooLarge, TaskFailed, WaitDeadline
+from gateway_plugin.globus import AsyncGlobusClient, GlobusClient
+from gateway_plugin.globus.client.batches import Limits
 from tests.support.gateways import chat_body, wait_for
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def test_the_broker_restarts_under_load_and_nothing_is_lost(
 
 _KILLED = """
 import sys, uuid
-from gateway_plugin.compute import GlobusClient
-from gateway_plugin.compute.packing import Limits
+from gateway_plugin.globus import GlobusClient
+from gateway_plugin.globus.client.batches import Limits
 from tests.globus.test_client import counted
 
 group = str(uuid.uuid4())
@@ -243,7 +243,7 @@ def test_another_executor_of_the_process_keeps_its_own_group(globus_chain: Chain
 
 def test_a_program_that_forgets_to_close_ends(globus_chain: Chain, globus_gateway: EngineAsGateway) -> None:
     program = (
-        "import sys\nfrom gateway_plugin.compute import GlobusClient\n"
+        "import sys\nfrom gateway_plugin.globus import GlobusClient\n"
         "client = GlobusClient(sys.argv[1], sys.argv[2])\n"
         "client.submit_chat('hello @sleep=60', 'tiny')\n"
         "print('sent', flush=True); sys.stdin.readline()"

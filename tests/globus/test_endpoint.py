@@ -296,7 +296,7 @@ def test_a_real_endpoint_answers() -> None:
         pytest.skip(f"the real service is asked where {', '.join(names)} and a Globus login are given")
     program = """
 import sys
-from gateway_plugin.compute import GlobusClient
+from gateway_plugin.globus import GlobusClient
 endpoint, function, model = sys.argv[1:]
 with GlobusClient(endpoint, function, timeout_s=150) as client:
     print(client.chat("Say hello.", model))

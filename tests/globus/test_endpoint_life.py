@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway_plugin.identity import Mark, alive, mark
+from gateway_plugin.processes import Mark, alive, mark
 from gateway_plugin.service import processes
 from tests.globus.test_endpoint import pack, refused, statuses
 from tests.support.terminal import Terminal
@@ -37,7 +37,7 @@ def running(chain: Chain) -> Mark:
 @contextmanager
 def another_version(chain: Chain) -> Iterator[None]:
     """The package as a later version has it: its function's text is another."""
-    path = chain.folder / "src/gateway_plugin/compute/function.py"
+    path = chain.folder / "src/gateway_plugin/globus/function.py"
     before = path.read_text()
     path.write_text(re.sub(r'^FUNCTION_VERSION = ".*"$', 'FUNCTION_VERSION = "99.0.0"', before, flags=re.MULTILINE))
     try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway_plugin.compute import GlobusClient
 from gateway_plugin.errors import GatewayError
+from gateway_plugin.globus import GlobusClient
 from tests.globus.conftest import COLD, LOAD_S
 from tests.support.gateways import wait_for
 

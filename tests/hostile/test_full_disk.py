@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway_plugin.edge.commands import parse_map
-from gateway_plugin.service.living import supervisors_of
+from gateway_plugin.edge.socket_protocol import parse_map
+from gateway_plugin.service.discovery import supervisors_of
 from tests.support.gateways import Gateway, chat_body, fake_model, gateway, wait_for
 
 pytestmark = [

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gateway_plugin.blocks.host import block_folder, block_log
 from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.blocks.processes import block_processes
-from gateway_plugin.blocks.script import block_folder, block_log
-from gateway_plugin.layout import Layout, private_folder
+from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.site import load_site
 from tests.support.clusters import LocalCluster, command_line, wait_for, write_local_site
 

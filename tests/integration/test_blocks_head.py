@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
+from gateway_plugin.blocks.host import block_folder
 from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.blocks.processes import block_processes
-from gateway_plugin.blocks.script import block_folder
 from gateway_plugin.service.ray_head import ray_sessions
 from tests.support.clusters import LocalCluster, local_cluster, wait_for
 

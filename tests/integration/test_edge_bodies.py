@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway_plugin.edge.answers import DRAINED_BYTES_PER_S
+from gateway_plugin.edge.error_pages import DRAINED_BYTES_PER_S
 from gateway_plugin.site import Limits
 from tests.support.edges import Edge, FakeEngine, chat, gateway_tls, running_edge
 from tests.support.http2 import flood

@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
+from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.edge.places import Places, places
-from gateway_plugin.keys import KeyStore
 from gateway_plugin.site import Limits
 from tests.support.edges import Edge, chat, running_edge, until
 

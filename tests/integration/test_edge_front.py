@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway_plugin.keys import KeyStore
+from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.site import Limits
 from tests.support.edges import Edge, FakeEngine, chat, running_edge, until
 

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from gateway_plugin.edge.commands import ask
+from gateway_plugin.edge.keys import CLI_KEY_NAME, KeyStore
+from gateway_plugin.edge.socket_protocol import ask
 from gateway_plugin.errors import EdgeError
-from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
 from tests.support.edges import Edge, chat, running_edge, until
 from tests.support.raw_http import Exchange, listen
 
@@ -122,7 +122,7 @@ async def test_replacing_the_command_lines_key_cuts_the_old_one_only(edge: Edge)
 async def test_an_edge_that_is_late_is_no_success_and_the_key_is_not_forgotten(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway_plugin.keys.ask", lambda path, command: ask(path, command, 0.3))
+    monkeypatch.setattr("gateway_plugin.edge.keys.ask", lambda path, command: ask(path, command, 0.3))
     store = KeyStore(edge.layout)
     late = store.create("late", "user")
     assert edge.child is not None
@@ -145,7 +145,7 @@ async def test_an_edge_that_is_late_is_no_success_and_the_key_is_not_forgotten(
 
 async def test_an_edge_without_its_socket_is_waited_for(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs, with the keys that it read, and cannot be told: as between its start and its socket."""
-    monkeypatch.setattr("gateway_plugin.keys._PATIENCE_S", 0.5)
+    monkeypatch.setattr("gateway_plugin.edge.keys._PATIENCE_S", 0.5)
     store = KeyStore(edge.layout)
     early = store.create("early", "user")
     aside = edge.layout.edge_socket.with_suffix(".aside")
@@ -153,7 +153,7 @@ async def test_an_edge_without_its_socket_is_waited_for(edge: Edge, monkeypatch:
     with pytest.raises(EdgeError, match=f"PID {edge.child.pid if edge.child else 0}"):
         await asyncio.to_thread(store.revoke, "early")
     assert await status(edge, early) == 200
-    monkeypatch.setattr("gateway_plugin.keys._PATIENCE_S", 5.0)
+    monkeypatch.setattr("gateway_plugin.edge.keys._PATIENCE_S", 5.0)
     again = asyncio.create_task(asyncio.to_thread(store.revoke, "early"))
     await asyncio.sleep(0.3)
     assert not again.done()

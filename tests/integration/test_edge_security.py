@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound
-from gateway_plugin.keys import KeyStore
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.tls import make_authority
 from tests.support.edges import Edge, chat, free_port, gateway_tls, running_edge, until
 from tests.support.raw_http import Exchange, listen, tls_context

@@ -20,8 +20,8 @@ import pytest
 
 from gateway_plugin import Client
 from gateway_plugin.blocks.ray_tls import tls_environment
-from gateway_plugin.edge.commands import ask
-from gateway_plugin.service.living import heads_of
+from gateway_plugin.edge.socket_protocol import ask
+from gateway_plugin.service.discovery import heads_of
 from tests.support.doors import CLOSED, MUTUAL_TLS, PLAIN_HTTP, door_at, doors_of
 from tests.support.gateways import Gateway, chat_body, fake_model, gateway, wait_for
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 
 ROOT = Path(__file__).parents[2]
 

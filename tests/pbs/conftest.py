@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.layout import Layout, private_folder
+from gateway_plugin.paths import Layout, private_folder
 from tests.support.pbs.virtual import VirtualPbs
 
 

@@ -8,10 +8,10 @@ import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers import PBSProProvider
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.doctor.node_probe import try_nodes
+from gateway_plugin.doctor.scheduler import every_site_check
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service.site_checks import every_site_check
-from gateway_plugin.service.trial import try_nodes
 from gateway_plugin.site import NodeType, Site
 from tests.support.clusters import free_port
 from tests.support.pbs.virtual import VirtualPbs

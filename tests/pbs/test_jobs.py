@@ -11,12 +11,12 @@ from parsl.jobs.states import JobState
 from parsl.launchers import SimpleLauncher
 from parsl.providers import PBSProProvider
 
-from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.blocks.host import block_log
 from gateway_plugin.blocks.ledger import BlockPhase
-from gateway_plugin.blocks.pbs import FORCE_AFTER_S, GONE_AFTER_S, TELL_AGAIN_S, PbsJobs, PbsSilent
-from gateway_plugin.blocks.script import block_log
 from gateway_plugin.errors import ConfigError, ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import jobs_for
+from gateway_plugin.schedulers.pbs import FORCE_AFTER_S, GONE_AFTER_S, TELL_AGAIN_S, PbsJobs, PbsSilent
 from tests.support.clusters import wait_for
 from tests.support.pbs.virtual import VirtualPbs
 from tests.support.slurm.blocks import ENDLESS, look, reaches, submitted

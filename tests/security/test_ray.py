@@ -14,10 +14,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from gateway_plugin.blocks.host import block_folder
 from gateway_plugin.blocks.processes import block_processes
 from gateway_plugin.blocks.ray_tls import make_identity, tls_environment
-from gateway_plugin.blocks.script import block_folder
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.service import ray_head
 from gateway_plugin.tls import make_ray_authority, sign_for_ray
 from tests.integration.test_blocks_head import AGENT, ASK

@@ -13,7 +13,7 @@ import pytest
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.service import ray_head
-from gateway_plugin.service.living import deployments_of, edges_of, supervisors_of
+from gateway_plugin.service.discovery import deployments_of, edges_of, supervisors_of
 from tests.support.gateways import Gateway, chat_body, wait_for
 from tests.support.load import Account, load
 from tests.support.slurm.gateways import (

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from tests.support.clusters import free_port, wait_for
 from tests.support.slurm.virtual import VirtualSlurm
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import pytest
 
-from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.blocks.host import block_log
 from gateway_plugin.blocks.ledger import BlockPhase, Job, Ledger
 from gateway_plugin.blocks.pool import BlockPool
-from gateway_plugin.blocks.script import block_log
-from gateway_plugin.blocks.slurm import GONE_AFTER_S, SlurmJobs, SlurmSilent
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import jobs_for
+from gateway_plugin.schedulers.slurm import GONE_AFTER_S, SlurmJobs, SlurmSilent
 from tests.support.clusters import wait_for
 from tests.support.slurm.blocks import ENDLESS, look, reaches, slurm_provider, submitted
 from tests.support.slurm.virtual import VirtualSlurm

@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.blocks.jobs import Jobs, jobs_for
+from gateway_plugin.blocks.host import Leaving, block_folder, block_log, block_script
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool
-from gateway_plugin.blocks.script import Leaving, block_folder, block_log, block_script
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import Jobs, jobs_for
 from gateway_plugin.site import NodeType
 from tests.support.clusters import wait_for
 from tests.support.ray_stand_in import RUNS, stand_in

@@ -1,6 +1,6 @@
 """What Parsl's ``SlurmProvider`` says on a real Slurm, and what we say of the same job.
 
-A test that fails because Parsl has become right is good news: then something in ``blocks/slurm.py`` may go.
+A test that fails because Parsl has become right is good news: then something in ``schedulers/slurm.py`` may go.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 from parsl.jobs.states import JobState
 
-from gateway_plugin.blocks.jobs import jobs_for
 from gateway_plugin.blocks.ledger import BlockPhase
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import jobs_for
 from tests.support.clusters import wait_for
 from tests.support.slurm.blocks import ENDLESS, look, reaches, slurm_provider, submitted
 from tests.support.slurm.configuration import Shape

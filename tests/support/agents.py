@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import httpx
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.tls import ENGINE_NAME, make_authority
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent

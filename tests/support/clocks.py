@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gateway_plugin import identity
+from gateway_plugin import processes as identity
 
 _wall_clock = time.time
 _boot_time = identity._boot_time_s

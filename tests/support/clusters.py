@@ -27,7 +27,7 @@ import psutil
 from gateway_plugin.blocks.ledger import Block, Ledger
 from gateway_plugin.blocks.node_provider import open_pool
 from gateway_plugin.blocks.pool import end_all
-from gateway_plugin.layout import Layout, private_folder
+from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.service import ray_head
 from gateway_plugin.site import Site, load_site
 

@@ -27,10 +27,10 @@ import httpx
 
 from gateway_plugin.edge import process
 from gateway_plugin.edge.apart import CHECK
-from gateway_plugin.edge.commands import ask
+from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
-from gateway_plugin.keys import KeyStore
-from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.edge.socket_protocol import ask
+from gateway_plugin.paths import Layout, write_private
 from gateway_plugin.site import Limits, NodeType, Site
 from gateway_plugin.tls import ENGINE_NAME, make_authority
 from tests.support.raw_http import Connection, Exchange, Request, listen, tls_context

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from gateway_plugin.compute.transport import Next, TransportError
 from gateway_plugin.errors import TaskFailed
+from gateway_plugin.globus.client.transport import Next, TransportError
 
 Infer = Callable[[dict[str, Any]], dict[str, Any]]
 

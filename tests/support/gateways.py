@@ -22,7 +22,7 @@ import httpx
 import psutil
 import yaml
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 from typing import Any
 
-from gateway_plugin.layout import Layout
 from gateway_plugin.ownership import private_folder
+from gateway_plugin.paths import Layout
 
 URL = "https://127.0.0.1:8180"
 """Of the gateway that ``service.json`` names; nothing listens there in these tests."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway_plugin.blocks.jobs import Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import Seen
 
 
 @dataclass

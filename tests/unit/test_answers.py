@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway_plugin.answers import chat_words
+from gateway_plugin.api_types import chat_words
 from gateway_plugin.errors import NothingSaid
 
 

@@ -19,8 +19,8 @@ from parsl.executors.threads import ThreadPoolExecutor
 from parsl.providers import LocalProvider
 
 from gateway_plugin import apps, compute
-from gateway_plugin.compute.client import GlobusClient
 from gateway_plugin.errors import ConfigError, GatewayUnreachable, ModelNotFound, NothingSaid
+from gateway_plugin.globus.client.client import GlobusClient
 from tests.support.fake_endpoint import FakeTransport
 from tests.support.owner_doors import owner_door
 

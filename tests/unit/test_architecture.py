@@ -23,20 +23,20 @@ IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "compile", "__impor
 SHELLS = ("serve.ingress", "serve.controller", "serve.agent")
 WALL_CLOCK = {
     "gateway_plugin.clock": "converts it",
-    "gateway_plugin.identity": "processes in records of earlier versions",
-    "gateway_plugin.blocks.local": "the older of two processes, looked at together",
-    "gateway_plugin.blocks.pbs": "against the ledger's times",
+    "gateway_plugin.processes": "processes in records of earlier versions",
+    "gateway_plugin.schedulers.local": "the older of two processes, looked at together",
+    "gateway_plugin.schedulers.pbs": "against the ledger's times",
     "gateway_plugin.blocks.pool": "what the ledger keeps",
-    "gateway_plugin.blocks.requests": "for people",
-    "gateway_plugin.blocks.slurm": "against the ledger's times",
-    "gateway_plugin.compute.endpoint": "against a file's",
-    "gateway_plugin.compute.function": "against files'",
-    "gateway_plugin.compute.sending": "numbers that rise",
-    "gateway_plugin.keys": "when a key was made, for people",
+    "gateway_plugin.blocks.stop_files": "for people",
+    "gateway_plugin.schedulers.slurm": "against the ledger's times",
+    "gateway_plugin.globus.endpoint.endpoints": "against a file's",
+    "gateway_plugin.globus.function": "against files'",
+    "gateway_plugin.globus.client.sending": "numbers that rise",
+    "gateway_plugin.edge.keys": "when a key was made, for people",
     "gateway_plugin.service.certificate": "what a certificate says",
-    "gateway_plugin.service.ending": "what the ledger keeps",
+    "gateway_plugin.service.teardown": "what the ledger keeps",
     "gateway_plugin.service.hearing": "against a node's",
-    "gateway_plugin.service.trial": "what the ledger keeps",
+    "gateway_plugin.doctor.node_probe": "what the ledger keeps",
     "gateway_plugin.tls": "what a certificate says",
     "serve.agent.engine": "told to the controller, which converts it",
     "serve.ingress.boarding": "against the controller's deaths of engines",
@@ -44,9 +44,10 @@ WALL_CLOCK = {
 }
 """Who may read the clock that people set, and what for. Whatever waits, or tells how long something took, may not."""
 LIGHT = (
-    "gateway_plugin", "gateway_plugin.client", "gateway_plugin.apps", "gateway_plugin.answers", "gateway_plugin.locate",
-    "gateway_plugin.errors", "gateway_plugin.catalog", "gateway_plugin.layout", "gateway_plugin.compute",
-    "gateway_plugin.compute.client", "gateway_plugin.compute.asyncio_client",
+    "gateway_plugin", "gateway_plugin.client", "gateway_plugin.apps", "gateway_plugin.api_types",
+    "gateway_plugin.connection",
+    "gateway_plugin.errors", "gateway_plugin.catalog", "gateway_plugin.paths", "gateway_plugin.globus",
+    "gateway_plugin.globus.client.client", "gateway_plugin.globus.client.asyncio_client",
 )  # fmt: skip
 
 
@@ -208,7 +209,7 @@ def test_of_the_edge_only_the_controller_knows_and_only_its_run_time() -> None:
 def test_the_shells_know_nothing_of_service_blocks_and_cli() -> None:
     forbidden = tuple(f"gateway_plugin.{part}" for part in ("service", "blocks", "cli", "client", "apps"))
     # The pool is in another process: the controller reads its ledger, and leaves it requests.
-    files_of_the_pool = ("gateway_plugin.blocks", "gateway_plugin.blocks.ledger", "gateway_plugin.blocks.requests")
+    files_of_the_pool = ("gateway_plugin.blocks", "gateway_plugin.blocks.ledger", "gateway_plugin.blocks.stop_files")
     found = [
         f"{name}:{line} imports {module}"
         for shell in SHELLS

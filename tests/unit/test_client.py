@@ -18,8 +18,9 @@ import httpx
 import openai
 import pytest
 
-from gateway_plugin.answers import parse_error, parse_status
+from gateway_plugin.api_types import parse_error, parse_status
 from gateway_plugin.client import Client, gateway_error, unreachable
+from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import (
     ConfigError,
     Forbidden,
@@ -33,9 +34,8 @@ from gateway_plugin.errors import (
     ServiceError,
     WaitDeadline,
 )
-from gateway_plugin.layout import Layout
-from gateway_plugin.locate import find_gateway, on_loopback
 from gateway_plugin.ownership import private_folder
+from gateway_plugin.paths import Layout
 from gateway_plugin.tls import make_authority
 
 URL = "https://127.0.0.1:8180"

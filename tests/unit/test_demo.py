@@ -11,7 +11,7 @@ import pytest
 
 from examples.run_demo import Demo, Seen, Tally, changes, tally, when
 from examples.run_demo_slurm import queue_changed
-from gateway_plugin.answers import ModelInfo, Status
+from gateway_plugin.api_types import ModelInfo, Status
 
 
 def status(**more: Any) -> Status:

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin import identity
-from gateway_plugin.identity import Mark, age_s, alive, has_its_pid, mark, mark_of_dead, parse_stat, read_mark
+from gateway_plugin import processes as identity
+from gateway_plugin.processes import Mark, age_s, alive, has_its_pid, mark, mark_of_dead, parse_stat, read_mark
 
 BOOT = "0e1f3c52-boot"
 BTIME = 1_700_000_000

@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from gateway_plugin import isolation
-from gateway_plugin.blocks import leave
+from gateway_plugin.blocks import cleanup as leave
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.identity import alive, mark
 from gateway_plugin.isolation import Hidden, Isolation, aliases, find_isolation, hidden_here, isolated, wrapper
-from gateway_plugin.layout import Layout, write_private
+from gateway_plugin.paths import Layout, write_private
+from gateway_plugin.processes import alive, mark
 from serve.agent import records
 from serve.core.events import EngineExited, EngineReady
 from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
@@ -265,7 +265,7 @@ def test_the_recorded_process_is_the_engine_and_leads_its_session(layout: Layout
 AGENT = """
 import sys, time
 from pathlib import Path
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from serve.core.events import EngineReady
 from tests.support.agents import AgentHost, fake_model
 host = AgentHost(Layout(Path(sys.argv[1])))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway_plugin.edge.keys import CLI_KEY_NAME, KeyStore
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
-from gateway_plugin.keys import CLI_KEY_NAME, KeyStore
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.state_file import write_private
 from tests.support.disks import full_disk
 
@@ -182,7 +182,7 @@ class LateEdge:
 @pytest.fixture
 def late_edge(monkeypatch: pytest.MonkeyPatch) -> LateEdge:
     edge = LateEdge()
-    monkeypatch.setattr("gateway_plugin.keys.ask", edge)
+    monkeypatch.setattr("gateway_plugin.edge.keys.ask", edge)
     return edge
 
 
@@ -216,7 +216,7 @@ def test_a_key_on_a_full_disk_is_not_made_and_the_edge_does_not_have_it(
     store = KeyStore(layout)
     store.create("ann", "user")
     with monkeypatch.context() as full:
-        full.setattr("gateway_plugin.keys.write_private", no_room)
+        full.setattr("gateway_plugin.edge.keys.write_private", no_room)
         with pytest.raises(ServiceError, match=r"'bob' was not made: .*keys.json cannot be written .*No space"):
             store.create("bob", "user")
         with pytest.raises(ServiceError, match=r"'ann' was not revoked: .*make room"):
@@ -239,7 +239,7 @@ def test_a_key_counts_though_the_map_on_disk_is_late(
         write_private(path, content)
 
     with monkeypatch.context() as full:
-        full.setattr("gateway_plugin.keys.write_private", store_only)
+        full.setattr("gateway_plugin.edge.keys.write_private", store_only)
         store.create("ann", "user")
         store.create("bob", "user")
         store.revoke("bob")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.layout import Layout, write_private
 from gateway_plugin.ownership import private_folder
+from gateway_plugin.paths import Layout, write_private
 
 
 def mode(path: Path) -> int:

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 from gateway_plugin.blocks.node_provider import prune_blocks
-from gateway_plugin.layout import Layout
-from gateway_plugin.pruning import prune, surplus
+from gateway_plugin.log_retention import prune, surplus
+from gateway_plugin.paths import Layout
 from serve.agent.processes import end_group, prune_engine_logs, spawn
 
 

@@ -17,12 +17,12 @@ from parsl.providers import GridEngineProvider, PBSProProvider, SlurmProvider
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 import parsl_configs
-from gateway_plugin.blocks.cluster import cluster_yaml
-from gateway_plugin.blocks.jobs import jobs_for
+from gateway_plugin.blocks.cluster_yaml import cluster_yaml
+from gateway_plugin.blocks.host import block_script
 from gateway_plugin.blocks.rehearsal import rehearsed
-from gateway_plugin.blocks.script import block_script
 from gateway_plugin.errors import ConfigError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import jobs_for
 from gateway_plugin.site import NodeType, Site, load_site
 from tests.support.queue import QueueProvider, Scheduler
 

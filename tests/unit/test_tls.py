@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.tls import make_authority, make_ray_authority, sign_for_ray
 
 NOW = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)

@@ -9,14 +9,14 @@ from serve.core.transitions import begin_stop, record_failure
 
 
 def review(tx: Transaction) -> None:
-    """What time brings to engines (nothing on nodes whose agent is away):
+    """Time limits of engines (nothing on nodes whose agent is away):
 
     (1) a load that takes longer than ``load_timeout_s`` failed;
-    (2) a load that nobody wants any more goes on, unless somebody else needs its room (``serve.core.eviction``): who
-        gave up waiting for it most likely comes again;
-    (3) a route that the edge refused too often: the engine is of no use;
-    (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted; one that nobody
-        has used since it was ready has ``unclaimed_s`` at least.
+    (2) a load without demand goes on, as its client most likely comes again, but may be evicted for another model
+        (``serve.core.policies.eviction``);
+    (3) a route that the edge refused too often: the engine is stopped;
+    (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted; one that has had
+        no request since it was ready is kept for ``unclaimed_s`` at least.
     """
     policy, now = tx.policy, tx.now
     for engine in list(tx.engines.rows.values()):

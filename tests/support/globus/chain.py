@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.compute import environment
-from gateway_plugin.layout import write_private
+from gateway_plugin.globus.endpoint import venv as environment
+from gateway_plugin.paths import write_private
 from tests.support.gateways import free_ports
 from tests.support.globus import broker
 from tests.support.globus.account import Account, account, end, reachable_python

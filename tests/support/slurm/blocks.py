@@ -8,8 +8,8 @@ from typing import Any
 from parsl.launchers import SimpleLauncher
 from parsl.providers import SlurmProvider
 
-from gateway_plugin.blocks.jobs import Jobs, Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase
+from gateway_plugin.schedulers.base import Jobs, Seen
 from tests.support.clusters import wait_for
 
 ENDLESS = "trap 'exit 0' TERM\nwhile true; do sleep 0.1 & wait $!; done"

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.identity import alive
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import alive
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent, _note
 from serve.core.effects import StopEngine

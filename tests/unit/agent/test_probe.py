@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from serve.agent.probe import Probe, ProbeFailed, client_context
 from tests.support.agents import KEY, private_layout
 from tests.support.raw_http import tls_context

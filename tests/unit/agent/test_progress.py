@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from serve.agent.progress import Counters, Sample, Verdict, Watch, counters_of, judge, look_every_s, observe
 from serve.core.events import EngineExited, EngineMoves, EngineReady, EngineStalled
 from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout

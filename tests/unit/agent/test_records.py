@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.identity import Mark, alive, mark
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark, alive, mark
 from serve.agent import records
 from serve.agent.records import EngineRecord
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway_plugin.blocks.directives import pbs_directives, slurm_directives
+from gateway_plugin.schedulers.directives import pbs_directives, slurm_directives
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers import PBSProProvider, SlurmProvider
 
-from gateway_plugin.blocks.job_options import pbs_refusal, slurm_asked, slurm_refusal
+from gateway_plugin.schedulers.job_options import pbs_refusal, slurm_asked, slurm_refusal
 
 
 def slurm(options: str = "", **more: Any) -> SlurmProvider:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from parsl.providers import GridEngineProvider
 
-from gateway_plugin.blocks.jobs import ASK_EVERY_S, Pace, jobs_for
 from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.errors import ConfigError, ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import ASK_EVERY_S, Pace, jobs_for
 from tests.support.queue import QueueJobs, QueueProvider, Scheduler
 
 

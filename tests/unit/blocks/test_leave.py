@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.blocks.leave import end_engines, main, read_records
+from gateway_plugin.blocks.cleanup import end_engines, main, read_records
 from gateway_plugin.blocks.processes import BLOCK_MARK, carries_mark, end, same_process, uses_folder
-from gateway_plugin.identity import Mark, mark
+from gateway_plugin.processes import Mark, mark
 from tests.support.clocks import set_clock
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(300)"

@@ -12,11 +12,11 @@ from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from gateway_plugin.blocks import node_provider
-from gateway_plugin.blocks.jobs import jobs_for, walltime_s
 from gateway_plugin.blocks.ledger import BlockPhase, Ledger
 from gateway_plugin.blocks.node_provider import ParslNodeProvider
 from gateway_plugin.errors import ConfigError, ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import jobs_for, walltime_s
 from tests.support.queue import Scheduler
 
 SITE = """

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from gateway_plugin.blocks import pbs_words as words
 from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.blocks.node_provider import block_name
-from gateway_plugin.blocks.pbs_words import Row
+from gateway_plugin.schedulers import pbs_cli as words
+from gateway_plugin.schedulers.pbs_cli import Row
 
 ANSWER = r"""{
     "timestamp":1656687007,

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_plugin.blocks.jobs import Seen
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, CANCEL_HOLD_S, BlockPool, after_look, after_search, retry_at
-from gateway_plugin.blocks.requests import CancelRequests
+from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.schedulers.base import Seen
 from tests.support.queue import QueueJobs, QueueProvider, Scheduler
 
 NAME = "gw-a-1"

@@ -10,10 +10,10 @@ import pytest
 from cryptography import x509
 from ray._common.utils import load_class
 
+from gateway_plugin.blocks.host import block_script
 from gateway_plugin.blocks.ray_tls import tls_environment
-from gateway_plugin.blocks.script import block_script
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.service import ray_head
 from gateway_plugin.tls import make_ray_authority
 from tests.unit.blocks.test_script import NAME, node_type

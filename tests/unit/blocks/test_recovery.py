@@ -10,7 +10,7 @@ import pytest
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, LedgerGarbled, to_document
 from gateway_plugin.blocks.recovery import whole_ledger
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from tests.support.disks import full_disk
 
 GARBLED = ("", "{", "[]", "7", "\x00\x01", '{"version": 1, "blocks": [{"name": "x"}]}', '{"blocks": [7]}')

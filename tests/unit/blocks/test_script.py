@@ -7,9 +7,9 @@ import pytest
 import yaml
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
-from gateway_plugin.blocks.cluster import NODE_IDLE_S, cluster_yaml
-from gateway_plugin.blocks.script import block_folder, block_script
-from gateway_plugin.layout import Layout
+from gateway_plugin.blocks.cluster_yaml import NODE_IDLE_S, cluster_yaml
+from gateway_plugin.blocks.host import block_folder, block_script
+from gateway_plugin.paths import Layout
 from gateway_plugin.site import NodeType, Site
 from tests.support.queue import QueueProvider, Scheduler
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gateway_plugin.blocks.host import TOLD_TO_END, Leaving, block_folder, block_log, block_script
 from gateway_plugin.blocks.marks import LeaveMarks
-from gateway_plugin.blocks.script import TOLD_TO_END, Leaving, block_folder, block_log, block_script
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
@@ -79,7 +79,7 @@ def said(tmp_path: Path) -> str:
 
 
 def left_cleanly(tmp_path: Path) -> None:
-    assert calls(tmp_path, "gateway_plugin.blocks.leave") == 1
+    assert calls(tmp_path, "gateway_plugin.blocks.cleanup") == 1
     assert not block_folder(Layout(tmp_path / "state").run, NAME).exists()
 
 

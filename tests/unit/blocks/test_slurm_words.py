@@ -8,12 +8,12 @@ import pytest
 from parsl.launchers import SimpleLauncher, SrunLauncher
 from parsl.providers import SlurmProvider
 
-from gateway_plugin.blocks import slurm_words as words
-from gateway_plugin.blocks.jobs import Seen, jobs_for
 from gateway_plugin.blocks.ledger import BlockPhase
-from gateway_plugin.blocks.slurm import SlurmJobs
 from gateway_plugin.errors import ConfigError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers import slurm_cli as words
+from gateway_plugin.schedulers.base import Seen, jobs_for
+from gateway_plugin.schedulers.slurm import SlurmJobs
 
 QUEUE = """\
 CLUSTER: virtual

@@ -18,7 +18,7 @@ from gateway_plugin.cli import blocks as commands
 from gateway_plugin.cli.main import cli
 from gateway_plugin.cli.output import make_table
 from gateway_plugin.cli.service import _status_parts
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.logs import block_logs, follow_all
 from tests.support.answering import answering
 

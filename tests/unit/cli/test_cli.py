@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 from gateway_plugin import __version__
 from gateway_plugin.cli.main import cli
-from gateway_plugin.keys import KeyStore
-from gateway_plugin.layout import Layout
+from gateway_plugin.edge.keys import KeyStore
+from gateway_plugin.paths import Layout
 from gateway_plugin.tls import make_authority
 from tests.support.owner_doors import owner_door
 

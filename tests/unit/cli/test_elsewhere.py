@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway_plugin.cli.main import cli
-from gateway_plugin.keys import KeyStore
-from gateway_plugin.layout import Layout
-from gateway_plugin.service.record import record_of, write_record
+from gateway_plugin.edge.keys import KeyStore
+from gateway_plugin.paths import Layout
+from gateway_plugin.service_state import record_of, write_record
 from gateway_plugin.site import load_site
 
 ELSEWHERE = "https://gpu.example.org:8180"
@@ -81,7 +81,7 @@ def test_a_key_for_a_gateway_that_is_down_says_so(tmp_path: Path, monkeypatch: p
     done = gateway(state, "keys", "create", "ann")
     assert "does not run: the key works once it is up" in done.stderr
     assert "GATEWAY_URL=https://127.0.0.1:8180" in done.stderr
-    monkeypatch.setattr("gateway_plugin.service.living.edges_of", lambda layout: (object(),))
+    monkeypatch.setattr("gateway_plugin.service.discovery.edges_of", lambda layout: (object(),))
     assert json.loads(gateway(state, "keys", "create", "bob", "--json").stdout)["note"] is None
 
 

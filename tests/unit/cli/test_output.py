@@ -20,7 +20,7 @@ from gateway_plugin.cli import chat, output, service
 from gateway_plugin.cli.main import cli
 from gateway_plugin.cli.output import Answer, Settings, Steps, make_table, put, put_json, report_error, text
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from tests.support.answering import answering
 
 EVIL = "a\x1b]52;c;AAAA\x1b\\b\x1b[2Jc\x9b2Jd\x07\x08\x7fe"

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gateway_plugin.answers import ModelInfo
+from gateway_plugin.api_types import ModelInfo
 from gateway_plugin.cli import waiting
 from gateway_plugin.cli.waiting import Waiting
 from gateway_plugin.errors import GatewayUnreachable

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway_plugin.compute import config, manifest
-from gateway_plugin.compute.config import EndpointSettings
-from gateway_plugin.compute.function import KEPT_S, SWEEP_S
 from gateway_plugin.errors import ConfigError, ServiceError
+from gateway_plugin.globus import function_registry as manifest
+from gateway_plugin.globus.endpoint import config_files as config
+from gateway_plugin.globus.endpoint.config_files import EndpointSettings
+from gateway_plugin.globus.function import KEPT_S, SWEEP_S
 
 OWNER = "11111111-aaaa-4444-8888-000000000001"
 FUNCTION = "22222222-bbbb-4444-8888-000000000002"

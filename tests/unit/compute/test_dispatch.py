@@ -7,13 +7,6 @@ from typing import Any
 
 import pytest
 
-from gateway_plugin.compute.bodies import chat_text
-from gateway_plugin.compute.dispatch import Dispatcher, _Release, _Stop
-from gateway_plugin.compute.failures import task_failure
-from gateway_plugin.compute.lanes import Call, File, LaneKey, Verdict, after_failure, halves, runs
-from gateway_plugin.compute.packing import Limits, Pace, size
-from gateway_plugin.compute.transport import Next, TransportError
-from gateway_plugin.compute.wire import Place, parse_key
 from gateway_plugin.errors import (
     AnswerTooLarge,
     EndpointUnavailable,
@@ -22,6 +15,13 @@ from gateway_plugin.errors import (
     TaskFailed,
     WaitDeadline,
 )
+from gateway_plugin.globus.client.batcher import Dispatcher, _Release, _Stop
+from gateway_plugin.globus.client.batches import Limits, Pace, size
+from gateway_plugin.globus.client.failures import task_failure
+from gateway_plugin.globus.client.lanes import Call, File, LaneKey, Verdict, after_failure, halves, runs
+from gateway_plugin.globus.client.payloads import chat_text
+from gateway_plugin.globus.client.protocol import Place, parse_key
+from gateway_plugin.globus.client.transport import Next, TransportError
 from tests.support.fake_endpoint import FakeTransport, chat_item, echo
 
 LANE = LaneKey("group", "lane", "m", True, 100.0)

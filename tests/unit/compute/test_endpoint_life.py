@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.compute.endpoint import Endpoints
-from gateway_plugin.compute.record import EndpointRecord, Options, Records
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
-from gateway_plugin.identity import Mark, alive, mark
-from gateway_plugin.layout import Layout
+from gateway_plugin.globus.endpoint.endpoints import Endpoints
+from gateway_plugin.globus.endpoint.store import EndpointRecord, Options, Records
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark, alive, mark
 from tests.support.globus import fake_sdk
 
 HERE = socket.gethostname()

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from gateway_plugin.compute import environment, shared
+from gateway_plugin.globus.endpoint import shared_folder as shared
+from gateway_plugin.globus.endpoint import venv as environment
 
 
 class Commands:
@@ -58,7 +59,7 @@ def test_packages_are_installed_by_their_hashes_alone(tmp_path: Path, commands: 
 
 
 def test_every_package_of_the_list_has_a_hash() -> None:
-    text = Path(environment.__file__).with_name("endpoint.txt").read_text()
+    text = Path(environment.__file__).with_name("requirements.txt").read_text()
     entries = re.findall(r"^([a-z0-9-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", text, re.MULTILINE)
     assert len(entries) == sum("==" in line for line in text.splitlines() if not line.startswith("#")) > 50
     assert [name for name, _, hashes in entries if not hashes] == []

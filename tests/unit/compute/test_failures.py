@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway_plugin.compute.failures import refusal, task_failure
-from gateway_plugin.compute.transport import Next
+from gateway_plugin.globus.client.failures import refusal, task_failure
+from gateway_plugin.globus.client.transport import Next
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,6 @@ from typing import Any
 
 import pytest
 
-from gateway_plugin.compute import AsyncGlobusClient, GlobusClient, sending
-from gateway_plugin.compute.packing import Limits, Pace
 from gateway_plugin.errors import (
     ConfigError,
     EndpointUnavailable,
@@ -33,6 +31,9 @@ from gateway_plugin.errors import (
     TaskFailed,
     WaitDeadline,
 )
+from gateway_plugin.globus import AsyncGlobusClient, GlobusClient
+from gateway_plugin.globus.client import sending
+from gateway_plugin.globus.client.batches import Limits, Pace
 from tests.support.fake_endpoint import FakeTransport, echo
 from tests.support.gateways import wait_for
 
@@ -313,7 +314,7 @@ def test_ctrl_c_in_a_map_says_how_to_go_on(
         yield futures[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gateway_plugin.compute.groups.as_completed", interrupt)
+    monkeypatch.setattr("gateway_plugin.globus.client.results.as_completed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         client.map_chat(["a", "b"], "m")
     group = transport.sent[0][0]
@@ -425,8 +426,8 @@ class Absent:
         if name.split(".")[0] in ({absent}):
             raise ImportError(name)
 sys.meta_path.insert(0, Absent())
-import gateway_plugin.compute
-from gateway_plugin.compute import AsyncGlobusClient, GlobusClient
+import gateway_plugin.globus
+from gateway_plugin.globus import AsyncGlobusClient, GlobusClient
 """
 
 
@@ -436,7 +437,9 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_client_needs_the_sdk_and_nothing_else() -> None:
     absent = "'ray', 'vllm', 'torch', 'parsl', 'openai', 'httpx', 'click', 'yaml', 'serve', 'psutil'"
-    ended = _python(_WITHOUT.format(absent=absent) + "from gateway_plugin.compute.sdk import GlobusTransport")
+    ended = _python(
+        _WITHOUT.format(absent=absent) + "from gateway_plugin.globus.client.sdk_transport import GlobusTransport"
+    )
     assert ended.returncode == 0, ended.stderr
 
 
@@ -451,7 +454,7 @@ def test_without_the_sdk_the_extra_is_named() -> None:
 
 
 _BAR = """
-from gateway_plugin.compute import GlobusClient
+from gateway_plugin.globus import GlobusClient
 from tests.support.fake_endpoint import FakeTransport
 with GlobusClient(transport=FakeTransport()) as client:
     client.map_chat([str(n) for n in range(70)], "a-model", progress={progress})
@@ -490,7 +493,7 @@ def test_no_bar_where_none_is_wanted_or_there_is_no_terminal() -> None:
 
 
 _LEFT_OPEN = """
-from gateway_plugin.compute import GlobusClient
+from gateway_plugin.globus import GlobusClient
 from tests.support.fake_endpoint import FakeTransport
 client = GlobusClient(transport=FakeTransport(held=True))
 client.submit_chat("x", "m")

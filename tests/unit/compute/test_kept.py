@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.compute import function, kept
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.globus import function, kept
 from tests.support.globus.account import reachable_python
 
 MAPPED = 65534

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.compute.record import EndpointRecord, Records
-from gateway_plugin.identity import mark
+from gateway_plugin.globus.endpoint.store import EndpointRecord, Records
+from gateway_plugin.processes import mark
 from tests.support.globus import fake_sdk
 from tests.support.terminal import Terminal
 

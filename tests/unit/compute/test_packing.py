@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_plugin.compute.packing import ENVELOPE_BYTES, VECTOR_BYTES, Limits, Pace, Size, cut, due, size
+from gateway_plugin.globus.client.batches import ENVELOPE_BYTES, VECTOR_BYTES, Limits, Pace, Size, cut, due, size
 
 LIMITS = Limits(request_bytes=1000, answer_bytes=2000, items=8, flush_s=0.05)
 sizes = st.builds(Size, st.integers(1, 1500), st.integers(1, 2500), st.just(0.0))

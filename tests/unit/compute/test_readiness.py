@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway_plugin.answers import ModelInfo
-from gateway_plugin.compute.readiness import wait_until_ready
+from gateway_plugin.api_types import ModelInfo
 from gateway_plugin.errors import ModelUnavailable, WaitDeadline
+from gateway_plugin.globus.client.readiness import wait_until_ready
 
 
 class World:

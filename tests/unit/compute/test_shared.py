@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.compute import shared
-from gateway_plugin.compute.record import Options
 from gateway_plugin.errors import ConfigError
+from gateway_plugin.globus.endpoint import shared_folder as shared
+from gateway_plugin.globus.endpoint.store import Options
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="a multi-user endpoint is root's")
 

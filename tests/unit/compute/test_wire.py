@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_plugin.compute.wire import Place, file_request, in_order, pack_request, parse_key, unpack
 from gateway_plugin.errors import AnswerTooLarge, GatewayError, ModelQueueFull, TaskFailed, WaitDeadline
+from gateway_plugin.globus.client.protocol import Place, file_request, in_order, pack_request, parse_key, unpack
 
 places = st.builds(
     Place,

@@ -11,7 +11,7 @@ import pytest
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
 from gateway_plugin.clock import SteadyClock
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from serve.controller import blocks
 from serve.controller.blocks import LedgerWatch, seen_block
 from serve.core.events import Event, SeenBlock

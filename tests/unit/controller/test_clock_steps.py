@@ -15,7 +15,7 @@ import pytest
 
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge.runtime import ServerStat
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.state_file import Copies
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller import deployment

@@ -10,7 +10,8 @@ import pytest
 from gateway_plugin.phases import BlockPhase
 from serve.core.effects import CreateAgent
 from serve.core.events import BlocksSeen, NodeDrainAsked, NodeFailed, SeenBlock
-from serve.core.views.blocks import blocks_by_phase, blocks_view, last_queue_wait_s, next_end_s, types_view
+from serve.core.views.blocks import blocks_by_phase, blocks_view, last_queue_wait_s, next_end_s
+from serve.core.views.status import types_view
 from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
 
 NOW = 1000.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.edge.commands import (
+from gateway_plugin.edge.socket_protocol import (
     ServerStat,
     add_to_map,
     kept_state,

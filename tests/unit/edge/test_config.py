@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.edge import answers, apart
-from gateway_plugin.edge.answers import Refusal, own_errors, refuse_script
-from gateway_plugin.edge.config import EdgeSettings, render, script
-from gateway_plugin.edge.front import INFERENCE
+from gateway_plugin.edge import apart
+from gateway_plugin.edge import error_pages as answers
+from gateway_plugin.edge.error_pages import Refusal, own_errors, refuse_script
+from gateway_plugin.edge.frontends import INFERENCE
+from gateway_plugin.edge.haproxy_config import EdgeSettings, render, script
 from gateway_plugin.edge.places import places
 from gateway_plugin.errors import InvalidRequest, ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import relay
 from tests.support.edges import edge_site

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.edge.commands import map_text
-from gateway_plugin.edge.front import APART
+from gateway_plugin.edge.frontends import APART
 from gateway_plugin.edge.process import mend_maps
-from gateway_plugin.layout import Layout
+from gateway_plugin.edge.socket_protocol import map_text
+from gateway_plugin.paths import Layout
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import pytest
 from ray.exceptions import ActorDiedError
 from starlette.types import Receive, Scope, Send
 
-from gateway_plugin.answers import parse_model, parse_models
-from gateway_plugin.edge import front
+from gateway_plugin.api_types import parse_model, parse_models
+from gateway_plugin.edge import frontends as front
 from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, ServiceError, WaitDeadline
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import boarding, inference
 from serve.ingress.body import Turns

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.errors import ConfigError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.certificate import certificate
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.preflight import before_start

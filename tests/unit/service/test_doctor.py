@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.doctor.doctor import examine
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.checks import Verdict
-from gateway_plugin.service.doctor import examine
 from gateway_plugin.site import load_site
 
 

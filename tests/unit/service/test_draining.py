@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.identity import mark
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import mark
 from gateway_plugin.service import draining
 from gateway_plugin.service.draining import Drain, let_finish
 from tests.support.disks import full_disk

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from gateway_plugin.doctor.node_report import REPORT_BYTES, Report
 from gateway_plugin.service.hearing import Heard, listening, report_in
-from gateway_plugin.service.trial_words import REPORT_BYTES, Report
 from tests.support.agents import eventually
 
 HOST = "127.0.0.1"

@@ -10,8 +10,8 @@ import yaml
 
 from gateway_plugin.catalog import catalog_document, load_catalog
 from gateway_plugin.errors import ConfigError
-from gateway_plugin.layout import Layout, write_private
-from gateway_plugin.service.in_force import Chosen, choose, remember
+from gateway_plugin.paths import Layout, write_private
+from gateway_plugin.service.active_catalog import Chosen, choose, remember
 
 
 def write(file: Path, *names: str) -> None:

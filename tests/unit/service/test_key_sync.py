@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.errors import EdgeError, ServiceError
-from gateway_plugin.keys import KeyStore
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.service import key_sync
 
 

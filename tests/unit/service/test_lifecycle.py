@@ -12,12 +12,12 @@ import pytest
 
 from gateway_plugin.edge.process import of_this_version, prepare
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.identity import Mark, mark
-from gateway_plugin.layout import Layout
-from gateway_plugin.service import lifecycle
-from gateway_plugin.service.plan import Part, Phase, Plan
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark, mark
+from gateway_plugin.service import up_down as lifecycle
 from gateway_plugin.service.ray_head import head_address
-from gateway_plugin.service.record import plan_document, record_of, write_record
+from gateway_plugin.service.restart_policy import Part, Phase, Plan
+from gateway_plugin.service_state import plan_document, record_of, write_record
 from gateway_plugin.site import load_site
 from tests.support.clusters import write_local_site
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.layout import Layout
-from gateway_plugin.service.living import (
+from gateway_plugin.paths import Layout
+from gateway_plugin.service.discovery import (
     deployments_of,
     edges_of,
     has_application,

@@ -6,8 +6,8 @@ import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers import PBSProProvider
 
+from gateway_plugin.doctor.pbs import judged, queue_of
 from gateway_plugin.service.checks import Verdict
-from gateway_plugin.service.pbs_site import judged, queue_of
 from gateway_plugin.site import NodeType
 
 

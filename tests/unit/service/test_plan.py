@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from gateway_plugin.identity import Mark
-from gateway_plugin.service.plan import (
+from gateway_plugin.processes import Mark
+from gateway_plugin.service.restart_policy import (
     BACK_OFF_MAX_S,
     BUSY_LIMIT_S,
     DEPLOY_LIMIT_S,

@@ -14,7 +14,8 @@ from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 from gateway_plugin.catalog import Catalog, parse_catalog
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.isolation import Isolation
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.service.capacity import fit
 from gateway_plugin.service.checks import Verdict
 from gateway_plugin.service.preflight import (
     before_start,
@@ -31,7 +32,6 @@ from gateway_plugin.service.preflight import (
     python_version,
     weights,
 )
-from gateway_plugin.service.room import fit
 from gateway_plugin.site import Limits, NodeType, Site
 from serve.app import node_kind
 from serve.core.room import holds, need_of

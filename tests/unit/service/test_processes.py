@@ -11,7 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from gateway_plugin.identity import Mark, alive, mark
+from gateway_plugin.processes import Mark, alive, mark
 from gateway_plugin.service.processes import arguments, descendants, end, find_own
 
 

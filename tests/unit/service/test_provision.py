@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gateway_plugin.catalog import Catalog
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.provision import provision
-from gateway_plugin.service.record import record_of
+from gateway_plugin.service_state import record_of
 from gateway_plugin.site import load_site
 from tests.support.clusters import write_local_site
 

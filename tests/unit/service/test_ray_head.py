@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from gateway_plugin.errors import ConfigError, ServiceError
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.service import ray_head
 from gateway_plugin.site import NodeType, Site
 from tests.support.queue import QueueProvider, Scheduler

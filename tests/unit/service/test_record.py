@@ -10,12 +10,13 @@ import pytest
 
 from gateway_plugin.catalog import catalog_document, parse_catalog
 from gateway_plugin.errors import GatewayUnreachable, NotFound, ServiceError
-from gateway_plugin.identity import Mark, mark
-from gateway_plugin.layout import Layout
-from gateway_plugin.service.lifecycle import Outcome, down, up
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark, mark
 from gateway_plugin.service.logs import find_logs, last_lines, log_named
-from gateway_plugin.service.plan import Part, Phase, Plan
-from gateway_plugin.service.record import (
+from gateway_plugin.service.restart_policy import Part, Phase, Plan
+from gateway_plugin.service.status import report
+from gateway_plugin.service.up_down import Outcome, down, up
+from gateway_plugin.service_state import (
     RecordGarbled,
     part_mark,
     part_phase,
@@ -27,7 +28,6 @@ from gateway_plugin.service.record import (
     recover_record,
     write_record,
 )
-from gateway_plugin.service.status import report
 from tests.support.disks import full_disk
 from tests.unit.service.test_preflight import site
 

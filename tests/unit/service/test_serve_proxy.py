@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.serve_proxy import CALLBACK, answers_strangers
 from gateway_plugin.tls import SERVE_NAME, make_authority

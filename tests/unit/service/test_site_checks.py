@@ -8,10 +8,10 @@ import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider, SlurmProvider
 
-from gateway_plugin.layout import Layout
-from gateway_plugin.service import site_checks
+from gateway_plugin.doctor import scheduler as site_checks
+from gateway_plugin.doctor.scheduler import every_site_check, file_system
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service.site_checks import every_site_check, file_system
 from gateway_plugin.site import NodeType, Site
 
 MOUNTS = """\

@@ -8,9 +8,9 @@ import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers import SlurmProvider
 
-from gateway_plugin.service import slurm_cluster as words
+from gateway_plugin.doctor import slurm_cluster as words
+from gateway_plugin.doctor.slurm import environment, judged
 from gateway_plugin.service.checks import Verdict
-from gateway_plugin.service.slurm_site import environment, judged
 from gateway_plugin.site import NodeType
 
 PARTITIONS = """\

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.identity import mark
-from gateway_plugin.layout import Layout
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import mark
 from gateway_plugin.service import supervisor as supervisor_module
-from gateway_plugin.service.plan import Action, Part, Phase, Plan, decide
-from gateway_plugin.service.record import record_of, write_record
+from gateway_plugin.service.restart_policy import Action, Part, Phase, Plan, decide
 from gateway_plugin.service.supervisor import Supervisor
+from gateway_plugin.service_state import record_of, write_record
 from gateway_plugin.site import load_site
 from tests.support.clusters import wait_for, write_local_site
 from tests.support.disks import full_disk

@@ -14,8 +14,8 @@ import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers import SlurmProvider
 
+from gateway_plugin.doctor.node_report import Report, judged, trial_script
 from gateway_plugin.service.checks import Verdict
-from gateway_plugin.service.trial_words import Report, judged, trial_script
 from gateway_plugin.site import NodeType
 
 HERE = {"python": "3.11.7", "ray": "2.60.0"}

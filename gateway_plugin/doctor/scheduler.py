@@ -1,0 +1,215 @@
+"""What can be checked of a site on the site, without a job: its scheduler, its account, its folders and addresses."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from gateway_plugin.doctor import pbs as pbs_site
+from gateway_plugin.doctor import slurm as slurm_site
+from gateway_plugin.doctor import slurm_cluster
+from gateway_plugin.errors import ConfigError
+from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers import pbs_cli as pbs_words
+from gateway_plugin.schedulers import slurm_cli as slurm_words
+from gateway_plugin.schedulers.base import is_queue
+from gateway_plugin.service.checks import Check, Verdict
+from gateway_plugin.service.ray_head import head_address
+from gateway_plugin.site import NodeType, Site
+
+_TIMEOUT_S = 30.0
+_SHARED = (
+    "nfs",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "panfs",
+    "afs",
+    "weka",
+    "pvfs",
+    "orangefs",
+    "dvs",
+    "glusterfs",
+    "9p",
+)
+_MEMORY = ("tmpfs", "ramfs")
+
+
+def every_site_check(layout: Layout, site: Site) -> tuple[Check, ...]:
+    """All of it. For a site whose blocks are all on this machine: only whether strangers reach Ray's ports."""
+    queued = [node_type for node_type in site.node_types if is_queue(node_type.provider)]
+    if not queued:
+        return tuple(check for check in (_head(site),) if check.verdict is Verdict.WARN)  # loopback will do
+    slurm = [node_type for node_type in queued if _is_slurm(node_type.provider)]
+    pbs = [node_type for node_type in queued if not _is_slurm(node_type.provider)]
+    return (
+        _versions(),
+        _environment(site),
+        *(_slurm(slurm) if slurm else ()),
+        *(_pbs(pbs) if pbs else ()),
+        _head(site),
+        _folder(layout),
+    )
+
+
+def _is_slurm(provider: Any) -> bool:
+    from parsl.providers import SlurmProvider
+
+    return isinstance(provider, SlurmProvider)
+
+
+class _Silent(Exception):
+    """A command gave no answer; its argument says which and why."""
+
+
+def _ask(argv: Sequence[str], environ: dict[str, str]) -> str:
+    try:
+        done = subprocess.run(
+            argv, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise _Silent(f"{argv[0]}: no such command") from None
+    except subprocess.TimeoutExpired:
+        raise _Silent(f"{argv[0]} gave no answer within {_TIMEOUT_S:.0f} s") from None
+    if done.returncode != 0:
+        words = "; ".join(line.strip() for line in (done.stderr or done.stdout).strip().splitlines()[:3])
+        raise _Silent(f"{argv[0]}: {words or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def _commands(scheduler: str, needed: Sequence[str]) -> Check:
+    missing = [command for command in needed if shutil.which(command) is None]
+    if missing:
+        advice = f"load {scheduler}'s module, or run this on a login node"
+        return Check(f"commands of {scheduler}", Verdict.FAIL, f"no {', '.join(missing)}", advice)
+    return Check(f"commands of {scheduler}", Verdict.OK, str(Path(shutil.which(needed[0]) or needed[0]).parent))
+
+
+def _slurm(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
+    checks = [_commands("Slurm", slurm_site.NEEDED), slurm_site.environment(os.environ)]
+    if checks[0].verdict is Verdict.FAIL:
+        return tuple(checks)
+    asked: dict[str | None, slurm_cluster.Cluster | Check] = {}
+    for node_type in node_types:
+        clusters = node_type.provider.clusters
+        if clusters not in asked:
+            asked[clusters] = found = _cluster(clusters)
+            checks.append(found if isinstance(found, Check) else Check("Slurm", Verdict.OK, "answers"))
+        cluster = asked[clusters]
+        if not isinstance(cluster, Check):
+            checks += slurm_site.judged(node_type, cluster)
+    return tuple(checks)
+
+
+def _cluster(clusters: str | None) -> slurm_cluster.Cluster | Check:
+    environ = slurm_words.environment(os.environ)
+    try:
+        partitions = slurm_cluster.parse_partitions(_ask(slurm_cluster.partitions_argv(clusters), environ))
+        nodes = slurm_cluster.parse_nodes(_ask(slurm_cluster.nodes_argv(clusters), environ))
+    except _Silent as silence:
+        return Check("Slurm", Verdict.FAIL, str(silence), "is this a login node of the cluster, and the controller up?")
+    associations, qualities = None, None
+    try:  # a site may have no accounting, or its database may be away
+        user = pwd.getpwuid(os.getuid()).pw_name
+        associations = slurm_cluster.parse_associations(_ask(slurm_cluster.associations_argv(user), environ))
+        qualities = slurm_cluster.parse_qualities(_ask(slurm_cluster.qualities_argv(), environ))
+    except _Silent:
+        pass
+    return slurm_cluster.Cluster(partitions, nodes, associations, qualities)
+
+
+def _pbs(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
+    checks = [_commands("PBS", pbs_site.NEEDED)]
+    if checks[0].verdict is Verdict.FAIL:
+        return tuple(checks)
+    for node_type in node_types:
+        queue, name = pbs_site.queue_of(node_type.provider), f"{node_type.name}: queue"
+        if queue is None:
+            checks.append(Check(name, Verdict.WARN, "none asked for: the default one, which PBS does not tell"))
+            continue
+        try:
+            found = pbs_site.parse_queue(_ask(pbs_site.queue_argv(queue), pbs_words.environment(os.environ)), queue)
+        except _Silent as silence:
+            checks.append(Check(name, Verdict.FAIL, f"{queue}: {silence}", "queue= in the site file; 'qstat -Q'"))
+            continue
+        if found is None:
+            checks.append(Check(name, Verdict.WARN, f"{queue}: qstat's answer cannot be read"))
+        else:
+            checks += pbs_site.judged(node_type, found)
+    return tuple(checks)
+
+
+def _versions() -> Check:
+    return Check("versions here", Verdict.OK, ", ".join(f"{name} {said}" for name, said in versions().items()))
+
+
+def versions() -> dict[str, str]:
+    """Of what must be the same on the nodes: Python, Ray, and what submits."""
+    found = {"python": ".".join(str(number) for number in sys.version_info[:3])}
+    for package in ("ray", "parsl"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def _environment(site: Site) -> Check:
+    try:
+        site.demand_environment(os.environ)
+    except ConfigError as error:
+        missing = error.message.removeprefix(f"site {site.name}: ").partition("; ")
+        return Check("environment of the site", Verdict.FAIL, missing[0], missing[2], configuration=True)
+    words = ", ".join(f"{name} is set" for name in site.needs_environment) or "nothing needed"
+    return Check("environment of the site", Verdict.OK, words)
+
+
+def _head(site: Site) -> Check:
+    advice = "head_interface= or head_address= in the site file; 'ip -4 -brief address' lists what there is"
+    try:
+        address = head_address(site)
+    except ConfigError as error:
+        return Check("address for nodes", Verdict.FAIL, error.message, advice, configuration=True)
+    if address.startswith("127."):
+        return Check("address for nodes", Verdict.FAIL, f"{address}: no node reaches that", advice)
+    if ip_address(address).is_global:
+        chosen = site.head_address == "auto" and not site.head_interface
+        how = "the default route's interface has it" if chosen else "the site says it"
+        words = f"{address} is an address of the internet ({how}): anybody can call Ray's ports there"
+        return Check("address for nodes", Verdict.WARN, words, f"an interface of the cluster's own network: {advice}")
+    return Check("address for nodes", Verdict.OK, f"{address}: whether nodes reach it, 'gateway doctor --submit' tries")
+
+
+def _folder(layout: Layout) -> Check:
+    name, tries = "state folder for nodes", "'gateway doctor --submit' tries it"
+    kind = file_system(layout.state, Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace"))
+    if kind in _MEMORY:
+        advice = "nodes must see it: give --state (or GATEWAY_STATE) a folder that all machines share"
+        return Check(name, Verdict.FAIL, f"{layout.state} is in this machine's memory ({kind})", advice)
+    if kind.removeprefix("fuse.").startswith(_SHARED):
+        return Check(name, Verdict.OK, f"{layout.state} is on {kind}, which machines share")
+    return Check(name, Verdict.WARN, f"{layout.state} is on {kind}: do nodes see it?", f"{tries}; or give --state")
+
+
+def file_system(folder: Path, mounts: str) -> str:
+    """The type of the file system that ``folder`` is on or would be, from ``/proc/self/mounts``."""
+    resolved = folder.expanduser().resolve()
+    best, kind = -1, "an unknown file system"
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        place = Path(fields[1].encode().decode("unicode_escape"))  # \040 is a blank
+        if (place == resolved or place in resolved.parents) and len(place.parts) >= best:
+            best, kind = len(place.parts), fields[2]
+    return kind

@@ -1,0 +1,312 @@
+"""API keys: made, listed, revoked. Only their SHA-256 is kept.
+
+``keys.json`` is the store; ``keys.map`` is the same for the edge, which looks up the hash of what a caller sends. A
+running edge is told over its socket, and what it says counts: a key is made when the edge lets it in and the store has
+it; it is revoked when the edge no longer lets it in and has nothing of it in flight. Until then the store keeps it, as
+revoked, and the supervisor goes on trying.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from gateway_plugin.edge.admission import StillHeld, admit_only
+from gateway_plugin.edge.key import KEY_NAME, Key, Role, admitted, from_map, key_of, map_digest, store_text
+from gateway_plugin.edge.socket_protocol import ask, map_text, parse_map
+from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
+from gateway_plugin.ownership import demand_own
+from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.service.discovery import edges_of
+from gateway_plugin.service_state import record_here
+from gateway_plugin.state_file import read_object, replace_garbled, write_private
+
+_PATIENCE_S = 5.0
+"""For an edge that starts, and for the end of what a revoked key has in flight."""
+_PAUSE_S = 0.1
+
+CLI_KEY_NAME = "admin-cli"
+"""The command line's own admin key, in the clear in ``admin.key``. Never without one: it is how keys are made."""
+
+
+class KeysGarbled(ServiceError):
+    """The store is there and cannot be understood."""
+
+
+class KeyStore:
+    """The keys of one gateway."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Raises ``ServiceError`` if the state folder could be another user's."""
+        demand_own(layout.state)
+        self._layout = layout
+
+    def create(self, name: str, role: Role) -> str:
+        """A new key; its secret is returned and cannot be read again.
+
+        Raises:
+            InvalidRequest: the name or role is not possible, or the name is taken.
+            ServiceError: the gateway runs on another machine, or the store is lost or cannot be written; it was not
+                made.
+            EdgeError: the edge runs and did not take it; it was not made.
+        """
+        if not KEY_NAME.fullmatch(name):
+            raise InvalidRequest(f"A key's name matches {KEY_NAME.pattern}, got {name!r}.")
+        if role not in get_args(Role):
+            raise InvalidRequest(f"A key's role is one of {', '.join(get_args(Role))}, got {role!r}.")
+        record_here(self._layout)
+        secret, key = _made(name, role)
+        with self._locked():
+            self._demand_store()
+            keys = self.list()
+            if any(other.name == name and not other.revoked for other in keys):
+                raise InvalidRequest(f"There is a key called '{name}' already; revoke it first or choose another name.")
+            # The edge first: what it has and the store does not goes again by itself, whatever happens here.
+            try:
+                self._tell_edge((*keys, key), _PATIENCE_S, others_may_end=True)
+            except EdgeError as error:
+                raise EdgeError(f"The key '{name}' was not made: {error.message.rstrip('.')}. Try again.") from error
+            try:
+                self._write((*keys, key))
+            except OSError as error:
+                with contextlib.suppress(EdgeError):  # the supervisor tells it again every second
+                    self._tell_edge(keys, 0.0, others_may_end=True)
+                raise ServiceError(f"The key '{name}' was not made: {_unwritten(error)}, then try again.") from None
+        return secret
+
+    def list(self) -> tuple[Key, ...]:
+        """All keys, oldest first. Raises ``ServiceError`` if the file is damaged."""
+        path = self._layout.keys_json
+        try:
+            document = read_object(path)
+            return () if document is None else tuple(key_of(entry) for entry in document["keys"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise KeysGarbled(
+                f"{path} cannot be understood ({error}). The running edge keeps the keys it has; 'gateway down' and "
+                "'up' take them over from its map."
+            ) from error
+
+    def recover(self) -> str:
+        """Where the store cannot be understood: set it aside and take the keys from ``keys.map``, the edge's copy.
+
+        Returns what was done, for people; empty where nothing was. Only where no edge runs.
+
+        Raises:
+            ServiceError: that has no keys either, or the store is missing and there were keys. Nothing was changed: a
+                gateway never starts without the keys it had.
+            OSError: the store cannot be written; likewise.
+        """
+        path, copy = self._layout.keys_json, self._layout.keys_map
+        with self._locked():
+            self._demand_store()
+            known = self._mapped()
+            try:
+                self.list()
+            except KeysGarbled as error:
+                try:
+                    keys = tuple(from_map(digest, value, time.time()) for digest, value in known.items())
+                except ValueError:
+                    keys = ()
+                if not keys:
+                    raise ServiceError(
+                        f"{error.message.partition('. ')[0]}, and {copy} names no keys, or other things too: "
+                        "put the file back from a copy, or move both away and make new keys."
+                    ) from None
+                aside = replace_garbled(path, store_text(keys))
+                with contextlib.suppress(OSError):
+                    self._write_map(keys)
+                return f"{path} could not be understood: it is {aside.name} now, and the keys are those of {copy.name}."
+        return ""
+
+    def _demand_store(self) -> None:
+        """Raises ``ServiceError`` where the store is missing and there were keys: that is no new one."""
+        path, copy = self._layout.keys_json, self._layout.keys_map
+        traces = [*path.parent.glob(f"{path.name}.garbled*"), *([copy] if self._mapped() else ())]
+        if traces and not path.exists():
+            raise ServiceError(
+                f"{path} is missing, and there were keys: put it back from a copy, or to begin with new keys move "
+                f"away {', '.join(map(str, traces))}."
+            )
+
+    def _mapped(self) -> dict[str, str]:
+        return parse_map((_text(self._layout.keys_map) or b"").decode(errors="replace"), numbered=False)
+
+    def revoke(self, name: str) -> None:
+        """Refuse a key from now on, and cut what it has in flight. That of the command line is replaced by a new one.
+
+        Raises:
+            NotFound: there is no such key.
+            ServiceError: the gateway runs on another machine, or the store cannot be written: nothing was changed.
+            EdgeError: the running edge did not confirm it. It is tried again every second, and when this is called
+                again.
+        """
+        record_here(self._layout)
+        with self._locked():
+            keys = self.list()
+            if not any(key.name == name for key in keys):
+                raise NotFound(f"There is no key called '{name}'; 'gateway keys list' shows those there are.")
+            try:
+                if name == CLI_KEY_NAME:
+                    self._renew_cli_key(keys)
+                else:
+                    self._write(tuple(replace(key, revoked=key.revoked or key.name == name) for key in keys))
+                    self._put_in_force(_PATIENCE_S)
+            except OSError as error:
+                raise ServiceError(f"The key '{name}' was not revoked: {_unwritten(error)}, then try again.") from None
+            except EdgeError as error:
+                raise EdgeError(
+                    f"The key '{name}' may still be in use: {error.message.rstrip('.')}. An edge that starts refuses "
+                    "it, and the one that runs is told again every second; until it has taken it, 'gateway keys list' "
+                    "shows the key as revoked, not confirmed. 'gateway down' ends all."
+                ) from error
+
+    def keep_cli_key(self) -> None:
+        """See to it that ``admin.key`` holds a key that the store knows as an administrator's; else make it anew.
+
+        Raises:
+            ServiceError: the store is damaged.
+            EdgeError: the running edge refused.
+        """
+        with self._locked():
+            keys = self.list()
+            try:
+                held = self._layout.admin_key.read_text(encoding="utf-8").strip()
+            except (FileNotFoundError, UnicodeDecodeError):
+                held = ""
+            if not any(key.sha256 == _digest(held) and key.role == "admin" and not key.revoked for key in keys):
+                self._renew_cli_key(keys, others_may_end=True)
+
+    def _renew_cli_key(self, keys: tuple[Key, ...], *, others_may_end: bool = False) -> None:
+        """The new one is in ``admin.key`` before the edge forgets the old one."""
+        secret, key = _made(CLI_KEY_NAME, "admin")
+        fresh = self._layout.admin_key.with_suffix(".new")
+        write_private(fresh, secret)  # the store and this file change together, or not at all on a full disk
+        self._write((*(replace(old, revoked=old.revoked or old.name == CLI_KEY_NAME) for old in keys), key))
+        fresh.replace(self._layout.admin_key)
+        self._put_in_force(_PATIENCE_S, others_may_end=others_may_end)
+
+    def write_map(self) -> None:
+        """Make ``keys.map`` equal to ``keys.json``: before the edge starts."""
+        with self._locked():
+            self._write_map(self.list())
+
+    def keep_in_force(self) -> None:
+        """Make ``keys.map`` and the running edge equal to the store, and finish what ``revoke`` could not.
+
+        Nothing while somebody changes the keys: who does that sees to it.
+
+        Raises:
+            ServiceError: the store is missing or damaged.
+            EdgeError: an edge runs and does not confirm.
+            OSError: ``keys.map`` cannot be written; the edge was told.
+        """
+        with self._locked(wait=False) as alone:
+            if not alone:
+                return
+            if not self._layout.keys_json.exists():
+                raise ServiceError(f"{self._layout.keys_json} is missing; the running edge keeps the keys it has.")
+            self._put_in_force(0.0)
+            self._write_map(self.list())
+
+    def _put_in_force(self, patience_s: float, *, others_may_end: bool = False) -> None:
+        """Store -> ``keys.map`` -> running edge; then forget what was revoked.
+
+        Args:
+            patience_s: with an edge that starts.
+            others_may_end: requests of keys revoked earlier are no failure; they are cut by the next look.
+        """
+        keys = self.list()
+        # What is on disk follows at the latest with ``keep_in_force``; what the edge does may not wait for it.
+        with contextlib.suppress(OSError):
+            self._write_map(keys)  # first: an edge that starts meanwhile starts right
+        if self._tell_edge(keys, patience_s, others_may_end=others_may_end) and any(key.revoked for key in keys):
+            with contextlib.suppress(OSError):
+                self._write(tuple(key for key in keys if not key.revoked))
+
+    def _tell_edge(self, keys: tuple[Key, ...], patience_s: float, *, others_may_end: bool) -> bool:
+        """Have a running edge let in these keys and no others; where none runs there is nothing to do.
+
+        Returns whether nothing of others is in flight. Arguments and errors as for ``_put_in_force``.
+        """
+        want = admitted(keys)
+        revoked = {map_digest(key) for key in keys if key.revoked}
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                admit_only(self._say, self._layout.keys_map, want, revoked, _PATIENCE_S)
+                break
+            except StillHeld:
+                if not others_may_end:
+                    raise
+                return False
+            except EdgeError as error:
+                if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+                    raise
+                if not (edges := edges_of(self._layout)):
+                    break
+                if time.monotonic() >= deadline:
+                    raise EdgeError(
+                        f"an edge runs (PID {edges[0].pid}) and does not answer on {self._layout.edge_socket}: it "
+                        "starts, or GATEWAY_RUN_ROOT is not what it was for 'gateway up'"
+                    ) from error
+            time.sleep(_PAUSE_S)
+        return True
+
+    def _say(self, command: str) -> str:
+        return ask(self._layout.edge_socket, command)
+
+    def _write(self, keys: tuple[Key, ...]) -> None:
+        """Store and map. Raises ``OSError`` if the store cannot be written; the map is, at the latest, a second after
+        there is room (``keep_in_force``)."""
+        write_private(self._layout.keys_json, store_text(keys))
+        with contextlib.suppress(OSError):
+            self._write_map(keys)
+
+    def _write_map(self, keys: tuple[Key, ...]) -> None:
+        text = map_text(admitted(keys))
+        private_folder(self._layout.edge)
+        if _text(self._layout.keys_map) != text.encode():
+            write_private(self._layout.keys_map, text)
+
+    @contextmanager
+    def _locked(self, *, wait: bool = True) -> Iterator[bool]:
+        """Two ``gateway keys`` at a time write one after the other. Yields whether it is this one's turn."""
+        private_folder(self._layout.state)
+        path = self._layout.keys_json.with_suffix(".lock")
+        with path.open("a") as lock:
+            path.chmod(0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+def _made(name: str, role: Role) -> tuple[str, Key]:
+    secret = "gw-" + secrets.token_urlsafe(32)
+    return secret, Key(name, role, _digest(secret), time.time())
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _unwritten(error: OSError) -> str:
+    """The path is in it: who makes keys is the owner."""
+    return f"{error.filename or 'the state folder'} cannot be written ({error.strerror or error}); make room there"
+
+
+def _text(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

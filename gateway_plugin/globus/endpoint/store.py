@@ -1,0 +1,127 @@
+"""What is kept of each endpoint: ``NAME.endpoint`` in the state folder's ``endpoints/``, changed under one lock."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gateway_plugin.errors import NotFound, ServiceError
+from gateway_plugin.globus.endpoint import config_files as config
+from gateway_plugin.paths import private_folder, write_private
+from gateway_plugin.processes import Mark
+
+_PATIENCE_S = 40.0
+"""Longer than ``stop`` takes at worst: nothing else holds the lock for more than a moment."""
+
+
+class Options(BaseModel):
+    """What ``configure`` was told; ``None``: nothing. Kept, so that running it again changes only what it is told."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str | None = None
+    key_file: str | None = None
+    ca: Path | None = None
+    input_folder: str | None = None
+    workers: int | None = None
+    heartbeat_s: float | None = None
+    multi_user: bool | None = None
+    identity_mapping: Path | None = None
+    contact: str | None = None
+    shared_folder: Path | None = None
+    """That all local users of a multi-user endpoint can read: for environment and site file."""
+    venv: Path | None = None
+    """An environment that is there already."""
+
+    def over(self, kept: Options) -> Options:
+        """These, and of ``kept`` what they do not say."""
+        return kept.model_copy(update=self.model_dump(exclude_none=True))
+
+
+class EndpointRecord(BaseModel):
+    """One endpoint as it was configured last, and the process that was started for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    """Given by Globus Compute."""
+    venv: Path
+    functions: tuple[str, ...]
+    """Ids of those it may run, the one of this version last."""
+    answers: str
+    """Where answers are kept (``EndpointSettings.answers``)."""
+    options: Options = Options()
+    process: Mark | None = None
+    host: str | None = None
+    """Name of the machine that ``process`` was started on; its PID means nothing on another."""
+
+    def elsewhere(self, here: str) -> str | None:
+        """The other machine that it was started on and not stopped since, seen from the machine called ``here``."""
+        return self.host if self.process is not None and self.host != here else None
+
+
+class Records:
+    """Those in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> tuple[str, ...]:
+        """Those configured, sorted."""
+        return tuple(sorted(path.stem for path in self._folder.glob("*.endpoint")))
+
+    def find(self, name: str) -> EndpointRecord | None:
+        """The one called ``name``, if it is configured. Raises ``ServiceError`` if its file is damaged."""
+        path = self._folder / f"{name}.endpoint"
+        try:
+            return EndpointRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError, UnicodeDecodeError) as error:
+            said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise ServiceError(
+                f"{path} is damaged ({said}). End the endpoint's process if it runs, remove the file, and run "
+                f"'gateway endpoint configure {name}' with all of its options: its id stays the same."
+            ) from None
+
+    def known(self, name: str) -> EndpointRecord:
+        """The one called ``name``. Raises ``NotFound``, ``ServiceError``."""
+        found = self.find(name) if config.ENDPOINT_NAME.fullmatch(name) else None
+        if found is None:
+            raise NotFound(f"There is no endpoint '{name}' here; 'gateway endpoint configure' makes one.")
+        return found
+
+    def write(self, name: str, record: EndpointRecord) -> None:
+        """Replace it, atomically; hold the lock from before it was read."""
+        write_private(self._folder / f"{name}.endpoint", record.model_dump_json(indent=1) + "\n")
+
+    def remove(self, name: str) -> None:
+        """Forget it."""
+        (self._folder / f"{name}.endpoint").unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One command changes records and processes at a time, also from another machine of a shared file system.
+
+        Raises ``ServiceError`` if another one is at work for long.
+        """
+        private_folder(self._folder)
+        deadline = time.monotonic() + _PATIENCE_S
+        with os.fdopen(os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600), "w") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise ServiceError(
+                            f"Another 'gateway endpoint' command is at work in {self._folder}; wait for it."
+                        ) from None
+                    time.sleep(0.05)
+            yield

@@ -1,0 +1,126 @@
+"""Blocks on the gateway's own machine, over Parsl's ``LocalProvider``.
+
+Parsl starts a small shell (the *keeper*: its PID is the job id) which runs the block's script and then writes its exit
+code. The keeper's PID and start name the job, in this process and after it. To cancel, the script is told, not the
+keeper: it cleans up, and the keeper outlives it, so that a keeper that is gone means a script that is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from parsl.providers import LocalProvider
+from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
+
+from gateway_plugin.blocks.cleanup import end_engines
+from gateway_plugin.blocks.host import TOLD_TO_END, block_folder, block_log
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
+from gateway_plugin.blocks.processes import block_processes, end, own_processes, same_process
+from gateway_plugin.errors import ServiceError
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark, mark
+from gateway_plugin.schedulers.base import Seen, last_words
+
+
+class LocalJobs:
+    """``Jobs`` of a ``LocalProvider``. ``scripts``: a folder whose path needs no quoting (Parsl does not quote it)."""
+
+    in_doubt_s = 5.0
+
+    def __init__(self, provider: LocalProvider, scripts: Path, layout: Layout) -> None:
+        self._provider = provider
+        self._scripts = scripts
+        self._layout = layout
+        provider.script_dir = str(scripts)
+
+    def submit(self, name: str, script: str) -> Job:
+        try:
+            job_id = self._provider.submit(script, 1, name)
+        except (SubmitException, SchedulerMissingArgs, ScriptPathError, OSError) as error:
+            raise ServiceError(f"block {name} could not be started: {error}") from None
+        pid, script = int(job_id), str(self._provider.resources[job_id]["script_path"])
+        keeper = mark(pid, dead_too=True)
+        if keeper is None:
+            return Job(id=job_id, pid=pid, script=script)  # over already; its exit code tells the rest
+        return _job(keeper, script)
+
+    def look(self, blocks: Sequence[Block]) -> Mapping[str, Seen]:
+        return {block.name: self._look(block.name, block.job) for block in blocks if block.job is not None}
+
+    def _look(self, name: str, job: Job) -> Seen:
+        if same_process(job.mark) is not None or self._script_process(name) is not None:
+            return Seen(BlockPhase.RUNNING)
+        code = _exit_code(job.script)
+        if code == 0:
+            return Seen(BlockPhase.COMPLETED)
+        if code == TOLD_TO_END:
+            return Seen(BlockPhase.CANCELLED)
+        if code is not None:
+            return Seen(
+                BlockPhase.FAILED, f"its script left with exit code {code}{last_words(block_log(self._layout, name))}"
+            )
+        return Seen(BlockPhase.LOST, "its script is gone without an exit code: killed, or the machine was restarted")
+
+    def find(self, name: str) -> Job | None:
+        script = self._script_process(name)
+        if script is None:
+            return None
+        try:
+            path = script.cmdline()[1]
+            parent = script.parent()
+            keeper = parent if parent is not None and path in " ".join(parent.cmdline()) else script
+            known = mark(keeper.pid)
+            return None if known is None else _job(known, path)
+        except (psutil.NoSuchProcess, IndexError):
+            return None  # it ended while we looked: the next look finds none either
+
+    def _script_process(self, name: str) -> psutil.Process | None:
+        """The running ``bash SCRIPT`` of block ``name``; its subshells look the same, so the first of them."""
+        prefix = f"{self._scripts}/{name}."
+        found = []
+        for process in own_processes():
+            try:
+                arguments = process.cmdline()
+                if len(arguments) == 2 and arguments[1].startswith(prefix):
+                    found.append((process.create_time(), process.pid, process))
+            except psutil.NoSuchProcess:
+                continue
+        return min(found)[2] if found else None
+
+    def cancel(self, block: Block, forced: bool) -> None:
+        if forced:  # also after a script that was killed: nobody cleaned up, and what it started holds memory
+            self._clear(block.name)
+        elif (script := self._script_process(block.name)) is not None:
+            try:
+                script.terminate()
+            except psutil.NoSuchProcess:
+                return  # it left between two looks; the next look says so
+
+    def _clear(self, name: str) -> None:
+        """Kill everything of block ``name``: keeper, script, what carries its mark, and its recorded engines."""
+
+        def found() -> list[psutil.Process]:
+            script = self._script_process(name)
+            shells = [] if script is None else [script]
+            return [*shells, *block_processes(name, block_folder(self._layout.run, name))]
+
+        end(found, grace_s=0)
+        end_engines(self._layout.engine_records, name)
+
+
+def _job(keeper: Mark, script: str) -> Job:
+    return Job(
+        id=str(keeper.pid), pid=keeper.pid, started=keeper.started, script=script, ticks=keeper.ticks, boot=keeper.boot
+    )
+
+
+def _exit_code(script: str | None) -> int | None:
+    """The exit code that the keeper wrote; ``None`` while there is none (Parsl writes ``-`` first)."""
+    if script is None:
+        return None
+    try:
+        return int(Path(f"{script}.ec").read_text(encoding="ascii").strip())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,211 @@
+"""PBS Pro's commands and what they answer. Pure: nothing is run here; ``pbs.py`` runs it.
+
+``qstat -F json`` says everything, and says it crookedly: times as ``ctime`` has them, in the time zone of whoever asks
+(so we ask in UTC), and JSON that no parser takes where a job's environment has backslashes or leading zeros (openpbs
+issues 2541 and 1255). The environment is nobody's business here, so it is cut out first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway_plugin.blocks.ledger import BlockPhase
+from gateway_plugin.schedulers.base import Seen
+
+_PENDING = {"Q": None, "H": "held", "W": "waiting for its time", "T": "moving between servers"}
+_RUNNING = {"R": None, "E": "exiting", "S": "suspended", "U": "suspended", "B": None}
+_ENDED = frozenset({"F", "X"})
+
+_DELETED = 91
+"""The substate of a finished job that was deleted, before it ran or while it did."""
+
+_LIMITS = {-24: "cores", -25: "cores", -26: "memory", -27: "memory", -28: "processor time"}
+_OUT_OF_TIME = -29
+_BY_SIGNAL = 256
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_CTIME = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) +(\d+) (\d+):(\d+):(\d+) (\d{4})")
+_ENVIRONMENT = re.compile(r'"Variable_List"\s*:\s*\{.*?\n\s*\}', re.DOTALL)
+_JOB_ID = re.compile(r"\d+(\.[\w.-]+)?")
+_UNKNOWN_JOB = re.compile(r"Unknown Job Id(?: Error)?\s+(\d+)", re.IGNORECASE)
+_OVER = re.compile(
+    r"unknown job id|job has finished|request invalid for (state|finished)|history job|invalid state", re.IGNORECASE
+)
+_UNCERTAIN = re.compile(
+    r"end of file|premature|communication|protocol|timed? ?out|connection reset|broken pipe", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What PBS says of one job. Times are seconds since the epoch; of a pending job ``starts_at`` is an estimate."""
+
+    id: str
+    name: str
+    state: str
+    """One letter."""
+    comment: str | None = None
+    node: str | None = None
+    starts_at: float | None = None
+    ends_at: float | None = None
+    exit_status: int | None = None
+    """The script's; above 256 a signal, below 0 one of PBS's own reasons."""
+    deleted: bool = False
+    walltime_used_up: bool = False
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for asking: that of the process, with times in UTC."""
+    return {**environ, "TZ": "UTC0", "LC_ALL": "C"}
+
+
+def status_argv(job_ids: Iterable[str], history: bool = True) -> tuple[str, ...]:
+    """These jobs, with ``history`` those that are over too."""
+    return ("qstat", *(("-x",) if history else ()), "-f", "-F", "json", *job_ids)
+
+
+def own_jobs_argv(user: str, history: bool = True) -> tuple[str, ...]:
+    """The ids of a user's jobs."""
+    return ("qselect", *(("-x",) if history else ()), "-u", user)
+
+
+def cancel_argv(job_id: str, by_force: bool) -> tuple[str, ...]:
+    """End a job: SIGTERM to all of it, SIGKILL after the site's ``kill_delay`` (10 s as a rule). ``by_force``: also if
+    its node cannot be reached; PBS then forgets what may still run there."""
+    return ("qdel", *(("-W", "force") if by_force else ()), job_id)
+
+
+def number_of(job_id: str) -> str:
+    """``123`` of ``123.server.domain``: commands disagree about how much of the server's name belongs to it."""
+    return job_id.partition(".")[0]
+
+
+def job_ids(lines: Iterable[str]) -> tuple[str, ...]:
+    """What of these lines is a job's id: sites let ``qsub`` say other things besides."""
+    return tuple(line.strip() for line in lines if _JOB_ID.fullmatch(line.strip()))
+
+
+def parse_jobs(text: str) -> tuple[Row, ...]:
+    """The rows of ``status_argv``'s answer. Raises ``ValueError`` if it cannot be read."""
+    document = json.loads(_ENVIRONMENT.sub('"Variable_List":{}', text), strict=False)
+    if not isinstance(document, dict):
+        raise ValueError("expected an object")
+    return tuple(_row(job_id, job) for job_id, job in document.get("Jobs", {}).items())
+
+
+def _row(job_id: str, job: Mapping[str, Any]) -> Row:
+    starts_at = _time(job.get("stime"))
+    asked_s = duration_s(job.get("Resource_List", {}).get("walltime"))
+    used_s = duration_s(job.get("resources_used", {}).get("walltime"))
+    state = str(job.get("job_state", ""))
+    over = state in _ENDED
+    lived_s = used_s if over else asked_s
+    ends_at = None if starts_at is None or lived_s is None else starts_at + lived_s
+    status = job.get("Exit_status")
+    comment = str(job.get("comment", "")).strip()
+    return Row(
+        id=job_id,
+        name=str(job.get("Job_Name", "")),
+        state=state,
+        comment=comment or None,
+        node=_node(str(job.get("exec_host", ""))),
+        starts_at=starts_at if starts_at is not None else _time(job.get("estimated", {}).get("start_time")),
+        ends_at=_time(job.get("obittime")) or ends_at if over else ends_at,
+        exit_status=None if status is None else int(status),
+        deleted=str(job.get("substate")) == str(_DELETED) or comment.endswith("terminated"),
+        walltime_used_up=used_s is not None and asked_s is not None and used_s >= asked_s,
+    )
+
+
+def duration_s(text: object) -> float | None:
+    """``HH:MM:SS`` or seconds, in seconds; ``None`` if it is neither."""
+    parts = str(text).split(":")
+    if not 1 <= len(parts) <= 3 or not all(part.isdigit() for part in parts):
+        return None
+    seconds = 0
+    for part in parts:
+        seconds = 60 * seconds + int(part)
+    return float(seconds)
+
+
+def _time(value: object) -> float | None:
+    """Seconds since the epoch, from those or from ``ctime``'s words in UTC."""
+    text = str(value)
+    if text.isdigit():
+        return float(text) or None
+    found = _CTIME.fullmatch(text)
+    if found is None or found[1] not in _MONTHS:
+        return None
+    day, hour, minute, second, year = (int(part) for part in found.groups()[1:])
+    return datetime(year, _MONTHS.index(found[1]) + 1, day, hour, minute, second, tzinfo=UTC).timestamp()
+
+
+def _node(exec_host: str) -> str | None:
+    """``x3001`` of ``x3001/0*64+x3002/0*64``: a block has one node."""
+    return exec_host.partition("+")[0].partition("/")[0] or None
+
+
+def seen_in(row: Row) -> Seen | None:
+    """What a row means for a block; ``None``: a state of which nothing can be said.
+
+    (1) waiting, with PBS's comment and its estimate. (2) on a node; it holds that while it exits, too. (3) over:
+    (3a) its walltime ended. (3b) in peace, told to or not. (3c) deleted. (3d) any other way.
+    """
+    if row.state in _PENDING:  # (1)
+        return Seen(BlockPhase.PENDING, row.comment or _PENDING[row.state], starts_at=row.starts_at)
+    if row.state in _RUNNING:  # (2)
+        return Seen(BlockPhase.RUNNING, _RUNNING[row.state], row.node, row.starts_at, row.ends_at)
+    if row.state not in _ENDED:
+        return None
+    phase, why = _end(row)  # (3)
+    on_node = f"{why} on {row.node}" if why is not None and row.node is not None else why
+    return Seen(phase, on_node, row.node, row.starts_at, row.ends_at)
+
+
+def _end(row: Row) -> tuple[BlockPhase, str | None]:
+    status = row.exit_status
+    if status == _OUT_OF_TIME or (row.walltime_used_up and status != 0):  # (3a) older ones say SIGTERM and no more
+        return BlockPhase.EXPIRED, "its walltime ended"
+    if status == 0:  # (3b)
+        return BlockPhase.COMPLETED, None
+    if row.deleted:  # (3c)
+        return BlockPhase.CANCELLED, "deleted"
+    if status is None:  # (3d)
+        return BlockPhase.FAILED, f"its job never ran ({row.comment})" if row.comment else "its job never ran"
+    if status in _LIMITS:
+        return BlockPhase.FAILED, f"it used more {_LIMITS[status]} than its job may"
+    if status < 0:
+        return BlockPhase.FAILED, f"PBS could not run its job (Exit_status {status}; {row.comment or 'no comment'})"
+    if status > _BY_SIGNAL:
+        return BlockPhase.FAILED, f"its script was ended by signal {status - _BY_SIGNAL}"
+    return BlockPhase.FAILED, f"its script left with exit code {status}"
+
+
+def belongs_to(job_name: str, block: str) -> bool:
+    """Whether a job is block's: Parsl calls it ``BLOCK.<seconds>.<fraction>``."""
+    return job_name == block or job_name.startswith(f"{block}.")
+
+
+def unknown_jobs(stderr: str) -> frozenset[str]:
+    """The numbers of the jobs that ``qstat`` says PBS does not know (any more): an answer, where others are silence."""
+    return frozenset(_UNKNOWN_JOB.findall(stderr))
+
+
+def without_history(stderr: str) -> bool:
+    """Whether this PBS keeps no history of jobs, and answers nothing at all to who asks for it (with exit code 0)."""
+    return "job_history_enable" in stderr
+
+
+def over_already(stderr: str) -> bool:
+    """Whether ``qdel`` failed because there is nothing to end."""
+    return _OVER.search(stderr) is not None
+
+
+def surely_refused(stderr: str) -> bool:
+    """Whether a failed ``qsub`` left no job. One whose connection broke in the middle may have left one."""
+    return _UNCERTAIN.search(stderr) is None

@@ -1,0 +1,84 @@
+"""Which catalog ``up`` takes when it is given none: the file of before, or what ``models apply`` made of it since."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_plugin.catalog import Catalog, catalog_document, load_catalog, parse_catalog
+from gateway_plugin.errors import ConfigError
+from gateway_plugin.ownership import others_write
+from gateway_plugin.paths import Layout, write_private
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A catalog, and where it comes from."""
+
+    file: Path
+    """The user's file, also where the catalog is not read from it."""
+    catalog: Catalog
+    from_file: bool
+    note: str = ""
+    """For people: the file says something else. Empty if it does not."""
+
+
+def choose(layout: Layout, file: Path, lives: bool) -> Chosen:
+    """The catalog of an ``up`` without ``--models``, where ``file`` was the last one's.
+
+    (1) Nothing lives and the catalog is as the file was read: the file is read again. (2) A living gateway keeps what
+    is in force. (3) So does the next one after ``models apply`` changed it. Where the file differs, (2) and (3) say so.
+
+    Raises:
+        ConfigError: what is to be read is wrong.
+    """
+    present = _read(layout.catalog_json)
+    if present is None or (not lives and present == _read(layout.catalog_of_file)):  # (1)
+        return Chosen(file, load_catalog(file), from_file=True)
+    try:
+        differs = load_catalog(file) != present
+    except ConfigError:
+        differs = True
+    if not differs:
+        return Chosen(file, present, from_file=True)
+    if lives:  # (2)
+        note = f"{file} is not what is in force: 'gateway models apply {file}' changes that."
+    else:  # (3)
+        note = (
+            f"the catalog that 'gateway models apply' put in force is kept; {file} differs: "
+            f"'gateway models apply {file}' takes it, or 'up --models {file}' the next time."
+        )
+    return Chosen(file, present, from_file=False, note=note)
+
+
+def own_catalog() -> Path:
+    """The catalog that nobody named: in a folder of others it may be theirs, and an entry may start any program.
+
+    Raises ``ConfigError``.
+    """
+    file = Path("models.yaml")
+    if not file.exists():
+        raise ConfigError(f"there is no {file.absolute()}: name a catalog with --models FILE (docs/catalog.md).")
+    if file.stat().st_uid not in (0, os.getuid()) or others_write(file.stat()):
+        raise ConfigError(f"{file.absolute()} is, or may be, another user's: if you trust it, say so: --models {file}.")
+    return file
+
+
+def in_force(layout: Layout) -> Catalog | None:
+    """The catalog that the application has, or had last; ``None`` if there is none that can be read."""
+    return _read(layout.catalog_json)
+
+
+def remember(layout: Layout, chosen: Chosen) -> None:
+    """Note what the file said, so that the next ``up`` sees whether ``models apply`` changed it."""
+    if chosen.from_file:
+        write_private(layout.catalog_of_file, json.dumps(catalog_document(chosen.catalog), indent=1))
+
+
+def _read(path: Path) -> Catalog | None:
+    try:
+        return parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path), in_force=True)
+    except (OSError, ValueError, ConfigError):
+        return None

@@ -1,0 +1,69 @@
+"""What of one gateway lives, found by looking at the processes and not at notes: notes may be gone, or stale.
+
+Every part names a file or folder of its own gateway in its command line, so that another gateway's are never found.
+Reads ``/proc`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark
+from gateway_plugin.service.processes import arguments, descendants, find_own
+
+_HEAD_PROGRAMS = ("gcs_server", "raylet")
+_ACTORS = (
+    "ray::ServeController",
+    "ray::ProxyActor",
+    *(f"ray::ServeReplica:gateway:{name}" for name in ("controller", "desk", "ingress")),
+)
+"""As Ray names their processes; what an actor does just then may stand behind."""
+
+
+def has_parts(programs: Collection[str]) -> bool:
+    """Whether GCS and raylet are among the head's programs: ``ray start --block`` goes on when one ended on SIGTERM."""
+    return {Path(program).name for program in programs} >= set(_HEAD_PROGRAMS)
+
+
+def has_application(programs: Collection[str]) -> bool:
+    """Whether every process of the application is among the head's programs."""
+    return all(any(program.startswith(actor) for program in programs) for actor in _ACTORS)
+
+
+def programs_below(head: Mark) -> tuple[str, ...]:
+    """The first words of the command lines below ``ray start``: paths, and the names that Ray gives to actors."""
+    return tuple(line[0] for child in descendants(head.pid) if (line := arguments(child.pid)))
+
+
+def supervisors_of(layout: Layout) -> tuple[Mark, ...]:
+    """Living supervisors of this state folder."""
+    return _of_module("supervisor", layout)
+
+
+def deployments_of(layout: Layout) -> tuple[Mark, ...]:
+    """Living drivers that deploy the application."""
+    return _of_module("deploy", layout)
+
+
+def edges_of(layout: Layout) -> tuple[Mark, ...]:
+    """Living HAProxy processes that serve with this gateway's configuration, the youngest first.
+
+    The youngest has the sockets: each one that starts takes their names. One that checks the file is none of them.
+    """
+    return _youngest_first(find_own(("-db", "-f", str(layout.edge_config))))
+
+
+def heads_of(layout: Layout) -> tuple[Mark, ...]:
+    """Living ``ray start --head`` of this gateway, the youngest first: the tables are that one's."""
+    found = find_own((f"--temp-dir={layout.ray_temp}",))
+    return _youngest_first(tuple(known for known in found if {"start", "--head"} <= set(arguments(known.pid))))
+
+
+def _of_module(name: str, layout: Layout) -> tuple[Mark, ...]:
+    return find_own(("-m", f"gateway_plugin.service.{name}", "--state", str(layout.state)))
+
+
+def _youngest_first(marks: tuple[Mark, ...]) -> tuple[Mark, ...]:
+    return tuple(sorted(marks, key=lambda known: (known.ticks, known.pid), reverse=True))

@@ -1,0 +1,195 @@
+"""End what is ours and nothing else: head, blocks, engines, edge. Used by the supervisor, and by ``down`` without one.
+
+The head goes first: a living autoscaler would replace the blocks that are cancelled. Every process is known by PID and
+start, by our own state folder in its arguments, or by Ray's folder; nobody else's is touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import psutil
+
+from gateway_plugin.blocks import processes as block_processes
+from gateway_plugin.blocks.cleanup import members, read_records
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, LedgerGarbled
+from gateway_plugin.blocks.marks import LeaveMarks
+from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
+from gateway_plugin.blocks.processes import same_process
+from gateway_plugin.blocks.recovery import whole_ledger
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.paths import Layout
+from gateway_plugin.processes import Mark, alive
+from gateway_plugin.schedulers.base import Jobs, jobs_for, script_folder
+from gateway_plugin.service import ray_head
+from gateway_plugin.service.discovery import deployments_of, edges_of, heads_of, supervisors_of
+from gateway_plugin.service.processes import arguments, end
+from gateway_plugin.site import Site
+
+BLOCKS_DEADLINE_S = CANCEL_GRACE_S + 15.0
+EDGE_GRACE_S = 3.0
+ENGINE_GRACE_S = 5.0
+HEAD_GRACE_S = 5.0
+
+Tell = Callable[[str], None]
+
+
+def end_everything(
+    layout: Layout, site: Site | None, tell: Tell, *, keep: Mark | None = None, forced: bool = False
+) -> tuple[str, ...]:
+    """End all that belongs to this gateway, but ``keep``, the supervisor that calls.
+
+    ``site`` is needed to cancel blocks. Without it (``None``: it cannot be loaded any more) they are left, and named;
+    ``forced`` ends those of this machine all the same. ``forced`` kills without asking first.
+
+    Returns:
+        What could not be ended, in words: normally nothing.
+    """
+    left: list[str] = []
+    tell("supervisor")
+    others = [known for known in supervisors_of(layout) if keep is None or known.pid != keep.pid]
+    left += _names("supervisor", (known.pid for known in end(others, grace_s=0.0)))
+    left += _names("deployment", (known.pid for known in end(deployments_of(layout), grace_s=0.0)))
+    tell("Ray head")
+    head = next(iter(heads_of(layout)), None)
+    left += _names("Ray head", end_head(layout, head, grace_s=0.0 if forced else HEAD_GRACE_S))
+    tell("blocks")
+    left += end_blocks(layout, site, forced)
+    tell("engines")
+    left += _names("engine", end_engines(layout, 0.0 if forced else ENGINE_GRACE_S))
+    tell("edge")
+    edges = end(edges_of(layout), grace_s=0.0 if forced else EDGE_GRACE_S)
+    left += _names("edge", (known.pid for known in edges))
+    if not left:
+        for path in (layout.edge_socket, layout.inner_door, layout.supervisor_status, *layout.run.glob("*.sock")):
+            path.unlink(missing_ok=True)
+    return tuple(left)
+
+
+def head_runs(layout: Layout) -> bool:
+    """Whether anything of this gateway's Ray head lives."""
+    return bool(ray_head.leftover_processes(layout))
+
+
+def end_head(layout: Layout, head: Mark | None, *, grace_s: float) -> tuple[int, ...]:
+    """End ``ray start --head`` and whatever uses its folder; blocks live on. Returns PIDs of what still lives."""
+    if head is not None and alive(head) and "--head" in arguments(head.pid):
+        end([head], grace_s=grace_s)
+    return tuple(process.pid for process in ray_head.end_leftovers(layout, grace_s))
+
+
+def end_engines(layout: Layout, grace_s: float) -> tuple[int, ...]:
+    """End every engine that is recorded on this node, its whole process group. Returns PIDs of what still lives."""
+    records = read_records(layout.engine_records) if layout.engine_records.is_dir() else ()
+
+    def found() -> list[psutil.Process]:
+        return [process for record in records for process in members(record)]
+
+    left = block_processes.end(found, grace_s)
+    if not left:
+        for record in records:
+            record.path.unlink(missing_ok=True)
+    return tuple(process.pid for process in left)
+
+
+def open_pool(layout: Layout, site: Site) -> BlockPool:
+    """The blocks of the ledger, without Ray. Only where no autoscaler lives: the ledger has one writer."""
+    jobs = _jobs_of(layout, site)
+    return BlockPool(
+        whole_ledger(layout, jobs),
+        jobs,
+        {node_type.name: node_type.max_blocks for node_type in site.node_types},
+        marks=LeaveMarks(layout.leave_marks),
+    )
+
+
+def has_blocks(layout: Layout, site: Site | None) -> bool:
+    """Whether the ledger names a block whose job is pending or running, or cannot be asked for. Changes nothing.
+
+    One that cannot be understood may name any."""
+    try:
+        ours, orphans = _held(layout, site)
+    except LedgerGarbled:
+        return True
+    if site is None or orphans:
+        return bool(orphans)
+    for block in ours:
+        seen = jobs_for(site.node_type(block.type).provider, layout).look([block]).get(block.name)
+        if block.job is not None and (seen is None or not seen.phase.ended):
+            return True
+    return False
+
+
+def end_blocks(layout: Layout, site: Site | None, forced: bool) -> list[str]:
+    """Cancel every block that the ledger names and wait. Returns what could not be ended, in words.
+
+    Blocks that the site does not know (any more) are left, and with ``forced`` ended if they are of this machine.
+    """
+    try:
+        whole_ledger(layout, _jobs_of(layout, site), _local_jobs(layout) if site is None else None)
+        ours, orphans = _held(layout, site)
+        if orphans and not forced:
+            return [f"block {block.name} (its site cannot be loaded, or has no {block.type!r})" for block in orphans]
+        if forced and site is not None:
+            for block in ours:
+                jobs_for(site.node_type(block.type).provider, layout).cancel(block, forced=True)
+        left = _end_orphans(layout, orphans)
+        if left or site is None or not ours:
+            return left
+        return [f"block {block.name}" for block in end_all(open_pool(layout, site), BLOCKS_DEADLINE_S)]
+    except GatewayError as error:
+        return [error.message]
+    except OSError as error:
+        return [f"blocks ({layout.ledger}: {error.strerror or error})"]
+
+
+def _jobs_of(layout: Layout, site: Site | None) -> dict[str, Jobs]:
+    return {one.name: jobs_for(one.provider, layout) for one in site.node_types} if site is not None else {}
+
+
+def _held(layout: Layout, site: Site | None) -> tuple[list[Block], list[Block]]:
+    """Blocks of the ledger that have not ended: those of the site's node types, and the others."""
+    types = {node_type.name for node_type in site.node_types} if site is not None else set()
+    held = [block for block in Ledger(layout.ledger).read().values() if not block.phase.ended]
+    return [block for block in held if block.type in types], [block for block in held if block.type not in types]
+
+
+def _end_orphans(layout: Layout, orphans: list[Block]) -> list[str]:
+    """End blocks of this machine by PID, start and mark, without their site, and note them as lost.
+
+    A job in a queue cannot be cancelled without its provider: it is named, and stays in the ledger.
+    """
+    if not orphans:
+        return []
+    jobs = _local_jobs(layout)
+    ledger = Ledger(layout.ledger)
+    left: list[str] = []
+    for block in orphans:
+        if block.job is not None and block.job.pid is None:
+            left.append(f"block {block.name} (job {block.job.id}: end it with the scheduler's own command)")
+            continue
+        jobs.cancel(block, forced=True)
+
+        def keeper(job: Job | None = block.job) -> list[psutil.Process]:
+            found = same_process(job.mark) if job is not None else None
+            return [] if found is None else [found]
+
+        if block_processes.end(keeper, 0.0) or jobs.find(block.name) is not None:
+            left.append(f"block {block.name}")
+            continue
+        lost = block.ending(BlockPhase.LOST, time.time(), "ended by force; its site could not be loaded")
+        ledger.write({**ledger.read(), block.name: lost})
+    return left
+
+
+def _local_jobs(layout: Layout) -> Jobs:
+    from parsl.providers import LocalProvider
+
+    from gateway_plugin.schedulers.local import LocalJobs
+
+    return LocalJobs(LocalProvider(), script_folder(layout), layout)
+
+
+def _names(what: str, pids: Iterable[int]) -> list[str]:
+    return [f"{what} (pid {pid})" for pid in pids]

@@ -1,0 +1,355 @@
+"""``gateway up`` and ``gateway down``: from nothing to serving, and back to nothing.
+
+``up`` numbers its cases: (1) nothing can start from a wrong catalog or site; (2) a supervisor lives: it is up, or will
+be, or was started for something else; (3) its supervisor died and parts live on: adopted; (4) nothing lives: a fresh
+start; (5) it does not come up: everything that this ``up`` started is ended, and the reason told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from gateway_plugin.catalog import Catalog, load_catalog
+from gateway_plugin.edge import process as edge_process
+from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
+from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.processes import alive, mark, read_mark
+from gateway_plugin.service import ray_head
+from gateway_plugin.service.active_catalog import Chosen, choose, in_force, own_catalog, remember
+from gateway_plugin.service.discovery import edges_of, supervisors_of
+from gateway_plugin.service.draining import GRACE_S, Drain, let_finish
+from gateway_plugin.service.logs import last_lines
+from gateway_plugin.service.preflight import before_start, failures, few_files
+from gateway_plugin.service.processes import end
+from gateway_plugin.service.provision import forget, provision
+from gateway_plugin.service.restart_policy import Phase
+from gateway_plugin.service.status import is_ready
+from gateway_plugin.service.teardown import end_engines, end_everything, has_blocks, head_runs
+from gateway_plugin.service.undisturbed import undisturbed
+from gateway_plugin.service_state import (
+    ServiceRecord,
+    read_status,
+    record_here,
+    record_of,
+    recover_record,
+    site_with_port,
+)
+from gateway_plugin.site import Site
+
+UP_TIMEOUT_S = 300.0
+DOWN_TIMEOUT_S = 90.0
+_DEATHS_GIVEN_UP = 4
+_POLL_S = 0.2
+
+
+class Outcome(StrEnum):
+    """How ``up`` or ``down`` ended."""
+
+    STARTED = "started"
+    ALREADY_UP = "already up"
+    ADOPTED = "adopted"
+    """The supervisor is new; what lived on was taken over."""
+    ENDED = "ended"
+    NOTHING_RAN = "nothing ran"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is being waited for, for a display: part -> (phase, what it says). ``done``: it serves, or has ended."""
+
+    parts: tuple[tuple[str, str, str], ...]
+    elapsed_s: float
+    done: bool = False
+    drain: Drain | None = None
+    """While requests in flight are waited for."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of ``up`` and ``down``."""
+
+    outcome: Outcome
+    url: str
+    seconds: float
+    note: str = ""
+    """What the user should know besides."""
+    drain: Drain | None = None
+    """Of ``down``: what became of the requests in flight."""
+
+
+Report = Callable[[Progress], None]
+
+
+def up(
+    state: Path,
+    site_reference: str | None,
+    models: Path | None,
+    *,
+    port: int | None = None,
+    timeout_s: float = UP_TIMEOUT_S,
+    report: Report = lambda progress: None,
+) -> Result:
+    """Start the gateway and wait until it serves.
+
+    Without ``site_reference`` and ``models`` those of the last ``up`` in this state folder are taken, else ``local``
+    and ``models.yaml``.
+
+    Raises:
+        ConfigError: catalog or site are wrong; nothing was started.
+        ServiceError: a check failed, something else runs, or it did not come up (and was ended again).
+    """
+    began = time.monotonic()
+    layout = Layout.of(state)
+    mended = recover_record(layout) if layout.state.is_dir() else ""
+    known = record_here(layout) if layout.state.is_dir() else None
+    if mended and known is None and site_reference is None:
+        raise ServiceError(f"nothing was started: {mended}")
+    reference = site_reference or (known and known.site_reference) or "local"
+    if port is None and site_reference is None and known is not None:
+        port = known.port or None
+    site = site_with_port(reference, port)
+    site.demand_environment(os.environ)
+    if models is None and known is not None and known.catalog:  # (1)
+        chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
+    else:
+        file = models or own_catalog()
+        chosen = Chosen(file, load_catalog(file), from_file=True)
+    chosen = replace(chosen, note=" ".join(filter(None, (mended, chosen.note))))
+    private_folder(layout.state)
+    with _locked(layout):
+        known = record_here(layout)
+        wanted = record_of(site, reference, chosen.file, ray_head.head_address(site))
+        supervisors = supervisors_of(layout)
+        living = _anything_lives(layout, site)
+        if living and known is not None:
+            _refuse_another(layout, known, wanted, chosen.catalog)
+        if edges_of(layout) and not edge_process.of_this_version(layout):
+            raise ServiceError(
+                "an edge of another version or another GATEWAY_RUN_ROOT runs: 'gateway down' first, then up again."
+            )
+        if supervisors and known is None:
+            raise ServiceError(
+                f"a supervisor runs (PID {supervisors[0].pid}) and {layout.service_json}, which says for what, is "
+                "missing: it writes it again once there is room on that disk; or 'gateway down' first."
+            )
+        if supervisors and known is not None:  # (2)
+            _wait_until_ready(layout, known, None, timeout_s, began, report)
+            return Result(Outcome.ALREADY_UP, known.url, time.monotonic() - began, chosen.note)
+        failed = failures(before_start(layout, site, chosen.catalog, ports_held(layout, site)))
+        if failed:
+            words = "; ".join(f"{check.name}: {check.found}. {check.advice}" for check in failed)
+            raise ServiceError(f"nothing was started: {words}")
+        if not living:
+            end_engines(layout, grace_s=5.0)  # of a block that was killed: nobody else is in charge of them
+        recovered = provision(layout, site, chosen.catalog, wanted, keep=living)
+        note = " ".join(filter(None, (chosen.note, recovered, few_files(site.limits))))
+        remember(layout, chosen)
+        supervisor = None
+        try:
+            supervisor = _start_supervisor(layout)
+            _wait_until_ready(layout, wanted, supervisor, timeout_s, began, report)
+        except (GatewayError, KeyboardInterrupt) as error:  # (5)
+            with undisturbed():
+                _undo(layout, site, supervisor, everything=not living)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
+        outcome = Outcome.ADOPTED if living else Outcome.STARTED  # (3), (4)
+        return Result(outcome, wanted.url, time.monotonic() - began, note)
+
+
+def down(
+    state: Path,
+    *,
+    grace_s: float = GRACE_S,
+    forced: bool = False,
+    timeout_s: float = DOWN_TIMEOUT_S,
+    hurry: threading.Event | None = None,
+    report: Report = lambda progress: None,
+) -> Result:
+    """End everything that belongs to the gateway in ``state``, with or without its supervisor.
+
+    Requests in flight have ``grace_s`` to end, or until ``hurry`` is set; new ones are refused meanwhile. ``forced``
+    gives them nothing. ``timeout_s`` counts from there.
+
+    Raises:
+        ServiceError: something could not be ended; names it.
+    """
+    began = time.monotonic()
+    layout = Layout.of(state)
+    if not layout.state.is_dir():
+        return Result(Outcome.NOTHING_RAN, "", 0.0)
+
+    def tell(what: str) -> None:
+        report(Progress(((what, "ending", ""),), time.monotonic() - began))
+
+    def tell_drain(found: Drain) -> None:
+        note = f"{found.in_flight} in flight, {found.left_s:.0f} s left"
+        report(Progress((("requests", "draining", note),), time.monotonic() - began, drain=found))
+
+    with _locked(layout):
+        private_folder(layout.run)  # this user's own from here on: what is removed below lies in no other's
+        mended = recover_record(layout)
+        record = record_here(layout)
+        url = record.url if record is not None else ""
+        site = _site_or_none(record)
+        supervisors = supervisors_of(layout)
+        if not _anything_lives(layout, site):
+            # Engines without anybody, sockets.
+            _all_ended(end_everything(layout, site, lambda what: None, forced=True), forced)
+            forget(layout)
+            shutil.rmtree(layout.run, ignore_errors=True)
+            return Result(Outcome.NOTHING_RAN, url, time.monotonic() - began, mended)
+        drained = None
+        if not forced:
+            drained = let_finish(layout, supervisors, grace_s, hurry or threading.Event(), tell_drain)
+            deadline = time.monotonic() + timeout_s
+            while any(alive(known) for known in supervisors) and time.monotonic() < deadline:
+                tell("head, blocks, edge")
+                time.sleep(_POLL_S)
+        end(supervisors, grace_s=0.0)
+        _all_ended(end_everything(layout, site, tell, forced=forced), forced)
+        forget(layout)
+        shutil.rmtree(layout.run, ignore_errors=True)
+        return Result(Outcome.ENDED, url, time.monotonic() - began, mended, drained)
+
+
+def _all_ended(left: tuple[str, ...], forced: bool) -> None:
+    """Raises ``ServiceError`` if something is left: then the records of it must stay, so that it is found again."""
+    if left:
+        advice = "End that by hand, then run it again." if forced else "Try 'gateway down --force'."
+        raise ServiceError(f"could not be ended: {', '.join(left)}. {advice}")
+
+
+def _site_or_none(record: ServiceRecord | None) -> Site | None:
+    if record is None:
+        return None
+    try:
+        return record.load_site()
+    except ConfigError:
+        return None
+
+
+def _anything_lives(layout: Layout, site: Site | None) -> bool:
+    return bool(supervisors_of(layout) or edges_of(layout) or head_runs(layout) or has_blocks(layout, site))
+
+
+def ports_held(layout: Layout, site: Site) -> frozenset[int]:
+    """The site's ports that living parts of this gateway hold."""
+    edge = {site.port} if edges_of(layout) else set()
+    head = {site.ray_port, site.serve_port} if head_runs(layout) else set()
+    return frozenset(edge | head)
+
+
+def _refuse_another(layout: Layout, known: ServiceRecord, wanted: ServiceRecord, catalog: Catalog) -> None:
+    if known.contradicts(wanted):
+        raise ServiceError(
+            f"a gateway with another site or port (site {known.site_reference}, {known.url}) runs in {layout.state}: "
+            "'gateway down' first, or give another --state."
+        )
+    present = in_force(layout)
+    if present is not None and present != catalog:
+        raise ServiceError(
+            f"the gateway is up at {known.url} with another catalog: 'gateway models apply {wanted.catalog}' "
+            "changes the models while it runs; or 'gateway down' first."
+        )
+
+
+def _start_supervisor(layout: Layout) -> subprocess.Popen[bytes]:
+    argv = (sys.executable, "-m", "gateway_plugin.service.supervisor", "--state", str(layout.state))
+    descriptor = os.open(layout.supervisor_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "ab") as output:
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
+        )
+
+
+def _wait_until_ready(
+    layout: Layout,
+    record: ServiceRecord,
+    started: subprocess.Popen[bytes] | None,
+    timeout_s: float,
+    began: float,
+    report: Report,
+) -> None:
+    own = mark(started.pid) if started is not None else None
+    while True:
+        elapsed_s = time.monotonic() - began
+        status = read_status(layout) or {}
+        if started is None and (status.get("stage") == "stopping" or not supervisors_of(layout)):
+            raise ServiceError(
+                "the gateway is being ended: 'gateway up' again once 'gateway status' says that it is down."
+            )
+        current = own is None or read_mark(status.get("supervisor")) == own
+        parts: dict[str, Any] = status.get("parts", {}) if current else {}
+        ready = bool(parts) and is_ready(layout)
+        report(_progress(parts, ready, elapsed_s))
+        if ready:
+            return
+        if started is not None and started.poll() is not None:
+            raise ServiceError(_why("supervisor", f"ended with exit code {started.returncode}", layout.supervisor_log))
+        for name, part in parts.items():
+            if part["deaths"] >= _DEATHS_GIVEN_UP or (name == "serve" and part["deaths"] >= 2):
+                raise ServiceError(_why(name, part["last_error"], log_of_part(layout, name)))
+        if elapsed_s > timeout_s:
+            waiting = next((name for name, part in parts.items() if part["phase"] != Phase.RUNNING.value), "serve")
+            why = _why(waiting, f"not ready within {timeout_s:.0f} s", log_of_part(layout, waiting))
+            raise ServiceError(why)
+        time.sleep(_POLL_S)
+
+
+def log_of_part(layout: Layout, part: str) -> Path:
+    """The log in which a part says why it does not come up."""
+    logs = {"edge": layout.edge_log, "head": layout.head_log, "serve": layout.deploy_log}
+    return logs.get(part, layout.supervisor_log)
+
+
+def _why(part: str, what: str, log: Path) -> str:
+    lines = "".join(f"\n    {line}" for line in last_lines(log, 8))
+    return f"{part}: {what}. Last lines of {log}:{lines or ' (empty)'}"
+
+
+_TITLES = (("edge", "edge"), ("head", "Ray head"), ("serve", "application"))
+
+
+def _progress(parts: dict[str, Any], ready: bool, elapsed_s: float) -> Progress:
+    rows = [("supervisor", "running" if parts else "starting", "")]
+    for name, title in _TITLES:
+        part = parts.get(name, {"phase": "down", "last_error": "", "restarts": 0})
+        waiting = name == "serve" and part["phase"] == "down" and not part["last_error"]
+        rows.append((title, "waiting" if waiting or not parts else part["phase"], part["last_error"]))
+    rows.append(("ready", "running" if ready else "waiting", ""))
+    return Progress(tuple(rows), elapsed_s, ready)
+
+
+def _undo(layout: Layout, site: Site, started: subprocess.Popen[bytes] | None, everything: bool) -> None:
+    """End what this ``up`` started. What lived before stays: streams may pass through it."""
+    if started is not None and (own := mark(started.pid)) is not None:
+        end((own,), grace_s=0.0)
+    if everything:
+        end_everything(layout, site, lambda what: None)
+        forget(layout)
+
+
+@contextlib.contextmanager
+def _locked(layout: Layout) -> Iterator[None]:
+    """One ``up`` or ``down`` at a time. Raises ``ServiceError`` if another is at work."""
+    descriptor = os.open(layout.service_lock, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(f"another 'gateway up' or 'down' is at work in {layout.state}; wait for it.") from None
+        yield
