@@ -183,7 +183,7 @@ class Agents:
             log.exception("agent-refused", extra={"node": node, "verb": verb})
             said = masked(_first_line(error), secrets_of(command.model.env) if verb == "start" else ())
             refused = "its agent refused the command"
-            self._post(EngineExited(command.engine, command.generation, said, expected=False, summary=refused))
+            self._post(EngineExited(command.engine, said, expected=False, summary=refused))
 
 
 def _drain(ray_node: str) -> None:

@@ -53,15 +53,16 @@ def drain_is_over(tx: Transaction, engine: Engine) -> bool:
 
 
 def _drain_deadline(tx: Transaction, engine: Engine) -> float:
-    """When what is in flight is cut: (1) its node's end makes it drain: when the node leaves; (2) else after
-    ``drain_timeout_s``, or when the node leaves before that. ``leave_grace_s`` is given always."""
-    node = tx.nodes.rows[engine.node]
+    """When what is in flight is cut: (1) the end of one of its nodes makes it drain: when that leaves; (2) else after
+    ``drain_timeout_s``, or when the node leaves before that. Never less than ``leave_grace_s`` after it began."""
+    nodes = tx.nodes_of(engine)
     model = tx.models.get(engine.model)
     deadline = engine.since + (model.drain_timeout_s if model else _DRAIN_TIMEOUT_S)
-    if node.leave_at is None:
+    leaves = [node.leave_at for node in nodes if node.leave_at is not None]
+    if not leaves:
         return deadline
-    leave_at = max(node.leave_at, engine.since + tx.policy.leave_grace_s)
-    ends = engine.stop_reason == "handed-over" or (node.drain_at is not None and tx.now >= node.drain_at)
+    leave_at = max(min(leaves), engine.since + tx.policy.leave_grace_s)
+    ends = engine.stop_reason == "handed-over" or any(n.drain_at is not None and tx.now >= n.drain_at for n in nodes)
     return leave_at if ends else min(deadline, leave_at)  # (1), (2)
 
 

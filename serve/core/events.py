@@ -10,6 +10,17 @@ from gateway_plugin.phases import BlockPhase
 
 
 @dataclass(frozen=True)
+class Part:
+    """One node's share of an engine."""
+
+    node: str
+    gpus: tuple[int, ...]
+    """By index; empty: it runs on the host's memory."""
+    mib: int
+    """On each of ``gpus``, or of the host where there are none."""
+
+
+@dataclass(frozen=True)
 class FoundEngine:
     """An engine process that an agent has, told after (re)connecting."""
 
@@ -17,7 +28,6 @@ class FoundEngine:
     model: str
     gpus: tuple[int, ...]
     memory_mib: int
-    generation: int
     started: float
     address: str
     ready: bool
@@ -92,7 +102,6 @@ class NodeFailed:
 @dataclass(frozen=True)
 class EngineListening:
     engine: str
-    generation: int
     address: str
 
 
@@ -101,7 +110,6 @@ class EngineReady:
     """It answered one real request. ``load_s``: from start of the process."""
 
     engine: str
-    generation: int
     address: str
     load_s: float
     max_model_len: int | None = None
@@ -113,7 +121,6 @@ class EngineStalled:
     """It has work and has made no progress for ``still_s``; said again and again until it moves or is ended."""
 
     engine: str
-    generation: int
     still_s: float
     in_flight: int
     """By its own count, where it has one."""
@@ -124,7 +131,6 @@ class EngineMoves:
     """It was stalled, and makes progress again."""
 
     engine: str
-    generation: int
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,6 @@ class EngineExited:
     """Its process is gone (asked to or not), its memory free."""
 
     engine: str
-    generation: int
     reason: str
     """For administrators: ends with its own last words if it failed."""
     expected: bool

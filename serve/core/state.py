@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway_plugin.catalog import Model
-from serve.core.events import FoundServer, SeenBlock
+from serve.core.events import FoundServer, Part, SeenBlock
 from serve.core.policy import Policy
 
 
@@ -93,12 +93,10 @@ class Engine:
     """One engine process and its route."""
 
     id: str
+    """Never used twice."""
     model: str
-    node: str
-    gpus: tuple[int, ...]
-    memory_mib: int
-    """Per GPU, or of the host where ``gpus`` is empty."""
-    generation: int
+    parts: tuple[Part, ...]
+    """One or more; the first is its head, whose agent takes its commands."""
     state: EngineState
     since: float
     """When it came into ``state``."""
@@ -141,6 +139,25 @@ class Engine:
     still_since: float | None = None
     """Since when it has made no progress with ``still_with`` requests in flight, as its agent says."""
     still_with: int = 0
+
+    @property
+    def node(self) -> str:
+        """Its head's node."""
+        return self.parts[0].node
+
+    @property
+    def devices(self) -> frozenset[tuple[str, int]]:
+        """Every GPU of its parts: (node, index)."""
+        return frozenset((part.node, gpu) for part in self.parts for gpu in part.gpus)
+
+    def on(self, node: str) -> tuple[Part, ...]:
+        """Its parts on ``node``."""
+        return tuple(part for part in self.parts if part.node == node)
+
+
+def reservation(engine: Engine) -> tuple[Part, ...]:
+    """What an engine in its state holds: all of its parts, until its process is gone."""
+    return engine.parts
 
 
 @dataclass(frozen=True)
@@ -249,7 +266,7 @@ class Fleet:
     switches: int = 0
     """Evictions made so that another model could be loaded."""
     serial: int = 0
-    """Source of engine ids, node ids and generations."""
+    """Source of engine ids and node ids."""
     settled: bool = False
     """False from the start until agents and edge have reported; until then nothing is started or stopped."""
     queues: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -107,7 +107,7 @@ class Story:
     def got_ready(self, model: str, after: float = 10.0) -> None:
         """Its process answered a real request."""
         engine = self.engine(model)
-        self.on(ev.EngineReady(engine.id, engine.generation, f"10.0.0.1:{engine.generation}", after), after)
+        self.on(ev.EngineReady(engine.id, f"10.0.0.1:{engine.id.rpartition('-')[2]}", after), after)
 
     def opened(self, model: str, after: float = 0.1) -> None:
         self.on(ev.RouteOpened(self.engine(model).id), after)
@@ -137,7 +137,7 @@ class Story:
 
     def exited(self, model: str, reason: str = "exit code 1: boom", expected: bool = False, after: float = 0.5) -> None:
         engine = self.engine(model)
-        self.on(ev.EngineExited(engine.id, engine.generation, reason, expected), after)
+        self.on(ev.EngineExited(engine.id, reason, expected), after)
         self.on(ev.RouteClosed(engine.id))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serve.core.effects import CreateAgent, KillAgent
-from serve.core.events import FoundEngine, NodeFailed, NodeGone, NodeJoined
+from serve.core.events import FoundEngine, NodeFailed, NodeGone, NodeJoined, Part
 from serve.core.state import Engine, EngineState, Failure, Node, NodePhase, RouteState
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop, begin_stop_all, forget, know_block, lose, made_ready
@@ -23,7 +23,7 @@ def node_joined(tx: Transaction, event: NodeJoined) -> None:
         node = Node(event.node, event.type, NodePhase.UP, since=tx.now)
     found = {engine.id: engine for engine in event.engines}
     for engine in [tx.engines.rows[known] for known in node.engines]:
-        if engine.id not in found or found[engine.id].generation != engine.generation:  # (2)
+        if engine.id not in found:  # (2)
             forget(tx, engine)
     left = tx.nodes.rows.get(node.id, node).engines
     phase = NodePhase.LEAVING if node.drain_asked else NodePhase.UP
@@ -78,10 +78,7 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
     engine = Engine(
         id=found.id,
         model=found.model,
-        node=node,
-        gpus=found.gpus,
-        memory_mib=found.memory_mib,
-        generation=found.generation,
+        parts=(Part(node, found.gpus, found.memory_mib),),
         state=state,
         since=tx.now,
         started=found.started,
@@ -102,7 +99,6 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
         other.state is EngineState.LOADING for other in tx.engines_of(found.model)
     )
     tx.add_engine(engine)
-    tx.serial = max(tx.serial, found.generation)
     if found.loaded_s is not None:
         tx.load_s.put(found.model, found.loaded_s)
     host = tx.nodes.rows[node]

@@ -71,7 +71,7 @@ def _drain(tx: Transaction, engine: Engine) -> None:
 
 
 def _may_stop(tx: Transaction, engine: Engine) -> bool:
-    others = tx.nodes.rows[engine.node].engines if engine.gpus else ()
+    others = {other for part in engine.parts if part.gpus for other in tx.nodes.rows[part.node].engines}
     return loads_beside(engine, (tx.engines.rows[other] for other in others)) is None
 
 
@@ -81,4 +81,4 @@ def _stop(tx: Transaction, engine: Engine) -> None:
     first = not engine.stop_sent and _may_stop(tx, engine)
     if (again or first) and tx.reachable(engine):
         tx.set_engine(engine, stop_sent=True, since=tx.now)
-        tx.emit(StopEngine(engine.id, engine.node, tx.epoch, engine.generation, engine.stop_reason))
+        tx.emit(StopEngine(engine.id, engine.node, tx.epoch, engine.stop_reason))

@@ -18,14 +18,18 @@ def evictable(tx: Transaction, engine: Engine) -> bool:
     if tx.wanted(engine.model):
         return False
     if abandoned(tx, engine):
-        return tx.nodes.rows[engine.node].phase is NodePhase.UP
+        return _up(tx, engine)
     if not (idle(tx, engine) or stalled(engine)):
         return False
     model = tx.models.get(engine.model)
     resident = model is None or tx.now >= ready_at(engine) + model.min_residency_s
-    return resident and tx.nodes.rows[engine.node].phase is NodePhase.UP
+    return resident and _up(tx, engine)
 
 
 def eviction_rank(tx: Transaction, engine: Engine) -> float:
     """The least recently used first: when it was last used, or became ready."""
     return used_at(engine)
+
+
+def _up(tx: Transaction, engine: Engine) -> bool:
+    return all(node.phase is NodePhase.UP for node in tx.nodes_of(engine))

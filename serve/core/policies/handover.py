@@ -24,7 +24,7 @@ def hand_over(tx: Transaction) -> tuple[str, ...]:
             ends = engine.state is EngineState.DRAINING and engine.stop_reason == "node-ends"
             if not live(engine) and not ends:
                 continue
-            others = [e for e in tx.engines_of(engine.model) if live(e) and not tx.nodes.rows[e.node].ending]
+            others = [e for e in tx.engines_of(engine.model) if live(e) and not tx.ending(e)]
             if live(engine) and any(serving(other) for other in others):  # (1)
                 begin_stop(tx, engine, "handed-over")
             elif engine.model in tx.models and matters(tx, engine):  # (2)

@@ -35,7 +35,7 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
         "pinned": name in fleet.pinned,
         "in_flight": sum(engine.in_flight for engine in engines),
         "waiting": len(fleet.queues.get(name, ())),
-        "nodes": sorted({engine.node for engine in engines}),
+        "nodes": sorted({part.node for engine in engines for part in engine.parts}),
         "reason": reason,
     }
 
@@ -51,8 +51,8 @@ def engine_view(fleet: Fleet, engine: Engine, now: float) -> dict[str, Any]:
         "id": engine.id,
         "model": engine.model,
         "node": engine.node,
-        "gpus": list(engine.gpus),
-        "memory_mib": engine.memory_mib,
+        "gpus": list(engine.parts[0].gpus),
+        "memory_mib": engine.parts[0].mib,
         "state": "stalled" if stalled(engine) else engine.state.value,
         "route": engine.route.value,
         "up": engine.up,
@@ -68,15 +68,6 @@ def engine_view(fleet: Fleet, engine: Engine, now: float) -> dict[str, Any]:
 def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> dict[str, Any]:
     """One node, what is free on it, and what the scheduler says of its block (of a pending node: one that is on its
     way)."""
-    host, gpus = node.host_mib, list(node.gpu_mib)
-    models = []
-    for engine in (fleet.engines[name] for name in node.engines):
-        models.append(engine.model)
-        if not engine.gpus:
-            host -= engine.memory_mib
-        for index in engine.gpus:
-            if index < len(gpus):
-                gpus[index] -= engine.memory_mib
     return {
         "id": node.id,
         "type": node.type,
@@ -85,9 +76,9 @@ def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> 
         "address": node.address,
         "host_mib": node.host_mib,
         "gpu_mib": list(node.gpu_mib),
-        "free_mib": host,
-        "free_gpu_mib": gpus,
-        "models": sorted(models),
+        "free_mib": node.free_host_mib,
+        "free_gpu_mib": list(node.free_gpu_mib),
+        "models": sorted(fleet.engines[engine].model for engine in node.engines),
         "age_s": round(max(0.0, now - node.since), 1),
         "job": block.job if block is not None else None,
         "host": block.host if block is not None else None,

@@ -159,7 +159,7 @@ async def test_who_waits_is_not_refused_and_the_load_not_ended_when_the_clock_is
     waiting = asyncio.create_task(switch(controller, "b"))
     while not any(engine.model == "b" for engine in controller.fleet.engines.values()):
         await asyncio.sleep(0.01)
-    (generation,) = (engine.generation for engine in controller.fleet.engines.values() if engine.model == "b")
+    (before,) = (engine.id for engine in controller.fleet.engines.values() if engine.model == "b")
     set_clock(monkeypatch, 3600)
     await waiting
-    assert [engine.generation for engine in controller.fleet.engines.values()] == [generation]
+    assert [engine.id for engine in controller.fleet.engines.values()] == [before]

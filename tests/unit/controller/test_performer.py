@@ -122,7 +122,7 @@ async def stage() -> AsyncIterator[Stage]:
 
 async def test_a_stuck_slot_holds_up_neither_others_nor_the_agents(stage: Stage) -> None:
     stage.edge.stuck.add(1)
-    stage.start(DrainRoute("e1", 1, 0), DrainRoute("e2", 2, 0), StopEngine("e3", "n", 1, 1, "x"), CreateAgent("m", "t"))
+    stage.start(DrainRoute("e1", 1, 0), DrainRoute("e2", 2, 0), StopEngine("e3", "n", 1, "x"), CreateAgent("m", "t"))
     await stage.until(lambda: RouteDrained("e2") in stage.events and len(stage.agents.told) == 2, 0.5)
     assert RouteDrained("e1") not in stage.events
     stage.edge.stuck.clear()

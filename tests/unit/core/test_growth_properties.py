@@ -84,11 +84,11 @@ def play(told: Story, queue: Queue, what: str, pick: int, healthy: bool = False)
             told.join(node.id, kind.host_mib // GIB, tuple(mib // GIB for mib in kind.gpu_mib))
     elif what == "load" and engines:
         engine = told.fleet.engines[engines[pick % len(engines)]]
-        told.on(ev.EngineReady(engine.id, engine.generation, "h:1", 10.0))
+        told.on(ev.EngineReady(engine.id, "h:1", 10.0))
         told.on(ev.RouteOpened(engine.id))
     elif what == "unload" and engines:
         engine = told.fleet.engines[engines[pick % len(engines)]]
-        told.on(ev.EngineExited(engine.id, engine.generation, "gone", True))
+        told.on(ev.EngineExited(engine.id, "gone", True))
         told.on(ev.RouteClosed(engine.id))
     elif what == "gone" and nodes and not healthy:
         told.on(ev.NodeGone(nodes[pick % len(nodes)], "lost"))

@@ -106,7 +106,7 @@ def test_a_fleet_comes_back_from_json() -> None:
     story.loaded("a")
     story.ask("b", after=5)
     engine = story.engine("a")
-    story.on(ev.EngineStalled(engine.id, engine.generation, 2.0, 3))
+    story.on(ev.EngineStalled(engine.id, 2.0, 3))
     ill = story.fleet
     story.exited("a")
     story.on(ev.SuspectsKept("a"))

@@ -309,7 +309,7 @@ def test_after_a_notice_what_matters_is_loaded_elsewhere_at_once() -> None:
     assert starts(story, "a") == [OLD, "cpu-0-1"]
     story.on(ev.RouteDrained(old_engine(story).id))
     story.seen("a", after=0)
-    story.on(ev.EngineExited(old_engine(story).id, old_engine(story).generation, "stopped", True))
+    story.on(ev.EngineExited(old_engine(story).id, "stopped", True))
     story.tick(5)
     assert story.engine("a").state is EngineState.LOADING, "its load goes on after the old one is gone"
 
@@ -356,13 +356,13 @@ def test_in_a_queue_of_generations_each_node_is_succeeded_once() -> None:
                 story.join(node)
         for engine in list(story.fleet.engines.values()):
             if engine.state is EngineState.LOADING and story.now >= engine.started + 5:
-                story.on(ev.EngineReady(engine.id, engine.generation, engine.id, 5.0))
+                story.on(ev.EngineReady(engine.id, engine.id, 5.0))
                 story.on(ev.RouteOpened(engine.id))
             elif engine.state is EngineState.DRAINING:
                 story.on(ev.RouteDrained(engine.id))
                 story.on(ev.EdgeSeen((ev.ServerSeen(engine.id, True, 0, story.now),), story.now))
             elif engine.state is EngineState.STOPPING:
-                story.on(ev.EngineExited(engine.id, engine.generation, "stopped", True))
+                story.on(ev.EngineExited(engine.id, "stopped", True))
                 story.on(ev.RouteClosed(engine.id))
             else:
                 story.on(ev.EdgeSeen((ev.ServerSeen(engine.id, True, 1, story.now),), story.now))

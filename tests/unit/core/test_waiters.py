@@ -304,7 +304,7 @@ def test_what_an_engine_said_is_for_administrators() -> None:
             while not story.fleet.model_engines.get("bad"):
                 story.tick(1)
             engine = story.engine("bad")
-            story.on(ev.EngineExited(engine.id, engine.generation, f"exit code 1: {words}", False, summary))
+            story.on(ev.EngineExited(engine.id, f"exit code 1: {words}", False, summary))
             story.on(ev.RouteClosed(engine.id))
         tickets.append(story.ask("bad"))
         errors = [told(story, ticket) for ticket in tickets]
@@ -346,7 +346,7 @@ def test_an_engine_that_dies_is_loaded_again_when_somebody_asks_at_once() -> Non
     story = begin(a_model("a"))
     story.ask("a")
     story.loaded("a")
-    story.on(ev.EngineExited("a-1-1", 1, "killed", False), 60)
+    story.on(ev.EngineExited("a-1-1", "killed", False), 60)
     assert story.effects == (CloseRoute("a-1-1", 0, 0), SyncSlots({"a": 0}, apart=frozenset({"a"})))
     assert not story.fleet.failures
     story.ask("a")
