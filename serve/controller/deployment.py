@@ -40,6 +40,7 @@ from serve.core.events import (
     ModelAnswered,
     NodeDrainAsked,
     PinChanged,
+    Requester,
     Started,
     StorageSeen,
     SuspectsKept,
@@ -203,7 +204,13 @@ class Controller:
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
     async def acquire(
-        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        self,
+        ticket: str,
+        model: str,
+        wait_s: float,
+        not_routed: bool,
+        unattended: bool = False,
+        requester: Requester = Requester(),  # noqa: B008 - frozen
     ) -> GatewayError | None:
         """Wait until ``model`` may be asked for (``None``), or until it is known why not.
 
@@ -212,7 +219,7 @@ class Controller:
         await self._begun.wait()
         future: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
         self._open[ticket] = future
-        self.post(Acquire(ticket, model, wait_s, not_routed, unattended))
+        self.post(Acquire(ticket, model, wait_s, not_routed, unattended, requester))
         try:
             return await future
         except asyncio.CancelledError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.phases import BlockPhase
@@ -192,6 +193,25 @@ class EdgeSeen:
     """The controller's clock just before the edge was asked: a count read before a drain must not end it."""
 
 
+class Priority(StrEnum):
+    """Class of a request's priority. No policy tells them apart yet."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Requester:
+    """On whose behalf a request was made. Both tags are opaque: equal for equal keys and callers, and no names, as
+    what the edge sends with a request may reach an engine."""
+
+    key: str = ""
+    """Tag of its key; empty where the edge gave none."""
+    caller: str = ""
+    """Tag of the caller behind an endpoint's key; empty for other keys."""
+    priority: Priority = Priority.INTERACTIVE
+
+
 @dataclass(frozen=True)
 class Acquire:
     """A request waits for ``model`` (a name or an alias)."""
@@ -203,6 +223,7 @@ class Acquire:
     """It was told to go before and the edge had no usable server."""
     unattended: bool = False
     """No client waits for it: one that did not want to wait asked, and may come again."""
+    requester: Requester = Requester()
 
 
 @dataclass(frozen=True)

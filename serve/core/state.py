@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway_plugin.catalog import Model
-from serve.core.events import FoundServer, Part, SeenBlock
+from serve.core.events import FoundServer, Part, Requester, SeenBlock
 from serve.core.policy import Policy
 
 
@@ -170,6 +170,7 @@ class Waiter:
     deadline: float
     unattended: bool = False
     """No client waits: see ``serve.core.events.Acquire``."""
+    requester: Requester = field(default_factory=Requester)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def acquire(tx: Transaction, event: Acquire) -> None:
     if len(tx.waiters.rows) >= tx.policy.waiting_max:  # (6)
         tx.emit(Answer(event.ticket, ModelQueueFull(event.model, tx.policy.waiting_max)))
         return
-    waiter = Waiter(event.ticket, name or event.model, tx.now, tx.now + event.wait_s, event.unattended)
+    waiter = Waiter(event.ticket, name or event.model, tx.now, tx.now + event.wait_s, event.unattended, event.requester)
     tx.add_waiter(waiter)
     if event.wait_s <= 0:  # (7)
         answer_overdue(tx)
