@@ -45,7 +45,7 @@ RULES: Mapping[str, Callable[[], Rule | None]] = {
 
 def simulate(name: str, trace: tuple[Request, ...], seed: int, end_s: float = DAY_S) -> Tally:
     """One rule's day."""
-    return World(trace, Queue(seed), Policy(kinds=(NODE,), waiting_max=100_000), RULES[name](), end_s).run()
+    return World(trace, Queue(seed), Policy(node_types=(NODE,), waiting_max=100_000), RULES[name](), end_s).run()
 
 
 def compare(seeds: Sequence[int]) -> dict[str, list[Tally]]:

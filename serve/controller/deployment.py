@@ -35,10 +35,10 @@ from serve.core.events import (
     Event,
     FoundServer,
     GatewayCloses,
-    KindRetryAsked,
     LoadAsked,
     ModelAnswered,
     NodeDrainAsked,
+    NodeTypeRetryAsked,
     PinChanged,
     Requester,
     Started,
@@ -81,7 +81,7 @@ class Controller:
         self._cards = self._journal.cards()
         self._metrics = Metrics()
         self._edge = EdgeRuntime(self._layout, self._copies)
-        self._agents = Agents(policy.kinds, make_agent, self.post, self._clock)
+        self._agents = Agents(policy.node_types, make_agent, self.post, self._clock)
         self._performer = Performer(self._edge, self._agents, self.post, self._answer)
         self._observer = Observer(
             self._edge, self, self.post, self._performer.start_all, self._clock.now, self._agents.still
@@ -345,8 +345,8 @@ class Controller:
 
     async def retry_blocks(self, kind: str) -> GatewayError | None:
         """Ask for blocks of this type again, whatever became of the last ones."""
-        known = [one.name for one in self.fleet.policy.kinds]
+        known = [one.name for one in self.fleet.policy.node_types]
         if kind not in known:
             return NotFound(f"The site has no node type {kind!r}; it has: {', '.join(known)}.")
-        self.post(KindRetryAsked(kind))
+        self.post(NodeTypeRetryAsked(kind))
         return None

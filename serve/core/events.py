@@ -327,7 +327,7 @@ class NodeLeaves:
 
 
 @dataclass(frozen=True)
-class KindRetryAsked:
+class NodeTypeRetryAsked:
     """``gateway blocks retry``: blocks of this type may be asked for again, whatever became of the last ones."""
 
     type: str
@@ -337,7 +337,7 @@ class KindRetryAsked:
 class StorageSeen:
     """Whether the state folder can be written."""
 
-    trouble: str
+    backoff: str
     """Why not, for everybody; empty if it can."""
 
 
@@ -374,7 +374,7 @@ Event = (
     | BlockCancelAsked
     | BlocksSeen
     | NodeLeaves
-    | KindRetryAsked
+    | NodeTypeRetryAsked
     | StorageSeen
     | Tick
 )

@@ -54,7 +54,7 @@ def next_node(fleet: Fleet, need: Need, now: float) -> Expected | None:
     (1) a block is on its way; (2) one can be submitted; (3) none can before one ends that was told to: it holds its
     place for as long as the scheduler has its job, which may hang there, and nobody says for how long.
     """
-    able = {kind.name for kind in fleet.policy.kinds if holds(kind, need)}
+    able = {kind.name for kind in fleet.policy.node_types if holds(kind, need)}
     asked = {node.type for node in fleet.nodes.values() if node.phase is NodePhase.PENDING and node.type in able}
     coming = [_expect(fleet, block, now) for kind in sorted(asked) for block in _on_the_way(fleet, kind)]
     if coming:  # (1)
@@ -70,7 +70,7 @@ def next_node(fleet: Fleet, need: Need, now: float) -> Expected | None:
 
 def _in_the_way(fleet: Fleet, kind: str) -> SeenBlock | None:
     """Of a type that has as many blocks as it may, the first that is being cancelled."""
-    most = next((each.max_nodes for each in fleet.policy.kinds if each.name == kind), 0)
+    most = next((each.max_nodes for each in fleet.policy.node_types if each.name == kind), 0)
     holding = [block for block in fleet.blocks.values() if block.type == kind and not block.phase.ended]
     leaving = [block for block in holding if block.phase is BlockPhase.CANCELLING]
     return min(leaving, key=lambda b: (b.asked_at, b.name), default=None) if len(holding) >= most else None
@@ -87,12 +87,12 @@ def why_none(fleet: Fleet, need: Need, now: float, *, detail: bool = False) -> s
 
     ``detail``: for administrators, with what the agent that could not be made, or its Ray, said.
     """
-    for kind in fleet.policy.kinds:
-        trouble = fleet.troubles.get(kind.name)
-        failure = trouble or fleet.kind_failures.get(kind.name)
+    for kind in fleet.policy.node_types:
+        backoff = fleet.backoffs.get(kind.name)
+        failure = backoff or fleet.agent_failures.get(kind.name)
         if failure is not None and holds(kind, need):
             again = f", tried again in {failure.retry_at - now:.0f} s" if now < failure.retry_at else ""
-            said = f": {failure.reason.rstrip('.')}" if detail or trouble is not None else ""
+            said = f": {failure.reason.rstrip('.')}" if detail or backoff is not None else ""
             return f"no {kind.name} node can be had{said}{again}"
     return None
 
@@ -132,7 +132,7 @@ def model_state(fleet: Fleet, model: str) -> str:
         return "loading"
     if model in fleet.failures:
         return "failed"
-    if model in fleet.queues or model in fleet.pinned or model in fleet.wished:
+    if model in fleet.queues or model in fleet.pinned or model in fleet.requested_until:
         return "queued"
     return "draining" if engines else "cold"
 
@@ -168,7 +168,7 @@ def eta_s(fleet: Fleet, model: str, now: float) -> float | None:
         return None if coming.in_s is None else coming.in_s + load
     if here:  # (6)
         return load
-    asks = [ask_s(fleet, kind.name) for kind in fleet.policy.kinds if kind.max_nodes > 0 and holds(kind, need)]
+    asks = [ask_s(fleet, kind.name) for kind in fleet.policy.node_types if kind.max_nodes > 0 and holds(kind, need)]
     return min((seconds + load for seconds in asks if seconds is not None), default=None)  # (7)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gateway_plugin.catalog import Model
-from serve.core.policy import NodeKind
+from serve.core.policy import NodeTypeSpec
 from serve.core.state import Engine, EngineState, Fleet, Node, stays
 
 
@@ -56,16 +56,16 @@ def need_of(model: Model) -> Need:
     return Need(model.gpus, model.memory_mib)
 
 
-def holds(thing: Node | NodeKind, need: Need) -> bool:
+def holds(thing: Node | NodeTypeSpec, need: Need) -> bool:
     """Whether it would fit if nothing else were there."""
     if need.gpus == 0:
         return thing.host_mib >= need.mib
     return sum(1 for total in thing.gpu_mib if total >= need.mib) >= need.gpus
 
 
-def could_ever_hold(kinds: tuple[NodeKind, ...], nodes: Mapping[str, Node], need: Need) -> bool:
+def could_ever_hold(node_types: tuple[NodeTypeSpec, ...], nodes: Mapping[str, Node], need: Need) -> bool:
     """Whether any node here, or any that may be asked for, is large enough."""
-    return any(kind.max_nodes > 0 and holds(kind, need) for kind in kinds) or any(
+    return any(kind.max_nodes > 0 and holds(kind, need) for kind in node_types) or any(
         holds(node, need) for node in nodes.values()
     )
 
@@ -101,7 +101,7 @@ def waits_for(fleet: Fleet, need: Need) -> Engine | None:
         at = {
             gpu: engine
             for engine in engines
-            if unsettles(engine, due=engine.quiet)
+            if unsettles(engine, due=engine.drained_idle)
             for part in engine.on(node.id)
             for gpu in part.gpus
         }

@@ -113,7 +113,7 @@ class Engine:
     in_flight: int = 0
     last_used: float = 0.0
     """The later of the edge's last session and the last time something was in flight."""
-    orphaned_since: float | None = None
+    unwanted_since: float | None = None
     """While LOADING: since when nobody has waited for it."""
     stop_reason: str = ""
     """Why it drains or stops: evicted, idle, handed-over (these three can be taken back), unloaded, abandoned, failed,
@@ -126,19 +126,19 @@ class Engine:
     """The slot at the edge that it was started for; its key is the slot's."""
     drained: bool = False
     """While its route is DRAINING: the edge acknowledged the drain (``RouteDrained``)."""
-    quiet: bool = False
+    drained_idle: bool = False
     """Counters read after that acknowledgement said that nothing is in flight."""
     fresh_from: float = 0.0
     """Counters that the edge was asked for before this are stale and ignored."""
-    answered_at: float = 0.0
+    granted_at: float = 0.0
     """When it became ready or a waiter was last told to go to it: that request may still be on its way."""
     refusals: int = 0
     """Times in a row that the edge refused a command for its route."""
     retry_at: float = 0.0
     """No command for its route before this."""
-    still_since: float | None = None
+    stalled_since: float | None = None
     """Since when it has made no progress with ``still_with`` requests in flight, as its agent says."""
-    still_with: int = 0
+    stalled_with: int = 0
 
     @property
     def node(self) -> str:
@@ -213,16 +213,16 @@ class ClosingRoute:
 
 
 class Cause(Enum):
-    REFUSED = "refused"
+    SUBMIT_REJECTED = "submit-rejected"
     """The scheduler refuses its jobs. Asked for again and again, waiters wait on."""
-    DYING = "dying"
+    CRASH_LOOP = "crash-loop"
     """Its jobs end as soon as they start. Left alone for a while; who can be served by no other kind is refused."""
-    STUCK = "stuck"
-    """Its jobs pend for a reason that never clears. As with ``DYING``."""
+    UNSCHEDULABLE = "unschedulable"
+    """Its jobs pend for a reason that never clears. As with ``CRASH_LOOP``."""
 
 
 @dataclass(frozen=True)
-class Trouble:
+class NodeTypeBackoff:
     """Why a kind is not asked for before ``retry_at``; after that, one node at a time until one is had."""
 
     cause: Cause
@@ -238,7 +238,7 @@ class Trouble:
     @property
     def lasting(self) -> bool:
         """Whether waiting for it makes no sense."""
-        return self.cause is not Cause.REFUSED
+        return self.cause is not Cause.SUBMIT_REJECTED
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class Fleet:
     """Model -> the last load's seconds, for ``eta_s``."""
     pinned: frozenset[str] = frozenset()
     """Never evicted, always wanted: from the catalog and from ``gateway models pin``."""
-    wished: Mapping[str, float] = field(default_factory=dict)
+    requested_until: Mapping[str, float] = field(default_factory=dict)
     """Model -> until when it is wanted, or until it is ready: for ever by ``gateway models load``; where a client was
     refused with a time at which to come back, until a while after that."""
     switches: int = 0
@@ -276,7 +276,7 @@ class Fleet:
     """Index: model -> ids of its engines."""
     closing: Mapping[str, ClosingRoute] = field(default_factory=dict)
     """By engine id: servers on their way to ``maint``."""
-    kind_failures: Mapping[str, Failure] = field(default_factory=dict)
+    agent_failures: Mapping[str, Failure] = field(default_factory=dict)
     """Node types whose last agent could not be created."""
     unsettled: frozenset[str] = frozenset()
     """Nodes found at the start that have not reported yet."""
@@ -292,9 +292,9 @@ class Fleet:
     """Node type -> (node, seconds from its job's start until its agent reported), of the last few."""
     apart: Mapping[str, Apart] = field(default_factory=dict)
     """By model. Kept by ``serve.core.policies.apart``."""
-    troubles: Mapping[str, Trouble] = field(default_factory=dict)
+    backoffs: Mapping[str, NodeTypeBackoff] = field(default_factory=dict)
     """By kind: why it is not asked for. Kept by ``serve.core.policies.backoff``."""
-    forgiven: Mapping[str, float] = field(default_factory=dict)
+    reset_at: Mapping[str, float] = field(default_factory=dict)
     """By kind: when an administrator last asked for a retry; what its blocks did before does not count."""
     storage: str = ""
     """Why the state folder cannot be written, for everybody; empty if it can."""
@@ -320,7 +320,9 @@ def serving(engine: Engine) -> bool:
 def stalled(engine: Engine) -> bool:
     """It serves, as far as the edge knows, and does not move."""
     return (
-        engine.still_since is not None and engine.state is EngineState.READY and engine.route is not RouteState.OPENING
+        engine.stalled_since is not None
+        and engine.state is EngineState.READY
+        and engine.route is not RouteState.OPENING
     )
 
 
@@ -331,7 +333,7 @@ def stays(node: Node) -> bool:
 
 def had_requests(engine: Engine) -> bool:
     """Somebody was told to go to it, or something seen on it, since it was ready."""
-    return engine.in_flight > 0 or max(engine.answered_at, engine.last_used) > ready_at(engine)
+    return engine.in_flight > 0 or max(engine.granted_at, engine.last_used) > ready_at(engine)
 
 
 def used_at(engine: Engine) -> float:

@@ -23,7 +23,7 @@ from serve.core.state import (
     Fleet,
     Node,
     NodePhase,
-    Trouble,
+    NodeTypeBackoff,
     Waiter,
     live,
     reservation,
@@ -87,13 +87,13 @@ class Transaction:
     slots: Table[int]
     closing: Table[ClosingRoute]
     failures: Table[Failure]
-    kind_failures: Table[Failure]
+    agent_failures: Table[Failure]
     load_s: Table[float]
-    wished: Table[float]
+    requested_until: Table[float]
     block_start_s: Table[tuple[tuple[str, float], ...]]
     apart: Table[Apart]
-    troubles: Table[Trouble]
-    forgiven: Table[float]
+    backoffs: Table[NodeTypeBackoff]
+    reset_at: Table[float]
 
     policy: Policy
     epoch: int
@@ -218,7 +218,7 @@ class Transaction:
 
     def wanted(self, model: str) -> bool:
         """There is demand: a client waits, it is pinned, it is to be loaded, or a client is expected back."""
-        return model in self.pinned or model in self.wished.rows or self.attended(model) is not None
+        return model in self.pinned or model in self.requested_until.rows or self.attended(model) is not None
 
     def attended(self, model: str) -> Waiter | None:
         """The oldest waiter of ``model`` that has a client."""

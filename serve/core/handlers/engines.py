@@ -65,10 +65,10 @@ def engine_stalled(tx: Transaction, event: EngineStalled) -> None:
     engine = tx.engines.rows.get(event.engine)
     if engine is not None:
         in_flight = max(1, event.in_flight)
-        tx.set_engine(engine, still_since=tx.now - event.still_s, still_with=in_flight)
+        tx.set_engine(engine, stalled_since=tx.now - event.still_s, stalled_with=in_flight)
 
 
 def engine_moves(tx: Transaction, event: EngineMoves) -> None:
     engine = tx.engines.rows.get(event.engine)
     if engine is not None:
-        tx.set_engine(engine, still_since=None)
+        tx.set_engine(engine, stalled_since=None)

@@ -54,7 +54,7 @@ def node_joined(tx: Transaction, event: NodeJoined) -> None:
     if joined.drain_asked:
         begin_stop_all(tx, joined.id, "node-ends" if joined.ending else "node-leaving")
     tx.unsettled -= {event.node}
-    tx.kind_failures.drop(event.type)
+    tx.agent_failures.drop(event.type)
     tx.joined_blocks |= {event.block}
 
 
@@ -93,7 +93,7 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
         slot=slot,
         drained=draining,
         fresh_from=tx.now,
-        answered_at=tx.now,
+        granted_at=tx.now,
     )
     loading_twice = state is EngineState.LOADING and any(
         other.state is EngineState.LOADING for other in tx.engines_of(found.model)
@@ -130,8 +130,8 @@ def node_failed(tx: Transaction, event: NodeFailed) -> None:
     node = tx.nodes.rows.get(event.node)
     if node is None:
         return
-    last = tx.kind_failures.rows.get(node.type)
+    last = tx.agent_failures.rows.get(node.type)
     count = 1 + (last.count if last is not None else 0)
     delay = min(tx.policy.retry_max_s, tx.policy.retry_first_s * 2.0 ** min(count - 1, 30))
-    tx.kind_failures.put(node.type, Failure(count, tx.now, tx.now + delay, event.reason))
+    tx.agent_failures.put(node.type, Failure(count, tx.now, tx.now + delay, event.reason))
     lose(tx, node)

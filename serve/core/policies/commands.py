@@ -66,7 +66,7 @@ def _drain(tx: Transaction, engine: Engine) -> None:
     if drain_is_over(tx, engine) and tx.reachable(engine) and _may_stop(tx, engine):
         _stop(tx, tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_sent=False))
     elif not engine.drained and tx.now >= engine.retry_at:
-        tx.set_engine(engine, route=RouteState.DRAINING, quiet=False, retry_at=_lost_at(tx))
+        tx.set_engine(engine, route=RouteState.DRAINING, drained_idle=False, retry_at=_lost_at(tx))
         tx.emit(DrainRoute(engine.id, engine.slot, engine.server))
 
 

@@ -31,7 +31,7 @@ def review(tx: Transaction) -> None:
                 model.keep_alive_s >= 0
                 and engine.in_flight == 0
                 and now >= engine.last_used + model.keep_alive_s
-                and now >= max(engine.last_used, engine.answered_at, ready_at(engine)) + model.keep_alive_s
+                and now >= max(engine.last_used, engine.granted_at, ready_at(engine)) + model.keep_alive_s
                 and now >= ready_at(engine) + model.min_residency_s
                 and not unclaimed(tx, engine)
                 and idle(tx, engine)
@@ -44,10 +44,10 @@ def review(tx: Transaction) -> None:
                 begin_stop(tx, engine, "load-timeout")
                 record_failure(tx, engine.model, f"not ready within {model.load_timeout_s:.0f} s.")
             elif tx.wanted(engine.model) or engine.takes_over:
-                if engine.orphaned_since is not None:
-                    tx.set_engine(engine, orphaned_since=None)
-            elif engine.orphaned_since is None:  # (2)
-                tx.set_engine(engine, orphaned_since=now)
+                if engine.unwanted_since is not None:
+                    tx.set_engine(engine, unwanted_since=None)
+            elif engine.unwanted_since is None:  # (2)
+                tx.set_engine(engine, unwanted_since=now)
 
 
 def forgive(tx: Transaction) -> None:

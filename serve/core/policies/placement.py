@@ -28,7 +28,7 @@ def wanted_order(tx: Transaction) -> list[str]:
     waits for; ties by name."""
     oldest = {model: tx.attended(model) for model in tx.queues.rows}
     queued = sorted((waiter.since, model) for model, waiter in oldest.items() if waiter is not None)
-    unasked = sorted(model for model in tx.pinned | tx.wished.rows.keys() if oldest.get(model) is None)
+    unasked = sorted(model for model in tx.pinned | tx.requested_until.rows.keys() if oldest.get(model) is None)
     waiters = tx.waiters.rows
     last = sorted((waiters[tx.queues.rows[m][0]].since, m) for m in oldest if tx.unattended(m))
     order = (*(model for _, model in queued), *unasked, *(model for _, model in last))

@@ -8,10 +8,10 @@ only when a model has found no room, by eviction neither, and what is on its way
 from __future__ import annotations
 
 from serve.core.effects import CreateAgent
-from serve.core.policy import NodeKind
+from serve.core.policy import NodeTypeSpec
 from serve.core.room import Need, Room, holds, need_of
 from serve.core.state import Node, NodePhase
-from serve.core.supply import may_ask, withdrawn
+from serve.core.supply import agents_to_withdraw, may_ask
 from serve.core.transaction import Transaction
 from serve.core.transitions import release_node
 
@@ -31,8 +31,8 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], di
     pending: dict[str, Room] = {}
     count: dict[str, int] = {}
     staying: dict[str, int] = {}
-    kinds = {kind.name: kind for kind in tx.policy.kinds}
-    useless = withdrawn(tx)
+    node_types = {kind.name: kind for kind in tx.policy.node_types}
+    useless = agents_to_withdraw(tx)
     for node in list(tx.nodes.rows.values()):
         left = node.drain_asked and not node.engines and node.phase in (NodePhase.LEAVING, NodePhase.PENDING)
         if left or node.id in useless:  # (1)
@@ -42,8 +42,8 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], di
         if node.drain_asked:
             continue
         staying[node.type] = staying.get(node.type, 0) + 1
-        if node.phase is NodePhase.PENDING and node.type in kinds:
-            pending[node.id] = Room(kinds[node.type].host_mib, kinds[node.type].gpu_mib)
+        if node.phase is NodePhase.PENDING and node.type in node_types:
+            pending[node.id] = Room(node_types[node.type].host_mib, node_types[node.type].gpu_mib)
     needed: set[str] = set()
     for name in unplaced:
         need = need_of(tx.models[name])
@@ -59,14 +59,14 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], di
             assert devices is not None, "it was chosen because it fits"
             pending[credit] = pending[credit].add(devices, -need.mib)
             needed.add(credit)
-    for kind in tx.policy.kinds:  # (5)
+    for kind in tx.policy.node_types:  # (5)
         while staying.get(kind.name, 0) < kind.min_nodes and _may_have(tx, kind, count):
             needed.add(_ask(tx, kind, count, staying))
-    spare = {name: many - (kinds[name].min_nodes if name in kinds else 0) for name, many in staying.items()}
+    spare = {name: many - (node_types[name].min_nodes if name in node_types else 0) for name, many in staying.items()}
     return frozenset(pending.keys() - needed), spare  # (6)
 
 
-def _ask(tx: Transaction, kind: NodeKind, *counts: dict[str, int]) -> str:
+def _ask(tx: Transaction, kind: NodeTypeSpec, *counts: dict[str, int]) -> str:
     node = Node(f"{kind.name}-{tx.epoch}-{tx.next_serial()}", kind.name, NodePhase.PENDING, since=tx.now)
     tx.nodes.put(node.id, node)
     for many in counts:
@@ -75,12 +75,12 @@ def _ask(tx: Transaction, kind: NodeKind, *counts: dict[str, int]) -> str:
     return node.id
 
 
-def _may_have(tx: Transaction, kind: NodeKind, count: dict[str, int]) -> bool:
+def _may_have(tx: Transaction, kind: NodeTypeSpec, count: dict[str, int]) -> bool:
     return count.get(kind.name, 0) < kind.max_nodes and may_ask(tx, kind)
 
 
-def _smallest(tx: Transaction, need: Need, count: dict[str, int]) -> NodeKind | None:
-    able = [kind for kind in tx.policy.kinds if holds(kind, need) and _may_have(tx, kind, count)]
+def _smallest(tx: Transaction, need: Need, count: dict[str, int]) -> NodeTypeSpec | None:
+    able = [kind for kind in tx.policy.node_types if holds(kind, need) and _may_have(tx, kind, count)]
     return min(able, key=lambda kind: (len(kind.gpu_mib), sum(kind.gpu_mib), kind.host_mib, kind.name), default=None)
 
 

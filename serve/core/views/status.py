@@ -8,7 +8,7 @@ from typing import Any
 from serve.core.events import SeenBlock
 from serve.core.forecast import blocks_of, eta_s, model_state, waiting_reason
 from serve.core.state import Engine, EngineState, Fleet, Node, RouteState, stalled
-from serve.core.supply import words
+from serve.core.supply import describe
 
 
 def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     """One row for every node type of the site: how many blocks run and wait, how many there may be, and of the block
     that waits longest why and until when; ``trouble``: why none is asked for before ``retry_in_s`` has passed."""
     rows = []
-    for kind in sorted(fleet.policy.kinds, key=lambda kind: kind.name):
+    for kind in sorted(fleet.policy.node_types, key=lambda kind: kind.name):
         blocks = [block for block in fleet.blocks.values() if block.type == kind.name and not block.phase.ended]
         queued = sorted((b for b in blocks if b.phase.queued), key=lambda b: (b.asked_at, b.name))
         oldest = queued[0] if queued else None
@@ -124,9 +124,9 @@ def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
 
 
 def _trouble(fleet: Fleet, kind: str, now: float) -> dict[str, Any]:
-    trouble, failure = fleet.troubles.get(kind), fleet.kind_failures.get(kind)
-    if trouble is not None:
-        return {"trouble": words(kind, trouble), "retry_in_s": _until(trouble.retry_at, now)}
+    backoff, failure = fleet.backoffs.get(kind), fleet.agent_failures.get(kind)
+    if backoff is not None:
+        return {"trouble": describe(kind, backoff), "retry_in_s": _until(backoff.retry_at, now)}
     if failure is not None:
         said = f"No agent could be made for a node of type '{kind}': {failure.reason.rstrip('.')}"
         return {"trouble": said, "retry_in_s": _until(failure.retry_at, now)}
@@ -149,7 +149,7 @@ def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
             "slots": fleet.policy.slots,
             "waiting_max": fleet.policy.waiting_max,
             "block_idle_s": fleet.policy.block_idle_s,
-            "kinds": [kind.name for kind in fleet.policy.kinds],
+            "kinds": [kind.name for kind in fleet.policy.node_types],
         },
     }
 
@@ -174,11 +174,11 @@ def waiting_by_model(fleet: Fleet) -> dict[str, int]:
 def stall_words(fleet: Fleet, engine: Engine, now: float) -> str | None:
     """For everybody: ``no progress for 40 s with 3 requests in flight; ended at 60 s``; ``None``: it moves."""
     model = fleet.models.get(engine.model)
-    if engine.still_since is None or model is None:
+    if engine.stalled_since is None or model is None:
         return None
-    count = max(engine.in_flight, engine.still_with)
+    count = max(engine.in_flight, engine.stalled_with)
     requests = "1 request" if count == 1 else f"{count} requests"
     return (
-        f"no progress for {max(0.0, now - engine.still_since):.0f} s with {requests} in flight; "
+        f"no progress for {max(0.0, now - engine.stalled_since):.0f} s with {requests} in flight; "
         f"ended at {model.hang_after_s:.0f} s"
     )

@@ -47,12 +47,12 @@ def test_draining_routes_are_watched_closely() -> None:
 
 def test_an_engine_not_seen_in_use_yet_is_watched_while_somebody_waits_and_its_grace_lasts() -> None:
     waiting = replace(FLEET, waiters={"t": Waiter("t", "other", 0.0, 9.0)})
-    fresh = {"e1": replace(ENGINE, answered_at=99.0)}
+    fresh = {"e1": replace(ENGINE, granted_at=99.0)}
     assert watched(replace(waiting, engines=fresh), 100.0) == {3}
     assert watched(replace(waiting, engines=fresh), 99.0 + Policy().first_use_grace_s) == frozenset()
     assert watched(replace(FLEET, engines=fresh), 100.0) == frozenset()
     assert (
-        watched(replace(waiting, engines={"e1": replace(ENGINE, answered_at=99.0, last_used=99.5)}), 100.0)
+        watched(replace(waiting, engines={"e1": replace(ENGINE, granted_at=99.0, last_used=99.5)}), 100.0)
         == frozenset()
     )
 

@@ -110,7 +110,7 @@ def test_a_fleet_comes_back_from_json() -> None:
     ill = story.fleet
     story.exited("a")
     story.on(ev.SuspectsKept("a"))
-    assert any(one.still_since for one in ill.engines.values())
+    assert any(one.stalled_since for one in ill.engines.values())
     assert story.fleet.apart
     assert story.fleet.waiters
     for fleet in (initial(story.fleet.policy), ill, story.fleet):

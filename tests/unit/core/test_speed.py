@@ -67,13 +67,13 @@ def test_ten_thousand_warm_decisions_a_second(large: Fleet) -> None:
 def test_a_step_of_a_large_fleet_takes_about_a_millisecond(large: Fleet) -> None:
     rows = tuple(ev.ServerSeen(f"e{i}", True, i % 3, 0.0) for i in range(MODELS - 20))
     busy = tuple(ev.ServerSeen(f"e{i}", True, 5, 0.0) for i in range(MODELS - 20))
-    kinds: dict[str, Callable[[int], ev.Event]] = {
+    node_types: dict[str, Callable[[int], ev.Event]] = {
         "tick": lambda i: ev.Tick(),
         "one more waiter": lambda i: ev.Acquire(f"x{i}", f"w{i % 20}", 60.0),
         "an exit": lambda i: ev.EngineExited(f"e{i}", "gone", True),
         "twenty evictions": lambda i: ev.EdgeSeen(rows, 1020.0),
         "counters, all busy": lambda i: ev.EdgeSeen(busy, 1020.0),
     }
-    took = {name: seconds_each(large, event, 20) for name, event in kinds.items()}
+    took = {name: seconds_each(large, event, 20) for name, event in node_types.items()}
     assert took.pop("twenty evictions") < 50 * 0.001
     assert max(took.values()) < 10 * 0.001, took

@@ -8,7 +8,7 @@ import pytest
 
 from serve.core import events as ev
 from serve.core.effects import CreateAgent, DrainRoute, KillAgent, OpenRoute, StartEngine, StopEngine
-from serve.core.policy import REOPENS_S, NodeKind
+from serve.core.policy import REOPENS_S, NodeTypeSpec
 from serve.core.state import EngineState, NodePhase, serving
 from tests.support.fleets import Story, a_block, a_kind, a_model, a_policy, begin
 
@@ -19,9 +19,9 @@ LEAD = 20.0 + 30.0 + 10.0 + 10.0
 """Seen: 20 s in the queue and a load of 10 s; guessed: 30 s until the agent reports; and a margin of 10 s."""
 
 
-def old(*others: str, most: int = 2, kinds: tuple[NodeKind, ...] = (), **fields: Any) -> Story:
+def old(*others: str, most: int = 2, node_types: tuple[NodeTypeSpec, ...] = (), **fields: Any) -> Story:
     """Model a serves on a node whose block ends at 4500, and was used just now; ``others``: nodes that do not end."""
-    policy = a_policy(*(kinds or (a_kind(most=most),)), block_idle_s=1e6, block_unused_s=None, **fields)
+    policy = a_policy(*(node_types or (a_kind(most=most),)), block_idle_s=1e6, block_unused_s=None, **fields)
     story = begin(a_model("a"), a_model("b"), a_model("c", 2), policy=policy, nodes=(OLD, *others))
     story.blocks(a_block(OLD, ends=4500.0))
     story.ask("a")
@@ -177,7 +177,7 @@ def test_never_more_than_max_nodes_and_no_request_fails() -> None:
 
 
 def test_the_smallest_kind_that_holds_it_is_asked_for() -> None:
-    story = old(kinds=(a_kind("cpu", 4, most=2), a_kind("fat", 12, most=2)))
+    story = old(node_types=(a_kind("cpu", 4, most=2), a_kind("fat", 12, most=2)))
     until(story, DRAIN_AT - LEAD + 1)
     assert [ask.type for ask in story.ever(CreateAgent)] == ["cpu"]
 

@@ -183,7 +183,7 @@ def test_of_those_who_do_not_wait_one_at_a_time_keeps_its_place_in_the_queue_for
         story.ask(f"m{number}", wait_s=0)
         story.tick(1)
     assert len(story.answers()) == 7
-    assert list(story.fleet.wished) == ["m1"]
+    assert list(story.fleet.requested_until) == ["m1"]
     assert len(story.ever(CreateAgent)) == 2
 
 
@@ -251,7 +251,7 @@ def test_a_wish_is_a_load_without_a_waiter() -> None:
     story.on(ev.LoadAsked("a"))
     story.tick(10)
     story.loaded("a")
-    assert not story.fleet.wished
+    assert not story.fleet.requested_until
 
 
 def test_a_failed_load_is_tried_again_with_back_off_and_the_waiter_waits_on() -> None:
@@ -422,7 +422,7 @@ def test_at_the_gateways_end_every_waiter_is_told_and_what_serves_goes_on() -> N
         assert isinstance(error, GoingDown)
         assert (error.status, error.headers()["Retry-After"]) == (503, "30")
     assert not story.fleet.waiters
-    assert not story.fleet.wished, "nothing is loaded, and no block asked for, that nobody comes back to"
+    assert not story.fleet.requested_until, "nothing is loaded, and no block asked for, that nobody comes back to"
     warm = story.ask("a")
     assert story.answers()[warm].error is None, "a request that was let in before finds its model"
     late = story.ask("c")
@@ -486,7 +486,7 @@ def test_who_was_told_when_to_come_back_finds_the_block_still_in_the_queue() -> 
     story.join(asked.node)
     story.loaded("a")
     assert story.answers()[late].error is None
-    assert not story.fleet.wished
+    assert not story.fleet.requested_until
 
 
 def test_who_does_not_come_back_is_not_waited_for_for_ever() -> None:

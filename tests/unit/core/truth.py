@@ -113,5 +113,5 @@ def check(world: World) -> None:
         assert (host, tuple(gpus)) == (node.free_host_mib, node.free_gpu_mib)
         assert min((host, *gpus)) >= 0, "over-committed"
     assert sum(len(node.engines) for node in fleet.nodes.values()) == len(fleet.engines)
-    for kind in world.policy.kinds:
+    for kind in world.policy.node_types:
         assert sum(node.type == kind.name for node in fleet.nodes.values()) <= kind.max_nodes

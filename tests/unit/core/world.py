@@ -161,7 +161,7 @@ class World:
         return {id: process for agent in self.agents.values() for id, process in agent.processes.items()}
 
     def describe(self, agent: Agent) -> ev.NodeJoined:
-        kind = next(kind for kind in self.policy.kinds if kind.name == agent.type)
+        kind = next(kind for kind in self.policy.node_types if kind.name == agent.type)
         found = tuple(
             ev.FoundEngine(p.id, p.model, p.gpus, p.memory_mib, p.started, p.address, p.ready)
             for p in agent.processes.values()
@@ -195,7 +195,7 @@ class World:
         address = f"{agent.id}:{self.epoch}.{command.engine}"
         process = Process(command.engine, model.name, command.gpus, need.mib, self.now, address)
         agent.processes[process.id] = process
-        kind = next(kind for kind in self.policy.kinds if kind.name == agent.type)
+        kind = next(kind for kind in self.policy.node_types if kind.name == agent.type)
         held = [0] * len(kind.gpu_mib)
         for one in agent.processes.values():
             for gpu in one.gpus:
