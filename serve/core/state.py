@@ -274,6 +274,8 @@ class Fleet:
     """Index: model -> tickets of its waiters, oldest first."""
     model_engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Index: model -> ids of its engines."""
+    moving: Mapping[str, EngineState] = field(default_factory=dict)
+    """Index: the state of every engine but those that are READY with an OPEN route."""
     closing: Mapping[str, ClosingRoute] = field(default_factory=dict)
     """By engine id: servers on their way to ``maint``."""
     agent_failures: Mapping[str, Failure] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 ``step`` makes a ``Transaction`` from a frozen ``Fleet``, handlers and policies write into it, ``commit`` freezes it
 again. The fleet it came from is not altered, so a step stays a pure function. Only this module writes the indexes
-(``Node.engines``, ``Node.free_*``, ``Fleet.queues``, ``Fleet.model_engines``).
+(``Node.engines``, ``Node.free_*``, ``Fleet.queues``, ``Fleet.model_engines``, ``Fleet.moving``).
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from serve.core.state import (
     Apart,
     ClosingRoute,
     Engine,
+    EngineState,
     Failure,
     Fleet,
     Node,
     NodePhase,
     NodeTypeBackoff,
+    RouteState,
     Waiter,
     live,
     reservation,
@@ -84,6 +86,7 @@ class Transaction:
     waiters: Table[Waiter]
     queues: Table[tuple[str, ...]]
     model_engines: Table[tuple[str, ...]]
+    moving: Table[EngineState]
     slots: Table[int]
     closing: Table[ClosingRoute]
     failures: Table[Failure]
@@ -144,7 +147,7 @@ class Transaction:
 
     def add_engine(self, engine: Engine) -> None:
         """A new engine: it holds its ``reservation`` from now on."""
-        self.engines.put(engine.id, engine)
+        self._put(engine)
         self.model_engines.put(engine.model, (*self.model_engines.rows.get(engine.model, ()), engine.id))
         for node in dict.fromkeys(part.node for part in engine.parts):
             row = self.nodes.rows[node]
@@ -154,7 +157,7 @@ class Transaction:
     def set_engine(self, engine: Engine, **changes: Any) -> Engine:
         """Change fields of an engine other than its id, model and parts."""
         changed = replace(engine, **changes)
-        self.engines.put(engine.id, changed)
+        self._put(changed)
         before, after = reservation(engine), reservation(changed)
         if before is not after:
             self._hold(before, -1)
@@ -164,6 +167,7 @@ class Transaction:
     def drop_engine(self, engine: Engine) -> None:
         """Its process is gone: its memory is free."""
         self.engines.drop(engine.id)
+        self.moving.drop(engine.id)
         left = tuple(other for other in self.model_engines.rows[engine.model] if other != engine.id)
         if left:
             self.model_engines.put(engine.model, left)
@@ -174,6 +178,13 @@ class Transaction:
             engines = tuple(other for other in row.engines if other != engine.id)
             self.nodes.put(node, replace(row, engines=engines, idle_since=None if engines else self.now))
         self._hold(reservation(engine), -1)
+
+    def _put(self, engine: Engine) -> None:
+        self.engines.put(engine.id, engine)
+        if engine.state is EngineState.READY and engine.route is RouteState.OPEN:
+            self.moving.drop(engine.id)
+        elif self.moving.rows.get(engine.id) is not engine.state:
+            self.moving.put(engine.id, engine.state)
 
     def _hold(self, parts: Iterable[Part], sign: int) -> None:
         for part in parts:
@@ -222,7 +233,10 @@ class Transaction:
 
     def attended(self, model: str) -> Waiter | None:
         """The oldest waiter of ``model`` that has a client."""
-        waiters = (self.waiters.rows[ticket] for ticket in self.queues.rows.get(model, ()))
+        queue = self.queues.rows.get(model)
+        if queue is None:
+            return None
+        waiters = (self.waiters.rows[ticket] for ticket in queue)
         return next((waiter for waiter in waiters if not waiter.unattended), None)
 
     def unattended(self, model: str) -> bool:

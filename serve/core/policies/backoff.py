@@ -6,7 +6,7 @@ that decides when a kind is asked for again; ``gateway_plugin.blocks.pool`` only
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from gateway_plugin.phases import BlockPhase
 from serve.core.events import SeenBlock
@@ -35,7 +35,7 @@ def review_backoffs(tx: Transaction) -> None:
             tx.backoffs.put(kind.name, worst)
 
 
-def _stuck(tx: Transaction, kind: NodeTypeSpec, blocks: Iterable[SeenBlock]) -> NodeTypeBackoff | None:
+def _stuck(tx: Transaction, kind: NodeTypeSpec, blocks: Sequence[SeenBlock]) -> NodeTypeBackoff | None:
     known = tx.backoffs.rows.get(kind.name)
     if known is not None and known.cause is not Cause.UNSCHEDULABLE:
         known = None
@@ -51,9 +51,11 @@ def _stuck(tx: Transaction, kind: NodeTypeSpec, blocks: Iterable[SeenBlock]) -> 
     return known
 
 
-def _dying(tx: Transaction, blocks: Iterable[SeenBlock], after: float) -> NodeTypeBackoff | None:
+def _dying(tx: Transaction, blocks: Sequence[SeenBlock], after: float) -> NodeTypeBackoff | None:
     """From the block that began last backwards: (1) one that lives, or did, ends the row; (2) one that never ran says
     nothing, nor does one that was cancelled before its node joined; (3) one that died early counts."""
+    if not any(block.phase in _DIED for block in blocks):
+        return None
     living = {node.block for node in tx.nodes.rows.values()}
     row: list[SeenBlock] = []
     for block in sorted(blocks, key=lambda block: (_began(block), block.name), reverse=True):
@@ -82,8 +84,10 @@ def _died_early(tx: Transaction, block: SeenBlock) -> bool:
     return _ended(block) >= tx.started_at and block.name not in tx.joined_blocks
 
 
-def _refused(policy: Policy, blocks: Iterable[SeenBlock], after: float) -> NodeTypeBackoff | None:
+def _refused(policy: Policy, blocks: Sequence[SeenBlock], after: float) -> NodeTypeBackoff | None:
     """From the block that was asked for last backwards: those without a job, until one that had one."""
+    if not any(block.job is None for block in blocks):
+        return None
     row: list[SeenBlock] = []
     for block in sorted(blocks, key=lambda block: (block.asked_at, block.name), reverse=True):
         if block.job is not None or (block.phase in _DIED and _ended(block) <= after):

@@ -26,7 +26,7 @@ def reconcile(tx: Transaction) -> None:
     """
     if tx.slots_changed:
         tx.emit(slots_as_they_are(tx.models, tx.slots.rows, tx.apart.rows, tx.fresh_slots))
-    for engine in list(tx.engines.rows.values()):
+    for engine in [tx.engines.rows[name] for name in tx.moving.rows]:
         if engine.state is EngineState.READY:
             if engine.route in (RouteState.NONE, RouteState.OPENING) and tx.now >= engine.retry_at:
                 _open(tx, engine)  # (1)

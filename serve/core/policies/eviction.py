@@ -15,6 +15,8 @@ from serve.core.transaction import Transaction
 def evictable(tx: Transaction, engine: Engine) -> bool:
     """Wanted by nobody (pins are wants), on a node that can be told to stop it; idle or stalled and resident for long
     enough, or a load that all who waited for it have left."""
+    if engine.in_flight and engine.stalled_since is None:
+        return False  # the quick way past a busy engine
     if tx.wanted(engine.model):
         return False
     if abandoned(tx, engine):

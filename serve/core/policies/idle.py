@@ -19,7 +19,7 @@ def review(tx: Transaction) -> None:
         no request since it was ready is kept for ``unclaimed_s`` at least.
     """
     policy, now = tx.policy, tx.now
-    for engine in list(tx.engines.rows.values()):
+    for engine in [one for one in tx.engines.rows.values() if not one.in_flight or one.id in tx.moving.rows]:
         model = tx.models.get(engine.model)
         if model is None:
             continue

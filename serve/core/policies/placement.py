@@ -67,7 +67,7 @@ class _Plan:
         self.any_ends = any(node.ending for node in tx.nodes.rows.values())
         self.unsettled: dict[str, set[int]] = {}
         """Node -> GPUs where nothing may start: something loads or stops there, or a model waits for that to end."""
-        for engine in tx.engines.rows.values():
+        for engine in [tx.engines.rows[name] for name in tx.moving.rows]:
             if engine.state is EngineState.READY:
                 continue
             draining = engine.state is EngineState.DRAINING
@@ -128,15 +128,16 @@ class _Plan:
         """The node and devices with the fewest loads and stops on them, then of the tightest fit, ties by id; CPU
         models keep off nodes with GPUs if they can."""
         best: tuple[tuple[int, bool, int, str], Node, tuple[int, ...]] | None = None
+        free = need.mib if when is not _When.ONCE_FREED else 0
         for node in self._nodes(need, when):
+            if (max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib) < free:
+                continue  # the quick way past a full node
             if not where(node):
                 continue
             later = self.later(node)
             unsettled = self.unsettled.get(node.id, ())
             if when is _When.ONCE_FREED:
                 devices = later.devices(need)
-            elif (max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib) < need.mib:
-                continue  # the quick way past a full node
             else:
                 devices = self.now(node).devices(need, within=later, last=unsettled)
             if devices is None:
@@ -333,7 +334,7 @@ def _evict_for_slot(plan: _Plan) -> None:
     """More models than slots: the evictable engine of the lowest rank goes, one at a time."""
     tx = plan.tx
     going = (EngineState.DRAINING, EngineState.STOPPING)
-    if tx.closing.rows or any(engine.state in going for engine in tx.engines.rows.values()):
+    if tx.closing.rows or any(state in going for state in tx.moving.rows.values()):
         return
     idle = [engine for engines in plan.idle_engines().values() for engine in engines]
     if idle:

@@ -50,13 +50,17 @@ def _due(tx: Transaction) -> list[Node]:
     policy, now = tx.policy, tx.now
     here = 0
     ripe: list[tuple[float, float, Node]] = []
+    engines = tx.engines.rows
     for node in tx.nodes.rows.values():
-        if node.drain_asked or node.phase not in (NodePhase.UP, NodePhase.ORPHANED):
+        if node.drain_asked or (node.phase is not NodePhase.UP and node.phase is not NodePhase.ORPHANED):
             continue
         here += 1
-        since = _unused_since(tx, node)
+        if node.engines and engines[node.engines[0]].in_flight:
+            continue  # the quick way past a busy node
         patience = policy.block_unused_s if node.engines else policy.block_idle_s
-        if since is not None and patience is not None and now >= since + patience:
+        if patience is None or (since := _unused_since(tx, node)) is None:
+            continue
+        if now >= since + patience:
             ripe.append((reload_cost(tx, node), since, node))
     ripe.sort(key=lambda entry: (*entry[:2], entry[2].id))
     due = []
