@@ -63,6 +63,15 @@ def holds(thing: Node | NodeTypeSpec, need: Need) -> bool:
     return sum(1 for total in thing.gpu_mib if total >= need.mib) >= need.gpus
 
 
+def has_room(node: Node, need: Need) -> bool:
+    """Whether it fits into what is free."""
+    if need.gpus == 0:
+        return node.free_host_mib >= need.mib
+    if max(node.free_gpu_mib, default=0) < need.mib:
+        return False
+    return sum(free >= need.mib for free in node.free_gpu_mib) >= need.gpus
+
+
 def could_ever_hold(node_types: tuple[NodeTypeSpec, ...], nodes: Mapping[str, Node], need: Need) -> bool:
     """Whether any node here, or any that may be asked for, is large enough."""
     return any(kind.max_nodes > 0 and holds(kind, need) for kind in node_types) or any(
@@ -95,8 +104,15 @@ def waits_for(fleet: Fleet, need: Need) -> Engine | None:
     (1) there is free room on quiet GPUs: none; (2) there is free room, but where something loads or stops; (3) what
     gives room up must wait for a load before it is stopped.
     """
+    if need.gpus == 0:
+        return None
+    moving = {part.node for name in fleet.moving for part in fleet.engines[name].parts}
+    if any(node.id not in moving and stays(node) and has_room(node, need) for node in fleet.nodes.values()):
+        return None  # (1)
     found: Engine | None = None
-    for node in sorted((node for node in fleet.nodes.values() if need.gpus and stays(node)), key=lambda node: node.id):
+    for node in (fleet.nodes[name] for name in sorted(moving)):
+        if not stays(node):
+            continue
         engines = [fleet.engines[engine] for engine in node.engines]
         at = {
             gpu: engine

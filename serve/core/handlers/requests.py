@@ -7,7 +7,7 @@ from dataclasses import replace
 from gateway_plugin.errors import ModelNotFound, ModelQueueFull, WaitDeadline
 from serve.core.effects import Answer, Effect
 from serve.core.events import Acquire, ModelAnswered, SuspectsKept, WaiterLeft
-from serve.core.forecast import eta_s, model_state, next_node, waiting_reason
+from serve.core.forecast import Forecast, eta_s, model_state, waiting_reason
 from serve.core.policy import APART_S, GRANT_STEP_S
 from serve.core.room import need_of
 from serve.core.state import Fleet, Waiter, live, serving
@@ -106,7 +106,7 @@ def answer_overdue(tx: Transaction) -> None:
 
 
 def _keep_demand(tx: Transaction, fleet: Fleet, model: str, eta_s: float) -> None:
-    if next_node(fleet, need_of(tx.models[model]), tx.now) is None:
+    if Forecast(fleet, tx.now).next_node(need_of(tx.models[model])) is None:
         return
     policy = tx.policy
     until = tx.now + min(eta_s + policy.pending_idle_s, policy.demand_kept_max_s)

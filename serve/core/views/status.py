@@ -6,12 +6,14 @@ from collections import Counter
 from typing import Any
 
 from serve.core.events import SeenBlock
-from serve.core.forecast import blocks_of, eta_s, model_state, waiting_reason
+from serve.core.forecast import Forecast, model_state
 from serve.core.state import Engine, EngineState, Fleet, Node, RouteState, stalled
 from serve.core.supply import describe
 
 
-def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> dict[str, Any]:
+def model_view(
+    fleet: Fleet, name: str, now: float, *, detail: bool = False, forecast: Forecast | None = None
+) -> dict[str, Any]:
     """One model, as ``GET /v1/models`` lists it: OpenAI's keys, then ours. ``detail``: for administrators.
 
     What an engine said last may hold paths, hosts, and what others asked: users are told how it ended.
@@ -21,7 +23,8 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
     failure = fleet.failures.get(name)
     said = None if failure is None else failure.reason if detail else failure.summary
     still = next((words for one in engines if (words := stall_words(fleet, one, now))), None)
-    reason = waiting_reason(fleet, name, now, detail=detail)
+    forecast = forecast or Forecast(fleet, now)
+    reason = forecast.waiting_reason(name, detail=detail)
     if still or said:
         reason = "; ".join(filter(None, (still or said, fleet.storage)))
     return {
@@ -31,7 +34,7 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
         "task": model.task,
         "aliases": list(model.aliases),
         "state": model_state(fleet, name),
-        "eta_s": eta_s(fleet, name, now),
+        "eta_s": forecast.eta_s(name),
         "pinned": name in fleet.pinned,
         "in_flight": sum(engine.in_flight for engine in engines),
         "waiting": len(fleet.queues.get(name, ())),
@@ -42,7 +45,8 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
 
 def models_view(fleet: Fleet, now: float, *, detail: bool = False) -> list[dict[str, Any]]:
     """Every model of the catalog, by name."""
-    return [model_view(fleet, name, now, detail=detail) for name in sorted(fleet.models)]
+    forecast = Forecast(fleet, now)
+    return [model_view(fleet, name, now, detail=detail, forecast=forecast) for name in sorted(fleet.models)]
 
 
 def engine_view(fleet: Fleet, engine: Engine, now: float) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def _until(when: float | None, now: float) -> float | None:
 
 def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     """Every node, by id."""
-    blocks = blocks_of(fleet)
+    blocks = Forecast(fleet, now).blocks_of()
     return [node_view(fleet, fleet.nodes[name], blocks.get(name), now) for name in sorted(fleet.nodes)]
 
 
