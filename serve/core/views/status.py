@@ -24,7 +24,8 @@ def model_view(
     said = None if failure is None else failure.reason if detail else failure.summary
     still = next((words for one in engines if (words := stall_words(fleet, one, now))), None)
     forecast = forecast or Forecast(fleet, now)
-    reason = forecast.waiting_reason(name, detail=detail)
+    state = model_state(fleet, name)
+    reason = forecast.waiting_reason(name, detail=detail) if state == "queued" or fleet.storage else None
     if still or said:
         reason = "; ".join(filter(None, (still or said, fleet.storage)))
     return {
@@ -33,7 +34,7 @@ def model_view(
         "owned_by": "gateway",
         "task": model.task,
         "aliases": list(model.aliases),
-        "state": model_state(fleet, name),
+        "state": state,
         "eta_s": forecast.eta_s(name),
         "pinned": name in fleet.pinned,
         "in_flight": sum(engine.in_flight for engine in engines),

@@ -220,7 +220,7 @@ class Gateway(RuleBasedStateMachine):
         assert all(count == 1 for count in world.answered.values())
         assert not world.edge_commands
         assert not world.fleet.closing
-        lines = [json.dumps({"at": 0.0, "fleet": fleet_to_json(initial(self.policy))})]
+        lines = [json.dumps({"at": 0.0, **fleet_to_json(initial(self.policy))})]
         lines += [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in world.log]
         expected = [repr(effects) for _, _, effects in world.log]
         assert [repr(effects) for _, effects in replay(lines)] == expected
