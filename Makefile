@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus check bench-gateway bench-rough bench-growth bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus check bench-gateway bench-rough bench-growth bench-core bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +66,9 @@ bench-rough: $(STAMP) ## Floods, strangers, cold streams and ghosts on whole gat
 
 bench-growth: $(STAMP) ## Growth rules compared over a simulated day: build/bench/growth.json and .png
 	$(BIN)/python -m benchmarks.growth
+
+bench-core: $(STAMP) ## What steps and views of the core cost, by the size of the fleet: build/bench/core.json and .png
+	$(BIN)/python -m benchmarks.core
 
 bench-globus: $(STAMP) ## Prompts packed and one a task, through Globus Compute: build/bench/globus.json
 	@sh requirements/rabbitmq.sh

@@ -295,7 +295,7 @@ class Layout:
 
     @property
     def engine_records(self) -> Path:
-        """One JSON file an engine of this node: PID, start, port, model, generation."""
+        """One JSON file an engine of this node: PID, start, port, model."""
         return self.run / "engines"
 
     @property

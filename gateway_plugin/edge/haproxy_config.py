@@ -75,7 +75,7 @@ class EdgeSettings:
         servers_per_slot: int = 8,
         threads: int = 1,
     ) -> EdgeSettings:
-        """Settings of ``site``; the number of slots and servers is that of ``serve.core.fleet.Policy``."""
+        """Settings of ``site``; the number of slots and servers is that of ``serve.core.policy.Policy``."""
         return cls(
             bind=site.bind,
             port=site.port,

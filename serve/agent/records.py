@@ -46,7 +46,6 @@ class EngineRecord:
     host: str
     port: int
     epoch: int
-    generation: int
     gpus: tuple[int, ...]
     memory_mib: int
     log: str

@@ -35,11 +35,12 @@ from serve.core.events import (
     Event,
     FoundServer,
     GatewayCloses,
-    KindRetryAsked,
     LoadAsked,
     ModelAnswered,
     NodeDrainAsked,
+    NodeTypeRetryAsked,
     PinChanged,
+    Requester,
     Started,
     StorageSeen,
     SuspectsKept,
@@ -80,7 +81,7 @@ class Controller:
         self._cards = self._journal.cards()
         self._metrics = Metrics()
         self._edge = EdgeRuntime(self._layout, self._copies)
-        self._agents = Agents(policy.kinds, make_agent, self.post, self._clock)
+        self._agents = Agents(policy.node_types, make_agent, self.post, self._clock)
         self._performer = Performer(self._edge, self._agents, self.post, self._calls.answer)
         self._observer = Observer(
             self._edge, self, self.post, self._performer.start_all, self._clock.now, self._agents.still
@@ -198,7 +199,13 @@ class Controller:
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
     async def acquire(
-        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        self,
+        ticket: str,
+        model: str,
+        wait_s: float,
+        not_routed: bool,
+        unattended: bool = False,
+        requester: Requester = Requester(),  # noqa: B008 - frozen
     ) -> GatewayError | None:
         """Wait until ``model`` may be asked for (``None``), or until it is known why not.
 
@@ -206,7 +213,7 @@ class Controller:
         """
         await self._begun.wait()
         future = self._calls.open(ticket)
-        self.post(Acquire(ticket, model, wait_s, not_routed, unattended))
+        self.post(Acquire(ticket, model, wait_s, not_routed, unattended, requester))
         try:
             return await future
         except asyncio.CancelledError:
@@ -332,8 +339,8 @@ class Controller:
 
     async def retry_blocks(self, kind: str) -> GatewayError | None:
         """Ask for blocks of this type again, whatever became of the last ones."""
-        known = [one.name for one in self.fleet.policy.kinds]
+        known = [one.name for one in self.fleet.policy.node_types]
         if kind not in known:
             return NotFound(f"The site has no node type {kind!r}; it has: {', '.join(known)}.")
-        self.post(KindRetryAsked(kind))
+        self.post(NodeTypeRetryAsked(kind))
         return None

@@ -28,7 +28,6 @@ class StartEngine:
     slot: int
     """Its key is the slot's."""
     epoch: int
-    generation: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class StopEngine:
     engine: str
     node: str
     epoch: int
-    generation: int
     reason: str
 
 

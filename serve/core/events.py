@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.phases import BlockPhase
+
+
+@dataclass(frozen=True)
+class Part:
+    """One node's share of an engine."""
+
+    node: str
+    gpus: tuple[int, ...]
+    """By index; empty: it runs on the host's memory."""
+    mib: int
+    """On each of ``gpus``, or of the host where there are none."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +29,6 @@ class FoundEngine:
     model: str
     gpus: tuple[int, ...]
     memory_mib: int
-    generation: int
     started: float
     address: str
     ready: bool
@@ -92,7 +103,6 @@ class NodeFailed:
 @dataclass(frozen=True)
 class EngineListening:
     engine: str
-    generation: int
     address: str
 
 
@@ -101,7 +111,6 @@ class EngineReady:
     """It answered one real request. ``load_s``: from start of the process."""
 
     engine: str
-    generation: int
     address: str
     load_s: float
     max_model_len: int | None = None
@@ -113,7 +122,6 @@ class EngineStalled:
     """It has work and has made no progress for ``still_s``; said again and again until it moves or is ended."""
 
     engine: str
-    generation: int
     still_s: float
     in_flight: int
     """By its own count, where it has one."""
@@ -124,7 +132,6 @@ class EngineMoves:
     """It was stalled, and makes progress again."""
 
     engine: str
-    generation: int
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,6 @@ class EngineExited:
     """Its process is gone (asked to or not), its memory free."""
 
     engine: str
-    generation: int
     reason: str
     """For administrators: ends with its own last words if it failed."""
     expected: bool
@@ -187,6 +193,25 @@ class EdgeSeen:
     """The controller's clock just before the edge was asked: a count read before a drain must not end it."""
 
 
+class Priority(StrEnum):
+    """Class of a request's priority. No policy tells them apart yet."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Requester:
+    """On whose behalf a request was made. Both tags are opaque: equal for equal keys and callers, and no names, as
+    what the edge sends with a request may reach an engine."""
+
+    key: str = ""
+    """Tag of its key; empty where the edge gave none."""
+    caller: str = ""
+    """Tag of the caller behind an endpoint's key; empty for other keys."""
+    priority: Priority = Priority.INTERACTIVE
+
+
 @dataclass(frozen=True)
 class Acquire:
     """A request waits for ``model`` (a name or an alias)."""
@@ -198,6 +223,7 @@ class Acquire:
     """It was told to go before and the edge had no usable server."""
     unattended: bool = False
     """No client waits for it: one that did not want to wait asked, and may come again."""
+    requester: Requester = Requester()
 
 
 @dataclass(frozen=True)
@@ -301,7 +327,7 @@ class NodeLeaves:
 
 
 @dataclass(frozen=True)
-class KindRetryAsked:
+class NodeTypeRetryAsked:
     """``gateway blocks retry``: blocks of this type may be asked for again, whatever became of the last ones."""
 
     type: str
@@ -311,7 +337,7 @@ class KindRetryAsked:
 class StorageSeen:
     """Whether the state folder can be written."""
 
-    trouble: str
+    backoff: str
     """Why not, for everybody; empty if it can."""
 
 
@@ -348,7 +374,7 @@ Event = (
     | BlockCancelAsked
     | BlocksSeen
     | NodeLeaves
-    | KindRetryAsked
+    | NodeTypeRetryAsked
     | StorageSeen
     | Tick
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class NodeKind:
+class NodeTypeSpec:
     """What the controller may ask for: one of the site's node types."""
 
     name: str
@@ -20,7 +20,7 @@ class NodeKind:
 class Policy:
     """Numbers that the decisions use; from the site's ``Limits``."""
 
-    kinds: tuple[NodeKind, ...] = ()
+    node_types: tuple[NodeTypeSpec, ...] = ()
     slots: int = 64
     """Backends at the edge."""
     servers_per_slot: int = 8
@@ -38,9 +38,9 @@ class Policy:
     pending_idle_s: float = 120.0
     """A pending node that nobody needs any more is kept for so long: its place in the queue is worth something, because
     what is evicted to make room for one model is often what the next one waits for (``benchmarks.growth``)."""
-    promise_max_s: float = 43200.0
+    demand_kept_max_s: float = 43200.0
     """A client that was told when to come back is expected for so long at most: its model stays wanted until then."""
-    kind_retry_s: float = 1800.0
+    node_type_retry_s: float = 1800.0
     """So long a kind is not asked for whose blocks die early or can never start."""
     early_deaths_max: int = 3
     """So many of its blocks in a row."""
@@ -71,9 +71,9 @@ class Policy:
     """How long a block that was told to end stays, where nobody says."""
     leave_grace_s: float = 5.0
     """What is in flight gets so long at least, however late it was known that a node leaves."""
-    succession_used_s: float = 600.0
+    handover_used_s: float = 600.0
     """A model used so lately is loaded elsewhere before its node's block ends."""
-    succession_margin_s: float = 10.0
+    handover_margin_s: float = 10.0
     """What was seen of queue, start and load does not count: Ray's and Slurm's own rounds, and luck."""
     queue_wait_guess_s: float = 60.0
     """How long a job waits in the queue, before any has started."""
@@ -103,4 +103,4 @@ APART_S = 20.0
 """After the ingress said that it has suspects of the model, or that somebody waits for it."""
 
 GRANT_STEP_S = 0.5
-"""``Engine.answered_at`` is not rewritten for every request to a busy model."""
+"""``Engine.granted_at`` is not rewritten for every request to a busy model."""

@@ -18,7 +18,7 @@ def mark_granted(tx: Transaction, model: str) -> None:
     """A request is on its way to any of these: they are not idle for a moment."""
     for engine in tx.engines_of(model):
         if serving(engine):
-            tx.set_engine(engine, answered_at=tx.now)
+            tx.set_engine(engine, granted_at=tx.now)
 
 
 def answer_all(tx: Transaction, model: str, error: GatewayError | None) -> None:
@@ -52,7 +52,7 @@ def record_failure(
     failure = Failure(count, tx.now, tx.now + delay, reason, after_ready, summary or reason)
     tx.failures.put(model, failure)
     if count >= enough:
-        tx.wished.drop(model)
+        tx.requested_until.drop(model)
         answer_all(tx, model, unavailable(model, failure, tx.now))
 
 
@@ -78,7 +78,7 @@ def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
     if engine.server is None:  # (2)
         return tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_reason=reason, stop_sent=False)
     return tx.set_engine(  # (3)
-        engine, state=EngineState.DRAINING, since=tx.now, stop_reason=reason, drained=False, quiet=False
+        engine, state=EngineState.DRAINING, since=tx.now, stop_reason=reason, drained=False, drained_idle=False
     )
 
 
@@ -94,8 +94,8 @@ def cancel_drain(tx: Transaction, engine: Engine) -> bool:
             return False
         engine = tx.set_engine(engine, route=RouteState.NONE, up=False, refusals=0, retry_at=0.0)  # (2)
     tx.set_engine(  # (1)
-        engine, state=EngineState.READY, since=tx.now, stop_reason="", drained=False, quiet=False,
-        answered_at=tx.now,
+        engine, state=EngineState.READY, since=tx.now, stop_reason="", drained=False, drained_idle=False,
+        granted_at=tx.now,
     )  # fmt: skip
     return True
 
@@ -129,8 +129,8 @@ def made_ready(tx: Transaction, engine: Engine, address: str, load_s: float | No
         since=tx.now,
         loaded_s=max(0.0, tx.now - engine.started),
         address=address,
-        orphaned_since=None,
-        answered_at=tx.now,
+        unwanted_since=None,
+        granted_at=tx.now,
     )
     if load_s is not None:
         tx.load_s.put(engine.model, load_s)

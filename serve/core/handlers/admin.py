@@ -11,9 +11,9 @@ from serve.core.events import (
     BlockCancelAsked,
     CatalogChanged,
     GatewayCloses,
-    KindRetryAsked,
     LoadAsked,
     NodeDrainAsked,
+    NodeTypeRetryAsked,
     PinChanged,
     StorageSeen,
     UnloadAsked,
@@ -46,8 +46,8 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
         for name, model in after.items()
         if (model.pinned if name not in before or model.pinned != before[name].pinned else name in tx.pinned)
     )
-    for name in tx.wished.rows.keys() - after.keys():
-        tx.wished.drop(name)
+    for name in tx.requested_until.rows.keys() - after.keys():
+        tx.requested_until.drop(name)
     tx.slots_changed = True
 
 
@@ -63,7 +63,7 @@ def load_asked(tx: Transaction, event: LoadAsked) -> None:
     name = tx.names.get(event.model)
     if name is not None:
         tx.failures.drop(name)
-        tx.wished.put(name, math.inf)
+        tx.requested_until.put(name, math.inf)
 
 
 def unload_asked(tx: Transaction, event: UnloadAsked) -> None:
@@ -81,7 +81,7 @@ def unload_asked(tx: Transaction, event: UnloadAsked) -> None:
         ),
     )
     tx.pinned -= {name}
-    tx.wished.drop(name)
+    tx.requested_until.drop(name)
     for engine in tx.engines_of(name):
         begin_stop(tx, engine, "unloaded")
 
@@ -90,8 +90,8 @@ def gateway_closes(tx: Transaction, event: GatewayCloses) -> None:
     """Every waiter is told so, and no wish of one that left outlives it: no block is asked for any more."""
     for model in sorted(tx.queues.rows):
         answer_all(tx, model, GoingDown())
-    for model in tuple(tx.wished.rows):
-        tx.wished.drop(model)
+    for model in tuple(tx.requested_until.rows):
+        tx.requested_until.drop(model)
 
 
 def pin_changed(tx: Transaction, event: PinChanged) -> None:
@@ -100,16 +100,16 @@ def pin_changed(tx: Transaction, event: PinChanged) -> None:
         tx.pinned = tx.pinned | {name} if event.pinned else tx.pinned - {name}
 
 
-def retry_asked(tx: Transaction, event: KindRetryAsked) -> None:
+def retry_asked(tx: Transaction, event: NodeTypeRetryAsked) -> None:
     """``gateway blocks retry``: what its blocks did until now is forgiven."""
-    tx.forgiven.put(event.type, tx.now)
-    tx.troubles.drop(event.type)
-    tx.kind_failures.drop(event.type)
+    tx.reset_at.put(event.type, tx.now)
+    tx.backoffs.drop(event.type)
+    tx.agent_failures.drop(event.type)
 
 
 def storage_seen(tx: Transaction, event: StorageSeen) -> None:
     """What is in force goes on and can be changed; whoever waits is told, as it may be why."""
-    tx.storage = event.trouble
+    tx.storage = event.backoff
 
 
 def node_drain_asked(tx: Transaction, event: NodeDrainAsked) -> None:

@@ -12,10 +12,11 @@ from serve.core.transitions import know_block
 
 def blocks_seen(tx: Transaction, event: BlocksSeen) -> None:
     """The ledger as it is now, whole."""
+    before = tx.blocks
     tx.blocks = {block.name: block for block in event.blocks}
     tx.queue_wait_s = queue_waits(event.blocks, tx.now)
     for node in list(tx.nodes.rows.values()):
-        if node.block in tx.blocks:
+        if node.block in tx.blocks and tx.blocks[node.block] != before.get(node.block):
             know_block(tx, node)
     tx.joined_blocks &= frozenset(tx.blocks)
 

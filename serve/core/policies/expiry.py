@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serve.core.effects import KillAgent
-from serve.core.engine_use import matters
+from serve.core.engine_use import needs_replacement
 from serve.core.node_times import wait_for_node_s
 from serve.core.room import holds, need_of
 from serve.core.state import Node, NodePhase, live
@@ -35,7 +35,7 @@ def review(tx: Transaction) -> None:
                 tx.emit(KillAgent(node.id))
         elif not node.ending:
             if node.type not in waits:
-                waits[node.type] = wait_for_node_s(tx, node.type) + tx.policy.succession_margin_s
+                waits[node.type] = wait_for_node_s(tx, node.type) + tx.policy.handover_margin_s
             if slowest is None:
                 slowest = max((tx.policy.load_guess_s, *tx.load_s.rows.values()))
             wait_s = waits[node.type]
@@ -45,12 +45,12 @@ def review(tx: Transaction) -> None:
 
 def _ending_at(tx: Transaction, node: Node, drain_at: float, wait_s: float) -> float:
     engines = [tx.engines.rows[engine] for engine in node.engines]
-    loads = [tx.load_time_s(engine.model) for engine in engines if matters(tx, engine)]
+    loads = [tx.load_time_s(engine.model) for engine in engines if needs_replacement(tx, engine)]
     at = drain_at - wait_s - max(loads, default=tx.policy.load_guess_s)
     return at if node.half_at is None else max(at, node.half_at)
 
 
-def let_go(tx: Transaction, unplaced: tuple[str, ...]) -> None:
+def release_ending(tx: Transaction, unplaced: tuple[str, ...]) -> None:
     """These models found no room: nodes that are ending and empty have too little time left for them, and may stand in
     the way of others (``max_nodes``)."""
     needs = [need_of(tx.models[name]) for name in unplaced]

@@ -50,20 +50,24 @@ def _due(tx: Transaction) -> list[Node]:
     policy, now = tx.policy, tx.now
     here = 0
     ripe: list[tuple[float, float, Node]] = []
+    engines = tx.engines.rows
     for node in tx.nodes.rows.values():
-        if node.drain_asked or node.phase not in (NodePhase.UP, NodePhase.ORPHANED):
+        if node.drain_asked or (node.phase is not NodePhase.UP and node.phase is not NodePhase.ORPHANED):
             continue
         here += 1
-        since = _unused_since(tx, node)
+        if node.engines and engines[node.engines[0]].in_flight:
+            continue  # the quick way past a busy node
         patience = policy.block_unused_s if node.engines else policy.block_idle_s
-        if since is not None and patience is not None and now >= since + patience:
-            ripe.append((loss(tx, node), since, node))
+        if patience is None or (since := _unused_since(tx, node)) is None:
+            continue
+        if now >= since + patience:
+            ripe.append((reload_cost(tx, node), since, node))
     ripe.sort(key=lambda entry: (*entry[:2], entry[2].id))
     due = []
     for _, since, node in ripe:
         if here == 1 and now < since + policy.last_block_idle_s:
             continue
-        if not _of_use(tx, node):
+        if not _could_host_demand(tx, node):
             due.append(node)
             here -= 1
     return due
@@ -80,11 +84,11 @@ def _unused_since(tx: Transaction, node: Node) -> float | None:
         engine = tx.engines.rows[name]
         if engine.in_flight or not idle(tx, engine) or tx.wanted(engine.model):
             return None
-        since = max(since, used_at(engine), engine.answered_at)
+        since = max(since, used_at(engine), engine.granted_at)
     return since
 
 
-def loss(tx: Transaction, node: Node) -> float:
+def reload_cost(tx: Transaction, node: Node) -> float:
     """What it costs to lose it: the seconds to load again what is on it, each by how lately it was used.
 
     A model unused for an hour is half as likely to be asked for in the next minute as one unused for half an hour.
@@ -96,9 +100,9 @@ def loss(tx: Transaction, node: Node) -> float:
     )
 
 
-def _of_use(tx: Transaction, node: Node) -> bool:
+def _could_host_demand(tx: Transaction, node: Node) -> bool:
     """A wanted model without an engine (it may be backing off after a failure) would fit on it."""
-    wanted = (*tx.queues.rows, *tx.pinned, *tx.wished.rows)
+    wanted = (*tx.queues.rows, *tx.pinned, *tx.requested_until.rows)
     return any(
         holds(node, need_of(tx.models[model])) and tx.deficit(model) > 0 for model in wanted if model in tx.models
     )

@@ -100,7 +100,7 @@ def _state(block: SeenBlock | None, node: Node | None) -> str:
 def _reason(fleet: Fleet, block: SeenBlock | None, node: Node | None) -> str | None:
     if block is not None:
         return block.reason
-    failure = fleet.kind_failures.get(node.type) if node is not None else None
+    failure = fleet.agent_failures.get(node.type) if node is not None else None
     return failure.reason if failure is not None else None
 
 
@@ -110,7 +110,7 @@ def _seconds(span: float) -> float:
 
 def blocks_by_phase(fleet: Fleet) -> dict[tuple[str, str], int]:
     """``(type, phase)`` -> how many blocks; every type of the site has every phase in which a block holds a place."""
-    found = {(kind.name, phase.value): 0 for kind in fleet.policy.kinds for phase in BlockPhase if not phase.ended}
+    found = {(kind.name, phase.value): 0 for kind in fleet.policy.node_types for phase in BlockPhase if not phase.ended}
     for block in fleet.blocks.values():
         if not block.phase.ended:
             found[block.type, block.phase] = found.get((block.type, block.phase), 0) + 1

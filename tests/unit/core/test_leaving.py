@@ -190,7 +190,7 @@ def test_a_node_that_stops_only_slowly_is_not_given_up_while_its_block_lives() -
 
 # --- after a restart ---
 WARM = ev.FoundServer(3, 1, "10.0.0.1:7", up=True, draining=False, in_flight=2, idle_s=0.0)
-ENGINE = ev.FoundEngine("a-1-2", "a", (), 4096, 2, 900.0, "10.0.0.1:7", True, 12.0)
+ENGINE = ev.FoundEngine("a-1-2", "a", (), 4096, 900.0, "10.0.0.1:7", True, 12.0)
 
 
 def restarted(ends: float, *, ledger_first: bool) -> Story:
@@ -227,7 +227,7 @@ def test_a_node_that_lives_past_its_end_is_leaving_and_nothing_loops(ledger_firs
     assert not story.ever(StopEngine), "what is in flight has a moment"
     story.tick(5)
     assert [stop.engine for stop in story.ever(StopEngine)] == ["a-1-2"]
-    story.on(ev.EngineExited("a-1-2", 2, "stopped", True))
+    story.on(ev.EngineExited("a-1-2", "stopped", True))
     assert story.ever(KillAgent) == (KillAgent(NODE),)
     story.blocks(a_block(NODE, ends=500.0, reason="again"))
     assert not story.said(KillAgent)
@@ -240,7 +240,7 @@ def test_a_node_that_ends_while_its_agent_is_away_leaves_when_it_is_back() -> No
     story.tick(171)
     assert story.said(DrainRoute), "the edge can be told all the same"
     engine = story.engine("a")
-    found = ev.FoundEngine(engine.id, "a", (), 4096, engine.generation, engine.started, engine.address, True, 10.0)
+    found = ev.FoundEngine(engine.id, "a", (), 4096, engine.started, engine.address, True, 10.0)
     story.join(NODE, engines=(found,))
     assert story.fleet.nodes[NODE].phase is NodePhase.LEAVING
     story.drained("a")

@@ -85,7 +85,7 @@ def test_one_model_in_use_keeps_its_block() -> None:
 def test_of_two_that_are_due_the_one_that_costs_least_to_lose_goes() -> None:
     told = two_nodes(last_block_idle_s=1e9)
     slow = told.engine("a")
-    told.on(ev.EngineReady(slow.id, slow.generation, slow.address, 10.0))
+    told.on(ev.EngineReady(slow.id, slow.address, 10.0))
     told.fleet = told.fleet.__class__(**{**vars(told.fleet), "load_s": {"a": 900.0, "b": 20.0}})
     told.tick(601)
     assert [drain.engine for drain in told.said(DrainRoute)] == [told.engine("b").id], "a takes a quarter of an hour"

@@ -8,7 +8,7 @@ import pytest
 
 from serve.core import events as ev
 from serve.core.effects import CreateAgent, DrainRoute, KillAgent, OpenRoute, StartEngine, StopEngine
-from serve.core.policy import REOPENS_S, NodeKind
+from serve.core.policy import REOPENS_S, NodeTypeSpec
 from serve.core.state import EngineState, NodePhase, serving
 from tests.support.fleets import Story, a_block, a_kind, a_model, a_policy, begin
 
@@ -19,9 +19,9 @@ LEAD = 20.0 + 30.0 + 10.0 + 10.0
 """Seen: 20 s in the queue and a load of 10 s; guessed: 30 s until the agent reports; and a margin of 10 s."""
 
 
-def old(*others: str, most: int = 2, kinds: tuple[NodeKind, ...] = (), **fields: Any) -> Story:
+def old(*others: str, most: int = 2, node_types: tuple[NodeTypeSpec, ...] = (), **fields: Any) -> Story:
     """Model a serves on a node whose block ends at 4500, and was used just now; ``others``: nodes that do not end."""
-    policy = a_policy(*(kinds or (a_kind(most=most),)), block_idle_s=1e6, block_unused_s=None, **fields)
+    policy = a_policy(*(node_types or (a_kind(most=most),)), block_idle_s=1e6, block_unused_s=None, **fields)
     story = begin(a_model("a"), a_model("b"), a_model("c", 2), policy=policy, nodes=(OLD, *others))
     story.blocks(a_block(OLD, ends=4500.0))
     story.ask("a")
@@ -177,7 +177,7 @@ def test_never_more_than_max_nodes_and_no_request_fails() -> None:
 
 
 def test_the_smallest_kind_that_holds_it_is_asked_for() -> None:
-    story = old(kinds=(a_kind("cpu", 4, most=2), a_kind("fat", 12, most=2)))
+    story = old(node_types=(a_kind("cpu", 4, most=2), a_kind("fat", 12, most=2)))
     until(story, DRAIN_AT - LEAD + 1)
     assert [ask.type for ask in story.ever(CreateAgent)] == ["cpu"]
 
@@ -309,7 +309,7 @@ def test_after_a_notice_what_matters_is_loaded_elsewhere_at_once() -> None:
     assert starts(story, "a") == [OLD, "cpu-0-1"]
     story.on(ev.RouteDrained(old_engine(story).id))
     story.seen("a", after=0)
-    story.on(ev.EngineExited(old_engine(story).id, old_engine(story).generation, "stopped", True))
+    story.on(ev.EngineExited(old_engine(story).id, "stopped", True))
     story.tick(5)
     assert story.engine("a").state is EngineState.LOADING, "its load goes on after the old one is gone"
 
@@ -356,13 +356,13 @@ def test_in_a_queue_of_generations_each_node_is_succeeded_once() -> None:
                 story.join(node)
         for engine in list(story.fleet.engines.values()):
             if engine.state is EngineState.LOADING and story.now >= engine.started + 5:
-                story.on(ev.EngineReady(engine.id, engine.generation, engine.id, 5.0))
+                story.on(ev.EngineReady(engine.id, engine.id, 5.0))
                 story.on(ev.RouteOpened(engine.id))
             elif engine.state is EngineState.DRAINING:
                 story.on(ev.RouteDrained(engine.id))
                 story.on(ev.EdgeSeen((ev.ServerSeen(engine.id, True, 0, story.now),), story.now))
             elif engine.state is EngineState.STOPPING:
-                story.on(ev.EngineExited(engine.id, engine.generation, "stopped", True))
+                story.on(ev.EngineExited(engine.id, "stopped", True))
                 story.on(ev.RouteClosed(engine.id))
             else:
                 story.on(ev.EdgeSeen((ev.ServerSeen(engine.id, True, 1, story.now),), story.now))

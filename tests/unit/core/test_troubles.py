@@ -167,14 +167,14 @@ def test_what_counts_as_an_early_death() -> None:
     slow = died("cpu-0", start, after=61.0)  # not within a minute, but its node never joined
     gone = block("cpu-1", "lost", start, job="8", ended_at=start + 300)
     told.on(ev.BlocksSeen((slow, gone, died("cpu-2", start + 200))), after=400)
-    assert told.fleet.troubles["cpu"].cause is Cause.DYING
+    assert told.fleet.backoffs["cpu"].cause is Cause.CRASH_LOOP
     for innocent in ("cancelled", "expired", "completed"):
         told = story(a_policy(CPU))
         ended = [
             ev.SeenBlock(**{**vars(died(f"cpu-{i}", told.now + i)), "phase": BlockPhase(innocent)}) for i in range(5)
         ]
         told.on(ev.BlocksSeen(tuple(ended)), after=10)
-        assert not told.fleet.troubles
+        assert not told.fleet.backoffs
 
 
 def test_a_new_controller_reads_the_trouble_off_the_ledger() -> None:
@@ -190,7 +190,7 @@ def test_a_new_controller_reads_the_trouble_off_the_ledger() -> None:
 def test_an_administrator_may_ask_for_it_again() -> None:
     told = story(a_policy(CPU))
     ledger = dying(told)
-    told.on(ev.KindRetryAsked("cpu"), after=60)
+    told.on(ev.NodeTypeRetryAsked("cpu"), after=60)
     late = told.ask("a")
     assert len(told.said(CreateAgent)) == 1
     told.on(ev.BlocksSeen((*ledger, died("cpu-9", told.now + 5))), after=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError
 from serve.core import events as ev
-from serve.core.replay import event_from_json, event_to_json, fleet_from_json, fleet_to_json, replay
+from serve.core.replay import VERSION, event_from_json, event_to_json, fleet_from_json, fleet_to_json, replay
 from serve.core.state import Fleet
 from serve.core.step import initial
 from tests.support.fleets import a_model, begin
@@ -106,19 +107,27 @@ def test_a_fleet_comes_back_from_json() -> None:
     story.loaded("a")
     story.ask("b", after=5)
     engine = story.engine("a")
-    story.on(ev.EngineStalled(engine.id, engine.generation, 2.0, 3))
+    story.on(ev.EngineStalled(engine.id, 2.0, 3))
     ill = story.fleet
     story.exited("a")
     story.on(ev.SuspectsKept("a"))
-    assert any(one.still_since for one in ill.engines.values())
+    story.on(ev.LoadAsked("b"))
+    assert story.fleet.requested_until["b"] == math.inf
+    assert any(one.stalled_since for one in ill.engines.values())
     assert story.fleet.apart
     assert story.fleet.waiters
     for fleet in (initial(story.fleet.policy), ill, story.fleet):
         assert fleet_from_json(json.loads(json.dumps(fleet_to_json(fleet)))) == fleet
     with pytest.raises(ConfigError, match="recorded fleet"):
-        fleet_from_json({"policy": {"kinds": [7]}})
+        fleet_from_json({"version": VERSION, "fleet": {"policy": {"node_types": [7]}}})
+
+
+def test_a_fleet_that_another_version_recorded_is_refused_in_plain_words() -> None:
+    earlier = json.dumps({"at": 0.0, "fleet": {"policy": {"kinds": []}, "wished": {}}})
+    with pytest.raises(ConfigError, match="another version of the gateway wrote it"):
+        list(replay([earlier]))
 
 
 def head(fleet: Fleet) -> str:
     """The first line of a log."""
-    return json.dumps({"at": 0.0, "fleet": fleet_to_json(fleet)})
+    return json.dumps({"at": 0.0, **fleet_to_json(fleet)})
