@@ -100,6 +100,16 @@ class Layout:
         return self.run / "supervisor.json"
 
     @property
+    def drain_request(self) -> Path:
+        """What ``down`` asks of the supervisor before it signals it."""
+        return self.run / "down.json"
+
+    @property
+    def drain_progress(self) -> Path:
+        """How far the supervisor's drain is."""
+        return self.run / "drain.json"
+
+    @property
     def catalog_json(self) -> Path:
         """The catalog as the Serve application was given it."""
         return self.state / "catalog.json"
@@ -307,6 +317,17 @@ class Layout:
     def controller_lock(self) -> Path:
         """Locked by the controller as long as it lives: no other changes routes meanwhile."""
         return self.run / "controller.lock"
+
+    # --- Globus Compute endpoints ---
+    @property
+    def endpoints(self) -> Path:
+        """Their environment, records (``NAME.endpoint``), and a folder each."""
+        return self.state / "endpoints"
+
+    @property
+    def functions(self) -> Path:
+        """Functions that endpoints may run."""
+        return self.endpoints / "functions.json"
 
     # --- logs ---
     @property

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
 from parsl.providers import LocalProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
-from gateway_plugin.blocks.cleanup import end_engines
 from gateway_plugin.blocks.host import TOLD_TO_END, block_folder, block_log
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
-from gateway_plugin.blocks.processes import block_processes, end, own_processes, same_process
+from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import Mark, mark
+from gateway_plugin.processes import Mark, alive, arguments, block_processes, end, mark, own_pids, parent, terminate
 from gateway_plugin.schedulers.base import Seen, last_words
 
 
@@ -50,7 +48,7 @@ class LocalJobs:
         return {block.name: self._look(block.name, block.job) for block in blocks if block.job is not None}
 
     def _look(self, name: str, job: Job) -> Seen:
-        if same_process(job.mark) is not None or self._script_process(name) is not None:
+        if alive(job.mark) or self._script_process(name) is not None:
             return Seen(BlockPhase.RUNNING)
         code = _exit_code(job.script)
         if code == 0:
@@ -67,44 +65,32 @@ class LocalJobs:
         script = self._script_process(name)
         if script is None:
             return None
-        try:
-            path = script.cmdline()[1]
-            parent = script.parent()
-            keeper = parent if parent is not None and path in " ".join(parent.cmdline()) else script
-            known = mark(keeper.pid)
-            return None if known is None else _job(known, path)
-        except (psutil.NoSuchProcess, IndexError):
-            return None  # it ended while we looked: the next look finds none either
+        path = "".join(arguments(script.pid)[1:])
+        if not path:
+            return None  # it ended meanwhile: the next look finds none either
+        above = parent(script.pid)
+        return _job(above if above is not None and path in " ".join(arguments(above.pid)) else script, path)
 
-    def _script_process(self, name: str) -> psutil.Process | None:
+    def _script_process(self, name: str) -> Mark | None:
         """The running ``bash SCRIPT`` of block ``name``; its subshells look the same, so the first of them."""
         prefix = f"{self._scripts}/{name}."
-        found = []
-        for process in own_processes():
-            try:
-                arguments = process.cmdline()
-                if len(arguments) == 2 and arguments[1].startswith(prefix):
-                    found.append((process.create_time(), process.pid, process))
-            except psutil.NoSuchProcess:
-                continue
-        return min(found)[2] if found else None
+        lines = ((pid, arguments(pid)) for pid in own_pids())
+        found = [mark(pid) for pid, line in lines if len(line) == 2 and line[1].startswith(prefix)]
+        return min((known for known in found if known is not None), key=lambda one: (one.ticks, one.pid), default=None)
 
     def cancel(self, block: Block, forced: bool) -> None:
         if forced:  # also after a script that was killed: nobody cleaned up, and what it started holds memory
             self._clear(block.name)
         elif (script := self._script_process(block.name)) is not None:
-            try:
-                script.terminate()
-            except psutil.NoSuchProcess:
-                return  # it left between two looks; the next look says so
+            terminate(script)
 
     def _clear(self, name: str) -> None:
         """Kill everything of block ``name``: keeper, script, what carries its mark, and its recorded engines."""
 
-        def found() -> list[psutil.Process]:
+        def found() -> tuple[Mark, ...]:
             script = self._script_process(name)
-            shells = [] if script is None else [script]
-            return [*shells, *block_processes(name, block_folder(self._layout.run, name))]
+            shells = () if script is None else (script,)
+            return (*shells, *block_processes(name, block_folder(self._layout.run, name)))
 
         end(found, grace_s=0)
         end_engines(self._layout.engine_records, name)

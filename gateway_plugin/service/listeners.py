@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+import psutil
+
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTEN = "0A"
 
@@ -40,7 +42,7 @@ def listener_on(port: int, host: str) -> Listener | None:
     if not found:
         return None
     uid = next(iter(found.values()))
-    return Listener(uid, _holder(set(found), uid))
+    return Listener(uid, _holder(port, host) if os.getuid() in (uid, 0) else None)
 
 
 def taken_by_another_user(what: str, port: int, host: str) -> str:
@@ -81,19 +83,11 @@ def _address(digits: str) -> IPv4Address | IPv6Address:
     return ip_address(b"".join(words))
 
 
-def _holder(inodes: set[str], uid: int) -> int | None:
-    if os.getuid() not in (uid, 0):
-        return None
-    links = {f"socket:[{inode}]" for inode in inodes}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if any(os.readlink(link) in links for link in (entry / "fd").iterdir()):
-                return int(entry.name)
-        except OSError:
-            continue  # gone, or another user's
-    return None
+def _holder(port: int, host: str) -> int | None:
+    """PIDs that this user may not see are left out."""
+    seen = (one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
+    at_port = ((one.pid, one.laddr.ip) for one in seen if one.laddr and one.laddr.port == port)
+    return next((pid for pid, address in at_port if pid and in_the_way(ip_address(address), host)), None)
 
 
 def bind_problem(host: str, port: int) -> str | None:

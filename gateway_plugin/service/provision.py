@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import replace
 
 from gateway_plugin.catalog import Catalog, catalog_document
 from gateway_plugin.edge import process as edge_process
@@ -54,4 +53,4 @@ def forget(layout: Layout) -> None:
     with contextlib.suppress(OSError, RecordGarbled):
         record = read_record(layout)
         if record is not None and record.supervisor is not None:
-            write_record(layout, replace(record, supervisor=None))
+            write_record(layout, record.model_copy(update={"supervisor": None}))

@@ -18,10 +18,10 @@ import yaml
 
 from gateway_plugin.blocks.cluster_yaml import cluster_yaml
 from gateway_plugin.blocks.host import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
-from gateway_plugin.blocks.processes import end, folder_processes
 from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout, write_private
+from gateway_plugin.processes import Mark, end, folder_processes
 from gateway_plugin.service import serve_proxy
 from gateway_plugin.site import Site
 from gateway_plugin.tls import make_ray_authority
@@ -176,7 +176,7 @@ def clear_leftovers(layout: Layout) -> None:
     (layout.ray_temp / "ray_current_cluster").unlink(missing_ok=True)
 
 
-def leftover_processes(layout: Layout) -> list[psutil.Process]:
+def leftover_processes(layout: Layout) -> tuple[Mark, ...]:
     """What is left of this gateway's earlier head: every process of this user that uses the head's temporary folder.
 
     This process and its ancestors are never among them; blocks are not either, they have folders of their own.
@@ -185,8 +185,8 @@ def leftover_processes(layout: Layout) -> list[psutil.Process]:
     return folder_processes(layout.ray_temp)
 
 
-def end_leftovers(layout: Layout, grace_s: float = 0.0) -> list[psutil.Process]:
-    """End them all. Gives those that could not be ended: normally none."""
+def end_leftovers(layout: Layout, grace_s: float = 0.0) -> tuple[Mark, ...]:
+    """End them all. Returns those that could not be ended: normally none."""
     return end(lambda: leftover_processes(layout), grace_s)
 
 

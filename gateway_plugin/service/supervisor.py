@@ -24,14 +24,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
-
 from gateway_plugin.blocks.cluster_yaml import cluster_yaml
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import Mark, alive, mark
+from gateway_plugin.processes import Mark, alive, end, end_words, mark
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.discovery import (
     deployments_of,
@@ -44,7 +42,6 @@ from gateway_plugin.service.discovery import (
 from gateway_plugin.service.draining import drain_as_asked, forget_requests
 from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
-from gateway_plugin.service.processes import end, end_words
 from gateway_plugin.service.restart_policy import (
     Action,
     PartName,
@@ -56,14 +53,18 @@ from gateway_plugin.service.restart_policy import (
     decide,
     with_mark,
 )
-from gateway_plugin.service.teardown import end_everything, end_head
-from gateway_plugin.service_state import (
-    ServiceRecord,
+from gateway_plugin.service.supervisor_state import (
+    SupervisorState,
     answers,
     asked,
     connects,
+    supervisor_file,
+    supervisor_state,
+)
+from gateway_plugin.service.teardown import end_everything, end_head
+from gateway_plugin.service_state import (
+    ServiceRecord,
     mend_record,
-    plan_document,
     read_record,
     write_record,
 )
@@ -123,7 +124,7 @@ class Supervisor:
             raise GatewayError(f"{layout.service_json} is missing; 'gateway up' writes it.")
         self._layout = layout
         self._own = own
-        self._record: ServiceRecord = replace(record, supervisor=own)
+        self._record: ServiceRecord = record.model_copy(update={"supervisor": own})
         write_record(layout, self._record)
         self._site: Site = record.load_site()
         self._clock = SteadyClock()
@@ -135,7 +136,7 @@ class Supervisor:
         self._probing: Future[Probes] | None = None
         self._probed_at = 0.0
         self._probes = Probes()
-        self._written: Mapping[str, Any] = {}
+        self._written = SupervisorState()
         self._files: dict[Path, tuple[int, int, int] | None] = {}
         """Notes as they were when last looked at: others may garble them."""
 
@@ -249,13 +250,6 @@ class Supervisor:
 
     def _perform(self, action: Action, plan: Plan, now: float) -> Plan:
         log.info("action %s", action.value)
-        try:
-            return self._act(action, plan, now)
-        except psutil.Error as error:
-            log.warning("action %s: %s", action.value, error)
-            return plan
-
-    def _act(self, action: Action, plan: Plan, now: float) -> Plan:
         if action is Action.END_HEAD:
             self._forget_probes(head_answers=False, head_whole=True)
             child = self._children.pop(PartName.HEAD, None)
@@ -350,13 +344,14 @@ class Supervisor:
             del self._files[self._layout.service_json]
 
     def _write(self, stage: str, plan: Plan, now: float) -> None:
-        document = plan_document(plan, stage, self._own, now, self._record.document())
-        lasting = {key: value for key, value in document.items() if key != "updated"}
-        if lasting == self._written and not self._changed(self._layout.supervisor_status):
+        state = supervisor_state(plan, stage, self._own, now, self._record)
+        if state.model_copy(update={"updated": self._written.updated}) == self._written and not self._changed(
+            self._layout.supervisor_status
+        ):
             return
         try:
-            write_private(self._layout.supervisor_status, json.dumps(document, indent=1))
-            self._written = lasting
+            supervisor_file(self._layout).write(state)
+            self._written = state
             self._changed(self._layout.supervisor_status)
         except OSError as error:  # tried again with the next look
             log.warning("%s cannot be written: %s", self._layout.supervisor_status, error)

@@ -9,22 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-import psutil
-
-from gateway_plugin.blocks import processes as block_processes
-from gateway_plugin.blocks.cleanup import members, read_records
-from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, LedgerGarbled
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
-from gateway_plugin.blocks.processes import same_process
 from gateway_plugin.blocks.recovery import whole_ledger
+from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import Mark, alive
+from gateway_plugin.processes import Mark, alive, arguments, end
 from gateway_plugin.schedulers.base import Jobs, jobs_for, script_folder
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.discovery import deployments_of, edges_of, heads_of, supervisors_of
-from gateway_plugin.service.processes import arguments, end
 from gateway_plugin.site import Site
 
 BLOCKS_DEADLINE_S = CANCEL_GRACE_S + 15.0
@@ -57,7 +52,8 @@ def end_everything(
     tell("blocks")
     left += end_blocks(layout, site, forced)
     tell("engines")
-    left += _names("engine", end_engines(layout, 0.0 if forced else ENGINE_GRACE_S))
+    records = end_engines(layout.engine_records, grace_s=0.0 if forced else ENGINE_GRACE_S)
+    left += [f"engine {name.removesuffix('.json')}" for name in records]
     tell("edge")
     edges = end(edges_of(layout), grace_s=0.0 if forced else EDGE_GRACE_S)
     left += _names("edge", (known.pid for known in edges))
@@ -77,20 +73,6 @@ def end_head(layout: Layout, head: Mark | None, *, grace_s: float) -> tuple[int,
     if head is not None and alive(head) and "--head" in arguments(head.pid):
         end([head], grace_s=grace_s)
     return tuple(process.pid for process in ray_head.end_leftovers(layout, grace_s))
-
-
-def end_engines(layout: Layout, grace_s: float) -> tuple[int, ...]:
-    """End every engine that is recorded on this node, its whole process group. Returns PIDs of what still lives."""
-    records = read_records(layout.engine_records) if layout.engine_records.is_dir() else ()
-
-    def found() -> list[psutil.Process]:
-        return [process for record in records for process in members(record)]
-
-    left = block_processes.end(found, grace_s)
-    if not left:
-        for record in records:
-            record.path.unlink(missing_ok=True)
-    return tuple(process.pid for process in left)
 
 
 def open_pool(layout: Layout, site: Site) -> BlockPool:
@@ -171,11 +153,8 @@ def _end_orphans(layout: Layout, orphans: list[Block]) -> list[str]:
             continue
         jobs.cancel(block, forced=True)
 
-        def keeper(job: Job | None = block.job) -> list[psutil.Process]:
-            found = same_process(job.mark) if job is not None else None
-            return [] if found is None else [found]
-
-        if block_processes.end(keeper, 0.0) or jobs.find(block.name) is not None:
+        keeper = block.job.mark if block.job is not None else None
+        if end([keeper] if keeper is not None else [], 0.0) or jobs.find(block.name) is not None:
             left.append(f"block {block.name}")
             continue
         lost = block.ending(BlockPhase.LOST, time.time(), "ended by force; its site could not be loaded")

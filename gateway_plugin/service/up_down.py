@@ -15,32 +15,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.edge import process as edge_process
+from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
 from gateway_plugin.paths import Layout, private_folder
-from gateway_plugin.processes import alive, mark, read_mark
+from gateway_plugin.processes import alive, end, mark
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.active_catalog import Chosen, choose, in_force, own_catalog, remember
 from gateway_plugin.service.discovery import edges_of, supervisors_of
 from gateway_plugin.service.draining import GRACE_S, Drain, let_finish
 from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.preflight import before_start, failures, few_files
-from gateway_plugin.service.processes import end
 from gateway_plugin.service.provision import forget, provision
 from gateway_plugin.service.restart_policy import Phase
 from gateway_plugin.service.status import is_ready
-from gateway_plugin.service.teardown import end_engines, end_everything, has_blocks, head_runs
+from gateway_plugin.service.supervisor_state import PartState, read_status
+from gateway_plugin.service.teardown import end_everything, has_blocks, head_runs
 from gateway_plugin.service.undisturbed import undisturbed
 from gateway_plugin.service_state import (
     ServiceRecord,
-    read_status,
     record_here,
     record_of,
     recover_record,
@@ -152,7 +151,7 @@ def up(
             words = "; ".join(f"{check.name}: {check.found}. {check.advice}" for check in failed)
             raise ServiceError(f"nothing was started: {words}")
         if not living:
-            end_engines(layout, grace_s=5.0)  # of a block that was killed: nobody else is in charge of them
+            end_engines(layout.engine_records, grace_s=5.0)  # left by a block that was killed
         recovered = provision(layout, site, chosen.catalog, wanted, keep=living)
         note = " ".join(filter(None, (chosen.note, recovered, few_files(site.limits))))
         remember(layout, chosen)
@@ -287,13 +286,12 @@ def _wait_until_ready(
     own = mark(started.pid) if started is not None else None
     while True:
         elapsed_s = time.monotonic() - began
-        status = read_status(layout) or {}
-        if started is None and (status.get("stage") == "stopping" or not supervisors_of(layout)):
+        status = read_status(layout)
+        if started is None and (status.stage == "stopping" or not supervisors_of(layout)):
             raise ServiceError(
                 "the gateway is being ended: 'gateway up' again once 'gateway status' says that it is down."
             )
-        current = own is None or read_mark(status.get("supervisor")) == own
-        parts: dict[str, Any] = status.get("parts", {}) if current else {}
+        parts = status.parts if own is None or status.supervisor == own else {}
         ready = bool(parts) and is_ready(layout)
         report(_progress(parts, ready, elapsed_s))
         if ready:
@@ -301,10 +299,10 @@ def _wait_until_ready(
         if started is not None and started.poll() is not None:
             raise ServiceError(_why("supervisor", f"ended with exit code {started.returncode}", layout.supervisor_log))
         for name, part in parts.items():
-            if part["deaths"] >= _DEATHS_GIVEN_UP or (name == "serve" and part["deaths"] >= 2):
-                raise ServiceError(_why(name, part["last_error"], log_of_part(layout, name)))
+            if part.deaths >= _DEATHS_GIVEN_UP or (name == "serve" and part.deaths >= 2):
+                raise ServiceError(_why(name, part.last_error, log_of_part(layout, name)))
         if elapsed_s > timeout_s:
-            waiting = next((name for name, part in parts.items() if part["phase"] != Phase.RUNNING.value), "serve")
+            waiting = next((name for name, part in parts.items() if part.phase is not Phase.RUNNING), "serve")
             why = _why(waiting, f"not ready within {timeout_s:.0f} s", log_of_part(layout, waiting))
             raise ServiceError(why)
         time.sleep(_POLL_S)
@@ -324,12 +322,12 @@ def _why(part: str, what: str, log: Path) -> str:
 _TITLES = (("edge", "edge"), ("head", "Ray head"), ("serve", "application"))
 
 
-def _progress(parts: dict[str, Any], ready: bool, elapsed_s: float) -> Progress:
+def _progress(parts: Mapping[str, PartState], ready: bool, elapsed_s: float) -> Progress:
     rows = [("supervisor", "running" if parts else "starting", "")]
     for name, title in _TITLES:
-        part = parts.get(name, {"phase": "down", "last_error": "", "restarts": 0})
-        waiting = name == "serve" and part["phase"] == "down" and not part["last_error"]
-        rows.append((title, "waiting" if waiting or not parts else part["phase"], part["last_error"]))
+        part = parts.get(name, PartState())
+        waiting = name == "serve" and part.phase is Phase.DOWN and not part.last_error
+        rows.append((title, "waiting" if waiting or not parts else part.phase.value, part.last_error))
     rows.append(("ready", "running" if ready else "waiting", ""))
     return Progress(tuple(rows), elapsed_s, ready)
 

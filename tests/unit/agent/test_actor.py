@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import alive
+from gateway_plugin.processes import alive, group_members
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent, _note
 from serve.core.effects import StopEngine
@@ -94,7 +93,7 @@ def test_a_newer_generation_waits_for_the_end_of_the_older(host: AgentHost) -> N
     host.wait(EngineReady)
     old = host.record()
     host.start(fake_model(), generation=2)
-    assert records.group_members(old.mark) == ()
+    assert group_members(old.mark) == ()
     assert host.wait(EngineExited).generation == 1
     assert host.wait(EngineReady).generation == 2
 
@@ -146,17 +145,17 @@ def test_one_that_ignores_sigterm_is_killed(host: AgentHost) -> None:
     host.stop()
     assert host.wait(EngineExited).expected
     assert time.monotonic() - begun >= host.timing.grace_s
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
 
 
 def test_children_of_a_killed_leader_are_gone_when_it_is_reported(host: AgentHost) -> None:
     host.start(fake_model("tiny", "generate", "--children", "3"))
     host.wait(EngineReady)
     record = host.record()
-    assert len(records.group_members(record.mark)) == 4
+    assert len(group_members(record.mark)) == 4
     os.kill(record.pid, signal.SIGKILL)
     exited = host.wait(EngineExited)
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
     assert not exited.expected
     assert "SIGKILL" in exited.reason
 
@@ -286,9 +285,9 @@ def test_an_engine_that_died_while_nobody_looked_is_reported(host: AgentHost) ->
     record = host.record()
     host.crash()
     os.kill(record.pid, signal.SIGKILL)  # its children stay, and hold its memory
-    assert eventually(lambda: len(records.group_members(record.mark)) == 2)
+    assert eventually(lambda: len(group_members(record.mark)) == 2)
     assert host.describe().engines == ()
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
     assert not host.wait(EngineExited).expected
     assert list(host.layout.engine_records.iterdir()) == []
 
@@ -301,7 +300,7 @@ def test_an_adopted_engine_that_dies_is_reported(host: AgentHost) -> None:
     host.wait(EngineReady)
     os.kill(record.pid, signal.SIGKILL)
     assert not host.wait(EngineExited).expected
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
 
 
 def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> None:
@@ -313,7 +312,7 @@ def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> Non
         record = first.record()
         first.call(first.agent.shutdown(end_engines=False))
         assert second.describe().engines == ()
-        assert records.group_members(record.mark) == ()
+        assert group_members(record.mark) == ()
         assert list(layout.engine_records.iterdir()) == []
     finally:
         first.close()
@@ -342,7 +341,7 @@ def test_a_stranger_with_a_recorded_pid_is_not_touched(host: AgentHost) -> None:
     host.wait(EngineExited)
     stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        records.write(host.layout, dataclasses.replace(record, pid=stranger.pid))
+        records.write(host.layout, record.model_copy(update={"pid": stranger.pid}))
         host.crash()
         assert host.describe().engines == ()
         assert stranger.poll() is None
@@ -357,7 +356,7 @@ def test_shutdown_leaves_no_process(host: AgentHost) -> None:
         host.wait(EngineReady, engine=name)
     found = [host.record(name) for name in ("e1", "e2")]
     host.call(host.agent.shutdown())
-    assert all(records.group_members(record.mark) == () for record in found)
+    assert all(group_members(record.mark) == () for record in found)
     assert list(host.layout.engine_records.iterdir()) == []
 
 
@@ -470,7 +469,7 @@ def test_an_engine_of_an_earlier_version_is_adopted_and_has_a_record_of_this_one
     host.start(fake_model())
     host.wait(EngineReady)
     record = host.record()
-    records.write(host.layout, dataclasses.replace(record, ticks=0, boot=""))
+    records.write(host.layout, record.model_copy(update={"ticks": 0, "boot": ""}))
     host.crash()
     assert [found.id for found in host.describe().engines] == ["e1"]
     assert host.record().mark == record.mark
