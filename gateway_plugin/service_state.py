@@ -6,12 +6,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, StrictBool, StrictInt, ValidationError
+from pydantic import Field, StrictBool, StrictInt
 
-from gateway_plugin.errors import ConfigError, ServiceError
+from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark
-from gateway_plugin.site import WILDCARDS, Site, load_site
 from gateway_plugin.state_file import Garbled, LenientState, StateFile, read_object, set_aside, with_copy
 
 
@@ -41,57 +40,9 @@ class ServiceRecord(LenientState):
         names = ("site_reference", "url", "bind", "port", "head_address", "ray_port", "serve_port", "host")
         return any(getattr(self, name) not in ("", 0, getattr(other, name)) for name in names)
 
-    def load_site(self) -> Site:
-        """The site, with the port that ``up`` was given. Raises ``ConfigError``."""
-        return with_port(load_site(self.site_reference), self.port or None)
-
 
 class RecordGarbled(ServiceError):
     """``service.json`` is there and cannot be understood, nor is there a copy of it."""
-
-
-def with_port(site: Site, port: int | None) -> Site:
-    """``site`` with another port for the front door. Raises ``ValidationError`` (pydantic) for an impossible one."""
-    if port is None or port == site.port:
-        return site
-    return Site(**{**dict(site), "port": port})
-
-
-def site_with_port(reference: str, port: int | None) -> Site:
-    """The site called ``reference``, with ``port`` for the front door if one is given. Raises ``ConfigError``."""
-    try:
-        return with_port(load_site(reference), port)
-    except ValidationError as error:
-        raise ConfigError(f"--port {port}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-
-
-def record_of(site: Site, site_reference: str, catalog: Path, head_address: str) -> ServiceRecord:
-    """The record of a gateway that is about to start."""
-    reference = site_reference
-    if reference.endswith(".py") or "/" in reference:
-        reference = str(Path(reference).expanduser().resolve())
-    host = _own_name() if site.bind in WILDCARDS else site.bind
-    scheme = "http" if site.plain_http else "https"
-    return ServiceRecord(
-        site=site.name,
-        site_reference=reference,
-        catalog=str(catalog.expanduser().resolve()),
-        url=f"{scheme}://{f'[{host}]' if ':' in host else host}:{site.port}",
-        bind=site.bind,
-        port=site.port,
-        tls=not site.plain_http,
-        own_certificate=not site.plain_http and site.certificate is None,
-        head_address=head_address,
-        ray_port=site.ray_port,
-        serve_port=site.serve_port,
-        host=socket.gethostname(),
-    )
-
-
-def _own_name() -> str:
-    """This machine's full name; the short one where it has no other but ``localhost``."""
-    name = socket.getfqdn()
-    return socket.gethostname() if name.startswith("localhost") else name
 
 
 def read_record(layout: Layout) -> ServiceRecord | None:

@@ -109,11 +109,12 @@ def down(grace: float, force: bool, timeout: float) -> None:
     New requests are refused at once, those in flight may end within --grace. Ctrl-C twice ends them at once.
     """
     from gateway_plugin.service import up_down as lifecycle
+    from gateway_plugin.service.readiness import Progress
 
     patience = _Patience()
     with Steps("ending") as steps, patience:
 
-        def report(progress: lifecycle.Progress) -> None:
+        def report(progress: Progress) -> None:
             drain = progress.drain
             patience.draining = drain is not None and not drain.done
             if drain is not None and settings().json:

@@ -22,7 +22,7 @@ from gateway_plugin.schedulers.base import Jobs, Seen, is_queue, jobs_for, last_
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.hearing import Heard, listening, report_in
 from gateway_plugin.service.ray_head import head_address
-from gateway_plugin.service.undisturbed import undisturbed
+from gateway_plugin.service.teardown import shielded_from_signals
 from gateway_plugin.site import NodeType, Site
 
 WAIT_S = 600.0
@@ -87,7 +87,7 @@ def try_nodes(
                 if not all(trial.checks for trial in trials):
                     time.sleep(_POLL_S)
     finally:
-        with undisturbed():
+        with shielded_from_signals():
             checks += _cleaned_up(trials, scripts, token)
             if fresh:
                 for folder in (scripts, scripts.parent, layout.state):

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service_state import record_of
+from gateway_plugin.service.deployment import record_of
 from gateway_plugin.site import Site
 
 _NAME = "certificate"

@@ -15,7 +15,8 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, age_s, alive
 from gateway_plugin.service.discovery import edges_of, heads_of, supervisors_of
 from gateway_plugin.service.draining import read_drain
-from gateway_plugin.service.supervisor_state import PartState, answers, read_status
+from gateway_plugin.service.probes import answers
+from gateway_plugin.service.supervisor_state import PartState, read_status
 from gateway_plugin.service_state import RecordGarbled, ServiceRecord, on_this_host, read_record
 
 _PARTS = ("supervisor", "edge", "head", "serve")

@@ -1,12 +1,10 @@
-"""``supervisor.json``: how far the supervisor is with each part; and the probes of a gateway's doors."""
+"""``supervisor.json``: how far the supervisor is with each part."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
 from pydantic import StrictInt
 
 from gateway_plugin.paths import Layout
@@ -84,30 +82,3 @@ def read_status(layout: Layout) -> SupervisorState:
         return supervisor_file(layout).read() or SupervisorState()
     except (OSError, Garbled):
         return SupervisorState()
-
-
-def answers(layout: Layout, path: str, timeout_s: float) -> bool:
-    """Whether ``GET path`` at the front door says 200."""
-    return asked(layout, path, timeout_s) == 200
-
-
-def asked(layout: Layout, path: str, timeout_s: float) -> int | None:
-    """The status of ``GET path`` at the front door, asked over the owner's socket: nobody else can answer there.
-
-    ``None``: no answer.
-    """
-    transport = httpx.HTTPTransport(uds=str(layout.owner_door), verify=False)  # no TLS: no certificates to load
-    try:
-        with httpx.Client(transport=transport, timeout=timeout_s, trust_env=False) as client:
-            return client.get(f"http://localhost{path}").status_code
-    except httpx.TransportError:
-        return None
-
-
-def connects(address: str, port: int, timeout_s: float) -> bool:
-    """Whether something accepts a TCP connection there."""
-    try:
-        socket.create_connection((address, port), timeout=timeout_s).close()
-    except OSError:
-        return False
-    return True

@@ -6,8 +6,11 @@ start, by our own state folder in its arguments, or by Ray's folder; nobody else
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
 from gateway_plugin.blocks.marks import LeaveMarks
@@ -28,6 +31,20 @@ ENGINE_GRACE_S = 5.0
 HEAD_GRACE_S = 5.0
 
 Tell = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def shielded_from_signals() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM: cleaning up goes on when Ctrl-C is pressed once more."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_everything(

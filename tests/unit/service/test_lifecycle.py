@@ -14,10 +14,11 @@ from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, mark
 from gateway_plugin.service import up_down as lifecycle
+from gateway_plugin.service.deployment import record_of
 from gateway_plugin.service.ray_head import head_address
 from gateway_plugin.service.restart_policy import Part, Phase, Plan
 from gateway_plugin.service.supervisor_state import supervisor_state
-from gateway_plugin.service_state import ServiceRecord, record_of, write_record
+from gateway_plugin.service_state import ServiceRecord, write_record
 from gateway_plugin.site import load_site
 from gateway_plugin.state_file import state_text
 from tests.support.clusters import write_local_site

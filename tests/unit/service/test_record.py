@@ -12,19 +12,13 @@ from gateway_plugin.catalog import catalog_document, parse_catalog
 from gateway_plugin.errors import GatewayUnreachable, NotFound, ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, mark
+from gateway_plugin.service.deployment import record_of
 from gateway_plugin.service.logs import find_logs, last_lines, log_named
 from gateway_plugin.service.restart_policy import Part, Phase, Plan
 from gateway_plugin.service.status import report
 from gateway_plugin.service.supervisor_state import read_status, supervisor_state
 from gateway_plugin.service.up_down import Outcome, down, up
-from gateway_plugin.service_state import (
-    RecordGarbled,
-    ServiceRecord,
-    read_record,
-    record_of,
-    recover_record,
-    write_record,
-)
+from gateway_plugin.service_state import RecordGarbled, ServiceRecord, read_record, recover_record, write_record
 from gateway_plugin.state_file import state_text
 from tests.support.disks import full_disk
 from tests.unit.service.test_preflight import site
