@@ -54,7 +54,7 @@ def prepare(
         write_private(layout.edge_secret, secrets.token_urlsafe(32))
     mend_maps(layout)
     KeyStore(layout).write_map()
-    settings = EdgeSettings.of(
+    settings = EdgeSettings(
         layout,
         site,
         secret=layout.edge_secret.read_text().strip(),

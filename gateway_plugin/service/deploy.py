@@ -55,7 +55,7 @@ def main() -> int:
         ray_serve.shutdown()
         raise ServiceError(
             f"Serve's proxy on 127.0.0.1:{gateway.record.serve_port} answers callers without a certificate: it was "
-            "stopped. This Ray does not do what the gateway asks of it; install the version that the gateway was made for."
+            "stopped. This Ray does not do what the gateway asks of it; install the version that the gateway needs."
         )
     _say("application is running")
     return 0
