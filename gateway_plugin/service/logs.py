@@ -30,9 +30,9 @@ def find_logs(layout: Layout) -> dict[str, Path]:
         "supervisor": layout.supervisor_log,
         "edge": layout.edge_log,
         "usage": layout.usage_log,
-        "controller": layout.logs / "controller.log",
-        "ingress": layout.logs / "ingress.log",
-        "desk": layout.logs / "desk.log",
+        "controller": layout.controller_log,
+        "ingress": layout.ingress_log,
+        "desk": layout.desk_log,
         "ray": layout.head_log,
         "deploy": layout.deploy_log,
     }
