@@ -191,7 +191,7 @@ class Layout:
     engine_records = _Below("run", "engines")
     """One JSON file an engine of this node: PID, start, port, model, generation."""
     controller = _Below("state", "controller")
-    """Recorded events (``events.jsonl``), pins (``wishes.json``), the last epoch, what is known of the models (``cards.json``)."""
+    """Recorded events (``events.jsonl``), pins (``wishes.json``), the last epoch, cards of models (``cards.json``)."""
     controller_lock = _Below("run", "controller.lock")
     """Locked by the controller as long as it lives: no other changes routes meanwhile."""
 
