@@ -163,11 +163,12 @@ def own_pids(*, root_sees_all: bool = False) -> tuple[int, ...]:
 
 
 def _is_own(pid: int) -> bool:
-    try:  # cheap, and right but for a process that the kernel protects: it looks like root's
+    try:
         seen = os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return False
-    return seen in (0, os.getuid()) and _user(pid) == os.getuid()
+    # One that the kernel protects looks like root's.
+    return seen == os.getuid() or (seen == 0 and _user(pid) == os.getuid())
 
 
 def arguments(pid: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ by certificates on both sides (``blocks/ray_tls.py``).
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import shutil
 import socket
@@ -14,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
-import yaml
 
 from gateway_plugin.blocks.cluster_yaml import cluster_yaml
 from gateway_plugin.blocks.host import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
@@ -164,7 +164,7 @@ def prepare(layout: Layout, site: Site, site_reference: str, head_ip: str) -> No
     """Write what the head reads: secrets (kept if there are some: blocks have them) and the autoscaler's file."""
     make_secrets(layout, keep=True)
     document = cluster_yaml(site, site_reference, layout, f"{head_ip}:{site.ray_port}")
-    write_private(layout.cluster_yaml, yaml.safe_dump(document, sort_keys=False))
+    write_private(layout.cluster_yaml, json.dumps(document, indent=1))  # JSON is YAML
     clear_leftovers(layout)
 
 

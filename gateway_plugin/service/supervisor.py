@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import logging
 import os
 import resource
@@ -24,7 +23,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gateway_plugin.blocks.cluster_yaml import cluster_yaml
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import GatewayError, ServiceError
@@ -55,7 +53,6 @@ from gateway_plugin.service.restart_policy import (
 from gateway_plugin.service.supervisor_state import SupervisorState, supervisor_file, supervisor_state
 from gateway_plugin.service.teardown import end_everything, end_head
 from gateway_plugin.service_state import mend_record, write_record
-from gateway_plugin.state_file import write_private
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -241,14 +238,11 @@ class Supervisor:
     def _start_head(self) -> subprocess.Popen[bytes]:
         self._forget_probes(head_answers=False, head_whole=True, port_lost="")
         end_head(self._layout, None, grace_s=0.5)
-        ray_head.clear_leftovers(self._layout)
-        record = self._record
+        record, site = self._record, self._gateway.site
         problem = bind_problem(ANY_ADDRESS, record.ray_port)
         if problem is not None:
             raise ServiceError(f"port {record.ray_port} (Ray): {problem}")
-        site = self._gateway.site
-        document = cluster_yaml(site, record.site_reference, self._layout, self._gateway.ray_address)
-        write_private(self._layout.cluster_yaml, json.dumps(document, indent=1))  # JSON is YAML
+        ray_head.prepare(self._layout, site, record.site_reference, record.head_address)
         argv = ray_head.head_argv(self._layout, site, record.head_address, sys.executable)
         environment = ray_head.head_env(self._layout, site, os.environ)
         return self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
