@@ -20,6 +20,8 @@ from gateway_plugin.engine_records import end_engines, read_records
 from gateway_plugin.processes import BLOCK_MARK, Mark, alive, carries_mark, end, mark, uses_folder
 from tests.support.clocks import set_clock
 
+pytestmark = pytest.mark.process
+
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(300)"
 FAMILY = f"""
 import subprocess, sys, time

@@ -23,6 +23,8 @@ from gateway_plugin.site import load_site
 from gateway_plugin.state_file import state_text
 from tests.support.clusters import write_local_site
 
+pytestmark = pytest.mark.process
+
 CATALOG = "models: {}\n"
 
 

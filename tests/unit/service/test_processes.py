@@ -13,6 +13,8 @@ import pytest
 
 from gateway_plugin.processes import Mark, alive, arguments, descendants, end, find_own, mark
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
