@@ -62,7 +62,7 @@ class Layout:
 
     @classmethod
     def of(cls, state: Path) -> Layout:
-        """The layout of ``state`` (``~`` and relative paths are made absolute), which nobody else can have put there.
+        """The layout of ``state`` (``~`` and relative paths are made absolute), which no other user can have put there.
 
         Raises:
             ServiceError: the folder, or one above it, is another user's or can be changed by one. Nothing was read.
@@ -170,7 +170,7 @@ class Layout:
     edge_socket = _Below("run", "edge.sock")
     """The edge's administration socket."""
     owner_door = _Below("run", "owner.sock")
-    """The front door for the gateway's own user on its own machine: a Unix socket that nobody else reaches."""
+    """The front door for the gateway's own user on its own machine: a Unix socket that no other user reaches."""
     inner_door = _Below("run", "inner.sock")
     """Where the ingress sends a request back through the edge."""
     cold_door = _Below("run", "cold.sock")
@@ -184,7 +184,7 @@ class Layout:
     blocks = _Below("state", "blocks")
     block_scripts = _Below("blocks", "scripts")
     leave_marks = _Below("blocks", "leave")
-    """A file named after each block that is to be gone: it was told to end, or its job is over."""
+    """A file named after each block that is to be gone: it is being ended, or its job is over."""
     ledger = _Below("blocks", "ledger.json")
     block_cancels = _Below("blocks", "cancel")
     """One file a block that is to be ended at once, from the controller to the pool."""

@@ -33,7 +33,7 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def write_private(path: Path, content: str | bytes) -> None:
-    """Write a 0600 file atomically: a reader sees the old content or the new one, and nobody else sees either.
+    """Write a 0600 file atomically: a reader sees the old content or the new one, and other users see neither.
 
     Raises ``OSError``, which names ``path``; the old content is there then.
     """
@@ -61,7 +61,7 @@ def _beside(path: Path, content: str | bytes) -> Iterator[str]:
 
 
 class Garbled(ValueError):
-    """A file is there and cannot be understood."""
+    """A file is there and is not what it should be."""
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ def with_copy(path: Path, copy: Path, name: str) -> dict[str, Any] | None:
 
 
 def set_aside(path: Path) -> Path:
-    """Give ``path`` a name that nobody reads: ``NAME.garbled``, or ``NAME.garbled.2`` and so on. Needs no room on disk.
+    """Give ``path`` a name that is not read: ``NAME.garbled``, or ``NAME.garbled.2`` and so on. Needs no room on disk.
 
     Raises ``OSError``.
     """
@@ -204,7 +204,7 @@ class Copies:
                 self._write(path)
 
     def failed(self, path: Path, error: OSError) -> None:
-        """``path``, which is kept by somebody else, could not be written."""
+        """``path``, which is kept elsewhere, could not be written."""
         self._failed[path] = error
 
     def written(self, path: Path) -> None:

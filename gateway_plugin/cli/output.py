@@ -217,7 +217,7 @@ class Steps:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave the terminal to somebody else meanwhile."""
+        """Leave the terminal to another program meanwhile."""
         if self._live is None:
             yield
             return

@@ -144,7 +144,7 @@ class _Patience:
     """Ctrl-C while requests in flight are waited for: the first one says what a second one does."""
 
     def __init__(self) -> None:
-        self.draining = True  # from the start: the first progress is told when somebody may have pressed already
+        self.draining = True  # from the start: Ctrl-C may come before the first progress
         self.hurry = threading.Event()
         self._pressed = False
         self._before: Any = None

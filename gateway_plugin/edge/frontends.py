@@ -1,6 +1,6 @@
 """The front door, through which requests come in: rules in the order in which they are tried. Pure text.
 
-The order is the point. A caller without a key is refused before its body is awaited, a path that is nobody's business
+The order is the point. A caller without a key is refused before its body is awaited, a path that is not served
 before anything is looked up, and what a caller says about itself is forgotten before the edge says it.
 """
 
@@ -33,7 +33,7 @@ HEAD_BYTES = BUFFER_BYTES // 2
 """Of the request's headers, so that some of the body always fits beside them."""
 
 APART = "/apart"
-"""Ends the slot of a model one of whose engines died lately: all of its requests go through the ingress, which knows
+"""Ends the slot of a model one of whose engines died recently: all of its requests go through the ingress, which knows
 what each of them did (``serve.ingress.trials``), and round it while it is away (``gateway_plugin.edge.apart``)."""
 
 _CARD = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._/:@+-]|%2[BbFf]|%3[Aa]|%40){0,200}\z"
@@ -45,7 +45,7 @@ _CALLER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\z"
 _CREDENTIAL = r"[A-Za-z0-9._~+/=-]{1,256}\z"
 
 _LENGTH_DIGITS = 12
-"""Of a body's announced length. Nobody's limit is a terabyte."""
+"""Of a body's announced length. No site's limit is a terabyte."""
 
 _USAGE = (
     '{"time":%Ts.%ms,"request":"%ID","key":"%[var(txn.key,-)]","caller":"%[var(txn.caller,-)]","model":"%[var(txn.model,-)]","method":"%HM",'

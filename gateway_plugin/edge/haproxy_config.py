@@ -137,8 +137,8 @@ def _listen(settings: EdgeSettings) -> str:
 def _cold(settings: EdgeSettings) -> str:
     """The ways to the ingress and to the desk.
 
-    While an ingress is replaced nobody listens on its socket: requests that it has not answered with a byte try again
-    once a second. What Serve's proxy says by itself is plain text: the edge says it in JSON.
+    While an ingress is replaced, no process listens on its socket: requests that it has not answered with a byte try
+    again once a second. What Serve's proxy says by itself is plain text: the edge says it in JSON.
     """
     return f"""\
 frontend cold_door

@@ -201,7 +201,7 @@ class KeyStore:
     def keep_in_force(self) -> None:
         """Make ``keys.map`` and the running edge equal to the store, and finish what ``revoke`` could not.
 
-        Nothing while somebody changes the keys: who does that sees to it.
+        Does nothing while another command changes the keys: that command does this itself.
 
         Raises:
             ServiceError: the store is missing or damaged.

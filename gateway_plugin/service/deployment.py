@@ -133,7 +133,7 @@ def provision(gateway: Deployment, catalog: Catalog, keep: bool) -> str:
 
     Raises:
         OSError: the disk is full.
-        ServiceError: a folder is somebody else's, or HAProxy refuses the edge's configuration.
+        ServiceError: a folder is another user's, or HAProxy refuses the edge's configuration.
     """
     layout = gateway.layout
     layout.make()

@@ -1,6 +1,6 @@
 """Before the gateway ends: no new request, and time for those in flight.
 
-Who drains is the supervisor, so that a drain goes on when the terminal of ``gateway down`` is gone, and nothing is
+The supervisor drains, so that a drain goes on when the terminal of ``gateway down`` is gone, and nothing is
 started again meanwhile; ``down`` itself where no supervisor lives. Two files in the run folder go between them.
 """
 
@@ -32,7 +32,7 @@ log = logging.getLogger("gateway.drain")
 GRACE_S = 30.0
 """What ``down`` gives requests in flight."""
 SIGNALLED_GRACE_S = 5.0
-"""What a supervisor gives them that was ended by somebody else: a machine that shuts down kills after seconds."""
+"""The same where the supervisor was signalled by another program: a machine that shuts down kills after seconds."""
 _POLL_S = 0.2
 _TOLD_EVERY_S = 1.0
 _TELL_S = 2.0
@@ -66,8 +66,8 @@ Tell = Callable[[Drain], None]
 def drain(layout: Layout, grace_s: float, hurry: threading.Event, tell: Tell = lambda drain: None) -> Drain:
     """Shut the front door, and wait until nothing is in flight, ``grace_s`` are over, or ``hurry`` is set.
 
-    Who waits for a model is told at once. What is left at the end is broken off. With a grace of 0, or without an edge
-    that answers, nothing is done.
+    Requests that wait for a model are answered at once. What is left at the end is cut. With a grace of 0, or without an
+    edge that answers, nothing is done.
     """
     began = time.monotonic()
     say: Say = partial(ask, layout.edge_socket)
@@ -116,7 +116,7 @@ def _tell_waiters(layout: Layout) -> None:
         with httpx.Client(transport=transport, timeout=_TELL_S, trust_env=False, headers=headers) as client:
             client.post("http://localhost/gateway/v1/close").raise_for_status()
     except (OSError, ValueError, httpx.HTTPError) as error:  # a garbled key is no header
-        log.warning("requests that wait for models are not told: %s: %s", type(error).__name__, error)
+        log.warning("requests that wait for models are not answered: %s: %s", type(error).__name__, error)
 
 
 def drain_as_asked(layout: Layout, hurry: threading.Event) -> Drain:

@@ -1,4 +1,4 @@
-"""Who listens on a port of this machine: a port that the gateway is about to take may be somebody else's."""
+"""Listening sockets of this machine: a port that the gateway is about to take may be another user's."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def listening(table: str, port: int, host: str) -> dict[str, int]:
 def in_the_way(other: IPv4Address | IPv6Address, host: str) -> bool:
     """Whether a socket that listens on ``other`` keeps one from listening on ``host``, at the same port. Pure.
 
-    One on ``::`` takes IPv4 too, unless it was told otherwise, which cannot be seen. One on another address of its own
-    is in nobody's way: somebody may sit there for good, and must not be taken for who has our port.
+    One on ``::`` takes IPv4 too, unless it is configured otherwise, which cannot be seen. One on another address of
+    its own is not in the way: it may stay there for good, and is not the holder of our port.
     """
     own = ip_address(host)
     if isinstance(other, IPv6Address) and other.ipv4_mapped is not None:
@@ -91,7 +91,7 @@ def _holder(port: int, host: str) -> int | None:
 
 
 def bind_problem(host: str, port: int) -> str | None:
-    """Why nobody could listen on ``host:port`` now, and who does; ``None`` if one could."""
+    """Why ``host:port`` cannot be listened on now, and the holder; ``None`` if it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

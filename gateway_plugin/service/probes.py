@@ -22,7 +22,7 @@ def answers(layout: Layout, path: str, timeout_s: float) -> bool:
 
 
 def asked(layout: Layout, path: str, timeout_s: float) -> int | None:
-    """The status of ``GET path`` at the front door, asked over the owner's socket: nobody else can answer there.
+    """The status of ``GET path`` at the front door, asked over the owner's socket: no other program can answer there.
 
     ``None``: no answer.
     """
@@ -53,7 +53,7 @@ class Probes:
     busy: bool = False
     head_whole: bool = True
     port_lost: str = ""
-    """Who has Ray's port, if it is another user, while the head starts."""
+    """While the head starts: the other user that has Ray's port."""
 
 
 def probe(layout: Layout, record: ServiceRecord, head: Mark | None, *, starting: bool) -> Probes:

@@ -31,7 +31,7 @@ _SESSION_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_
 """What Ray puts below its temporary folder, with the longest PID."""
 
 PENDING_UNWANTED_S = 30
-"""How long a block that is still in the queue is kept when nobody needs it any more."""
+"""How long a pending block is kept after its demand is gone."""
 
 
 def head_address(site: Site) -> str:
@@ -130,8 +130,8 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": str(PENDING_UNWANTED_S),
         "AUTOSCALER_UPDATE_INTERVAL_S": "2",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # there is no other head to drain to
-        # Numbers for whoever asks, on every interface. Ray has no switch for these two: it goes on without them where
-        # they cannot listen, and -1 is no port.
+        # Metrics without authentication, on every interface. Ray has no switch for these two: it goes on without them
+        # where they cannot listen, and -1 is no port.
         "AUTOSCALER_METRIC_PORT": "-1",
         "DASHBOARD_METRIC_PORT": "-1",
         "RAY_enable_metrics_collection": "0",

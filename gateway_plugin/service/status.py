@@ -154,7 +154,7 @@ def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
         if not alive(known) and (found := living(layout)):  # the notes are gone, or older than it
             known, state = found[0], "running"
         if not supervised and state == "starting":
-            state = "running"  # nobody is left to note that it answers
+            state = "running"  # no supervisor is left to note that it answers
         shut = _stopping(layout)  # and says so to everybody
         if name == "edge" and state == "running" and not shut and not answers(layout, "/health", 1.0):
             state = "silent"

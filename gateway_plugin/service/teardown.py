@@ -1,7 +1,7 @@
 """End what is ours and nothing else: head, blocks, engines, edge. Used by the supervisor, and by ``down`` without one.
 
 The head goes first: a living autoscaler would replace the blocks that are cancelled. Every process is known by PID and
-start, by our own state folder in its arguments, or by Ray's folder; nobody else's is touched.
+start, by our own state folder in its arguments, or by Ray's folder; no other process is touched.
 """
 
 from __future__ import annotations

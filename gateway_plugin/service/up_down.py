@@ -2,7 +2,7 @@
 
 ``up`` numbers its cases: (1) nothing can start from a wrong catalog or site; (2) a supervisor lives: it is up, or will
 be, or was started for something else; (3) its supervisor died and parts live on: adopted; (4) nothing lives: a fresh
-start; (5) it does not come up: everything that this ``up`` started is ended, and the reason told.
+start; (5) it does not come up: everything that this ``up`` started is ended, and the reason given.
 """
 
 from __future__ import annotations

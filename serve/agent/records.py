@@ -1,4 +1,4 @@
-"""What a node remembers of its engines, on its own disk, so that whoever comes next adopts or ends them.
+"""Engine records on the node's own disk, by which the next agent adopts or ends the engines.
 
 One JSON file an engine, 0600, in the node's 0700 run folder. It holds the engine's key: an agent made anew must ask an
 engine one real request before it says that it is ready, and the slot may have another key by then.
@@ -98,7 +98,7 @@ def garbled(layout: Layout) -> tuple[Path, ...]:
 def end_unrecorded(layout: Layout, block: str) -> None:
     """Kill the engines of ``block`` whose records are garbled, and remove those. Blocks.
 
-    An engine is known by its log, which has the record's name. Nobody could ask it anything: its key is lost.
+    An engine is found by its log, which has the record's name. It cannot be used any more: its key is lost.
     """
     for path in garbled(layout):
         log = layout.engine_logs / f"{path.stem}.log"
