@@ -66,8 +66,8 @@ Tell = Callable[[Drain], None]
 def drain(layout: Layout, grace_s: float, hurry: threading.Event, tell: Tell = lambda drain: None) -> Drain:
     """Shut the front door, and wait until nothing is in flight, ``grace_s`` are over, or ``hurry`` is set.
 
-    Requests that wait for a model are answered at once. What is left at the end is cut. With a grace of 0, or without an
-    edge that answers, nothing is done.
+    Requests that wait for a model are answered at once. What is left at the end is cut. With a grace of 0, or without
+    an edge that answers, nothing is done.
     """
     began = time.monotonic()
     say: Say = partial(ask, layout.edge_socket)
