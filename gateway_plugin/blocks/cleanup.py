@@ -15,6 +15,18 @@ from gateway_plugin.engine_records import end_engines
 from gateway_plugin.processes import block_processes, end
 
 
+def clean_up(records: Path, block: str, folder: Path) -> bool:
+    """End the engines of ``block`` recorded in ``records``, and whatever else runs in it, whose temporary folder is
+    ``folder``. Whether all of it has ended; what has not is named on stderr."""
+    failed = end_engines(records, block)
+    for name in failed:
+        print(f"cleanup: {name}: the engine could not be ended", file=sys.stderr)
+    left = end(lambda: block_processes(block, folder), grace_s=0)
+    for process in left:
+        print(f"cleanup: process {process.pid} could not be ended", file=sys.stderr)
+    return not failed and not left
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line: ``--records FOLDER --block NAME --folder FOLDER``. Exit code 1 if something could not be ended."""
     parser = argparse.ArgumentParser(prog="cleanup", description="End the engines recorded for a block.")
@@ -23,13 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="Ray's temporary folder of this block")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second cancel must not stop the cleaning up
-    failed = end_engines(arguments.records, arguments.block)
-    for name in failed:
-        print(f"cleanup: {name}: the engine could not be ended", file=sys.stderr)
-    left = end(lambda: block_processes(arguments.block, arguments.folder), grace_s=0)
-    for process in left:
-        print(f"cleanup: process {process.pid} could not be ended", file=sys.stderr)
-    return 1 if failed or left else 0
+    return 0 if clean_up(arguments.records, arguments.block, arguments.folder) else 1
 
 
 if __name__ == "__main__":
