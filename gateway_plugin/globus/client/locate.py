@@ -7,7 +7,7 @@ import os
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.globus import function_registry as manifest
 from gateway_plugin.ownership import problem_with
-from gateway_plugin.paths import Layout, default_state_root
+from gateway_plugin.paths import default_state_root
 
 
 def find_endpoint(endpoint_id: str | None = None, function_id: str | None = None) -> tuple[str, str]:
@@ -30,6 +30,6 @@ def _registered_here() -> str | None:
     state = default_state_root()
     if problem_with(state) is not None:
         return None  # it may be another user's, who would choose the function
-    known = manifest.read(Layout(state).functions)
+    known = manifest.read(state / "endpoints" / "functions.json")
     found = manifest.registered(known, manifest.source())
     return found.id if found else None
