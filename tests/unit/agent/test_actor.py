@@ -512,7 +512,7 @@ def test_an_engine_on_a_node_with_a_full_disk_serves_and_is_recorded_when_there_
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(records, "write_private", no_room)
+        full.setattr("gateway_plugin.state_file.write_private", no_room)
         host.start(fake_model())
         host.wait(EngineReady)
         assert not records.record_path(host.layout, "e1").exists()
