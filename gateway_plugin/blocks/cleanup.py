@@ -1,107 +1,16 @@
-"""What a block does last: end every engine recorded on its node, and whatever else still runs in it.
+"""The last act of a block: end every engine recorded on its node, and every other process that still runs in it.
 
-An engine outlives its agent on purpose (the next agent adopts or ends it); when the block itself goes, there is no
-next one.
+An engine outlives its agent on purpose: the next agent adopts or ends it. When the block itself ends there is no next
+agent.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from gateway_plugin.blocks.processes import (
-    block_processes,
-    carries_mark,
-    end,
-    own_processes,
-    same_process,
-    writes_to,
-)
-from gateway_plugin.processes import Mark, has_its_pid, read_mark
-
-TERM_GRACE_S = 10.0
-"""How long an engine has between being asked to end and being killed."""
-
-
-@dataclass(frozen=True)
-class EngineRecord:
-    """What the cleanup needs of an engine's record; the file holds more."""
-
-    path: Path
-    block: str
-    leader: Mark
-    log: str = ""
-    """The file that its output goes to, and that of its children."""
-
-
-def read_records(folder: Path) -> tuple[EngineRecord, ...]:
-    """Every readable record in ``folder``. A broken one is named on stderr and skipped: it must not save the others."""
-    records = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            leader, block, log = read_mark(document), str(document["block"]), str(document.get("log", ""))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            print(f"cleanup: {path}: not an engine record: {type(error).__name__}: {error}", file=sys.stderr)
-            continue
-        if leader is None:
-            print(f"cleanup: {path}: not an engine record: it names no process", file=sys.stderr)
-            continue
-        records.append(EngineRecord(path, block, leader, log))
-    return tuple(records)
-
-
-def members(record: EngineRecord) -> list[psutil.Process]:
-    """The live processes of an engine: its process group, if its leader is the recorded one.
-
-    When the leader is gone, a group with its number is the engine's only if its processes carry the block's name, or
-    write to the engine's log: vLLM's core gives itself a title, which overwrites its environment.
-    """
-    leader = same_process(record.leader)
-    if leader is None and _is_strangers(record):
-        return []
-    group = [process for process in own_processes() if _group_of(process) == record.leader.pid]
-    if leader is None:
-        return [p for p in group if carries_mark(p, record.block) or writes_to(p, record.log)]
-    return group if leader in group else [leader, *leader.children(recursive=True)]
-
-
-def _is_strangers(record: EngineRecord) -> bool:
-    """Whether the recorded PID is somebody else's by now. A leader that is dead but not reaped has still its own."""
-    try:
-        foreign = psutil.Process(record.leader.pid).uids().real != os.getuid()
-    except psutil.NoSuchProcess:
-        return False
-    return foreign or has_its_pid(record.leader) is False
-
-
-def _group_of(process: psutil.Process) -> int | None:
-    try:
-        return os.getpgid(process.pid)
-    except ProcessLookupError:
-        return None
-
-
-def end_engines(folder: Path, block: str, grace_s: float = TERM_GRACE_S) -> list[str]:
-    """End the engines of block ``block`` recorded in ``folder``, and remove their records.
-
-    Gives the names of records whose engine could not be ended; those stay.
-    """
-    records = [record for record in read_records(folder) if record.block == block]
-    left = end(lambda: [process for record in records for process in members(record)], grace_s)
-    stubborn = {process.pid for process in left}
-    failed = []
-    for record in records:
-        if stubborn and any(process.pid in stubborn for process in members(record)):
-            failed.append(record.path.name)
-        else:
-            record.path.unlink(missing_ok=True)
-    return failed
+from gateway_plugin.engine_records import end_engines
+from gateway_plugin.processes import block_processes, end
 
 
 def clean_up(records: Path, block: str, folder: Path) -> bool:

@@ -10,7 +10,7 @@ import click
 
 from gateway_plugin.api_types import ModelInfo
 from gateway_plugin.cli.connection import connect
-from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, settings, show, table
+from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
 
 _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
 
@@ -25,29 +25,15 @@ def models() -> None:
 @json_option
 def prepare(names: tuple[str, ...]) -> None:
     """Build the weights of NAMES (default: all there are recipes for) into the cache folder, once."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from gateway_plugin import weights
 
-    console = Console(stderr=True, highlight=False, quiet=settings().json)
-    columns = (
-        TextColumn("{task.fields[model]}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    said: dict[str, str] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks = {}
+    began = time.monotonic()
+    rows: dict[str, tuple[str, str]] = {}
+    with Steps("preparing") as steps:
 
         def report(step: weights.Progress) -> None:
-            if step.name not in tasks:
-                tasks[step.name] = bar.add_task(step.step, total=1.0, model=step.name)
-            bar.update(tasks[step.name], completed=step.fraction, description=step.step)
-            if not console.is_terminal and not settings().json and said.get(step.name) != step.step:
-                said[step.name] = step.step
-                put(f"{step.name}: {step.step}", err=True)
+            rows[step.name] = (step.step, f"{100 * step.fraction:.0f} %")
+            steps.update([(name, *row) for name, row in rows.items()], time.monotonic() - began)
 
         folders = weights.prepare(names or None, progress=report)
     document = {name: str(folder) for name, folder in folders.items()}

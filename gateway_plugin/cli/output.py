@@ -24,8 +24,8 @@ from gateway_plugin.plain import PlainStream, plain
 if TYPE_CHECKING:
     from gateway_plugin.api_types import ModelInfo
 
-TIMES = re.compile(r"[\d.]+ (s|min|h|d)\b")
-"""What goes on changing while nothing happens."""
+TIMES = re.compile(r"[\d.]+ ((s|min|h|d)\b|%)")
+"""What goes on changing while the state does not."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -217,7 +217,7 @@ class Steps:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave the terminal to somebody else meanwhile."""
+        """Leave the terminal to another program meanwhile."""
         if self._live is None:
             yield
             return

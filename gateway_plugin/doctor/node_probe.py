@@ -28,7 +28,7 @@ from gateway_plugin.schedulers.base import JobStatus, Scheduler, shared_script_p
 from gateway_plugin.schedulers.select import is_queue, schedulers_for
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.ray_head import head_address
-from gateway_plugin.service.undisturbed import undisturbed
+from gateway_plugin.service.teardown import shielded_from_signals
 from gateway_plugin.site import NodeType, Site
 
 WAIT_S = 600.0
@@ -103,7 +103,7 @@ def try_nodes(
                 if not all(trial.checks for trial in trials):
                     time.sleep(_POLL_S)
     finally:
-        with undisturbed():
+        with shielded_from_signals():
             checks += _cleaned_up(trials)
             for file in (*scripts.glob(f"gwtrial-*-{token}.*"), *layout.logs.glob(f"block-gwtrial-*-{token}.log")):
                 file.unlink(missing_ok=True)

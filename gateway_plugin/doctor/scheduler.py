@@ -16,7 +16,6 @@ from typing import Any
 
 from parsl.providers import SlurmProvider
 
-from gateway_plugin.blocks.rehearsal import rehearsed
 from gateway_plugin.doctor import pbs as pbs_site
 from gateway_plugin.doctor import slurm as slurm_site
 from gateway_plugin.errors import ConfigError
@@ -26,6 +25,7 @@ from gateway_plugin.schedulers.base import SchedulerSilent
 from gateway_plugin.schedulers.queue import one_line, run_command
 from gateway_plugin.schedulers.select import is_queue
 from gateway_plugin.service.checks import Check, Verdict
+from gateway_plugin.service.dry_run import rehearsed
 from gateway_plugin.service.ray_head import head_address
 from gateway_plugin.site import NodeType, Site
 

@@ -136,9 +136,9 @@ def _refuse(refusal: Refusal, condition: str) -> str:
 
 
 def readiness() -> str:
-    """Rules of the backend of ``/ready``, which needs no key: a "yes" is good for a second, whoever asks.
+    """Rules of the backend of ``/ready``, which needs no key: a "yes" is cached for a second, for all callers.
 
-    And for the next one, while somebody asks again.
+    And for the next one, while callers ask again.
     """
     yes = """return status 200 content-type application/json string '{"ready":true}'"""
     return f"""\

@@ -71,7 +71,7 @@ class Controller:
     def __init__(self, state: str, policy: Policy, make_agent: MakeAgent, clock: SteadyClock | None = None) -> None:
         self._clock = clock or SteadyClock()
         self._layout = Layout.of(Path(state))
-        log_events("gateway.controller", self._layout.logs / "controller.log")
+        log_events("gateway.controller", self._layout.controller_log)
         self.fleet: Fleet = initial(policy)
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
         self._calls = Calls()

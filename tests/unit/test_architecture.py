@@ -24,7 +24,6 @@ SHELLS = ("serve.ingress", "serve.controller", "serve.agent")
 WALL_CLOCK = {
     "gateway_plugin.clock": "converts it",
     "gateway_plugin.processes": "processes in records of earlier versions",
-    "gateway_plugin.schedulers.local": "the older of two processes, looked at together",
     "gateway_plugin.blocks.host": "against Slurm's times, and for people",
     "gateway_plugin.blocks.pool": "what the ledger keeps",
     "gateway_plugin.blocks.stop_files": "for people",

@@ -396,7 +396,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gateway_plugin.blocks.ledger.write_private", no_room)
+    monkeypatch.setattr("gateway_plugin.state_file.write_private", no_room)
 
 
 def test_on_a_full_disk_no_block_is_asked_for_and_those_there_are_seen_to(

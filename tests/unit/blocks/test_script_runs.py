@@ -14,9 +14,9 @@ import pytest
 
 from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.blocks.leaving import CANCELLED, Leaving
-from gateway_plugin.blocks.processes import carries_mark, own_processes
 from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
+from gateway_plugin.processes import carries_mark, own_pids
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
@@ -82,7 +82,7 @@ def said(tmp_path: Path) -> str:
 
 
 def left_cleanly(tmp_path: Path) -> None:
-    assert not [p for p in own_processes() if carries_mark(p, NAME)]
+    assert not [pid for pid in own_pids() if carries_mark(pid, NAME)]
     assert not block_folder(Layout(tmp_path / "state").run, NAME).exists()
 
 

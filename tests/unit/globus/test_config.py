@@ -96,7 +96,7 @@ def test_the_manifest_knows_a_function_by_its_text(tmp_path: Path) -> None:
     path = tmp_path / "folder/functions.json"
     assert manifest.read(path) == ()
     text = manifest.source()
-    function = manifest.Function(manifest.version_of(text), manifest.digest_of(text), FUNCTION)
+    function = manifest.Function(version=manifest.version_of(text), sha256=manifest.digest_of(text), id=FUNCTION)
     manifest.write(path, (function,))
     assert manifest.registered(manifest.read(path), text) == function
     assert manifest.registered(manifest.read(path), text + "\n") is None, "another text is registered anew"

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway_plugin.edge import frontends as front
+from gateway_plugin.edge.served import INFERENCE
 from gateway_plugin.globus import function
 from gateway_plugin.globus.function_registry import source
 from tests.support.gateways import wait_for
@@ -150,7 +150,7 @@ def test_in_a_bare_interpreter(site: dict[str, Any]) -> None:
 
 
 def test_serves_the_paths_that_the_edge_serves() -> None:
-    assert function.POST_PATHS == front.INFERENCE
+    assert function.POST_PATHS == INFERENCE
 
 
 def test_key_caller_and_patience_go_along(site: dict[str, Any], gateway: Gateway) -> None:

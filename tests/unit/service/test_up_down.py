@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,10 +14,13 @@ from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, mark
 from gateway_plugin.service import up_down as lifecycle
+from gateway_plugin.service.deployment import record_of
 from gateway_plugin.service.ray_head import head_address
 from gateway_plugin.service.restart_policy import Part, Phase, Plan
-from gateway_plugin.service_state import plan_document, record_of, write_record
+from gateway_plugin.service.supervisor_state import supervisor_state
+from gateway_plugin.service_state import ServiceRecord, write_record
 from gateway_plugin.site import load_site
+from gateway_plugin.state_file import state_text
 from tests.support.clusters import write_local_site
 
 pytestmark = pytest.mark.process
@@ -88,8 +90,8 @@ def test_up_during_a_drain_is_refused_at_once(
     monkeypatch.setattr(lifecycle, "supervisors_of", seen)
     part = Part(Phase.RUNNING)
     stage = "stopping" if ending == "stopping" else "running"
-    document = plan_document(Plan(part, part, part), stage, other, 0.0)
-    layout.supervisor_status.write_text(json.dumps(document))
+    state = supervisor_state(Plan(part, part, part), stage, other, 0.0, ServiceRecord())
+    layout.supervisor_status.write_text(state_text(state))
     with pytest.raises(ServiceError, match="the gateway is being ended"):
         up(layout, reference)
 

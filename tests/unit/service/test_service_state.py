@@ -12,22 +12,14 @@ from gateway_plugin.catalog import catalog_document, parse_catalog
 from gateway_plugin.errors import GatewayUnreachable, NotFound, ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, mark
+from gateway_plugin.service.deployment import record_of
 from gateway_plugin.service.logs import find_logs, last_lines, log_named
 from gateway_plugin.service.restart_policy import Part, Phase, Plan
 from gateway_plugin.service.status import report
+from gateway_plugin.service.supervisor_state import read_status, supervisor_state
 from gateway_plugin.service.up_down import Outcome, down, up
-from gateway_plugin.service_state import (
-    RecordGarbled,
-    part_mark,
-    part_phase,
-    plan_document,
-    read_record,
-    read_status,
-    record_from,
-    record_of,
-    recover_record,
-    write_record,
-)
+from gateway_plugin.service_state import RecordGarbled, ServiceRecord, read_record, recover_record, write_record
+from gateway_plugin.state_file import state_text
 from tests.support.disks import full_disk
 from tests.unit.service.test_preflight import site
 
@@ -48,7 +40,7 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    document = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1").document()
+    document = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1").model_dump(mode="json")
     del document["own_certificate"]
     layout.service_json.write_text(json.dumps(document))
     found = read_record(layout)
@@ -67,8 +59,8 @@ def test_a_garbled_record_is_set_aside_and_the_supervisors_copy_taken(tmp_path: 
     with pytest.raises(RecordGarbled, match=r"service\.json is garbled"):
         read_record(layout)
     record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
-    document = plan_document(Plan(), "running", Mark(2**22 - 3, 1.0), 0.0, record.document())
-    layout.supervisor_status.write_text(json.dumps(document))
+    state = supervisor_state(Plan(), "running", Mark(2**22 - 3, 1.0), 0.0, record)
+    layout.supervisor_status.write_text(state_text(state))
     assert read_record(layout) == record
     assert "had noted elsewhere" in recover_record(layout)
     assert (tmp_path / "service.json.garbled").read_text() == garbled
@@ -82,8 +74,8 @@ def test_a_record_that_is_lost_on_a_full_disk_stops_no_down(tmp_path: Path, garb
     layout = Layout(tmp_path)
     layout.run.mkdir(mode=0o700)
     record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
-    document = plan_document(Plan(), "running", Mark(2**22 - 3, 1.0), 0.0, record.document())
-    layout.supervisor_status.write_text(json.dumps(document))
+    state = supervisor_state(Plan(), "running", Mark(2**22 - 3, 1.0), 0.0, record)
+    layout.supervisor_status.write_text(state_text(state))
     if garbled is not None:
         layout.service_json.write_text(garbled)
     with full_disk():
@@ -114,7 +106,7 @@ def test_a_garbled_record_without_a_copy_locks_nobody_out(tmp_path: Path, garble
 def test_a_record_of_any_version_is_read_and_what_is_more_is_kept(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
-    whole = record.document()
+    whole = record.model_dump(mode="json")
     for name in whole:
         earlier = {key: value for key, value in whole.items() if key != name}
         for document in (earlier, {**earlier, name: ["another type"]}):
@@ -126,10 +118,11 @@ def test_a_record_of_any_version_is_read_and_what_is_more_is_kept(tmp_path: Path
             assert down(tmp_path).outcome is Outcome.NOTHING_RAN
     layout.service_json.write_text(json.dumps({**whole, "later": [1]}))
     later = read_record(layout)
-    assert later == record
+    assert later is not None
+    assert later.url == record.url
     write_record(layout, later)
     assert json.loads(layout.service_json.read_text())["later"] == [1]
-    assert record_from({"port": True}).port == 0
+    assert ServiceRecord.model_validate({"port": True}).port == 0
 
 
 @pytest.mark.parametrize(
@@ -141,7 +134,7 @@ def test_a_garbled_status_of_the_supervisor_hides_nothing(tmp_path: Path, garble
     write_record(layout, record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1"))
     layout.supervisor_status.write_text(garbled)
     assert report(tmp_path, _silent)["state"] == "down"
-    assert part_phase(read_status(layout), "edge") is Phase.DOWN
+    assert read_status(layout).part("edge").phase is Phase.DOWN
 
 
 def test_a_catalog_survives_its_document() -> None:
@@ -165,9 +158,11 @@ def test_status_does_not_believe_notes_of_the_dead(tmp_path: Path, monkeypatch: 
     layout.run.mkdir()
     gone = Mark(2**22 - 3, 1.0)
     record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
-    write_record(layout, record.__class__(**{**record.__dict__, "supervisor": gone}))
+    write_record(layout, record.model_copy(update={"supervisor": gone}))
     part = Part(Phase.RUNNING, gone)
-    layout.supervisor_status.write_text(json.dumps(plan_document(Plan(part, part, part), "running", gone, 0.0)))
+    layout.supervisor_status.write_text(
+        state_text(supervisor_state(Plan(part, part, part), "running", gone, 0.0, record))
+    )
 
     found = report(layout.state, ask=_silent)
 
@@ -183,9 +178,9 @@ def test_status_shows_what_lives_when_the_supervisor_does_not(tmp_path: Path, mo
     living = mark(os.getpid())
     assert living is not None
     record = record_of(site(), "local", tmp_path / "models.yaml", "192.0.2.1")
-    write_record(layout, record.__class__(**{**record.__dict__, "supervisor": Mark(2**22 - 3, 1.0)}))
+    write_record(layout, record.model_copy(update={"supervisor": Mark(2**22 - 3, 1.0)}))
     plan = Plan(Part(), Part(Phase.RUNNING, living), Part(Phase.RUNNING))
-    layout.supervisor_status.write_text(json.dumps(plan_document(plan, "running", living, 0.0)))
+    layout.supervisor_status.write_text(state_text(supervisor_state(plan, "running", living, 0.0, record)))
 
     found = report(layout.state, ask=_silent)
 
@@ -197,8 +192,8 @@ def test_status_shows_what_lives_when_the_supervisor_does_not(tmp_path: Path, mo
 
 def test_a_status_without_parts_is_down(tmp_path: Path) -> None:
     assert report(tmp_path / "nowhere", ask=_silent)["state"] == "down"
-    assert part_mark(None, "edge") is None
-    assert part_phase(None, "edge") is Phase.DOWN
+    assert read_status(Layout(tmp_path / "nowhere")).part("edge").mark is None
+    assert read_status(Layout(tmp_path / "nowhere")).part("edge").phase is Phase.DOWN
 
 
 def test_logs_are_found_by_name_and_read_from_the_end(tmp_path: Path) -> None:

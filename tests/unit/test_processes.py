@@ -1,4 +1,4 @@
-"""Is it still the process that we started?"""
+"""Finding and ending the gateway's processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from gateway_plugin.processes import Mark, alive, mark
-from gateway_plugin.service.processes import arguments, descendants, end, find_own
+from gateway_plugin.processes import Mark, alive, arguments, descendants, end, find_own, mark
 
 pytestmark = pytest.mark.process
 

@@ -14,11 +14,10 @@ import psutil
 import pytest
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
-from gateway_plugin.blocks.processes import BLOCK_MARK
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout, write_private
+from gateway_plugin.processes import BLOCK_MARK, find_own
 from gateway_plugin.service import up_down as lifecycle
-from gateway_plugin.service.processes import find_own
 from gateway_plugin.service.teardown import has_blocks
 from gateway_plugin.service.up_down import Outcome, down
 from tests.support.gateways import wait_for

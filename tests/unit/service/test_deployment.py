@@ -8,8 +8,7 @@ import pytest
 
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.paths import Layout
-from gateway_plugin.service.provision import provision
-from gateway_plugin.service_state import record_of
+from gateway_plugin.service.deployment import Deployment, provision, record_of
 from gateway_plugin.site import load_site
 from tests.support.clusters import write_local_site
 
@@ -26,7 +25,7 @@ def test_a_fresh_start_has_another_token_and_authority_of_ray_and_an_adoption_ha
     record = record_of(site, reference, tmp_path / "models.yaml", "127.0.0.1")
 
     def secrets_after(keep: bool) -> tuple[bytes, ...]:
-        provision(layout, site, Catalog(models=()), record, keep=keep)
+        provision(Deployment(layout, site, record), Catalog(models=()), keep=keep)
         return layout.ray_token.read_bytes(), layout.ray_ca.read_bytes(), layout.ray_ca_key.read_bytes()
 
     first = secrets_after(keep=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,9 @@ import pytest
 from gateway_plugin.edge import apart
 from gateway_plugin.edge import error_pages as answers
 from gateway_plugin.edge.error_pages import Refusal, own_errors, refuse_script
-from gateway_plugin.edge.frontends import INFERENCE
 from gateway_plugin.edge.haproxy_config import EdgeSettings, render, script
 from gateway_plugin.edge.places import places
+from gateway_plugin.edge.served import INFERENCE
 from gateway_plugin.errors import InvalidRequest, ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
@@ -24,9 +23,12 @@ from tests.support.edges import edge_site
 PLACES = places(4096, 1000, 2, 3)
 
 
-def settings(**changes: object) -> EdgeSettings:
-    made = EdgeSettings.of(Layout(Path("/state")), edge_site(8180, 8181), "SECRET", PLACES, slots=2, servers_per_slot=3)
-    return replace(made, **changes)  # type: ignore[arg-type]
+def settings(state: str = "/state", **changes: object) -> EdgeSettings:
+    """``changes``: to the site."""
+    if "certificate" in changes:
+        changes["plain_http"] = False
+    site = edge_site(8180, 8181).model_copy(update=changes)
+    return EdgeSettings(Layout(Path(state)), site, "SECRET", PLACES, slots=2, servers_per_slot=3)
 
 
 def section(text: str, name: str) -> str:
@@ -40,12 +42,12 @@ def test_doors_are_private_and_the_front_is_on_loopback() -> None:
     text = render(settings())
     assert re.findall(r"^  bind (.*)$", text, re.MULTILINE) == [
         f"127.0.0.1:8180 maxconn {PLACES.callers} proto h1",
-        f"unix@{settings().owner_door} mode 600 maxconn {PLACES.owner} proto h1",
-        f"unix@{settings().inner_door} mode 600 maxconn {PLACES.inside} proto h1",
-        f"unix@{settings().cold_door} mode 600 maxconn {PLACES.inside} proto h1",
-        f"unix@{settings().around_door} mode 600 maxconn {PLACES.inside} proto h1",
+        f"unix@{settings().layout.owner_door} mode 600 maxconn {PLACES.owner} proto h1",
+        f"unix@{settings().layout.inner_door} mode 600 maxconn {PLACES.inside} proto h1",
+        f"unix@{settings().layout.cold_door} mode 600 maxconn {PLACES.inside} proto h1",
+        f"unix@{settings().layout.around_door} mode 600 maxconn {PLACES.inside} proto h1",
     ]
-    assert f"stats socket {settings().socket} mode 600 level admin" in text
+    assert f"stats socket {settings().layout.edge_socket} mode 600 level admin" in text
 
 
 @pytest.mark.parametrize(
@@ -78,14 +80,14 @@ def test_every_server_is_verified() -> None:
     for slot in range(2):
         backend = section(text, f"backend slot{slot}")
         assert "verify required verifyhost engine.gateway" in backend
-        assert f"crt {settings().identity}" in backend
-        assert f"map_str({settings().slot_keys_map})" in backend
+        assert f"crt {settings().layout.edge_identity}" in backend
+        assert f"map_str({settings().layout.slot_keys_map})" in backend
         assert "server-template e 0-2 engine.gateway:1 init-addr last,127.0.0.1 disabled" in backend
         assert "backup" in backend
     desk = section(text, "backend desk")
-    assert f"crt {settings().identity} verify required verifyhost serve.gateway" in desk
+    assert f"crt {settings().layout.edge_identity} verify required verifyhost serve.gateway" in desk
     for backend in ("backend ingress", "backend apart"):
-        assert f"server ingress unix@{settings().ingress_socket}" in section(text, backend)
+        assert f"server ingress unix@{settings().layout.ingress_socket}" in section(text, backend)
     assert "backend slot2" not in text
 
 
@@ -142,9 +144,9 @@ def test_patterns_do_not_end_before_a_newline() -> None:
     "path", ["/a b/keys.map", "/a;b/keys.map", "/a,b/keys.map", "/a'b/k", "/a)b/k", "/a\nb", "/a#b"]
 )
 def test_a_path_that_would_break_the_text_is_refused(path: str) -> None:
-    for changed in ({"keys_map": Path(path)}, {"models_map": Path(path)}, {"certificate": Path(path)}):
+    for refused in (settings(path), settings(certificate=Path(path))):
         with pytest.raises(ServiceError, match="letters, digits"):
-            render(settings(**changed))
+            render(refused)
 
 
 def test_pages_are_named_exactly_or_none_may_ask() -> None:
@@ -162,11 +164,11 @@ def test_pages_are_named_exactly_or_none_may_ask() -> None:
 
 def test_limits_are_those_of_the_site() -> None:
     limits = Limits(body_bytes=5000, in_flight_per_key=7, requests_per_key_10s=11, wait_s=9000)
-    made = EdgeSettings.of(Layout(Path("/state")), edge_site(8180, 8181, limits), "SECRET", PLACES)
+    made = EdgeSettings(Layout(Path("/state")), edge_site(8180, 8181, limits), "SECRET", PLACES)
     text = render(made)
     assert "gt 5000 }" in text
     assert "sc_conn_cur(0,limits) gt 7" in text
-    many = render(settings(in_flight_per_key=PLACES.cold))
+    many = render(settings(limits=Limits(in_flight_per_key=PLACES.cold)))
     assert f"sc_conn_cur(0,limits) gt {PLACES.cold // 2} " in many, "no key can take all places of those that wait"
     assert "sc_http_req_rate(0,limits) gt 11" in text
     assert "timeout server 9600s" in text
