@@ -14,10 +14,10 @@ from serve.core.transitions import begin_stop, lose
 
 
 def review(tx: Transaction) -> None:
-    """What time brings to nodes:
+    """Time limits of nodes:
 
     (1) a node is ending when so much of its time is left as getting another one takes: queue, start, and the load of
-        those of its models that matter, as lately seen; at most the second half of its useful time;
+        those of its models that need a replacement, by the last times measured; never in the first half of its time;
     (2) at ``drain_at`` it leaves: its engines' routes drain;
     (3) its block has ended, and its engines do not answer: it is gone.
     """

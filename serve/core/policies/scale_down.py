@@ -1,4 +1,4 @@
-"""Which nodes are given back: those that nobody needs, the cheapest to lose first."""
+"""Scale-down: which nodes are released: unneeded ones, the cheapest to lose first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shrink(tx: Transaction, surplus: frozenset[str], spare: Mapping[str, int]) -
     """Give back what is not needed. ``surplus``: pending nodes without a use; ``spare``: nodes of each type above its
     ``min_nodes``.
 
-    (1) A pending node is surplus from when nobody needs it until somebody does.
+    (1) A pending node is surplus while no model needs it.
     (2) A node that is due is one empty for ``block_idle_s``, or one whose engines have all been unused for
         ``block_unused_s``; the last one here only after ``last_block_idle_s``; none that a wanted model could use.
     (3) Surplus pending nodes go first: after ``pending_idle_s``, and at once where a node of their type is due.
@@ -89,7 +89,7 @@ def _unused_since(tx: Transaction, node: Node) -> float | None:
 
 
 def reload_cost(tx: Transaction, node: Node) -> float:
-    """What it costs to lose it: the seconds to load again what is on it, each by how lately it was used.
+    """What it costs to lose it: the seconds to load again what is on it, weighted by how recently it was used.
 
     A model unused for an hour is half as likely to be asked for in the next minute as one unused for half an hour.
     """
