@@ -70,6 +70,13 @@ bench-growth: $(STAMP) ## Growth rules compared over a simulated day: build/benc
 bench-core: $(STAMP) ## What steps and views of the core cost, by the size of the fleet: build/bench/core.json and .png
 	$(BIN)/python -m benchmarks.core
 
+.PHONY: bench-switching
+TRACES ?=
+bench-switching: $(STAMP) ## Switching policies compared in virtual time, TRACES="FILE ..." too: build/bench/switching.json
+	$(BIN)/python -m serve.simulate --seed 1 --seed 2 --seed 3 --out build/bench
+	@for trace in $(TRACES); do $(BIN)/python -m serve.simulate --trace $$trace --gpus 16 --gpus 24 \
+		--out build/bench/$$(basename $$trace .csv.gz) || exit; done
+
 bench-globus: $(STAMP) ## Prompts packed and one a task, through Globus Compute: build/bench/globus.json
 	@sh requirements/rabbitmq.sh
 	$(BIN)/python -m benchmarks.globus

@@ -122,6 +122,19 @@ def test_the_core_imports_only_itself_and_shared_vocabularies() -> None:
     assert breaches("serve.core", ("serve.core", *shared)) == []
 
 
+def test_the_simulator_knows_the_core_and_no_shell_and_no_part_of_the_service_knows_the_simulator() -> None:
+    shared = ("gateway_plugin.catalog", "gateway_plugin.errors")
+    assert breaches("serve.simulate", ("serve.simulate", "serve.core", *shared)) == []
+    found = [
+        f"{name}:{line} imports {module}"
+        for package in ("gateway_plugin", "serve")
+        for name, tree in sources(package)
+        for module, line in imports(tree)
+        if within(module, ("serve.simulate",)) and not within(name, ("serve.simulate",))
+    ]
+    assert found == []
+
+
 def test_the_core_has_layers_and_no_import_runs_up_or_sideways() -> None:
     level = {f"serve.core.{part}": rank for rank, parts in enumerate(CORE_LAYERS) for part in parts.split()}
 
