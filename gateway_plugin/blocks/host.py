@@ -42,7 +42,7 @@ from gateway_plugin.blocks.self_check import report
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout, block_folder, write_private
-from gateway_plugin.processes import age_s, mark
+from gateway_plugin.processes import Mark, age_s, alive, mark
 
 NO_FOLDER = 73
 """Exit code where the node has no place for it (``EX_CANTCREAT``)."""
@@ -87,7 +87,7 @@ class Host:
         self._environ = environment(settings, self._folder, environ)
         self._job = environ.get("SLURM_JOB_ID")
         self._ray: subprocess.Popen[bytes] | None = None
-        self._raylet: psutil.Process | None = None
+        self._raylet: Mark | None = None
         self._slurm: subprocess.Popen[str] | None = None
         self._watch = Watch(settings.leaving)
         started = mark(os.getpid())
@@ -156,11 +156,10 @@ class Host:
         try:
             if self._raylet is None and self._ray is not None:
                 children = psutil.Process(self._ray.pid).children()
-                self._raylet = next((child for child in children if child.name() == "raylet"), None)
-            raylet = self._raylet
-            return raylet is not None and raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE
+                self._raylet = next((mark(child.pid) for child in children if child.name() == "raylet"), None)
         except psutil.NoSuchProcess:
             return False
+        return alive(self._raylet)
 
     def _comes_back(self) -> bool:
         """Whether a raylet that is not there is, within a while, and Ray with it."""
