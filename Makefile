@@ -39,7 +39,7 @@ PYTEST := $(BIN)/python -m pytest -rfEs --tb=short --durations=10
 WORKERS ?= 2
 
 test: $(STAMP) ## Every test; says what it skipped and why
-	$(PYTEST) --numprocesses=$(WORKERS) --dist=loadfile $(TESTS)
+	$(PYTEST) --numprocesses=$(WORKERS) $(TESTS)
 
 test-fast: $(STAMP) ## The tests that start no process: under three minutes, for every change
 	$(PYTEST) --numprocesses=$(WORKERS) -m 'not process' $(TESTS)
