@@ -12,6 +12,7 @@ Needs neither Ray nor vLLM; through Globus Compute it needs ``gateway-plugin[glo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
@@ -296,6 +297,6 @@ class Client(Calls):
     def _limit(self, timeout_s: float | None) -> float:
         chosen, longest_s = self.timeout_s if timeout_s is None else timeout_s, self._channel.longest_s
         if not 0 < chosen <= longest_s:
-            words = f"timeout_s: expected more than 0 and at most {longest_s:.0f} s, got {chosen!r}"
-            raise InvalidRequest(words)
+            most = "" if longest_s == math.inf else f" and at most {longest_s:.0f} s"
+            raise InvalidRequest(f"timeout_s: expected more than 0{most}, got {chosen!r}")
         return float(chosen)
