@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks.growth_rules import OneAMinute, ParslSimple, RayDefault, UpOnly
 from benchmarks.growth_trace import DAY_S, NODE, Queue, Request, day
 from benchmarks.growth_world import Rule, Tally, World
-from serve.core.fleet import Policy
+from serve.core.policy import Policy
 
 TUNED_ON = range(100, 110)
 HELD_OUT = range(201, 210)

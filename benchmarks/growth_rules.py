@@ -1,4 +1,4 @@
-"""Other rules for how many nodes to ask for, in the place of ``serve.core.growth.grow_and_shrink``.
+"""Other rules for how many nodes to ask for: values of ``serve.core.transaction.Policies.scaling``.
 
 Each is a model of what its source does, with the source's own default numbers, given the same view of the world (the
 working copy of a step and the wanted models that found no room) and the same means: ask for a node, cancel a pending
@@ -10,55 +10,51 @@ from __future__ import annotations
 import math
 
 from benchmarks.growth_trace import NODE
-from serve.core.change import Change
 from serve.core.effects import CreateAgent, KillAgent
-from serve.core.events import NodeDrainAsked
-from serve.core.eviction import Room
-from serve.core.fleet import Node, NodePhase
-from serve.core.nodes import node_drain_asked
-from serve.core.placement import need_of
+from serve.core.room import Room, need_of
+from serve.core.state import Node, NodePhase
+from serve.core.transaction import Transaction
+from serve.core.transitions import drain_node
 
 
-def ask(change: Change, how_many: int = 1) -> None:
+def ask(tx: Transaction, how_many: int = 1) -> None:
     """Submit jobs, up to the site's ``max_nodes``."""
-    for _ in range(min(how_many, NODE.max_nodes - len(change.nodes.rows))):
-        name = f"{NODE.name}-{change.epoch}-{change.next_serial()}"
-        change.nodes.put(name, Node(name, NODE.name, NodePhase.PENDING, since=change.now))
-        change.emit(CreateAgent(name, NODE.name))
+    for _ in range(min(how_many, NODE.max_nodes - len(tx.nodes.rows))):
+        name = f"{NODE.name}-{tx.epoch}-{tx.next_serial()}"
+        tx.nodes.put(name, Node(name, NODE.name, NodePhase.PENDING, since=tx.now))
+        tx.emit(CreateAgent(name, NODE.name))
 
 
-def release(change: Change, node: Node) -> None:
+def release(tx: Transaction, node: Node) -> None:
     """Give a node back: its routes are drained first, for every rule."""
     if node.phase is NodePhase.PENDING or not node.engines:
-        change.nodes.drop(node.id)
-        change.emit(KillAgent(node.id))
+        tx.nodes.drop(node.id)
+        tx.emit(KillAgent(node.id))
     else:
-        node_drain_asked(change, NodeDrainAsked(node.id))
+        drain_node(tx, node)
 
 
-def finish_leaving(change: Change) -> None:
+def finish_leaving(tx: Transaction) -> None:
     """Nodes that were drained and are empty go."""
-    for node in list(change.nodes.rows.values()):
+    for node in list(tx.nodes.rows.values()):
         if node.drain_asked and not node.engines:
-            change.nodes.drop(node.id)
-            change.emit(KillAgent(node.id))
+            tx.nodes.drop(node.id)
+            tx.emit(KillAgent(node.id))
 
 
-def release_idle(change: Change, idle_s: float) -> None:
+def release_idle(tx: Transaction, idle_s: float) -> None:
     """Give back every node that has held nothing for ``idle_s``."""
-    for node in list(change.nodes.rows.values()):
-        if node.phase is NodePhase.UP and node.idle_since is not None and change.now >= node.idle_since + idle_s:
-            release(change, node)
+    for node in list(tx.nodes.rows.values()):
+        if node.phase is NodePhase.UP and node.idle_since is not None and tx.now >= node.idle_since + idle_s:
+            release(tx, node)
 
 
-def unmet(change: Change, unplaced: tuple[str, ...]) -> int:
+def unmet(tx: Transaction, unplaced: tuple[str, ...]) -> int:
     """Nodes that ``unplaced`` need beyond those that are pending: what is on its way is credited."""
-    rooms = [
-        Room(NODE.host_mib, NODE.gpu_mib) for node in change.nodes.rows.values() if node.phase is NodePhase.PENDING
-    ]
+    rooms = [Room(NODE.host_mib, NODE.gpu_mib) for node in tx.nodes.rows.values() if node.phase is NodePhase.PENDING]
     more = 0
     for name in unplaced:
-        need = need_of(change.models[name])
+        need = need_of(tx.models[name])
         place = next((index for index, room in enumerate(rooms) if room.devices(need) is not None), None)
         if place is None:
             rooms.append(Room(NODE.host_mib, NODE.gpu_mib))
@@ -85,24 +81,24 @@ class ParslSimple:
         self.next_at = 0.0
         self.idle_since: float | None = None
 
-    def __call__(self, change: Change, unplaced: tuple[str, ...]) -> None:
-        finish_leaving(change)
-        if change.now < self.next_at:
+    def __call__(self, tx: Transaction, unplaced: tuple[str, ...]) -> None:
+        finish_leaving(tx)
+        if tx.now < self.next_at:
             return
-        self.next_at = change.now + self.period_s
-        busy = {engine.model for engine in change.engines.rows.values() if engine.in_flight}
-        tasks = sum(need_of(change.models[model]).gpus for model in busy | set(change.queues.rows))
-        blocks = [node for node in change.nodes.rows.values() if not node.drain_asked]
+        self.next_at = tx.now + self.period_s
+        busy = {engine.model for engine in tx.engines.rows.values() if engine.in_flight}
+        tasks = sum(need_of(tx.models[model]).gpus for model in busy | set(tx.queues.rows))
+        blocks = [node for node in tx.nodes.rows.values() if not node.drain_asked]
         slots = len(blocks) * len(NODE.gpu_mib)
         if tasks:
             self.idle_since = None
             if slots < tasks:  # (2)
-                ask(change, math.ceil((tasks - slots) / len(NODE.gpu_mib)))
+                ask(tx, math.ceil((tasks - slots) / len(NODE.gpu_mib)))
         elif blocks:  # (1)
-            self.idle_since = change.now if self.idle_since is None else self.idle_since
-            if change.now - self.idle_since > self.max_idle_s:
+            self.idle_since = tx.now if self.idle_since is None else self.idle_since
+            if tx.now - self.idle_since > self.max_idle_s:
                 for node in blocks:
-                    release(change, node)
+                    release(tx, node)
 
 
 class OneAMinute:
@@ -117,20 +113,20 @@ class OneAMinute:
     def __init__(self) -> None:
         self.next_at = 0.0
 
-    def __call__(self, change: Change, unplaced: tuple[str, ...]) -> None:
-        finish_leaving(change)
-        if unplaced and change.now >= self.next_at:
-            self.next_at = change.now + self.every_s
-            ask(change)
-        release_idle(change, self.idle_s)
+    def __call__(self, tx: Transaction, unplaced: tuple[str, ...]) -> None:
+        finish_leaving(tx)
+        if unplaced and tx.now >= self.next_at:
+            self.next_at = tx.now + self.every_s
+            ask(tx)
+        release_idle(tx, self.idle_s)
 
 
 class UpOnly:
     """Asks for what is needed, crediting what is pending, and gives nothing back (SAIA; many a prototype)."""
 
-    def __call__(self, change: Change, unplaced: tuple[str, ...]) -> None:
-        finish_leaving(change)
-        ask(change, unmet(change, unplaced))
+    def __call__(self, tx: Transaction, unplaced: tuple[str, ...]) -> None:
+        finish_leaving(tx)
+        ask(tx, unmet(tx, unplaced))
 
 
 class RayDefault:
@@ -147,11 +143,11 @@ class RayDefault:
     def __init__(self) -> None:
         self.next_at = 0.0
 
-    def __call__(self, change: Change, unplaced: tuple[str, ...]) -> None:
-        finish_leaving(change)
-        if change.now < self.next_at:
+    def __call__(self, tx: Transaction, unplaced: tuple[str, ...]) -> None:
+        finish_leaving(tx)
+        if tx.now < self.next_at:
             return
-        self.next_at = change.now + self.period_s
-        running = sum(node.phase is NodePhase.UP for node in change.nodes.rows.values())
-        ask(change, min(unmet(change, unplaced), max(1, running)))
-        release_idle(change, self.idle_s)
+        self.next_at = tx.now + self.period_s
+        running = sum(node.phase is NodePhase.UP for node in tx.nodes.rows.values())
+        ask(tx, min(unmet(tx, unplaced), max(1, running)))
+        release_idle(tx, self.idle_s)

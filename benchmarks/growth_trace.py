@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 from gateway_plugin.catalog import Model
-from serve.core.fleet import NodeKind
+from serve.core.policy import NodeKind
 
 DAY_S = 86400.0
 GPU_MIB = 38 * 1024

@@ -1,29 +1,28 @@
 """The world of the growth simulation: jobs in a queue, nodes, engines, requests, in simulated time.
 
 The controller is the real one, ``serve.core.step``, whatever the rule: which model goes where, eviction, keep-alive,
-drains and answers are the same for all. Only ``grow_and_shrink`` (how many nodes to ask for, which to give back) is put
-in its place for the time of a run. Blocks end when they are given back; walltimes are left out, for every rule.
+drains and answers are the same for all. Only ``Policies.scaling`` (how many nodes to ask for, which to release) is
+another. Blocks end when they are released; walltimes are left out, for every rule.
 """
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from unittest import mock
+from dataclasses import dataclass, field, replace
 
 from benchmarks.growth_trace import LOAD_S, NODE, Queue, Request, catalog
 from serve.core import effects as ef
 from serve.core import events as ev
-from serve.core.change import Change
-from serve.core.fleet import NodePhase, Policy
-from serve.core.placement import need_of
-from serve.core.step import initial, step
+from serve.core.policy import Policy
+from serve.core.room import need_of
+from serve.core.state import NodePhase
+from serve.core.step import DEFAULT, initial, step
+from serve.core.transaction import Transaction
 
-Rule = Callable[[Change, tuple[str, ...]], None]
-"""``serve.core.growth.grow_and_shrink``, or what stands in its place: (working copy, wanted models without room)."""
+Rule = Callable[[Transaction, tuple[str, ...]], None]
+"""``serve.core.transaction.Policies.scaling``: (transaction, wanted models without room)."""
 
 BOOT_S = 15.0
 """From a job's start until its agent is there."""
@@ -93,16 +92,6 @@ class Tally:
         }
 
 
-@contextlib.contextmanager
-def growing_by(rule: Rule | None) -> Iterator[None]:
-    """``step`` asks this rule; ``None``: the project's own."""
-    if rule is None:
-        yield
-        return
-    with mock.patch("serve.core.step.grow_and_shrink", rule):
-        yield
-
-
 def nodes_needed(gpus: Sequence[int]) -> int:
     """How many empty nodes hold models with so many GPUs each: first fit, the largest first."""
     free: list[int] = []
@@ -120,7 +109,8 @@ class World:
 
     def __init__(self, trace: Sequence[Request], queue: Queue, policy: Policy, rule: Rule | None, end_s: float) -> None:
         self.models = {model.name: model for model in catalog()}
-        self.trace, self.queue, self.rule, self.end_s = trace, queue, rule, end_s
+        self.trace, self.queue, self.end_s = trace, queue, end_s
+        self.policies = DEFAULT if rule is None else replace(DEFAULT, scaling=rule)
         self.now = 0.0
         self.tally = Tally(end_s=end_s)
         self.fleet = initial(policy)
@@ -139,15 +129,14 @@ class World:
 
     def run(self) -> Tally:
         """The whole day; then who still waits is counted."""
-        with growing_by(self.rule):
-            self.tell(ev.CatalogChanged(tuple(self.models.values())))
-            self.tell(ev.Started(1, {}, (), ()))
-            self.after(0.0, self._read_counters)
-            arrivals = iter(enumerate(self.trace))
-            self._next_arrival(arrivals)
-            while self._events and self._events[0][0] <= self.end_s:
-                self.now, _, act = heapq.heappop(self._events)
-                act()
+        self.tell(ev.CatalogChanged(tuple(self.models.values())))
+        self.tell(ev.Started(1, {}, (), ()))
+        self.after(0.0, self._read_counters)
+        arrivals = iter(enumerate(self.trace))
+        self._next_arrival(arrivals)
+        while self._events and self._events[0][0] <= self.end_s:
+            self.now, _, act = heapq.heappop(self._events)
+            act()
         self.tally.still_waiting_s = [self.end_s - request.at for request in self.waiting.values()]
         return self.tally
 
@@ -191,7 +180,7 @@ class World:
 
     # --- the controller and its commands ---
     def tell(self, event: ev.Event) -> None:
-        self.fleet, effects = step(self.fleet, event, self.now)
+        self.fleet, effects = step(self.fleet, event, self.now, self.policies)
         submitted = False
         for effect in effects:
             submitted = submitted or isinstance(effect, ef.CreateAgent)

@@ -14,7 +14,7 @@ from gateway_plugin.service_state import read_record
 from gateway_plugin.site import NodeType, Site
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller.deployment import Controller
-from serve.core.fleet import NodeKind, Policy
+from serve.core.policy import NodeKind, Policy
 from serve.ingress.desk import Desk
 from serve.ingress.http import ServedIngress
 

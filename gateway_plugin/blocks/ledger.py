@@ -10,48 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.phases import BlockPhase as BlockPhase
 from gateway_plugin.processes import Mark
 from gateway_plugin.state_file import read_object, replace_garbled, write_private
 
 _VERSION = 1
 _ENDED_KEPT = 50
 """Blocks that ended are kept for people to look at, and as evidence of a node type in trouble; so many of each type."""
-
-
-class BlockPhase(Enum):
-    """Where a block is. Ended phases are final: the first one stays."""
-
-    SUBMITTING = "submitting"
-    """Written down, and the scheduler may or may not have its job: it is looked for before it is given up."""
-    PENDING = "pending"
-    """In the scheduler's queue. Counts against ``max_blocks``."""
-    RUNNING = "running"
-    """Its job runs. Whether Ray has started in it is Ray's to say."""
-    CANCELLING = "cancelling"
-    """Told to end; its job is not seen to have ended yet, so that it still holds its place."""
-    COMPLETED = "completed"
-    """Left on its own, with exit code 0: given back by Ray."""
-    CANCELLED = "cancelled"
-    """Ended because it was told to."""
-    FAILED = "failed"
-    """Left with another exit code, or was never accepted; ``reason`` says more."""
-    EXPIRED = "expired"
-    """Walltime ended: normal, never counts as a failure."""
-    LOST = "lost"
-    """Gone without a word: killed from outside, the machine rebooted, or its submit never happened."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the block holds nothing any more."""
-        return self in _ENDED
-
-
-_ENDED = frozenset({BlockPhase.COMPLETED, BlockPhase.CANCELLED, BlockPhase.FAILED, BlockPhase.EXPIRED, BlockPhase.LOST})
 
 
 @dataclass(frozen=True)
@@ -88,6 +57,8 @@ class Block:
     job: Job | None = None
     ended_at: float | None = None
     reason: str | None = None
+    never_clears: bool = False
+    """Of a pending one: whether ``reason`` is one that does not clear by itself, as the scheduler's module judged."""
     node: str | None = None
     """Where it runs or ran, where the scheduler says."""
     starts_at: float | None = None

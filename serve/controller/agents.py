@@ -20,7 +20,7 @@ from gateway_plugin.clock import SteadyClock
 from gateway_plugin.masking import masked, secrets_of
 from serve.controller.times import agents_event
 from serve.core.events import EngineExited, Event, NodeFailed, NodeGone
-from serve.core.fleet import NodeKind
+from serve.core.policy import NodeKind
 
 log = logging.getLogger("gateway.controller")
 

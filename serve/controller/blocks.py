@@ -14,6 +14,7 @@ from gateway_plugin.blocks.ledger import Block, Ledger
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.pending_reasons import never_clears
 from serve.controller.times import BlockTimes
 from serve.core.events import BlocksSeen, Event, SeenBlock
 
@@ -28,7 +29,7 @@ def seen_block(block: Block) -> SeenBlock:
     return SeenBlock(
         name=block.name,
         type=block.type,
-        phase=block.phase.value,
+        phase=block.phase,
         asked_at=block.asked_at,
         job=block.job.id if block.job is not None else None,
         reason=block.reason,
@@ -36,6 +37,7 @@ def seen_block(block: Block) -> SeenBlock:
         starts_at=block.starts_at,
         ends_at=block.ends_at,
         ended_at=block.ended_at,
+        never_clears=never_clears(block.reason),
     )
 
 

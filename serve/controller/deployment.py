@@ -27,12 +27,7 @@ from serve.controller.journal import Journal
 from serve.controller.metrics import Metrics
 from serve.controller.observer import Observer, found_servers
 from serve.controller.performer import Performer
-from serve.core.blocks import ENDED
-from serve.core.blocks_view import blocks_view
-from serve.core.cards import after as cards_after
-from serve.core.cards import on_card
 from serve.core.effects import Answer
-from serve.core.engines import died_in_service
 from serve.core.events import (
     Acquire,
     BlockCancelAsked,
@@ -52,9 +47,14 @@ from serve.core.events import (
     UnloadAsked,
     WaiterLeft,
 )
-from serve.core.fleet import Fleet, Policy
+from serve.core.handlers.engines import died_in_service
+from serve.core.policy import Policy
+from serve.core.state import Fleet
 from serve.core.step import initial, step
-from serve.core.view import model_view, models_view, status_view
+from serve.core.views.blocks import blocks_view
+from serve.core.views.cards import after as cards_after
+from serve.core.views.cards import on_card
+from serve.core.views.status import model_view, models_view, status_view
 
 log = logging.getLogger("gateway.controller")
 
@@ -327,7 +327,7 @@ class Controller:
         found = self.fleet.blocks.get(block)
         if found is None:
             return NotFound(f"No block is called '{block}'; see 'gateway blocks list'.")
-        if found.phase in ENDED:
+        if found.phase.ended:
             return NotFound(f"The block '{block}' has ended already ({found.phase}).")
         try:
             await asyncio.to_thread(self._cancels.ask, block)

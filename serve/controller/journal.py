@@ -16,10 +16,10 @@ from typing import IO, TypeVar
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.state_file import Copies, Garbled, read_object, set_aside
-from serve.core.cards import Cards, cards_from_json, cards_to_json
 from serve.core.events import CatalogChanged, Event
-from serve.core.fleet import Fleet
-from serve.core.record import event_to_json, fleet_to_json
+from serve.core.replay import event_to_json, fleet_to_json
+from serve.core.state import Fleet
+from serve.core.views.cards import Cards, cards_from_json, cards_to_json
 
 log = logging.getLogger("gateway.controller")
 

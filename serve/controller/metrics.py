@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from serve.core.blocks_view import blocks_by_phase, last_queue_wait_s, next_end_s
 from serve.core.events import EngineExited, EngineReady, Event
-from serve.core.fleet import Fleet, NodePhase
-from serve.core.view import engines_by_state, routes_by_state, waiting_by_model
+from serve.core.state import Fleet, NodePhase
+from serve.core.views.blocks import blocks_by_phase, last_queue_wait_s, next_end_s
+from serve.core.views.status import engines_by_state, routes_by_state, waiting_by_model
 
 _LOAD_BUCKETS_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
 

@@ -10,10 +10,10 @@ from typing import Protocol
 from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
 from gateway_plugin.errors import GatewayError
 from serve.controller.stillness import Flow, flows, still
-from serve.core.drift import differences, names_wanted, repairs
 from serve.core.effects import Effect
 from serve.core.events import EdgeSeen, Event, FoundServer, ServerSeen
-from serve.core.fleet import EngineState, Fleet, RouteState
+from serve.core.policies.edge_sync import differences, names_wanted, repairs
+from serve.core.state import EngineState, Fleet, RouteState
 
 log = logging.getLogger("gateway.controller")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway_plugin.edge.runtime import ServerStat
-from serve.core.fleet import Fleet
+from serve.core.state import Fleet
 
 STILL_S = 2.0
 """For so long nothing came out of it by the edge's count, which counts a stream's bytes every 5 s (``contstats``)."""

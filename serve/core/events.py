@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway_plugin.catalog import Model
+from gateway_plugin.phases import BlockPhase
 
 
 @dataclass(frozen=True)
@@ -265,8 +266,7 @@ class SeenBlock:
 
     name: str
     type: str
-    phase: str
-    """A value of ``gateway_plugin.blocks.ledger.BlockPhase``: submitting, pending, running, cancelling, or an end."""
+    phase: BlockPhase
     asked_at: float
     job: str | None = None
     """The scheduler's id."""
@@ -279,6 +279,8 @@ class SeenBlock:
     ends_at: float | None = None
     """When its walltime ends."""
     ended_at: float | None = None
+    never_clears: bool = False
+    """It pends for a reason that waiting does not clear: the job or the site's rules must change."""
 
 
 @dataclass(frozen=True)

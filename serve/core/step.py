@@ -1,12 +1,11 @@
-"""``step``: one event into the fleet, and what is to be done about it. Pure; ``now`` is wall-clock seconds."""
+"""``step``: one event into the fleet, and the effects that follow. Pure; ``now``: seconds of the controller's clock."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from serve.core import apart, blocks, engines, events, leaving, nodes, routes, stalls, troubles, waiting, wishes
-from serve.core.change import Change
+from serve.core import events
 from serve.core.effects import (
     Answer,
     CloseRoute,
@@ -20,42 +19,47 @@ from serve.core.effects import (
     SyncSlots,
 )
 from serve.core.events import Event
-from serve.core.fleet import Fleet, Policy
-from serve.core.growth import grow_and_shrink
-from serve.core.placement import place_wanted
-from serve.core.succession import hand_over
+from serve.core.handlers import admin, blocks, engines, nodes, recovery, requests, routes
+from serve.core.policies import apart, backoff, commands, expiry, idle, replicas, scale_down, scale_up
+from serve.core.policies.answers import answer_ready, refuse_hopeless
+from serve.core.policies.eviction import evictable, eviction_rank
+from serve.core.policies.handover import hand_over
+from serve.core.policies.placement import place_wanted
+from serve.core.policy import Policy
+from serve.core.state import Fleet
+from serve.core.transaction import Policies, Transaction
 
-_HANDLERS: dict[type, Callable[[Change, Any], None]] = {
-    events.Started: nodes.started,
-    events.CatalogChanged: wishes.catalog_changed,
+_HANDLERS: dict[type, Callable[[Transaction, Any], None]] = {
+    events.Started: recovery.started,
+    events.CatalogChanged: admin.catalog_changed,
     events.NodeJoined: nodes.node_joined,
     events.NodeGone: nodes.node_gone,
     events.NodeFailed: nodes.node_failed,
-    events.NodeDrainAsked: nodes.node_drain_asked,
-    events.BlockCancelAsked: nodes.block_cancel_asked,
+    events.NodeDrainAsked: admin.node_drain_asked,
+    events.BlockCancelAsked: admin.block_cancel_asked,
     events.BlocksSeen: blocks.blocks_seen,
     events.NodeLeaves: blocks.node_leaves,
-    events.KindRetryAsked: troubles.retry_asked,
+    events.KindRetryAsked: admin.retry_asked,
     events.EngineListening: engines.engine_listening,
     events.EngineReady: engines.engine_ready,
-    events.EngineStalled: stalls.engine_stalled,
-    events.EngineMoves: stalls.engine_moves,
+    events.EngineStalled: engines.engine_stalled,
+    events.EngineMoves: engines.engine_moves,
     events.EngineExited: engines.engine_exited,
     events.RouteOpened: routes.route_opened,
     events.RouteRefused: routes.route_refused,
     events.RouteDrained: routes.route_drained,
     events.RouteClosed: routes.route_closed,
     events.EdgeSeen: routes.edge_seen,
-    events.Acquire: waiting.acquire,
-    events.WaiterLeft: waiting.waiter_left,
-    events.GatewayCloses: wishes.gateway_closes,
-    events.ModelAnswered: engines.model_answered,
-    events.SuspectsKept: apart.suspects_kept,
-    events.LoadAsked: wishes.load_asked,
-    events.UnloadAsked: wishes.unload_asked,
-    events.PinChanged: wishes.pin_changed,
-    events.StorageSeen: nodes.storage_seen,
-    events.Tick: lambda change, event: waiting.answer_overdue(change),
+    events.Acquire: requests.acquire,
+    events.WaiterLeft: requests.waiter_left,
+    events.GatewayCloses: admin.gateway_closes,
+    events.ModelAnswered: requests.model_answered,
+    events.SuspectsKept: requests.suspects_kept,
+    events.LoadAsked: admin.load_asked,
+    events.UnloadAsked: admin.unload_asked,
+    events.PinChanged: admin.pin_changed,
+    events.StorageSeen: admin.storage_seen,
+    events.Tick: lambda tx, event: requests.answer_overdue(tx),
 }
 
 _RANK = {
@@ -66,8 +70,22 @@ _RANK = {
 }
 """Order of one step's effects: a slot has its key before an engine is started for it or a route opened in it."""
 
-_NOBODY_ELSE = (events.Acquire, events.WaiterLeft)
-"""Events that concern one waiter."""
+_OF_ONE_WAITER = (events.Acquire, events.WaiterLeft)
+_OF_BLOCKS = (events.BlocksSeen, events.NodeJoined)
+
+
+def _scale(tx: Transaction, unplaced: tuple[str, ...]) -> None:
+    scale_down.shrink(tx, *scale_up.grow(tx, unplaced))
+
+
+DEFAULT = Policies(
+    wanted_replicas=replicas.wanted_replicas,
+    placement=place_wanted,
+    evictable=evictable,
+    eviction_rank=eviction_rank,
+    scaling=_scale,
+)
+"""The gateway's own policies."""
 
 
 def initial(policy: Policy) -> Fleet:
@@ -75,48 +93,50 @@ def initial(policy: Policy) -> Fleet:
     return Fleet(policy)
 
 
-def step(fleet: Fleet, event: Event, now: float) -> tuple[Fleet, tuple[Effect, ...]]:
-    """The fleet after ``event``, and what is to be done, in this order.
+def step(fleet: Fleet, event: Event, now: float, policies: Policies = DEFAULT) -> tuple[Fleet, tuple[Effect, ...]]:
+    """The fleet after ``event``, and the effects to carry out, in this order.
 
-    (1) a request for a model that serves: go; (2) the handler states the facts; (3) a waiter more or less for a model
-    that has others waiting changes nothing else; (4) before the fleet has settled nothing is started or stopped, though
-    waiters of a model that serves are told to go; (5) what follows: time's reviews, answers, placement, growth, and the
-    commands that carry all of it out.
+    (1) a request for a model that serves: go; (2) the handler records the fact, and blocks that were seen tell which
+    node types back off; (3) a waiter more or less for a model that has others waiting changes nothing else; (4) before
+    the fleet has settled nothing is started or stopped, but waiters of a model that serves are told to go; (5) the
+    passes: expiry, hand-over, idle engines, answers, placement, scaling, and the commands that carry all of it out.
     """
     if type(event) is events.Acquire:
-        quick = waiting.go_at_once(fleet, event, now)  # (1)
-        if quick is not None:
-            return quick
-    change = Change(fleet, now)
-    _HANDLERS[type(event)](change, event)  # (2)
-    if _changes_nothing_else(fleet, change, event):  # (3)
-        return change.commit(), tuple(change.effects)
-    if not change.settled:
-        nodes.settle(change)
-    if not change.settled:
-        waiting.answer_ready(change)  # (4)
+        granted = requests.go_at_once(fleet, event, now)  # (1)
+        if granted is not None:
+            return granted
+    tx = Transaction(fleet, now, policies)
+    _HANDLERS[type(event)](tx, event)  # (2)
+    if isinstance(event, _OF_BLOCKS):
+        backoff.judge(tx)
+    if _changes_nothing_else(fleet, tx, event):  # (3)
+        return tx.commit(), tuple(tx.effects)
+    if not tx.settled:
+        recovery.settle(tx)
+    if not tx.settled:
+        answer_ready(tx)  # (4)
     else:
-        _follow(change)  # (5)
-    change.effects.sort(key=lambda effect: _RANK[type(effect)])
-    return change.commit(), tuple(change.effects)
+        _follow(tx)  # (5)
+    tx.effects.sort(key=lambda effect: _RANK[type(effect)])
+    return tx.commit(), tuple(tx.effects)
 
 
-def _changes_nothing_else(fleet: Fleet, change: Change, event: Event) -> bool:
-    if not fleet.settled or not isinstance(event, _NOBODY_ELSE):
+def _changes_nothing_else(fleet: Fleet, tx: Transaction, event: Event) -> bool:
+    if not fleet.settled or not isinstance(event, _OF_ONE_WAITER):
         return False
-    return change.queues.rows.keys() == fleet.queues.keys() and change.engines.rows is fleet.engines
+    return tx.queues.rows.keys() == fleet.queues.keys() and tx.engines.rows is fleet.engines
 
 
-def _follow(change: Change) -> None:
-    leaving.review(change)
-    handed_over = hand_over(change)
-    engines.forgive(change)
-    engines.review(change)
-    apart.review_apart(change)
-    waiting.answer_ready(change)
-    unplaced = place_wanted(change, handed_over)
+def _follow(tx: Transaction) -> None:
+    expiry.review(tx)
+    handed_over = hand_over(tx)
+    idle.forgive(tx)
+    idle.review(tx)
+    apart.review_apart(tx)
+    answer_ready(tx)
+    unplaced = tx.policies.placement(tx, handed_over)
     if unplaced:
-        leaving.let_go(change, unplaced)
-    waiting.refuse_hopeless(change, unplaced)
-    grow_and_shrink(change, unplaced)
-    routes.reconcile(change)
+        expiry.let_go(tx, unplaced)
+    refuse_hopeless(tx, unplaced)
+    tx.policies.scaling(tx, unplaced)
+    commands.reconcile(tx)

@@ -16,7 +16,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gateway_plugin.errors import EngineDiedOften, RequestKilledEngine, WaitDeadline
-from serve.core.apart import APART_S
+from serve.core.policy import APART_S
 from serve.ingress.trials import ALONE_MAX, DEATHS_MAX, Trials
 from serve.ingress.waiting import DEATH_NEWS_S, History, Waiting
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gateway_plugin.catalog import Model
+from gateway_plugin.phases import BlockPhase
 from serve.core import events as ev
 from serve.core.effects import Answer, Effect, OpenRoute, StartEngine
-from serve.core.fleet import Engine, Fleet, NodeKind, Policy
+from serve.core.policy import NodeKind, Policy
+from serve.core.state import Engine, Fleet
 from serve.core.step import initial, step
 
 E = TypeVar("E", bound=Effect)
@@ -36,8 +38,9 @@ def a_policy(*kinds: NodeKind, **fields: Any) -> Policy:
 
 def a_block(node: str, starts: float | None = 900.0, ends: float | None = None, **fields: Any) -> ev.SeenBlock:
     """The block of ``node``, running unless ``phase`` says otherwise; asked for at 880."""
-    said = {"phase": "running", "asked_at": 880.0, "job": "123", "starts_at": starts, "ends_at": ends, **fields}
-    return ev.SeenBlock(name=f"block-{node}", type=node.split("-")[0], **said)
+    phase = BlockPhase(fields.pop("phase", "running"))
+    said = {"asked_at": 880.0, "job": "123", "starts_at": starts, "ends_at": ends, **fields}
+    return ev.SeenBlock(name=f"block-{node}", type=node.split("-")[0], phase=phase, **said)
 
 
 @dataclass

@@ -25,10 +25,9 @@ WALL_CLOCK = {
     "gateway_plugin.clock": "converts it",
     "gateway_plugin.processes": "processes in records of earlier versions",
     "gateway_plugin.schedulers.local": "the older of two processes, looked at together",
-    "gateway_plugin.schedulers.pbs": "against the ledger's times",
     "gateway_plugin.blocks.pool": "what the ledger keeps",
     "gateway_plugin.blocks.stop_files": "for people",
-    "gateway_plugin.schedulers.slurm": "against the ledger's times",
+    "gateway_plugin.schedulers.queue": "against the ledger's times",
     "gateway_plugin.globus.endpoint.endpoints": "against a file's",
     "gateway_plugin.globus.function": "against files'",
     "gateway_plugin.globus.client.sending": "numbers that rise",
@@ -49,6 +48,21 @@ LIGHT = (
     "gateway_plugin.errors", "gateway_plugin.catalog", "gateway_plugin.paths", "gateway_plugin.globus",
     "gateway_plugin.globus.client.client", "gateway_plugin.globus.client.asyncio_client",
 )  # fmt: skip
+
+
+CORE_LAYERS = (
+    "events policy",
+    "effects state",
+    "transaction",
+    "room engine_use node_times",
+    "supply slots",
+    "forecast transitions",
+    "handlers policies views",
+    "step",
+    "replay",
+)
+"""Modules of ``serve.core``, the lowest first: each imports lower ones only, those of a folder never each other."""
+PARTS_OF_THE_CORE = (".handlers", ".policies", ".views")
 
 
 def module_name(path: Path) -> str:
@@ -100,11 +114,33 @@ def exists(module: str) -> bool:
 
 def test_there_are_sources_to_judge() -> None:
     names = {name for package in OURS for name, _ in sources(package)}
-    assert {"serve.core.fleet", "gateway_plugin.client", "serve.controller.deployment", "serve.ingress.http"} <= names
+    assert {"serve.core.state", "gateway_plugin.client", "serve.controller.deployment", "serve.ingress.http"} <= names
 
 
-def test_the_core_imports_only_itself_and_two_shared_vocabularies() -> None:
-    assert breaches("serve.core", ("serve.core", "gateway_plugin.catalog", "gateway_plugin.errors")) == []
+def test_the_core_imports_only_itself_and_shared_vocabularies() -> None:
+    shared = ("gateway_plugin.catalog", "gateway_plugin.errors", "gateway_plugin.phases")
+    assert breaches("serve.core", ("serve.core", *shared)) == []
+
+
+def test_the_core_has_layers_and_no_import_runs_up_or_sideways() -> None:
+    level = {f"serve.core.{part}": rank for rank, parts in enumerate(CORE_LAYERS) for part in parts.split()}
+
+    def layer(module: str) -> int | None:
+        return level.get(module, level.get(module.rpartition(".")[0]))
+
+    found = []
+    for name, tree in sources("serve.core"):
+        rank = layer(name)
+        if name == "serve.core" or name.endswith(PARTS_OF_THE_CORE):
+            continue
+        if rank is None:
+            found.append(f"{name} is in no layer")
+            continue
+        for module, line in imports(tree):
+            other = layer(module) if exists(module) else None
+            if other is not None and other >= rank:
+                found.append(f"{name}:{line} imports {module}")
+    assert found == []
 
 
 def test_the_core_is_pure() -> None:
@@ -214,6 +250,7 @@ def test_nobody_takes_rays_serve_for_ours() -> None:
     assert found == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", LIGHT)
 def test_the_client_side_imports_without_the_heavy_packages(module: str) -> None:
     blocked = ("ray", "vllm", "torch", "parsl", "transformers", "numpy", "starlette", "cryptography", "psutil")
@@ -242,3 +279,14 @@ def test_nothing_names_the_machine_it_was_written_on() -> None:
                 f"{path}" for word in ("/home/", "/work/main", "/root/") if word in path.read_text(encoding="utf-8")
             ]
     assert found == []
+
+
+def test_no_module_of_the_plugin_imports_in_a_circle() -> None:
+    # imports inside functions count, too: they only postpone it
+    graph: dict[str, set[str]] = {}
+    for name, tree in sources("gateway_plugin"):
+        ours = {module for module, _ in imports(tree) if within(module, ("gateway_plugin",)) and exists(module)}
+        graph[name] = {m for m in ours if ROOT.joinpath(*m.split(".")).with_suffix(".py").is_file()}
+    while ready := {name for name, needs in graph.items() if not needs & graph.keys()}:
+        graph = {name: needs for name, needs in graph.items() if name not in ready}
+    assert {name: sorted(needs & graph.keys()) for name, needs in graph.items()} == {}

@@ -13,7 +13,7 @@ from benchmarks.growth_rules import OneAMinute, ParslSimple, RayDefault
 from benchmarks.growth_trace import LOAD_S, NODE, Queue, Request, catalog, day
 from benchmarks.growth_world import BOOT_S, LEAVE_S, Job, Tally, World, nodes_needed
 from gateway_plugin.site import Site
-from serve.core.fleet import Policy
+from serve.core.policy import Policy
 
 HOURS = 4.0
 SEED = 3

@@ -14,8 +14,6 @@ from gateway_plugin.clock import SteadyClock
 from gateway_plugin.paths import Layout
 from serve.controller import blocks
 from serve.controller.blocks import LedgerWatch, seen_block
-from serve.core.blocks import ENDED
-from serve.core.blocks_view import HOLDING
 from serve.core.events import Event, SeenBlock
 
 BLOCK = Block(
@@ -32,7 +30,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_a_block_is_told_as_the_ledger_has_it() -> None:
-    told = SeenBlock("gw-a-1", "a", "pending", 5.0, job="7", reason="Resources", starts_at=50.0, ends_at=350.0)
+    told = SeenBlock("gw-a-1", "a", BlockPhase.PENDING, 5.0, job="7", reason="Resources", starts_at=50.0, ends_at=350.0)
     assert seen_block(BLOCK) == told
     ended = replace(BLOCK, node="n1").ending(BlockPhase.FAILED, 60.0, "exit code 3")
     assert (seen_block(ended).host, seen_block(ended).ended_at, seen_block(ended).reason) == ("n1", 60.0, "exit code 3")
@@ -75,8 +73,3 @@ async def test_it_goes_on_looking(layout: Layout, monkeypatch: pytest.MonkeyPatc
         event = await asyncio.wait_for(posted.get(), 10)
         assert event.blocks[0].phase == phase.value  # type: ignore[union-attr]
     watch.cancel()
-
-
-def test_the_core_knows_every_phase_of_the_ledger() -> None:
-    assert {phase.value for phase in BlockPhase if phase.ended} == ENDED
-    assert {phase.value for phase in BlockPhase if not phase.ended} == set(HOLDING)

@@ -20,9 +20,11 @@ from gateway_plugin.state_file import Copies
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller import deployment
 from serve.controller.deployment import Controller
-from serve.core.fleet import NodeKind, Policy
+from serve.core.policy import NodeKind, Policy
 from tests.support.agents import KEY, QUICK, fake_model, private_layout
 from tests.support.clocks import set_clock
+
+pytestmark = pytest.mark.process
 
 KIND = NodeKind("local", host_mib=1024, gpu_mib=(), min_nodes=1, max_nodes=1)
 """Room for one model."""

@@ -14,11 +14,11 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.state_file import Copies
 from serve.controller import journal
 from serve.controller.journal import Journal
-from serve.core.cards import Card
 from serve.core.events import CatalogChanged, Tick
-from serve.core.fleet import Policy
-from serve.core.record import replay
+from serve.core.policy import Policy
+from serve.core.replay import replay
 from serve.core.step import initial, step
+from serve.core.views.cards import Card
 from tests.support.fleets import a_model, begin
 
 FLEET = initial(Policy(slots=3))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from serve.controller.metrics import Metrics
 from serve.core.events import EngineExited, EngineReady
-from serve.core.fleet import EngineState, Waiter
+from serve.core.state import EngineState, Waiter
 from tests.unit.controller.test_observer import ENGINE, FLEET
 
 

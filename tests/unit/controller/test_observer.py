@@ -7,9 +7,10 @@ from dataclasses import replace
 from gateway_plugin.catalog import Model
 from gateway_plugin.edge.runtime import ServerStat
 from serve.controller.observer import found_servers, seen, watched
-from serve.core.drift import differences, repairs
 from serve.core.effects import CloseRoute, OpenRoute
-from serve.core.fleet import Engine, EngineState, Fleet, Policy, RouteState, Waiter
+from serve.core.policies.edge_sync import differences, repairs
+from serve.core.policy import Policy
+from serve.core.state import Engine, EngineState, Fleet, RouteState, Waiter
 
 ENGINE = Engine(
     id="e1", model="m", node="n", gpus=(), memory_mib=1, generation=1, state=EngineState.READY, since=0.0, started=0.0,

@@ -17,7 +17,8 @@ from serve.controller.observer import Observer
 from serve.controller.performer import Performer
 from serve.core.effects import CreateAgent, DrainRoute, Effect, KillAgent, OpenRoute, StopEngine, SyncSlots
 from serve.core.events import Event, RouteDrained, RouteRefused
-from serve.core.fleet import Apart, Fleet, NodeKind, Policy
+from serve.core.policy import NodeKind, Policy
+from serve.core.state import Apart, Fleet
 from tests.support.fleets import a_model
 
 

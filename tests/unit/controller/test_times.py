@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from gateway_plugin.clock import SteadyClock
+from gateway_plugin.phases import BlockPhase
 from serve.controller.times import BlockTimes, agents_event
 from serve.core.events import EngineListening, FoundEngine, NodeJoined, NodeLeaves, SeenBlock
 
 NOON = 1_700_000_000.0
 STEPS = pytest.mark.parametrize("step_s", [3.0, 3600.0, -3600.0])
-BLOCK = SeenBlock("gw-a-1", "a", "running", NOON - 90, job="7", starts_at=NOON - 60, ends_at=NOON + 3600)
+BLOCK = SeenBlock("gw-a-1", "a", BlockPhase.RUNNING, NOON - 90, job="7", starts_at=NOON - 60, ends_at=NOON + 3600)
 
 
 class Clocks:
@@ -71,11 +72,11 @@ def test_what_the_ledger_says_anew_is_taken_by_its_distance_from_now(clocks: Clo
     times = BlockTimes(clocks.steady)
     times.convert((BLOCK,))
     clocks.wall += step_s
-    fresh = SeenBlock("gw-a-2", "a", "pending", clocks.wall - 1, starts_at=clocks.wall + 30)
+    fresh = SeenBlock("gw-a-2", "a", BlockPhase.PENDING, clocks.wall - 1, starts_at=clocks.wall + 30)
     longer = replace(BLOCK, ends_at=clocks.wall + 7201)
     assert times.convert((longer, fresh)) == (
         replace(BLOCK, ends_at=NOON + 7201),
-        SeenBlock("gw-a-2", "a", "pending", NOON - 1, starts_at=NOON + 30),
+        SeenBlock("gw-a-2", "a", BlockPhase.PENDING, NOON - 1, starts_at=NOON + 30),
     )
 
 

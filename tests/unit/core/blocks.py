@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gateway_plugin.phases import BlockPhase
 from serve.core import events as ev
 from tests.unit.core.things import Agent
 
@@ -35,25 +36,25 @@ class Blocks:
     # --- what happens to them ---
     def ask(self, node: str, kind: str) -> None:
         name = f"block-{node}"
-        self.all[name] = ev.SeenBlock(name, kind, "pending", self.world.now)
+        self.all[name] = ev.SeenBlock(name, kind, BlockPhase.PENDING, self.world.now)
 
     def start(self, agent: Agent) -> None:
         """Its job runs, and lasts as long as chance will have it."""
         block = self.all.get(agent.block)
-        if block is not None and block.phase == "pending":
+        if block is not None and block.phase is BlockPhase.PENDING:
             lasts = self.world.random.choice(self.walltimes)
             ends_at = None if lasts is None else self.world.now + lasts
-            self.all[block.name] = replace(block, phase="running", starts_at=self.world.now, ends_at=ends_at)
+            self.all[block.name] = replace(block, phase=BlockPhase.RUNNING, starts_at=self.world.now, ends_at=ends_at)
 
     def end(self, name: str, phase: str) -> None:
-        if name in self.all and self.all[name].phase not in ENDED:
-            self.all[name] = replace(self.all[name], phase=phase, ended_at=self.world.now)
+        if name in self.all and not self.all[name].phase.ended:
+            self.all[name] = replace(self.all[name], phase=BlockPhase(phase), ended_at=self.world.now)
 
     def pass_time(self) -> None:
         """Blocks whose time is over leave by themselves, whatever is in flight."""
         for agent in list(self.world.agents.values()):
             block = self.all.get(agent.block)
-            if block is None or block.starts_at is None or block.phase in ENDED:
+            if block is None or block.starts_at is None or block.phase.ended:
                 continue
             ends = [agent.until] if agent.until is not None else []
             if block.ends_at is not None:
@@ -67,7 +68,7 @@ class Blocks:
         agent.until = self.world.now + 15.0
         agent.word.append(ev.NodeLeaves(agent.id, agent.until, "cancelled"))
         if agent.block in self.all:
-            self.all[agent.block] = replace(self.all[agent.block], phase="cancelling")
+            self.all[agent.block] = replace(self.all[agent.block], phase=BlockPhase.CANCELLING)
 
     def vanish(self, agent: Agent) -> None:
         """Its machine is gone, and nobody says so but the ledger."""
@@ -87,7 +88,7 @@ class Blocks:
         for block in self.told.values():
             if block.phase == "cancelling":
                 self.leaves_told.setdefault(block.name, now + policy.notice_s)
-            elif block.phase in ENDED:
+            elif block.phase.ended:
                 self.leaves_told[block.name] = min(now, self.leaves_told.get(block.name, now))
         self.world.tell(ev.BlocksSeen(tuple(self.told.values())))
 
@@ -114,4 +115,4 @@ class Blocks:
         leaves = self.leaves_told.get(f"block-{node}")
         ended = self.told.get(f"block-{node}")
         given = self.world.policy.command_retry_s
-        return leaves is not None and ended is not None and ended.phase in ENDED and self.world.now >= leaves + given
+        return leaves is not None and ended is not None and ended.phase.ended and self.world.now >= leaves + given

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from serve.core import events as ev
-from serve.core.apart import APART_S, DOUBT_S, REOPENS_S
 from serve.core.effects import OpenRoute, SyncSlots
+from serve.core.policy import APART_S, DOUBT_S, REOPENS_S
 from tests.support.fleets import Story, a_model, begin
 
 BOTH = {"a", "b"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from serve.core import events as ev
 from serve.core.effects import Answer, CreateAgent, StartEngine, StopEngine
-from serve.core.fleet import EngineState
-from serve.core.view import model_view
-from serve.core.waiting import eta_s, waiting_reason
+from serve.core.forecast import eta_s, waiting_reason
+from serve.core.state import EngineState
+from serve.core.views.status import model_view
 from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
 
 ONE_GPU = a_policy(a_kind("gpu", host_gib=100, gpus=(80,), most=3))

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from gateway_plugin.phases import BlockPhase
 from serve.core.effects import CloseRoute, CreateAgent, KillAgent, StopEngine
 from serve.core.events import BlockCancelAsked, BlocksSeen, CatalogChanged, SeenBlock, Started, WaiterLeft
-from serve.core.fleet import NodePhase
+from serve.core.state import NodePhase
 from serve.core.step import initial
 from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
 
 
 def pending(name: str) -> SeenBlock:
-    return SeenBlock(name, "cpu", "pending", asked_at=0.0)
+    return SeenBlock(name, "cpu", BlockPhase.PENDING, asked_at=0.0)
 
 
 def test_a_running_block_goes_with_what_is_in_flight_and_its_route_closes_before_its_agent_is_killed() -> None:
@@ -56,7 +57,7 @@ def test_a_block_that_is_cancelled_once_more_takes_no_second_node_with_it(phase:
     story.tick(5)
     story.on(BlocksSeen((pending("b1"), pending("b2"))))
     story.on(BlockCancelAsked("b1"))
-    story.on(BlocksSeen((replace(pending("b1"), phase=phase), pending("b2"))))
+    story.on(BlocksSeen((replace(pending("b1"), phase=BlockPhase(phase)), pending("b2"))))
     before = set(story.fleet.nodes)
     story.on(BlockCancelAsked("b1"))
     assert story.said(KillAgent) == ()
@@ -79,7 +80,7 @@ def test_a_block_of_another_type_or_an_unknown_one_takes_nothing_with_it() -> No
     story = begin(a_model("a"), nodes=())
     story.ask("a")
     story.tick(5)
-    story.on(BlocksSeen((SeenBlock("g1", "gpu", "pending", asked_at=0.0),)))
+    story.on(BlocksSeen((SeenBlock("g1", "gpu", BlockPhase.PENDING, asked_at=0.0),)))
     for name in ("g1", "nobody"):
         story.on(BlockCancelAsked(name))
         assert story.said(KillAgent) == ()

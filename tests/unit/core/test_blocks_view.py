@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from serve.core.blocks_view import blocks_by_phase, blocks_view, last_queue_wait_s, next_end_s, types_view
+from gateway_plugin.phases import BlockPhase
 from serve.core.effects import CreateAgent
 from serve.core.events import BlocksSeen, NodeDrainAsked, NodeFailed, SeenBlock
+from serve.core.views.blocks import blocks_by_phase, blocks_view, last_queue_wait_s, next_end_s
+from serve.core.views.status import types_view
 from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
 
 NOW = 1000.0
@@ -17,7 +19,9 @@ JOINED = "block-cpu-0-0"
 
 
 def a_block(name: str, phase: str, **fields: Any) -> SeenBlock:
-    return SeenBlock(**{"name": name, "type": "cpu", "phase": phase, "asked_at": NOW - 60, "job": "7", **fields})
+    return SeenBlock(
+        **{"name": name, "type": "cpu", "phase": BlockPhase(phase), "asked_at": NOW - 60, "job": "7", **fields}
+    )
 
 
 def rows(story: Story, ended: bool = False) -> dict[str | None, dict[str, Any]]:

@@ -8,8 +8,8 @@ import pytest
 
 from gateway_plugin.catalog import Model
 from serve.core import events as ev
-from serve.core.cards import Card, Cards, after, asked_length, cards_from_json, cards_to_json, on_card
 from serve.core.step import initial
+from serve.core.views.cards import Card, Cards, after, asked_length, cards_from_json, cards_to_json, on_card
 from tests.support.fleets import a_model, a_policy, begin
 
 EMPTY = initial(a_policy())

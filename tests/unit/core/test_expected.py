@@ -8,8 +8,8 @@ import pytest
 
 from gateway_plugin.errors import WaitDeadline
 from serve.core import events as ev
-from serve.core.view import model_view, nodes_view
-from serve.core.waiting import eta_s, model_state, waiting_reason
+from serve.core.forecast import eta_s, model_state, waiting_reason
+from serve.core.views.status import model_view, nodes_view
 from tests.support.fleets import Story, a_block, a_kind, a_model, a_policy, begin
 
 NODE = "cpu-1-1"

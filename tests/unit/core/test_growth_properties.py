@@ -7,10 +7,12 @@ from dataclasses import replace
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from gateway_plugin.phases import BlockPhase
+from gateway_plugin.schedulers.pending_reasons import never_clears
 from serve.core import events as ev
 from serve.core.effects import CreateAgent, KillAgent
-from serve.core.fleet import Node, NodePhase
-from serve.core.placement import holds, need_of
+from serve.core.room import holds, need_of
+from serve.core.state import Node, NodePhase
 from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 
 KINDS = (a_kind("s", 6, most=3), a_kind("m", 20, least=1, most=2), a_kind("g", 1, gpus=(40, 40), most=2))
@@ -21,7 +23,7 @@ REASONS = ("Priority", "Resources", "PartitionTimeLimit", "AssocGrpCPUMinutesLim
 names = st.sampled_from([model.name for model in MODELS])
 
 few = settings(
-    max_examples=60, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate),
+    max_examples=60, phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 
@@ -48,14 +50,18 @@ class Queue:
             fates = {
                 "failed": {"ended_at": now, "reason": "refused"},
                 "died": {"ended_at": now, "job": "1", "starts_at": now - 5, "reason": "boom"},
-                "pending": {"job": "1", "reason": REASONS[pick % len(REASONS)]},
+                "pending": {
+                    "job": "1",
+                    "reason": (said := REASONS[pick % len(REASONS)]),
+                    "never_clears": never_clears(said),
+                },
                 "running": {"job": "1", "starts_at": now},
                 "cancelled": {"job": "1", "ended_at": now},
             }
             fate = "running" if healthy else sorted(fates)[pick // 7 % len(fates)]
             phase = {"died": "failed"}.get(fate, fate)
             name = f"gw-{kind}-{len(self.blocks)}"
-            self.blocks[name] = ev.SeenBlock(name, kind, phase, now - 10, **fates[fate])  # type: ignore[arg-type]
+            self.blocks[name] = ev.SeenBlock(name, kind, BlockPhase(phase), now - 10, **fates[fate])  # type: ignore[arg-type]
         told.on(ev.BlocksSeen(tuple(self.blocks.values())))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from serve.core import events as ev
 from serve.core.effects import CloseRoute, CreateAgent, DrainRoute, KillAgent, StartEngine, StopEngine
-from serve.core.fleet import NodePhase
+from serve.core.state import NodePhase
 from serve.core.step import initial
 from tests.support.fleets import Story, a_block, a_kind, a_model, a_policy, begin
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from serve.core import events as ev
-from serve.core.fleet import EngineState
-from serve.core.record import event_to_json, fleet_to_json, replay
+from serve.core.replay import event_to_json, fleet_to_json, replay
+from serve.core.state import EngineState
 from serve.core.step import initial
 from tests.support.fleets import a_kind, a_model, a_policy
 from tests.unit.core.things import Process
@@ -253,10 +253,8 @@ class EndingGateway(Gateway):
 
 TestGateway = Gateway.TestCase
 SETTINGS = settings(
-    deadline=None,
     max_examples=int(os.environ.get("GATEWAY_EXAMPLES", "100")),
     stateful_step_count=60,
-    derandomize="GATEWAY_EXAMPLES" not in os.environ,
     phases=(Phase.explicit, Phase.generate, Phase.shrink) if SHRINK else (Phase.generate,),
     suppress_health_check=list(HealthCheck),
 )

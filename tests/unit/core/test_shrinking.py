@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serve.core import events as ev
 from serve.core.effects import CreateAgent, DrainRoute, KillAgent
-from serve.core.fleet import Policy
+from serve.core.policy import Policy
 from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
 
 KIND = a_kind("cpu", 6, most=4)

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from gateway_plugin.phases import BlockPhase
 from serve.core import events as ev
-from serve.core.fleet import Fleet
+from serve.core.state import Fleet
 from serve.core.step import initial, step
 from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy
 
@@ -33,7 +34,7 @@ def large() -> Fleet:
         found = ev.FoundEngine(f"e{i}", f"m{model}", (0, 1), 60 * GIB, i, 900.0, f"h:{i}", True, 30.0)
         story.join(node, 8, (80, 80), engines=(found,))
     assert story.fleet.settled
-    running = ev.SeenBlock("", "gpu", "running", 800.0, "1", None, "n", 900.0, 100_000.0)
+    running = ev.SeenBlock("", "gpu", BlockPhase.RUNNING, 800.0, "1", None, "n", 900.0, 100_000.0)
     story.blocks(*(replace(running, name=f"block-{node}") for node in nodes))
     for i in range(20):
         story.ask(f"w{i}")

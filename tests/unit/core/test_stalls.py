@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from serve.core import events as ev
 from serve.core.effects import Answer, DrainRoute, StartEngine
-from serve.core.fleet import EngineState
-from serve.core.view import model_view, status_view
+from serve.core.state import EngineState
+from serve.core.views.status import model_view, status_view
 from tests.support.fleets import Story, a_model, begin
 
 WORDS = "no progress for 40 s with 3 requests in flight; ended at 60 s"

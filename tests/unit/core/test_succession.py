@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from serve.core import events as ev
-from serve.core.apart import REOPENS_S
 from serve.core.effects import CreateAgent, DrainRoute, KillAgent, OpenRoute, StartEngine, StopEngine
-from serve.core.fleet import EngineState, NodeKind, NodePhase
-from serve.core.waiting import serving
+from serve.core.policy import REOPENS_S, NodeKind
+from serve.core.state import EngineState, NodePhase, serving
 from tests.support.fleets import Story, a_block, a_kind, a_model, a_policy, begin
 
 OLD, NEW = "cpu-0-0", "cpu-1-2"

@@ -7,17 +7,9 @@ from typing import Any
 import pytest
 
 from serve.core import events as ev
-from serve.core.effects import (
-    Answer,
-    CloseRoute,
-    DrainRoute,
-    OpenRoute,
-    StartEngine,
-    StopEngine,
-    SyncSlots,
-)
-from serve.core.fleet import EngineState, RouteState
-from serve.core.waiting import eta_s, model_state
+from serve.core.effects import Answer, CloseRoute, DrainRoute, OpenRoute, StartEngine, StopEngine, SyncSlots
+from serve.core.forecast import eta_s, model_state
+from serve.core.state import EngineState, RouteState
 from tests.support.fleets import Story, a_model, a_policy, begin
 
 

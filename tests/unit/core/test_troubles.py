@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from gateway_plugin.phases import BlockPhase
+from gateway_plugin.schedulers.pending_reasons import never_clears
 from serve.core import events as ev
 from serve.core.effects import CreateAgent, KillAgent
-from serve.core.eviction import Need
-from serve.core.expected import why_none
-from serve.core.fleet import Cause, Policy
-from serve.core.reasons import never_clears
-from serve.core.view import status_view
+from serve.core.forecast import why_none
+from serve.core.policy import Policy
+from serve.core.room import Need
+from serve.core.state import Cause
+from serve.core.views.status import status_view
 from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 
 CPU, BIG = a_kind("cpu", 6, most=3), a_kind("big", 60, most=2)
@@ -22,7 +24,9 @@ def story(policy: Policy | None = None) -> Story:
 
 def block(name: str, phase: str, asked: float, **fields: object) -> ev.SeenBlock:
     """A block of the type that its name begins with."""
-    return ev.SeenBlock(name, name.split("-")[0], phase, asked, **fields)  # type: ignore[arg-type]
+    stuck = phase == "pending" and never_clears(str(fields.get("reason")))
+    said = {"never_clears": stuck, **fields}
+    return ev.SeenBlock(name, name.split("-")[0], BlockPhase(phase), asked, **said)  # type: ignore[arg-type]
 
 
 def refused(name: str, at: float) -> ev.SeenBlock:
@@ -146,7 +150,7 @@ def test_a_block_that_lives_ends_the_trouble() -> None:
 
 def test_an_old_block_that_lives_says_nothing_of_new_ones() -> None:
     told = begin(a_model("a", 5), a_model("b", 5), policy=a_policy(CPU), nodes=("cpu-0-0",))
-    old = ev.SeenBlock("block-cpu-0-0", "cpu", "running", 100.0, job="1", starts_at=150.0)
+    old = ev.SeenBlock("block-cpu-0-0", "cpu", BlockPhase.RUNNING, 100.0, job="1", starts_at=150.0)
     told.on(ev.BlocksSeen((old, *(died(f"cpu-{i}", told.now + i) for i in range(3)))), after=10)
     assert kind(told, "cpu")["trouble"] is not None
     told.ask("a")
@@ -166,7 +170,9 @@ def test_what_counts_as_an_early_death() -> None:
     assert told.fleet.troubles["cpu"].cause is Cause.DYING
     for innocent in ("cancelled", "expired", "completed"):
         told = story(a_policy(CPU))
-        ended = [ev.SeenBlock(**{**vars(died(f"cpu-{i}", told.now + i)), "phase": innocent}) for i in range(5)]
+        ended = [
+            ev.SeenBlock(**{**vars(died(f"cpu-{i}", told.now + i)), "phase": BlockPhase(innocent)}) for i in range(5)
+        ]
         told.on(ev.BlocksSeen(tuple(ended)), after=10)
         assert not told.fleet.troubles
 
@@ -211,7 +217,7 @@ def test_a_reason_that_never_clears_is_news() -> None:
     assert [kill.node for kill in told.said(KillAgent)] == [told.ever(CreateAgent)[0].node]
     assert [ask.type for ask in told.said(CreateAgent)] == ["big"]
     assert "pends with 'PartitionTimeLimit'" in str(kind(told, "cpu")["trouble"])
-    gone = ev.SeenBlock(**{**vars(stuck), "phase": "cancelled", "ended_at": told.now + 30})
+    gone = ev.SeenBlock(**{**vars(stuck), "phase": BlockPhase.CANCELLED, "ended_at": told.now + 30})
     told.on(ev.BlocksSeen((gone,)), after=31)
     assert kind(told, "cpu")["retry_in_s"] == pytest.approx(1769), "it is remembered when the block is gone"
     told.ask("b")
@@ -227,7 +233,15 @@ def test_a_stuck_kind_is_refused_and_free_again_when_a_block_of_it_starts() -> N
     error = told.answers()["t1"].error
     assert error is not None
     assert "QOSMaxWallDurationPerJobLimit" in error.message
-    running = ev.SeenBlock(**{**vars(stuck), "phase": "running", "reason": None, "starts_at": told.now + 20})
+    running = ev.SeenBlock(
+        **{
+            **vars(stuck),
+            "phase": BlockPhase.RUNNING,
+            "reason": None,
+            "never_clears": False,
+            "starts_at": told.now + 20,
+        }
+    )
     told.on(ev.BlocksSeen((running,)), after=25)
     assert kind(told, "cpu")["trouble"] is None
 
@@ -242,29 +256,3 @@ def test_min_nodes_of_a_kind_in_trouble_are_not_asked_for_until_its_retry() -> N
     assert len(told.ever(CreateAgent)) == 1
     told.tick(101)
     assert len(told.ever(CreateAgent)) == 2
-
-
-@pytest.mark.parametrize(
-    "reason",
-    ["PartitionTimeLimit", "BadConstraints", "InvalidAccount", "InvalidQOS", "AccountNotAllowed", "JobHeldAdmin",
-     "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxGRESPerJob", "QOSMaxMemoryPerNode",
-     "AssocMaxCpuPerJobLimit", "QOSMinGRES", "QOSMinCpuNotSatisfied", "AssocGrpCPUMinutesLimit", "QOSGrpGRESMinutes",
-     "MaxMemPerLimit", "launch failed requeued held", "launch_failed_requeued_held", "requeue_hold",
-     "user env retrieval failed requeued held", "job_requeued_in_held_state", "resv_del_hold",
-     "Job's account not permitted to use this partition (gpu allows a not b)",
-     "Can Never Run: Insufficient amount of resource: ngpus (R: 8 A: 4 T: 4)"],
-)  # fmt: skip
-def test_reasons_that_never_clear(reason: str) -> None:
-    assert never_clears(reason)
-
-
-@pytest.mark.parametrize(
-    "reason",
-    ["Priority", "Resources", "Dependency", "BeginTime", "AssocGrpCPURunMinutesLimit", "QOSGrpGRESRunMinutes",
-     "AssocGrpGRES", "AssocGrpJobsLimit", "QOSMaxJobsPerUserLimit", "QOSMaxCpuPerUserLimit", "AssocMaxJobsLimit",
-     "MaxGRESPerAccount", "PartitionDown", "Licenses", "JobArrayTaskLimit", "None", "", None,
-     "ReqNodeNotAvail, UnavailableNodes:n[1-4]", "Nodes required for job are DOWN, DRAINED or reserved",
-     "Not Running: Insufficient amount of resource: ngpus (R: 4 A: 0 T: 4)", "Not Running: Queue not started.", "held"],
-)  # fmt: skip
-def test_reasons_that_clear(reason: str | None) -> None:
-    assert not never_clears(reason)

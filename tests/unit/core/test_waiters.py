@@ -27,10 +27,10 @@ from serve.core.effects import (
     StopEngine,
     SyncSlots,
 )
-from serve.core.fleet import EngineState
+from serve.core.forecast import model_state
+from serve.core.state import EngineState
 from serve.core.step import initial
-from serve.core.view import models_view, status_view
-from serve.core.waiting import model_state
+from serve.core.views.status import models_view, status_view
 from tests.support.fleets import Story, a_block, a_kind, a_model, a_policy, begin
 
 

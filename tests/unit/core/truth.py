@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from serve.core.effects import StartEngine, StopEngine
-from serve.core.fleet import Engine, EngineState, NodePhase, RouteState
-from serve.core.waiting import serving
+from serve.core.state import Engine, EngineState, NodePhase, RouteState, serving
 
 if TYPE_CHECKING:
     from tests.unit.core.things import Agent

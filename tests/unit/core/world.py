@@ -23,8 +23,9 @@ from serve.core.effects import (
     StopEngine,
     SyncSlots,
 )
-from serve.core.fleet import EngineState, Fleet, Policy, RouteState
-from serve.core.placement import need_of
+from serve.core.policy import Policy
+from serve.core.room import need_of
+from serve.core.state import EngineState, Fleet, RouteState
 from serve.core.step import initial, step
 from tests.unit.core.blocks import Blocks
 from tests.unit.core.things import Agent, Process, Server

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from gateway_plugin.errors import GatewayError
 from serve.core import events as ev
 from serve.core.effects import Answer, CloseRoute, OpenRoute, StartEngine, SyncSlots
-from serve.core.fleet import EngineState
+from serve.core.state import EngineState
 from serve.ingress.boarding import KEEP_S
 from serve.ingress.trials import Trials
 from tests.support.fleets import Story, a_model, begin

@@ -1,0 +1,143 @@
+"""What administrators ask for: catalog, load, unload, pin, drain, retry, shutdown."""
+
+from __future__ import annotations
+
+import math
+
+from gateway_plugin.errors import GoingDown, ModelNotFound, Unloaded
+from gateway_plugin.phases import BlockPhase
+from serve.core.effects import KillAgent
+from serve.core.events import (
+    BlockCancelAsked,
+    CatalogChanged,
+    GatewayCloses,
+    KindRetryAsked,
+    LoadAsked,
+    NodeDrainAsked,
+    PinChanged,
+    StorageSeen,
+    UnloadAsked,
+)
+from serve.core.state import NodePhase, live
+from serve.core.transaction import Transaction
+from serve.core.transitions import answer_all, begin_stop, drain_node, lose
+
+
+def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
+    """(1) engines of models that are gone or changed are let go, behind drained routes; (2) waiters of gone ones are
+    told; (3) their slots, failures and wishes are forgotten; (4) pins follow the catalog where it says something new.
+    """
+    before = tx.models
+    after = {model.name: model for model in event.models}
+    tx.models = after
+    tx.names = {name: model.name for model in event.models for name in model.names}
+    changed = {name for name, model in after.items() if name in before and model != before[name]}
+    gone = set(before) - set(after)
+    for name in sorted(gone | {n for n in changed if _other_engine(before[n], after[n])}):
+        for engine in tx.engines_of(name):  # (1)
+            begin_stop(tx, engine, "catalog")
+        tx.failures.drop(name)
+        tx.load_s.drop(name)
+    for name in sorted(gone):
+        answer_all(tx, name, ModelNotFound(name, tuple(after)))  # (2)
+        tx.slots.drop(name)  # (3)
+    tx.pinned = frozenset(  # (4)
+        name
+        for name, model in after.items()
+        if (model.pinned if name not in before or model.pinned != before[name].pinned else name in tx.pinned)
+    )
+    for name in tx.wished.rows.keys() - after.keys():
+        tx.wished.drop(name)
+    tx.slots_changed = True
+
+
+def _other_engine(before: object, after: object) -> bool:
+    """Whether an engine started for ``before`` is not the one that ``after`` asks for."""
+    how_long = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s", "replicas_max"}
+    old, new = dict(vars(before)), dict(vars(after))
+    return any(old[key] != new[key] for key in old.keys() - how_long)
+
+
+def load_asked(tx: Transaction, event: LoadAsked) -> None:
+    """Wanted once, until ready; a back-off is over."""
+    name = tx.names.get(event.model)
+    if name is not None:
+        tx.failures.drop(name)
+        tx.wished.put(name, math.inf)
+
+
+def unload_asked(tx: Transaction, event: UnloadAsked) -> None:
+    """Waiters are refused, pin and wish forgotten, every engine let go; a new request loads it afresh."""
+    name = tx.names.get(event.model)
+    if name is None:
+        return
+    answer_all(
+        tx,
+        name,
+        Unloaded(
+            f"The model '{name}' was unloaded by an administrator while the request waited. Ask again to load it.",
+            retry_after_s=5.0,
+            state="draining" if any(map(live, tx.engines_of(name))) else "cold",
+        ),
+    )
+    tx.pinned -= {name}
+    tx.wished.drop(name)
+    for engine in tx.engines_of(name):
+        begin_stop(tx, engine, "unloaded")
+
+
+def gateway_closes(tx: Transaction, event: GatewayCloses) -> None:
+    """Every waiter is told so, and no wish of one that left outlives it: no block is asked for any more."""
+    for model in sorted(tx.queues.rows):
+        answer_all(tx, model, GoingDown())
+    for model in tuple(tx.wished.rows):
+        tx.wished.drop(model)
+
+
+def pin_changed(tx: Transaction, event: PinChanged) -> None:
+    name = tx.names.get(event.model)
+    if name is not None:
+        tx.pinned = tx.pinned | {name} if event.pinned else tx.pinned - {name}
+
+
+def retry_asked(tx: Transaction, event: KindRetryAsked) -> None:
+    """``gateway blocks retry``: what its blocks did until now is forgiven."""
+    tx.forgiven.put(event.type, tx.now)
+    tx.troubles.drop(event.type)
+    tx.kind_failures.drop(event.type)
+
+
+def storage_seen(tx: Transaction, event: StorageSeen) -> None:
+    """What is in force goes on and can be changed; whoever waits is told, as it may be why."""
+    tx.storage = event.trouble
+
+
+def node_drain_asked(tx: Transaction, event: NodeDrainAsked) -> None:
+    """``gateway blocks drain``."""
+    node = tx.nodes.rows.get(event.node)
+    if node is not None:
+        drain_node(tx, node)
+
+
+def block_cancel_asked(tx: Transaction, event: BlockCancelAsked) -> None:
+    """Its job is being ended; here the node goes, so that nothing more is sent there and Ray asks for no other.
+
+    (1) its node joined: its routes close and its agent is killed, and its engines with it, whatever is in flight;
+    (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one that nobody has
+    needed for longest goes, else the youngest (one that has not reported after a restart is no pending one);
+    (3) neither, or told before: nothing.
+    """
+    node = next((node for node in tx.nodes.rows.values() if node.block == event.block), None)
+    block = tx.blocks.get(event.block)
+    if node is None and block is not None and (block.phase.queued or block.phase is BlockPhase.RUNNING):  # (2)
+        pending = [
+            other
+            for other in tx.nodes.rows.values()
+            if other.phase is NodePhase.PENDING and other.type == block.type and other.id not in tx.unsettled
+        ]
+        unneeded = [other for other in pending if other.idle_since is not None]
+        youngest = max(pending, key=lambda other: (other.since, other.id), default=None)
+        node = min(unneeded, key=lambda other: (other.idle_since, other.id), default=youngest)
+    if node is not None:  # (1)
+        lose(tx, node)
+        tx.emit(KillAgent(node.id))

@@ -1,0 +1,27 @@
+"""What the ledger and the nodes report of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from serve.core.events import BlocksSeen, NodeLeaves
+from serve.core.node_times import queue_waits
+from serve.core.transaction import Transaction
+from serve.core.transitions import know_block
+
+
+def blocks_seen(tx: Transaction, event: BlocksSeen) -> None:
+    """The ledger as it is now, whole."""
+    tx.blocks = {block.name: block for block in event.blocks}
+    tx.queue_wait_s = queue_waits(event.blocks, tx.now)
+    for node in list(tx.nodes.rows.values()):
+        if node.block in tx.blocks:
+            know_block(tx, node)
+    tx.joined_blocks &= frozenset(tx.blocks)
+
+
+def node_leaves(tx: Transaction, event: NodeLeaves) -> None:
+    """Its block was told to end; the last word on how long it stays counts."""
+    node = tx.nodes.rows.get(event.node)
+    if node is not None:
+        know_block(tx, replace(node, notice_until=event.until))

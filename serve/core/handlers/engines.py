@@ -1,0 +1,80 @@
+"""What agents report of engines."""
+
+from __future__ import annotations
+
+from serve.core.events import EngineExited, EngineListening, EngineMoves, EngineReady, EngineStalled, Event
+from serve.core.state import Engine, EngineState, Fleet, had_requests, ready_at
+from serve.core.transaction import Transaction
+from serve.core.transitions import after_death, forget, made_ready, record_failure
+
+
+def _known(tx: Transaction, engine_id: str, generation: int) -> Engine | None:
+    """The engine that an agent speaks of, or ``None`` if the word is stale."""
+    engine = tx.engines.rows.get(engine_id)
+    return engine if engine is not None and engine.generation == generation else None
+
+
+def engine_listening(tx: Transaction, event: EngineListening) -> None:
+    engine = _known(tx, event.engine, event.generation)
+    if engine is not None:
+        tx.set_engine(engine, address=event.address)
+
+
+def engine_ready(tx: Transaction, event: EngineReady) -> None:
+    """It answered a real request: its route may open."""
+    engine = _known(tx, event.engine, event.generation)
+    if engine is not None and engine.state is EngineState.LOADING:
+        made_ready(tx, engine, event.address, event.load_s)
+
+
+def engine_exited(tx: Transaction, event: EngineExited) -> None:
+    """Its memory is free and its route is closed. Besides, if nobody asked for it:
+
+    (1) it was loading: a failed load; (2) it had just become ready: a failure too, so that a model that dies under its
+    first request is not loaded for ever; (3) later: an accident; it is loaded again when somebody wants it.
+    (4) An engine that served until it made room, however soon, shows that its model does not crash by itself.
+    (5) A request that it had may be the cause: then it takes more of them.
+    """
+    engine = _known(tx, event.engine, event.generation)
+    if engine is None:
+        return
+    forget(tx, engine)
+    if _in_service(engine, event):
+        after_death(tx, engine.model)
+    if event.expected:
+        failure = tx.failures.rows.get(engine.model)
+        if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle"):  # (4)
+            tx.failures.drop(engine.model)
+        return
+    summary = event.summary or "it failed"
+    if engine.state is EngineState.LOADING:  # (1)
+        record_failure(tx, engine.model, event.reason, summary)
+    elif engine.state is EngineState.READY and tx.now < ready_at(engine) + tx.policy.crash_window_s:  # (2)
+        record_failure(tx, engine.model, event.reason, summary, after_ready=True, on_board=had_requests(engine))  # (5)
+
+
+def _in_service(engine: Engine, event: EngineExited) -> bool:
+    return not event.expected and engine.state in (EngineState.READY, EngineState.DRAINING)
+
+
+def died_in_service(fleet: Fleet, event: Event) -> str | None:
+    """The model of an engine that may have had requests and exited with nobody asking for it; else ``None``."""
+    if not isinstance(event, EngineExited):
+        return None
+    engine = fleet.engines.get(event.engine)
+    if engine is None or engine.generation != event.generation or not _in_service(engine, event):
+        return None
+    return engine.model
+
+
+def engine_stalled(tx: Transaction, event: EngineStalled) -> None:
+    engine = tx.engines.rows.get(event.engine)
+    if engine is not None and engine.generation == event.generation:
+        in_flight = max(1, event.in_flight)
+        tx.set_engine(engine, still_since=tx.now - event.still_s, still_with=in_flight)
+
+
+def engine_moves(tx: Transaction, event: EngineMoves) -> None:
+    engine = tx.engines.rows.get(event.engine)
+    if engine is not None and engine.generation == event.generation:
+        tx.set_engine(engine, still_since=None)

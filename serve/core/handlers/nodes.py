@@ -1,0 +1,141 @@
+"""Node agents: joined, gone, failed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from serve.core.effects import CreateAgent, KillAgent
+from serve.core.events import FoundEngine, NodeFailed, NodeGone, NodeJoined
+from serve.core.state import Engine, EngineState, Failure, Node, NodePhase, RouteState
+from serve.core.transaction import Transaction
+from serve.core.transitions import begin_stop, begin_stop_all, forget, know_block, lose, made_ready
+
+
+def node_joined(tx: Transaction, event: NodeJoined) -> None:
+    """An agent says what it has: (1) an unknown node without engines was given back before it came: it ends, and its
+    fresh block is for who waits for one;
+    (2) engines of ours that it does not have are gone; (3) those it has are compared; (4) those unknown are adopted."""
+    node = tx.nodes.rows.get(event.node)
+    if node is None:
+        if not event.engines:  # (1)
+            tx.emit(KillAgent(event.node, block_goes=False))
+            return
+        node = Node(event.node, event.type, NodePhase.UP, since=tx.now)
+    found = {engine.id: engine for engine in event.engines}
+    for engine in [tx.engines.rows[known] for known in node.engines]:
+        if engine.id not in found or found[engine.id].generation != engine.generation:  # (2)
+            forget(tx, engine)
+    left = tx.nodes.rows.get(node.id, node).engines
+    phase = NodePhase.LEAVING if node.drain_asked else NodePhase.UP
+    fresh = node.phase is NodePhase.PENDING and node.id not in tx.unsettled
+    joined = replace(
+        node,
+        type=event.type,
+        phase=phase,
+        since=node.since if node.phase is phase else tx.now,
+        address=event.address,
+        block=event.block,
+        idle_since=None if left else node.idle_since if node.phase is phase else tx.now,
+        engines=left,
+        joined_at=tx.now if fresh else node.joined_at,
+    )
+    tx.describe_node(joined, event.host_mib, event.gpu_mib)
+    know_block(tx, tx.nodes.rows[joined.id])
+    for one in event.engines:
+        known = tx.engines.rows.get(one.id)
+        if known is None:  # (4)
+            _adopt(tx, node.id, one)
+        elif known.state is EngineState.LOADING:  # (3)
+            known = tx.set_engine(known, address=one.address)
+            if one.ready:
+                made_ready(tx, known, one.address, one.loaded_s)
+        elif known.state is EngineState.STOPPING:
+            tx.set_engine(known, stop_sent=False)
+    if joined.drain_asked:
+        begin_stop_all(tx, joined.id, "node-ends" if joined.ending else "node-leaving")
+    tx.unsettled -= {event.node}
+    tx.kind_failures.drop(event.type)
+    tx.joined_blocks |= {event.block}
+
+
+def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
+    """An engine process that the fleet does not know. What the edge has open for it stays open.
+
+    (1) ready, its server open: nothing is done to it; (2) ready, its server draining: the drain goes on or is taken
+    back; (3) ready, no server: its route is opened; (4) not ready: it loads; (5) its model is unknown, its key is (no
+    slot), its memory is not there, or its model loads already: it is let go.
+    """
+    slot = tx.slots.rows.get(found.model)
+    server = next((s for s in tx.found if s.address == found.address and slot in (None, s.slot)), None)
+    if server is not None:
+        tx.found = tuple(other for other in tx.found if other is not server)
+        slot = server.slot
+    used = server is not None and server.idle_s >= 0
+    draining = server is not None and server.draining
+    state = EngineState.LOADING  # (4)
+    if found.ready or server is not None:
+        state = EngineState.DRAINING if draining else EngineState.READY  # (1), (2), (3)
+    engine = Engine(
+        id=found.id,
+        model=found.model,
+        node=node,
+        gpus=found.gpus,
+        memory_mib=found.memory_mib,
+        generation=found.generation,
+        state=state,
+        since=tx.now,
+        started=found.started,
+        loaded_s=found.loaded_s,
+        address=found.address,
+        route=RouteState.NONE if server is None else RouteState.DRAINING if draining else RouteState.OPEN,
+        server=None if server is None else server.server,
+        up=server is not None and server.up,
+        in_flight=0 if server is None else server.in_flight,
+        last_used=tx.now - server.idle_s if server is not None and used else 0.0,
+        stop_reason="evicted" if draining else "",
+        slot=slot,
+        drained=draining,
+        fresh_from=tx.now,
+        answered_at=tx.now,
+    )
+    loading_twice = state is EngineState.LOADING and any(
+        other.state is EngineState.LOADING for other in tx.engines_of(found.model)
+    )
+    tx.add_engine(engine)
+    tx.serial = max(tx.serial, found.generation)
+    if found.loaded_s is not None:
+        tx.load_s.put(found.model, found.loaded_s)
+    host = tx.nodes.rows[node]
+    if found.model not in tx.models:  # (5)
+        begin_stop(tx, engine, "catalog")
+    elif slot is None:
+        begin_stop(tx, engine, "no-slot")
+    elif loading_twice:
+        begin_stop(tx, engine, "abandoned")
+    elif min((host.free_host_mib, *host.free_gpu_mib)) < 0 or any(gpu >= len(host.gpu_mib) for gpu in found.gpus):
+        begin_stop(tx, engine, "over-committed")
+
+
+def node_gone(tx: Transaction, event: NodeGone) -> None:
+    """(1) unknown: ignored; (2) only its agent died: ask for another there, its engines run on; (3) a second agent died
+    before it reported, or the node is gone: its engines are gone, their routes are closed, waiters wait on."""
+    node = tx.nodes.rows.get(event.node)
+    if node is None:  # (1)
+        return
+    if event.node_alive and node.phase in (NodePhase.UP, NodePhase.LEAVING):  # (2)
+        tx.nodes.put(node.id, replace(node, phase=NodePhase.ORPHANED, since=tx.now))
+        tx.emit(CreateAgent(node.id, node.type, node.block))
+        return
+    lose(tx, node)  # (3)
+
+
+def node_failed(tx: Transaction, event: NodeFailed) -> None:
+    """No agent could be made: the next of that type is asked for after a back-off."""
+    node = tx.nodes.rows.get(event.node)
+    if node is None:
+        return
+    last = tx.kind_failures.rows.get(node.type)
+    count = 1 + (last.count if last is not None else 0)
+    delay = min(tx.policy.retry_max_s, tx.policy.retry_first_s * 2.0 ** min(count - 1, 30))
+    tx.kind_failures.put(node.type, Failure(count, tx.now, tx.now + delay, event.reason))
+    lose(tx, node)

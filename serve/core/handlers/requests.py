@@ -1,0 +1,128 @@
+"""Requests: who waits for what, deadlines, and what the ingress reports of requests that killed engines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway_plugin.errors import ModelNotFound, ModelQueueFull, WaitDeadline
+from serve.core.effects import Answer, Effect
+from serve.core.events import Acquire, ModelAnswered, SuspectsKept, WaiterLeft
+from serve.core.forecast import eta_s, model_state, next_node, waiting_reason
+from serve.core.policy import APART_S, GRANT_STEP_S
+from serve.core.room import need_of
+from serve.core.state import Fleet, Waiter, live, serving
+from serve.core.supply import why_hopeless
+from serve.core.transaction import Transaction
+from serve.core.transitions import keep_apart, suspect_route, unavailable
+
+
+def go_at_once(fleet: Fleet, event: Acquire, now: float) -> tuple[Fleet, tuple[Effect, ...]] | None:
+    """The short way for a model that serves: no settling, mostly no change. ``None``: the long way."""
+    model = fleet.names.get(event.model)
+    if model is None or event.not_routed or event.ticket in fleet.waiters:
+        return None
+    up = [one for name in fleet.model_engines.get(model, ()) if serving(one := fleet.engines[name])]
+    if not up:
+        return None
+    answer = (Answer(event.ticket),)
+    if now < up[0].answered_at + GRANT_STEP_S:
+        return fleet, answer
+    granted = {engine.id: replace(engine, answered_at=now) for engine in up}
+    return replace(fleet, engines={**fleet.engines, **granted}), answer
+
+
+def acquire(tx: Transaction, event: Acquire) -> None:
+    """One request for a model that does not serve (``go_at_once`` saw to those that do).
+
+    (1) it waits already; (2) unknown model (before the catalog is known: wait and see); (3) it was told to go and the
+    edge had no usable server; (4) larger than anything here, or than anything that can be had for a while; (5) its
+    loads failed too often and the back-off is not over; (6) too many wait; (7) it does not wait: it hears at once how
+    things stand, and nothing is done for it; (8) wait.
+    """
+    if event.ticket in tx.waiters.rows:  # (1)
+        return
+    name = tx.names.get(event.model)
+    if name is None and (tx.settled or tx.models):  # (2)
+        tx.emit(Answer(event.ticket, ModelNotFound(event.model, tuple(tx.models))))
+        return
+    if name is not None and event.not_routed:  # (3)
+        suspect_route(tx, name)
+    model = tx.models.get(name or "")
+    failure = tx.failures.rows.get(name or "")
+    if model is not None and tx.settled and not any(map(live, tx.engines_of(model.name))):
+        hopeless = why_hopeless(tx, model)
+        if hopeless is not None:  # (4)
+            tx.emit(Answer(event.ticket, hopeless))
+            return
+        if failure is not None and failure.count >= tx.policy.failures_per_wait and tx.now < failure.retry_at:
+            tx.emit(Answer(event.ticket, unavailable(model.name, failure, tx.now)))  # (5)
+            return
+    if len(tx.waiters.rows) >= tx.policy.waiting_max:  # (6)
+        tx.emit(Answer(event.ticket, ModelQueueFull(event.model, tx.policy.waiting_max)))
+        return
+    waiter = Waiter(event.ticket, name or event.model, tx.now, tx.now + event.wait_s, event.unattended)
+    tx.add_waiter(waiter)
+    if event.wait_s <= 0:  # (7)
+        answer_overdue(tx)
+
+
+def waiter_left(tx: Transaction, event: WaiterLeft) -> None:
+    if event.ticket in tx.waiters.rows:
+        tx.drop_waiter(event.ticket)
+
+
+def answer_overdue(tx: Transaction) -> None:
+    """Refuse waiters whose deadline has passed, with the state of their model.
+
+    Who hears when to come back shall find what was asked for: a model that waits for a block stays wanted until a while
+    after that, or the block would lose its place in a queue that is longer than anybody waits. (Of those who do not
+    wait at all one at a time is believed.)
+    """
+    for model in [model for model, until in tx.wished.rows.items() if tx.now >= until]:
+        tx.wished.drop(model)
+    fleet: Fleet | None = None
+    for waiter in list(tx.waiters.rows.values()):
+        if tx.now >= waiter.deadline:
+            fleet = fleet or tx.commit()
+            state = model_state(fleet, waiter.model)
+            eta = eta_s(fleet, waiter.model, tx.now)
+            reason = waiting_reason(fleet, waiter.model, tx.now)
+            detail = waiting_reason(fleet, waiter.model, tx.now, detail=True)
+            in_a_hurry = waiter.unattended or waiter.deadline <= waiter.since
+            if eta is not None and state == "queued" and not (in_a_hurry and tx.wished.rows):
+                _expect_back(tx, fleet, waiter.model, eta)
+            tx.drop_waiter(waiter.ticket)
+            waited = tx.now - waiter.since
+            why = f"state: {state}" if reason is None else f"state: {state}; {reason}"
+            error = WaitDeadline(
+                f"The model '{waiter.model}' was not ready after {waited:.0f} s ({why}). Try again later.",
+                retry_after_s=5.0 if eta is None else max(1.0, eta),
+                state=state,
+                eta_s=eta,
+                reason=reason,
+                detail=None if detail == reason else detail,
+            )
+            tx.emit(Answer(waiter.ticket, error))
+
+
+def _expect_back(tx: Transaction, fleet: Fleet, model: str, eta_s: float) -> None:
+    if next_node(fleet, need_of(tx.models[model]), tx.now) is None:
+        return
+    policy = tx.policy
+    until = tx.now + min(eta_s + policy.pending_idle_s, policy.promise_max_s)
+    tx.wished.put(model, max(until, tx.wished.rows.get(model, until)))
+
+
+def suspects_kept(tx: Transaction, event: SuspectsKept) -> None:
+    """The ingress has suspects, or remembers a culprit."""
+    model = tx.names.get(event.model, event.model)
+    if model in tx.models:
+        keep_apart(tx, model, APART_S)
+
+
+def model_answered(tx: Transaction, event: ModelAnswered) -> None:
+    """Its engines answer: what they died of is not the model itself."""
+    model = tx.names.get(event.model, event.model)
+    failure = tx.failures.rows.get(model)
+    if failure is not None and failure.after_ready:
+        tx.failures.drop(model)

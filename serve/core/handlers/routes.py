@@ -1,0 +1,77 @@
+"""What the edge reports: outcomes of route commands, and counters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from serve.core.events import EdgeSeen, RouteClosed, RouteDrained, RouteOpened, RouteRefused
+from serve.core.state import Engine, RouteState
+from serve.core.transaction import Transaction
+
+
+# --- facts ---
+def route_opened(tx: Transaction, event: RouteOpened) -> None:
+    """(1) it was being opened: open and up; (2) its engine is gone: the close that waited for this may go."""
+    engine = tx.engines.rows.get(event.engine)
+    if engine is not None and engine.route is RouteState.OPENING:  # (1)
+        tx.set_engine(engine, route=RouteState.OPEN, up=True, refusals=0, retry_at=0.0, fresh_from=tx.now)
+        tx.wished.drop(engine.model)
+    _acknowledge_closing(tx, event.engine)  # (2)
+
+
+def route_drained(tx: Transaction, event: RouteDrained) -> None:
+    """Counters asked for from now on tell what is left in flight."""
+    engine = tx.engines.rows.get(event.engine)
+    if engine is not None and engine.route is RouteState.DRAINING and not engine.drained:
+        tx.set_engine(engine, drained=True, quiet=False, refusals=0, retry_at=0.0, fresh_from=tx.now)
+    _acknowledge_closing(tx, event.engine)
+
+
+def route_refused(tx: Transaction, event: RouteRefused) -> None:
+    """(1) a close: again later; (2) an open: again later, as what it was is unknown, over the same server;
+    (3) a drain: the route is open still; drain again later."""
+    closing = tx.closing.rows.get(event.engine)
+    if closing is not None:
+        if closing.asked:  # (1)
+            again = tx.now + 4 * tx.policy.route_retry_s
+            tx.closing.put(closing.engine, replace(closing, asked=False, retry_at=again))
+        else:
+            _acknowledge_closing(tx, event.engine)
+        return
+    engine = tx.engines.rows.get(event.engine)
+    if engine is None:
+        return
+    again = tx.now + tx.policy.route_retry_s * 2 ** min(engine.refusals, 6)
+    if engine.route is RouteState.OPENING:  # (2)
+        tx.set_engine(engine, route=RouteState.NONE, up=False, refusals=engine.refusals + 1, retry_at=again)
+    elif engine.route is RouteState.DRAINING and not engine.drained:  # (3)
+        tx.set_engine(engine, route=RouteState.OPEN, refusals=engine.refusals + 1, retry_at=again)
+
+
+def route_closed(tx: Transaction, event: RouteClosed) -> None:
+    tx.closing.drop(event.engine)
+
+
+def _acknowledge_closing(tx: Transaction, engine: str) -> None:
+    closing = tx.closing.rows.get(engine)
+    if closing is not None and closing.pending:
+        tx.closing.put(engine, replace(closing, pending=False))
+
+
+def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
+    """The edge's counters: (1) unknown server or stale count: ignored; (2) up, in flight, last used; (3) a drained
+    route with nothing in flight is quiet."""
+    rows = tx.engines.rows
+    for seen in event.servers:
+        engine = rows.get(seen.engine)
+        if engine is None or engine.server is None or event.read_at < engine.fresh_from:  # (1)
+            continue
+        last_used = max(engine.last_used, tx.now if seen.in_flight else seen.last_used)
+        quiet = engine.drained and seen.in_flight == 0  # (3)
+        if (engine.up, engine.in_flight, engine.last_used, engine.quiet) != (seen.up, seen.in_flight, last_used, quiet):
+            # (2) not dataclasses.replace: this runs for every busy engine of the fleet, every second
+            changed = object.__new__(Engine)
+            changed.__dict__.update(
+                engine.__dict__, up=seen.up, in_flight=seen.in_flight, last_used=last_used, quiet=quiet
+            )
+            tx.engines.put(engine.id, changed)

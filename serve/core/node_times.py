@@ -1,0 +1,63 @@
+"""How long it takes to get a node, and how long one stays: arithmetic over the blocks that were seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
+
+from gateway_plugin.phases import BlockPhase
+from serve.core.events import SeenBlock
+from serve.core.state import Fleet, Node, NodePhase
+from serve.core.transaction import Transaction
+
+LATELY = 5
+"""Of so many blocks of a type is remembered how long they took."""
+
+
+def queue_waits(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, float]:
+    return {kind: max(some[-LATELY:]) for kind, some in waited_s(blocks, now).items()}
+
+
+def waited_s(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, list[float]]:
+    """Type -> how long in seconds each of its blocks that ever started had waited for it, in the order of starting."""
+    waits: dict[str, list[float]] = {}
+    started = [(starts_at, b) for b in blocks if (starts_at := _started_at(b, now)) is not None]
+    for starts_at, block in sorted(started, key=lambda pair: (pair[0], pair[1].name)):
+        waits.setdefault(block.type, []).append(max(0.0, starts_at - block.asked_at))
+    return waits
+
+
+def _started_at(block: SeenBlock, now: float) -> float | None:
+    """When its job started; ``None``: it did not. Of one that may never have run, no host known, a start to come or
+    after its end is what the scheduler had expected of it while it was in the queue."""
+    if block.starts_at is None or block.phase.queued:
+        return None
+    if block.phase in (BlockPhase.RUNNING, BlockPhase.COMPLETED, BlockPhase.EXPIRED) or block.host is not None:
+        return block.starts_at
+    until = now if block.ended_at is None else block.ended_at
+    return block.starts_at if block.starts_at <= until else None
+
+
+def wait_for_node_s(known: Transaction | Fleet, kind: str) -> float:
+    """Seconds from asking for a node of type ``kind`` until it can take an engine, going by the last few."""
+    return known.queue_wait_s.get(kind, known.policy.queue_wait_guess_s) + start_s(known, kind)
+
+
+def start_s(known: Transaction | Fleet, kind: str) -> float:
+    """Seconds from the start of a job of type ``kind`` until its node can take an engine."""
+    rows = known.block_start_s.rows if isinstance(known, Transaction) else known.block_start_s
+    took = [seconds for _, seconds in rows.get(kind, ())]
+    return median(took) if took else known.policy.block_start_guess_s
+
+
+def takes(tx: Transaction, model: str, *, ending: bool) -> Callable[[Node], bool]:
+    """Whether a node would serve ``model`` for as long at least as it takes to load there, as far as is known, or is in
+    the first half of its time; ``ending``: of those whose end is near, else of the others."""
+    until = tx.now + 2 * tx.load_time_s(model)
+
+    def would(node: Node) -> bool:
+        if node.phase is not NodePhase.UP or node.ending is not ending:
+            return False
+        return node.drain_at is None or until <= node.drain_at or (node.half_at is not None and tx.now < node.half_at)
+
+    return would

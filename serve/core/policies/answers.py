@@ -1,0 +1,24 @@
+"""Answers to waiters: those whose model serves, and those whose model cannot be served."""
+
+from __future__ import annotations
+
+from serve.core.state import serving
+from serve.core.supply import why_hopeless
+from serve.core.transaction import Transaction
+from serve.core.transitions import answer_all, mark_granted
+
+
+def answer_ready(tx: Transaction) -> None:
+    """Tell the waiters of every model that serves to go."""
+    for model in sorted(tx.queues.rows):
+        if any(serving(engine) for engine in tx.engines_of(model)):
+            answer_all(tx, model, None)
+            mark_granted(tx, model)
+
+
+def refuse_hopeless(tx: Transaction, unplaced: tuple[str, ...]) -> None:
+    """Waiters for models that nothing here could ever hold, or nothing that can be had for a while."""
+    for name in unplaced:
+        hopeless = why_hopeless(tx, tx.models[name])
+        if hopeless is not None:
+            answer_all(tx, name, hopeless)

@@ -1,0 +1,103 @@
+"""Kinds of nodes that cannot be had: what the ledger says of their blocks, when they are asked for again.
+
+Everything is read off the ledger afresh, so that a controller that was restarted knows it too. This is the one place
+that decides when a kind is asked for again; ``gateway_plugin.blocks.pool`` only keeps a floor below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway_plugin.phases import BlockPhase
+from serve.core.events import SeenBlock
+from serve.core.policy import NodeKind, Policy
+from serve.core.state import Cause, Trouble
+from serve.core.transaction import Transaction
+
+_DIED = frozenset({BlockPhase.FAILED, BlockPhase.LOST})
+
+
+def judge(tx: Transaction) -> None:
+    """What troubles each kind; the one that lasts longest, where there are several.
+
+    (1) a block pends for a reason that never clears: not asked for during ``kind_retry_s``, unless one starts;
+    (2) ``early_deaths_max`` blocks in a row died early: not asked for during ``kind_retry_s`` after the last one;
+    (3) the scheduler refused the last blocks: a back-off, doubled with each in a row; it may come back at any time.
+    """
+    for kind in tx.policy.kinds:
+        blocks = [block for block in tx.blocks.values() if block.type == kind.name]
+        after = tx.forgiven.rows.get(kind.name, 0.0)
+        found = (_stuck(tx, kind, blocks), _dying(tx, blocks, after), _refused(tx.policy, blocks, after))
+        worst = max((one for one in found if one is not None), key=lambda one: one.retry_at, default=None)
+        if worst is None:
+            tx.troubles.drop(kind.name)
+        elif tx.troubles.rows.get(kind.name) != worst:
+            tx.troubles.put(kind.name, worst)
+
+
+def _stuck(tx: Transaction, kind: NodeKind, blocks: Iterable[SeenBlock]) -> Trouble | None:
+    known = tx.troubles.rows.get(kind.name)
+    if known is not None and known.cause is not Cause.STUCK:
+        known = None
+    for block in blocks:
+        if known is not None and block.phase is BlockPhase.RUNNING and _began(block) > known.since:
+            known = None
+    if known is not None and tx.now < known.retry_at:
+        return known
+    for block in blocks:
+        if block.phase is BlockPhase.PENDING and block.never_clears:
+            retry_at = tx.now + tx.policy.kind_retry_s
+            return Trouble(Cause.STUCK, 1, block.name, block.reason or "", tx.now, retry_at)
+    return known
+
+
+def _dying(tx: Transaction, blocks: Iterable[SeenBlock], after: float) -> Trouble | None:
+    """From the block that began last backwards: (1) one that lives, or did, ends the row; (2) one that never ran says
+    nothing, nor does one that was cancelled before its node joined; (3) one that died early counts."""
+    living = {node.block for node in tx.nodes.rows.values()}
+    row: list[SeenBlock] = []
+    for block in sorted(blocks, key=lambda block: (_began(block), block.name), reverse=True):
+        early = _died_early(tx, block)
+        if block.name in living or (block.name in tx.joined_blocks and not early):  # (1)
+            break
+        if block.job is None or not block.phase.ended or block.phase is BlockPhase.CANCELLED:  # (2)
+            continue
+        if not early or _ended(block) <= after:
+            break
+        row.append(block)  # (3)
+    if len(row) < tx.policy.early_deaths_max:
+        return None
+    retry_at = max(map(_ended, row)) + tx.policy.kind_retry_s
+    return Trouble(Cause.DYING, len(row), row[0].name, row[0].reason or "no reason given", _ended(row[0]), retry_at)
+
+
+def _died_early(tx: Transaction, block: SeenBlock) -> bool:
+    """It failed or was lost within ``lived_s`` of its start, or before its node joined, where this would be known."""
+    if block.phase not in _DIED or block.job is None:
+        return False
+    if block.starts_at is not None and _ended(block) <= block.starts_at + tx.policy.lived_s:
+        return True
+    return _ended(block) >= tx.started_at and block.name not in tx.joined_blocks
+
+
+def _refused(policy: Policy, blocks: Iterable[SeenBlock], after: float) -> Trouble | None:
+    """From the block that was asked for last backwards: those without a job, until one that had one."""
+    row: list[SeenBlock] = []
+    for block in sorted(blocks, key=lambda block: (block.asked_at, block.name), reverse=True):
+        if block.job is not None or (block.phase in _DIED and _ended(block) <= after):
+            break
+        if block.phase in _DIED:
+            row.append(block)
+    if not row:
+        return None
+    last = max(map(_ended, row))
+    delay_s = min(policy.submit_retry_max_s, policy.submit_retry_first_s * 2.0 ** min(len(row) - 1, 30))
+    return Trouble(Cause.REFUSED, len(row), row[0].name, row[0].reason or "no reason given", last, last + delay_s)
+
+
+def _began(block: SeenBlock) -> float:
+    return block.asked_at if block.starts_at is None else block.starts_at
+
+
+def _ended(block: SeenBlock) -> float:
+    return block.asked_at if block.ended_at is None else block.ended_at

@@ -1,0 +1,84 @@
+"""Commands to edge and agents that engine states call for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from serve.core.effects import CloseRoute, DrainRoute, OpenRoute, StopEngine
+from serve.core.engine_use import drain_is_over
+from serve.core.room import loads_beside
+from serve.core.slots import slots_as_they_are
+from serve.core.state import Engine, EngineState, RouteState
+from serve.core.transaction import Transaction
+from serve.core.transitions import close_route, may_open
+
+
+def reconcile(tx: Transaction) -> None:
+    """Send what the engines' states ask of edge and agents (only after the fleet settled):
+
+    (1) READY without a route: open it, when its slot has a free server, a refusal is long enough ago, and so is the
+        death of another one
+        (an open or drain without any outcome is taken for lost at last, and sent again);
+    (2) DRAINING: drain an open route; stop when the edge said that nothing is in flight, or at the deadline, and
+        nothing loads on its GPUs;
+    (3) STOPPING: close its route, tell the agent (once nothing loads on its GPUs), tell it again when no outcome comes;
+    (4) routes of engines that are gone: close.
+    """
+    if tx.slots_changed:
+        tx.emit(slots_as_they_are(tx.models, tx.slots.rows, tx.apart.rows, tx.fresh_slots))
+    for engine in list(tx.engines.rows.values()):
+        if engine.state is EngineState.READY:
+            if engine.route in (RouteState.NONE, RouteState.OPENING) and tx.now >= engine.retry_at:
+                _open(tx, engine)  # (1)
+        elif engine.state is EngineState.DRAINING:
+            _drain(tx, engine)  # (2)
+        elif engine.state is EngineState.STOPPING:
+            _stop(tx, engine)  # (3)
+    for closing in list(tx.closing.rows.values()):  # (4)
+        lost = tx.now >= closing.since + 2 * tx.policy.command_retry_s
+        if not closing.asked and tx.now >= closing.retry_at and (lost or not closing.pending):
+            tx.closing.put(closing.engine, replace(closing, asked=True, pending=False))
+            tx.emit(CloseRoute(closing.engine, closing.slot, closing.server))
+
+
+def _open(tx: Transaction, engine: Engine) -> None:
+    if engine.slot is None or not may_open(tx, engine.model):
+        return
+    server = engine.server
+    if server is None:
+        taken = {c.server for c in tx.closing.rows.values() if c.slot == engine.slot}
+        taken |= {e.server for e in tx.engines.rows.values() if e.slot == engine.slot and e.server is not None}
+        server = next((index for index in range(tx.policy.servers_per_slot) if index not in taken), None)
+        if server is None:
+            return
+    tx.set_engine(engine, route=RouteState.OPENING, server=server, retry_at=_lost_at(tx))
+    tx.emit(OpenRoute(engine.id, engine.slot, server, engine.address))
+
+
+def _lost_at(tx: Transaction) -> float:
+    return tx.now + 2 * tx.policy.command_retry_s
+
+
+def _drain(tx: Transaction, engine: Engine) -> None:
+    if engine.server is None or engine.slot is None:
+        _stop(tx, tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_sent=False))
+        return
+    if drain_is_over(tx, engine) and tx.reachable(engine) and _may_stop(tx, engine):
+        _stop(tx, tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_sent=False))
+    elif not engine.drained and tx.now >= engine.retry_at:
+        tx.set_engine(engine, route=RouteState.DRAINING, quiet=False, retry_at=_lost_at(tx))
+        tx.emit(DrainRoute(engine.id, engine.slot, engine.server))
+
+
+def _may_stop(tx: Transaction, engine: Engine) -> bool:
+    others = tx.nodes.rows[engine.node].engines if engine.gpus else ()
+    return loads_beside(engine, (tx.engines.rows[other] for other in others)) is None
+
+
+def _stop(tx: Transaction, engine: Engine) -> None:
+    engine = close_route(tx, engine)
+    again = engine.stop_sent and tx.now >= engine.since + tx.policy.command_retry_s
+    first = not engine.stop_sent and _may_stop(tx, engine)
+    if (again or first) and tx.reachable(engine):
+        tx.set_engine(engine, stop_sent=True, since=tx.now)
+        tx.emit(StopEngine(engine.id, engine.node, tx.epoch, engine.generation, engine.stop_reason))

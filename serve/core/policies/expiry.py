@@ -1,0 +1,75 @@
+"""Node expiry: when a node starts handing over, when it drains, when it is declared gone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from serve.core.effects import KillAgent
+from serve.core.engine_use import matters
+from serve.core.node_times import wait_for_node_s
+from serve.core.room import holds, need_of
+from serve.core.state import Node, NodePhase, live
+from serve.core.transaction import Transaction
+from serve.core.transitions import begin_stop, lose
+
+
+def review(tx: Transaction) -> None:
+    """What time brings to nodes:
+
+    (1) a node is ending when so much of its time is left as getting another one takes: queue, start, and the load of
+        those of its models that matter, as lately seen; at most the second half of its useful time;
+    (2) at ``drain_at`` it leaves: its engines' routes drain;
+    (3) its block has ended, and its engines do not answer: it is gone.
+    """
+    now = tx.now
+    waits: dict[str, float] = {}
+    slowest: float | None = None
+    for node in list(tx.nodes.rows.values()):
+        if node.drain_at is None or node.phase is NodePhase.PENDING:
+            continue
+        if now >= node.drain_at:
+            if not node.drain_asked:  # (2)
+                _leave(tx, node)
+            elif _is_gone(tx, node):  # (3)
+                lose(tx, node)
+                tx.emit(KillAgent(node.id))
+        elif not node.ending:
+            if node.type not in waits:
+                waits[node.type] = wait_for_node_s(tx, node.type) + tx.policy.succession_margin_s
+            if slowest is None:
+                slowest = max((tx.policy.load_guess_s, *tx.load_s.rows.values()))
+            wait_s = waits[node.type]
+            if now >= node.drain_at - wait_s - slowest and now >= _ending_at(tx, node, node.drain_at, wait_s):
+                tx.nodes.put(node.id, replace(node, ending=True))  # (1)
+
+
+def _ending_at(tx: Transaction, node: Node, drain_at: float, wait_s: float) -> float:
+    engines = [tx.engines.rows[engine] for engine in node.engines]
+    loads = [tx.load_time_s(engine.model) for engine in engines if matters(tx, engine)]
+    at = drain_at - wait_s - max(loads, default=tx.policy.load_guess_s)
+    return at if node.half_at is None else max(at, node.half_at)
+
+
+def let_go(tx: Transaction, unplaced: tuple[str, ...]) -> None:
+    """These models found no room: nodes that are ending and empty have too little time left for them, and may stand in
+    the way of others (``max_nodes``)."""
+    needs = [need_of(tx.models[name]) for name in unplaced]
+    for node in [node for node in tx.nodes.rows.values() if node.ending and not node.engines]:
+        if node.phase is NodePhase.UP and any(holds(node, need) for need in needs):
+            _leave(tx, node)
+
+
+def _leave(tx: Transaction, node: Node) -> None:
+    phase = NodePhase.LEAVING if node.phase is NodePhase.UP else node.phase
+    tx.nodes.put(node.id, replace(node, phase=phase, since=tx.now, drain_asked=True, ending=True))
+    for name in node.engines:
+        engine = tx.engines.rows[name]
+        if live(engine):
+            begin_stop(tx, engine, "node-ends")
+
+
+def _is_gone(tx: Transaction, node: Node) -> bool:
+    block = tx.blocks.get(node.block)
+    if block is None or not block.phase.ended or node.leave_at is None:
+        return False
+    return tx.now >= max(node.leave_at, node.since) + tx.policy.command_retry_s

@@ -1,0 +1,36 @@
+"""Hand-over: a replacement engine on another node before a block ends, then the old one drains."""
+
+from __future__ import annotations
+
+from serve.core.engine_use import matters
+from serve.core.state import EngineState, live, serving
+from serve.core.transaction import Transaction
+from serve.core.transitions import begin_stop
+
+
+def hand_over(tx: Transaction) -> tuple[str, ...]:
+    """Models that need a second engine because the node of theirs ends; the most lately used first.
+
+    Of every engine on a node that is ending or leaves because it ends:
+    (1) another engine of its model serves on a node that stays: drain it;
+    (2) its model does not matter: it stays until the node leaves, and goes with it;
+    (3) another engine of its model loads on a node that stays: wait for that one;
+    (4) else its model needs one.
+    """
+    needed: dict[str, float] = {}
+    for node in [node for node in tx.nodes.rows.values() if node.ending]:
+        for name in node.engines:
+            engine = tx.engines.rows[name]
+            ends = engine.state is EngineState.DRAINING and engine.stop_reason == "node-ends"
+            if not live(engine) and not ends:
+                continue
+            others = [e for e in tx.engines_of(engine.model) if live(e) and not tx.nodes.rows[e.node].ending]
+            if live(engine) and any(serving(other) for other in others):  # (1)
+                begin_stop(tx, engine, "handed-over")
+            elif engine.model in tx.models and matters(tx, engine):  # (2)
+                for other in others:  # (3)
+                    if other.state is EngineState.LOADING and not other.takes_over:
+                        tx.set_engine(other, takes_over=True)
+                if not others:  # (4)
+                    needed[engine.model] = max(engine.last_used, needed.get(engine.model, 0.0))
+    return tuple(sorted(needed, key=lambda model: (-needed[model], model)))

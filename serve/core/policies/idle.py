@@ -1,0 +1,60 @@
+"""Engines over time: load timeouts, unwanted loads, keep-alive."""
+
+from __future__ import annotations
+
+from serve.core.engine_use import idle, unclaimed
+from serve.core.state import EngineState, ready_at
+from serve.core.transaction import Transaction
+from serve.core.transitions import begin_stop, record_failure
+
+
+def review(tx: Transaction) -> None:
+    """What time brings to engines (nothing on nodes whose agent is away):
+
+    (1) a load that takes longer than ``load_timeout_s`` failed;
+    (2) a load that nobody wants any more goes on, unless somebody else needs its room (``serve.core.eviction``): who
+        gave up waiting for it most likely comes again;
+    (3) a route that the edge refused too often: the engine is of no use;
+    (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted; one that nobody
+        has used since it was ready has ``unclaimed_s`` at least.
+    """
+    policy, now = tx.policy, tx.now
+    for engine in list(tx.engines.rows.values()):
+        model = tx.models.get(engine.model)
+        if model is None:
+            continue
+        if engine.state is EngineState.READY:
+            if engine.refusals >= policy.route_refusals_max:  # (3)
+                begin_stop(tx, engine, "failed")
+                record_failure(tx, engine.model, "the edge did not take its route.")
+            elif (
+                model.keep_alive_s >= 0
+                and engine.in_flight == 0
+                and now >= engine.last_used + model.keep_alive_s
+                and now >= max(engine.last_used, engine.answered_at, ready_at(engine)) + model.keep_alive_s
+                and now >= ready_at(engine) + model.min_residency_s
+                and not unclaimed(tx, engine)
+                and idle(tx, engine)
+                and not tx.wanted(engine.model)
+                and tx.reachable(engine)
+            ):  # (4)
+                begin_stop(tx, engine, "idle")
+        elif engine.state is EngineState.LOADING and tx.reachable(engine):
+            if now >= engine.started + model.load_timeout_s:  # (1)
+                begin_stop(tx, engine, "load-timeout")
+                record_failure(tx, engine.model, f"not ready within {model.load_timeout_s:.0f} s.")
+            elif tx.wanted(engine.model) or engine.takes_over:
+                if engine.orphaned_since is not None:
+                    tx.set_engine(engine, orphaned_since=None)
+            elif engine.orphaned_since is None:  # (2)
+                tx.set_engine(engine, orphaned_since=now)
+
+
+def forgive(tx: Transaction) -> None:
+    """A model whose engine stayed up for ``crash_window_s`` is no longer one that crashes."""
+    for model, failure in list(tx.failures.rows.items()):
+        if failure.after_ready and any(
+            engine.state is EngineState.READY and tx.now >= ready_at(engine) + tx.policy.crash_window_s
+            for engine in tx.engines_of(model)
+        ):
+            tx.failures.drop(model)

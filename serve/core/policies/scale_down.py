@@ -1,0 +1,104 @@
+"""Which nodes are given back: those that nobody needs, the cheapest to lose first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from serve.core.engine_use import idle
+from serve.core.room import holds, need_of
+from serve.core.state import Node, NodePhase, used_at
+from serve.core.transaction import Transaction
+from serve.core.transitions import drain_node, release_node
+
+
+def shrink(tx: Transaction, surplus: frozenset[str], spare: Mapping[str, int]) -> None:
+    """Give back what is not needed. ``surplus``: pending nodes without a use; ``spare``: nodes of each type above its
+    ``min_nodes``.
+
+    (1) A pending node is surplus from when nobody needs it until somebody does.
+    (2) A node that is due is one empty for ``block_idle_s``, or one whose engines have all been unused for
+        ``block_unused_s``; the last one here only after ``last_block_idle_s``; none that a wanted model could use.
+    (3) Surplus pending nodes go first: after ``pending_idle_s``, and at once where a node of their type is due.
+    (4) Then those that are due: empty ones first, then the cheapest to lose; engines leave behind drained routes.
+    """
+    spare = dict(spare)
+    for node in [node for node in tx.nodes.rows.values() if node.phase is NodePhase.PENDING]:
+        if (node.id in surplus) != (node.idle_since is not None):  # (1)
+            tx.nodes.put(node.id, replace(node, idle_since=tx.now if node.id in surplus else None))
+    due = _due(tx)  # (2)
+    pressed = {node.type for node in due}
+    for name in sorted(surplus):  # (3)
+        node = tx.nodes.rows[name]
+        since = tx.now if node.idle_since is None else node.idle_since
+        ripe = node.type in pressed or tx.now >= since + tx.policy.pending_idle_s
+        if ripe and spare.get(node.type, 0) > 0:
+            spare[node.type] -= 1
+            release_node(tx, node)
+    for node in due:  # (4)
+        if spare.get(node.type, 0) <= 0:
+            continue
+        spare[node.type] -= 1
+        if node.engines:
+            drain_node(tx, node)
+        else:
+            release_node(tx, node)
+
+
+def _due(tx: Transaction) -> list[Node]:
+    """Nodes to give back, the first to go first."""
+    policy, now = tx.policy, tx.now
+    here = 0
+    ripe: list[tuple[float, float, Node]] = []
+    for node in tx.nodes.rows.values():
+        if node.drain_asked or node.phase not in (NodePhase.UP, NodePhase.ORPHANED):
+            continue
+        here += 1
+        since = _unused_since(tx, node)
+        patience = policy.block_unused_s if node.engines else policy.block_idle_s
+        if since is not None and patience is not None and now >= since + patience:
+            ripe.append((loss(tx, node), since, node))
+    ripe.sort(key=lambda entry: (*entry[:2], entry[2].id))
+    due = []
+    for _, since, node in ripe:
+        if here == 1 and now < since + policy.last_block_idle_s:
+            continue
+        if not _of_use(tx, node):
+            due.append(node)
+            here -= 1
+    return due
+
+
+def _unused_since(tx: Transaction, node: Node) -> float | None:
+    """Since when nothing on it has been used; ``None``: something is, or may be at once, or its agent is away."""
+    if node.phase is not NodePhase.UP:
+        return None
+    if not node.engines:
+        return node.idle_since
+    since = 0.0
+    for name in node.engines:
+        engine = tx.engines.rows[name]
+        if engine.in_flight or not idle(tx, engine) or tx.wanted(engine.model):
+            return None
+        since = max(since, used_at(engine), engine.answered_at)
+    return since
+
+
+def loss(tx: Transaction, node: Node) -> float:
+    """What it costs to lose it: the seconds to load again what is on it, each by how lately it was used.
+
+    A model unused for an hour is half as likely to be asked for in the next minute as one unused for half an hour.
+    """
+    rows, policy = tx.engines.rows, tx.policy
+    return sum(
+        tx.load_s.rows.get(rows[name].model, policy.load_guess_s) / max(1.0, tx.now - used_at(rows[name]))
+        for name in node.engines
+    )
+
+
+def _of_use(tx: Transaction, node: Node) -> bool:
+    """A wanted model without an engine (it may be backing off after a failure) would fit on it."""
+    wanted = (*tx.queues.rows, *tx.pinned, *tx.wished.rows)
+    return any(
+        holds(node, need_of(tx.models[model])) and tx.deficit(model) > 0 for model in wanted if model in tx.models
+    )

@@ -1,0 +1,91 @@
+"""How many nodes: one more for a wanted model that fits nowhere, ``min_nodes`` always; ``shrinking`` gives them back.
+
+Up and down have thresholds of their own, and no clock between them is needed so that they do not chase each other: a
+node is given back only when nothing on it has been used for minutes and no wanted model could use it, one is asked for
+only when a model has found no room, by eviction neither, and what is on its way could not hold it.
+"""
+
+from __future__ import annotations
+
+from serve.core.effects import CreateAgent
+from serve.core.policy import NodeKind
+from serve.core.room import Need, Room, holds, need_of
+from serve.core.state import Node, NodePhase
+from serve.core.supply import may_ask, withdrawn
+from serve.core.transaction import Transaction
+from serve.core.transitions import release_node
+
+
+def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], dict[str, int]]:
+    """Ask for nodes. ``unplaced``: wanted models without room, in order. Returns the pending nodes without a use, and
+    how many nodes of each type there are above its ``min_nodes``.
+
+    (1) a node that leaves and is empty goes, and a pending one of a kind that cannot be had;
+    (2) a pending node that could hold the model is on its way: it is credited;
+    (3) the model has not waited for ``growth_after_s``, and a node here could hold it when something ends: not yet;
+    (4) the smallest kind that could hold it, is below ``max_nodes`` and may be asked for: ask for one (for a model that
+        no client waits for only if no node is pending);
+    (5) ``min_nodes`` of each kind;
+    (6) what is not needed may be released.
+    """
+    pending: dict[str, Room] = {}
+    count: dict[str, int] = {}
+    staying: dict[str, int] = {}
+    kinds = {kind.name: kind for kind in tx.policy.kinds}
+    useless = withdrawn(tx)
+    for node in list(tx.nodes.rows.values()):
+        left = node.drain_asked and not node.engines and node.phase in (NodePhase.LEAVING, NodePhase.PENDING)
+        if left or node.id in useless:  # (1)
+            release_node(tx, node)
+            continue
+        count[node.type] = count.get(node.type, 0) + 1
+        if node.drain_asked:
+            continue
+        staying[node.type] = staying.get(node.type, 0) + 1
+        if node.phase is NodePhase.PENDING and node.type in kinds:
+            pending[node.id] = Room(kinds[node.type].host_mib, kinds[node.type].gpu_mib)
+    needed: set[str] = set()
+    for name in unplaced:
+        need = need_of(tx.models[name])
+        credit = next((node for node in sorted(pending) if pending[node].devices(need) is not None), None)
+        if credit is None:
+            kind = _smallest(tx, need, count)
+            too_many = bool(pending) and tx.unattended(name)
+            if kind is not None and not too_many and _pressing(tx, name, need):  # (3), (4)
+                credit = _ask(tx, kind, count, staying)
+                pending[credit] = Room(kind.host_mib, kind.gpu_mib)
+        if credit is not None:  # (2)
+            devices = pending[credit].devices(need)
+            assert devices is not None, "it was chosen because it fits"
+            pending[credit] = pending[credit].add(devices, -need.mib)
+            needed.add(credit)
+    for kind in tx.policy.kinds:  # (5)
+        while staying.get(kind.name, 0) < kind.min_nodes and _may_have(tx, kind, count):
+            needed.add(_ask(tx, kind, count, staying))
+    spare = {name: many - (kinds[name].min_nodes if name in kinds else 0) for name, many in staying.items()}
+    return frozenset(pending.keys() - needed), spare  # (6)
+
+
+def _ask(tx: Transaction, kind: NodeKind, *counts: dict[str, int]) -> str:
+    node = Node(tx.name(kind.name, tx.next_serial()), kind.name, NodePhase.PENDING, since=tx.now)
+    tx.nodes.put(node.id, node)
+    for many in counts:
+        many[kind.name] = many.get(kind.name, 0) + 1
+    tx.emit(CreateAgent(node.id, node.type))
+    return node.id
+
+
+def _may_have(tx: Transaction, kind: NodeKind, count: dict[str, int]) -> bool:
+    return count.get(kind.name, 0) < kind.max_nodes and may_ask(tx, kind)
+
+
+def _smallest(tx: Transaction, need: Need, count: dict[str, int]) -> NodeKind | None:
+    able = [kind for kind in tx.policy.kinds if holds(kind, need) and _may_have(tx, kind, count)]
+    return min(able, key=lambda kind: (len(kind.gpu_mib), sum(kind.gpu_mib), kind.host_mib, kind.name), default=None)
+
+
+def _pressing(tx: Transaction, model: str, need: Need) -> bool:
+    tickets = tx.queues.rows.get(model)
+    if tickets is None or tx.now >= tx.waiters.rows[tickets[0]].since + tx.policy.growth_after_s:
+        return True
+    return not any(node.phase is NodePhase.UP and holds(node, need) for node in tx.nodes.rows.values())

@@ -1,0 +1,139 @@
+"""What fits where: memory of nodes, what engines need of it, and which loads disturb one another."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from gateway_plugin.catalog import Model
+from serve.core.policy import NodeKind
+from serve.core.state import Engine, EngineState, Fleet, Node, stays
+
+
+class Need(NamedTuple):
+    """What one engine of a model takes: ``mib`` on each of ``gpus`` devices, or of the host where ``gpus`` is 0."""
+
+    gpus: int
+    mib: int
+
+
+class Room(NamedTuple):
+    """Free memory of one node in MiB: of the host, and of each GPU by index."""
+
+    host: int
+    gpus: tuple[int, ...]
+
+    def devices(self, need: Need, within: Room | None = None, last: Collection[int] = ()) -> tuple[int, ...] | None:
+        """The devices to take, tightest fit first, ties by index: ``()`` for the host, ``None`` if it does not fit.
+
+        ``within``: it must fit there too, on the same devices. ``last``: devices that are taken after all others.
+        """
+        if need.gpus == 0:
+            return () if self.host >= need.mib and (within is None or within.host >= need.mib) else None
+        fit = [
+            (index in last, free, index)
+            for index, free in enumerate(self.gpus)
+            if free >= need.mib and (within is None or within.gpus[index] >= need.mib)
+        ]
+        fit.sort()
+        return tuple(sorted(index for *_, index in fit[: need.gpus])) if len(fit) >= need.gpus else None
+
+    def add(self, gpus: tuple[int, ...], mib: int) -> Room:
+        """With ``mib`` more (or less) on these devices, or on the host where there are none."""
+        if not gpus:
+            return Room(self.host + mib, self.gpus)
+        return Room(self.host, tuple(free + mib if index in gpus else free for index, free in enumerate(self.gpus)))
+
+
+def need_of(model: Model) -> Need:
+    return Need(model.gpus, model.memory_mib)
+
+
+def holds(thing: Node | NodeKind, need: Need) -> bool:
+    """Whether it would fit if nothing else were there."""
+    if need.gpus == 0:
+        return thing.host_mib >= need.mib
+    return sum(1 for total in thing.gpu_mib if total >= need.mib) >= need.gpus
+
+
+def could_ever_hold(kinds: tuple[NodeKind, ...], nodes: Mapping[str, Node], need: Need) -> bool:
+    """Whether any node here, or any that may be asked for, is large enough."""
+    return any(kind.max_nodes > 0 and holds(kind, need) for kind in kinds) or any(
+        holds(node, need) for node in nodes.values()
+    )
+
+
+def loads_beside(engine: Engine, others: Iterable[Engine]) -> Engine | None:
+    """Of the engines on its node, the one whose load on a GPU of its own it must wait for before it is stopped."""
+    mine = frozenset(engine.gpus)
+    loading = [
+        other
+        for other in others
+        if other.state is EngineState.LOADING and other.id != engine.id and not mine.isdisjoint(other.gpus)
+    ]
+    return min(loading, key=lambda other: other.id, default=None)
+
+
+def unsettles(engine: Engine, *, due: bool) -> bool:
+    """Whether nothing may start on its GPUs. ``due``: its drain is over, and it only waits to be stopped; if others
+    could start meanwhile, it would wait for ever."""
+    if engine.state is EngineState.DRAINING:
+        return due
+    return engine.state in (EngineState.LOADING, EngineState.STOPPING)
+
+
+def waits_for(fleet: Fleet, need: Need) -> Engine | None:
+    """The engine that a model waits for because it loads or stops on a GPU that ``need`` could have had.
+
+    (1) there is free room on quiet GPUs: none; (2) there is free room, but where something loads or stops; (3) what
+    gives room up must wait for a load before it is stopped.
+    """
+    found: Engine | None = None
+    for node in sorted((node for node in fleet.nodes.values() if need.gpus and stays(node)), key=lambda node: node.id):
+        engines = [fleet.engines[engine] for engine in node.engines]
+        at = {gpu: engine for engine in engines if unsettles(engine, due=engine.quiet) for gpu in engine.gpus}
+        devices = Room(node.free_host_mib, node.free_gpu_mib).devices(need, last=at)
+        if devices is not None:
+            if at.keys().isdisjoint(devices):  # (1)
+                return None
+            found = found or next(at[gpu] for gpu in devices if gpu in at)  # (2)
+            continue
+        going = [one for one in engines if one.state in (EngineState.DRAINING, EngineState.STOPPING)]
+        held = (loads_beside(one, engines) for one in going if not one.stop_sent)
+        found = found or next((other for other in held if other is not None), None)  # (3)
+    return found
+
+
+def wait_s(fleet: Fleet, engine: Engine, now: float) -> float:
+    """How long the load or stop of ``engine`` may still take, in seconds."""
+    if engine.state is not EngineState.LOADING:
+        return 1.0
+    return max(1.0, fleet.load_s.get(engine.model, fleet.policy.load_guess_s) - (now - engine.started))
+
+
+def wait_words(engine: Engine) -> str:
+    """Of ``waits_for``, for everybody."""
+    done = "has loaded" if engine.state is EngineState.LOADING else "has ended"
+    return f"waits until '{engine.model}' {done} on the same GPU"
+
+
+def victims(candidates: Sequence[Engine], room: Room, need: Need) -> tuple[Engine, ...] | None:
+    """The fewest of one node's evictable engines without which ``need`` fits into ``room``, or ``None``.
+
+    ``candidates``: in the order in which they should go. (1) take the first until it fits; (2) spare, the last first,
+    those that it fits without.
+    """
+    chosen: list[Engine] = []
+    for engine in candidates:
+        if room.devices(need) is not None:
+            break
+        chosen.append(engine)  # (1)
+        room = room.add(engine.gpus, engine.memory_mib)
+    if room.devices(need) is None:
+        return None
+    for engine in reversed(tuple(chosen)):
+        without = room.add(engine.gpus, -engine.memory_mib)
+        if without.devices(need) is not None:  # (2)
+            chosen.remove(engine)
+            room = without
+    return tuple(chosen)

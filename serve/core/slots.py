@@ -1,0 +1,51 @@
+"""Slots at the edge: which model has which."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from gateway_plugin.catalog import Model
+from serve.core.effects import SyncSlots
+from serve.core.transaction import Transaction
+
+
+# --- commands ---
+def slots_as_they_are(
+    models: Mapping[str, Model], slots: Mapping[str, int], apart: Collection[str], fresh: tuple[int, ...] = ()
+) -> SyncSlots:
+    """Slots and the models kept apart, under all names of each model, for the edge."""
+    names = {name: slot for model, slot in sorted(slots.items()) for name in models[model].names}
+    kept_apart = frozenset(name for model in slots.keys() & set(apart) for name in models[model].names)
+    return SyncSlots(names, fresh, kept_apart)
+
+
+# --- slots ---
+def slots_in_use(tx: Transaction) -> set[int]:
+    """Slots with an engine or a server, whoever has them."""
+    in_use = {closing.slot for closing in tx.closing.rows.values()}
+    return in_use | {engine.slot for engine in tx.engines.rows.values() if engine.slot is not None}
+
+
+def free_slot(tx: Transaction, model: str, in_use: set[int]) -> int | None:
+    """The slot ``model`` may have: (1) its own; (2) one that nobody has; (3) one whose model has no engine, rather one
+    that nobody wants; (4) none. A slot with any engine or server of an earlier tenant is in use."""
+    slot = tx.slots.rows.get(model)
+    if slot is not None:  # (1)
+        return slot
+    tenants = {slot: tenant for tenant, slot in tx.slots.rows.items()}
+    free = (index for index in range(tx.policy.slots) if index not in in_use)
+    return min(  # (2), (3), (4)
+        free, key=lambda index: (1 + tx.wanted(tenants[index]) if index in tenants else 0, index), default=None
+    )
+
+
+def take_slot(tx: Transaction, model: str, slot: int) -> None:
+    """Make ``slot``, as found by ``free_slot``, that of ``model``; a new tenant means a new engine key."""
+    if tx.slots.rows.get(model) == slot:
+        return
+    for tenant, taken in list(tx.slots.rows.items()):
+        if taken == slot:
+            tx.slots.drop(tenant)
+    tx.slots.put(model, slot)
+    tx.slots_changed = True
+    tx.fresh_slots = (*tx.fresh_slots, slot)

@@ -1,0 +1,238 @@
+"""The working copy of one step: tables that are copied when first written, and the indexes kept beside them.
+
+``step`` makes a ``Transaction`` from a frozen ``Fleet``, handlers and policies write into it, ``commit`` freezes it
+again. The fleet it came from is not altered, so a step stays a pure function. Only this module writes the indexes
+(``Node.engines``, ``Node.free_*``, ``Fleet.queues``, ``Fleet.model_engines``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar, get_origin, get_type_hints
+
+from gateway_plugin.catalog import Model
+from serve.core.effects import Effect
+from serve.core.events import FoundServer, SeenBlock
+from serve.core.policy import Policy
+from serve.core.state import (
+    Apart,
+    ClosingRoute,
+    Engine,
+    Failure,
+    Fleet,
+    Node,
+    NodePhase,
+    Trouble,
+    Waiter,
+    live,
+)
+
+Row = TypeVar("Row")
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The decisions that can be exchanged, each a function of the transaction. ``serve.core.step.DEFAULT`` has the
+    gateway's own; ``dataclasses.replace(DEFAULT, scaling=...)`` makes others, for a simulation say."""
+
+    wanted_replicas: Callable[[Transaction, str], int]
+    """How many engines a model should have."""
+    placement: Callable[[Transaction, tuple[str, ...]], tuple[str, ...]]
+    """Starts, waits or evicts for every model with a deficit; given the models that need a replacement because their
+    node ends, returns the models that found no room, in order."""
+    evictable: Callable[[Transaction, Engine], bool]
+    """Whether an engine may be stopped for another model."""
+    eviction_rank: Callable[[Transaction, Engine], float]
+    """Of the evictable ones the lowest goes first."""
+    scaling: Callable[[Transaction, tuple[str, ...]], None]
+    """Asks for nodes and releases nodes; given the models without room, in order."""
+
+
+class Table(Generic[Row]):
+    """A mapping that is copied at the first write."""
+
+    __slots__ = ("_own", "rows")
+
+    def __init__(self, rows: Mapping[str, Row]) -> None:
+        self.rows: Mapping[str, Row] = rows
+        self._own: dict[str, Row] | None = None
+
+    def put(self, key: str, row: Row) -> None:
+        if self._own is None:
+            self.rows = self._own = dict(self.rows)
+        self._own[key] = row
+
+    def drop(self, key: str) -> None:
+        """Forget ``key`` if it is there."""
+        if key not in self.rows:
+            return
+        if self._own is None:
+            self.rows = self._own = dict(self.rows)
+        del self._own[key]
+
+    def clear(self) -> None:
+        self.rows = self._own = {}
+
+
+class Transaction:
+    """A fleet while one event is worked in: every field of ``Fleet``, those listed here as ``Table``."""
+
+    nodes: Table[Node]
+    engines: Table[Engine]
+    waiters: Table[Waiter]
+    queues: Table[tuple[str, ...]]
+    model_engines: Table[tuple[str, ...]]
+    slots: Table[int]
+    closing: Table[ClosingRoute]
+    failures: Table[Failure]
+    kind_failures: Table[Failure]
+    load_s: Table[float]
+    wished: Table[float]
+    block_start_s: Table[tuple[tuple[str, float], ...]]
+    apart: Table[Apart]
+    troubles: Table[Trouble]
+    forgiven: Table[float]
+
+    policy: Policy
+    epoch: int
+    models: Mapping[str, Model]
+    names: Mapping[str, str]
+    pinned: frozenset[str]
+    switches: int
+    serial: int
+    settled: bool
+    unsettled: frozenset[str]
+    found: tuple[FoundServer, ...]
+    started_at: float
+    blocks: Mapping[str, SeenBlock]
+    queue_wait_s: Mapping[str, float]
+    joined_blocks: frozenset[str]
+    storage: str
+
+    def __init__(self, fleet: Fleet, now: float, policies: Policies) -> None:
+        self.now = now
+        self.policies = policies
+        self.effects: list[Effect] = []
+        self.slots_changed = False
+        self.fresh_slots: tuple[int, ...] = ()
+        self.__dict__.update(fleet.__dict__)
+        for name in _TABLES:
+            self.__dict__[name] = Table(getattr(fleet, name))
+
+    def commit(self) -> Fleet:
+        """The fleet as it is now."""
+        own = self.__dict__
+        values = {name: own[name].rows if name in _TABLES else own[name] for name in _FIELDS}
+        return Fleet(**values)
+
+    def emit(self, effect: Effect) -> None:
+        self.effects.append(effect)
+
+    def next_serial(self) -> int:
+        self.serial += 1
+        return self.serial
+
+    # --- engines ---
+
+    def name(self, label: str, serial: int) -> str:
+        """The id of a new thing: ``local-tp3xkb-1``. The epoch, seconds since 1970, stands in it to the base of 36:
+        short, and in the order of time."""
+        digits, left = "", self.epoch
+        while left or not digits:
+            left, digit = divmod(left, 36)
+            digits = _DIGITS[digit] + digits
+        return f"{label}-{digits}-{serial}"
+
+    def engines_of(self, model: str) -> tuple[Engine, ...]:
+        return tuple(self.engines.rows[engine] for engine in self.model_engines.rows.get(model, ()))
+
+    def add_engine(self, engine: Engine) -> None:
+        """A new engine: it holds its memory from now on."""
+        self.engines.put(engine.id, engine)
+        self.model_engines.put(engine.model, (*self.model_engines.rows.get(engine.model, ()), engine.id))
+        node = self.nodes.rows[engine.node]
+        self._hold(replace(node, engines=(*node.engines, engine.id), idle_since=None), engine, 1)
+
+    def set_engine(self, engine: Engine, **changes: Any) -> Engine:
+        """Change fields of an engine other than its id, model, node, devices and memory."""
+        changed = replace(engine, **changes)
+        self.engines.put(engine.id, changed)
+        return changed
+
+    def drop_engine(self, engine: Engine) -> None:
+        """Its process is gone: its memory is free."""
+        self.engines.drop(engine.id)
+        left = tuple(other for other in self.model_engines.rows[engine.model] if other != engine.id)
+        if left:
+            self.model_engines.put(engine.model, left)
+        else:
+            self.model_engines.drop(engine.model)
+        node = self.nodes.rows[engine.node]
+        engines = tuple(other for other in node.engines if other != engine.id)
+        self._hold(replace(node, engines=engines, idle_since=None if engines else self.now), engine, -1)
+
+    def _hold(self, node: Node, engine: Engine, sign: int) -> None:
+        host, gpus = node.free_host_mib, list(node.free_gpu_mib)
+        if engine.gpus:
+            for gpu in engine.gpus:
+                if gpu < len(gpus):
+                    gpus[gpu] -= sign * engine.memory_mib
+        else:
+            host -= sign * engine.memory_mib
+        self.nodes.put(node.id, replace(node, free_host_mib=host, free_gpu_mib=tuple(gpus)))
+
+    def describe_node(self, node: Node, host_mib: int, gpu_mib: tuple[int, ...]) -> None:
+        """Put ``node`` with what it holds in all; its free memory follows from the engines on it."""
+        node = replace(node, host_mib=host_mib, gpu_mib=gpu_mib, free_host_mib=host_mib, free_gpu_mib=gpu_mib)
+        self.nodes.put(node.id, node)
+        for engine in node.engines:
+            self._hold(self.nodes.rows[node.id], self.engines.rows[engine], 1)
+
+    def reachable(self, engine: Engine) -> bool:
+        """Whether its agent takes commands."""
+        return self.nodes.rows[engine.node].phase in (NodePhase.UP, NodePhase.LEAVING)
+
+    # --- waiters and demand ---
+    def add_waiter(self, waiter: Waiter) -> None:
+        self.waiters.put(waiter.ticket, waiter)
+        self.queues.put(waiter.model, (*self.queues.rows.get(waiter.model, ()), waiter.ticket))
+
+    def drop_waiter(self, ticket: str) -> None:
+        waiter = self.waiters.rows[ticket]
+        self.waiters.drop(ticket)
+        left = tuple(other for other in self.queues.rows[waiter.model] if other != ticket)
+        if left:
+            self.queues.put(waiter.model, left)
+        else:
+            self.queues.drop(waiter.model)
+
+    def wanted(self, model: str) -> bool:
+        """There is demand: a client waits, it is pinned, it is to be loaded, or a client is expected back."""
+        return model in self.pinned or model in self.wished.rows or self.attended(model) is not None
+
+    def attended(self, model: str) -> Waiter | None:
+        """The oldest waiter of ``model`` that has a client."""
+        waiters = (self.waiters.rows[ticket] for ticket in self.queues.rows.get(model, ()))
+        return next((waiter for waiter in waiters if not waiter.unattended), None)
+
+    def unattended(self, model: str) -> bool:
+        """Only clients that did not wait have asked for it: it is loaded in case they come again."""
+        return model in self.queues.rows and not self.wanted(model)
+
+    def deficit(self, model: str, *, replaced: bool = False) -> int:
+        """How many engines ``model`` lacks. ``replaced``: those on nodes that end do not count, and one at least is
+        needed."""
+        engines = [engine for engine in self.engines_of(model) if live(engine)]
+        if replaced:
+            engines = [engine for engine in engines if not self.nodes.rows[engine.node].ending]
+        return max(self.policies.wanted_replicas(self, model), int(replaced)) - len(engines)
+
+    def load_time_s(self, model: str) -> float:
+        """Seconds that ``model`` takes to load, as far as is known."""
+        return self.load_s.rows.get(model, self.policy.load_guess_s)
+
+
+_FIELDS = tuple(field.name for field in fields(Fleet))
+_TABLES = frozenset(name for name, kind in get_type_hints(Transaction).items() if get_origin(kind) is Table)

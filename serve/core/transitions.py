@@ -1,0 +1,242 @@
+"""State machines of engines, routes and nodes: the steps that several handlers and policies share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway_plugin.errors import GatewayError, ModelUnavailable
+from gateway_plugin.phases import BlockPhase
+from serve.core.effects import Answer, KillAgent
+from serve.core.events import SeenBlock
+from serve.core.node_times import LATELY
+from serve.core.policy import DOUBT_S, REOPENS_S, Policy
+from serve.core.state import Apart, ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState, serving
+from serve.core.transaction import Transaction
+
+
+def mark_granted(tx: Transaction, model: str) -> None:
+    """A request is on its way to any of these: they are not idle for a moment."""
+    for engine in tx.engines_of(model):
+        if serving(engine):
+            tx.set_engine(engine, answered_at=tx.now)
+
+
+def answer_all(tx: Transaction, model: str, error: GatewayError | None) -> None:
+    """One answer for every waiter of ``model``, in the order they came."""
+    for ticket in tx.queues.rows.get(model, ()):
+        tx.drop_waiter(ticket)
+        tx.emit(Answer(ticket, error))
+
+
+def record_failure(
+    tx: Transaction,
+    model: str,
+    reason: str,
+    summary: str | None = None,
+    *,
+    after_ready: bool = False,
+    on_board: bool = False,
+) -> None:
+    """Count a failed load, or an engine that died soon after it was ready, and refuse waiters who saw enough of them.
+
+    ``summary``: of a reason that is not for everybody. ``on_board``: requests were, and may be the cause.
+    Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none,
+    nor do those with requests on board before there were ``crashes_per_wait`` of them.
+    """
+    last = tx.failures.rows.get(model)
+    count = 1 + (last.count if last is not None and last.after_ready == after_ready else 0)
+    policy = tx.policy
+    enough = policy.crashes_per_wait if on_board else policy.failures_per_wait
+    doublings = min(count - (enough if on_board else 1 + after_ready), 30)
+    delay = 0.0 if doublings < 0 else min(policy.retry_max_s, policy.retry_first_s * 2.0**doublings)
+    failure = Failure(count, tx.now, tx.now + delay, reason, after_ready, summary or reason)
+    tx.failures.put(model, failure)
+    if count >= enough:
+        tx.wished.drop(model)
+        answer_all(tx, model, unavailable(model, failure, tx.now))
+
+
+def unavailable(model: str, failure: Failure, now: float) -> ModelUnavailable:
+    wait_s = max(1.0, failure.retry_at - now)
+    return ModelUnavailable(
+        f"The engine of model '{model}' failed {failure.count} times in a row, the last time: "
+        f"{failure.summary.rstrip('.')}. It is tried again for requests that come after {wait_s:.0f} s.",
+        retry_after_s=wait_s,
+        state="failed",
+        eta_s=None,
+        detail=failure.reason,
+    )
+
+
+# --- what an engine is to become; commands follow in ``reconcile`` ---
+def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
+    """Let an engine go: (1) it goes already; (2) no request can have reached it: stop; (3) drain its route first."""
+    if engine.state is EngineState.STOPPING:  # (1)
+        return engine
+    if engine.state is EngineState.DRAINING:
+        return tx.set_engine(engine, stop_reason=reason)
+    if engine.server is None:  # (2)
+        return tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_reason=reason, stop_sent=False)
+    return tx.set_engine(  # (3)
+        engine, state=EngineState.DRAINING, since=tx.now, stop_reason=reason, drained=False, quiet=False
+    )
+
+
+def can_cancel_drain(engine: Engine) -> bool:
+    """It drains for a reason that its own model may overrule, and no stop was sent."""
+    return engine.state is EngineState.DRAINING and engine.stop_reason in ("evicted", "idle", "handed-over")
+
+
+def cancel_drain(tx: Transaction, engine: Engine) -> bool:
+    """Undo a drain: (1) not sent yet: nothing to do; (2) acknowledged: open the route again; (3) under way: not now."""
+    if engine.route is RouteState.DRAINING:
+        if not engine.drained:  # (3)
+            return False
+        engine = tx.set_engine(engine, route=RouteState.NONE, up=False, refusals=0, retry_at=0.0)  # (2)
+    tx.set_engine(  # (1)
+        engine, state=EngineState.READY, since=tx.now, stop_reason="", drained=False, quiet=False,
+        answered_at=tx.now,
+    )  # fmt: skip
+    return True
+
+
+def close_route(tx: Transaction, engine: Engine) -> Engine:
+    """Its server goes to ``maint``, as soon as no earlier command for it is under way. No-op without a server."""
+    if engine.server is None or engine.slot is None:
+        return engine
+    under_way = engine.route is RouteState.OPENING or (engine.route is RouteState.DRAINING and not engine.drained)
+    tx.closing.put(engine.id, ClosingRoute(engine.id, engine.slot, engine.server, since=tx.now, pending=under_way))
+    return tx.set_engine(engine, route=RouteState.NONE, server=None, up=False, in_flight=0)
+
+
+def suspect_route(tx: Transaction, model: str) -> None:
+    """The edge had no usable server where an ingress was told to go: not up until the edge says so again."""
+    for engine in tx.engines_of(model):
+        if engine.route is RouteState.OPEN:
+            tx.set_engine(engine, up=False, fresh_from=tx.now)
+
+
+def forget(tx: Transaction, engine: Engine) -> None:
+    """Its process is gone."""
+    close_route(tx, engine)
+    tx.drop_engine(tx.engines.rows[engine.id])
+
+
+def made_ready(tx: Transaction, engine: Engine, address: str, load_s: float | None) -> None:
+    tx.set_engine(
+        engine,
+        state=EngineState.READY,
+        since=tx.now,
+        loaded_s=max(0.0, tx.now - engine.started),
+        address=address,
+        orphaned_since=None,
+        answered_at=tx.now,
+    )
+    if load_s is not None:
+        tx.load_s.put(engine.model, load_s)
+    failure = tx.failures.rows.get(engine.model)
+    if failure is not None and not failure.after_ready:
+        tx.failures.drop(engine.model)
+
+
+def lose(tx: Transaction, node: Node) -> None:
+    """The node is gone, and its engines with it."""
+    for engine in node.engines:
+        forget(tx, tx.engines.rows[engine])
+    tx.nodes.drop(node.id)
+    tx.unsettled -= {node.id}
+
+
+def begin_stop_all(tx: Transaction, node: str, reason: str) -> None:
+    for engine in tx.nodes.rows[node].engines:
+        begin_stop(tx, tx.engines.rows[engine], reason)
+
+
+def know_block(tx: Transaction, node: Node) -> None:
+    """Put ``node`` with what is known of its block's end; and remember how long it took to start.
+
+    (1) its walltime; (2) its block is being cancelled and nobody gave it a notice: as if it had one; (3) a notice: it
+    leaves now and has until then; (4) its block has ended (the node may seem alive for a while): at once; (5) it has
+    more time than was thought: not near its end any more.
+    """
+    block = tx.blocks.get(node.block)
+    drain_at, leave_at = _by_walltime(block, tx.policy)  # (1)
+    if block is not None and block.phase is BlockPhase.CANCELLING and node.notice_until is None:  # (2)
+        node = replace(node, notice_until=tx.now + tx.policy.notice_s)
+    ended = block is not None and block.phase.ended
+    if node.notice_until is not None or ended:  # (3)
+        drain_at = _earliest(drain_at, node.drain_at, tx.now)
+        leave_at = _earliest(leave_at, node.notice_until)
+    if block is not None and ended:  # (4)
+        leave_at = _earliest(leave_at, block.ended_at, tx.now)
+    ends_at = node.ends_at if block is None else block.ends_at
+    half_at = None
+    if drain_at is not None:
+        # A block that took long to start is not past its half before it was of any use: nothing would ever be loaded.
+        began = node.since if block is None or block.starts_at is None else block.starts_at
+        began = began if node.joined_at is None else node.joined_at
+        half_at = drain_at - max(0.0, drain_at - began) / 2
+    later = node.drain_at is None or drain_at is None or drain_at > node.drain_at  # (5)
+    ending = node.ending and not later
+    changed = replace(node, ends_at=ends_at, drain_at=drain_at, half_at=half_at, leave_at=leave_at, ending=ending)
+    if changed != tx.nodes.rows.get(node.id):
+        tx.nodes.put(node.id, changed)
+    started = block is not None and not block.phase.queued  # else the ledger is behind: it names an expected start
+    if block is not None and started and block.starts_at is not None and node.joined_at is not None:
+        took = tx.block_start_s.rows.get(node.type, ())
+        if all(name != node.id for name, _ in took):
+            last = (node.id, max(0.0, node.joined_at - block.starts_at))
+            tx.block_start_s.put(node.type, (*took, last)[-LATELY:])
+
+
+def _earliest(*times: float | None) -> float | None:
+    return min((time for time in times if time is not None), default=None)
+
+
+def _by_walltime(block: SeenBlock | None, policy: Policy) -> tuple[float | None, float | None]:
+    """When a node of ``block`` takes no new request, and when it leaves."""
+    if block is None or block.ends_at is None:
+        return None, None
+    leave_at = block.ends_at - policy.leave_before_end_s
+    before = policy.drain_before_end_s
+    if block.starts_at is not None:
+        before = min(before, max(0.0, block.ends_at - block.starts_at) / 4)
+    return leave_at - before, leave_at
+
+
+def keep_apart(tx: Transaction, model: str, for_s: float, opens: float = 0.0) -> None:
+    """For so long the edge hands all requests of ``model`` to the ingress; it knows before the next route opens.
+
+    ``opens``: when that may be.
+    """
+    found = tx.apart.rows.get(model)
+    tx.slots_changed |= found is None
+    until = tx.now + for_s
+    if found is not None:
+        until, opens = max(found.until, until), max(found.opens, opens)
+    tx.apart.put(model, Apart(tx.now if found is None else found.since, until, opens))
+
+
+def after_death(tx: Transaction, model: str) -> None:
+    """One of its engines, perhaps by a request that it had."""
+    keep_apart(tx, model, DOUBT_S, tx.now + REOPENS_S)
+
+
+def may_open(tx: Transaction, model: str) -> bool:
+    """A route to an engine of it."""
+    apart = tx.apart.rows.get(model)
+    return apart is None or tx.now >= apart.opens
+
+
+def release_node(tx: Transaction, node: Node) -> None:
+    """End the agent of an empty node: its block goes."""
+    tx.nodes.drop(node.id)
+    tx.unsettled -= {node.id}
+    tx.emit(KillAgent(node.id))
+
+
+def drain_node(tx: Transaction, node: Node) -> None:
+    """Its engines go behind drained routes; scaling releases it when it is empty."""
+    phase = NodePhase.LEAVING if node.phase is NodePhase.UP else node.phase
+    tx.nodes.put(node.id, replace(node, phase=phase, drain_asked=True))
+    begin_stop_all(tx, node.id, "node-leaving")

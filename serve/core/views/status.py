@@ -1,0 +1,193 @@
+"""What people and programs are shown of the fleet: plain data, ready for JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from serve.core.events import SeenBlock
+from serve.core.forecast import blocks_of, eta_s, model_state, waiting_reason
+from serve.core.state import Engine, EngineState, Fleet, Node, RouteState, stalled
+from serve.core.supply import words
+
+
+def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> dict[str, Any]:
+    """One model, as ``GET /v1/models`` lists it: OpenAI's keys, then ours. ``detail``: for administrators.
+
+    What an engine said last may hold paths, hosts, and what others asked: users are told how it ended.
+    """
+    model = fleet.models[name]
+    engines = [fleet.engines[engine] for engine in fleet.model_engines.get(name, ())]
+    failure = fleet.failures.get(name)
+    said = None if failure is None else failure.reason if detail else failure.summary
+    still = next((words for one in engines if (words := stall_words(fleet, one, now))), None)
+    reason = waiting_reason(fleet, name, now, detail=detail)
+    if still or said:
+        reason = "; ".join(filter(None, (still or said, fleet.storage)))
+    return {
+        "id": name,
+        "object": "model",
+        "owned_by": "gateway",
+        "task": model.task,
+        "aliases": list(model.aliases),
+        "state": model_state(fleet, name),
+        "eta_s": eta_s(fleet, name, now),
+        "pinned": name in fleet.pinned,
+        "in_flight": sum(engine.in_flight for engine in engines),
+        "waiting": len(fleet.queues.get(name, ())),
+        "nodes": sorted({engine.node for engine in engines}),
+        "reason": reason,
+    }
+
+
+def models_view(fleet: Fleet, now: float, *, detail: bool = False) -> list[dict[str, Any]]:
+    """Every model of the catalog, by name."""
+    return [model_view(fleet, name, now, detail=detail) for name in sorted(fleet.models)]
+
+
+def engine_view(fleet: Fleet, engine: Engine, now: float) -> dict[str, Any]:
+    """One engine and its route."""
+    return {
+        "id": engine.id,
+        "model": engine.model,
+        "node": engine.node,
+        "gpus": list(engine.gpus),
+        "memory_mib": engine.memory_mib,
+        "state": "stalled" if stalled(engine) else engine.state.value,
+        "route": engine.route.value,
+        "up": engine.up,
+        "in_flight": engine.in_flight,
+        "age_s": round(max(0.0, now - engine.started), 1),
+        "loaded_s": engine.loaded_s,
+        "address": engine.address,
+        "stop_reason": engine.stop_reason or None,
+        "reason": stall_words(fleet, engine, now),
+    }
+
+
+def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> dict[str, Any]:
+    """One node, what is free on it, and what the scheduler says of its block (of a pending node: one that is on its
+    way)."""
+    host, gpus = node.host_mib, list(node.gpu_mib)
+    models = []
+    for engine in (fleet.engines[name] for name in node.engines):
+        models.append(engine.model)
+        if not engine.gpus:
+            host -= engine.memory_mib
+        for index in engine.gpus:
+            if index < len(gpus):
+                gpus[index] -= engine.memory_mib
+    return {
+        "id": node.id,
+        "type": node.type,
+        "phase": node.phase.value,
+        "block": node.block,
+        "address": node.address,
+        "host_mib": node.host_mib,
+        "gpu_mib": list(node.gpu_mib),
+        "free_mib": host,
+        "free_gpu_mib": gpus,
+        "models": sorted(models),
+        "age_s": round(max(0.0, now - node.since), 1),
+        "job": block.job if block is not None else None,
+        "host": block.host if block is not None else None,
+        "reason": block.reason if block is not None else None,
+        "starts_in_s": _until(block.starts_at, now) if block is not None and block.phase.queued else None,
+        "ends_in_s": _until(node.ends_at, now),
+        "leaves_in_s": _until(node.leave_at, now),
+        "ending": node.ending,
+    }
+
+
+def _until(when: float | None, now: float) -> float | None:
+    return None if when is None else round(max(0.0, when - now), 1)
+
+
+def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
+    """Every node, by id."""
+    blocks = blocks_of(fleet)
+    return [node_view(fleet, fleet.nodes[name], blocks.get(name), now) for name in sorted(fleet.nodes)]
+
+
+def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
+    """One row for every node type of the site: how many blocks run and wait, how many there may be, and of the block
+    that waits longest why and until when; ``trouble``: why none is asked for before ``retry_in_s`` has passed."""
+    rows = []
+    for kind in sorted(fleet.policy.kinds, key=lambda kind: kind.name):
+        blocks = [block for block in fleet.blocks.values() if block.type == kind.name and not block.phase.ended]
+        queued = sorted((b for b in blocks if b.phase.queued), key=lambda b: (b.asked_at, b.name))
+        oldest = queued[0] if queued else None
+        starts_at = oldest.starts_at if oldest is not None else None
+        rows.append(
+            {
+                "type": kind.name,
+                "running": len(blocks) - len(queued),
+                "pending": len(queued),
+                "max": kind.max_nodes,
+                "reason": oldest.reason if oldest is not None else None,
+                "starts_in_s": _until(starts_at, now),
+                **_trouble(fleet, kind.name, now),
+            }
+        )
+    return rows
+
+
+def _trouble(fleet: Fleet, kind: str, now: float) -> dict[str, Any]:
+    trouble, failure = fleet.troubles.get(kind), fleet.kind_failures.get(kind)
+    if trouble is not None:
+        return {"trouble": words(kind, trouble), "retry_in_s": _until(trouble.retry_at, now)}
+    if failure is not None:
+        said = f"No agent could be made for a node of type '{kind}': {failure.reason.rstrip('.')}"
+        return {"trouble": said, "retry_in_s": _until(failure.retry_at, now)}
+    return {"trouble": None, "retry_in_s": None}
+
+
+def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
+    """The whole of it, as ``GET /gateway/v1/status`` shows it to administrators."""
+    return {
+        "state": "ready" if fleet.settled else "starting",
+        "epoch": fleet.epoch,
+        "models": models_view(fleet, now, detail=True),
+        "engines": [engine_view(fleet, fleet.engines[name], now) for name in sorted(fleet.engines)],
+        "nodes": nodes_view(fleet, now),
+        "types": types_view(fleet, now),
+        "storage": fleet.storage or None,
+        "waiting": len(fleet.waiters),
+        "switches": fleet.switches,
+        "policy": {
+            "slots": fleet.policy.slots,
+            "waiting_max": fleet.policy.waiting_max,
+            "block_idle_s": fleet.policy.block_idle_s,
+            "kinds": [kind.name for kind in fleet.policy.kinds],
+        },
+    }
+
+
+def engines_by_state(fleet: Fleet) -> dict[str, int]:
+    """How many engines are in each state; every state is there."""
+    found = Counter(engine.state for engine in fleet.engines.values())
+    return {state.value: found[state] for state in EngineState}
+
+
+def routes_by_state(fleet: Fleet) -> dict[str, int]:
+    """How many routes are in each state; every state but ``none`` is there."""
+    found = Counter(engine.route for engine in fleet.engines.values())
+    return {state.value: found[state] for state in RouteState if state is not RouteState.NONE}
+
+
+def waiting_by_model(fleet: Fleet) -> dict[str, int]:
+    """How many requests wait for each model that anybody waits for."""
+    return dict(Counter(waiter.model for waiter in fleet.waiters.values()))
+
+
+def stall_words(fleet: Fleet, engine: Engine, now: float) -> str | None:
+    """For everybody: ``no progress for 40 s with 3 requests in flight; ended at 60 s``; ``None``: it moves."""
+    model = fleet.models.get(engine.model)
+    if engine.still_since is None or model is None:
+        return None
+    count = max(engine.in_flight, engine.still_with)
+    requests = "1 request" if count == 1 else f"{count} requests"
+    return (
+        f"no progress for {max(0.0, now - engine.still_since):.0f} s with {requests} in flight; "
+        f"ended at {model.hang_after_s:.0f} s"
+    )
