@@ -39,7 +39,9 @@ from tests.support.fake_sleep import KEPT_MIB
 
 NOTED = Canary("Hello", (-0.25,))
 MEMORY_MIB = 1024
-IMPATIENT = Patience(sleep_s=1.0, wake_s=1.0, settle_s=0.3, answer_s=1.0)
+PATIENT = Patience(sleep_s=20.0, wake_s=20.0, settle_s=0.3, answer_s=20.0)
+IMPATIENT = Patience(sleep_s=2.0, wake_s=2.0, settle_s=0.3, answer_s=2.0)
+"""For engines that hang: the others answer, however busy this machine is."""
 
 
 @pytest.mark.parametrize(
@@ -141,13 +143,15 @@ async def an_engine(
         while not await probe.listening():
             assert engine.poll() is None
             await asyncio.sleep(0.05)
-        yield Sleeper(probe, "tiny", task, used, IMPATIENT), probe
+        hangs = any(fault.endswith("-hangs") for fault in faults)
+        yield Sleeper(probe, "tiny", task, used, IMPATIENT if hangs else PATIENT), probe
     finally:
         await probe.close()
         engine.kill()
         engine.wait()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("task", ["generate", "embed"])
 async def test_it_sleeps_and_wakes_again_and_again(
     layout: Layout, tmp_path: Path, task: Literal["generate", "embed"]
@@ -164,13 +168,14 @@ async def test_it_sleeps_and_wakes_again_and_again(
             assert awake.taken_mib == asleep.freed_mib
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
         ("leak", "asleep it freed 0 MiB of its GPU 0"),
         ("never-sleeps", "says that it is awake"),
         ("sleep-500", "was answered 500: as it was told"),
-        ("sleep-hangs", "no whole answer within 1 s"),
+        ("sleep-hangs", "no whole answer within 2 s"),
         ("nonsense", "/is_sleeping was answered 200: asleep"),
     ],
 )
@@ -183,9 +188,10 @@ async def test_a_sleep_that_goes_wrong_ends_in_a_reload(
         asleep = await sleeper.fall_asleep(MEMORY_MIB)
         assert isinstance(asleep, Reload)
         assert reason in asleep.reason
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -195,8 +201,8 @@ async def test_a_sleep_that_goes_wrong_ends_in_a_reload(
         ("nan", "answers the same request differently"),
         ("never-wakes", "says that it sleeps"),
         ("wake-500", "was answered 500: as it was told"),
-        ("wake-hangs", "no whole answer within 1 s"),
-        ("canary-hangs", "no whole answer within 1 s"),
+        ("wake-hangs", "no whole answer within 2 s"),
+        ("canary-hangs", "no whole answer within 2 s"),
     ],
 )
 async def test_a_wake_that_goes_wrong_ends_in_a_reload(layout: Layout, tmp_path: Path, fault: str, reason: str) -> None:
@@ -209,9 +215,10 @@ async def test_a_wake_that_goes_wrong_ends_in_a_reload(layout: Layout, tmp_path:
         awake = await sleeper.wake(asleep, noted)
         assert isinstance(awake, Reload)
         assert reason in awake.reason
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15
 
 
+@pytest.mark.process
 async def test_weights_thrown_away_are_noticed(layout: Layout, tmp_path: Path) -> None:
     """Sleep level 2."""
     async with an_engine(layout, tmp_path) as (sleeper, probe):
@@ -222,6 +229,7 @@ async def test_weights_thrown_away_are_noticed(layout: Layout, tmp_path: Path) -
         assert woken == Reload("after its sleep it answers the same request differently")
 
 
+@pytest.mark.process
 async def test_one_that_was_not_started_for_it_does_not_sleep(layout: Layout, tmp_path: Path) -> None:
     async with an_engine(layout, tmp_path, sleeps=False) as (sleeper, _):
         refused = await sleeper.fall_asleep(MEMORY_MIB)
@@ -229,6 +237,7 @@ async def test_one_that_was_not_started_for_it_does_not_sleep(layout: Layout, tm
         assert "/sleep" in refused.reason
 
 
+@pytest.mark.process
 async def test_an_engine_that_is_gone_is_in_doubt(layout: Layout, tmp_path: Path) -> None:
     async with an_engine(layout, tmp_path) as (sleeper, probe):
         with pytest.raises(ProbeFailed):
@@ -242,6 +251,7 @@ async def test_an_engine_that_is_gone_is_in_doubt(layout: Layout, tmp_path: Path
             assert isinstance(result, Reload)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("script", "found"),
     [
