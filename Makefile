@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus check bench-gateway bench-rough bench-growth bench-core bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-rough bench-growth bench-core bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,6 +51,11 @@ test-slurm: $(STAMP) ## The tests on a real Slurm; installs its packages if it m
 test-globus: $(STAMP) ## The tests of the Globus Compute endpoint; installs RabbitMQ if it may, else says what to install
 	@sh requirements/rabbitmq.sh
 	$(PYTEST) -m globus $(TESTS)
+
+# Not in .venv, whose vLLM is the one for CPUs: PYTHON names an interpreter with the GPU's.
+PYTHON ?= $(BIN)/python
+test-gpu: ## The tests on an NVIDIA GPU, with what they measured; PYTHON=... names a Python with vLLM for GPUs
+	$(PYTHON) -m pytest -rA -s --tb=short tests/gpu
 
 check: $(STAMP) ## Linter, formatter, types, architecture
 	$(BIN)/ruff check .
