@@ -308,7 +308,7 @@ def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: 
     model = tx.models[name]
     label = re.sub(r"[^A-Za-z0-9.]+", "-", name)[:40]
     engine = Engine(
-        id=f"{label}-{tx.epoch}-{serial}",
+        id=tx.name(label, serial),
         model=name,
         parts=(Part(node.id, gpus, model.memory_mib),),
         state=EngineState.LOADING,

@@ -70,7 +70,7 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], Ma
 
 
 def _ask(tx: Transaction, kind: NodeTypeSpec, *counts: Counter[str]) -> str:
-    node = Node(f"{kind.name}-{tx.epoch}-{tx.next_serial()}", kind.name, NodePhase.PENDING, since=tx.now)
+    node = Node(tx.name(kind.name, tx.next_serial()), kind.name, NodePhase.PENDING, since=tx.now)
     tx.nodes.put(node.id, node)
     for many in counts:
         many[kind.name] += 1

@@ -25,6 +25,8 @@ from serve.core.policy import NodeTypeSpec, Policy
 from tests.support.agents import KEY, QUICK, fake_model, private_layout
 from tests.support.clocks import set_clock
 
+pytestmark = pytest.mark.process
+
 KIND = NodeTypeSpec("local", host_mib=1024, gpu_mib=(), min_nodes=1, max_nodes=1)
 """Room for one model."""
 
