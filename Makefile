@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-slurm test-globus check bench-gateway bench-growth bench-core bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus check bench-gateway bench-growth bench-core bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,8 +35,14 @@ demo-globus: $(STAMP) ## The same two models through Globus Compute: stand-in, b
 
 PYTEST := $(BIN)/python -m pytest -rfEs --tb=short --durations=10
 
+# Two workers side by side, as tests/support/lanes.py says. In one process, for a debugger: make test WORKERS=0
+WORKERS ?= 2
+
 test: $(STAMP) ## Every test; says what it skipped and why
-	$(PYTEST) $(TESTS)
+	$(PYTEST) --numprocesses=$(WORKERS) --dist=loadfile $(TESTS)
+
+test-fast: $(STAMP) ## The tests that start no process: under three minutes, for every change
+	$(PYTEST) -m 'not process' $(TESTS)
 
 test-slurm: $(STAMP) ## The tests on a real Slurm; installs its packages if it may, else says what to install
 	@sh requirements/slurm.sh

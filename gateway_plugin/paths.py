@@ -347,3 +347,13 @@ class Layout:
     def supervisor_lock(self) -> Path:
         """Locked by the supervisor as long as it lives: there is one."""
         return self.run / "supervisor.lock"
+
+
+def block_folder(run: Path, name: str) -> Path:
+    """Ray's temporary folder of block ``name``: short, because sockets lie deep in it (AF_UNIX: 107 characters)."""
+    return run / f"b-{name.rsplit('-', 1)[-1]}"
+
+
+def block_log(layout: Layout, name: str) -> Path:
+    """The output of a block's job and of its ``ray start``."""
+    return layout.logs / f"block-{name}.log"

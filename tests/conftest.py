@@ -4,14 +4,90 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import sys
+from collections import Counter
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
+
+from tests.support import aftermath, lanes
 
 if TYPE_CHECKING:
     from tests.support.pbs.virtual import VirtualPbs
     from tests.support.slurm.virtual import VirtualSlurm
+
+
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("fresh", deadline=None, database=None)
+hypothesis.settings.load_profile("fresh" if "GATEWAY_FRESH" in os.environ else "same")
+
+STARTS_A_PROCESS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
+"""Events of Python's own audit."""
+REBUILT_AT_MOST = 3
+"""So often what the tests of a file share is made anew, because it could not be made."""
+
+_no_process_in: pytest.Item | None = None
+_failed_to_set_up: Counter[str] = Counter()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of the two workers, and ``process`` for every test outside ``unit``: all of them start some."""
+    for item in items:
+        if lanes.folder_of(item.nodeid) != "unit":
+            item.add_marker(pytest.mark.process)
+    items[:] = lanes.ordered(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which of two workers runs what."""
+    return lanes.scheduler(config, log)
+
+
+def _audit(event: str, _arguments: tuple[Any, ...]) -> None:
+    if _no_process_in is not None and event in STARTS_A_PROCESS:
+        raise AssertionError(f"{_no_process_in.nodeid} starts a process: mark it with pytest.mark.process")
+
+
+sys.addaudithook(_audit)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test without the mark ``process`` starts none: so ``make test-fast`` stays what it says."""
+    global _no_process_in
+    if item.get_closest_marker("process") is None:
+        _no_process_in = item
+    try:
+        return (yield)
+    finally:
+        _no_process_in = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test's report has what its gateways say."""
+    report = yield
+    if report.failed:
+        report.sections += [(f"gateway {made.folder}", aftermath.state_of(made)) for made in aftermath.running]
+        item.stash[aftermath.FAILED] = report.when
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """One failure costs one test: what a failed test shared with others, gateways and Slurm, is ended with it; the next
+    test has its own."""
+    when = item.stash.get(aftermath.FAILED, None)
+    if when is None:
+        return
+    _failed_to_set_up[str(item.path)] += when == "setup"
+    if _failed_to_set_up[str(item.path)] <= REBUILT_AT_MOST:
+        item.session._setupstate.teardown_exact(None)
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
-from gateway_plugin.paths import Layout
+from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.site import NodeType
 
 OBJECT_STORE_BYTES = 80_000_000
@@ -68,16 +68,6 @@ class Leaving:
 def block_resource(node_type: str) -> str:
     """The Ray resource that a node agent of this type asks for; every block has exactly one: ``gateway_TYPE``."""
     return f"gateway_{node_type}"
-
-
-def block_folder(run: Path, name: str) -> Path:
-    """Ray's temporary folder of block ``name``: short, because sockets lie deep in it (AF_UNIX: 107 characters)."""
-    return run / f"b-{name.rsplit('-', 1)[-1]}"
-
-
-def block_log(layout: Layout, name: str) -> Path:
-    """What a block's script and ``ray start`` said."""
-    return layout.logs / f"block-{name}.log"
 
 
 def block_script(

@@ -57,6 +57,8 @@ class Block:
     job: Job | None = None
     ended_at: float | None = None
     reason: str | None = None
+    never_clears: bool = False
+    """Of a pending one: whether ``reason`` is one that does not clear by itself, as the scheduler's module judged."""
     node: str | None = None
     """Where it runs or ran, where the scheduler says."""
     starts_at: float | None = None

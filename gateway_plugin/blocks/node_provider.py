@@ -35,7 +35,8 @@ from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.log_retention import KEPT, prune
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import jobs_for, script_place, walltime_s
+from gateway_plugin.schedulers.base import script_place, walltime_s
+from gateway_plugin.schedulers.select import schedulers_for
 from gateway_plugin.site import NodeType, Site, load_site, what_went_wrong
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,10 @@ def block_name(node_type: str) -> str:
 def open_pool(site: Site, layout: Layout) -> BlockPool:
     """The blocks of a gateway, taken over from its ledger. Raises ``ConfigError``, ``ServiceError``."""
     layout.make()
-    jobs = {node_type.name: jobs_for(node_type.provider, layout) for node_type in site.node_types}
+    schedulers = schedulers_for(site.node_types, layout)
     return BlockPool(
-        whole_ledger(layout, jobs),
-        jobs,
+        whole_ledger(layout, schedulers),
+        schedulers,
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
         marks=LeaveMarks(layout.leave_marks),
         requests=CancelRequests(layout.block_cancels),

@@ -17,7 +17,7 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, pruned
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import GatewayError, ServiceError
-from gateway_plugin.schedulers.base import Jobs, Seen
+from gateway_plugin.schedulers.base import JobStatus, Scheduler
 from gateway_plugin.site import what_went_wrong
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _SUBMITS = BlockPhase.SUBMITTING
 _CANCELS = BlockPhase.CANCELLING
 
 
-def after_look(block: Block, seen: Seen | None, now: float) -> Block:
+def after_look(block: Block, seen: JobStatus | None, now: float) -> Block:
     """The block after one look at its job.
 
     (1) ended: the first end stays. (2) nothing can be said: unchanged. (3) told to end and gone: cancelled, whatever
@@ -48,11 +48,17 @@ def after_look(block: Block, seen: Seen | None, now: float) -> Block:
     if seen.phase.ended:  # (5)
         return _over(block, seen, seen.phase, now)
     return replace(  # (6)
-        block, phase=seen.phase, reason=seen.reason, node=seen.node, starts_at=seen.starts_at, ends_at=seen.ends_at
+        block,
+        phase=seen.phase,
+        reason=seen.reason,
+        never_clears=seen.never_clears,
+        node=seen.node,
+        starts_at=seen.starts_at,
+        ends_at=seen.ends_at,
     )
 
 
-def _over(block: Block, seen: Seen, phase: BlockPhase, now: float) -> Block:
+def _over(block: Block, seen: JobStatus, phase: BlockPhase, now: float) -> Block:
     """It ended. Its start is (1) what the scheduler says, if it ran: it was seen running, or has a node; (2) what it
     was when it was told to end; (3) none, if it left the queue without having run: what is known is an estimate."""
     node = seen.node or block.node
@@ -114,7 +120,7 @@ class BlockPool:
     def __init__(
         self,
         ledger: Ledger,
-        jobs: Mapping[str, Jobs],
+        schedulers: Mapping[str, Scheduler],
         max_blocks: Mapping[str, int],
         clock: Callable[[], float] = time.time,
         marks: LeaveMarks | None = None,
@@ -124,7 +130,7 @@ class BlockPool:
         self._ledger = ledger
         self._marks = marks
         self._requests = requests
-        self._jobs = jobs
+        self._schedulers = schedulers
         self._max_blocks = max_blocks
         self._clock = clock
         self._monotonic = monotonic
@@ -178,7 +184,7 @@ class BlockPool:
                 raise ServiceError(f"no block of type {node_type} is asked for: {self._ledger.path} cannot be written")
             self._submitting.add(name)
         try:
-            job = self._jobs[node_type].submit(name, script)
+            job = self._schedulers[node_type].submit(name, script)
         except GatewayError as error:
             with self._lock:
                 self._put(self._blocks[name].ending(BlockPhase.FAILED, self._clock(), error.message))
@@ -228,7 +234,7 @@ class BlockPool:
         for block in told:
             self._mark(block)
             if block.job is not None:
-                self._jobs[block.type].cancel(block, forced=False)
+                self._schedulers[block.type].cancel(block, forced=False)
 
     def refresh(self) -> tuple[Block, ...]:
         """Look at every job, write down what changed, search for jobs in doubt, press those that do not end.
@@ -243,24 +249,24 @@ class BlockPool:
         held = [block for block in self.holding() if block.name not in self._submitting]
         for block in held:
             if block.job is None:
-                jobs = self._jobs[block.type]
+                scheduler = self._schedulers[block.type]
                 waited_s = moment - self._doubted_at.get(block.name, self._adopted_at)
                 try:
-                    found = jobs.find(block.name)
+                    found = scheduler.find(block.name)
                 except GatewayError as error:  # it could not be looked for: the others must be seen to all the same
                     log.warning("block not looked for name=%s said=%s", block.name, error.message)
                     continue
-                self._change(block, after_search(block, found, waited_s, jobs.in_doubt_s, now))
+                self._change(block, after_search(block, found, waited_s, scheduler.in_doubt_s, now))
         known = [block for block in held if block.job is not None]
-        for node_type, jobs in self._jobs.items():
+        for node_type, scheduler in self._schedulers.items():
             blocks = [block for block in known if block.type == node_type]
-            seen = jobs.look(blocks) if blocks else {}
+            seen = scheduler.status(blocks) if blocks else {}
             for block in blocks:
                 self._change(block, after_look(block, seen.get(block.name), now))
         for block in self.holding():
             if block.phase is _CANCELS and block.job is not None:
                 since = self._cancelled_at.setdefault(block.name, moment)
-                self._jobs[block.type].cancel(block, forced=moment - since > CANCEL_GRACE_S)
+                self._schedulers[block.type].cancel(block, forced=moment - since > CANCEL_GRACE_S)
         return self.holding()
 
     def _cancel_asked(self) -> None:
@@ -291,7 +297,7 @@ class BlockPool:
             # Whoever killed its script did not clean up after it; it holds its place until nothing of it is left.
             # And a job that Slurm gave up may still run, on a node whose slurmd died: its script looks for the mark.
             self._mark(after)
-            self._jobs[after.type].cancel(after, forced=True)
+            self._schedulers[after.type].cancel(after, forced=True)
         with self._lock:
             current = self._blocks[before.name]
             if current.phase is _CANCELS:

@@ -9,12 +9,12 @@ from pathlib import Path
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import Jobs, script_place
+from gateway_plugin.schedulers.base import Scheduler, script_place
 
 log = logging.getLogger(__name__)
 
 
-def whole_ledger(layout: Layout, jobs: Mapping[str, Jobs], others: Jobs | None = None) -> Ledger:
+def whole_ledger(layout: Layout, jobs: Mapping[str, Scheduler], others: Scheduler | None = None) -> Ledger:
     """The ledger, one that can be read: where it is garbled it is set aside, and begun anew with the jobs found.
 
     Only where nobody else writes it. ``others``: the jobs of node types that are not in ``jobs``.
@@ -30,7 +30,7 @@ def whole_ledger(layout: Layout, jobs: Mapping[str, Jobs], others: Jobs | None =
     return ledger
 
 
-def _found(layout: Layout, jobs: Mapping[str, Jobs], others: Jobs | None) -> list[Block]:
+def _found(layout: Layout, jobs: Mapping[str, Scheduler], others: Scheduler | None) -> list[Block]:
     """A block for each job file whose job (1) is there, or (2) cannot be looked for now: then it is in doubt."""
     asked_at = {_block_of(file): file.stat().st_mtime for file in sorted(script_place(layout).glob("gw-*.*"))}
     found = []

@@ -14,7 +14,8 @@ from typing import Any
 
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import demand_known, is_queue, queue_jobs, shared_script_place
+from gateway_plugin.schedulers.base import shared_script_place
+from gateway_plugin.schedulers.select import demand_known, is_queue, queue_scheduler
 from gateway_plugin.site import NodeType, Site
 
 _ACCEPTED = "Submitted batch job 0"
@@ -70,7 +71,7 @@ def rehearsed(node_type: NodeType, name: str, script: str, layout: Layout) -> Re
         provider: Any = copy.copy(node_type.provider)  # (1)
         provider.resources = {}
         provider.script_dir = scratch
-        queue_jobs(provider, Path(scratch), layout)  # what it adds to the job and what it refuses
+        queue_scheduler(provider, Path(scratch), layout)  # what it adds to the job and what it refuses
         provider.execute_wait = note
         provider.submit(script, 1, name)
         written = [path for path in Path(scratch).iterdir() if path.is_file()]

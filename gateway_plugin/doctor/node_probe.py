@@ -18,7 +18,8 @@ from gateway_plugin.doctor.node_report import REPORT_BYTES, Report, judged, tria
 from gateway_plugin.doctor.scheduler import versions
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout, private_folder, write_private
-from gateway_plugin.schedulers.base import Jobs, Seen, is_queue, jobs_for, last_words, shared_script_place
+from gateway_plugin.schedulers.base import JobStatus, Scheduler, last_words, shared_script_place
+from gateway_plugin.schedulers.select import is_queue, scheduler_for
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.hearing import Heard, listening, report_in
 from gateway_plugin.service.ray_head import head_address
@@ -44,12 +45,12 @@ class _Trial:
     """One node type's job, and, when it is known, what came of it."""
 
     node_type: NodeType
-    jobs: Jobs
+    scheduler: Scheduler
     block: Block
     nonce: str
     file: Path
     """Where its report shows up."""
-    seen: Seen | None = None
+    seen: JobStatus | None = None
     ended_at: float | None = None
     checks: list[Check] = field(default_factory=list)
 
@@ -112,18 +113,18 @@ def _submit(
     provider: Any = copy.copy(node_type.provider)
     provider.resources = {}
     provider.walltime = _walltime(provider)
-    jobs = jobs_for(provider, layout)
+    scheduler = scheduler_for(provider, layout)
     name, nonce = f"gwtrial-{node_type.name}-{token}", secrets.token_hex(16)
     write_private(scripts / f"{name}.marker", nonce)
     script = trial_script(
         node_type.worker_init, scripts / f"{name}.marker", scripts / f"{name}.report", nonce, *head, heard.talk
     )
     block = Block(name=name, type=node_type.name, phase=BlockPhase.PENDING, asked_at=time.time())
-    trial = _Trial(node_type, jobs, block, nonce, scripts / f"{name}.report")
+    trial = _Trial(node_type, scheduler, block, nonce, scripts / f"{name}.report")
     trials.append(trial)
     heard.expected.add(nonce)
     try:
-        trial.block = replace(block, job=jobs.submit(name, script))
+        trial.block = replace(block, job=scheduler.submit(name, script))
     except GatewayError:
         trials.remove(trial)
         raise
@@ -139,7 +140,7 @@ def _find(trial: _Trial) -> None:
     until = time.monotonic() + _FIND_S
     while trial.block.job is None and time.monotonic() < until:
         with contextlib.suppress(GatewayError):  # it cannot be asked now
-            trial.block = replace(trial.block, job=trial.jobs.find(trial.block.name))
+            trial.block = replace(trial.block, job=trial.scheduler.find(trial.block.name))
         time.sleep(_POLL_S)
 
 
@@ -153,7 +154,7 @@ def _walltime(provider: Any) -> str:
 def _look(trial: _Trial, heard: Heard, elapsed_s: float, wait_s: float) -> None:
     """One look: (1) it reported: judged. (2) its job ended and no report came. (3) it waited too long."""
     report = heard.reports.get(trial.nonce) or _read(trial.file, trial.nonce)
-    trial.seen = trial.jobs.look([trial.block]).get(trial.block.name, trial.seen)
+    trial.seen = trial.scheduler.status([trial.block]).get(trial.block.name, trial.seen)
     name, seen = f"{trial.node_type.name}: trial job", trial.seen
     if report is not None:  # (1)
         now_s = heard.times.get(trial.nonce, report.time_s)
@@ -209,8 +210,8 @@ def _cleaned_up(trials: list[_Trial], scripts: Path, token: str) -> tuple[Check,
     left = [trial for trial in trials if trial.block.job and not (trial.seen and trial.seen.phase.ended)]
     while left:
         for trial in left:
-            trial.jobs.cancel(trial.block, forced=False)
-            trial.seen = trial.jobs.look([trial.block]).get(trial.block.name, trial.seen)
+            trial.scheduler.cancel(trial.block, forced=False)
+            trial.seen = trial.scheduler.status([trial.block]).get(trial.block.name, trial.seen)
         left = [trial for trial in left if not (trial.seen and trial.seen.phase.ended)]
         if left and time.monotonic() > until:
             break

@@ -20,7 +20,7 @@ from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
 from gateway_plugin.schedulers import pbs_cli as pbs_words
 from gateway_plugin.schedulers import slurm_cli as slurm_words
-from gateway_plugin.schedulers.base import is_queue
+from gateway_plugin.schedulers.select import is_queue
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.service.ray_head import head_address
 from gateway_plugin.site import NodeType, Site

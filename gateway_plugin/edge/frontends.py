@@ -201,6 +201,9 @@ frontend front
   bind unix@{settings.owner_door} mode 600 maxconn {settings.places.owner} proto h1
   # Of a caller that is to shake hands, to send or to read; one that waits for an answer may wait longer.
   timeout client 30s
+.if version_atleast(2.9)
+  timeout client-hs 5s
+.endif
 {sources(settings.places)}\
   log stdout format raw daemon info
   log-format '{_USAGE}'

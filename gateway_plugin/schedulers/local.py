@@ -15,17 +15,18 @@ from parsl.providers import LocalProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
 from gateway_plugin.blocks.cleanup import end_engines
-from gateway_plugin.blocks.host import TOLD_TO_END, block_folder, block_log
-from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
+from gateway_plugin.blocks.host import TOLD_TO_END
+from gateway_plugin.blocks.ledger import Block, Job
 from gateway_plugin.blocks.processes import block_processes, end, own_processes, same_process
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.paths import Layout
+from gateway_plugin.paths import Layout, block_folder, block_log
+from gateway_plugin.phases import BlockPhase
 from gateway_plugin.processes import Mark, mark
-from gateway_plugin.schedulers.base import Seen, last_words
+from gateway_plugin.schedulers.base import JobStatus, last_words
 
 
-class LocalJobs:
-    """``Jobs`` of a ``LocalProvider``. ``scripts``: a folder whose path needs no quoting (Parsl does not quote it)."""
+class LocalScheduler:
+    """``Scheduler`` of a ``LocalProvider``. ``scripts``: a folder whose path needs no quoting (Parsl does none)."""
 
     in_doubt_s = 5.0
 
@@ -46,22 +47,24 @@ class LocalJobs:
             return Job(id=job_id, pid=pid, script=script)  # over already; its exit code tells the rest
         return _job(keeper, script)
 
-    def look(self, blocks: Sequence[Block]) -> Mapping[str, Seen]:
-        return {block.name: self._look(block.name, block.job) for block in blocks if block.job is not None}
+    def status(self, blocks: Sequence[Block]) -> Mapping[str, JobStatus]:
+        return {block.name: self._status(block.name, block.job) for block in blocks if block.job is not None}
 
-    def _look(self, name: str, job: Job) -> Seen:
+    def _status(self, name: str, job: Job) -> JobStatus:
         if same_process(job.mark) is not None or self._script_process(name) is not None:
-            return Seen(BlockPhase.RUNNING)
+            return JobStatus(BlockPhase.RUNNING)
         code = _exit_code(job.script)
         if code == 0:
-            return Seen(BlockPhase.COMPLETED)
+            return JobStatus(BlockPhase.COMPLETED)
         if code == TOLD_TO_END:
-            return Seen(BlockPhase.CANCELLED)
+            return JobStatus(BlockPhase.CANCELLED)
         if code is not None:
-            return Seen(
+            return JobStatus(
                 BlockPhase.FAILED, f"its script left with exit code {code}{last_words(block_log(self._layout, name))}"
             )
-        return Seen(BlockPhase.LOST, "its script is gone without an exit code: killed, or the machine was restarted")
+        return JobStatus(
+            BlockPhase.LOST, "its script is gone without an exit code: killed, or the machine was restarted"
+        )
 
     def find(self, name: str) -> Job | None:
         script = self._script_process(name)

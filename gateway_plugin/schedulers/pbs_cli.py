@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway_plugin.blocks.ledger import BlockPhase
-from gateway_plugin.schedulers.base import Seen
+from gateway_plugin.phases import BlockPhase
+from gateway_plugin.schedulers.base import JobStatus
+from gateway_plugin.schedulers.pending_reasons import never_clears
 
 _PENDING = {"Q": None, "H": "held", "W": "waiting for its time", "T": "moving between servers"}
 _RUNNING = {"R": None, "E": "exiting", "S": "suspended", "U": "suspended", "B": None}
@@ -78,11 +79,6 @@ def cancel_argv(job_id: str, by_force: bool) -> tuple[str, ...]:
     """End a job: SIGTERM to all of it, SIGKILL after the site's ``kill_delay`` (10 s as a rule). ``by_force``: also if
     its node cannot be reached; PBS then forgets what may still run there."""
     return ("qdel", *(("-W", "force") if by_force else ()), job_id)
-
-
-def number_of(job_id: str) -> str:
-    """``123`` of ``123.server.domain``: commands disagree about how much of the server's name belongs to it."""
-    return job_id.partition(".")[0]
 
 
 def job_ids(lines: Iterable[str]) -> tuple[str, ...]:
@@ -150,21 +146,22 @@ def _node(exec_host: str) -> str | None:
     return exec_host.partition("+")[0].partition("/")[0] or None
 
 
-def seen_in(row: Row) -> Seen | None:
+def status_in(row: Row) -> JobStatus | None:
     """What a row means for a block; ``None``: a state of which nothing can be said.
 
     (1) waiting, with PBS's comment and its estimate. (2) on a node; it holds that while it exits, too. (3) over:
     (3a) its walltime ended. (3b) in peace, told to or not. (3c) deleted. (3d) any other way.
     """
     if row.state in _PENDING:  # (1)
-        return Seen(BlockPhase.PENDING, row.comment or _PENDING[row.state], starts_at=row.starts_at)
+        reason = row.comment or _PENDING[row.state]
+        return JobStatus(BlockPhase.PENDING, reason, starts_at=row.starts_at, never_clears=never_clears(reason))
     if row.state in _RUNNING:  # (2)
-        return Seen(BlockPhase.RUNNING, _RUNNING[row.state], row.node, row.starts_at, row.ends_at)
+        return JobStatus(BlockPhase.RUNNING, _RUNNING[row.state], row.node, row.starts_at, row.ends_at)
     if row.state not in _ENDED:
         return None
     phase, why = _end(row)  # (3)
     on_node = f"{why} on {row.node}" if why is not None and row.node is not None else why
-    return Seen(phase, on_node, row.node, row.starts_at, row.ends_at)
+    return JobStatus(phase, on_node, row.node, row.starts_at, row.ends_at)
 
 
 def _end(row: Row) -> tuple[BlockPhase, str | None]:
@@ -184,11 +181,6 @@ def _end(row: Row) -> tuple[BlockPhase, str | None]:
     if status > _BY_SIGNAL:
         return BlockPhase.FAILED, f"its script was ended by signal {status - _BY_SIGNAL}"
     return BlockPhase.FAILED, f"its script left with exit code {status}"
-
-
-def belongs_to(job_name: str, block: str) -> bool:
-    """Whether a job is block's: Parsl calls it ``BLOCK.<seconds>.<fraction>``."""
-    return job_name == block or job_name.startswith(f"{block}.")
 
 
 def unknown_jobs(stderr: str) -> frozenset[str]:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gateway_plugin.blocks.ledger import BlockPhase
-from gateway_plugin.schedulers.base import Seen
+from gateway_plugin.phases import BlockPhase
+from gateway_plugin.schedulers.base import JobStatus
+from gateway_plugin.schedulers.pending_reasons import never_clears
 
 _QUEUE_FORMAT = "%A|%T|%r|%N|%S|%e|%j"
 _ACCOUNTING_FORMAT = "JobIDRaw,State,Reason,NodeList,Start,End,ExitCode,JobName"
@@ -172,7 +173,7 @@ def _time(text: str) -> float | None:
     return float(text) if text.isdigit() else None
 
 
-def seen_in(row: Row) -> Seen | None:
+def status_in(row: Row) -> JobStatus | None:
     """What a row means for a block; ``None``: a state of a later Slurm, of which nothing can be said.
 
     (1) waiting, with Slurm's reason and its estimate. (2) on a node; it holds that while it completes, too. (3) over.
@@ -180,12 +181,12 @@ def seen_in(row: Row) -> Seen | None:
     if row.state in _PENDING:  # (1)
         held = row.state.endswith("_HOLD")  # the reason says why; there may be none
         reason = row.reason if row.state == "PENDING" or (held and row.reason) else row.state.lower()
-        return Seen(BlockPhase.PENDING, reason, starts_at=row.starts_at)
+        return JobStatus(BlockPhase.PENDING, reason, starts_at=row.starts_at, never_clears=never_clears(reason))
     if row.state in _RUNNING:  # (2)
         reason = None if row.state == "RUNNING" else row.state.lower()
-        return Seen(BlockPhase.RUNNING, reason, row.node, row.starts_at, row.ends_at)
+        return JobStatus(BlockPhase.RUNNING, reason, row.node, row.starts_at, row.ends_at)
     if row.state in _ENDED:  # (3)
-        return Seen(_ENDED[row.state], _why_ended(row), row.node, row.starts_at, row.ends_at)
+        return JobStatus(_ENDED[row.state], _why_ended(row), row.node, row.starts_at, row.ends_at)
     return None
 
 
@@ -202,11 +203,6 @@ def _why_ended(row: Row) -> str | None:
         # The queue goes on giving the reason why a cancelled job had been waiting.
         words = f"{words} ({row.reason})"
     return f"{words} on {row.node}" if row.node is not None else words
-
-
-def belongs_to(job_name: str, block: str) -> bool:
-    """Whether a job is block's: Parsl calls it ``BLOCK.<seconds>.<fraction>``."""
-    return job_name == block or job_name.startswith(f"{block}.")
 
 
 def nameless(row: Row) -> bool:

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
-from gateway_plugin.blocks.host import block_log
 from gateway_plugin.blocks.ledger import Ledger
 from gateway_plugin.catalog import parse_catalog
 from gateway_plugin.errors import GatewayError, NotFound
 from gateway_plugin.masking import secrets_of
-from gateway_plugin.paths import Layout
+from gateway_plugin.paths import Layout, block_log
 from gateway_plugin.schedulers.base import script_place
 
 _TAIL_BYTES = 256 * 1024

@@ -18,7 +18,8 @@ from gateway_plugin.edge.process import open_files_limit
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import is_queue, jobs_for, shared_script_place
+from gateway_plugin.schedulers.base import shared_script_place
+from gateway_plugin.schedulers.select import is_queue, scheduler_for
 from gateway_plugin.service.capacity import fit
 from gateway_plugin.service.certificate import certificate
 from gateway_plugin.service.checks import Check, Verdict
@@ -104,7 +105,7 @@ def providers(site: Site) -> tuple[Check, ...]:
         for node_type in site.node_types:
             name = f"provider of {node_type.name}"
             try:
-                jobs_for(node_type.provider, Layout(Path(scratch)))
+                scheduler_for(node_type.provider, Layout(Path(scratch)))
             except GatewayError as error:
                 advice = f"correct node type '{node_type.name}' in the site file, or give it another provider"
                 checks.append(Check(name, Verdict.FAIL, error.message, advice, configuration=True))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 
 import psutil
+from parsl.providers import LocalProvider
 
 from gateway_plugin.blocks import processes as block_processes
 from gateway_plugin.blocks.cleanup import members, read_records
@@ -21,7 +22,9 @@ from gateway_plugin.blocks.recovery import whole_ledger
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive
-from gateway_plugin.schedulers.base import Jobs, jobs_for, script_folder
+from gateway_plugin.schedulers.base import Scheduler, script_folder
+from gateway_plugin.schedulers.local import LocalScheduler
+from gateway_plugin.schedulers.select import schedulers_for
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.discovery import deployments_of, edges_of, heads_of, supervisors_of
 from gateway_plugin.service.processes import arguments, end
@@ -95,10 +98,10 @@ def end_engines(layout: Layout, grace_s: float) -> tuple[int, ...]:
 
 def open_pool(layout: Layout, site: Site) -> BlockPool:
     """The blocks of the ledger, without Ray. Only where no autoscaler lives: the ledger has one writer."""
-    jobs = _jobs_of(layout, site)
+    schedulers = _schedulers(layout, site)
     return BlockPool(
-        whole_ledger(layout, jobs),
-        jobs,
+        whole_ledger(layout, schedulers),
+        schedulers,
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
         marks=LeaveMarks(layout.leave_marks),
     )
@@ -114,8 +117,9 @@ def has_blocks(layout: Layout, site: Site | None) -> bool:
         return True
     if site is None or orphans:
         return bool(orphans)
+    schedulers = _schedulers(layout, site)
     for block in ours:
-        seen = jobs_for(site.node_type(block.type).provider, layout).look([block]).get(block.name)
+        seen = schedulers[block.type].status([block]).get(block.name)
         if block.job is not None and (seen is None or not seen.phase.ended):
             return True
     return False
@@ -127,13 +131,14 @@ def end_blocks(layout: Layout, site: Site | None, forced: bool) -> list[str]:
     Blocks that the site does not know (any more) are left, and with ``forced`` ended if they are of this machine.
     """
     try:
-        whole_ledger(layout, _jobs_of(layout, site), _local_jobs(layout) if site is None else None)
+        schedulers = _schedulers(layout, site)
+        whole_ledger(layout, schedulers, _local(layout) if site is None else None)
         ours, orphans = _held(layout, site)
         if orphans and not forced:
             return [f"block {block.name} (its site cannot be loaded, or has no {block.type!r})" for block in orphans]
-        if forced and site is not None:
+        if forced:
             for block in ours:
-                jobs_for(site.node_type(block.type).provider, layout).cancel(block, forced=True)
+                schedulers[block.type].cancel(block, forced=True)
         left = _end_orphans(layout, orphans)
         if left or site is None or not ours:
             return left
@@ -144,8 +149,8 @@ def end_blocks(layout: Layout, site: Site | None, forced: bool) -> list[str]:
         return [f"blocks ({layout.ledger}: {error.strerror or error})"]
 
 
-def _jobs_of(layout: Layout, site: Site | None) -> dict[str, Jobs]:
-    return {one.name: jobs_for(one.provider, layout) for one in site.node_types} if site is not None else {}
+def _schedulers(layout: Layout, site: Site | None) -> dict[str, Scheduler]:
+    return schedulers_for(site.node_types, layout) if site is not None else {}
 
 
 def _held(layout: Layout, site: Site | None) -> tuple[list[Block], list[Block]]:
@@ -162,20 +167,20 @@ def _end_orphans(layout: Layout, orphans: list[Block]) -> list[str]:
     """
     if not orphans:
         return []
-    jobs = _local_jobs(layout)
+    local = _local(layout)
     ledger = Ledger(layout.ledger)
     left: list[str] = []
     for block in orphans:
         if block.job is not None and block.job.pid is None:
             left.append(f"block {block.name} (job {block.job.id}: end it with the scheduler's own command)")
             continue
-        jobs.cancel(block, forced=True)
+        local.cancel(block, forced=True)
 
         def keeper(job: Job | None = block.job) -> list[psutil.Process]:
             found = same_process(job.mark) if job is not None else None
             return [] if found is None else [found]
 
-        if block_processes.end(keeper, 0.0) or jobs.find(block.name) is not None:
+        if block_processes.end(keeper, 0.0) or local.find(block.name) is not None:
             left.append(f"block {block.name}")
             continue
         lost = block.ending(BlockPhase.LOST, time.time(), "ended by force; its site could not be loaded")
@@ -183,12 +188,8 @@ def _end_orphans(layout: Layout, orphans: list[Block]) -> list[str]:
     return left
 
 
-def _local_jobs(layout: Layout) -> Jobs:
-    from parsl.providers import LocalProvider
-
-    from gateway_plugin.schedulers.local import LocalJobs
-
-    return LocalJobs(LocalProvider(), script_folder(layout), layout)
+def _local(layout: Layout) -> Scheduler:
+    return LocalScheduler(LocalProvider(), script_folder(layout), layout)
 
 
 def _names(what: str, pids: Iterable[int]) -> list[str]:

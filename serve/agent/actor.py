@@ -13,10 +13,8 @@ import logging
 import os
 import resource
 import signal
-import socket
 import ssl
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
 from serve.agent.engine import EngineEvent, EngineProcess, Timing
 from serve.agent.lastwords import last_words, summary_of
-from serve.agent.notice import notice_in
+from serve.agent.node import gpu_total_mib, node_address, notice_in
 from serve.agent.probe import Probe, client_context
 from serve.agent.processes import end_group, free_port, prune_engine_logs, spawn, tail
 from serve.agent.records import EngineRecord
@@ -329,28 +327,3 @@ class NodeAgent:
                 self._report(EngineExited(record.engine, f"{how}: {words}", False, summary_of(how, words)))
         if folder := os.environ.get("GATEWAY_BLOCK_FOLDER"):
             self._notice = asyncio.create_task(self._watch_notice(Path(folder)))
-
-
-def node_address(layout: Layout) -> str:
-    """This node's address as the rest of the cluster sees it: given, or Ray's, or that of the route to the head."""
-    if given := os.environ.get("GATEWAY_NODE_ADDRESS"):
-        return given
-    ray = sys.modules.get("ray")  # only where we are an actor: no import of ours
-    if ray is not None and ray.is_initialized():
-        return str(ray.util.get_node_ip_address())
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # nothing is sent; only the route is looked up
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
-
-
-def gpu_total_mib() -> int:
-    """Physical memory of this node's smallest GPU in MiB; 0 if ``nvidia-smi`` cannot say."""
-    argv = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
-    try:
-        said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
-        return min(int(line) for line in said.split())
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return 0

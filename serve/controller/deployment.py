@@ -204,13 +204,7 @@ class Controller:
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
     async def acquire(
-        self,
-        ticket: str,
-        model: str,
-        wait_s: float,
-        not_routed: bool,
-        unattended: bool = False,
-        requester: Requester = Requester(),  # noqa: B008 - frozen
+        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool, requester: Requester
     ) -> GatewayError | None:
         """Wait until ``model`` may be asked for (``None``), or until it is known why not.
 

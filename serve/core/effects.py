@@ -83,7 +83,7 @@ class SyncSlots:
     fresh: tuple[int, ...] = ()
     """Slots whose tenant changed: a new engine key."""
     apart: frozenset[str] = frozenset()
-    """Names whose requests go through the ingress though an engine serves them: one died lately."""
+    """Names whose requests go through the ingress though an engine serves them: one died a moment ago."""
 
 
 @dataclass(frozen=True)

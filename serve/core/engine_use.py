@@ -7,7 +7,7 @@ from serve.core.transaction import Transaction
 
 
 def idle(tx: Transaction, engine: Engine) -> bool:
-    """Nothing is in flight on it, and no request that was just told to go to it can be on its way."""
+    """Nothing is in flight on it, and no request that was just let go to it can be on its way."""
     return (
         engine.state is EngineState.READY
         and engine.route is not RouteState.OPENING
@@ -20,8 +20,8 @@ def idle(tx: Transaction, engine: Engine) -> bool:
 
 
 def abandoned(tx: Transaction, engine: Engine) -> bool:
-    """It loads, and all who waited for it have been gone for a while; but one that is more than half done is finished,
-    or two models whose clients give up too early would stop each other for ever."""
+    """It loads, and has had no demand for a while; but a load more than half done is finished, or two models whose
+    clients give up too early would stop each other for ever."""
     if engine.state is not EngineState.LOADING or engine.unwanted_since is None:
         return False
     spent_s, expected_s = tx.now - engine.started, tx.load_time_s(engine.model)
@@ -30,14 +30,14 @@ def abandoned(tx: Transaction, engine: Engine) -> bool:
 
 
 def unclaimed(tx: Transaction, engine: Engine) -> bool:
-    """It loads, or was loaded lately, for somebody who has not come for it yet."""
+    """It loads, or has loaded a short while ago, and has had no request yet."""
     return engine.state is EngineState.LOADING or (
         not had_requests(engine) and tx.now < ready_at(engine) + tx.policy.unclaimed_s
     )
 
 
 def needs_replacement(tx: Transaction, engine: Engine) -> bool:
-    """Its model will be missed: it is wanted, something is in flight, or it was used lately or will be in a moment."""
+    """Its model is wanted, something is in flight, or it was used recently or is about to be."""
     policy = tx.policy
     return (
         engine.in_flight > 0

@@ -12,18 +12,16 @@ from gateway_plugin.phases import BlockPhase
 
 @dataclass(frozen=True)
 class Part:
-    """One node's share of an engine."""
+    """One node's share of an engine: ``mib`` on each of ``gpus`` (by index), or of the host where there are none."""
 
     node: str
     gpus: tuple[int, ...]
-    """By index; empty: it runs on the host's memory."""
     mib: int
-    """On each of ``gpus``, or of the host where there are none."""
 
 
 @dataclass(frozen=True)
 class FoundEngine:
-    """An engine process that an agent has, told after (re)connecting."""
+    """An engine process that an agent has, reported after (re)connecting."""
 
     id: str
     model: str
@@ -202,13 +200,13 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True)
 class Requester:
-    """On whose behalf a request was made. Both tags are opaque: equal for equal keys and callers, and no names, as
-    what the edge sends with a request may reach an engine."""
+    """On whose behalf a request was made: tags of its key and, behind an endpoint's key, of the caller; else empty.
+
+    Equal for equal keys and callers, and no names, as what the edge sends with a request may reach an engine.
+    """
 
     key: str = ""
-    """Tag of its key; empty where the edge gave none."""
     caller: str = ""
-    """Tag of the caller behind an endpoint's key; empty for other keys."""
     priority: Priority = Priority.INTERACTIVE
 
 
@@ -220,7 +218,7 @@ class Acquire:
     model: str
     wait_s: float
     not_routed: bool = False
-    """It was told to go before and the edge had no usable server."""
+    """It was let go before and the edge had no usable server."""
     unattended: bool = False
     """No client waits for it: one that did not want to wait asked, and may come again."""
     requester: Requester = Requester()
@@ -235,7 +233,7 @@ class WaiterLeft:
 
 @dataclass(frozen=True)
 class GatewayCloses:
-    """The gateway is being ended: nobody waits any longer."""
+    """The gateway shuts down: all waiters are refused."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +259,7 @@ class LoadAsked:
 
 @dataclass(frozen=True)
 class UnloadAsked:
-    """``gateway models unload``: drained, stopped, its pin and its wish forgotten; its waiters are refused."""
+    """``gateway models unload``: drained, stopped, its pin and demand dropped; its waiters are refused."""
 
     model: str
 
@@ -288,7 +286,7 @@ class BlockCancelAsked:
 
 @dataclass(frozen=True)
 class SeenBlock:
-    """A block as the ledger has it. Times are seconds since the epoch, ``None`` where nobody said."""
+    """A block as the ledger has it. Times are seconds since the epoch, ``None`` where not known."""
 
     name: str
     type: str
@@ -311,14 +309,14 @@ class SeenBlock:
 
 @dataclass(frozen=True)
 class BlocksSeen:
-    """The ledger was read and says something new: all of its blocks, those that ended lately too."""
+    """The ledger was read and says something new: all of its blocks, the latest ended ones included."""
 
     blocks: tuple[SeenBlock, ...]
 
 
 @dataclass(frozen=True)
 class NodeLeaves:
-    """The node's block was told to end by somebody else (``scancel``, preemption) and has until ``until``."""
+    """The node's block is being ended from outside (``scancel``, preemption) and has until ``until``."""
 
     node: str
     until: float
@@ -347,34 +345,8 @@ class Tick:
 
 
 Event = (
-    Started
-    | CatalogChanged
-    | NodeJoined
-    | NodeGone
-    | NodeFailed
-    | EngineListening
-    | EngineReady
-    | EngineStalled
-    | EngineMoves
-    | EngineExited
-    | RouteOpened
-    | RouteRefused
-    | RouteDrained
-    | RouteClosed
-    | EdgeSeen
-    | Acquire
-    | WaiterLeft
-    | GatewayCloses
-    | ModelAnswered
-    | SuspectsKept
-    | LoadAsked
-    | UnloadAsked
-    | PinChanged
-    | NodeDrainAsked
-    | BlockCancelAsked
-    | BlocksSeen
-    | NodeLeaves
-    | NodeTypeRetryAsked
-    | StorageSeen
-    | Tick
-)
+    Started | CatalogChanged | NodeJoined | NodeGone | NodeFailed | EngineListening | EngineReady | EngineStalled
+    | EngineMoves | EngineExited | RouteOpened | RouteRefused | RouteDrained | RouteClosed | EdgeSeen | Acquire
+    | WaiterLeft | GatewayCloses | ModelAnswered | SuspectsKept | LoadAsked | UnloadAsked | PinChanged
+    | NodeDrainAsked | BlockCancelAsked | BlocksSeen | NodeLeaves | NodeTypeRetryAsked | StorageSeen | Tick
+)  # fmt: skip

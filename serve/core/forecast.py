@@ -17,13 +17,13 @@ class Expected(NamedTuple):
     """The first node that could hold something and has not joined yet."""
 
     in_s: float | None
-    """Seconds until it can take an engine; ``None``: nobody knows."""
+    """Seconds until it can take an engine; ``None``: not known."""
     words: str
     """What it waits for, in the scheduler's words."""
 
 
 class Forecast:
-    """What can be told of ``fleet`` at ``now``. What all models with one need share is worked out once."""
+    """Expectations for ``fleet`` at ``now``. What all models with one need share is worked out once."""
 
     def __init__(self, fleet: Fleet, now: float) -> None:
         self.fleet = fleet
@@ -197,13 +197,13 @@ def _in_the_way(fleet: Fleet, kind: str) -> SeenBlock | None:
 
 
 def _ask_s(fleet: Fleet, kind: str) -> float | None:
-    """Seconds until a node of type ``kind``, asked for now, could take an engine, going by the queue lately."""
+    """Seconds until a node of type ``kind``, asked for now, could take an engine, going by the last queue times."""
     wait_s = fleet.queue_wait_s.get(kind)
     return None if wait_s is None else wait_s + start_s(fleet, kind)
 
 
 def why_none(fleet: Fleet, need: Need, now: float, *, detail: bool = False) -> str | None:
-    """Why no node that could hold ``need`` was asked for, if the last one asked for could not be had.
+    """Why no node that could hold ``need`` was asked for, if the last one failed.
 
     ``detail``: for administrators, with what the agent that could not be made, or its Ray, said.
     """

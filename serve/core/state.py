@@ -1,6 +1,6 @@
 """What the controller knows: frozen values, changed only by ``serve.core.step``.
 
-Memory is counted in whole MiB so that sums are exact. Times are seconds by the controller's clock, which nobody sets
+Memory is counted in whole MiB so that sums are exact. Times are seconds by the controller's steady clock
 (``gateway_plugin.clock``), given as arguments, never read here.
 """
 
@@ -25,13 +25,13 @@ class EngineState(Enum):
     ASLEEP = "asleep"
     """Sleep level 1: device memory freed. Reserved for the issue on switching; no rule enters it yet."""
     STOPPING = "stopping"
-    """The agent was told to end its process. Holds its memory until the agent says that it is gone."""
+    """Its process is being ended. Holds its memory until the agent reports its exit."""
 
 
 class RouteState(Enum):
     NONE = "none"
     OPENING = "opening"
-    """The edge was told; it has not reported the server UP yet."""
+    """The command was sent; the edge has not reported the server UP yet."""
     OPEN = "open"
     DRAINING = "draining"
 
@@ -63,19 +63,19 @@ class Node:
     block: str = ""
     """The block's name (Ray's instance id)."""
     idle_since: float | None = None
-    """Since when it has held no engine; while PENDING: since when nobody has needed it."""
+    """Since when it has held no engine; while PENDING: since when no model has needed it."""
     drain_asked: bool = False
     """It is to leave: ``gateway blocks drain``, or its end is near; survives the death of its agent."""
     ends_at: float | None = None
     """When its block's walltime ends."""
     drain_at: float | None = None
-    """From then on it is LEAVING: its end is near, or its block was told to end."""
+    """From then on it is LEAVING: its end is near, or its block was cancelled."""
     half_at: float | None = None
     """Half of its useful time is over then: nothing is done earlier for fear of its end."""
     leave_at: float | None = None
     """Its block leaves then, by itself or because it must: what is in flight is cut."""
     notice_until: float | None = None
-    """Its block was told to end by somebody else, and has until then."""
+    """Its block was cancelled from outside, and has until then."""
     ending: bool = False
     """Its end is so near that what it serves is handed over to others; new engines go elsewhere if they can."""
     joined_at: float | None = None
@@ -114,14 +114,14 @@ class Engine:
     last_used: float = 0.0
     """The later of the edge's last session and the last time something was in flight."""
     unwanted_since: float | None = None
-    """While LOADING: since when nobody has waited for it."""
+    """While LOADING: since when there has been no demand."""
     stop_reason: str = ""
     """Why it drains or stops: evicted, idle, handed-over (these three can be taken back), unloaded, abandoned, failed,
     load-timeout, node-leaving, node-ends, catalog, over-committed, no-slot."""
     takes_over: bool = False
-    """Another engine of its model is on a node that ends: its load goes on though nobody waits for it."""
+    """Another engine of its model is on a node that ends: its load goes on without demand."""
     stop_sent: bool = False
-    """While STOPPING: the agent was told (it cannot be while its node is ORPHANED)."""
+    """While STOPPING: the command was sent (not while its node is ORPHANED)."""
     slot: int | None = None
     """The slot at the edge that it was started for; its key is the slot's."""
     drained: bool = False
@@ -131,7 +131,7 @@ class Engine:
     fresh_from: float = 0.0
     """Counters that the edge was asked for before this are stale and ignored."""
     granted_at: float = 0.0
-    """When it became ready or a waiter was last told to go to it: that request may still be on its way."""
+    """When it became ready, or a request was last let go to it, which may still be on its way."""
     refusals: int = 0
     """Times in a row that the edge refused a command for its route."""
     retry_at: float = 0.0
@@ -193,7 +193,8 @@ class Failure:
     reason: str
     """For administrators: ends with the engine's own last words."""
     after_ready: bool = False
-    """It died soon after it was ready; forgotten when one stays up for ``crash_window_s`` or makes room in peace."""
+    """The engine crashed shortly after becoming ready. Cleared once an engine stays up for ``crash_window_s``, or is
+    evicted normally."""
     summary: str = "it failed"
     """For everybody."""
 
@@ -214,16 +215,16 @@ class ClosingRoute:
 
 class Cause(Enum):
     SUBMIT_REJECTED = "submit-rejected"
-    """The scheduler refuses its jobs. Asked for again and again, waiters wait on."""
+    """The scheduler rejects its jobs. Retried without end; waiters keep waiting."""
     CRASH_LOOP = "crash-loop"
-    """Its jobs end as soon as they start. Left alone for a while; who can be served by no other kind is refused."""
+    """Its jobs end as soon as they start. Not retried for a while; waiters that only it can serve are refused."""
     UNSCHEDULABLE = "unschedulable"
     """Its jobs pend for a reason that never clears. As with ``CRASH_LOOP``."""
 
 
 @dataclass(frozen=True)
 class NodeTypeBackoff:
-    """Why a kind is not asked for before ``retry_at``; after that, one node at a time until one is had."""
+    """Why a node type is not asked for before ``retry_at``; after that, one node at a time until one joins."""
 
     cause: Cause
     count: int
@@ -237,7 +238,7 @@ class NodeTypeBackoff:
 
     @property
     def lasting(self) -> bool:
-        """Whether waiting for it makes no sense."""
+        """Whether waiters that need it are refused."""
         return self.cause is not Cause.SUBMIT_REJECTED
 
 
@@ -287,9 +288,9 @@ class Fleet:
     started_at: float = 0.0
     """When ``Started`` came."""
     blocks: Mapping[str, SeenBlock] = field(default_factory=dict)
-    """By name: what the ledger says of every block, those that ended lately too."""
+    """By name: every block in the ledger, the latest ended ones included."""
     queue_wait_s: Mapping[str, float] = field(default_factory=dict)
-    """Node type -> the longest that one of its jobs that started lately had waited."""
+    """Node type -> the longest queue time of its last jobs that started."""
     block_start_s: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """Node type -> (node, seconds from its job's start until its agent reported), of the last few."""
     apart: Mapping[str, Apart] = field(default_factory=dict)
@@ -334,7 +335,7 @@ def stays(node: Node) -> bool:
 
 
 def had_requests(engine: Engine) -> bool:
-    """Somebody was told to go to it, or something seen on it, since it was ready."""
+    """Whether a request was let go to it, or seen on it, since it was ready."""
     return engine.in_flight > 0 or max(engine.granted_at, engine.last_used) > ready_at(engine)
 
 

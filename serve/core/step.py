@@ -130,7 +130,7 @@ def _changes_nothing_else(fleet: Fleet, tx: Transaction, event: Event) -> bool:
 def _follow(tx: Transaction) -> None:
     expiry.review(tx)
     handed_over = hand_over(tx)
-    idle.forgive(tx)
+    idle.clear_crashes(tx)
     idle.review(tx)
     apart.review_apart(tx)
     answer_ready(tx)

@@ -14,7 +14,7 @@ from serve.core.transaction import Transaction
 
 
 def may_ask(tx: Transaction, kind: NodeTypeSpec) -> bool:
-    """(1) not before a back-off is over; (2) then one node at a time, until its trouble is gone."""
+    """(1) not before a back-off is over; (2) then one node at a time, until the back-off is cleared."""
     failure = tx.agent_failures.rows.get(kind.name)
     if failure is not None and tx.now < failure.retry_at:  # (1)
         return False
@@ -28,7 +28,7 @@ def may_ask(tx: Transaction, kind: NodeTypeSpec) -> bool:
 
 
 def describe(kind: str, backoff: NodeTypeBackoff) -> str:
-    """One sentence for people, without its full stop: which kind, which block, and what was said."""
+    """One sentence for people, without its full stop: the node type, the block, and its reason."""
     if backoff.cause is Cause.UNSCHEDULABLE:
         return f"Blocks of type '{kind}' can never start: {backoff.block} pends with '{backoff.reason}'"
     what = "ended early" if backoff.cause is Cause.CRASH_LOOP else "could not be submitted"
@@ -38,8 +38,8 @@ def describe(kind: str, backoff: NodeTypeBackoff) -> str:
 
 
 def agents_to_withdraw(tx: Transaction) -> frozenset[str]:
-    """Pending nodes whose agents are taken back: those of a kind in trouble, the youngest first, as many as have no
-    block on its way. A block that runs and has not joined is; one in the queue is where the trouble lies elsewhere.
+    """Pending nodes whose agents are taken back: those of a type that backs off, the youngest first, as many as have no
+    block on its way: one that runs and has not joined, or one in the queue unless that is what fails.
     """
     found: list[str] = []
     for name, backoff in tx.backoffs.rows.items():
@@ -84,7 +84,7 @@ def _no_room(tx: Transaction, model: Model) -> NoRoom:
 
 
 def _only_backed_off(tx: Transaction, need: Need) -> dict[str, NodeTypeBackoff]:
-    """The kinds that could hold ``need``, where no node here could and all are in lasting trouble; else none."""
+    """The types that could hold ``need``, where no node here could and all back off for long; else none."""
     if not any(backoff.lasting for backoff in tx.backoffs.rows.values()):
         return {}
     able = {kind.name: kind for kind in tx.policy.node_types if kind.max_nodes > 0 and holds(kind, need)}

@@ -32,6 +32,7 @@ from serve.core.state import (
 )
 
 Row = TypeVar("Row")
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,16 @@ class Transaction:
         return self.serial
 
     # --- engines ---
+
+    def name(self, label: str, serial: int) -> str:
+        """The id of a new thing: ``local-tp3xkb-1``. The epoch, seconds since 1970, stands in it to the base of 36:
+        short, and in the order of time."""
+        digits, left = "", self.epoch
+        while left or not digits:
+            left, digit = divmod(left, 36)
+            digits = _DIGITS[digit] + digits
+        return f"{label}-{digits}-{serial}"
+
     def engines_of(self, model: str) -> tuple[Engine, ...]:
         return tuple(self.engines.rows[engine] for engine in self.model_engines.rows.get(model, ()))
 

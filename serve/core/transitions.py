@@ -37,7 +37,7 @@ def record_failure(
     after_ready: bool = False,
     on_board: bool = False,
 ) -> None:
-    """Count a failed load, or an engine that died soon after it was ready, and refuse waiters who saw enough of them.
+    """Count a failed load, or a crash shortly after ready, and refuse the waiters after enough of them.
 
     ``summary``: of a reason that is not for everybody. ``on_board``: requests were, and may be the cause.
     Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none,
@@ -110,7 +110,7 @@ def close_route(tx: Transaction, engine: Engine) -> Engine:
 
 
 def suspect_route(tx: Transaction, model: str) -> None:
-    """The edge had no usable server where an ingress was told to go: not up until the edge says so again."""
+    """The edge had no usable server for a request that was let go: not up until the edge reports it again."""
     for engine in tx.engines_of(model):
         if engine.route is RouteState.OPEN:
             tx.set_engine(engine, up=False, fresh_from=tx.now)
@@ -155,7 +155,7 @@ def begin_stop_all(tx: Transaction, node: str, reason: str) -> None:
 def know_block(tx: Transaction, node: Node) -> None:
     """Put ``node`` with what is known of its block's end; and remember how long it took to start.
 
-    (1) its walltime; (2) its block is being cancelled and nobody gave it a notice: as if it had one; (3) a notice: it
+    (1) its walltime; (2) its block is being cancelled without a notice: as if it had one; (3) a notice: it
     leaves now and has until then; (4) its block has ended (the node may seem alive for a while): at once; (5) it has
     more time than was thought: not near its end any more.
     """
@@ -205,7 +205,7 @@ def _by_walltime(block: SeenBlock | None, policy: Policy) -> tuple[float | None,
 
 
 def keep_apart(tx: Transaction, model: str, for_s: float, opens: float = 0.0) -> None:
-    """For so long the edge hands all requests of ``model`` to the ingress; it knows before the next route opens.
+    """For ``for_s`` seconds the edge sends all requests of ``model`` to the ingress, from before the next route opens.
 
     ``opens``: when that may be.
     """

@@ -68,6 +68,9 @@ class Waiting:
         self._loads: dict[str, tuple[str, asyncio.Task[None]]] = {}
         """Model -> the key's tag, and the wait."""
         self._news: dict[str, asyncio.Task[dict[str, Any] | None]] = {}
+        self._looks: dict[str, asyncio.Task[dict[str, Any] | None]] = {}
+        """Model -> the next question about it, not asked yet."""
+        self._looking: dict[str, asyncio.Lock] = {}
 
     def deadline(self, ready_to_wait_s: float | None = None) -> float:
         """Monotonic seconds at which a request that came now gives up; ``ready_to_wait_s``: its client's own limit."""
@@ -143,8 +146,13 @@ class Waiting:
         return f"{found['state']}{reason}{expected}"
 
     async def history(self, model: str) -> History:
-        """What became of the model's engines; nothing is known while the controller is away."""
-        found = await self._look(model)
+        """What became of the model's engines until now; nothing is known while the controller is away.
+
+        One question at a time: hundreds of waiters that are let go at once share the next one that is asked.
+        """
+        if model not in self._looks:
+            self._looks[model] = asyncio.create_task(self._look_in_turn(model))
+        found = await asyncio.shield(self._looks[model])
         if found is None:
             return History(model)
         return History(found["name"], tuple(found["deaths"]), found["apart_since"], found["hang_after_s"])
@@ -162,6 +170,15 @@ class Waiting:
             await asyncio.wait_for(getattr(self._controller, verb).remote(model), _LOOK_S)
         except (TimeoutError, *LOST) as error:
             log.warning("controller-away", extra={"error": type(error).__name__})
+
+    async def _look_in_turn(self, model: str) -> dict[str, Any] | None:
+        lock = self._looking.setdefault(model, asyncio.Lock())
+        async with lock:
+            del self._looks[model]  # a caller that comes from here on needs a later answer
+            found = await self._look(model)
+        if model not in self._looks:
+            self._looking.pop(model, None)
+        return found
 
     async def _look(self, model: str) -> dict[str, Any] | None:
         try:

@@ -21,7 +21,8 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.blocks.pool import BlockPool, end_all
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout, private_folder
-from gateway_plugin.schedulers.base import Jobs, jobs_for
+from gateway_plugin.schedulers import base
+from gateway_plugin.schedulers.select import scheduler_for
 from tests.support.clusters import wait_for
 from tests.support.queue import QueueProvider, Scheduler
 
@@ -36,7 +37,7 @@ class Bench(ABC):
         self.ledger = Ledger(layout.ledger)
 
     @abstractmethod
-    def jobs(self) -> Jobs: ...
+    def jobs(self) -> base.Scheduler: ...
 
     @abstractmethod
     def script(self, exit_code: int | None) -> str:
@@ -65,8 +66,8 @@ class QueueBench(Bench):
         super().__init__(layout)
         self.scheduler = Scheduler()
 
-    def jobs(self) -> Jobs:
-        return jobs_for(QueueProvider(self.scheduler), self.layout)
+    def jobs(self) -> base.Scheduler:
+        return scheduler_for(QueueProvider(self.scheduler), self.layout)
 
     def script(self, exit_code: int | None) -> str:
         return "true"
@@ -77,8 +78,8 @@ class QueueBench(Bench):
 
 
 class LocalBench(Bench):
-    def jobs(self) -> Jobs:
-        return jobs_for(LocalProvider(launcher=SimpleLauncher()), self.layout)
+    def jobs(self) -> base.Scheduler:
+        return scheduler_for(LocalProvider(launcher=SimpleLauncher()), self.layout)
 
     def script(self, exit_code: int | None) -> str:
         if exit_code is not None:
@@ -89,15 +90,17 @@ class LocalBench(Bench):
 class SlurmBench(LocalBench):
     """Runs the same scripts; needs the fixture ``slurm``."""
 
-    def jobs(self) -> Jobs:
-        return jobs_for(SlurmProvider(launcher=SimpleLauncher(), exclusive=False, walltime="00:05:00"), self.layout)
+    def jobs(self) -> base.Scheduler:
+        return scheduler_for(
+            SlurmProvider(launcher=SimpleLauncher(), exclusive=False, walltime="00:05:00"), self.layout
+        )
 
 
 class PbsBench(LocalBench):
     """The same again; needs the fixture ``pbs``. The scheduler is a stand-in, Parsl's provider and ours are not."""
 
-    def jobs(self) -> Jobs:
-        return jobs_for(PBSProProvider(launcher=SimpleLauncher(), queue="workq", walltime="00:05:00"), self.layout)
+    def jobs(self) -> base.Scheduler:
+        return scheduler_for(PBSProProvider(launcher=SimpleLauncher(), queue="workq", walltime="00:05:00"), self.layout)
 
 
 @contextlib.contextmanager

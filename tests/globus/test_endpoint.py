@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.support.gateways import free_ports, wait_for
+from tests.support.gateways import wait_for
+from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
     from tests.support.globus.chain import Chain

@@ -89,7 +89,7 @@ def test_models_are_switched_on_a_full_disk_and_everybody_is_told(running: Gatew
     with full(layout.state):
         took = [switched(running, model) for model in ("b", "a", "b", "a", "b")]
         print("switches on a full disk, s:", [round(seconds, 2) for seconds in took])
-        assert max(took) < 10
+        assert max(took) < 30
         status = wait_for(lambda: (found := running.status())["storage"] and found, 5, "status says so")
         assert NO_ROOM in status["storage"]
         assert str(layout.servers_state) in status["unwritten"]
@@ -111,7 +111,7 @@ def test_models_are_switched_on_a_full_disk_and_everybody_is_told(running: Gatew
         assert "Traceback" not in created.stderr
         assert "bob" not in running.cli("keys", "list").stdout
         running.cli("models", "pin", "a")
-        assert switched(running, "a") < 10
+        assert switched(running, "a") < 30
         assert epoch(running) == life, "the controller was replaced"
     wait_for(lambda: not running.status()["storage"], 10, lambda: f"written: {running.status()['unwritten']}")
     names = parse_map(layout.models_map.read_text(), numbered=False)

@@ -49,7 +49,7 @@ async def test_a_wedged_engine_is_ended_and_those_on_it_are_answered_by_the_next
         with pytest.raises(httpx.ReadTimeout):  # its caller leaves: nothing but the engine remembers it
             await client.post("/v1/chat/completions", json=chat_body(model, "@wedge"), timeout=0.5)
         began = time.monotonic()
-        saying = asyncio.create_task(asyncio.wait_for(stalled(client, model), HANG_S + 10))
+        saying = asyncio.create_task(asyncio.wait_for(stalled(client, model), HANG_S + 40))
         calls = [client.post("/v1/chat/completions", json=chat_body(model, f"hello {n}")) for n in range(CALLERS)]
         answers = await asyncio.gather(*calls)
         took_s = time.monotonic() - began
@@ -59,7 +59,7 @@ async def test_a_wedged_engine_is_ended_and_those_on_it_are_answered_by_the_next
     pids = {answer.text.partition("pid=")[2].split()[0] for answer in answers}
     assert len(pids) == 1
     assert not any(f"pid={pid}" in first for pid in pids), "by the next engine"
-    assert HANG_S <= took_s < HANG_S + 10
+    assert HANG_S <= took_s < HANG_S + 40
     assert str(said["reason"]).startswith("no progress for ")
     assert str(said["reason"]).endswith(f"requests in flight; ended at {HANG_S:.0f} s")
     assert not set(before.values()) & {pid for name, pid in running.engine_pids().items() if name.startswith(model)}

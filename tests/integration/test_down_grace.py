@@ -117,10 +117,15 @@ def test_a_grace_shorter_than_the_stream_cuts_it_then_without_a_supervisor_too(r
     done = running.cli("down", "--grace", "2")
     assert stream.joined() in ("RemoteProtocolError", "ReadError")
     drained_s = stream.ended_at - began  # with the start of the command
-    assert 2.0 <= drained_s < 10.0
+    assert 2.0 <= drained_s < 40.0, "the stream takes a minute"
     assert "of 1 requests in flight 0 ended by themselves, 1 were cut" in done.stdout
     assert "requests: draining (1 in flight" in done.stderr
+    assert "no process and no socket is left" in done.stdout
     assert running.processes() == []
+    assert "nothing ran" in running.cli("down").stdout
+    assert running.cli("status", check=False).returncode == 3
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{running.url}/health")
 
 
 def test_a_second_ctrl_c_ends_it_at_once(running: Gateway) -> None:
@@ -135,7 +140,7 @@ def test_a_second_ctrl_c_ends_it_at_once(running: Gateway) -> None:
     child.send_signal(signal.SIGINT)
     pressed = time.monotonic()
     assert stream.joined() in ("RemoteProtocolError", "ReadError")
-    assert stream.ended_at - pressed < 3.0
+    assert stream.ended_at - pressed < 20.0, "of the two minutes given"
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
     assert "Ctrl-C once more cuts them" in err

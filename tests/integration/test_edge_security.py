@@ -18,7 +18,8 @@ from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound
 from gateway_plugin.paths import Layout
 from gateway_plugin.tls import make_authority
-from tests.support.edges import Edge, chat, free_port, gateway_tls, running_edge, until
+from tests.support.edges import Edge, chat, gateway_tls, running_edge, until
+from tests.support.ports import free_port
 from tests.support.raw_http import Exchange, listen, tls_context
 
 pytestmark = pytest.mark.integration

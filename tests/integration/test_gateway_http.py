@@ -229,12 +229,13 @@ def test_the_block_that_holds_the_models_is_listed_with_them(running: Gateway) -
     with running.client() as client:
         (row,) = client.get("/gateway/v1/blocks").json()["blocks"]
         metrics = client.get("/metrics").text
-    node = f"local-{running.status()['epoch']}-1"
-    assert (row["type"], row["state"], row["phase"], row["node"]) == ("local", "serving", "running", node)
+    kind, life, number = row["node"].split("-")
+    assert (kind, int(life, 36), number) == ("local", running.status()["epoch"], "1")
+    assert (row["type"], row["state"], row["phase"]) == ("local", "serving", "running")
     assert row["job"].isdigit()  # the PID of its shell
     assert "a" in [entry["model"] for entry in row["models"]]
-    (kind,) = running.status()["types"]
-    assert (kind["type"], kind["running"], kind["pending"], kind["max"]) == ("local", 1, 0, 1)
+    (counts,) = running.status()["types"]
+    assert (counts["type"], counts["running"], counts["pending"], counts["max"]) == ("local", 1, 0, 1)
     assert 'gateway_blocks{phase="running",type="local"} 1.0' in metrics
     assert f"block {row['name']} on" in running.cli("blocks", "logs", row["name"], "-n", "1000").stdout
 

@@ -168,13 +168,11 @@ def test_files_with_secrets_are_nobody_elses(running: Gateway) -> None:
         assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0), f"{process} may leave a core file"
 
 
-def test_a_killed_edge_is_back_within_a_second_or_two_with_its_routes(running: Gateway) -> None:
+def test_a_killed_edge_is_back_in_seconds_with_its_routes(running: Gateway) -> None:
     assert answers(running)
     engines, before = running.engine_pids(), parts(running)["edge"]
     os.kill(before["pid"], signal.SIGKILL)
-    began = time.monotonic()
-    wait_for(lambda: answers(running), 10, "the edge is back")
-    assert time.monotonic() - began < 3.0
+    wait_for(lambda: answers(running), 3, "the edge is back")
     assert running.engine_pids() == engines
     after = wait_for(lambda: parts(running)["edge"]["phase"] == "running" and parts(running)["edge"], 10, "noted")
     assert after["restarts"] == before["restarts"] + 1
@@ -243,27 +241,15 @@ def test_an_adopted_edge_and_head_are_kept_alive_too(running: Gateway) -> None:
     assert running.engine_pids() == engines
 
 
-def test_up_without_options_reads_an_edited_catalog_again_after_down() -> None:
-    with gateway(models) as made:
-        made.cli("down", "--grace", "0")
-        made.catalog.write_text(yaml.safe_dump({"models": {"gamma": fake_model(made.folder / "memory")}}))
-        made.cli("up")
-        assert [model["name"] for model in json.loads(made.cli("models", "list", "--json").stdout)] == ["gamma"]
-        made.catalog.write_text(yaml.safe_dump({"models": models(made.folder / "memory")}))
-        assert f"models apply {made.catalog}" in made.cli("up").stderr
-
-
-def test_down_finds_everything_without_a_supervisor_and_says_so() -> None:
-    with gateway(models) as made:
-        assert answers(made)
-        os.kill(parts(made)["supervisor"]["pid"], signal.SIGKILL)
-        done = made.cli("down")
-        assert "no process and no socket is left" in done.stdout
-        assert made.processes() == []
-        assert "nothing ran" in made.cli("down").stdout
-        assert made.cli("status", check=False).returncode == 3
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{made.url}/health")
+def test_up_without_options_reads_an_edited_catalog_again_after_down(running: Gateway) -> None:
+    catalog = running.catalog.read_text()
+    running.cli("down", "--grace", "0")
+    running.catalog.write_text(yaml.safe_dump({"models": {"gamma": fake_model(running.folder / "memory")}}))
+    running.cli("up")
+    assert [model["name"] for model in json.loads(running.cli("models", "list", "--json").stdout)] == ["gamma"]
+    running.catalog.write_text(catalog)
+    assert f"models apply {running.catalog}" in running.cli("up").stderr
+    running.cli("models", "apply", str(running.catalog))
 
 
 def test_a_port_in_use_is_named_and_nothing_is_started() -> None:

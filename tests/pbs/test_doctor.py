@@ -13,8 +13,8 @@ from gateway_plugin.doctor.scheduler import every_site_check
 from gateway_plugin.paths import Layout
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.site import NodeType, Site
-from tests.support.clusters import free_port
 from tests.support.pbs.virtual import VirtualPbs
+from tests.support.ports import free_port
 
 
 def site(worker_init: str = "", **options: Any) -> Site:

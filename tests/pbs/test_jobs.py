@@ -1,4 +1,4 @@
-"""``PbsJobs`` on a stand-in for PBS: how a job waits, runs and ends; what Parsl says of it; a server that is away."""
+"""``PbsScheduler`` on a stand-in for PBS: how a job waits, runs and ends; what Parsl says; a server that is away."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from parsl.jobs.states import JobState
 from parsl.launchers import SimpleLauncher
 from parsl.providers import PBSProProvider
 
-from gateway_plugin.blocks.host import block_log
 from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.errors import ConfigError, ServiceError
-from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import jobs_for
-from gateway_plugin.schedulers.pbs import FORCE_AFTER_S, GONE_AFTER_S, TELL_AGAIN_S, PbsJobs, PbsSilent
+from gateway_plugin.paths import Layout, block_log
+from gateway_plugin.schedulers.base import SchedulerSilent
+from gateway_plugin.schedulers.pbs import FORCE_AFTER_S, PbsScheduler
+from gateway_plugin.schedulers.queue import GONE_AFTER_S, TELL_AGAIN_S
+from gateway_plugin.schedulers.select import scheduler_for
 from tests.support.clusters import wait_for
 from tests.support.pbs.virtual import VirtualPbs
 from tests.support.slurm.blocks import ENDLESS, look, reaches, submitted
@@ -30,7 +31,7 @@ def provider(**options: Any) -> PBSProProvider:
 
 def test_a_job_waits_with_a_reason_and_runs_until_its_walltime(pbs: VirtualPbs, layout: Layout) -> None:
     pbs.set(slots=1)
-    jobs = jobs_for(provider(), layout)
+    jobs = scheduler_for(provider(), layout)
     first, second = submitted(jobs, FIRST), submitted(jobs, SECOND)
     seen = reaches(jobs, first, BlockPhase.RUNNING)
     assert (seen.node, seen.reason) == ("node1", None)
@@ -38,7 +39,7 @@ def test_a_job_waits_with_a_reason_and_runs_until_its_walltime(pbs: VirtualPbs, 
     assert seen.ends_at == seen.starts_at + 300
     assert abs(seen.starts_at - time.time()) < 30
     wait_for(lambda: (seen := look(jobs, second)) and seen.starts_at, "the queue's estimate", timeout_s=10)
-    seen = jobs.look([first, second])[second.name]
+    seen = jobs.status([first, second])[second.name]
     assert seen.phase is BlockPhase.PENDING
     assert seen.reason == "Not Running: Insufficient amount of resource: ngpus"
     assert seen.starts_at is not None
@@ -49,18 +50,18 @@ def test_a_job_waits_with_a_reason_and_runs_until_its_walltime(pbs: VirtualPbs, 
 
 
 def test_how_a_job_ended_is_told_with_its_last_words(pbs: VirtualPbs, layout: Layout) -> None:
-    jobs = jobs_for(provider(), layout)
+    jobs = scheduler_for(provider(), layout)
     block = submitted(jobs, FIRST, f"echo no such module >{block_log(layout, FIRST)}; exit 3")
     seen = reaches(jobs, block, BlockPhase.FAILED)
     assert seen.reason == "its script left with exit code 3 on node1: no such module"
     killed = submitted(jobs, SECOND, "kill -9 $$")
     assert (reaches(jobs, killed, BlockPhase.FAILED).reason or "").startswith("its script was ended by signal 9")
-    expired = submitted(jobs_for(provider(walltime="00:00:01"), layout), THIRD, "sleep 60")
+    expired = submitted(scheduler_for(provider(walltime="00:00:01"), layout), THIRD, "sleep 60")
     assert reaches(jobs, expired, BlockPhase.EXPIRED).reason == "its walltime ended on node1"
 
 
 def test_deleted_by_somebody_else_is_cancelled(pbs: VirtualPbs, layout: Layout) -> None:
-    jobs = jobs_for(provider(), layout)
+    jobs = scheduler_for(provider(), layout)
     block = submitted(jobs, FIRST, "trap 'exit 143' TERM; while true; do sleep 0.1 & wait $!; done")
     reaches(jobs, block, BlockPhase.RUNNING)
     pbs.run("qdel", "1")
@@ -79,35 +80,35 @@ def test_a_refusal_is_in_qsubs_own_words(
     pbs: VirtualPbs, layout: Layout, options: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ServiceError, match=f"block {FIRST} was refused by PBS: .*{said}"):
-        jobs_for(provider(**options), layout).submit(FIRST, ENDLESS)
+        scheduler_for(provider(**options), layout).submit(FIRST, ENDLESS)
     assert pbs.jobs() == {}
 
 
 def test_a_job_is_found_by_name_by_a_provider_that_never_saw_it(pbs: VirtualPbs, layout: Layout) -> None:
-    block = submitted(jobs_for(provider(), layout), FIRST)
-    later = jobs_for(provider(), layout)
+    block = submitted(scheduler_for(provider(), layout), FIRST)
+    later = scheduler_for(provider(), layout)
     assert later.find(FIRST) == block.job
     assert later.find(FIRST[:-1]) is None  # the beginning of a name is not the name
     reaches(later, block, BlockPhase.RUNNING)
     later.cancel(block, forced=False)
     reaches(later, block, BlockPhase.COMPLETED)  # its script left in peace
-    assert jobs_for(provider(), layout).find(FIRST) == block.job  # over, and still the answer to "was it there?"
+    assert scheduler_for(provider(), layout).find(FIRST) == block.job  # over, and still the answer to "was it there?"
 
 
 def test_a_job_that_is_another_by_now_is_left_alone_and_ours_is_lost(pbs: VirtualPbs, layout: Layout) -> None:
     now = 0.0
-    jobs = PbsJobs(provider(), layout.block_scripts, layout, clock=lambda: now)
+    jobs = PbsScheduler(provider(), layout.block_scripts, layout, clock=lambda: now)
     other = submitted(jobs, SECOND)
     reaches(jobs, other, BlockPhase.RUNNING)
     assert other.job is not None
     ours = replace(other, name=FIRST, job=replace(other.job, script=f"{layout.block_scripts}/{FIRST}.1.2"))
     never = replace(other, name=THIRD, job=replace(other.job, id="999999.standin"))
     outlived = replace(never, name="gw-node-00000004", ends_at=time.time() - 1)
-    assert jobs.look([ours, never]) == {}  # absence is not an end
-    jobs.look([outlived])
+    assert jobs.status([ours, never]) == {}  # absence is not an end
+    jobs.status([outlived])
     jobs.cancel(ours, forced=True)
     now = GONE_AFTER_S + 1
-    seen = jobs.look([ours, never, other, outlived])
+    seen = jobs.status([ours, never, other, outlived])
     assert {name: found.phase for name, found in seen.items()} == {
         ours.name: BlockPhase.LOST,
         never.name: BlockPhase.LOST,
@@ -117,13 +118,13 @@ def test_a_job_that_is_another_by_now_is_left_alone_and_ours_is_lost(pbs: Virtua
 
 
 def test_a_server_that_is_away_is_silence_and_back_it_is_the_same_job(pbs: VirtualPbs, layout: Layout) -> None:
-    jobs = jobs_for(provider(), layout)
+    jobs = scheduler_for(provider(), layout)
     block = submitted(jobs, FIRST)
     reaches(jobs, block, BlockPhase.RUNNING)
     pbs.set(away=True)
-    assert jobs.look([block]) == {}
+    assert jobs.status([block]) == {}
     jobs.cancel(block, forced=False)
-    with pytest.raises(PbsSilent, match="qselect: qselect: cannot connect to server"):
+    with pytest.raises(SchedulerSilent, match="qselect: qselect: cannot connect to server"):
         jobs.find(FIRST)
     with pytest.raises(ServiceError, match="cannot connect to server"):
         jobs.submit(SECOND, ENDLESS)
@@ -136,21 +137,21 @@ def test_a_server_that_is_away_is_silence_and_back_it_is_the_same_job(pbs: Virtu
 def test_a_server_that_keeps_no_history_is_asked_without(pbs: VirtualPbs, layout: Layout) -> None:
     pbs.set(history=False)
     now = 0.0
-    jobs = PbsJobs(provider(), layout.block_scripts, layout, clock=lambda: now)
+    jobs = PbsScheduler(provider(), layout.block_scripts, layout, clock=lambda: now)
     block = submitted(jobs, FIRST)
     reaches(jobs, block, BlockPhase.RUNNING)
-    assert PbsJobs(provider(), layout.block_scripts, layout).find(FIRST) == block.job
+    assert PbsScheduler(provider(), layout.block_scripts, layout).find(FIRST) == block.job
     jobs.cancel(block, forced=False)
     wait_for(lambda: pbs.jobs()["1"]["job_state"] == "F", "the job's end", timeout_s=10)
-    assert jobs.look([block]) == {}
+    assert jobs.status([block]) == {}
     now = GONE_AFTER_S + 1
-    assert jobs.look([block])[FIRST].phase is BlockPhase.LOST
+    assert jobs.status([block])[FIRST].phase is BlockPhase.LOST
 
 
 def test_force_is_used_only_after_a_minute_of_asking(pbs: VirtualPbs, layout: Layout) -> None:
     pbs.set(kill_delay_s=1000)
     now = 0.0
-    jobs = PbsJobs(provider(), layout.block_scripts, layout, clock=lambda: now)
+    jobs = PbsScheduler(provider(), layout.block_scripts, layout, clock=lambda: now)
     block = submitted(jobs, FIRST, "trap '' TERM; while true; do sleep 0.1; done")
     reaches(jobs, block, BlockPhase.RUNNING)
     jobs.cancel(block, forced=True)
@@ -166,7 +167,7 @@ def test_force_is_used_only_after_a_minute_of_asking(pbs: VirtualPbs, layout: La
 def test_parsl_s_own_answers(pbs: VirtualPbs, layout: Layout) -> None:
     """Each of these is why we ask ourselves. One that fails because Parsl has become right is good news."""
     theirs = provider()
-    jobs = jobs_for(theirs, layout)
+    jobs = scheduler_for(theirs, layout)
     fails = submitted(jobs, FIRST, "exit 3")
     assert fails.job is not None
     with pytest.raises(ValueError, match=r"Invalid \\escape|delimiter"):  # (1) a job's environment is not JSON
@@ -182,7 +183,7 @@ def test_parsl_s_own_answers(pbs: VirtualPbs, layout: Layout) -> None:
 def test_what_else_qsub_says_is_no_job(pbs: VirtualPbs, layout: Layout) -> None:
     pbs.set(banner="Your project has 17 node hours left.\n")
     theirs = provider()
-    jobs = jobs_for(theirs, layout)
+    jobs = scheduler_for(theirs, layout)
     job = jobs.submit(FIRST, ENDLESS)
     assert job.id == "1.standin-pbs-01"
     assert len(theirs.resources) == 2  # Parsl took both lines for jobs
@@ -192,21 +193,21 @@ def test_a_prefix_for_directives_of_the_user_s_own_is_not_ours(
     pbs: VirtualPbs, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PBS_DPREFIX", "#QSUB")
-    jobs_for(provider(walltime="00:07:00"), layout).submit(FIRST, ENDLESS)
+    scheduler_for(provider(walltime="00:07:00"), layout).submit(FIRST, ENDLESS)
     assert pbs.jobs()["1"]["Resource_List"]["walltime"] == "00:07:00"
 
 
 def test_what_no_block_can_be_is_refused(layout: Layout) -> None:
     with pytest.raises(ConfigError, match="SimpleLauncher"):
-        jobs_for(PBSProProvider(), layout)
+        scheduler_for(PBSProProvider(), layout)
     with pytest.raises(ConfigError, match="-N: the gateway's"):
-        jobs_for(provider(scheduler_options="#PBS -N mine"), layout)
+        scheduler_for(provider(scheduler_options="#PBS -N mine"), layout)
 
 
 def test_options_of_the_site_are_kept_and_rerunning_is_off(layout: Layout) -> None:
     plain, asked = provider(scheduler_options="#PBS -l filesystems=home"), provider(scheduler_options="#PBS -r n -V")
     for each in (plain, plain, asked):
-        jobs_for(each, layout)
+        scheduler_for(each, layout)
     assert plain.scheduler_options == "#PBS -l filesystems=home\n#PBS -r n"
     assert asked.scheduler_options == "#PBS -r n -V"
     assert plain.cmd_timeout == 120

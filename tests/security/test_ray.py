@@ -14,16 +14,16 @@ from pathlib import Path
 import grpc
 import pytest
 
-from gateway_plugin.blocks.host import block_folder
 from gateway_plugin.blocks.processes import block_processes
 from gateway_plugin.blocks.ray_tls import make_identity, tls_environment
-from gateway_plugin.paths import Layout
+from gateway_plugin.paths import Layout, block_folder
 from gateway_plugin.service import ray_head
 from gateway_plugin.tls import make_ray_authority, sign_for_ray
 from tests.integration.test_blocks_head import AGENT, ASK
-from tests.support.clusters import LocalCluster, free_port, local_cluster, wait_for
+from tests.support.clusters import LocalCluster, local_cluster, wait_for
 from tests.support.doors import CLOSED, MUTUAL_TLS, PLAIN_HTTP, door_at, doors_of
 from tests.support.http2_stub import Stub, is_http2, stub_on
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.integration
 

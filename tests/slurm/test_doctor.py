@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from gateway_plugin.paths import Layout
-from tests.support.clusters import free_port, wait_for
+from tests.support.clusters import wait_for
+from tests.support.ports import free_port
 from tests.support.slurm.virtual import VirtualSlurm
 
 pytestmark = pytest.mark.slurm

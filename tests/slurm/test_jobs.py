@@ -1,4 +1,4 @@
-"""``SlurmJobs`` on a real Slurm: how a job waits, runs and ends; and a controller that is away."""
+"""``SlurmScheduler`` on a real Slurm: how a job waits, runs and ends; and a controller that is away."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import pytest
 
-from gateway_plugin.blocks.host import block_log
 from gateway_plugin.blocks.ledger import BlockPhase, Job, Ledger
 from gateway_plugin.blocks.pool import BlockPool
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import jobs_for
-from gateway_plugin.schedulers.slurm import GONE_AFTER_S, SlurmJobs, SlurmSilent
+from gateway_plugin.paths import Layout, block_log
+from gateway_plugin.schedulers.base import SchedulerSilent
+from gateway_plugin.schedulers.queue import GONE_AFTER_S
+from gateway_plugin.schedulers.select import scheduler_for
+from gateway_plugin.schedulers.slurm import SlurmScheduler
 from tests.support.clusters import wait_for
 from tests.support.slurm.blocks import ENDLESS, look, reaches, slurm_provider, submitted
 from tests.support.slurm.virtual import VirtualSlurm
@@ -26,7 +27,7 @@ NAME = "gw-node-00000001"
 
 
 def test_a_job_runs_on_a_node_until_its_walltime(slurm: VirtualSlurm, layout: Layout) -> None:
-    jobs = jobs_for(slurm_provider(walltime="00:05:00"), layout)
+    jobs = scheduler_for(slurm_provider(walltime="00:05:00"), layout)
     seen = reaches(jobs, submitted(jobs, NAME), BlockPhase.RUNNING)
     assert seen.node in ("n1", "n2")
     assert seen.starts_at is not None
@@ -35,14 +36,14 @@ def test_a_job_runs_on_a_node_until_its_walltime(slurm: VirtualSlurm, layout: La
 
 
 def test_a_pending_job_says_why_and_when(slurm: VirtualSlurm, layout: Layout) -> None:
-    jobs = jobs_for(slurm_provider(exclusive=True), layout)
+    jobs = scheduler_for(slurm_provider(exclusive=True), layout)
     first, second = submitted(jobs, "gw-node-00000001"), submitted(jobs, "gw-node-00000002")
     for block in (first, second):
         reaches(jobs, block, BlockPhase.RUNNING)
     third = submitted(jobs, "gw-node-00000003")
     assert reaches(jobs, third, BlockPhase.PENDING).reason in ("Resources", "Priority", None)
     wait_for(lambda: (seen := look(jobs, third)) and seen.starts_at, "the queue's estimate", timeout_s=20)
-    seen = jobs.look([first, second, third])[third.name]
+    seen = jobs.status([first, second, third])[third.name]
     assert (seen.phase, seen.reason) == (BlockPhase.PENDING, "Resources")
     assert seen.starts_at is not None
     assert 200 < seen.starts_at - time.time() < 400  # when the first of the others reaches its walltime
@@ -55,13 +56,13 @@ def test_a_pending_job_says_why_and_when(slurm: VirtualSlurm, layout: Layout) ->
 
 
 def test_a_walltime_over_the_partitions_shows_as_the_reason(slurm: VirtualSlurm, layout: Layout) -> None:
-    jobs = jobs_for(slurm_provider(partition="short", walltime="01:00:00"), layout)
+    jobs = scheduler_for(slurm_provider(partition="short", walltime="01:00:00"), layout)
     block = submitted(jobs, NAME)  # sbatch takes it, and it pends for ever
     wait_for(lambda: (seen := look(jobs, block)) and seen.reason == "PartitionTimeLimit", "the reason", timeout_s=15)
 
 
 def test_walltime_ends_a_block_as_expired(slurm: VirtualSlurm, layout: Layout) -> None:
-    jobs = jobs_for(slurm_provider(), layout)
+    jobs = scheduler_for(slurm_provider(), layout)
     block = submitted(jobs, NAME)
     reaches(jobs, block, BlockPhase.RUNNING)
     assert block.job is not None
@@ -72,7 +73,7 @@ def test_walltime_ends_a_block_as_expired(slurm: VirtualSlurm, layout: Layout) -
 
 
 def test_a_failed_script_gives_its_exit_code_and_last_words(slurm: VirtualSlurm, layout: Layout) -> None:
-    jobs = jobs_for(slurm_provider(), layout)
+    jobs = scheduler_for(slurm_provider(), layout)
     early = submitted(jobs, "gw-node-00000001", "echo 'no such module' >&2\nexit 3")
     late = submitted(jobs, "gw-node-00000002", f"exec >>{block_log(layout, 'gw-node-00000002')}\necho no head; exit 73")
     shot = submitted(jobs, "gw-node-00000003", "kill -KILL $$")
@@ -88,7 +89,7 @@ def test_a_failed_script_gives_its_exit_code_and_last_words(slurm: VirtualSlurm,
 def test_a_node_that_goes_down_loses_its_block_and_slurm_does_not_start_it_again(
     slurm: VirtualSlurm, layout: Layout
 ) -> None:
-    jobs = jobs_for(slurm_provider(), layout)
+    jobs = scheduler_for(slurm_provider(), layout)
     block = submitted(jobs, NAME)
     node = reaches(jobs, block, BlockPhase.RUNNING).node
     slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
@@ -98,7 +99,7 @@ def test_a_node_that_goes_down_loses_its_block_and_slurm_does_not_start_it_again
 
 
 def test_a_preempted_block_is_lost_and_says_so(slurm: VirtualSlurm, layout: Layout) -> None:
-    jobs = jobs_for(slurm_provider(partition="low"), layout)
+    jobs = scheduler_for(slurm_provider(partition="low"), layout)
     block = submitted(jobs, NAME)
     reaches(jobs, block, BlockPhase.RUNNING)
     slurm.run("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 60")
@@ -106,7 +107,7 @@ def test_a_preempted_block_is_lost_and_says_so(slurm: VirtualSlurm, layout: Layo
 
 
 def test_fake_gpus_are_given_out(slurm: VirtualSlurm, layout: Layout) -> None:
-    jobs = jobs_for(slurm_provider(gpus_per_node=1), layout)
+    jobs = scheduler_for(slurm_provider(gpus_per_node=1), layout)
     blocks = [
         submitted(jobs, f"gw-node-0000000{n}", f"echo $CUDA_VISIBLE_DEVICES >{layout.state}/gpu{n}\n{ENDLESS}")
         for n in range(4)
@@ -132,7 +133,7 @@ def test_what_the_shell_has_of_slurms_variables_does_not_bend_a_submit(
     }
     for name, value in bent.items():
         monkeypatch.setenv(name, value)
-    jobs = jobs_for(slurm_provider(), layout)
+    jobs = scheduler_for(slurm_provider(), layout)
     seen = reaches(jobs, submitted(jobs, NAME), BlockPhase.RUNNING)
     assert seen.starts_at is not None
     assert seen.ends_at == seen.starts_at + 300
@@ -158,32 +159,33 @@ def test_a_refusal_is_in_sbatchs_own_words(
     slurm: VirtualSlurm, layout: Layout, options: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ServiceError, match=f"block {NAME} was refused by Slurm: sbatch: error: .*{said}"):
-        jobs_for(slurm_provider(**options), layout).submit(NAME, ENDLESS)
+        scheduler_for(slurm_provider(**options), layout).submit(NAME, ENDLESS)
 
 
 def test_a_job_is_found_by_name_by_a_provider_that_never_saw_it(slurm: VirtualSlurm, layout: Layout) -> None:
-    block = submitted(jobs_for(slurm_provider(), layout), NAME)
-    later = jobs_for(slurm_provider(), layout)
+    block = submitted(scheduler_for(slurm_provider(), layout), NAME)
+    later = scheduler_for(slurm_provider(), layout)
     assert later.find(NAME) == block.job
     assert later.find("gw-node-0000000") is None  # the beginning of a name is not the name
     reaches(later, block, BlockPhase.RUNNING)
     later.cancel(block, forced=False)
     reaches(later, block, BlockPhase.CANCELLED)
-    assert jobs_for(slurm_provider(), layout).find(NAME) == block.job  # over, and still the answer to "was it there?"
+    again = scheduler_for(slurm_provider(), layout)
+    assert again.find(NAME) == block.job  # over, and still the answer to "was it there?"
 
 
 def test_a_job_that_is_another_by_now_is_left_alone_and_ours_is_lost(slurm: VirtualSlurm, layout: Layout) -> None:
     now = 0.0
-    jobs = SlurmJobs(slurm_provider(), layout.block_scripts, layout, clock=lambda: now)
+    jobs = SlurmScheduler(slurm_provider(), layout.block_scripts, layout, clock=lambda: now)
     other = submitted(jobs, "gw-node-00000002")
     reaches(jobs, other, BlockPhase.RUNNING)
     assert other.job is not None
     ours = replace(other, name=NAME, job=Job(id=other.job.id, script=f"{layout.block_scripts}/{NAME}.1.2"))
     never = replace(other, name="gw-node-00000003", job=Job(id="999999"))
-    assert jobs.look([ours, never]) == {}  # absence is not an end
+    assert jobs.status([ours, never]) == {}  # absence is not an end
     jobs.cancel(ours, forced=True)
     now = GONE_AFTER_S + 1
-    seen = jobs.look([ours, never, other])
+    seen = jobs.status([ours, never, other])
     assert {name: found.phase for name, found in seen.items()} == {
         ours.name: BlockPhase.LOST,
         never.name: BlockPhase.LOST,
@@ -192,7 +194,7 @@ def test_a_job_that_is_another_by_now_is_left_alone_and_ours_is_lost(slurm: Virt
 
 
 def test_what_the_controller_forgot_accounting_knows(slurm: VirtualSlurm, layout: Layout) -> None:
-    jobs = jobs_for(slurm_provider(), layout)
+    jobs = scheduler_for(slurm_provider(), layout)
     block = submitted(jobs, NAME, "exit 3")
     reaches(jobs, block, BlockPhase.FAILED)
     assert block.job is not None
@@ -201,12 +203,12 @@ def test_what_the_controller_forgot_accounting_knows(slurm: VirtualSlurm, layout
     slurm.stop_controller()
     slurm.start_controller("-c")  # it begins with an empty memory
     assert job_id not in slurm.run("squeue", "-h", "-t", "all", "-o", "%A").split()
-    seen = reaches(jobs_for(slurm_provider(), layout), block, BlockPhase.FAILED)
+    seen = reaches(scheduler_for(slurm_provider(), layout), block, BlockPhase.FAILED)
     assert (seen.reason or "").startswith("its script left with exit code 3")
 
 
 def test_a_controller_that_is_away_is_silence_and_back_it_is_the_same_job(slurm: VirtualSlurm, layout: Layout) -> None:
-    jobs = jobs_for(slurm_provider(), layout)
+    jobs = scheduler_for(slurm_provider(), layout)
     pool = BlockPool(Ledger(layout.ledger), {"node": jobs}, {"node": 3})
     block = pool.submit(NAME, "node", ENDLESS, {})
     doubt = replace(block, name="gw-node-00000002", phase=BlockPhase.SUBMITTING, job=None)
@@ -214,7 +216,7 @@ def test_a_controller_that_is_away_is_silence_and_back_it_is_the_same_job(slurm:
     slurm.stop_controller()
     try:
         with ThreadPoolExecutor() as at_once:  # each waits as long as Slurm's commands do, 9 to 18 s
-            looked = at_once.submit(jobs.look, [block])
+            looked = at_once.submit(jobs.status, [block])
             found = at_once.submit(jobs.find, NAME)
             told = at_once.submit(jobs.cancel, replace(block, name="gw-node-00000009"), False)
             refused = at_once.submit(jobs.submit, "gw-node-00000003", ENDLESS)
@@ -224,7 +226,7 @@ def test_a_controller_that_is_away_is_silence_and_back_it_is_the_same_job(slurm:
             held = at_once.submit(later.refresh)
         assert looked.result() == {}
         assert told.result() is None
-        assert isinstance(found.exception(), SlurmSilent)
+        assert isinstance(found.exception(), SchedulerSilent)
         assert isinstance(refused.exception(), ServiceError)
         assert "Unable to contact slurm controller" in str(refused.exception())
         assert {kept.name: kept.phase for kept in held.result()} == {

@@ -16,12 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.blocks.host import Leaving, block_folder, block_log, block_script
+from gateway_plugin.blocks.host import Leaving, block_script
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool
-from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import Jobs, jobs_for
+from gateway_plugin.paths import Layout, block_folder, block_log
+from gateway_plugin.schedulers.base import Scheduler
+from gateway_plugin.schedulers.select import scheduler_for
 from gateway_plugin.site import NodeType
 from tests.support.clusters import wait_for
 from tests.support.ray_stand_in import RUNS, stand_in
@@ -38,7 +39,7 @@ class Running:
     """A block that runs, with one engine recorded on it."""
 
     layout: Layout
-    jobs: Jobs
+    jobs: Scheduler
     pool: BlockPool
     block: Block
     folder: Path
@@ -67,7 +68,7 @@ def start(slurm: VirtualSlurm, layout: Layout) -> Start:
         node_type = NodeType(name="node", provider=provider, cpus=1, engine_memory_gib=1)
         python = stand_in(layout.state, folder, ENGINE + RUNS)
         script = block_script(NAME, node_type, layout, "127.0.0.1:1", str(python), leaving=leaving)
-        jobs = jobs_for(provider, layout)
+        jobs = scheduler_for(provider, layout)
         pool = BlockPool(Ledger(layout.ledger), {"node": jobs}, {"node": 1}, marks=LeaveMarks(layout.leave_marks))
         block = pool.submit(NAME, "node", script, {})
         reaches(jobs, block, BlockPhase.RUNNING)
@@ -147,7 +148,7 @@ def test_it_leaves_before_an_end_that_was_changed_while_it_ran(slurm: VirtualSlu
 
 def test_a_job_that_slurm_gave_up_ends_though_nobody_can_tell_it(slurm: VirtualSlurm, start: Start) -> None:
     running = start(Leaving(walltime_s=300, look_every_s=1))
-    node = running.jobs.look([running.block])[NAME].node or ""
+    node = running.jobs.status([running.block])[NAME].node or ""
     os.kill(int(slurm.places.pid_file(f"slurmd.{node}").read_text()), signal.SIGKILL)
     try:
         slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")

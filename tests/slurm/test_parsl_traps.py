@@ -12,7 +12,7 @@ from parsl.jobs.states import JobState
 
 from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import jobs_for
+from gateway_plugin.schedulers.select import scheduler_for
 from tests.support.clusters import wait_for
 from tests.support.slurm.blocks import ENDLESS, look, reaches, slurm_provider, submitted
 from tests.support.slurm.configuration import Shape
@@ -40,7 +40,7 @@ def in_accounting(slurm: VirtualSlurm, job_id: str, state: str) -> None:
 
 def test_parsl_takes_a_job_that_accounting_does_not_know_yet_for_completed(slurm: VirtualSlurm, layout: Layout) -> None:
     provider = slurm_provider()
-    jobs = jobs_for(provider, layout)
+    jobs = scheduler_for(provider, layout)
     block = submitted(jobs, FIRST)
     assert block.job is not None
     (first,) = provider.status([block.job.id])
@@ -55,7 +55,7 @@ def test_parsl_takes_a_job_that_accounting_does_not_know_yet_for_completed(slurm
 
 def test_parsl_turns_a_failed_job_into_a_completed_one(slurm: VirtualSlurm, layout: Layout) -> None:
     provider = slurm_provider()
-    jobs = jobs_for(provider, layout)
+    jobs = scheduler_for(provider, layout)
     fails, runs = submitted(jobs, FIRST, "exit 3"), submitted(jobs, SECOND)
     assert fails.job is not None
     assert runs.job is not None
@@ -70,7 +70,7 @@ def test_parsl_turns_a_failed_job_into_a_completed_one(slurm: VirtualSlurm, layo
 
 def test_parsl_without_accounting_calls_every_end_completed(bare: VirtualSlurm, layout: Layout) -> None:
     provider = slurm_provider()
-    jobs = jobs_for(provider, layout)
+    jobs = scheduler_for(provider, layout)
     fails, told = submitted(jobs, FIRST, "exit 3"), submitted(jobs, SECOND)
     assert fails.job is not None
     assert told.job is not None
@@ -83,10 +83,10 @@ def test_parsl_without_accounting_calls_every_end_completed(bare: VirtualSlurm, 
 
 
 def test_parsl_knows_only_its_own_processes_jobs(slurm: VirtualSlurm, layout: Layout) -> None:
-    block = submitted(jobs_for(slurm_provider(), layout), FIRST)
+    block = submitted(scheduler_for(slurm_provider(), layout), FIRST)
     assert block.job is not None
     later = slurm_provider()
-    jobs = jobs_for(later, layout)
+    jobs = scheduler_for(later, layout)
     for verb in (later.status, later.cancel):
         with pytest.raises(KeyError):
             verb([block.job.id])
@@ -95,7 +95,7 @@ def test_parsl_knows_only_its_own_processes_jobs(slurm: VirtualSlurm, layout: La
 
 def test_parsl_never_says_why_a_job_waits(slurm: VirtualSlurm, layout: Layout) -> None:
     provider = slurm_provider(partition="short", walltime="01:00:00")
-    jobs = jobs_for(provider, layout)
+    jobs = scheduler_for(provider, layout)
     block = submitted(jobs, FIRST)
     assert block.job is not None
     in_accounting(slurm, block.job.id, "PENDING")
@@ -109,5 +109,5 @@ def test_parsl_does_not_submit_without_an_executors_script_folder(slurm: Virtual
     with pytest.raises(AssertionError, match="script_dir"):
         provider.submit(ENDLESS, 1, FIRST)
     assert provider.cmd_timeout == 10
-    submitted(jobs_for(provider, layout), FIRST)
+    submitted(scheduler_for(provider, layout), FIRST)
     assert provider.cmd_timeout == 30

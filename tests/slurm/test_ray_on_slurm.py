@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.blocks.host import block_folder
 from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.blocks.processes import block_processes
-from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.paths import Layout, block_folder, private_folder
 from gateway_plugin.site import load_site
-from tests.support.clusters import LocalCluster, free_port, wait_for
+from tests.support.clusters import LocalCluster, wait_for
+from tests.support.ports import free_port
 from tests.support.slurm.virtual import VirtualSlurm
 
 pytestmark = pytest.mark.slurm

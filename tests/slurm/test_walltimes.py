@@ -16,11 +16,10 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 WAIT_S = 90.0
 """How long a request may wait for its model."""
-GENERATIONS = 3
 
 
-def test_walltimes_end_under_load_and_no_request_fails(slurm_cluster: VirtualSlurm) -> None:
-    """Blocks of two minutes, one after the other: each is replaced, drained, and gone before Slurm ends it."""
+def test_a_walltime_ends_under_load_and_no_request_fails(slurm_cluster: VirtualSlurm) -> None:
+    """A block of two minutes is replaced, drained, and gone before Slurm ends it."""
     two_minutes = slurm_gateway(
         slurm_cluster, {"a": ()}, walltime="00:02:00", wait_s=WAIT_S, drain_before_end_s=30.0, leave_before_end_s=15.0
     )
@@ -28,14 +27,13 @@ def test_walltimes_end_under_load_and_no_request_fails(slurm_cluster: VirtualSlu
         submitted = ever_submitted(slurm_cluster)
         pinned(gateway, "a")
         with load(gateway, ("a",), clients=2) as account:
-            wait_for(lambda: len(ended_blocks(gateway)) >= GENERATIONS, GENERATIONS * 120, "blocks that left")
+            wait_for(lambda: ended_blocks(gateway), 180, "a block that left")
             left_at = time.monotonic()
-            wait_for(lambda: account.answers(since=left_at) >= 8, WAIT_S, "answers after them")
+            wait_for(lambda: account.answers(since=left_at) >= 8, WAIT_S, "answers after it")
         ended = ended_blocks(gateway)
         jobs = ever_submitted(slurm_cluster) - submitted
-    print(f"{len(ended)} generations: {account}")
     assert (account.failed, account.cut, account.refused) == ([], [], [])
-    assert len(jobs) == GENERATIONS + 1
+    assert len(jobs) == len(ended) + 1
     for block in ended:  # left by itself, or was given back when it was drained; Slurm never had to end one (EXPIRED)
         assert block.phase in (BlockPhase.COMPLETED, BlockPhase.CANCELLED), block
 

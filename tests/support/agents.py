@@ -27,6 +27,7 @@ from serve.agent.probe import client_context
 from serve.agent.records import EngineRecord
 from serve.core.effects import StartEngine, StopEngine
 from serve.core.events import EngineExited, NodeJoined, NodeLeaves
+from tests.support.clocks import SLACK
 
 T = TypeVar("T")
 
@@ -142,7 +143,7 @@ class AgentHost:
 
     def wait(self, kind: type[T], engine: str = "e1", timeout_s: float = 15.0) -> T:
         """Wait for an event of this kind about this engine; what is seen is kept. An unexpected exit fails at once."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s * SLACK
         while time.monotonic() < deadline:
             for event in self.seen:
                 if event.engine == engine and isinstance(event, kind):
@@ -151,7 +152,7 @@ class AgentHost:
                 if event.engine == engine and isinstance(event, EngineExited):
                     raise AssertionError(f"waited for {kind.__name__}, got {event}")
             self.poll(wait_s=min(1.0, max(0.0, deadline - time.monotonic())))
-        raise AssertionError(f"no {kind.__name__} of {engine} within {timeout_s} s; seen: {self.seen}")
+        raise AssertionError(f"no {kind.__name__} of {engine} within {timeout_s * SLACK} s; seen: {self.seen}")
 
     def crash(self) -> None:
         """The agent is gone from one moment to the next, and another is made on the same node."""
@@ -178,8 +179,8 @@ class AgentHost:
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    """Whether ``condition`` came true before the deadline."""
-    deadline = time.monotonic() + timeout_s
+    """Whether ``condition`` came true within ``SLACK`` times the deadline."""
+    deadline = time.monotonic() + timeout_s * SLACK
     while not condition():
         if time.monotonic() > deadline:
             return False

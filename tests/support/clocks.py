@@ -16,3 +16,8 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
     """Set the wall clock by ``step_s`` against the real one; the kernel's word for when it booted goes along."""
     monkeypatch.setattr(time, "time", lambda: _wall_clock() + step_s)
     monkeypatch.setattr(identity, "_boot_time_s", lambda: _boot_time() + step_s)
+
+
+SLACK = 3.0
+"""Deadlines of the tests are written for a machine of their own, and multiplied by this: two pytest workers share one,
+and a wait that ends sooner costs nothing."""

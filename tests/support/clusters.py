@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,8 @@ from gateway_plugin.blocks.pool import end_all
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.service import ray_head
 from gateway_plugin.site import Site, load_site
+from tests.support.clocks import SLACK
+from tests.support.ports import free_port
 
 _SITE = """
 from parsl.launchers import SimpleLauncher
@@ -56,19 +56,6 @@ site = Site(
 """
 
 
-def free_port() -> int:
-    """A port nobody listens on, below the range that the system gives to clients: free while a head is down, too."""
-    for _ in range(200):
-        port = random.randint(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port between 20000 and 32000")
-
-
 def write_local_site(
     path: Path,
     max_blocks: int = 1,
@@ -90,11 +77,11 @@ def write_local_site(
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0, pause_s: float = 0.1) -> Any:
-    """The first true value of ``condition``. Raises ``TimeoutError`` naming ``what``."""
-    until = time.monotonic() + timeout_s
+    """The first true value of ``condition``. Raises ``TimeoutError`` naming ``what`` after ``SLACK`` times the time."""
+    until = time.monotonic() + timeout_s * SLACK
     while not (value := condition()):
         if time.monotonic() > until:
-            raise TimeoutError(f"{what}: not within {timeout_s:.0f} s")
+            raise TimeoutError(f"{what}: not within {timeout_s * SLACK:.0f} s")
         time.sleep(pause_s)
     return value
 

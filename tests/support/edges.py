@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -33,6 +32,8 @@ from gateway_plugin.edge.socket_protocol import ask
 from gateway_plugin.paths import Layout, write_private
 from gateway_plugin.site import Limits, NodeType, Site
 from gateway_plugin.tls import ENGINE_NAME, make_authority
+from tests.support.clocks import SLACK
+from tests.support.ports import free_port
 from tests.support.raw_http import Connection, Exchange, Request, listen, tls_context
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,13 +52,6 @@ class NoProvider:
 
     def cancel(self) -> None:
         raise AssertionError("not for cancelling")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago, outside the range that the system hands out by itself where it can be."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def edge_site(
@@ -81,10 +75,10 @@ def edge_site(
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 10.0) -> None:
-    """Wait for ``condition``; fail with ``what`` when it does not come."""
-    deadline = time.monotonic() + within_s
+    """Wait for ``condition``; fail with ``what`` when it does not come within ``SLACK`` times the deadline."""
+    deadline = time.monotonic() + within_s * SLACK
     while not await condition():
-        assert time.monotonic() < deadline, f"{what}: not within {within_s} s"
+        assert time.monotonic() < deadline, f"{what}: not within {within_s * SLACK} s"
         await asyncio.sleep(0.02)
 
 

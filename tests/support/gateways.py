@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,6 +22,9 @@ import psutil
 import yaml
 
 from gateway_plugin.paths import Layout
+from tests.support import aftermath
+from tests.support.clocks import SLACK
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,21 +44,6 @@ site = Site(
     ),),
 )
 """
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, outside the ranges that Ray and the kernel hand out themselves."""
-    found: list[int] = []
-    port = 20000 + (os.getpid() * 37) % 10000
-    while len(found) < count:
-        port += 1
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found.append(port)
-    return found
 
 
 def fake_model(folder: Path, *options: str, memory_gib: float = 1.0, **entry: Any) -> dict[str, Any]:
@@ -173,14 +160,15 @@ def chat_body(model: str, prompt: str = "hello", **options: Any) -> dict[str, An
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str | Callable[[], str]) -> Any:
-    """Poll until ``condition`` is true; its value. Fails with ``what`` (or what it then says) after ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
+    """Poll until ``condition`` is true; its value. Fails with ``what`` (or what it then says) after ``SLACK`` times
+    ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s * SLACK
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:.0f} s: {what if isinstance(what, str) else what()}")
+            raise AssertionError(f"not within {timeout_s * SLACK:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)
 
 
@@ -229,6 +217,7 @@ def gateway_of(
     for name in ("GATEWAY_URL", "GATEWAY_API_KEY", "RAY_ADDRESS"):
         own.pop(name, None)
     made = Gateway(folder, Layout(folder / "state"), site, catalog, own)
+    aftermath.running.append(made)
     try:
         if start:
             made.up()
@@ -237,11 +226,13 @@ def gateway_of(
         left = made.processes()
         assert not left, f"'gateway down' left {[(p.pid, p.cmdline()[:6]) for p in left]}"
         assert not list(made.layout.run.glob("*.sock")), "'gateway down' left sockets"
-    except BaseException:
+    except Exception as error:
+        error.add_note(aftermath.state_of(made))
         if os.environ.get("GATEWAY_TEST_KEEP"):
             print(f"kept: {folder}")
         raise
     finally:
+        aftermath.running.remove(made)
         for process in made.processes():
             try:
                 process.send_signal(signal.SIGKILL)

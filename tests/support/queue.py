@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import Seen
+from gateway_plugin.schedulers.base import JobStatus
 
 
 @dataclass
@@ -68,7 +68,7 @@ class QueueProvider:
 
 
 class QueueJobs:
-    """``Jobs`` over a ``QueueProvider``: what the provider forgot, the queue still knows."""
+    """A ``schedulers.base.Scheduler`` over a ``QueueProvider``: what the provider forgot, the queue still knows."""
 
     in_doubt_s = 30.0
 
@@ -81,12 +81,12 @@ class QueueJobs:
         except ValueError as error:
             raise ServiceError(f"block {name}: {error}") from None
 
-    def look(self, blocks: Sequence[Block]) -> Mapping[str, Seen]:
+    def status(self, blocks: Sequence[Block]) -> Mapping[str, JobStatus]:
         if self.provider.scheduler.silent:
             return {}
         jobs = self.provider.scheduler.jobs
         return {
-            block.name: Seen(jobs[block.job.id][1])
+            block.name: JobStatus(jobs[block.job.id][1])
             for block in blocks
             if block.job is not None and block.job.id in jobs
         }

@@ -184,6 +184,7 @@ def test_tasks_of_a_process_share_one_client_of_an_endpoint_from_the_first_on(mo
     made[0].close()
 
 
+@pytest.mark.process
 @pytest.mark.integration
 def test_worker_processes_find_the_gateway_and_bring_errors_back(
     gateway: type[Echo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,10 +25,9 @@ WALL_CLOCK = {
     "gateway_plugin.clock": "converts it",
     "gateway_plugin.processes": "processes in records of earlier versions",
     "gateway_plugin.schedulers.local": "the older of two processes, looked at together",
-    "gateway_plugin.schedulers.pbs": "against the ledger's times",
     "gateway_plugin.blocks.pool": "what the ledger keeps",
     "gateway_plugin.blocks.stop_files": "for people",
-    "gateway_plugin.schedulers.slurm": "against the ledger's times",
+    "gateway_plugin.schedulers.queue": "against the ledger's times",
     "gateway_plugin.globus.endpoint.endpoints": "against a file's",
     "gateway_plugin.globus.function": "against files'",
     "gateway_plugin.globus.client.sending": "numbers that rise",
@@ -264,6 +263,7 @@ def test_nobody_takes_rays_serve_for_ours() -> None:
     assert found == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", LIGHT)
 def test_the_client_side_imports_without_the_heavy_packages(module: str) -> None:
     blocked = ("ray", "vllm", "torch", "parsl", "transformers", "numpy", "starlette", "cryptography", "psutil")
@@ -292,3 +292,14 @@ def test_nothing_names_the_machine_it_was_written_on() -> None:
                 f"{path}" for word in ("/home/", "/work/main", "/root/") if word in path.read_text(encoding="utf-8")
             ]
     assert found == []
+
+
+def test_no_module_of_the_plugin_imports_in_a_circle() -> None:
+    # imports inside functions count, too: they only postpone it
+    graph: dict[str, set[str]] = {}
+    for name, tree in sources("gateway_plugin"):
+        ours = {module for module, _ in imports(tree) if within(module, ("gateway_plugin",)) and exists(module)}
+        graph[name] = {m for m in ours if ROOT.joinpath(*m.split(".")).with_suffix(".py").is_file()}
+    while ready := {name for name, needs in graph.items() if not needs & graph.keys()}:
+        graph = {name: needs for name, needs in graph.items() if name not in ready}
+    assert {name: sorted(needs & graph.keys()) for name, needs in graph.items()} == {}

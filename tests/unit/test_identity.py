@@ -140,6 +140,7 @@ def test_another_users_process_is_not_ours(machine: Machine, monkeypatch: pytest
     assert alive(found(7))
 
 
+@pytest.mark.process
 def test_an_age_does_not_change_with_the_clock(child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     known = found(child.pid)
     assert 0.0 <= age_s(known) < 30

@@ -39,6 +39,7 @@ WITHOUT = missing()
 needs_bubblewrap = pytest.mark.skipif(bool(WITHOUT), reason=f"no bubblewrap: {WITHOUT}")
 
 
+@pytest.mark.process
 @needs_bubblewrap
 def test_before_the_first_up_no_missing_file_is_taken_for_a_missing_bubblewrap(tmp_path: Path) -> None:
     state = tmp_path / "state"
@@ -97,6 +98,7 @@ def test_every_mount_that_leads_to_a_folder_is_known(path: str, others: tuple[st
     assert aliases(Path(path), MOUNTS) == tuple(Path(other) for other in others)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount")
 def test_a_second_way_to_the_state_folder_is_closed_too(layout: Layout, tmp_path: Path) -> None:
     (layout.state / "admin.key").write_text("sesame")
@@ -150,6 +152,7 @@ def test_weights_and_caches_below_the_state_folder_are_put_back(layout: Layout) 
     assert not {str(layout.tls), str(layout.edge), str(layout.node)} & set(words)
 
 
+@pytest.mark.process
 def test_where_it_is_not_there_it_says_so(layout: Layout) -> None:
     assert "no-such-program" in find_isolation(layout, "no-such-program").reason
     assert find_isolation(layout, "false").reason
@@ -190,6 +193,7 @@ def wrappers(layout: Layout) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.process
 @needs_bubblewrap
 def test_an_engine_finds_no_secret_and_answers_all_the_same(layout: Layout) -> None:
     secrets = put_secrets(layout)
@@ -212,6 +216,7 @@ def test_an_engine_finds_no_secret_and_answers_all_the_same(layout: Layout) -> N
     assert wrappers(layout) == []
 
 
+@pytest.mark.process
 @needs_bubblewrap
 def test_without_it_the_engine_sees_them(layout: Layout) -> None:
     """What the test above would show if nothing were isolated."""
@@ -225,6 +230,7 @@ def test_without_it_the_engine_sees_them(layout: Layout) -> None:
         host.close()
 
 
+@pytest.mark.process
 def test_a_site_that_wants_it_starts_no_engine_without(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -248,6 +254,7 @@ def test_a_site_that_wants_it_starts_no_engine_without(
             host.close()
 
 
+@pytest.mark.process
 @needs_bubblewrap
 def test_the_recorded_process_is_the_engine_and_leads_its_session(layout: Layout) -> None:
     host = AgentHost(layout)
@@ -275,6 +282,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.process
 @needs_bubblewrap
 @pytest.mark.parametrize("end", ["stop", "kill", "leave"])
 def test_it_outlives_an_agent_killed_with_9_and_ends_as_any_other(layout: Layout, end: str) -> None:
@@ -307,6 +315,7 @@ def test_it_outlives_an_agent_killed_with_9_and_ends_as_any_other(layout: Layout
         host.close()
 
 
+@pytest.mark.process
 @needs_bubblewrap
 def test_its_wrapper_killed_or_stopped_harms_nothing(layout: Layout) -> None:
     host = AgentHost(layout)
@@ -329,6 +338,7 @@ def test_its_wrapper_killed_or_stopped_harms_nothing(layout: Layout) -> None:
         host.close()
 
 
+@pytest.mark.process
 @needs_bubblewrap
 def test_its_stop_is_as_patient_as_without(layout: Layout) -> None:
     """SIGTERM, then time, then SIGKILL: the wrapper's end is not taken for the leader's."""
@@ -344,6 +354,7 @@ def test_its_stop_is_as_patient_as_without(layout: Layout) -> None:
         host.close()
 
 
+@pytest.mark.process
 @needs_bubblewrap
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 def test_an_unprivileged_owner_can_still_look_after_it(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_a_client_s_machine_need_not_be_a_linux(tmp_path: Path, monkeypatch: pyt
     ownership._unmapped_owner.cache_clear()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bubblewrap to make a user namespace with")
 def test_a_container_is_known_by_its_user_namespace() -> None:
     program = "from gateway_plugin.ownership import _unmapped_owner; print(_unmapped_owner())"

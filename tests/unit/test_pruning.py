@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from gateway_plugin.blocks.node_provider import prune_blocks
 from gateway_plugin.log_retention import prune, surplus
 from gateway_plugin.paths import Layout
@@ -36,6 +38,7 @@ def test_all_files_of_an_owner_go_together_by_its_newest(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["late.log", "late.log.1"]
 
 
+@pytest.mark.process
 async def test_an_engines_log_stays_while_the_engine_or_a_child_of_it_lives(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.engine_logs.mkdir(parents=True)
@@ -79,6 +82,7 @@ def test_blocks_logs_and_job_files_go_together_and_those_that_hold_a_place_stay(
     )
 
 
+@pytest.mark.process
 def test_a_file_that_cannot_be_removed_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "folder.log").mkdir()
     prune(tmp_path.iterdir(), lambda path: path.name, (), keep=0)

@@ -22,9 +22,11 @@ from gateway_plugin.blocks.host import block_script
 from gateway_plugin.blocks.rehearsal import rehearsed
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import jobs_for
+from gateway_plugin.schedulers.select import scheduler_for
 from gateway_plugin.site import NodeType, Site, load_site
 from tests.support.queue import QueueProvider, Scheduler
+
+pytestmark = pytest.mark.process
 
 SITES = sorted(module.name for module in pkgutil.iter_modules(parsl_configs.__path__))
 HEAD = "10.0.0.1:6390"
@@ -118,7 +120,7 @@ def test_the_rehearsal_is_what_parsl_submits(tmp_path: Path, monkeypatch: pytest
     assert provider.resources == {}
     assert provider.script_dir is None
     layout.make()
-    assert jobs_for(provider, layout).submit("gw-gpu-0", "echo $FOO '${BAR}'\n").id == "17"
+    assert scheduler_for(provider, layout).submit("gw-gpu-0", "echo $FOO '${BAR}'\n").id == "17"
     submitted = next(path for path in layout.block_scripts.iterdir())
     assert "--no-requeue" in job.text
 

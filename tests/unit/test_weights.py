@@ -19,6 +19,8 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
 from gateway_plugin.weights import MARKER, RECIPES, Progress, is_prepared, prepare, resolve, split_revision
 
+pytestmark = pytest.mark.process
+
 SMOL, MINI = RECIPES
 
 

@@ -25,7 +25,7 @@ from serve.core.transitions import answer_all, begin_stop, drain_node, lose
 
 def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     """(1) engines of models that are gone or changed are let go, behind drained routes; (2) waiters of gone ones are
-    told; (3) their slots, failures and wishes are forgotten; (4) pins follow the catalog where it says something new.
+    refused; (3) their slots, failures and demand are dropped; (4) pins follow the catalog where it changed.
     """
     before = tx.models
     after = {model.name: model for model in event.models}
@@ -67,7 +67,7 @@ def load_asked(tx: Transaction, event: LoadAsked) -> None:
 
 
 def unload_asked(tx: Transaction, event: UnloadAsked) -> None:
-    """Waiters are refused, pin and wish forgotten, every engine let go; a new request loads it afresh."""
+    """Waiters are refused, pin and demand dropped, every engine drained and stopped; a new request loads it again."""
     name = tx.names.get(event.model)
     if name is None:
         return
@@ -87,7 +87,7 @@ def unload_asked(tx: Transaction, event: UnloadAsked) -> None:
 
 
 def gateway_closes(tx: Transaction, event: GatewayCloses) -> None:
-    """Every waiter is told so, and no wish of one that left outlives it: no block is asked for any more."""
+    """Every waiter is refused and all demand dropped: no further block is asked for."""
     for model in sorted(tx.queues.rows):
         answer_all(tx, model, GoingDown())
     for model in tuple(tx.requested_until.rows):
@@ -101,14 +101,14 @@ def pin_changed(tx: Transaction, event: PinChanged) -> None:
 
 
 def retry_asked(tx: Transaction, event: NodeTypeRetryAsked) -> None:
-    """``gateway blocks retry``: what its blocks did until now is forgiven."""
+    """``gateway blocks retry``: the failures of its blocks until now do not count."""
     tx.reset_at.put(event.type, tx.now)
     tx.backoffs.drop(event.type)
     tx.agent_failures.drop(event.type)
 
 
 def storage_seen(tx: Transaction, event: StorageSeen) -> None:
-    """What is in force goes on and can be changed; whoever waits is told, as it may be why."""
+    """Serving goes on; waiters are shown the reason, as it may be why they wait."""
     tx.storage = event.backoff
 
 
@@ -123,9 +123,9 @@ def block_cancel_asked(tx: Transaction, event: BlockCancelAsked) -> None:
     """Its job is being ended; here the node goes, so that nothing more is sent there and Ray asks for no other.
 
     (1) its node joined: its routes close and its agent is killed, and its engines with it, whatever is in flight;
-    (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one that nobody has
-    needed for longest goes, else the youngest (one that has not reported after a restart is no pending one);
-    (3) neither, or told before: nothing.
+    (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one unneeded
+    for longest goes, else the youngest (one that has not reported after a restart is no pending one);
+    (3) neither, or cancelled before: nothing.
     """
     node = next((node for node in tx.nodes.rows.values() if node.block == event.block), None)
     block = tx.blocks.get(event.block)

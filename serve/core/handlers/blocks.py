@@ -22,7 +22,7 @@ def blocks_seen(tx: Transaction, event: BlocksSeen) -> None:
 
 
 def node_leaves(tx: Transaction, event: NodeLeaves) -> None:
-    """Its block was told to end; the last word on how long it stays counts."""
+    """Its block is about to end; the latest notice counts."""
     node = tx.nodes.rows.get(event.node)
     if node is not None:
         know_block(tx, replace(node, notice_until=event.until))

@@ -13,7 +13,7 @@ from serve.core.transitions import begin_stop, begin_stop_all, forget, know_bloc
 
 def node_joined(tx: Transaction, event: NodeJoined) -> None:
     """An agent says what it has: (1) an unknown node without engines was given back before it came: it ends, and its
-    fresh block is for who waits for one;
+    fresh block is left to the next agent;
     (2) engines of ours that it does not have are gone; (3) those it has are compared; (4) those unknown are adopted."""
     node = tx.nodes.rows.get(event.node)
     if node is None:

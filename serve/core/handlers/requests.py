@@ -1,4 +1,4 @@
-"""Requests: who waits for what, deadlines, and what the ingress reports of requests that killed engines."""
+"""Requests: waiters, deadlines, and what the ingress reports of requests that killed engines."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def go_at_once(fleet: Fleet, event: Acquire, now: float) -> tuple[Fleet, tuple[E
 def acquire(tx: Transaction, event: Acquire) -> None:
     """One request for a model that does not serve (``go_at_once`` saw to those that do).
 
-    (1) it waits already; (2) unknown model (before the catalog is known: wait and see); (3) it was told to go and the
-    edge had no usable server; (4) larger than anything here, or than anything that can be had for a while; (5) its
+    (1) it waits already; (2) unknown model (before the catalog is known: it waits); (3) it was let go and the
+    edge had no usable server; (4) no node, present or available soon, could hold the model; (5) its
     loads failed too often and the back-off is not over; (6) too many wait; (7) it does not wait: it hears at once how
     things stand, and nothing is done for it; (8) wait.
     """
@@ -74,9 +74,8 @@ def waiter_left(tx: Transaction, event: WaiterLeft) -> None:
 def answer_overdue(tx: Transaction) -> None:
     """Refuse waiters whose deadline has passed, with the state of their model.
 
-    Who hears when to come back shall find what was asked for: a model that waits for a block stays wanted until a while
-    after that, or the block would lose its place in a queue that is longer than anybody waits. (Of those who do not
-    wait at all one at a time is believed.)
+    If the model waits for a block, its demand is kept until shortly after Retry-After; otherwise the pending job
+    would be cancelled and lose its queue position. (For clients that do not wait at all, one model at a time.)
     """
     for model in [model for model, until in tx.requested_until.rows.items() if tx.now >= until]:
         tx.requested_until.drop(model)

@@ -1,4 +1,4 @@
-"""Kinds of nodes that cannot be had: what the ledger says of their blocks, when they are asked for again.
+"""Back-off of node types whose blocks fail: read off the ledger.
 
 Everything is read off the ledger afresh, so that a controller that was restarted knows it too. This is the one place
 that decides when a kind is asked for again; ``gateway_plugin.blocks.pool`` only keeps a floor below it.
@@ -18,7 +18,7 @@ _DIED = frozenset({BlockPhase.FAILED, BlockPhase.LOST})
 
 
 def review_backoffs(tx: Transaction) -> None:
-    """What troubles each kind; the one that lasts longest, where there are several.
+    """The back-off of each node type; of several the one that lasts longest.
 
     (1) a block pends for a reason that never clears: not asked for during ``node_type_retry_s``, unless one starts;
     (2) ``early_deaths_max`` blocks in a row died early: not asked for during ``node_type_retry_s`` after the last one;

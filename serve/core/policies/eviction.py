@@ -13,8 +13,8 @@ from serve.core.transaction import Transaction
 
 
 def evictable(tx: Transaction, engine: Engine) -> bool:
-    """Wanted by nobody (pins are wants), on a node that can be told to stop it; idle or stalled and resident for long
-    enough, or a load that all who waited for it have left."""
+    """No demand for its model (a pin is demand), on nodes that take commands; idle or stalled and resident for long
+    enough, or a load whose waiters have all left."""
     if engine.in_flight and engine.stalled_since is None:
         return False  # the quick way past a busy engine
     if tx.wanted(engine.model):

@@ -9,7 +9,7 @@ from serve.core.transitions import begin_stop
 
 
 def hand_over(tx: Transaction) -> tuple[str, ...]:
-    """Models that need a second engine because the node of theirs ends; the most lately used first.
+    """Models that need a second engine because the node of theirs ends; the most recently used first.
 
     Of every engine on a node that is ending or leaves because it ends:
     (1) another engine of its model serves on a node that stays: drain it;

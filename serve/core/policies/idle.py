@@ -50,8 +50,8 @@ def review(tx: Transaction) -> None:
                 tx.set_engine(engine, unwanted_since=now)
 
 
-def forgive(tx: Transaction) -> None:
-    """A model whose engine stayed up for ``crash_window_s`` is no longer one that crashes."""
+def clear_crashes(tx: Transaction) -> None:
+    """The crash count of a model is cleared once an engine of it has stayed up for ``crash_window_s``."""
     for model, failure in list(tx.failures.rows.items()):
         if failure.after_ready and any(
             engine.state is EngineState.READY and tx.now >= ready_at(engine) + tx.policy.crash_window_s

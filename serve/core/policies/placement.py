@@ -2,7 +2,7 @@
 
 ``now`` is what is free on a node; ``later`` adds what drains or stops there. A model that waits for room to be freed
 takes what it needs off both: off ``later`` all of it, off ``now`` as much as is there. One that comes after it starts
-where it fits into what is left: so room goes to the one that waits longest, and nobody evicts twice for the same room.
+where it fits into what is left: so room goes to the longest waiter, and no room is freed twice.
 On a GPU nothing starts while another engine loads or stops there (``serve.core.room``).
 """
 
@@ -24,7 +24,7 @@ from serve.core.transitions import begin_stop, can_cancel_drain, cancel_drain
 
 
 def wanted_order(tx: Transaction) -> list[str]:
-    """Models that are wanted: those with waiters by their oldest, then pins and wishes, at last those that no client
+    """Models that are wanted: those with waiters by their oldest, then other demand, last those that no client
     waits for; ties by name."""
     oldest = {model: tx.attended(model) for model in tx.queues.rows}
     queued = sorted((waiter.since, model) for model, waiter in oldest.items() if waiter is not None)
@@ -54,7 +54,7 @@ class _Plan:
     def __init__(self, tx: Transaction) -> None:
         self.tx = tx
         self.delta: dict[str, Room] = {}
-        """Node -> what is being freed there less what is promised."""
+        """Node -> what is being freed there less what is reserved."""
         self.held: dict[str, Room] = {}
         """Node -> free room that is kept for models that wait for more to be freed there."""
         self.in_use = slots_in_use(tx)
@@ -205,7 +205,7 @@ def place_wanted(tx: Transaction, handed_over: tuple[str, ...] = ()) -> tuple[st
 
     (1) it has as many engines, ready or loading, as it should (those to be handed over do not count): nothing to do;
     (2) its last load failed and its back-off is not over: not now;
-    (3) its own engine drains, and nobody who waits longer needs that room: take it back;
+    (3) its own engine drains, and no model that waits longer needs that room: cancel the drain;
     (4) no slot at the edge: wait for one, and free one if none is being freed;
     (5) it fits into free room, the tightest fit: start;
     (6) it fits into free room on GPUs where something loads or stops: wait for that; into room that is being freed:
@@ -290,7 +290,7 @@ def _no_less(need: Need, other: Need) -> bool:
 
 
 def _spared(plan: _Plan, engine: Engine, served: bool) -> bool:
-    """Whether the room that ``engine`` is giving up is still there for itself, after those who wait longer. One whose
+    """Whether the room that ``engine`` is giving up is still there for itself, after models that wait longer. One whose
     node ends will do where nothing else serves."""
     for part in engine.parts:
         node = plan.tx.nodes.rows[part.node]
@@ -308,7 +308,7 @@ def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: 
     model = tx.models[name]
     label = re.sub(r"[^A-Za-z0-9.]+", "-", name)[:40]
     engine = Engine(
-        id=f"{label}-{tx.epoch}-{serial}",
+        id=tx.name(label, serial),
         model=name,
         parts=(Part(node.id, gpus, model.memory_mib),),
         state=EngineState.LOADING,

@@ -23,7 +23,7 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], Ma
     """Ask for nodes. ``unplaced``: wanted models without room, in order. Returns the pending nodes without a use, and
     how many nodes of each type there are above its ``min_nodes``.
 
-    (1) a node that leaves and is empty goes, and a pending one of a kind that cannot be had;
+    (1) a node that leaves and is empty goes, and a pending one of a type that backs off;
     (2) a pending node that could hold the model is on its way: it is credited;
     (3) the model has not waited for ``growth_after_s``, and a node here could hold it when something ends: not yet;
     (4) the smallest kind that could hold it, is below ``max_nodes`` and may be asked for: ask for one (for a model that
@@ -70,7 +70,7 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], Ma
 
 
 def _ask(tx: Transaction, kind: NodeTypeSpec, *counts: Counter[str]) -> str:
-    node = Node(f"{kind.name}-{tx.epoch}-{tx.next_serial()}", kind.name, NodePhase.PENDING, since=tx.now)
+    node = Node(tx.name(kind.name, tx.next_serial()), kind.name, NodePhase.PENDING, since=tx.now)
     tx.nodes.put(node.id, node)
     for many in counts:
         many[kind.name] += 1

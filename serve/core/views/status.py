@@ -16,7 +16,7 @@ def model_view(
 ) -> dict[str, Any]:
     """One model, as ``GET /v1/models`` lists it: OpenAI's keys, then ours. ``detail``: for administrators.
 
-    What an engine said last may hold paths, hosts, and what others asked: users are told how it ended.
+    An engine's last words may contain paths, hosts and other users' prompts: users are shown only how it ended.
     """
     model = fleet.models[name]
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(name, ())]
@@ -122,13 +122,13 @@ def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
                 "max": kind.max_nodes,
                 "reason": oldest.reason if oldest is not None else None,
                 "starts_in_s": _until(starts_at, now),
-                **_trouble(fleet, kind.name, now),
+                **_backoff(fleet, kind.name, now),
             }
         )
     return rows
 
 
-def _trouble(fleet: Fleet, kind: str, now: float) -> dict[str, Any]:
+def _backoff(fleet: Fleet, kind: str, now: float) -> dict[str, Any]:
     backoff, failure = fleet.backoffs.get(kind), fleet.agent_failures.get(kind)
     if backoff is not None:
         return {"trouble": describe(kind, backoff), "retry_in_s": _until(backoff.retry_at, now)}

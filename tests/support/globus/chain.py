@@ -24,9 +24,9 @@ from typing import Any
 
 from gateway_plugin.globus.endpoint import venv as environment
 from gateway_plugin.paths import write_private
-from tests.support.gateways import free_ports
 from tests.support.globus import broker
 from tests.support.globus.account import Account, account, end, reachable_python
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "gateway"

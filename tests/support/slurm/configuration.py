@@ -110,7 +110,7 @@ def slurm_conf(shape: Shape, places: Places) -> str:
         "SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0",
         *("PreemptType=preempt/partition_prio", "PreemptMode=CANCEL"),
         "GresTypes=gpu",
-        *("KillWait=30", "UnkillableStepTimeout=60", "MinJobAge=300", "SlurmdTimeout=30", "InactiveLimit=0"),
+        *("KillWait=30", "UnkillableStepTimeout=60", "MinJobAge=300", "SlurmdTimeout=15", "InactiveLimit=0"),
         "MessageTimeout=10",
         *_accounting(shape, places),
         *(_node(shape, places, number) for number in range(1, shape.nodes + 1)),

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.clusters import free_port, wait_for
+from tests.support.clusters import wait_for
+from tests.support.ports import free_port
 from tests.support.slurm import network
 from tests.support.slurm.configuration import (
     DATABASE_SQL,

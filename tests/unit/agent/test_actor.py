@@ -25,6 +25,8 @@ from serve.core.events import EngineExited, EngineListening, EngineReady, NodeLe
 from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
 from tests.support.clocks import set_clock
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:

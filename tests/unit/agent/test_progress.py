@@ -146,6 +146,7 @@ class Callers:
         return self.outcomes
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", [("--metrics",), ("--metrics", "--wedge-metrics"), ()])
 def test_a_wedged_engine_is_ended_and_says_so_before(host: AgentHost, options: tuple[str, ...]) -> None:
     host.start(fake_model("tiny", "generate", "--ignore-sigterm", *options, hang_after="2s"))
@@ -182,6 +183,7 @@ def keep_telling(host: AgentHost, stop: threading.Event) -> None:
         host.call(host.agent.still({"e1": 2, "another": 1}))
 
 
+@pytest.mark.process
 def test_a_slow_engine_that_makes_progress_is_left_alone(host: AgentHost) -> None:
     host.start(fake_model("tiny", "generate", "--metrics", "--token-rate", "2", hang_after="1s"))
     callers = Callers(host, host.wait(EngineReady).address)
@@ -191,6 +193,7 @@ def test_a_slow_engine_that_makes_progress_is_left_alone(host: AgentHost) -> Non
     assert not any(isinstance(event, EngineExited) for event in host.seen)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", [("--metrics",), ()])
 def test_one_request_that_takes_long_is_no_hang_where_others_are_answered(
     host: AgentHost, options: tuple[str, ...]
@@ -209,6 +212,7 @@ def test_one_request_that_takes_long_is_no_hang_where_others_are_answered(
     assert not any(isinstance(event, EngineExited | EngineStalled) for event in host.seen)
 
 
+@pytest.mark.process
 def test_an_engine_is_not_asked_anything_while_it_has_nothing_to_do(host: AgentHost) -> None:
     seen = host.layout.state / "seen.jsonl"
     model = fake_model("tiny", "generate", "--record", str(seen), hang_after="1s", isolated=False)
@@ -220,6 +224,7 @@ def test_an_engine_is_not_asked_anything_while_it_has_nothing_to_do(host: AgentH
     assert paths.count("/metrics") == 1, "it has none, and is not asked again"
 
 
+@pytest.mark.process
 def test_with_hang_after_0_nothing_is_ended(host: AgentHost) -> None:
     host.start(fake_model("tiny", "generate", "--metrics", hang_after=0))
     callers = Callers(host, host.wait(EngineReady).address)
@@ -232,6 +237,7 @@ def test_with_hang_after_0_nothing_is_ended(host: AgentHost) -> None:
     callers.join()
 
 
+@pytest.mark.process
 def test_an_adopted_engine_is_watched_too(host: AgentHost) -> None:
     host.start(fake_model("tiny", "generate", "--metrics", "--ignore-sigterm", hang_after="1s"))
     host.wait(EngineReady)

@@ -83,6 +83,7 @@ def test_a_garbled_record_of_nothing_that_lives_is_removed(layout: Layout) -> No
     assert [path.stem for path in layout.engine_records.iterdir()] == ["e1"]
 
 
+@pytest.mark.process
 def test_the_engine_of_a_garbled_record_is_ended_by_its_own_block(layout: Layout) -> None:
     (layout.engine_records / "e1.json").write_text("{")
     with (layout.engine_logs / "e1.log").open("wb") as log:
@@ -114,6 +115,7 @@ def marked(process: subprocess.Popen[bytes]) -> Mark:
     return found
 
 
+@pytest.mark.process
 def test_a_record_names_its_process(layout: Layout, process: subprocess.Popen[bytes]) -> None:
     known = marked(process)
     written = dataclasses.replace(record(pid=known.pid, started=known.started), ticks=known.ticks, boot=known.boot)
@@ -123,6 +125,7 @@ def test_a_record_names_its_process(layout: Layout, process: subprocess.Popen[by
     assert alive(found.mark)
 
 
+@pytest.mark.process
 def test_a_record_of_an_earlier_version_is_read(layout: Layout, process: subprocess.Popen[bytes]) -> None:
     """It has a start by the wall clock alone: what it names is adopted or ended all the same."""
     written = dataclasses.asdict(record(pid=process.pid, started=psutil.Process(process.pid).create_time() + 1.5))
@@ -134,6 +137,7 @@ def test_a_record_of_an_earlier_version_is_read(layout: Layout, process: subproc
     assert records.group_members(found.mark) == (process.pid,)
 
 
+@pytest.mark.process
 def test_a_record_that_cannot_be_completed_stays_as_it_was(
     layout: Layout, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -146,6 +150,7 @@ def test_a_record_that_cannot_be_completed_stays_as_it_was(
     assert "No space left" in caplog.text
 
 
+@pytest.mark.process
 def test_a_dead_leader_has_no_group(process: subprocess.Popen[bytes]) -> None:
     known = marked(process)
     process.kill()
@@ -154,6 +159,7 @@ def test_a_dead_leader_has_no_group(process: subprocess.Popen[bytes]) -> None:
     assert records.group_members(known) == ()
 
 
+@pytest.mark.process
 def test_a_group_outlives_its_leader() -> None:
     leader = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE)
     assert leader.stdout is not None
@@ -169,6 +175,7 @@ def test_a_group_outlives_its_leader() -> None:
         leader.stdout.close()
 
 
+@pytest.mark.process
 def test_a_stranger_with_the_leaders_pid_has_no_group_of_ours(process: subprocess.Popen[bytes]) -> None:
     known = marked(process)
     assert records.group_members(dataclasses.replace(known, ticks=known.ticks - 1)) == ()

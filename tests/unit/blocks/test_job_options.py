@@ -10,6 +10,8 @@ from parsl.providers import PBSProProvider, SlurmProvider
 
 from gateway_plugin.schedulers.job_options import pbs_refusal, slurm_asked, slurm_refusal
 
+pytestmark = pytest.mark.process
+
 
 def slurm(options: str = "", **more: Any) -> SlurmProvider:
     return SlurmProvider(launcher=SimpleLauncher(), scheduler_options=options, **more)

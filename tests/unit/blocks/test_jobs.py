@@ -13,7 +13,8 @@ from parsl.providers import GridEngineProvider
 from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import ASK_EVERY_S, Pace, jobs_for
+from gateway_plugin.schedulers.base import ASK_EVERY_S, PollLimiter
+from gateway_plugin.schedulers.select import scheduler_for
 from tests.support.queue import QueueJobs, QueueProvider, Scheduler
 
 
@@ -33,37 +34,40 @@ def raises(error: Exception) -> Callable[[Layout], Any]:
 
 
 def test_a_provider_may_bring_its_own(tmp_path: Path) -> None:
-    assert isinstance(jobs_for(QueueProvider(Scheduler()), Layout(tmp_path)), QueueJobs)
+    assert isinstance(scheduler_for(QueueProvider(Scheduler()), Layout(tmp_path)), QueueJobs)
 
 
 @pytest.mark.parametrize(
     ("bring", "said"),
     [
         (raises(KeyError("QUEUE")), "OwnProvider.gateway_jobs: KeyError: 'QUEUE'"),
-        (lambda layout: None, "OwnProvider.gateway_jobs gave NoneType without submit, look, find, cancel, in_doubt_s"),
-        (lambda layout: SimpleNamespace(submit=1, look=1, find=1, cancel=1), "without in_doubt_s; expected what"),
+        (
+            lambda layout: None,
+            "gateway_jobs gave NoneType without submit, status, find, cancel, in_doubt_s",
+        ),
+        (lambda layout: SimpleNamespace(submit=1, status=1, find=1, cancel=1), "without in_doubt_s; expected a "),
     ],
 )
 def test_a_mistake_in_it_is_one_line(tmp_path: Path, bring: Callable[[Layout], Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        jobs_for(OwnProvider(bring), Layout(tmp_path))
+        scheduler_for(OwnProvider(bring), Layout(tmp_path))
     assert said in caught.value.message
     assert "\n" not in caught.value.message
 
 
 def test_its_own_error_says_enough(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="the queue is closed"):
-        jobs_for(OwnProvider(raises(ServiceError("the queue is closed"))), Layout(tmp_path))
+        scheduler_for(OwnProvider(raises(ServiceError("the queue is closed"))), Layout(tmp_path))
 
 
 def test_a_provider_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="GridEngineProvider: blocks of this Parsl provider cannot be found again"):
-        jobs_for(GridEngineProvider(), Layout(tmp_path))
+        scheduler_for(GridEngineProvider(), Layout(tmp_path))
 
 
 def test_a_queue_is_asked_rarely_of_jobs_that_are_as_they_were() -> None:
     passed_s = 0.0
-    pace = Pace(lambda: passed_s)
+    pace = PollLimiter(lambda: passed_s)
     old = Block("gw-a-1", "a", BlockPhase.RUNNING, asked_at=0.0)
     looks = []
     for passed_s in range(0, 61, 2):  # as the monitor does
@@ -73,12 +77,12 @@ def test_a_queue_is_asked_rarely_of_jobs_that_are_as_they_were() -> None:
 
 @pytest.mark.parametrize(("phase", "asked_at"), [(BlockPhase.CANCELLING, 0.0), (BlockPhase.PENDING, 1e6 - 5)])
 def test_a_queue_is_asked_at_once_of_jobs_with_which_something_is_under_way(phase: BlockPhase, asked_at: float) -> None:
-    pace = Pace(lambda: 7.0)
+    pace = PollLimiter(lambda: 7.0)
     blocks = [Block("gw-a-1", "a", BlockPhase.RUNNING, asked_at=0.0), Block("gw-a-2", "a", phase, asked_at=asked_at)]
     assert [pace.due(blocks, 1e6) for _ in range(3)] == [True] * 3
 
 
 def test_a_queue_is_not_asked_all_the_time_because_the_clock_was_set_back() -> None:
-    pace = Pace(lambda: 50.0)
+    pace = PollLimiter(lambda: 50.0)
     blocks = [Block("gw-a-1", "a", BlockPhase.RUNNING, asked_at=1e6)]
     assert [pace.due(blocks, 1e6 - 3600) for _ in range(3)] == [True, False, False]

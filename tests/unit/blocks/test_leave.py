@@ -20,6 +20,8 @@ from gateway_plugin.blocks.processes import BLOCK_MARK, carries_mark, end, same_
 from gateway_plugin.processes import Mark, mark
 from tests.support.clocks import set_clock
 
+pytestmark = pytest.mark.process
+
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(300)"
 FAMILY = f"""
 import subprocess, sys, time

@@ -16,7 +16,8 @@ from gateway_plugin.blocks.ledger import BlockPhase, Ledger
 from gateway_plugin.blocks.node_provider import ParslNodeProvider
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.base import jobs_for, walltime_s
+from gateway_plugin.schedulers.base import walltime_s
+from gateway_plugin.schedulers.select import scheduler_for
 from tests.support.queue import Scheduler
 
 SITE = """
@@ -97,6 +98,7 @@ def test_tags_are_kept_in_the_ledger(config: dict[str, str]) -> None:
     assert provider.non_terminated_nodes({"color": "red"}) == ["head"]
 
 
+@pytest.mark.process
 def test_the_walltime_of_a_job_is_what_its_provider_asks_for() -> None:
     launcher = SimpleLauncher()
     assert walltime_s(SlurmProvider(launcher=launcher, walltime="02:30:00")) == 9000
@@ -105,6 +107,7 @@ def test_the_walltime_of_a_job_is_what_its_provider_asks_for() -> None:
     assert walltime_s(object()) is None
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("walltime", "example"),
     [("2h", "02:00:00"), ("2-00:00:00", "48:00:00"), ("1-12", "36:00:00"), ("30:00", "02:00:00"),
@@ -117,13 +120,14 @@ def test_a_walltime_that_parsl_would_stumble_over_is_refused_where_jobs_are_aske
     provider = SlurmProvider(launcher=SimpleLauncher(), walltime=walltime)
     words = re.escape(f"SlurmProvider: walltime={walltime!r}: expected hours, minutes and seconds")
     with pytest.raises(ConfigError, match=f"{words}.*'{example}'"):
-        jobs_for(provider, Layout(tmp_path))
+        scheduler_for(provider, Layout(tmp_path))
 
 
+@pytest.mark.process
 def test_less_than_a_minute_which_slurm_would_take_for_no_limit_at_all_is_refused(tmp_path: Path) -> None:
     provider = SlurmProvider(launcher=SimpleLauncher(), walltime="00:00:30")
     with pytest.raises(ConfigError, match=r"walltime='00:00:30': .* expected a minute or more"):
-        jobs_for(provider, Layout(tmp_path))
+        scheduler_for(provider, Layout(tmp_path))
 
 
 def test_what_hinders_a_block_before_there_is_a_job_is_in_the_ledger_and_backs_off(

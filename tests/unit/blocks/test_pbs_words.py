@@ -10,6 +10,7 @@ from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.blocks.node_provider import block_name
 from gateway_plugin.schedulers import pbs_cli as words
 from gateway_plugin.schedulers.pbs_cli import Row
+from gateway_plugin.schedulers.queue import number_of
 
 ANSWER = r"""{
     "timestamp":1656687007,
@@ -100,13 +101,13 @@ def test_an_answer_with_an_environment_that_is_no_json() -> None:
     ],
 )
 def test_what_a_state_means(row: Row, phase: BlockPhase, reason: str | None) -> None:
-    seen = words.seen_in(row)
+    seen = words.status_in(row)
     assert seen is not None
     assert (seen.phase, seen.reason) == (phase, reason)
 
 
 def test_of_a_state_that_nobody_knows_nothing_is_said() -> None:
-    assert words.seen_in(Row("1", "b", "M")) is None
+    assert words.status_in(Row("1", "b", "M")) is None
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_only_what_pbs_says_it_does_not_know_is_unknown() -> None:
 
 def test_what_is_a_job_s_id() -> None:
     assert words.job_ids(["", "Welcome to 2026.", "123.pbs-01.anl.gov", "77"]) == ("123.pbs-01.anl.gov", "77")
-    assert words.number_of("123.pbs-01.anl.gov") == "123"
+    assert number_of("123.pbs-01.anl.gov") == "123"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, CANCEL_HOLD_S, BlockPool, after_look, after_search, retry_at
 from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.schedulers.base import Seen
+from gateway_plugin.schedulers.base import JobStatus
 from tests.support.queue import QueueJobs, QueueProvider, Scheduler
 
 NAME = "gw-a-1"
@@ -25,7 +25,7 @@ phases = st.sampled_from(BlockPhase)
 @given(phases, phases.filter(lambda p: p is not BlockPhase.SUBMITTING))
 def test_the_first_end_stays(before: BlockPhase, seen: BlockPhase) -> None:
     block = replace(BLOCK, phase=before)
-    after = after_look(block, Seen(seen), now=5.0)
+    after = after_look(block, JobStatus(seen), now=5.0)
     if before.ended:
         assert after == block
     elif before is BlockPhase.CANCELLING:
@@ -186,34 +186,40 @@ def test_a_block_in_doubt_that_cannot_be_looked_for_hides_no_other_and_is_not_gi
 
 
 def test_where_and_until_when_a_block_runs_is_kept() -> None:
-    pending = after_look(BLOCK, Seen(BlockPhase.PENDING, "Resources", starts_at=70.0), now=5.0)
+    pending = after_look(BLOCK, JobStatus(BlockPhase.PENDING, "Resources", starts_at=70.0), now=5.0)
     assert (pending.reason, pending.node, pending.starts_at, pending.ends_at) == ("Resources", None, 70.0, None)
-    running = after_look(pending, Seen(BlockPhase.RUNNING, None, "n1", 60.0, 360.0), now=65.0)
+    running = after_look(pending, JobStatus(BlockPhase.RUNNING, None, "n1", 60.0, 360.0), now=65.0)
     assert (running.reason, running.node, running.starts_at, running.ends_at) == (None, "n1", 60.0, 360.0)
-    ended = after_look(running, Seen(BlockPhase.EXPIRED, "its walltime ended", "n1", 60.0, 361.0), now=400.0)
+    ended = after_look(running, JobStatus(BlockPhase.EXPIRED, "its walltime ended", "n1", 60.0, 361.0), now=400.0)
     assert (ended.node, ended.starts_at, ended.ended_at) == ("n1", 60.0, 400.0)
 
 
+def test_a_block_carries_the_flag_of_a_pending_reason_that_never_clears() -> None:
+    stuck = after_look(BLOCK, JobStatus(BlockPhase.PENDING, "PartitionTimeLimit", never_clears=True), now=5.0)
+    assert stuck.never_clears
+    assert not after_look(stuck, JobStatus(BlockPhase.PENDING, "Priority"), now=9.0).never_clears
+
+
 def test_what_was_expected_of_a_job_that_never_ran_is_not_taken_for_its_start() -> None:
-    pending = after_look(BLOCK, Seen(BlockPhase.PENDING, "Priority", starts_at=9e5), now=5.0)
+    pending = after_look(BLOCK, JobStatus(BlockPhase.PENDING, "Priority", starts_at=9e5), now=5.0)
     told = pending.told_to_end()
     assert (told.phase, told.starts_at) == (BlockPhase.CANCELLING, None)
     # squeue calls the moment of a cancellation the start of a job that never had a node
-    cancelled = after_look(told, Seen(BlockPhase.CANCELLED, "cancelled", starts_at=9.0), now=10.0)
+    cancelled = after_look(told, JobStatus(BlockPhase.CANCELLED, "cancelled", starts_at=9.0), now=10.0)
     assert (cancelled.phase, cancelled.starts_at) == (BlockPhase.CANCELLED, None)
-    by_others = after_look(pending, Seen(BlockPhase.CANCELLED, "by user 7", starts_at=9.0), now=10.0)
+    by_others = after_look(pending, JobStatus(BlockPhase.CANCELLED, "by user 7", starts_at=9.0), now=10.0)
     assert (by_others.phase, by_others.starts_at) == (BlockPhase.CANCELLED, None)
-    lost = after_look(pending, Seen(BlockPhase.LOST), now=10.0)
+    lost = after_look(pending, JobStatus(BlockPhase.LOST), now=10.0)
     assert (lost.phase, lost.starts_at) == (BlockPhase.LOST, None)
 
 
 def test_a_job_that_ran_keeps_its_start_however_it_ended() -> None:
-    running = after_look(BLOCK, Seen(BlockPhase.RUNNING, None, "n1", 60.0, 360.0), now=65.0)
-    ended = after_look(running.told_to_end(), Seen(BlockPhase.CANCELLED, "cancelled"), now=70.0)
+    running = after_look(BLOCK, JobStatus(BlockPhase.RUNNING, None, "n1", 60.0, 360.0), now=65.0)
+    ended = after_look(running.told_to_end(), JobStatus(BlockPhase.CANCELLED, "cancelled"), now=70.0)
     assert (ended.node, ended.starts_at) == ("n1", 60.0)
-    pending = after_look(BLOCK, Seen(BlockPhase.PENDING, "Priority", starts_at=9e5), now=5.0)
+    pending = after_look(BLOCK, JobStatus(BlockPhase.PENDING, "Priority", starts_at=9e5), now=5.0)
     for block in (pending, pending.told_to_end()):  # it started after the last look
-        ended = after_look(block, Seen(BlockPhase.FAILED, "exit code 1", "n1", 60.0), now=70.0)
+        ended = after_look(block, JobStatus(BlockPhase.FAILED, "exit code 1", "n1", 60.0), now=70.0)
         assert (ended.node, ended.starts_at) == ("n1", 60.0)
 
 
@@ -221,14 +227,14 @@ def test_a_block_that_is_told_to_end_in_the_queue_forgets_its_expected_start(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     story.pool.submit(NAME, "a", "", {})
-    estimate = Seen(BlockPhase.PENDING, "Priority", starts_at=story.now + 432000)
+    estimate = JobStatus(BlockPhase.PENDING, "Priority", starts_at=story.now + 432000)
 
-    def look(jobs: QueueJobs, blocks: Sequence[Block]) -> dict[str, Seen]:
+    def status(jobs: QueueJobs, blocks: Sequence[Block]) -> dict[str, JobStatus]:
         if story.pool.find(NAME) == blocks[0] and blocks[0].starts_at is not None:
             story.pool.cancel([NAME])  # while it is being looked at
         return {NAME: replace(estimate, starts_at=story.now + 500000)} if blocks[0].starts_at else {NAME: estimate}
 
-    monkeypatch.setattr(QueueJobs, "look", look)
+    monkeypatch.setattr(QueueJobs, "status", status)
     (block,) = story.pool.refresh()
     assert (block.phase, block.starts_at) == (BlockPhase.PENDING, estimate.starts_at)
     (block,) = story.pool.refresh()
@@ -355,7 +361,7 @@ STEPS = pytest.mark.parametrize("step_s", [3.0, 3600.0, -3600.0])
 def test_a_block_that_does_not_end_is_pressed_in_time_though_the_clock_is_set(story: Story, step_s: float) -> None:
     story.pool.submit(NAME, "a", "", {})
     told: list[bool] = []
-    jobs = story.pool._jobs["a"]
+    jobs = story.pool._schedulers["a"]
     jobs.cancel = lambda block, forced: told.append(forced)  # type: ignore[method-assign]  # it does not end
     story.pool.cancel([NAME])
     story.set_by = step_s

@@ -8,8 +8,8 @@ import yaml
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from gateway_plugin.blocks.cluster_yaml import NODE_IDLE_S, cluster_yaml
-from gateway_plugin.blocks.host import block_folder, block_script
-from gateway_plugin.paths import Layout
+from gateway_plugin.blocks.host import block_script
+from gateway_plugin.paths import Layout, block_folder
 from gateway_plugin.site import NodeType, Site
 from tests.support.queue import QueueProvider, Scheduler
 
@@ -25,12 +25,14 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / 'it\'s "my" $HOME `state`')
 
 
+@pytest.mark.process
 def test_it_is_valid_bash_whatever_the_paths_hold(tmp_path: Path) -> None:
     script = block_script(NAME, node_type(), layout(tmp_path), "10.0.0.1:6390", "/opt/my env/bin/python", "/opt/my env")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert "mein haus" not in script
 
 
+@pytest.mark.process
 def test_values_reach_the_job_as_they_are(tmp_path: Path) -> None:
     place = layout(tmp_path)
     script = block_script(NAME, node_type(worker_init="export SITE=1"), place, "10.0.0.1:6390")

@@ -13,13 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.blocks.host import TOLD_TO_END, Leaving, block_folder, block_log, block_script
+from gateway_plugin.blocks.host import TOLD_TO_END, Leaving, block_script
 from gateway_plugin.blocks.marks import LeaveMarks
-from gateway_plugin.paths import Layout
+from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
 from tests.support.ray_stand_in import RUNS, STARTS, stand_in
+
+pytestmark = pytest.mark.process
 
 NAME = "gw-a-0123abcd"
 

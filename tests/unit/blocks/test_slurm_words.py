@@ -12,8 +12,10 @@ from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
 from gateway_plugin.schedulers import slurm_cli as words
-from gateway_plugin.schedulers.base import Seen, jobs_for
-from gateway_plugin.schedulers.slurm import SlurmJobs
+from gateway_plugin.schedulers.base import JobStatus
+from gateway_plugin.schedulers.queue import belongs_to
+from gateway_plugin.schedulers.select import scheduler_for
+from gateway_plugin.schedulers.slurm import SlurmScheduler
 
 QUEUE = """\
 CLUSTER: virtual
@@ -33,20 +35,22 @@ ACCOUNTING = """\
 
 def test_a_queue_is_read() -> None:
     waits, never, runs = words.parse_queue(QUEUE)
-    assert words.seen_in(waits) == Seen(BlockPhase.PENDING, "Resources", starts_at=1795367657.0)
-    assert words.seen_in(never) == Seen(BlockPhase.PENDING, "PartitionTimeLimit")
-    assert words.seen_in(runs) == Seen(BlockPhase.RUNNING, None, "n1", 1795367557.0, 1795368157.0)
+    assert words.status_in(waits) == JobStatus(BlockPhase.PENDING, "Resources", starts_at=1795367657.0)
+    assert words.status_in(never) == JobStatus(BlockPhase.PENDING, "PartitionTimeLimit", never_clears=True)
+    assert words.status_in(runs) == JobStatus(BlockPhase.RUNNING, None, "n1", 1795367557.0, 1795368157.0)
     assert runs.name == "somebody's | job"
 
 
 def test_a_record_and_accounting_are_read() -> None:
     row = words.parse_record(RECORD)
     assert row is not None
-    seen = words.seen_in(row)
-    assert seen == Seen(BlockPhase.FAILED, "its script left with exit code 3 on n2", "n2", 1795367557.0, 1795367559.0)
+    seen = words.status_in(row)
+    assert seen == JobStatus(
+        BlockPhase.FAILED, "its script left with exit code 3 on n2", "n2", 1795367557.0, 1795367559.0
+    )
     assert words.parse_record("slurm_load_jobs error: Invalid job id specified") is None
-    cancelled, failed = (words.seen_in(row) for row in words.parse_accounting(ACCOUNTING))
-    assert cancelled == Seen(BlockPhase.CANCELLED, "cancelled (by user 1000)", ends_at=1795367559.0)
+    cancelled, failed = (words.status_in(row) for row in words.parse_accounting(ACCOUNTING))
+    assert cancelled == JobStatus(BlockPhase.CANCELLED, "cancelled (by user 1000)", ends_at=1795367559.0)
     assert failed is not None
     assert (failed.phase, failed.reason) == (BlockPhase.LOST, "its node failed on n2")
 
@@ -75,7 +79,7 @@ def test_accounting_may_have_lost_a_short_jobs_name() -> None:
     ],
 )
 def test_every_state_means_something(state: str, phase: BlockPhase) -> None:
-    seen = words.seen_in(words.Row("1", "gw-a-1.2.3", state, reason="None of ours", node="n1"))
+    seen = words.status_in(words.Row("1", "gw-a-1.2.3", state, reason="None of ours", node="n1"))
     assert seen is not None
     assert seen.phase is phase
     assert seen.reason is not None or phase is BlockPhase.COMPLETED
@@ -83,22 +87,23 @@ def test_every_state_means_something(state: str, phase: BlockPhase) -> None:
 
 def test_a_job_that_slurm_holds_says_why() -> None:
     held = words.Row("1", "gw-a-1.2.3", "REQUEUE_HOLD", reason="launch failed requeued held")
-    assert words.seen_in(held) == Seen(BlockPhase.PENDING, "launch failed requeued held")
-    assert words.seen_in(words.Row("1", "gw-a-1.2.3", "REQUEUE_HOLD")) == Seen(BlockPhase.PENDING, "requeue_hold")
+    assert words.status_in(held) == JobStatus(BlockPhase.PENDING, "launch failed requeued held", never_clears=True)
+    bare = words.status_in(words.Row("1", "gw-a-1.2.3", "REQUEUE_HOLD"))
+    assert bare == JobStatus(BlockPhase.PENDING, "requeue_hold", never_clears=True)
 
 
 def test_of_a_state_that_slurm_has_not_got_yet_nothing_can_be_said() -> None:
-    assert words.seen_in(words.Row("1", "gw-a-1.2.3", "TELEPORTED")) is None
+    assert words.status_in(words.Row("1", "gw-a-1.2.3", "TELEPORTED")) is None
 
 
 def test_why_a_cancelled_job_had_been_waiting_is_not_why_it_was_cancelled() -> None:
-    seen = words.seen_in(words.Row("1", "gw-a-1.2.3", "CANCELLED", reason="Priority"))
-    assert seen == Seen(BlockPhase.CANCELLED, "cancelled")
+    seen = words.status_in(words.Row("1", "gw-a-1.2.3", "CANCELLED", reason="Priority"))
+    assert seen == JobStatus(BlockPhase.CANCELLED, "cancelled")
 
 
 def test_a_script_ended_by_a_signal_says_so() -> None:
-    seen = words.seen_in(words.Row("1", "gw-a-1.2.3", "FAILED", node="n1", exit_code="0:9"))
-    assert seen == Seen(BlockPhase.FAILED, "its script was ended by signal 9 on n1", "n1")
+    seen = words.status_in(words.Row("1", "gw-a-1.2.3", "FAILED", node="n1", exit_code="0:9"))
+    assert seen == JobStatus(BlockPhase.FAILED, "its script was ended by signal 9 on n1", "n1")
 
 
 def test_the_users_environment_does_not_bend_an_answer() -> None:
@@ -115,8 +120,8 @@ def test_commands() -> None:
 
 
 def test_a_blocks_name_is_never_the_beginning_of_anothers() -> None:
-    assert words.belongs_to("gw-gpu-0a1b2c3d.1790000.5", "gw-gpu-0a1b2c3d")
-    assert not words.belongs_to("gw-gpu-0a1b2c3d.1790000.5", "gw-gpu-0a1b2c3")
+    assert belongs_to("gw-gpu-0a1b2c3d.1790000.5", "gw-gpu-0a1b2c3d")
+    assert not belongs_to("gw-gpu-0a1b2c3d.1790000.5", "gw-gpu-0a1b2c3")
 
 
 @pytest.mark.parametrize(
@@ -143,27 +148,31 @@ def layout(tmp_path: Path) -> Layout:
     return layout
 
 
+@pytest.mark.process
 def test_a_provider_is_made_fit_for_blocks_once(layout: Layout) -> None:
     provider = SlurmProvider(launcher=SimpleLauncher())
     for _ in range(2):  # asked for by pool, down and status, of the same site
-        assert isinstance(jobs_for(provider, layout), SlurmJobs)
+        assert isinstance(scheduler_for(provider, layout), SlurmScheduler)
     assert provider.scheduler_options.count("--no-requeue") == 1
     assert provider.cmd_timeout == 30
     assert provider.script_dir == str(layout.block_scripts)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("option", ["--job-name=mine", "-J mine", "--array=1-3", "-M other", "-N 4"])
 def test_an_option_that_would_hide_the_job_is_refused(layout: Layout, option: str) -> None:
     provider = SlurmProvider(launcher=SimpleLauncher(), scheduler_options=f"#SBATCH --mail-type=END\n#SBATCH {option}")
     with pytest.raises(ConfigError, match=option.split("=")[0].split(" ")[0]):
-        jobs_for(provider, layout)
+        scheduler_for(provider, layout)
 
 
+@pytest.mark.process
 def test_a_launcher_that_runs_the_script_in_its_own_way_is_refused(layout: Layout) -> None:
     with pytest.raises(ConfigError, match="SrunLauncher"):
-        jobs_for(SlurmProvider(launcher=SrunLauncher()), layout)
+        scheduler_for(SlurmProvider(launcher=SrunLauncher()), layout)
 
 
+@pytest.mark.process
 def test_a_state_folder_that_parsl_would_not_quote_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="quote"):
-        jobs_for(SlurmProvider(launcher=SimpleLauncher()), Layout(tmp_path / "my state"))
+        scheduler_for(SlurmProvider(launcher=SimpleLauncher()), Layout(tmp_path / "my state"))

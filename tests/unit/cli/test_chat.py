@@ -60,6 +60,7 @@ def chat(state: Path, *arguments: str) -> Result:
     )
 
 
+@pytest.mark.process
 def test_an_answer_is_printed(tmp_path: Path) -> None:
     done = chat(tmp_path, "a word")
     assert (done.exit_code, done.stdout) == (0, "word\n")

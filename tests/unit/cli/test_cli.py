@@ -151,6 +151,7 @@ def test_an_endpoint_without_a_function_is_said_and_nothing_is_asked(
     assert "endpoint id" in gateway(tmp_path, "chat", "m", "hello", "--endpoint", "my-endpoint").stderr
 
 
+@pytest.mark.process
 def test_doctor_fails_on_a_wrong_catalog(tmp_path: Path) -> None:
     catalog = tmp_path / "models.yaml"
     catalog.write_text("models: {m: {}}")
@@ -159,6 +160,7 @@ def test_doctor_fails_on_a_wrong_catalog(tmp_path: Path) -> None:
     assert next(c["name"] for c in json.loads(done.stdout) if c["verdict"] == "fail") == "catalog"
 
 
+@pytest.mark.process
 def test_the_client_commands_need_no_ray() -> None:
     code = (
         "import sys; sys.modules['ray'] = sys.modules['parsl'] = sys.modules['psutil'] = None\n"
@@ -172,6 +174,7 @@ def test_the_client_commands_need_no_ray() -> None:
     assert "gateway up" in done.stderr
 
 
+@pytest.mark.process
 def test_a_provider_that_cannot_work_is_2_and_in_one_line(tmp_path: Path) -> None:
     place = tmp_path / "queue.py"
     place.write_text(
@@ -193,9 +196,14 @@ def test_a_provider_that_cannot_work_is_2_and_in_one_line(tmp_path: Path) -> Non
     assert "provider of q" in [c["name"] for c in json.loads(doctor.stdout) if c["verdict"] == "fail"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("prefix", "name", "says"),
-    [(["nohup"], "SIGHUP", "lives"), ([], "SIGHUP", "interrupted"), (["nohup"], "SIGTERM", "interrupted")],
+    [
+        (["nohup"], "SIGHUP", "lives"),
+        (["env", "--default-signal=HUP"], "SIGHUP", "interrupted"),
+        (["nohup"], "SIGTERM", "interrupted"),
+    ],
 )
 def test_a_closed_terminal_interrupts_up_unless_it_runs_under_nohup(prefix: list[str], name: str, says: str) -> None:
     code = (

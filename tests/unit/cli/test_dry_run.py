@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 
 from gateway_plugin.cli.main import cli
 
+pytestmark = pytest.mark.process
+
 SITE = """
 import os
 from parsl.launchers import SimpleLauncher

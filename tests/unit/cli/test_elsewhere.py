@@ -91,6 +91,7 @@ def test_down_minds_that_other_commands_ask_another(tmp_path: Path) -> None:
     assert "GATEWAY_URL" not in gateway(tmp_path / "state", "down").stderr
 
 
+@pytest.mark.process
 def test_doctor_says_that_it_is_not_about_the_gateway_elsewhere(tmp_path: Path) -> None:
     found = {c["name"]: c for c in json.loads(gateway(tmp_path / "s", "doctor", "--json", url=ELSEWHERE).stdout)}
     assert found["GATEWAY_URL"]["verdict"] == "warn"
@@ -192,6 +193,7 @@ def test_nobody_there_is_told_without_sending_anybody_to_gateway_up(tmp_path: Pa
 
 
 # --- a newcomer's first words ---
+@pytest.mark.process
 def test_without_a_catalog_up_and_doctor_say_how_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = gateway(tmp_path / "s", "up")
@@ -203,6 +205,7 @@ def test_without_a_catalog_up_and_doctor_say_how_to_name_one(tmp_path: Path, mon
     assert (found["verdict"], "--models FILE" in found["found"]) == ("warn", True)
 
 
+@pytest.mark.process
 def test_doctor_reads_the_catalog_that_up_would_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models.yaml").write_text("models: {ear: {source: openai/whisper-small, memory_gib: 1}}")

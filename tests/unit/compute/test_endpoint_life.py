@@ -66,6 +66,7 @@ def pid_file(layout: Layout) -> Path:
 
 
 # --- two machines, one state folder ---
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["start", "restart", "stop", "delete"])
 def test_what_another_machine_runs_is_left_alone(layout: Layout, command: str) -> None:
     configured(layout, Mark(1, 1.0), "login-elsewhere")
@@ -88,6 +89,7 @@ def test_status_does_not_call_it_stopped(layout: Layout) -> None:
     assert "login-elsewhere" in found.note
 
 
+@pytest.mark.process
 def test_a_machine_that_is_gone_for_good_is_forgotten(layout: Layout, sleeper: Mark) -> None:
     records = configured(layout, sleeper, "login-elsewhere")
     pid_file(layout).touch()
@@ -98,6 +100,7 @@ def test_a_machine_that_is_gone_for_good_is_forgotten(layout: Layout, sleeper: M
 
 
 # --- start and stop here ---
+@pytest.mark.process
 def test_two_starts_at_once_make_one_process(layout: Layout) -> None:
     fake_sdk.make(layout.state.parent)
     globus = layout.state / "endpoints/globus"
@@ -120,6 +123,7 @@ def test_two_starts_at_once_make_one_process(layout: Layout) -> None:
     assert not pid_file(layout).exists()
 
 
+@pytest.mark.process
 def test_one_that_was_killed_here_starts_again(layout: Layout) -> None:
     fake_sdk.make(layout.state.parent)
     (layout.state / "endpoints/globus/token").touch()
@@ -163,6 +167,7 @@ def test_a_damaged_record_is_named_before_anything_is_made(layout: Layout) -> No
         endpoints.start("gateway", lambda *_: None)
 
 
+@pytest.mark.process
 def test_the_environment_is_not_made_anew_under_a_running_endpoint(layout: Layout, sleeper: Mark) -> None:
     options, place = Options(url="https://a:1"), layout.state / "endpoints"
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
@@ -292,6 +297,7 @@ def test_stop_removes_what_was_kept_and_restart_leaves_it(layout: Layout) -> Non
     assert not kept.exists()
 
 
+@pytest.mark.process
 def test_an_endpoint_recorded_by_an_earlier_version_is_known(layout: Layout, sleeper: Mark) -> None:
     records = configured(layout, sleeper, HERE)
     path = layout.state / "endpoints/gateway.endpoint"

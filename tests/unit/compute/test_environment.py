@@ -65,6 +65,7 @@ def test_every_package_of_the_list_has_a_hash() -> None:
     assert [name for name, _, hashes in entries if not hashes] == []
 
 
+@pytest.mark.process
 def test_what_lies_in_the_working_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``python -m venv`` alone takes a ``venv`` of the working folder for the library's."""
     (tmp_path / "venv").mkdir()

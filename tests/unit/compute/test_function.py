@@ -132,6 +132,7 @@ def error_of(answer: dict[str, Any]) -> str:
     return str(answer["error"]["code"])
 
 
+@pytest.mark.process
 def test_in_a_bare_interpreter(site: dict[str, Any]) -> None:
     program = (
         "import json, sys; space = {}; exec(sys.argv[1], space);print(json.dumps(space['infer'](json.load(sys.stdin))))"

@@ -435,6 +435,7 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.process
 def test_the_client_needs_the_sdk_and_nothing_else() -> None:
     absent = "'ray', 'vllm', 'torch', 'parsl', 'openai', 'httpx', 'click', 'yaml', 'serve', 'psutil'"
     ended = _python(
@@ -443,6 +444,7 @@ def test_the_client_needs_the_sdk_and_nothing_else() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.process
 def test_without_the_sdk_the_extra_is_named() -> None:
     program = _WITHOUT.format(absent="'globus_compute_sdk', 'globus_sdk'") + (
         "from gateway_plugin.errors import ConfigError\n"
@@ -478,6 +480,7 @@ def _on_a_terminal(program: str) -> str:
     return shown.decode()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("progress", [True, None])
 def test_a_bar_on_a_terminal_counts_answers(progress: bool | None) -> None:
     shown = _on_a_terminal(_BAR.format(progress=progress))
@@ -486,6 +489,7 @@ def test_a_bar_on_a_terminal_counts_answers(progress: bool | None) -> None:
     assert "tasks of" in shown
 
 
+@pytest.mark.process
 def test_no_bar_where_none_is_wanted_or_there_is_no_terminal() -> None:
     assert _on_a_terminal(_BAR.format(progress=False)) == ""
     ended = _python(_BAR.format(progress=None))
@@ -501,6 +505,7 @@ print("end of the program")
 """
 
 
+@pytest.mark.process
 def test_a_program_that_forgets_to_close_still_ends() -> None:
     began = time.monotonic()
     ended = _python(_LEFT_OPEN)

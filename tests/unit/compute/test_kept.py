@@ -78,6 +78,7 @@ def test_of_mapped_users_nothing_is_counted() -> None:
     assert kept.tasks_done("gateway-plugin/gw-1234") is None
 
 
+@pytest.mark.process
 @needs_root
 def test_mapped_users_are_those_whose_workers_read_the_endpoints_site_file(home: Path) -> None:
     site = {function.SITE_VARIABLE: str(home / "gw.site.json")}
@@ -91,6 +92,7 @@ def test_mapped_users_are_those_whose_workers_read_the_endpoints_site_file(home:
     assert kept.users_of(home / "gw.site.json") == ()
 
 
+@pytest.mark.process
 @needs_root
 def test_a_mapped_users_are_removed_as_that_user(home: Path, venv: Path) -> None:
     folder = answers_in(home / f".local/state/gateway-plugin/gw-1-{MAPPED}", MAPPED)
@@ -101,6 +103,7 @@ def test_a_mapped_users_are_removed_as_that_user(home: Path, venv: Path) -> None
     assert (folder / function.ROOM).stat().st_uid == MAPPED
 
 
+@pytest.mark.process
 @needs_root
 def test_a_mapped_user_cannot_have_root_remove_what_is_anothers(home: Path, venv: Path, place: Path) -> None:
     """By a home that leads elsewhere: the commands are root's, what they remove is the user's alone."""
@@ -112,6 +115,7 @@ def test_a_mapped_user_cannot_have_root_remove_what_is_anothers(home: Path, venv
     assert (others / NAME).exists()
 
 
+@pytest.mark.process
 @needs_root
 def test_a_user_whose_answers_are_left_is_named(home: Path, venv: Path) -> None:
     (venv / "bin/python").unlink()

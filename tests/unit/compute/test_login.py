@@ -15,6 +15,8 @@ from gateway_plugin.processes import mark
 from tests.support.globus import fake_sdk
 from tests.support.terminal import Terminal
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[Path]:

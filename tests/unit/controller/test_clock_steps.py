@@ -20,9 +20,12 @@ from gateway_plugin.state_file import Copies
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller import deployment
 from serve.controller.deployment import Controller
+from serve.core.events import Requester
 from serve.core.policy import NodeTypeSpec, Policy
 from tests.support.agents import KEY, QUICK, fake_model, private_layout
 from tests.support.clocks import set_clock
+
+pytestmark = pytest.mark.process
 
 KIND = NodeTypeSpec("local", host_mib=1024, gpu_mib=(), min_nodes=1, max_nodes=1)
 """Room for one model."""
@@ -134,7 +137,9 @@ async def controller(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 async def switch(controller: Controller, model: str) -> None:
     """Have ``model`` loaded, and nothing else."""
-    error = await asyncio.wait_for(controller.acquire(secrets.token_hex(4), model, 20.0, False), 25.0)
+    error = await asyncio.wait_for(
+        controller.acquire(secrets.token_hex(4), model, 20.0, False, False, Requester()), 25.0
+    )
     assert error is None, f"{model}: {error}"
     ready = [engine.model for engine in controller.fleet.engines.values() if engine.state.value == "ready"]
     assert ready == [model]

@@ -7,7 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from serve.controller.fence import become_the_only_one
+
+pytestmark = pytest.mark.process
 
 HOLD = """
 import sys, time

@@ -23,7 +23,7 @@ REASONS = ("Priority", "Resources", "PartitionTimeLimit", "AssocGrpCPUMinutesLim
 names = st.sampled_from([model.name for model in MODELS])
 
 few = settings(
-    max_examples=60, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate),
+    max_examples=60, phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from serve.core import events as ev
 from serve.core.effects import CloseRoute, CreateAgent, DrainRoute, KillAgent, OpenRoute, StartEngine, StopEngine
-from serve.core.state import EngineState, NodePhase, RouteState
-from serve.core.step import initial
+from serve.core.state import EngineState, Fleet, NodePhase, RouteState
+from serve.core.step import DEFAULT, initial
+from serve.core.transaction import Transaction
 from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 
 CPU, GPU = a_kind("cpu", 6, most=2), a_kind("gpu", 1, gpus=(40, 40), most=1)
@@ -243,3 +244,13 @@ def test_ids_of_a_new_life_are_new() -> None:
     assert story.said(StartEngine)[0].engine == "b-2-1"
     assert story.said(StartEngine)[0].epoch == 2
     assert story.fleet.nodes["cpu-1-1"].phase is NodePhase.UP
+
+
+def test_ids_are_short_and_in_the_order_of_time() -> None:
+    """Epochs are seconds since 1970. Ties are broken by id."""
+    epochs = (1, 35, 36, 1_795_684_667, 1_795_684_668, 2_000_000_000)
+    names = [Transaction(Fleet(a_policy(CPU), epoch=epoch), 0.0, DEFAULT).name("local", 7) for epoch in epochs]
+    assert names[:3] == ["local-1-7", "local-z-7", "local-10-7"]
+    assert [int(name.split("-")[1], 36) for name in names] == list(epochs)
+    assert names[3:] == sorted(names[3:])
+    assert max(map(len, names)) == len("local-tp3xkb-7")

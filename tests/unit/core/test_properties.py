@@ -251,10 +251,8 @@ class EndingGateway(Gateway):
 
 TestGateway = Gateway.TestCase
 SETTINGS = settings(
-    deadline=None,
     max_examples=int(os.environ.get("GATEWAY_EXAMPLES", "100")),
     stateful_step_count=60,
-    derandomize="GATEWAY_EXAMPLES" not in os.environ,
     phases=(Phase.explicit, Phase.generate, Phase.shrink) if SHRINK else (Phase.generate,),
     suppress_health_check=list(HealthCheck),
 )

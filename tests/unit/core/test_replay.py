@@ -46,7 +46,7 @@ every_event = st.one_of(
 
 
 @given(every_event)
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 def test_an_event_comes_back_from_json(event: ev.Event) -> None:
     line = json.dumps(event_to_json(event))
     back = event_from_json(json.loads(line))

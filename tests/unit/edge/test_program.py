@@ -51,6 +51,7 @@ def test_what_a_program_lacks(text: str, lacks: tuple[str, ...]) -> None:
     assert described(Path("/x"), text).lacks == lacks
 
 
+@pytest.mark.process
 def test_the_systems_is_taken_where_it_will_do_and_rays_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CHOICE, raising=False)
     monkeypatch.setattr("gateway_plugin.edge.program._SYSTEM", ())
@@ -75,6 +76,7 @@ def test_the_systems_is_taken_where_it_will_do_and_rays_else(tmp_path: Path, mon
     assert edge_binary().verdict is Verdict.FAIL
 
 
+@pytest.mark.process
 def test_without_rays_a_system_that_will_not_do_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CHOICE, raising=False)
     monkeypatch.setattr("gateway_plugin.edge.program._SYSTEM", ())

@@ -137,6 +137,7 @@ def test_a_certificate_is_for_the_gateways_own_address(
     assert (found.verdict is Verdict.OK) == well
 
 
+@pytest.mark.process
 def test_a_missing_file_is_told_by_up_too_and_nothing_is_made(tmp_path: Path) -> None:
     file = tmp_path / "none.pem"
     (found,) = certificate(site(file), NOW)

@@ -12,6 +12,8 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.service.checks import Verdict
 from gateway_plugin.site import load_site
 
+pytestmark = pytest.mark.process
+
 
 def test_what_a_record_does_not_say_is_as_up_would_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))

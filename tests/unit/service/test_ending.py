@@ -53,6 +53,7 @@ def written(layout: Layout, job: Job | None, name: str = NAME) -> Ledger:
     return ledger
 
 
+@pytest.mark.process
 def test_a_block_without_its_site_is_ended_by_force_and_does_not_block_the_next_up(
     layout: Layout, block: tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_block_without_its_site_is_ended_by_force_and_does_not_block_the_next_
     assert down(layout.state).outcome is Outcome.NOTHING_RAN
 
 
+@pytest.mark.process
 def test_a_strangers_process_with_a_blocks_pid_is_left_alone(
     layout: Layout, block: tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]
 ) -> None:
@@ -100,6 +102,7 @@ def test_where_nothing_runs_and_something_is_left_it_is_named_and_its_record_is_
     assert record.exists()
 
 
+@pytest.mark.process
 def test_a_supervisor_that_ends_between_two_looks_is_no_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = [sys.executable, "-c", "import time; time.sleep(60)", "-m", "gateway_plugin.service.supervisor"]
     with subprocess.Popen([*argv, "--state", str(layout.state)]) as child:

@@ -21,6 +21,8 @@ from gateway_plugin.service_state import plan_document, record_of, write_record
 from gateway_plugin.site import load_site
 from tests.support.clusters import write_local_site
 
+pytestmark = pytest.mark.process
+
 CATALOG = "models: {}\n"
 
 

@@ -19,6 +19,8 @@ from gateway_plugin.service.discovery import (
     supervisors_of,
 )
 
+pytestmark = pytest.mark.process
+
 Start = Callable[..., int]
 
 

@@ -152,6 +152,7 @@ def catalog(**models: Mapping[str, object]) -> Catalog:
     return parse_catalog({"models": {name: {"source": "x", **entry} for name, entry in models.items()}}, "test")
 
 
+@pytest.mark.process
 def test_a_provider_whose_jobs_cannot_be_found_again_is_told_before_the_start(tmp_path: Path) -> None:
     good = LocalProvider(launcher=SimpleLauncher(), init_blocks=0, max_blocks=1)
     kinds = (NodeType(name="here", provider=good, cpus=1, engine_memory_gib=1), GPU)
@@ -168,6 +169,7 @@ def test_a_provider_whose_jobs_cannot_be_found_again_is_told_before_the_start(tm
     assert not layout.state.exists()
 
 
+@pytest.mark.process
 def test_a_state_folder_in_which_no_script_of_a_queue_can_lie_is_told_before_the_start(tmp_path: Path) -> None:
     """Else Ray's monitor would die of it, where nobody looks."""
     local = LocalProvider(launcher=SimpleLauncher())
@@ -188,6 +190,7 @@ def test_a_provider_of_parsl_without_jobs_of_ours_is_refused() -> None:
     assert "PBSProProvider" in found.found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("entry", "needs"),
     [

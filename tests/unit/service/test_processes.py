@@ -14,6 +14,8 @@ import pytest
 from gateway_plugin.processes import Mark, alive, mark
 from gateway_plugin.service.processes import arguments, descendants, end, find_own
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:

@@ -13,6 +13,8 @@ from gateway_plugin.service_state import record_of
 from gateway_plugin.site import load_site
 from tests.support.clusters import write_local_site
 
+pytestmark = pytest.mark.process
+
 
 def test_a_fresh_start_has_another_token_and_authority_of_ray_and_an_adoption_has_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

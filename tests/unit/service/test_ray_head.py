@@ -103,6 +103,7 @@ def test_the_head_s_address(monkeypatch: pytest.MonkeyPatch) -> None:
     socket.inet_aton(ray_head.head_address(site()))
 
 
+@pytest.mark.process
 def test_leftovers_are_found_by_the_folder_they_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
     layout = Layout(tmp_path / "state")

@@ -17,7 +17,10 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.serve_proxy import CALLBACK, answers_strangers
 from gateway_plugin.tls import SERVE_NAME, make_authority
-from tests.support.edges import edge_site, free_port
+from tests.support.edges import edge_site
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.process
 
 _PROXY = """
 import asyncio, sys

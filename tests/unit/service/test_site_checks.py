@@ -47,6 +47,7 @@ def test_a_site_on_this_machine_alone_has_no_scheduler_to_check(tmp_path: Path) 
     assert every_site_check(Layout(tmp_path), Site(name="s", node_types=(kind,))) == ()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("values", "why"),
     [
@@ -74,6 +75,7 @@ def test_an_address_that_the_internet_reaches_is_warned_of(
         assert "head_interface=" in found.advice
 
 
+@pytest.mark.process
 def test_an_address_of_a_private_network_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = NodeType(name="n", provider=SlurmProvider(launcher=SimpleLauncher()), cpus=1, engine_memory_gib=1)
 

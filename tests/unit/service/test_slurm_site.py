@@ -51,6 +51,7 @@ def complaints(found: NodeType, cluster: words.Cluster = CLUSTER) -> dict[str, t
     return {c.name.removeprefix("big: "): (c.verdict, c.found) for c in checks if c.verdict is not Verdict.OK}
 
 
+@pytest.mark.process
 def test_a_good_one_has_nothing_to_complain_of() -> None:
     assert complaints(node_type()) == {}
     assert [check.found for check in judged(node_type(qos="high"), CLUSTER)] == [
@@ -62,6 +63,7 @@ def test_a_good_one_has_nothing_to_complain_of() -> None:
     ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("options", "what", "verdict", "said"),
     [
@@ -91,6 +93,7 @@ def test_each_mistake_is_named(options: dict[str, Any], what: str, verdict: Verd
     assert said in found[what][1]
 
 
+@pytest.mark.process
 def test_a_partition_that_is_closed_to_an_account_and_a_quality() -> None:
     closed: dict[str, Any] = {"gpus": 0, "partition": "closed", "gpus_per_node": None, "qos": "normal"}
     assert complaints(node_type(**closed)) == {"account": (Verdict.FAIL, "partition closed is closed to proj")}
@@ -98,6 +101,7 @@ def test_a_partition_that_is_closed_to_an_account_and_a_quality() -> None:
     assert found == {"qos": (Verdict.FAIL, "partition closed does not take normal")}
 
 
+@pytest.mark.process
 def test_a_quality_may_go_beyond_its_partition() -> None:
     own = words.parse_associations("proj||normal,long\n")
     cluster = words.Cluster(CLUSTER.partitions, CLUSTER.nodes, own, CLUSTER.qualities)
@@ -105,6 +109,7 @@ def test_a_quality_may_go_beyond_its_partition() -> None:
     assert "walltime" in complaints(node_type(walltime="169:00:00", qos="long"), cluster)
 
 
+@pytest.mark.process
 def test_where_the_site_chooses_the_partition_its_limits_are_no_verdict() -> None:
     """As on Perlmutter: a rule of the site sends a job on by its constraint and its quality of service."""
     found = complaints(node_type(partition=None, walltime="72:00:00", gpus_per_node=8))
@@ -114,6 +119,7 @@ def test_where_the_site_chooses_the_partition_its_limits_are_no_verdict() -> Non
     }
 
 
+@pytest.mark.process
 def test_without_accounting_it_says_that_it_cannot_tell() -> None:
     cluster = words.Cluster(CLUSTER.partitions, CLUSTER.nodes, None, None)
     found = complaints(node_type(account="any", qos="any"), cluster)
@@ -174,6 +180,7 @@ def test_gpus_of_a_job_by_whichever_option_it_asks(lines: str, expected: int | N
     assert words.gpus_of_job(lines) == expected
 
 
+@pytest.mark.process
 def test_gpus_asked_for_in_the_scheduler_s_own_words_are_gpus() -> None:
     own: dict[str, Any] = {"gpus_per_node": None, "scheduler_options": "#SBATCH --gpus-per-node=a100:4"}
     assert complaints(node_type(**own)) == {}
@@ -183,6 +190,7 @@ def test_gpus_asked_for_in_the_scheduler_s_own_words_are_gpus() -> None:
     assert complaints(node_type(**own))["nodes"] == (Verdict.FAIL, "gpus=4 for engines, and the job asks for 0")
 
 
+@pytest.mark.process
 def test_gpus_may_come_with_the_node_where_no_node_lists_any() -> None:
     """As at TACC, whose ``sbatch`` refuses ``--gres`` and ``--gpus``."""
     plain = words.Cluster(CLUSTER.partitions, words.parse_nodes("n1|gpu*|64|257000|(null)|(null)|idle\n"), None, None)
@@ -193,6 +201,7 @@ def test_gpus_may_come_with_the_node_where_no_node_lists_any() -> None:
     assert asked == (Verdict.FAIL, "4 GPUs asked for, and a node of partition gpu has 0")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("options", "what", "said"),
     [
@@ -210,6 +219,7 @@ def test_what_the_options_ask_for_is_checked_as_what_fields_ask_for(options: str
     assert said in found[what][1]
 
 
+@pytest.mark.process
 def test_a_partition_in_the_options_is_the_one_that_is_looked_at() -> None:
     checks = judged(node_type(partition=None, scheduler_options="#SBATCH -p old"), CLUSTER)
     assert checks[0].found == "old is not up"

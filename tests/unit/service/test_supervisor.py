@@ -48,6 +48,7 @@ def test_a_head_is_not_started_where_its_port_is_taken_and_the_holder_is_told(ma
         assert not made._children
 
 
+@pytest.mark.process
 @needs_root
 def test_a_port_that_another_user_took_meanwhile_ends_the_start_with_that_users_name(made: Supervisor) -> None:
     port = made._record.ray_port

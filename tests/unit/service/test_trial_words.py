@@ -85,6 +85,7 @@ def test_a_node_that_cannot_be_called_is_no_node() -> None:
     assert check.found == "n1 (10.0.0.1) cannot be called from here: timed out"
 
 
+@pytest.mark.process
 def test_the_job_tells_its_node_both_ways(tmp_path: Path) -> None:
     nonce = "f" * 32
     (tmp_path / "marker").write_text(nonce)
@@ -119,6 +120,7 @@ def test_the_job_tells_its_node_both_ways(tmp_path: Path) -> None:
     assert (tmp_path / "report").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.process
 def test_a_node_without_python_says_so(tmp_path: Path) -> None:
     script = trial_script("PATH=/nonexistent", tmp_path / "m", tmp_path / "r", "x", "127.0.0.1", 1, talk=False)
     done = subprocess.run(["/bin/bash"], input=script, text=True, capture_output=True, check=False)

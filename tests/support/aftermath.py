@@ -1,0 +1,41 @@
+"""What a failed test leaves: what its gateways say, for its report; and nothing of it for the next test."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.gateways import Gateway
+
+LOGS = ("supervisor", "edge", "controller")
+LINES = 25
+STATUS_WITHIN_S = 20.0
+FAILED = pytest.StashKey[str]()
+"""Of a test: whether it failed in ``setup`` or ``call``."""
+
+running: list[Gateway] = []
+"""The gateways of this process that are not down yet."""
+
+
+def state_of(gateway: Gateway) -> str:
+    """What ``gateway status`` says, and the last lines of the logs that tell most."""
+    try:
+        done = gateway.cli("status", timeout=STATUS_WITHIN_S, check=False)
+        said = f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    except subprocess.TimeoutExpired:
+        said = f"no answer within {STATUS_WITHIN_S:.0f} s\n"
+    parts = [f"--- gateway status: {said}"]
+    parts += [f"--- {name}.log\n{last_lines(gateway.layout.logs / f'{name}.log')}" for name in LOGS]
+    return "\n".join(parts)
+
+
+def last_lines(path: Path) -> str:
+    """The end of a log; says so where there is none."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-LINES:])
+    except FileNotFoundError:
+        return "(there is none)"

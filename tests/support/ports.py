@@ -1,0 +1,32 @@
+"""Free ports for servers of the tests."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+
+FIRST, EACH = 20_000, 6_000
+"""Below the range that the kernel gives to clients, and outside Ray's own: free while a server is down, too."""
+
+
+def free_port() -> int:
+    """A port that nothing listens on, of this pytest worker's own range: another worker never takes it first."""
+    first = FIRST + EACH * (os.environ.get("PYTEST_XDIST_WORKER") == "gw1")
+    for _ in range(200):
+        port = random.randrange(first, first + EACH)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"no free port between {first} and {first + EACH}")
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ones."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)
