@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-rough bench-growth bench-core bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-rough bench-growth bench-core bench-switching bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -75,7 +75,6 @@ bench-growth: $(STAMP) ## Growth rules compared over a simulated day: build/benc
 bench-core: $(STAMP) ## What steps and views of the core cost, by the size of the fleet: build/bench/core.json and .png
 	$(BIN)/python -m benchmarks.core
 
-.PHONY: bench-switching
 TRACES ?=
 bench-switching: $(STAMP) ## Switching policies compared in virtual time, TRACES="FILE ..." too: build/bench/switching.json
 	$(BIN)/python -m serve.simulate --seed 1 --seed 2 --seed 3 --out build/bench

@@ -68,10 +68,10 @@ def _zipf(names: list[str], total: float, exponent: float = 1.1) -> dict[str, fl
 
 
 def zipf(seed: int) -> Trace:
-    """Zipf's law over 50 models for four hours, on 8 GPUs."""
+    """Zipf's law over 50 models for two hours, on 8 GPUs."""
     chance = _chance("zipf", seed)
     names = _mixed(50)
-    found = tuple(_poisson(chance, _zipf(names, 0.4), 4 * 3600, 100, lambda at: 1.0))
+    found = tuple(_poisson(chance, _zipf(names, 0.4), 2 * 3600, 100, lambda at: 1.0))
     return Trace("zipf-50", times_of(names), found, gpus=8)
 
 

@@ -22,10 +22,14 @@ def review(tx: Transaction) -> None:
     (3) its block has ended, and its engines do not answer: it is gone.
     """
     now = tx.now
-    waits: dict[str, float] = {}
-    slowest: float | None = None
-    for node in list(tx.nodes.rows.values()):
-        if node.drain_at is None or node.phase is NodePhase.PENDING:
+    ends = [node for node in tx.nodes.rows.values() if node.drain_at is not None]
+    if not ends:
+        return
+    waits = {name: wait_for_node_s(tx, name) + tx.policy.handover_margin_s for name in {node.type for node in ends}}
+    slowest = max((tx.policy.load_guess_s, *tx.load_s.rows.values()))
+    horizon = now + max(waits.values()) + slowest
+    for node in ends:
+        if node.drain_at is None or node.drain_at > horizon or node.phase is NodePhase.PENDING:
             continue
         if now >= node.drain_at:
             if not node.drain_asked:  # (2)
@@ -34,10 +38,6 @@ def review(tx: Transaction) -> None:
                 lose(tx, node)
                 tx.emit(KillAgent(node.id))
         elif not node.ending:
-            if node.type not in waits:
-                waits[node.type] = wait_for_node_s(tx, node.type) + tx.policy.handover_margin_s
-            if slowest is None:
-                slowest = max((tx.policy.load_guess_s, *tx.load_s.rows.values()))
             wait_s = waits[node.type]
             if now >= node.drain_at - wait_s - slowest and now >= _ending_at(tx, node, node.drain_at, wait_s):
                 tx.nodes.put(node.id, replace(node, ending=True))  # (1)

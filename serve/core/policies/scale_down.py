@@ -48,21 +48,21 @@ def shrink(tx: Transaction, surplus: frozenset[str], spare: Mapping[str, int]) -
 def _due(tx: Transaction) -> list[Node]:
     """Nodes to give back, the first to go first."""
     policy, now = tx.policy, tx.now
-    here = 0
     ripe: list[tuple[float, float, Node]] = []
-    engines = tx.engines.rows
-    for node in tx.nodes.rows.values():
-        if node.drain_asked or (node.phase is not NodePhase.UP and node.phase is not NodePhase.ORPHANED):
+    rows = tx.engines.rows
+    for node in [node for node in tx.nodes.rows.values() if not node.engines or not rows[node.engines[0]].in_flight]:
+        if node.drain_asked or node.phase is not NodePhase.UP:
             continue
-        here += 1
-        if node.engines and engines[node.engines[0]].in_flight:
-            continue  # the quick way past a busy node
         patience = policy.block_unused_s if node.engines else policy.block_idle_s
         if patience is None or (since := _unused_since(tx, node)) is None:
             continue
         if now >= since + patience:
             ripe.append((reload_cost(tx, node), since, node))
+    if not ripe:
+        return []
     ripe.sort(key=lambda entry: (*entry[:2], entry[2].id))
+    staying = [node for node in tx.nodes.rows.values() if not node.drain_asked]
+    here = sum(node.phase in (NodePhase.UP, NodePhase.ORPHANED) for node in staying)
     due = []
     for _, since, node in ripe:
         if here == 1 and now < since + policy.last_block_idle_s:
