@@ -109,7 +109,7 @@ def down(grace: float, force: bool, timeout: float) -> None:
     New requests are refused at once, those in flight may end within --grace. Ctrl-C twice ends them at once.
     """
     from gateway_plugin.service import up_down as lifecycle
-    from gateway_plugin.service.readiness import Progress
+    from gateway_plugin.service.startup import Progress
 
     patience = _Patience()
     with Steps("ending") as steps, patience:

@@ -31,7 +31,7 @@ from gateway_plugin.service.deployment import deployment_of, forget, planned, pr
 from gateway_plugin.service.discovery import edges_of, supervisors_of
 from gateway_plugin.service.draining import GRACE_S, Drain, let_finish
 from gateway_plugin.service.preflight import before_start, failures, few_files
-from gateway_plugin.service.readiness import Progress, Report, wait_until_ready
+from gateway_plugin.service.startup import Progress, Report, wait_until_ready
 from gateway_plugin.service.teardown import end_everything, has_blocks, head_runs, shielded_from_signals
 from gateway_plugin.service_state import ServiceRecord, record_here, recover_record
 from gateway_plugin.site import Site
