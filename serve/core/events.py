@@ -292,16 +292,13 @@ class SeenBlock:
     type: str
     phase: BlockPhase
     asked_at: float
-    job: str | None = None
-    """The scheduler's id."""
+    job: str | None = None  # the scheduler's id
     reason: str | None = None
     """Why it pends or how it ended, in the scheduler's words."""
-    host: str | None = None
-    """The machine that it runs or ran on."""
+    host: str | None = None  # the machine that it runs or ran on
     starts_at: float | None = None
     """When its job started; of a pending one, when the scheduler expects it to."""
-    ends_at: float | None = None
-    """When its walltime ends."""
+    ends_at: float | None = None  # end of its walltime
     ended_at: float | None = None
     never_clears: bool = False
     """It pends for a reason that waiting does not clear: the job or the site's rules must change."""
