@@ -26,7 +26,8 @@ def reconcile(tx: Transaction) -> None:
     """
     if tx.slots_changed:
         tx.emit(slots_as_they_are(tx.models, tx.slots.rows, tx.apart.rows, tx.fresh_slots))
-    for engine in [tx.engines.rows[name] for name in tx.moving.rows]:
+    moving = tx.moving.rows  # visited in the order of the engines, which that of the commands follows
+    for engine in [one for one in tx.engines.rows.values() if one.id in moving] if moving else ():
         if engine.state is EngineState.READY:
             if engine.route in (RouteState.NONE, RouteState.OPENING) and tx.now >= engine.retry_at:
                 _open(tx, engine)  # (1)
