@@ -10,7 +10,7 @@ from ray import serve as ray_serve
 
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
-from gateway_plugin.service_state import read_record
+from gateway_plugin.service.deployment import noted
 from gateway_plugin.site import NodeType, Site
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller.deployment import Controller
@@ -90,15 +90,13 @@ def build(args: dict[str, str]) -> ray_serve.Application:
     """The application of the gateway whose state folder is ``args["state"]``.
 
     Raises:
-        ConfigError: the folder has no ``service.json``, or its site cannot be loaded.
+        ServiceError: the folder has no ``service.json``.
+        ConfigError: its site cannot be loaded.
     """
     state = args.get("state")
     if not state:
         raise ConfigError("serve.app:build wants the argument 'state', the gateway's state folder")
-    record = read_record(Layout.of(Path(state)))
-    if record is None:
-        raise ConfigError(f"{state} has no service.json; start the gateway with 'gateway up'")
-    site = record.load_site()
+    site = noted(Layout.of(Path(state))).site
     controller = _deployment(
         Controller,
         "controller",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import signal
 import subprocess
@@ -194,7 +193,7 @@ class EngineProcess:
         loaded_s = self.record.loaded_s
         if loaded_s is None:
             loaded_s = age_s(self.record.mark)
-        self.record = dataclasses.replace(self.record, ready=True, loaded_s=loaded_s)
+        self.record = self.record.model_copy(update={"ready": True, "loaded_s": loaded_s})
         self._keep_record()
         self._ready = True
         logger.info("engine ready engine=%s pid=%d load_s=%.1f", self.record.engine, self.record.pid, loaded_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import alive
+from gateway_plugin.processes import alive, group_members
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.core.effects import StopEngine
@@ -138,17 +137,17 @@ def test_one_that_ignores_sigterm_is_killed(host: AgentHost) -> None:
     host.stop()
     assert host.wait(EngineExited).expected
     assert time.monotonic() - begun >= host.timing.grace_s
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
 
 
 def test_children_of_a_killed_leader_are_gone_when_it_is_reported(host: AgentHost) -> None:
     host.start(fake_model("tiny", "generate", "--children", "3"))
     host.wait(EngineReady)
     record = host.record()
-    assert len(records.group_members(record.mark)) == 4
+    assert len(group_members(record.mark)) == 4
     os.kill(record.pid, signal.SIGKILL)
     exited = host.wait(EngineExited)
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
     assert not exited.expected
     assert "SIGKILL" in exited.reason
 
@@ -278,9 +277,9 @@ def test_an_engine_that_died_while_nobody_looked_is_reported(host: AgentHost) ->
     record = host.record()
     host.crash()
     os.kill(record.pid, signal.SIGKILL)  # its children stay, and hold its memory
-    assert eventually(lambda: len(records.group_members(record.mark)) == 2)
+    assert eventually(lambda: len(group_members(record.mark)) == 2)
     assert host.describe().engines == ()
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
     assert not host.wait(EngineExited).expected
     assert list(host.layout.engine_records.iterdir()) == []
 
@@ -293,7 +292,7 @@ def test_an_adopted_engine_that_dies_is_reported(host: AgentHost) -> None:
     host.wait(EngineReady)
     os.kill(record.pid, signal.SIGKILL)
     assert not host.wait(EngineExited).expected
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
 
 
 def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> None:
@@ -305,7 +304,7 @@ def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> Non
         record = first.record()
         first.call(first.agent.shutdown(end_engines=False))
         assert second.describe().engines == ()
-        assert records.group_members(record.mark) == ()
+        assert group_members(record.mark) == ()
         assert list(layout.engine_records.iterdir()) == []
     finally:
         first.close()
@@ -334,7 +333,7 @@ def test_a_stranger_with_a_recorded_pid_is_not_touched(host: AgentHost) -> None:
     host.wait(EngineExited)
     stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        records.write(host.layout, dataclasses.replace(record, pid=stranger.pid))
+        records.write(host.layout, record.model_copy(update={"pid": stranger.pid}))
         host.crash()
         assert host.describe().engines == ()
         assert stranger.poll() is None
@@ -349,7 +348,7 @@ def test_shutdown_leaves_no_process(host: AgentHost) -> None:
         host.wait(EngineReady, engine=name)
     found = [host.record(name) for name in ("e1", "e2")]
     host.call(host.agent.shutdown())
-    assert all(records.group_members(record.mark) == () for record in found)
+    assert all(group_members(record.mark) == () for record in found)
     assert list(host.layout.engine_records.iterdir()) == []
 
 
@@ -462,7 +461,7 @@ def test_an_engine_of_an_earlier_version_is_adopted_and_has_a_record_of_this_one
     host.start(fake_model())
     host.wait(EngineReady)
     record = host.record()
-    records.write(host.layout, dataclasses.replace(record, ticks=0, boot=""))
+    records.write(host.layout, record.model_copy(update={"ticks": 0, "boot": ""}))
     host.crash()
     assert [found.id for found in host.describe().engines] == ["e1"]
     assert host.record().mark == record.mark
@@ -503,7 +502,7 @@ def test_an_engine_on_a_node_with_a_full_disk_serves_and_is_recorded_when_there_
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(records, "write_private", no_room)
+        full.setattr("gateway_plugin.state_file.write_private", no_room)
         host.start(fake_model())
         host.wait(EngineReady)
         assert not records.record_path(host.layout, "e1").exists()
