@@ -189,7 +189,7 @@ class Layout:
     block_cancels = _Below("blocks", "cancel")
     """One file a block that is to be ended at once, from the controller to the pool."""
     engine_records = _Below("run", "engines")
-    """One JSON file an engine of this node: PID, start, port, model, generation."""
+    """One JSON file an engine of this node: PID, start, port, model."""
     controller = _Below("state", "controller")
     """Recorded events (``events.jsonl``), pins (``wishes.json``), the last epoch, cards of models (``cards.json``)."""
     controller_lock = _Below("run", "controller.lock")

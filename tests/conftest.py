@@ -46,6 +46,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return lanes.scheduler(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """After Ctrl-C and ``--maxfail`` the workers end their gateways and Slurms before xdist ends the workers."""
+    if (workers := session.config.pluginmanager.getplugin("dsession")) is not None:
+        lanes.wait_for_workers(workers)
+
+
 def _audit(event: str, _arguments: tuple[Any, ...]) -> None:
     if _no_process_in is not None and event in STARTS_A_PROCESS:
         raise AssertionError(f"{_no_process_in.nodeid} starts a process: mark it with pytest.mark.process")

@@ -1,13 +1,11 @@
 """The last act of a block: end every engine recorded on its node, and every other process that still runs in it.
 
 An engine outlives its agent on purpose: the next agent adopts or ends it. When the block itself ends there is no next
-agent. Run as ``python -m gateway_plugin.blocks.cleanup``.
+agent.
 """
 
 from __future__ import annotations
 
-import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -25,18 +23,3 @@ def clean_up(records: Path, block: str, folder: Path) -> bool:
     for process in left:
         print(f"cleanup: process {process.pid} could not be ended", file=sys.stderr)
     return not failed and not left
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line: ``--records FOLDER --block NAME --folder FOLDER``. Exit code 1 if something could not be ended."""
-    parser = argparse.ArgumentParser(prog="cleanup", description="End the engines recorded for a block.")
-    parser.add_argument("--records", type=Path, required=True)
-    parser.add_argument("--block", required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="Ray's temporary folder of this block")
-    arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second cancel must not stop the cleaning up
-    return 0 if clean_up(arguments.records, arguments.block, arguments.folder) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from gateway_plugin.api_types import ModelInfo
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
 
@@ -70,26 +71,14 @@ def show_model(name: str) -> None:
 @json_option
 def load(name: str, wait: bool, timeout: float) -> None:
     """Have a model loaded."""
-    from gateway_plugin.errors import ModelUnavailable, WaitDeadline
-
     began = time.monotonic()
     with connect() as client, Steps("loading") as steps:
+
+        def report(found: ModelInfo) -> None:
+            steps.update([(found.name, found.state, outlook(found))], time.monotonic() - began)
+
         client.load(name)
-        found = client.model(name)
-        failed_before = found.state == "failed"
-        while wait and not found.ready:
-            elapsed_s = time.monotonic() - began
-            steps.update([(found.name, found.state, outlook(found))], elapsed_s)
-            failed_before = failed_before and found.state == "failed"
-            if found.state == "failed" and (not failed_before or elapsed_s > 10):
-                raise ModelUnavailable(
-                    f"The model '{found.name}' fails to load: {found.reason or 'no reason is known'}"
-                )
-            if elapsed_s > timeout:
-                words = f"The model '{found.name}' is {found.state} and was not ready within {timeout:.0f} s."
-                raise WaitDeadline(words, state=found.state, eta_s=found.eta_s, reason=found.reason)
-            time.sleep(0.5)
-            found = client.model(name)
+        found = client.wait_until_ready(name, timeout, report=report) if wait else client.model(name)
     seconds = time.monotonic() - began
     words = f"{found.name} is ready after {seconds:.1f} s" if found.ready else f"{found.name}: {found.state}"
     show({"model": found.name, "state": found.state, "seconds": round(seconds, 2)}, lambda: put(words))

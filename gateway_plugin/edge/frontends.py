@@ -306,7 +306,10 @@ def _tell() -> str:
   # Who asks is not said with what may go to an engine.
   http-request set-header x-gateway-key %[var(txn.key)] if !inference
   http-request set-header x-gateway-role %[var(txn.role)] if !inference
-  http-request set-header x-gateway-tag %[var(txn.digest),sha2(256),hex,bytes(0,16)] if inference
+  http-request set-header x-gateway-tag %[var(txn.digest),xxh64] if inference
+  acl named var(txn.caller) -m found
+  http-request set-var(txn.person) var(txn.digest),concat(/,txn.caller),sha2(256),hex,bytes(0,16) if named
+  http-request set-header x-gateway-caller %[var(txn.person)] if named
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
   http-request set-header x-gateway-wait %[var(txn.wait)] if { var(txn.wait) -m found }

@@ -13,7 +13,7 @@ from pathlib import Path
 from parsl.providers import LocalProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
-from gateway_plugin.blocks.host import TOLD_TO_END
+from gateway_plugin.blocks.leaving import CANCELLED
 from gateway_plugin.blocks.ledger import Block, Job
 from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import ServiceError
@@ -21,6 +21,9 @@ from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.phases import BlockPhase
 from gateway_plugin.processes import Mark, alive, arguments, block_processes, end, mark, own_pids, parent_pid, terminate
 from gateway_plugin.schedulers.base import JobStatus, last_words
+
+HOST = "gateway_plugin.blocks.host"
+"""An argument of a block's own program."""
 
 
 class LocalScheduler:
@@ -54,7 +57,7 @@ class LocalScheduler:
         code = _exit_code(job.script)
         if code == 0:
             return JobStatus(BlockPhase.COMPLETED)
-        if code == TOLD_TO_END:
+        if code == CANCELLED:
             return JobStatus(BlockPhase.CANCELLED)
         if code is not None:
             return JobStatus(
@@ -68,17 +71,21 @@ class LocalScheduler:
         script = self._script_process(name)
         if script is None:
             return None
-        path = "".join(arguments(script.pid)[1:])
+        path = arguments(script.pid)[-1:]
         if not path:
             return None  # it ended meanwhile: the next look finds none either
         above = mark(parent_pid(script.pid) or 0)
-        return _job(above if above is not None and path in " ".join(arguments(above.pid)) else script, path)
+        return _job(above if above is not None and path[0] in " ".join(arguments(above.pid)) else script, path[0])
 
     def _script_process(self, name: str) -> Mark | None:
-        """The running ``bash SCRIPT`` of block ``name``; its subshells look the same, so the first of them."""
+        """The running script of block ``name``, ``bash SCRIPT`` or what it became (``blocks.host ... SCRIPT``); its
+        subshells look the same, so the first of them."""
         prefix = f"{self._scripts}/{name}."
-        lines = ((pid, arguments(pid)) for pid in own_pids())
-        found = [mark(pid) for pid, line in lines if len(line) == 2 and line[1].startswith(prefix)]
+
+        def is_script(line: tuple[str, ...]) -> bool:
+            return bool(line) and line[-1].startswith(prefix) and (len(line) == 2 or HOST in line)
+
+        found = [mark(pid) for pid in own_pids() if is_script(arguments(pid))]
         return min((known for known in found if known is not None), key=lambda one: (one.ticks, one.pid), default=None)
 
     def cancel(self, block: Block, forced: bool) -> None:

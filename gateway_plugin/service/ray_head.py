@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from gateway_plugin.blocks.cluster_yaml import cluster_yaml
-from gateway_plugin.blocks.host import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
+from gateway_plugin.blocks.job_script import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
 from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout, write_private

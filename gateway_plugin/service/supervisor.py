@@ -56,6 +56,9 @@ from gateway_plugin.service_state import mend_record, write_record
 
 log = logging.getLogger("gateway.supervisor")
 
+_HEAD_NICE = 5
+"""Of the Ray head. On a machine of few processors a flood keeps the ingress and the controller busy, and the edge would
+get one share of many."""
 _LOOK_S = 0.1
 _PROBE_S = 0.5
 
@@ -245,7 +248,10 @@ class Supervisor:
         ray_head.prepare(self._layout, site, record.site_reference, record.head_address)
         argv = ray_head.head_argv(self._layout, site, record.head_address, sys.executable)
         environment = ray_head.head_env(self._layout, site, os.environ)
-        return self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
+        child = self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
+        # All that Ray starts here inherits it: loaded models, health and refusals need the edge alone.
+        os.setpriority(os.PRIO_PROCESS, child.pid, _HEAD_NICE)
+        return child
 
     def _start_deploy(self) -> subprocess.Popen[bytes]:
         if problem := taken_by_another_user("Serve", self._record.serve_port, "127.0.0.1"):

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from parsl.providers import LocalProvider
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
-from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
 from gateway_plugin.blocks.recovery import whole_ledger
+from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout

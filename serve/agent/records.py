@@ -36,7 +36,6 @@ class EngineRecord(State):
     host: str
     port: int
     epoch: int
-    generation: int
     gpus: tuple[int, ...]
     memory_mib: int
     log: str

@@ -108,7 +108,7 @@ class Journal:
         opened = path.open("a", encoding="utf-8")
         models = {name: _shown(model) for name, model in fleet.models.items()}
         try:
-            self._append(opened, {"at": now, "fleet": fleet_to_json(replace(fleet, models=models))})
+            self._append(opened, {"at": now, **fleet_to_json(replace(fleet, models=models))})
         except OSError:
             path.unlink(missing_ok=True)  # or the next try would put half a line in the place of the log before
             raise

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,13 @@ def test_files_with_secrets_are_nobody_elses(running: Gateway) -> None:
     for path in (running.layout.usage_log, running.layout.admin_key, running.layout.ray_token):
         assert path.stat().st_mode & 0o777 == 0o600, path
     secrets = [running.key, running.layout.ray_token.read_text().strip()]
+    seen = 0
     for process in running.processes():
-        assert not any(secret in " ".join(process.cmdline()) for secret in secrets), process
-        assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0), f"{process} may leave a core file"
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            assert not any(secret in " ".join(process.cmdline()) for secret in secrets), process
+            assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0), f"{process} may leave a core file"
+            seen += 1
+    assert seen > 5
 
 
 def test_a_killed_edge_is_back_in_seconds_with_its_routes(running: Gateway) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def gateway(slurm: VirtualSlurm) -> Iterator[Gateway]:
-    with slurm_gateway(slurm, {"a": ("--tokens", "240"), "b": ("--tokens", "4000")}, block_idle_s=600.0) as made:
+    with slurm_gateway(slurm, {"a": ("--tokens", "400"), "b": ("--tokens", "4000")}, block_idle_s=600.0) as made:
         yield made
 
 
@@ -98,7 +99,8 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
 
     # The one that runs is drained while another one waits for its node: nothing new is put on the old one.
     gateway.cli("models", "unpin", "a")
-    with streamed(gateway, "a", tokens=240) as pieces, waiting_chat(gateway, "b"):
+    with streamed(gateway, "a", tokens=400) as pieces, ThreadPoolExecutor(1) as one:
+        one.submit(gateway.chat, "b")  # at once: after the stream's end b would take the place of a
         following = wait_for(lambda: (row := in_state(gateway, "pending")) and row["job"] and row, 15, "another job")
         drained = json.loads(gateway.cli("blocks", "drain", serving["name"], "--wait", "--json").stdout)
         assert drained["ended"]["state"] in ("cancelled", "completed"), drained

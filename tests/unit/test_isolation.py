@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from gateway_plugin import isolation
-from gateway_plugin.blocks import cleanup as leave
+from gateway_plugin.blocks import cleanup
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.isolation import Hidden, Isolation, aliases, find_isolation, hidden_here, isolated, wrapper
@@ -305,8 +305,7 @@ def test_it_outlives_an_agent_killed_with_9_and_ends_as_any_other(layout: Layout
             assert not host.wait(EngineExited).expected
         else:
             host.crash()
-            words = ["--records", str(layout.engine_records), "--block", "block-a", "--folder", str(layout.run / "b-a")]
-            assert leave.main(words) == 0
+            assert cleanup.clean_up(layout.engine_records, "block-a", layout.run / "b-a")
         assert group_members(record.mark) == ()
         assert eventually(lambda: wrappers(layout) == [])
         assert list(layout.engine_records.iterdir()) == []

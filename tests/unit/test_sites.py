@@ -18,7 +18,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 import parsl_configs
 from gateway_plugin.blocks.cluster_yaml import cluster_yaml
-from gateway_plugin.blocks.host import block_script
+from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
 from gateway_plugin.schedulers.select import scheduler_for

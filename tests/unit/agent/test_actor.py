@@ -18,7 +18,7 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members
 from serve.agent import records
-from serve.agent.actor import AgentSettings, NodeAgent, _note
+from serve.agent.actor import AgentSettings, NodeAgent
 from serve.core.effects import StopEngine
 from serve.core.events import EngineExited, EngineListening, EngineReady, NodeLeaves
 from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
@@ -48,9 +48,9 @@ def test_it_describes_its_node(host: AgentHost) -> None:
 
 
 def test_an_engine_is_found_from_its_start_on(host: AgentHost) -> None:
-    host.start(fake_model("tiny", "generate", "--load-delay-s", "0.5", memory_gib=0.5), generation=4)
+    host.start(fake_model("tiny", "generate", "--load-delay-s", "0.5", memory_gib=0.5))
     (found,) = host.describe().engines
-    assert (found.id, found.model, found.generation, found.memory_mib) == ("e1", "tiny", 4, 512)
+    assert (found.id, found.model, found.memory_mib) == ("e1", "tiny", 512)
     assert (found.ready, found.address) == (False, "")
     ready = host.wait(EngineReady)
     assert ready.max_model_len == 4096, "as the engine says in its /v1/models"
@@ -86,18 +86,8 @@ def test_a_repeated_start_starts_nothing(host: AgentHost) -> None:
     assert host.record().pid == pid
     os.kill(pid, signal.SIGKILL)
     assert not host.wait(EngineExited).expected
-    host.start(fake_model())  # the same generation: its end was told, the controller decides what comes next
+    host.start(fake_model())  # the same id: its end was reported, the controller decides what comes next
     assert host.describe().engines == ()
-
-
-def test_a_newer_generation_waits_for_the_end_of_the_older(host: AgentHost) -> None:
-    host.start(fake_model("tiny", "generate", "--ignore-sigterm"), generation=1)
-    host.wait(EngineReady)
-    old = host.record()
-    host.start(fake_model(), generation=2)
-    assert group_members(old.mark) == ()
-    assert host.wait(EngineExited).generation == 1
-    assert host.wait(EngineReady).generation == 2
 
 
 def test_commands_of_an_older_epoch_are_dropped(host: AgentHost) -> None:
@@ -118,16 +108,16 @@ def test_the_epoch_outlives_the_agent(host: AgentHost) -> None:
 
 
 def test_stopping_what_is_not_there_is_answered(host: AgentHost) -> None:
-    host.stop(engine="ghost", generation=3)
+    host.stop(engine="ghost")
     exited = host.wait(EngineExited, engine="ghost")
-    assert (exited.expected, exited.generation) == (True, 3)
+    assert exited.expected
 
 
 def test_a_start_overtaken_by_its_stop_starts_nothing(host: AgentHost) -> None:
-    host.stop(generation=3)
-    host.start(fake_model(), generation=3)
+    host.stop()
+    host.start(fake_model())
     assert host.describe().engines == ()
-    host.start(fake_model(), generation=4)
+    host.start(fake_model(), engine="e2")
     assert len(host.describe().engines) == 1
 
 
@@ -256,13 +246,13 @@ def test_events_wait_and_are_numbered(layout: Layout) -> None:
         assert await agent.events(0, 0.01) == (0, ())
         pollers = [asyncio.create_task(agent.events(0, 30)) for _ in range(3)]
         await asyncio.sleep(0)
-        await agent.stop(StopEngine("ghost", "n", 1, 1, "x"))
+        await agent.stop(StopEngine("ghost", "n", 1, "x"))
         for last, events in await asyncio.wait_for(asyncio.gather(*pollers), 5):
             assert last == 1
-            assert events == (EngineExited("ghost", 1, "x; it was not there", expected=True),)
-        await agent.stop(StopEngine("ghost2", "n", 1, 1, "x"))
+            assert events == (EngineExited("ghost", "x; it was not there", expected=True),)
+        await agent.stop(StopEngine("ghost2", "n", 1, "x"))
         last, events = await agent.events(1, 5)
-        assert (last, events) == (2, (EngineExited("ghost2", 1, "x; it was not there", expected=True),))
+        assert (last, events) == (2, (EngineExited("ghost2", "x; it was not there", expected=True),))
         assert (await agent.events(2, 0.01)) == (2, ())
         assert len((await agent.events(0, 5))[1]) == 2
         last, events = await agent.events(77, 5)  # numbers of an agent that is no more
@@ -523,9 +513,8 @@ def test_an_engine_on_a_node_with_a_full_disk_serves_and_is_recorded_when_there_
     assert not records.record_path(host.layout, "e1").exists()
 
 
-def test_what_is_noted_of_engines_is_bounded() -> None:
-    known: dict[str, int] = {}
-    for number in range(3000):
-        _note(known, f"e{number}", number)
-    assert len(known) == 2000
-    assert "e2999" in known
+def test_the_ids_of_engines_that_an_agent_remembers_are_bounded(host: AgentHost) -> None:
+    for number in range(2100):
+        host.stop(engine=f"e{number}")
+    assert len(host.agent._known) == 2000
+    assert "e2099" in host.agent._known

@@ -47,7 +47,6 @@ def record(engine: str = "e1", pid: int = 4_000_000, started: float = 1000.0) ->
         host="127.0.0.1",
         port=4000,
         epoch=3,
-        generation=7,
         gpus=(0, 2),
         memory_mib=512,
         log="/l",

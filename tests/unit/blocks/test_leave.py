@@ -1,4 +1,4 @@
-"""Real processes: what ``leave`` ends and what it must not touch."""
+"""Real processes: what a block ends last and what it must not touch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.blocks.cleanup import main
+from gateway_plugin.blocks.cleanup import clean_up
 from gateway_plugin.engine_records import end_engines, read_records
 from gateway_plugin.processes import BLOCK_MARK, Mark, alive, carries_mark, end, mark, uses_folder
 from tests.support.clocks import set_clock
@@ -185,12 +185,7 @@ def test_a_broken_record_saves_nobody(engines: Engines, capsys: pytest.CaptureFi
     (engines.folder / "a.json").write_text("{")
     (engines.folder / "b.json").write_text('{"block": "b1"}')
     engines.record("c", "b1", marked(mine))
-    arguments = ["--records", str(engines.folder), "--block", "b1", "--folder", str(engines.folder / "none")]
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert main(arguments) == 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert clean_up(engines.folder, "b1", engines.folder / "none")
     assert gone(mine.pid)
     assert capsys.readouterr().err.count("not an engine record") >= 2
     assert [record.path.name for record in read_records(engines.folder)] == []
@@ -200,12 +195,7 @@ def test_what_carries_the_block_s_mark_goes_too(engines: Engines) -> None:
     orphan, other = engines.start("gw-a-0000aaaa"), engines.start("gw-a-0000aaab")
     said(orphan)
     said(other)
-    arguments = ["--records", str(engines.folder), "--block", "gw-a-0000aaaa", "--folder", str(engines.folder / "none")]
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert main(arguments) == 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert clean_up(engines.folder, "gw-a-0000aaaa", engines.folder / "none")
     assert gone(orphan.pid)
     assert not gone(other.pid)
 

@@ -90,6 +90,7 @@ def test_an_old_answer_is_not_shared(cluster: Cluster) -> None:
     assert len(cluster.asked) == 2
 
 
+@pytest.mark.process
 def test_node_types_of_one_cluster_share_a_reader(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "state")
     layout.make()

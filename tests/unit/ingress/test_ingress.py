@@ -21,6 +21,7 @@ from gateway_plugin.edge.served import INFERENCE
 from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, ServiceError, WaitDeadline
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
+from serve.core.events import Priority, Requester
 from serve.ingress import boarding, inference
 from serve.ingress.body import Turns
 from serve.ingress.desk import Desk
@@ -118,7 +119,7 @@ async def test_administration_needs_the_admin_role(tmp_path: Path, path: str) ->
         (b'{"model": "m", "user": "' + b"x" * (1 << 20) + b'\xe4"}', "near byte 1048600"),
         (b'{"model": "m", "user": "\xc3', "not valid JSON"),
         (json.dumps(CHAT).encode("utf-16"), "not valid JSON in UTF-8: it is in UTF-16"),
-        (gzip.compress(json.dumps(CHAT).encode()), "not valid JSON in UTF-8: it is compressed"),
+        (gzip.compress(json.dumps(CHAT).encode(), mtime=0), "not valid JSON in UTF-8: it is compressed"),
         (b"{}", "has no 'model'"),
         (b'{"model": 5}', "not a name"),
         (b'{"model": "a;set server slot1/e1 weight 7"}', "not a name"),
@@ -705,3 +706,10 @@ async def test_nothing_is_added_to_what_the_caller_sent(tmp_path: Path) -> None:
 
 def test_edge_and_ingress_serve_the_same_inference_paths() -> None:
     assert set(INFERENCE_PATHS) == set(INFERENCE)
+
+
+async def test_the_controller_hears_on_whose_behalf_a_request_waits(tmp_path: Path) -> None:
+    controller = ScriptedController(WaitDeadline("not ready"))
+    async with ingress(tmp_path, controller, x_gateway_tag="0123", x_gateway_caller="4567") as client:
+        await client.post("/v1/chat/completions", json=CHAT)
+    assert controller.requesters == [Requester(key="0123", caller="4567", priority=Priority.INTERACTIVE)]
