@@ -46,6 +46,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return lanes.scheduler(config, log)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Failures are shown as they come, where workers run the tests."""
+    plugins = session.config.pluginmanager
+    if plugins.hasplugin("dsession"):
+        plugins.register(aftermath.AtOnce(plugins.getplugin("terminalreporter")))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """After Ctrl-C and ``--maxfail`` the workers end their gateways and Slurms before xdist ends the workers."""

@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def gateway(slurm: VirtualSlurm) -> Iterator[Gateway]:
-    with slurm_gateway(slurm, {"a": ("--tokens", "400"), "b": ("--tokens", "4000")}, block_idle_s=600.0) as made:
+    models = {"a": ("--tokens", "400"), "b": ("--tokens", "4000")}
+    with slurm_gateway(slurm, models, block_idle_s=600.0, wait_s=300.0) as made:
         yield made
 
 
@@ -98,13 +99,14 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
     assert gateway.cli("blocks", "logs", pending["name"]).stdout == ""
 
     # The one that runs is drained while another one waits for its node: nothing new is put on the old one.
-    gateway.cli("models", "unpin", "a")
-    with streamed(gateway, "a", tokens=400) as pieces, ThreadPoolExecutor(1) as one:
-        one.submit(gateway.chat, "b")  # at once: after the stream's end b would take the place of a
+    with ThreadPoolExecutor(1) as one, gateway.client() as client:
+        one.submit(gateway.chat, "b")
         following = wait_for(lambda: (row := in_state(gateway, "pending")) and row["job"] and row, 15, "another job")
-        drained = json.loads(gateway.cli("blocks", "drain", serving["name"], "--wait", "--json").stdout)
-        assert drained["ended"]["state"] in ("cancelled", "completed"), drained
-        assert "[DONE]" in "".join(pieces)  # what was in flight ended in peace
+        with streamed(gateway, "a", tokens=400) as pieces:  # after its end b would take the place of a
+            client.post("/gateway/v1/models/unpin", json={"model": "a"}).raise_for_status()
+            drained = json.loads(gateway.cli("blocks", "drain", serving["name"], "--wait", "--json").stdout)
+            assert drained["ended"]["state"] in ("cancelled", "completed"), drained
+            assert "[DONE]" in "".join(pieces)  # what was in flight ended in peace
         wait_for(lambda: "b" in engine_nodes(gateway), 60, "b on the node that was given back")
     assert engine_nodes(gateway)["b"] == host
     second = in_state(gateway, "serving")

@@ -21,6 +21,22 @@ running: list[Gateway] = []
 """The gateways of this process that are not down yet."""
 
 
+class AtOnce:
+    """Shows what failed when it fails, not only at the end: a run of many minutes may be ended before that."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Of a worker's test too, in the process that has the workers."""
+        if report.failed:
+            self._terminal.section(f"{report.nodeid} failed in {report.when}", "_")
+            self._terminal.write_line(report.longreprtext)
+            for title, words in report.sections:
+                self._terminal.section(title, "-")
+                self._terminal.write_line(words)
+
+
 def state_of(gateway: Gateway) -> str:
     """What ``gateway status`` says, and the last lines of the logs that tell most."""
     try:
