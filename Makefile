@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus check bench-gateway bench-growth bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-rough bench-growth bench-core bench-switching bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,6 +52,11 @@ test-globus: $(STAMP) ## The tests of the Globus Compute endpoint; installs Rabb
 	@sh requirements/rabbitmq.sh
 	$(PYTEST) -m globus $(TESTS)
 
+# Not in .venv, whose vLLM is the one for CPUs: PYTHON names an interpreter with the GPU's.
+PYTHON ?= $(BIN)/python
+test-gpu: ## The tests on an NVIDIA GPU, with what they measured; PYTHON=... names a Python with vLLM for GPUs
+	$(PYTHON) -m pytest -rA -s --tb=short tests/gpu
+
 check: $(STAMP) ## Linter, formatter, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,8 +66,20 @@ check: $(STAMP) ## Linter, formatter, types, architecture
 bench-gateway: $(STAMP) ## What the gateway adds to an engine: build/bench/gateway.json
 	$(BIN)/python -m benchmarks.gateway
 
+bench-rough: $(STAMP) ## Floods, strangers, cold streams and ghosts on whole gateways: build/bench/rough.json
+	$(BIN)/python -m benchmarks.rough
+
 bench-growth: $(STAMP) ## Growth rules compared over a simulated day: build/bench/growth.json and .png
 	$(BIN)/python -m benchmarks.growth
+
+bench-core: $(STAMP) ## What steps and views of the core cost, by the size of the fleet: build/bench/core.json and .png
+	$(BIN)/python -m benchmarks.core
+
+TRACES ?=
+bench-switching: $(STAMP) ## Switching policies compared in virtual time, TRACES="FILE ..." too: build/bench/switching.json
+	$(BIN)/python -m serve.simulate --seed 1 --seed 2 --seed 3 --out build/bench
+	@for trace in $(TRACES); do $(BIN)/python -m serve.simulate --trace $$trace --gpus 16 --gpus 24 \
+		--out build/bench/$$(basename $$trace .csv.gz) || exit; done
 
 bench-globus: $(STAMP) ## Prompts packed and one a task, through Globus Compute: build/bench/globus.json
 	@sh requirements/rabbitmq.sh

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from gateway_plugin.globus import GlobusClient
 from gateway_plugin.globus.client.batches import Limits
-from gateway_plugin.globus.client.protocol import pack_request
+from gateway_plugin.globus.client.protocol import task_request
 from tests.support.globus.chain import Chain, chain, missing
 from tests.support.globus.gateway import EngineAsGateway, engine_as_gateway
 
@@ -103,7 +103,7 @@ def executed(made: Chain, prompts: int) -> Callable[[], int]:
         ]
         futures = [
             executor.submit_to_registered_function(
-                made.function_id, args=(pack_request(uuid.uuid4().hex, 300, True, [item]),)
+                made.function_id, args=(task_request(uuid.uuid4().hex, 300, True, items=[item]),)
             )
             for item in items
         ]

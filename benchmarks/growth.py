@@ -6,7 +6,7 @@ What each rule pays (hours of nodes that ran) and what it buys (requests that wa
 
 writes ``build/bench/growth.json``, exactly ``{RULE: {"node_hours", "waited_over_60s", "jobs_submitted",
 "max_over_submission"}}``: medians over the days, of the last one the largest; and ``growth.png``. The same seeds give
-the same file. Our numbers (``serve.core.fleet.Policy``) were chosen on ``TUNED_ON``; the days shown are others.
+the same file. Our numbers (``serve.core.policy.Policy``) were chosen on ``TUNED_ON``; the days shown are others.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RULES: Mapping[str, Callable[[], Rule | None]] = {
 
 def simulate(name: str, trace: tuple[Request, ...], seed: int, end_s: float = DAY_S) -> Tally:
     """One rule's day."""
-    return World(trace, Queue(seed), Policy(kinds=(NODE,), waiting_max=100_000), RULES[name](), end_s).run()
+    return World(trace, Queue(seed), Policy(node_types=(NODE,), waiting_max=100_000), RULES[name](), end_s).run()
 
 
 def compare(seeds: Sequence[int]) -> dict[str, list[Tally]]:

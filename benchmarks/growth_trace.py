@@ -7,14 +7,14 @@ import random
 from dataclasses import dataclass
 
 from gateway_plugin.catalog import Model
-from serve.core.policy import NodeKind
+from serve.core.policy import NodeTypeSpec
 
 DAY_S = 86400.0
 GPU_MIB = 38 * 1024
 KEEP_ALIVE_S = 600.0
 """An idle model is unloaded after this, under every rule: Ray Serve's ``downscale_delay_s``."""
 
-NODE = NodeKind("gpu", host_mib=0, gpu_mib=(GPU_MIB,) * 4, min_nodes=0, max_nodes=8)
+NODE = NodeTypeSpec("gpu", host_mib=0, gpu_mib=(GPU_MIB,) * 4, min_nodes=0, max_nodes=8)
 """What one job gives: a node with four GPUs; eight jobs at most."""
 
 GPUS_OF = (1, 1, 2, 1, 4, 1, 2, 1, 1, 4, 2, 1, 1, 2, 4, 1)

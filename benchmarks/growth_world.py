@@ -116,8 +116,8 @@ class World:
         self.fleet = initial(policy)
         self.agents: dict[str, str] = {}
         """Node -> ``pending``, ``booting`` or ``up``."""
-        self.engines: dict[str, tuple[str, str, int]] = {}
-        """Engine -> its model, node and generation: processes that exist."""
+        self.engines: dict[str, tuple[str, str]] = {}
+        """Engine -> its model and node: processes that exist."""
         self.open: dict[str, str] = {}
         """Model -> engine with an open route."""
         self.in_flight: dict[str, int] = {}
@@ -199,8 +199,8 @@ class World:
         match effect:
             case ef.Answer(ticket, error):
                 self._answer(ticket, error is not None)
-            case ef.StartEngine(engine, node, model, generation=generation):
-                self.engines[engine] = (model.name, node, generation)
+            case ef.StartEngine(engine, node, model):
+                self.engines[engine] = (model.name, node)
                 self.after(LOAD_S[model.gpus], lambda: self._ready(engine, LOAD_S[model.gpus]))
             case ef.StopEngine(engine):
                 self.after(STOP_S, lambda: self._stopped(engine))
@@ -234,12 +234,12 @@ class World:
     # --- engines and routes ---
     def _ready(self, engine: str, load_s: float) -> None:
         if engine in self.engines:
-            self.tell(ev.EngineReady(engine, self.engines[engine][2], f"{engine}:1", load_s))
+            self.tell(ev.EngineReady(engine, f"{engine}:1", load_s))
 
     def _stopped(self, engine: str) -> None:
         if engine in self.engines:
-            _, _, generation = self.engines.pop(engine)
-            self.tell(ev.EngineExited(engine, generation, "stopped", True))
+            del self.engines[engine]
+            self.tell(ev.EngineExited(engine, "stopped", True))
 
     def _opened(self, engine: str) -> None:
         if engine in self.engines:
@@ -279,9 +279,7 @@ class World:
         del self.agents[node]
         job = self.tally.jobs[node]
         job.ended = self.now if job.started is None else self.now + LEAVE_S
-        assert not any(place == node for _, place, _ in self.engines.values()), (
-            "a node was given back with engines on it"
-        )
+        assert not any(place == node for _, place in self.engines.values()), "a node was given back with engines on it"
         self._note_nodes()
 
     def _note_nodes(self) -> None:

@@ -35,8 +35,8 @@ from tests.support.gateways import ROOT, Gateway, chat_body, fake_model, gateway
 OUT = ROOT / "build" / "bench"
 _GENERATORS = 2
 _NICE = 5
-_LOAD_S = 8.0
-"""Of the cold models that many wait for."""
+_LOAD_S, _LONG_LOAD_S = 8.0, 20.0
+"""Of the models that many wait for; the second one lasts until all have come."""
 _SETTLE_S = 1.0
 
 
@@ -95,12 +95,15 @@ class Sky:
         """Probes while the block runs: their slowest become figures."""
         edge = self._edge()
         cpu, began = edge.cpu_times(), time.monotonic()
+        psutil.cpu_times_percent()
         with probing(*self.address, self.gateway.trust, questions) as asked:
             yield
-        spent = edge.cpu_times()
+        spent, machine = edge.cpu_times(), psutil.cpu_times_percent()
         busy = spent.user + spent.system - cpu.user - cpu.system
         self._probes(asked, name, at_most)
         self.add(f"{name}: edge's processor", 100 * busy / (time.monotonic() - began), "%")
+        self.add(f"{name}: machine idle", machine.idle, "%")
+        self.add(f"{name}: machine taken by others (steal)", getattr(machine, "steal", 0.0), "%")
 
     def _probes(self, asked: Asked, name: str, at_most: float) -> None:
         for question, replies in asked.replies.items():
@@ -175,11 +178,12 @@ def waiters(sky: Sky, model: str, count: int, ramp_s: float) -> None:
     sky.add(f"{name}: answered", len(answered), "")
     sky.add(f"{name}: refused (503, Retry-After, JSON)", len(refused), "")
     sky.add(f"{name}: anything else {dict(others) or ''}".rstrip(), sum(others.values()), "", 0)
-    for what, pick in (
-        ("refused after", lambda row: row.ended - row.due),
-        ("refused after, from its request on", lambda row: row.ended - row.shaken),
-    ):
-        took = sorted(pick(row) for row in refused) or [0.0]
+    since: dict[str, Callable[[Row], float]] = {
+        "refused after": lambda row: row.due,
+        "refused after, from its request on": lambda row: row.shaken,
+    }
+    for what, begin in since.items():
+        took = sorted(row.ended - begin(row) for row in refused) or [0.0]
         sky.add(f"{name}: {what}, p50", took[len(took) // 2], detail=True)
         sky.add(f"{name}: {what}, slowest", took[-1], at_most=5.0)
     last = max((row.ended - max(ready_at, row.due) for row in answered), default=0.0)
@@ -201,7 +205,7 @@ def streams(sky: Sky, count: int, waiting: int) -> None:
     name = f"{count:,} streams, {waiting} let go"
     admin = sky.gateway.key
     questions = [Question(path, path, key=admin) for path in ("/ready", "/v1/models", "/gateway/v1/status")]
-    before = replicas(sky.gateway)
+    before = sky.gateway.replicas()
     body = chat_body("slow", "@tokens=80", stream=True, max_tokens=80)
     with sky.watched(*questions, name=name, at_most=2.0):
         running = Started(sky.order("ask", count, 5.0, 120.0, [sky.request(body)]), processes=1)
@@ -215,15 +219,16 @@ def streams(sky: Sky, count: int, waiting: int) -> None:
     sky.add(f"{name}: waiters not answered {dict(failed) or ''}".rstrip(), sum(failed.values()), "", 0)
     first = min(row.first for row in let_go.rows)
     sky.add(f"{name}: the last waiter after the first", max(row.ended for row in let_go.rows) - first)
-    sky.add(f"{name}: replicas replaced", len(set(before.items()) ^ set(replicas(sky.gateway).items())), "", 0)
+    sky.add(f"{name}: replicas replaced", len(set(before.items()) ^ set(sky.gateway.replicas().items())), "", 0)
     _generator(sky, name, came)
 
 
 def ghosts(sky: Sky, count: int) -> None:
     """Callers that do not wait ask for ``count`` models; then one that does asks for another. Room is for one."""
     name = f"{count} ghosts"
-    alone = _cold_s(sky)
-    sky.gateway.chat("m0")  # which takes the room
+    for _ in range(2):  # the first one waits for its block
+        alone = _cold_s(sky)
+        sky.gateway.chat("m0")  # which takes the room
     before = _loads(sky.gateway)
     texts = [sky.request(chat_body(f"m{n}"), "x-gateway-wait: 0\r\n") for n in range(1, count + 1)]
     order = sky.order("ask", count, 0.5, 20.0, texts)
@@ -261,21 +266,17 @@ def _generator(sky: Sky, name: str, came: Came) -> None:
         sky.add(f"{name}: first handshakes", len(shaken) / max(span, 1e-3), "/s")
 
 
-def replicas(made: Gateway) -> dict[str, int]:
-    """Serve's proxy and the application's replicas: name -> PID."""
-    found = {}
-    for process in made.processes():
-        title = " ".join(process.cmdline()[:1])
-        if title.startswith(("ray::ServeReplica:", "ray::ProxyActor")):
-            found[title.partition(".")[0]] = process.pid
-    return found
-
-
 def _catalog(memory: Path) -> dict[str, Any]:
-    load = ("--load-delay-s", str(_LOAD_S))
-    cold = {name: fake_model(memory, *load, memory_gib=0.1) for name in ("cold", "cold2", "later")}
-    slow = fake_model(memory, *load, "--token-rate", "2", memory_gib=0.1)
-    return {"warm": fake_model(memory, memory_gib=0.1), "slow": slow, **cold}
+    def cold(load_s: float, *options: str) -> dict[str, Any]:
+        return fake_model(memory, "--load-delay-s", str(load_s), *options, memory_gib=0.1)
+
+    return {
+        "warm": cold(0.0),
+        "slow": cold(_LOAD_S, "--token-rate", "2"),
+        "later": cold(_LOAD_S),
+        "cold": cold(_LONG_LOAD_S),
+        "cold2": cold(_LONG_LOAD_S),
+    }
 
 
 def _ghostly(memory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two models of a site, called through Globus Compute by a program that has nothing but the light client.
+"""Two models of a site, called through Globus Compute from an environment without Ray or vLLM.
 
     pip install 'gateway-plugin[globus]'
     export GATEWAY_ENDPOINT=... GATEWAY_FUNCTION=...      # 'gateway endpoint status' at the site shows them
@@ -25,8 +25,10 @@ def main():
             print(f"{model.name:28} {model.task:10} {model.state}")
 
         began = time.monotonic()
-        answer = site.chat("What is the capital of France?", WRITER, temperature=0, max_tokens=30)
-        print(f"{time.monotonic() - began:5.1f} s  chat: {answer.strip()}")
+        reply = site.openai.chat.completions.create(  # a real openai.OpenAI, whose requests travel as tasks
+            model=WRITER, messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=30
+        )
+        print(f"{time.monotonic() - began:5.1f} s  chat: {(reply.choices[0].message.content or '').strip()}")
 
         began, before = time.monotonic(), site.tasks_sent
         prompts = [f"What is the capital of {country}?" for country in COUNTRIES]

@@ -19,7 +19,7 @@ from tests.support.globus.chain import chain, missing
 
 STATE = Path(os.environ.get("DEMO_STATE") or ROOT / "build" / "demo-globus").absolute()
 CLIENT_VENV = ROOT / "build" / "globus-client-venv"
-SDK = "globus-compute-sdk==4.19.0"
+PINNED = ROOT / "requirements" / "globus-client.txt"
 
 
 class GlobusDemo(Demo):
@@ -49,13 +49,13 @@ class GlobusDemo(Demo):
             return self.watched([str(python), str(ROOT / "examples" / "globus_client.py")], environment)
 
     def client_venv(self) -> Path:
-        """Python of an environment with this package and the SDK: no Ray, no vLLM, no openai. Kept between runs."""
+        """Python of an environment with what a user of an endpoint installs: no Ray, no vLLM. Kept between runs."""
         python = CLIENT_VENV / "bin" / "python"
-        self.screen.line(f"    client's environment: {CLIENT_VENV.relative_to(ROOT)} (this package and {SDK})")
+        self.screen.line(f"    client's environment: {CLIENT_VENV.relative_to(ROOT)} (gateway-plugin[globus])")
         pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", str(CLIENT_VENV)], check=True)
-            subprocess.run([*pip, SDK], check=True)
+            subprocess.run([*pip, "-c", str(PINNED), f"{ROOT}[globus]"], check=True)
         subprocess.run([*pip, "--no-deps", "--force-reinstall", str(ROOT)], check=True)
         return python
 

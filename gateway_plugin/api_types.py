@@ -6,8 +6,10 @@ people write are another matter: there an unknown key is refused.)
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +21,14 @@ from gateway_plugin.errors import (
     InvalidRequest,
     NotFound,
     NothingSaid,
+    TaskFailed,
 )
 
 READY = "ready"
 FAILED = "failed"
+
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A user's words, or messages in OpenAI's form."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Status:
-    """The gateway as a whole."""
+    """The gateway as a whole; or a Globus Compute endpoint, of which ``state`` and ``document`` alone are known."""
 
     state: str
-    """``ready``, or ``starting`` until it knows what its agents and its edge have."""
+    """``ready``, or ``starting`` until it knows what its agents and its edge have. Of an endpoint: ``online``,
+    ``offline``, or another word of the service's."""
     models: tuple[ModelInfo, ...]
     engines: tuple[Mapping[str, Any], ...]
     """``id model node state route in_flight age_s address`` and more; see docs/http.md."""
@@ -68,6 +75,11 @@ class Status:
     """Engines evicted so that another model could be loaded, since the controller began."""
     document: Mapping[str, Any] = field(repr=False, default_factory=dict)
     """The whole answer, as it came."""
+
+    @property
+    def online(self) -> bool:
+        """Whether requests are answered now. Those for an offline endpoint wait for it, up to two weeks."""
+        return self.state in (READY, "online")
 
     def model(self, name: str) -> ModelInfo | None:
         """The model with this name or alias."""
@@ -134,6 +146,63 @@ def raise_if_nothing_said(words: str, thought: bool, ended: str | None) -> None:
     raise NothingSaid(
         "The model thought and then said nothing: have it think less, or see whether --reasoning-parser fits the model."
     )
+
+
+def chat_body(prompt: Prompt, model: str, system: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A chat completion's request. ``extra_body`` among the options is merged into it, as ``openai`` does."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(part) for part in prompt]
+    if system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
+    extra = options.get("extra_body") or {}
+    chosen = {name: value for name, value in options.items() if name != "extra_body"}
+    return {"model": model, "messages": messages, **chosen, **extra}
+
+
+def chat_text(answer: Mapping[str, Any]) -> str:
+    """The words of a chat completion's first choice. Raises ``NothingSaid`` where it ended before the first of them."""
+    return chat_words(answer["choices"][0])
+
+
+def vectors(answer: Mapping[str, Any]) -> list[list[float]]:
+    """The vectors of an embeddings answer in the texts' order, whether they came as base64 or as numbers."""
+    return [_vector(entry["embedding"]) for entry in sorted(answer["data"], key=lambda entry: entry["index"])]
+
+
+def _vector(given: str | list[float]) -> list[float]:
+    if not isinstance(given, str):
+        return [float(number) for number in given]
+    data = base64.b64decode(given, validate=True)
+    if len(data) % 4:
+        raise ValueError(f"a vector of {len(data)} bytes")
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
+
+
+def whole(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer as it came."""
+    return answer
+
+
+def reading(answer: dict[str, Any]) -> Any:
+    """An answer read by its kind: the text of a chat or completion, vectors, else the answer as it came."""
+    kind = answer.get("object")
+    if kind == "chat.completion":
+        return chat_text(answer)
+    if kind == "text_completion":
+        return answer["choices"][0]["text"] or ""
+    if kind == "list" and any("embedding" in entry for entry in answer.get("data", ())):
+        return vectors(answer)
+    return answer
+
+
+def understood(read: Callable[[dict[str, Any]], Any], answer: dict[str, Any]) -> Any:
+    """What ``read`` finds in the answer, or the error why it finds nothing (``NothingSaid``, ``TaskFailed``)."""
+    try:
+        return read(answer)
+    except GatewayError as error:
+        return error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        words = str(error)[:200]
+        return TaskFailed(f"The answer has another form than expected ({type(error).__name__}: {words}).")
 
 
 _BY_STATUS: Mapping[int, type[GatewayError]] = {

@@ -143,7 +143,7 @@ def _own_gateway(layout: Layout, host: str, found: Connection) -> Connection:
 
 
 def _owner_door(layout: Layout, url: str) -> Path:
-    """The socket, in a folder that nobody else can write to. Raises ``GatewayUnreachable``."""
+    """The socket, in a folder that no other user can write to. Raises ``GatewayUnreachable``."""
     door = layout.owner_door
     problem = problem_with(door.parent)
     if problem is not None:

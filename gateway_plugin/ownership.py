@@ -2,9 +2,9 @@
 
 The rule is that of OpenSSH's ``StrictModes``, extended by links: the folder is a real one (no link), of this user, and
 not writable by others; every folder above it is root's or this user's and not writable by others, unless it has the
-sticky bit, under which nobody renames what is another user's. A link above it counts if it is root's or this user's and
-leads to a place under the same rule. A group in which the user is alone (the user's private group, under which many
-systems set the umask to 002) is nobody else.
+sticky bit, under which users cannot rename each other's files. A link above it counts if it is root's or this user's
+and leads to a place under the same rule. A group in which the user is alone (the user's private group, under which many
+systems set the umask to 002) counts as the user.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _unmapped_owner() -> int | None:
 
 
 def others_write(found: os.stat_result) -> bool:
-    """Whether the mode lets users other than the owner write. A group of the user's own is nobody else."""
+    """Whether the mode lets users other than the owner write. The user's private group does not count."""
     if found.st_mode & stat.S_IWOTH:
         return True
     return bool(found.st_mode & stat.S_IWGRP) and not _private_group(found.st_gid)

@@ -38,6 +38,18 @@ _RUN_NAMES = 9
 """How many names for the run folder are tried: each takes another user a folder in /tmp to occupy."""
 
 
+class _Below:
+    """A path of a ``Layout``: ``name`` in one of its folders."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        self._folder = folder
+        self._name = name
+
+    def __get__(self, layout: Layout, owner: type[Layout]) -> Path:
+        folder: Path = getattr(layout, self._folder)
+        return folder / self._name
+
+
 @dataclass(frozen=True)
 class Layout:
     """All paths of one gateway, from the path of its state folder.
@@ -50,7 +62,7 @@ class Layout:
 
     @classmethod
     def of(cls, state: Path) -> Layout:
-        """The layout of ``state`` (``~`` and relative paths are made absolute), which nobody else can have put there.
+        """The layout of ``state`` (``~`` and relative paths are made absolute), which no other user can have put there.
 
         Raises:
             ServiceError: the folder, or one above it, is another user's or can be changed by one. Nothing was read.
@@ -89,264 +101,118 @@ class Layout:
             private_folder(folder)
 
     # --- service ---
-    @property
-    def service_json(self) -> Path:
-        """What runs: site, catalog, ports, supervisor's PID and start."""
-        return self.state / "service.json"
-
-    @property
-    def supervisor_status(self) -> Path:
-        """Rewritten by the supervisor with every change: what it waits for, PIDs, restarts."""
-        return self.run / "supervisor.json"
-
-    @property
-    def catalog_json(self) -> Path:
-        """The catalog as the Serve application was given it."""
-        return self.state / "catalog.json"
-
-    @property
-    def catalog_of_file(self) -> Path:
-        """The catalog as ``up`` last read it from the user's file; ``catalog.json`` differs after ``models apply``."""
-        return self.state / "catalog-of-file.json"
-
-    @property
-    def ray_token(self) -> Path:
-        return self.node / "ray.token"
-
-    @property
-    def ray_tables(self) -> Path:
-        """GCS tables in RocksDB; local disk."""
-        return self.run / "gcs"
-
-    @property
-    def ray_temp(self) -> Path:
-        return self.run / "ray"
-
-    @property
-    def cluster_yaml(self) -> Path:
-        """The autoscaler's configuration."""
-        return self.state / "cluster.yaml"
+    service_json = _Below("state", "service.json")
+    """What runs: site, catalog, ports, supervisor's PID and start."""
+    supervisor_status = _Below("run", "supervisor.json")
+    """Rewritten by the supervisor with every change: what it waits for, PIDs, restarts."""
+    service_lock = _Below("state", "service.lock")
+    """Locked by ``up`` and ``down`` while they change what runs."""
+    supervisor_lock = _Below("run", "supervisor.lock")
+    """Locked by the supervisor as long as it lives: there is one."""
+    drain_request = _Below("run", "down.json")
+    """What ``down`` asks of the supervisor before it signals it."""
+    drain_progress = _Below("run", "drain.json")
+    """How far the supervisor's drain is."""
+    catalog_json = _Below("state", "catalog.json")
+    """The catalog as the Serve application was given it."""
+    catalog_of_file = _Below("state", "catalog-of-file.json")
+    """The catalog as ``up`` last read it from the user's file; ``catalog.json`` differs after ``models apply``."""
+    ray_token = _Below("node", "ray.token")
+    ray_tables = _Below("run", "gcs")
+    """GCS tables in RocksDB; local disk."""
+    ray_temp = _Below("run", "ray")
+    cluster_yaml = _Below("state", "cluster.yaml")
+    """The autoscaler's configuration."""
 
     # --- keys ---
-    @property
-    def keys_json(self) -> Path:
-        """Names, roles and SHA-256 of API keys."""
-        return self.state / "keys.json"
-
-    @property
-    def admin_key(self) -> Path:
-        """The CLI's own admin key, in the clear, 0600."""
-        return self.state / "admin.key"
+    keys_json = _Below("state", "keys.json")
+    """Names, roles and SHA-256 of API keys."""
+    admin_key = _Below("state", "admin.key")
+    """The CLI's own admin key, in the clear, 0600."""
 
     # --- certificates ---
-    @property
-    def tls(self) -> Path:
-        """Of the machine that the gateway runs on alone."""
-        return self.state / "tls"
-
-    @property
-    def node(self) -> Path:
-        """All the secrets that a block's node reads, and no others."""
-        return self.state / "node"
-
-    @property
-    def ray_ca(self) -> Path:
-        return self.node / "ray-ca.pem"
-
-    @property
-    def ray_ca_key(self) -> Path:
-        return self.node / "ray-ca.key"
-
-    @property
-    def ray_identity(self) -> Path:
-        """The head's own certificate, key, and copy of the authority; a driver's too."""
-        return self.run / "ray-tls"
-
-    @property
-    def ca(self) -> Path:
-        return self.node / "ca.pem"
-
-    @property
-    def ca_key(self) -> Path:
-        """What signs certificates; read by ``make_authority`` alone."""
-        return self.tls / "ca.key"
-
-    @property
-    def edge_identity(self) -> Path:
-        """Client certificate and key of the edge, one PEM."""
-        return self.tls / "edge.pem"
-
-    @property
-    def agent_identity(self) -> Path:
-        """Client certificate and key of node agents, one PEM."""
-        return self.node / "agent.pem"
-
-    @property
-    def engine_certificate(self) -> Path:
-        return self.node / "engine.crt"
-
-    @property
-    def engine_key(self) -> Path:
-        return self.node / "engine.key"
-
-    @property
-    def serve_certificate(self) -> Path:
-        return self.tls / "serve.crt"
-
-    @property
-    def serve_key(self) -> Path:
-        return self.tls / "serve.key"
-
-    @property
-    def edge_secret(self) -> Path:
-        """What the edge shows to the ingress in ``x-gateway-edge``."""
-        return self.tls / "edge.secret"
-
-    @property
-    def front_identity(self) -> Path:
-        """Certificate and key of the front door, one PEM, where the site has no certificate of its own."""
-        return self.tls / "front.pem"
+    tls = _Below("state", "tls")
+    """Of the machine that the gateway runs on alone."""
+    node = _Below("state", "node")
+    """All the secrets that a block's node reads, and no others."""
+    ray_ca = _Below("node", "ray-ca.pem")
+    ray_ca_key = _Below("node", "ray-ca.key")
+    ray_identity = _Below("run", "ray-tls")
+    """The head's own certificate, key, and copy of the authority; a driver's too."""
+    ca = _Below("node", "ca.pem")
+    ca_key = _Below("tls", "ca.key")
+    """What signs certificates; read by ``make_authority`` alone."""
+    edge_identity = _Below("tls", "edge.pem")
+    """Client certificate and key of the edge, one PEM."""
+    agent_identity = _Below("node", "agent.pem")
+    """Client certificate and key of node agents, one PEM."""
+    engine_certificate = _Below("node", "engine.crt")
+    engine_key = _Below("node", "engine.key")
+    serve_certificate = _Below("tls", "serve.crt")
+    serve_key = _Below("tls", "serve.key")
+    edge_secret = _Below("tls", "edge.secret")
+    """What the edge shows to the ingress in ``x-gateway-edge``."""
+    front_identity = _Below("tls", "front.pem")
+    """Certificate and key of the front door, one PEM, where the site has no certificate of its own."""
 
     # --- edge ---
-    @property
-    def edge(self) -> Path:
-        return self.state / "edge"
-
-    @property
-    def edge_config(self) -> Path:
-        return self.edge / "haproxy.cfg"
-
-    @property
-    def edge_script(self) -> Path:
-        """How the edge refuses."""
-        return self.edge / "refuse.lua"
-
-    @property
-    def keys_map(self) -> Path:
-        """SHA-256 of a key -> ``role:name``."""
-        return self.edge / "keys.map"
-
-    @property
-    def models_map(self) -> Path:
-        """Model name or alias -> slot."""
-        return self.edge / "models.map"
-
-    @property
-    def slot_keys_map(self) -> Path:
-        """Slot -> key of the engines in it."""
-        return self.edge / "slotkeys.map"
-
-    @property
-    def servers_state(self) -> Path:
-        return self.edge / "servers.state"
-
-    @property
-    def edge_socket(self) -> Path:
-        """The edge's administration socket."""
-        return self.run / "edge.sock"
-
-    @property
-    def owner_door(self) -> Path:
-        """The front door for the gateway's own user on its own machine: a Unix socket that nobody else reaches."""
-        return self.run / "owner.sock"
-
-    @property
-    def inner_door(self) -> Path:
-        """Where the ingress sends a request back through the edge."""
-        return self.run / "inner.sock"
-
-    @property
-    def cold_door(self) -> Path:
-        """The slots' backup server, inside the edge: the way to the ingress."""
-        return self.run / "cold.sock"
-
-    @property
-    def ingress_socket(self) -> Path:
-        """Where the ingress itself listens, for the edge alone."""
-        return self.run / "ingress.sock"
-
-    @property
-    def around_door(self) -> Path:
-        """Inside the edge: the way round an ingress that is away, to the engines of a model that is kept apart."""
-        return self.run / "around.sock"
+    edge = _Below("state", "edge")
+    edge_config = _Below("edge", "haproxy.cfg")
+    edge_script = _Below("edge", "refuse.lua")
+    """How the edge refuses."""
+    keys_map = _Below("edge", "keys.map")
+    """SHA-256 of a key -> ``role:name``."""
+    models_map = _Below("edge", "models.map")
+    """Model name or alias -> slot."""
+    slot_keys_map = _Below("edge", "slotkeys.map")
+    """Slot -> key of the engines in it."""
+    servers_state = _Below("edge", "servers.state")
+    edge_socket = _Below("run", "edge.sock")
+    """The edge's administration socket."""
+    owner_door = _Below("run", "owner.sock")
+    """The front door for the gateway's own user on its own machine: a Unix socket that no other user reaches."""
+    inner_door = _Below("run", "inner.sock")
+    """Where the ingress sends a request back through the edge."""
+    cold_door = _Below("run", "cold.sock")
+    """The slots' backup server, inside the edge: the way to the ingress."""
+    ingress_socket = _Below("run", "ingress.sock")
+    """Where the ingress itself listens, for the edge alone."""
+    around_door = _Below("run", "around.sock")
+    """Inside the edge: the way round an ingress that is away, to the engines of a model that is kept apart."""
 
     # --- blocks, engines, controller ---
-    @property
-    def blocks(self) -> Path:
-        return self.state / "blocks"
+    blocks = _Below("state", "blocks")
+    block_scripts = _Below("blocks", "scripts")
+    leave_marks = _Below("blocks", "leave")
+    """A file named after each block that is to be gone: it is being ended, or its job is over."""
+    ledger = _Below("blocks", "ledger.json")
+    block_cancels = _Below("blocks", "cancel")
+    """One file a block that is to be ended at once, from the controller to the pool."""
+    engine_records = _Below("run", "engines")
+    """One JSON file an engine of this node: PID, start, port, model."""
+    controller = _Below("state", "controller")
+    """Recorded events (``events.jsonl``), pins (``wishes.json``), the last epoch, cards of models (``cards.json``)."""
+    controller_lock = _Below("run", "controller.lock")
+    """Locked by the controller as long as it lives: no other changes routes meanwhile."""
 
-    @property
-    def block_scripts(self) -> Path:
-        return self.blocks / "scripts"
-
-    @property
-    def leave_marks(self) -> Path:
-        """A file named after each block that is to be gone: it was told to end, or its job is over."""
-        return self.blocks / "leave"
-
-    @property
-    def ledger(self) -> Path:
-        return self.blocks / "ledger.json"
-
-    @property
-    def block_cancels(self) -> Path:
-        """One file a block that is to be ended at once, from the controller to the pool."""
-        return self.blocks / "cancel"
-
-    @property
-    def engine_records(self) -> Path:
-        """One JSON file an engine of this node: PID, start, port, model, generation."""
-        return self.run / "engines"
-
-    @property
-    def controller(self) -> Path:
-        """Recorded events (``events.jsonl``), pins and wishes (``wishes.json``)."""
-        return self.state / "controller"
-
-    @property
-    def controller_lock(self) -> Path:
-        """Locked by the controller as long as it lives: no other changes routes meanwhile."""
-        return self.run / "controller.lock"
+    # --- Globus Compute endpoints ---
+    endpoints = _Below("state", "endpoints")
+    """Their environment, records (``NAME.endpoint``), and a folder each."""
+    functions = _Below("endpoints", "functions.json")
+    """Functions that endpoints may run."""
 
     # --- logs ---
-    @property
-    def logs(self) -> Path:
-        return self.state / "logs"
-
-    @property
-    def usage_log(self) -> Path:
-        return self.logs / "usage.jsonl"
-
-    @property
-    def engine_logs(self) -> Path:
-        return self.logs / "engines"
-
-    @property
-    def supervisor_log(self) -> Path:
-        return self.logs / "supervisor.log"
-
-    @property
-    def edge_log(self) -> Path:
-        return self.logs / "edge.log"
-
-    @property
-    def head_log(self) -> Path:
-        """What ``ray start`` says; Ray's own logs lie under ``ray_temp``."""
-        return self.logs / "ray-head.log"
-
-    @property
-    def deploy_log(self) -> Path:
-        return self.logs / "deploy.log"
-
-    @property
-    def service_lock(self) -> Path:
-        """Locked by ``up`` and ``down`` while they change what runs."""
-        return self.state / "service.lock"
-
-    @property
-    def supervisor_lock(self) -> Path:
-        """Locked by the supervisor as long as it lives: there is one."""
-        return self.run / "supervisor.lock"
+    logs = _Below("state", "logs")
+    usage_log = _Below("logs", "usage.jsonl")
+    engine_logs = _Below("logs", "engines")
+    supervisor_log = _Below("logs", "supervisor.log")
+    edge_log = _Below("logs", "edge.log")
+    head_log = _Below("logs", "ray-head.log")
+    """What ``ray start`` says; Ray's own logs lie under ``ray_temp``."""
+    deploy_log = _Below("logs", "deploy.log")
+    controller_log = _Below("logs", "controller.log")
+    ingress_log = _Below("logs", "ingress.log")
+    desk_log = _Below("logs", "desk.log")
 
 
 def block_folder(run: Path, name: str) -> Path:

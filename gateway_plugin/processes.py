@@ -1,22 +1,31 @@
-"""Is it still that process? The one answer, for blocks, parts of the service, endpoints and engines alike.
+"""Processes of this machine: whether one is still the same, which of them are the gateway's, and how they are ended.
 
-A PID alone says nothing after a crash or a reboot: it may be somebody else's by now. With the clock ticks between the
-boot and its start, and the id of that boot, it is one process for good, whatever is done to the wall clock. All of it
-reads ``/proc``, so that ``gateway status`` needs no package for it.
+A PID alone identifies nothing after a crash or a reboot. Together with the clock ticks between the boot and the start
+of the process, and the id of that boot, it names one process for good, whatever happens to the wall clock: a ``Mark``.
+``psutil`` tells all but these two numbers, which it derives from the wall clock (before its version 7).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 _PROC = Path("/proc")
 
+BLOCK_MARK = "RAY_CLOUD_INSTANCE_ID"
+"""The environment variable that carries a block's name into every process of the block."""
 START_TOLERANCE_S = 2.0
-"""For records of earlier versions, which have a start by the wall clock alone: that is counted from the boot time,
-which the kernel tells in whole seconds and shifts as the clock is corrected. No PID is given out again that fast."""
+"""For records of earlier versions, which have a start by the wall clock alone: the kernel tells the boot time in whole
+seconds and shifts it as the clock is corrected. No PID is given out again that fast."""
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, order=True)
@@ -25,10 +34,10 @@ class Mark:
 
     pid: int
     started: float = field(compare=False)
-    """When it started, in seconds since the epoch, by the wall clock as it was when somebody looked. It tells people,
-    and processes in records of earlier versions; ``ticks`` and ``boot`` are what identifies it."""
+    """Start in seconds since the epoch, by the wall clock at the time of the look. For people, and for records of
+    earlier versions; ``ticks`` and ``boot`` identify the process."""
     ticks: int = 0
-    """When it started, in clock ticks since the boot."""
+    """Start in clock ticks since the boot."""
     boot: str = ""
     """The kernel's id of that boot; empty in records of earlier versions."""
 
@@ -50,14 +59,27 @@ def read_mark(document: object) -> Mark | None:
     return Mark(pid, float(started), ticks, boot)
 
 
-def parse_stat(text: str) -> tuple[str, int, int, int]:
-    """State letter, parent's PID, process group and start (clock ticks since boot) of a ``/proc/PID/stat`` line."""
+class Stat(NamedTuple):
+    """What ``/proc/PID/stat`` says of a process."""
+
+    state: str
+    threads: int
+    ticks: int
+    """Start in clock ticks since the boot."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is a zombie. One whose first thread has ended while others still run, and hold memory, is not."""
+        return self.state in "ZX" and self.threads <= 1
+
+
+def parse_stat(text: str) -> Stat:
+    """Parse a line of ``/proc/PID/stat``. Raises ``ValueError`` or ``IndexError``."""
     fields = text.rpartition(")")[2].split()  # the program's name may hold blanks and brackets
-    return fields[0], int(fields[1]), int(fields[2]), int(fields[19])
+    return Stat(fields[0], int(fields[17]), int(fields[19]))
 
 
-def stat_of(pid: int) -> tuple[str, int, int, int] | None:
-    """``parse_stat``'s answer for ``pid``; ``None`` if there is no such process."""
+def _stat_of(pid: int) -> Stat | None:
     try:
         return parse_stat((_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError, IndexError):
@@ -65,7 +87,7 @@ def stat_of(pid: int) -> tuple[str, int, int, int] | None:
 
 
 def boot_id() -> str:
-    """The kernel's id of this boot; empty where it is not told."""
+    """The kernel's id of this boot; empty where the kernel does not tell it."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -73,37 +95,36 @@ def boot_id() -> str:
 
 
 def mark(pid: int, *, dead_too: bool = False) -> Mark | None:
-    """The mark of the living process ``pid``; ``None`` if there is none, or only what is left of it until its parent
-    looks (a zombie), which ``dead_too`` takes as well."""
-    found = stat_of(pid)
-    if found is None or (found[0] in "ZX" and not dead_too):
+    """The mark of the living process ``pid``; ``None`` if there is none. ``dead_too`` takes a zombie as well."""
+    found = _stat_of(pid)
+    if found is None or (found.ended and not dead_too):
         return None
-    return Mark(pid, _wall_clock(found[3]), found[3], boot_id())
+    return Mark(pid, _wall_clock(found.ticks), found.ticks, boot_id())
 
 
 def mark_of_dead(pid: int) -> Mark:
-    """The mark of a process of this boot that is gone already: it matches none that has its PID later."""
+    """The mark of a process of this boot that is gone already: it matches no later process with that PID."""
     return Mark(pid, time.time(), 0, boot_id())
 
 
 def has_its_pid(known: Mark) -> bool | None:
     """Whether the process that has the PID now, a zombie too, is ``known``; ``None``: no process has it."""
-    found = stat_of(known.pid)
+    found = _stat_of(known.pid)
     if found is None:
         return None
     boot = boot_id()
     if known.boot and boot:
-        return (known.ticks, known.boot) == (found[3], boot)
-    return abs(_wall_clock(found[3]) - known.started) <= START_TOLERANCE_S
+        return (known.ticks, known.boot) == (found.ticks, boot)
+    return abs(_wall_clock(found.ticks) - known.started) <= START_TOLERANCE_S
 
 
 def alive(known: Mark | None) -> bool:
-    """Whether that very process runs and is this user's. A zombie does not run. To root all processes are its own: what
-    it starts may become another user."""
+    """Whether that very process runs and is this user's. To root every process is its own: a process that root starts
+    may become another user's."""
     if known is None or known.pid <= 0 or not has_its_pid(known):
         return False
-    found = stat_of(known.pid)
-    return found is not None and found[0] not in "ZX" and os.getuid() in (0, _real_user(known.pid))
+    found = _stat_of(known.pid)
+    return found is not None and not found.ended and (os.getuid() == 0 or _user(known.pid) == os.getuid())
 
 
 def age_s(known: Mark) -> float:
@@ -124,9 +145,181 @@ def _boot_time_s() -> float:
     raise OSError("/proc/stat has no btime")
 
 
-def _real_user(pid: int) -> int | None:
+def _user(pid: int) -> int | None:
     try:
-        status = (_PROC / str(pid) / "status").read_text(encoding="utf-8", errors="replace")
+        return int(psutil.Process(pid).uids().real)
+    except psutil.Error:
+        return None
+
+
+# --- looking for processes ---
+
+
+def own_pids(*, root_sees_all: bool = False) -> tuple[int, ...]:
+    """PIDs of this user's processes, without this one and its ancestors. ``root_sees_all``: to root, all processes."""
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    every = root_sees_all and os.getuid() == 0
+    return tuple(pid for pid in psutil.pids() if pid not in spared and (every or _is_own(pid)))
+
+
+def _is_own(pid: int) -> bool:
+    try:
+        seen = os.stat(f"/proc/{pid}").st_uid
     except OSError:
-        return None  # it ended while we looked
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("Uid:")), None)
+        return False
+    # One that the kernel protects looks like root's.
+    return seen == os.getuid() or (seen == 0 and _user(pid) == os.getuid())
+
+
+def arguments(pid: int) -> tuple[str, ...]:
+    """The command line of ``pid``; empty if it is gone or another user's."""
+    try:
+        return tuple(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ()
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The environment that ``pid`` was started with; empty if it is gone, another user's, or has overwritten it."""
+    try:
+        return dict(psutil.Process(pid).environ())
+    except (psutil.Error, OSError):
+        return {}
+
+
+def find_own(words: tuple[str, ...]) -> tuple[Mark, ...]:
+    """This user's living processes whose arguments hold ``words``, one after the other, each a whole argument."""
+
+    def has_words(pid: int) -> bool:
+        line = arguments(pid)
+        return any(line[at : at + len(words)] == words for at in range(len(line) - len(words) + 1))
+
+    return _living(pid for pid in own_pids() if has_words(pid))
+
+
+def descendants(pid: int) -> tuple[Mark, ...]:
+    """Living children of ``pid``, their children and so on, also those that became another user's."""
+    try:
+        return _living(child.pid for child in psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return ()
+
+
+def parent(pid: int) -> Mark | None:
+    """The parent of ``pid``; ``None`` if either is gone."""
+    try:
+        return mark(psutil.Process(pid).ppid())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def group_members(leader: Mark) -> tuple[Mark, ...]:
+    """Living processes of the session and process group that ``leader`` leads or led, itself included.
+
+    The kernel gives a PID to no other process while a session of that number has members; so where another process has
+    the PID, nothing is left of the group. Where none has it, the leader is gone, and others may not be.
+    """
+    if has_its_pid(leader) is False:
+        return ()
+    return tuple(known for known in _living(pid for pid in psutil.pids() if _in_group(pid, leader.pid)) if alive(known))
+
+
+def _in_group(pid: int, leader: int) -> bool:
+    try:
+        return leader in (os.getsid(pid), os.getpgid(pid))
+    except OSError:
+        return False  # ended meanwhile
+
+
+def carries_mark(pid: int, block: str) -> bool:
+    """Whether ``pid`` was started inside block ``block``. False for a process that overwrote its environment."""
+    return environment(pid).get(BLOCK_MARK) == block
+
+
+def uses_folder(pid: int, folder: Path) -> bool:
+    """Whether ``pid`` names ``folder`` or something in it in its command line, or holds an open file there."""
+    inside = f"{folder}/"
+    if any(inside in f"{argument}/" for argument in arguments(pid)):
+        return True
+    with contextlib.suppress(OSError):  # ended meanwhile, or closed to this user: then not the gateway's
+        return any(f"{os.readlink(file)}/".startswith(inside) for file in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+def writes_to(pid: int, log: str | Path) -> bool:
+    """Whether the standard output or error of ``pid`` is the file ``log``."""
+    with contextlib.suppress(OSError):
+        return bool(log) and any(os.path.samefile(f"/proc/{pid}/fd/{number}", log) for number in (1, 2))
+    return False
+
+
+def block_processes(block: str, folder: Path) -> tuple[Mark, ...]:
+    """Everything that runs in block ``block`` on this machine, whose temporary folder is ``folder``."""
+    return _living(pid for pid in own_pids() if carries_mark(pid, block) or uses_folder(pid, folder))
+
+
+def folder_processes(folder: Path) -> tuple[Mark, ...]:
+    """Every process of this user that uses ``folder``."""
+    return _living(pid for pid in own_pids() if uses_folder(pid, folder))
+
+
+def _living(pids: Iterable[int]) -> tuple[Mark, ...]:
+    return tuple(known for known in map(mark, pids) if known is not None)
+
+
+# --- ending them ---
+
+
+def end(
+    which: Iterable[Mark] | Callable[[], Iterable[Mark]], grace_s: float, *, kill_wait_s: float = 10.0
+) -> tuple[Mark, ...]:
+    """End processes: SIGTERM, SIGKILL after ``grace_s``. 0 s of grace kills at once. Children are not reaped.
+
+    Args:
+        which: the processes, or a search, which is repeated until it finds none: what is killed may have forked.
+
+    Returns:
+        What still lives ``kill_wait_s`` after the first SIGKILL: as a rule nothing.
+    """
+    fixed = None if callable(which) else tuple(which)
+
+    def found() -> list[Mark]:
+        marks = which() if callable(which) else fixed or ()
+        return [known for known in marks if alive(known) and known.pid != os.getpid()]
+
+    left = found()
+    if left and grace_s > 0:
+        terminate(*left)
+        _wait_for_end(left, grace_s)
+        left = found()
+    deadline = time.monotonic() + kill_wait_s
+    while left and time.monotonic() < deadline:
+        _signal(left, signal.SIGKILL)
+        _wait_for_end(left, 1.0)
+        left = found()
+    return tuple(left)
+
+
+def terminate(*marks: Mark) -> None:
+    """Send SIGTERM to those that live, and return at once."""
+    _signal(marks, signal.SIGTERM)
+
+
+def _signal(marks: Iterable[Mark], number: signal.Signals) -> None:
+    for known in marks:
+        if alive(known):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(known.pid, number)
+
+
+def _wait_for_end(marks: Iterable[Mark], wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while any(map(alive, marks)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def end_words(code: int) -> str:
+    """How a child ended, for people; empty after exit code 0."""
+    if code == 0:
+        return ""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,7 +1,8 @@
-"""Files of the state folder on a bad day: a full disk, and content that cannot be understood.
+"""Files of the state folder: written atomically, 0600, read across versions, and kept when a disk is full or they are
+garbled.
 
 What is in force counts, and its copy on disk follows: a copy that cannot be written is tried again until it is there.
-What cannot be understood is set aside under a new name, never removed: it may be all there is.
+A garbled file is set aside under a new name, never removed: it may be all there is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from gateway_plugin.ownership import problem_with
 
@@ -23,23 +33,12 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def write_private(path: Path, content: str | bytes) -> None:
-    """Write a 0600 file atomically: a reader sees the old content or the new one, and nobody else sees either.
+    """Write a 0600 file atomically: a reader sees the old content or the new one, and other users see neither.
 
     Raises ``OSError``, which names ``path``; the old content is there then.
     """
     with _beside(path, content) as fresh:
         os.replace(fresh, path)
-
-
-def replace_garbled(path: Path, content: str) -> Path:
-    """``write_private`` where ``path`` is there and cannot be understood. Returns the name it has been set aside as.
-
-    Raises ``OSError``, which names ``path``; it is where it was then: one that is missing would be no warning.
-    """
-    with _beside(path, content) as fresh:
-        aside = set_aside(path)
-        os.replace(fresh, path)
-    return aside
 
 
 @contextlib.contextmanager
@@ -62,7 +61,7 @@ def _beside(path: Path, content: str | bytes) -> Iterator[str]:
 
 
 class Garbled(ValueError):
-    """A file is there and cannot be understood."""
+    """A file is there and is not what it should be."""
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -81,6 +80,65 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(document, dict):
         raise Garbled(f"{path} is garbled (expected a JSON object)")
     return document
+
+
+class State(BaseModel):
+    """Base of what state files hold. Keys of a newer version are kept; one that an older version did not write has its
+    default."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class LenientState(State):
+    """One whose every field has a default, which also replaces a value of a wrong type."""
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _or_default(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            return cls.model_fields[str(info.field_name)].get_default(call_default_factory=True)
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+class StateFile(Generic[StateT]):
+    """A file that holds one ``kind`` of state as a JSON object."""
+
+    def __init__(self, path: Path, kind: type[StateT]) -> None:
+        self.path = path
+        self._kind = kind
+
+    def read(self) -> StateT | None:
+        """What the file holds; ``None`` if there is none. Raises ``Garbled``, or ``OSError`` if it cannot be read."""
+        document = read_object(self.path)
+        try:
+            return None if document is None else self._kind.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise Garbled(f"{self.path} is garbled ({where}: {first['msg']})") from None
+
+    def write(self, state: StateT) -> None:
+        """Replace the file. Raises ``OSError``; the old content is there then."""
+        write_private(self.path, state_text(state))
+
+    def replace_garbled(self, state: StateT) -> Path:
+        """``write`` where the file is garbled. Returns the name it has been set aside as.
+
+        Raises ``OSError``; the garbled file keeps its name then: a missing one would be no warning.
+        """
+        with _beside(self.path, state_text(state)) as fresh:
+            aside = set_aside(self.path)
+            os.replace(fresh, self.path)
+        return aside
+
+
+def state_text(state: State) -> str:
+    """The JSON text of a state file."""
+    return state.model_dump_json(indent=1) + "\n"
 
 
 def with_copy(path: Path, copy: Path, name: str) -> dict[str, Any] | None:
@@ -106,7 +164,7 @@ def with_copy(path: Path, copy: Path, name: str) -> dict[str, Any] | None:
 
 
 def set_aside(path: Path) -> Path:
-    """Give ``path`` a name that nobody reads: ``NAME.garbled``, or ``NAME.garbled.2`` and so on. Needs no room on disk.
+    """Give ``path`` a name that is not read: ``NAME.garbled``, or ``NAME.garbled.2`` and so on. Needs no room on disk.
 
     Raises ``OSError``.
     """
@@ -146,7 +204,7 @@ class Copies:
                 self._write(path)
 
     def failed(self, path: Path, error: OSError) -> None:
-        """``path``, which is kept by somebody else, could not be written."""
+        """``path``, which is kept elsewhere, could not be written."""
         self._failed[path] = error
 
     def written(self, path: Path) -> None:

@@ -10,11 +10,11 @@ from ray import serve as ray_serve
 
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
-from gateway_plugin.service_state import read_record
+from gateway_plugin.service.deployment import noted
 from gateway_plugin.site import NodeType, Site
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller.deployment import Controller
-from serve.core.policy import NodeKind, Policy
+from serve.core.policy import NodeTypeSpec, Policy
 from serve.ingress.desk import Desk
 from serve.ingress.http import ServedIngress
 
@@ -38,9 +38,9 @@ class RayNodeAgent(NodeAgent):
         return found
 
 
-def node_kind(node_type: NodeType) -> NodeKind:
+def node_type_spec(node_type: NodeType) -> NodeTypeSpec:
     """What the core must know of a node type. Pure."""
-    return NodeKind(
+    return NodeTypeSpec(
         name=node_type.name,
         host_mib=int(node_type.engine_memory_gib * 1024),
         gpu_mib=(int(node_type.gpu_memory_gib * 1024),) * node_type.gpus,
@@ -52,7 +52,7 @@ def node_kind(node_type: NodeType) -> NodeKind:
 def policy(site: Site) -> Policy:
     """The core's numbers, from the site's. Pure."""
     return Policy(
-        kinds=tuple(node_kind(node_type) for node_type in site.node_types),
+        node_types=tuple(node_type_spec(node_type) for node_type in site.node_types),
         waiting_max=site.limits.waiting_requests,
         abandoned_load_grace_s=site.limits.abandoned_load_grace_s,
         block_idle_s=site.block_idle_s,
@@ -73,7 +73,7 @@ class AgentMaker:
         self._isolate = site.isolate_engines
         self._on_loopback = {node_type.name: node_type.engines_on_loopback for node_type in site.node_types}
 
-    def __call__(self, node: str, kind: NodeKind) -> tuple[type[Any], tuple[Any, ...]]:
+    def __call__(self, node: str, kind: NodeTypeSpec) -> tuple[type[Any], tuple[Any, ...]]:
         settings = AgentSettings(
             node=node,
             type=kind.name,
@@ -90,15 +90,13 @@ def build(args: dict[str, str]) -> ray_serve.Application:
     """The application of the gateway whose state folder is ``args["state"]``.
 
     Raises:
-        ConfigError: the folder has no ``service.json``, or its site cannot be loaded.
+        ServiceError: the folder has no ``service.json``.
+        ConfigError: its site cannot be loaded.
     """
     state = args.get("state")
     if not state:
         raise ConfigError("serve.app:build wants the argument 'state', the gateway's state folder")
-    record = read_record(Layout.of(Path(state)))
-    if record is None:
-        raise ConfigError(f"{state} has no service.json; start the gateway with 'gateway up'")
-    site = record.load_site()
+    site = noted(Layout.of(Path(state))).site
     controller = _deployment(
         Controller,
         "controller",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway_plugin.blocks.host import block_resource
+from gateway_plugin.blocks.job_script import block_resource
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Site
 

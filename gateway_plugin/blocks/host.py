@@ -1,310 +1,331 @@
-"""The text of a block's job: start Ray, watch it, and leave nothing behind. Pure.
+"""What runs in a block's job: start Ray, watch it, and leave nothing behind. ``python -m gateway_plugin.blocks.host``.
 
-Rules that go with it: the script carries the paths of secrets, never a secret; every value is quoted; it does not trust
-the environment that it was submitted from; when Ray is gone it leaves at once, because ``ray start --block`` does not
-(an allocation would be held to its walltime).
+The job's script (``job_script.py``) sets up the environment and becomes this process, so that it has the script's PID
+and its signals. When Ray is gone the block leaves at once, because ``ray start --block`` does not: an allocation would
+be held to its walltime.
 
-It leaves (1) when Ray gave the node back; (2) when the gateway told it to, or says that its job is over: a mark with
-its name lies in the state folder; (3) ``leave_before_end_s`` before its walltime ends; (4) told to end by somebody
-else, once no engine is left on it, at the latest ``notice_s`` later: meanwhile a notice lies in its folder for the
-agent.
+It leaves (1) when Ray released the node; (2) when the gateway cancelled it, or reports that its job has ended: a mark
+with its name lies in the state folder; (3) ``before_end_s`` before its walltime ends; (4) cancelled by others, once no
+engine is left on it, at the latest ``notice_s`` later: meanwhile a notice lies in its folder for the agent.
 
 What ``scancel``, a preemption and the walltime do to it, seen on Slurm 22.05 (``tests/slurm/test_leaving.py``): SIGCONT
 and SIGTERM come together, SIGKILL follows after the site's ``KillWait``, whatever signal ``scancel`` was given. Of a
-partition's ``GraceTime`` a batch shell hears nothing: it is over when SIGTERM comes (a job with ``--signal=B:USR1@60``
+partition's ``GraceTime`` a batch script hears nothing: it is over when SIGTERM comes (a job with ``--signal=B:USR1@60``
 is told, where the cluster has ``PreemptParameters=send_user_signal``). Under ``proctrack/cgroup``, Slurm's default,
-SIGTERM reaches the batch shell alone and SIGKILL all that the job started. ``proctrack/pgid`` tells the shell's process
-group: so Ray runs in a session of its own. ``proctrack/linuxproc`` tells every process at once, engines too: there is
+SIGTERM reaches this process alone and SIGKILL all that the job started. ``proctrack/pgid`` signals its process group:
+so Ray runs in a session of its own. ``proctrack/linuxproc`` signals every process at once, engines too: there is
 nothing left to drain.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import shlex
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
-from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
-from gateway_plugin.paths import Layout, block_folder, block_log
-from gateway_plugin.site import NodeType
+import psutil
 
-OBJECT_STORE_BYTES = 80_000_000
-"""Nothing large goes through Ray's object store here; Ray's smallest is 75 MiB."""
+from gateway_plugin.blocks.cleanup import clean_up
+from gateway_plugin.blocks.leaving import CANCELLED, Settings, Watch
+from gateway_plugin.blocks.ray_tls import tls_environment
+from gateway_plugin.blocks.self_check import report
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.ownership import private_folder
+from gateway_plugin.paths import Layout, block_folder, write_private
+from gateway_plugin.processes import Mark, age_s, alive, mark
 
-RECONNECT_S = 600
-"""How long blocks wait for a head that went away before they give up."""
-
-NO_MEMORY_MONITOR = {"RAY_memory_monitor_refresh_ms": "0"}
-"""Ray's monitor kills its own workers where a node's memory is nearly full, whoever fills it: on a shared node the
-controller, or an agent and with it every engine of the node. Neither is large, and the kernel sees to who is."""
-
-TOLD_TO_END = 143
-"""Exit code of a block that was told to end, as the shell has it for SIGTERM."""
+NO_FOLDER = 73
+"""Exit code where the node has no place for it (``EX_CANTCREAT``)."""
 
 RAY_STOP_GRACE_S = 10
 """How long Ray has to end in a block before it is killed."""
 
-
-@dataclass(frozen=True)
-class Leaving:
-    """When a block leaves. All in seconds."""
-
-    walltime_s: int | None = None
-    """Of its job, counted from the script's start unless Slurm knows better; ``None``: it has none."""
-    before_end_s: float = 30.0
-    """``Site.leave_before_end_s``"""
-    notice_s: float = 20.0
-    """``Site.notice_s``"""
-    look_every_s: int = 10
-    """It looks for its mark so often: one look at a folder of the shared file system."""
-    ask_every_s: int = 300
-    """It asks Slurm so often when its job ends, or half as much again, at random. A thousand blocks ask three times a
-    second in all, each for one job, which is the cheapest question there is."""
+POLL_S = 0.5
+CALLED_S = 15.0
+"""How long a node that looks at itself waits to be called."""
+_CRASH_S = 2.0
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_OVER = frozenset(
+    {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "DEADLINE", "BOOT_FAIL"}
+    | {"OUT_OF_MEMORY", "REVOKED"}
+)
+_GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+_KEPT = ("OMP_NUM_THREADS", "LD_PRELOAD")
 
 
-def block_resource(node_type: str) -> str:
-    """The Ray resource that a node agent of this type asks for; every block has exactly one: ``gateway_TYPE``."""
-    return f"gateway_{node_type}"
+class _Leave(Exception):
+    """The block leaves: why, and its exit code."""
+
+    def __init__(self, why: str, code: int) -> None:
+        super().__init__(why)
+        self.code = code
 
 
-def block_script(
-    name: str,
-    node_type: NodeType,
-    layout: Layout,
-    head_address: str,
-    python: str = "python",
-    bin_folder: str | None = None,
-    leaving: Leaving = Leaving(),
-) -> str:
-    """The job of block ``name``, a bash script.
+class Host:
+    """One block on its node: processes, files and signals around ``Watch``."""
 
-    Args:
-        name: the block's name, which is Ray's instance id.
-        node_type: what the node holds, and the site's own ``worker_init`` lines.
-        head_address: ``IP:port`` of the Ray head.
-        python: the interpreter with Ray and this package, as seen after ``worker_init``.
-        bin_folder: put first on PATH; for blocks on the gateway's own machine, which share its virtual environment.
-        leaving: when it leaves by itself.
-    """
-    environment: dict[str, str] = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
-        "RAY_START_HOOK": f"{before_ray_starts.__module__}.{before_ray_starts.__name__}",
-        "RAY_enable_metrics_collection": "0",
-        "RAY_CLOUD_INSTANCE_ID": name,
-        "RAY_NODE_TYPE_NAME": node_type.name,
-        "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_S),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # A block that is told to end was drained by the controller, or has no time; Ray would wait 30 s more.
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        **NO_MEMORY_MONITOR,
-        "GATEWAY_STATE": str(layout.state),
-        "GATEWAY_RUN_ROOT": str(layout.run.parent),
+    def __init__(self, settings: Settings, address: str, environ: Mapping[str, str]) -> None:
+        """Make the block's folder. Raises ``GatewayError``, ``OSError``: the node has no place for it."""
+        self._settings = settings
+        self._layout = Layout.of(Path(settings.state))
+        run = private_folder(self._layout.run)
+        self._records = self._layout.engine_records
+        self._folder = block_folder(run, settings.name)
+        for folder in (self._records, self._folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._address = address or _address_to(settings.head)
+        self._environ = environment(settings, self._folder, environ)
+        self._job = environ.get("SLURM_JOB_ID")
+        self._ray: subprocess.Popen[bytes] | None = None
+        self._raylet: Mark | None = None
+        self._slurm: subprocess.Popen[str] | None = None
+        self._watch = Watch(settings.leaving)
+        started = mark(os.getpid())
+        now = time.monotonic()
+        if settings.leaving.walltime_s is not None:
+            # This process was the job's script, and is as old.
+            self._watch.ends = now - (age_s(started) if started is not None else 0) + settings.leaving.walltime_s
+            if (end := environ.get("SLURM_JOB_END_TIME", "")).isdigit():
+                self._watch.told_end(int(end), now, time.time())
+        self._watch.look_at = now
+        self._watch.ask_at = now + random.uniform(0, settings.leaving.ask_every_s / 10)  # noqa: S311
+
+    def run(self) -> int:
+        """Until the block leaves. Returns the exit code of its job."""
+        say(f"block {self._settings.name} on {socket.gethostname()}, head {self._settings.head}")
+        try:
+            self._run_ray()
+        except _Leave as leave:
+            say(f"leaving: {leave}")
+            return leave.code
+        finally:  # whatever happens, nothing of the block may outlive it
+            self._end_ray()
+            clean_up(self._records, self._settings.name, self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run_ray(self) -> NoReturn:
+        """Until there is a reason to leave. Ray's node gives up where its helpers take 15 s to import, as they may the
+        first time: it is started once more."""
+        joined = self._folder / "ray_current_cluster"
+        for _ in range(2):
+            joined.unlink(missing_ok=True)
+            self._ray = ray = self._start_ray()
+            seen = False
+            while ray.poll() is None:
+                if self._raylet_runs():
+                    seen = True
+                elif joined.exists():
+                    # Drained: ray start stays, and would for ever. Crashed: it notices within a second, and ends.
+                    if self._comes_back():
+                        continue
+                    if ray.poll() is None:
+                        raise _Leave("Ray gave this node back", 0)
+                    break
+                elif seen:
+                    self._end_ray()  # it would wait on, for a node that is gone
+                    break
+                self._look()
+                self._wait(POLL_S)
+            code = _exit_code(ray.wait())
+            if self._watch.until is not None:
+                raise _Leave("told to, and so was Ray", self._watch.code)
+            if joined.exists():
+                break
+            say(f"Ray did not start, exit code {code}")
+        raise _Leave(f"ray start ended with exit code {code}", code or 1)
+
+    def _start_ray(self) -> subprocess.Popen[bytes]:
+        settings = self._settings
+        own = (f"--address={settings.head}", f"--node-ip-address={self._address}", f"--temp-dir={self._folder}")
+        argv = (settings.python, "-m", "ray.scripts.scripts", "start", "--block", *own, *settings.ray)
+        self._raylet = None
+        return subprocess.Popen(argv, env=self._environ, start_new_session=True, preexec_fn=_hear_signals)
+
+    def _raylet_runs(self) -> bool:
+        """Whether Ray's own process for this node, a child of ``ray start``, is there."""
+        try:
+            if self._raylet is None and self._ray is not None:
+                children = psutil.Process(self._ray.pid).children()
+                self._raylet = next((mark(child.pid) for child in children if child.name() == "raylet"), None)
+        except psutil.NoSuchProcess:
+            return False
+        return alive(self._raylet)
+
+    def _comes_back(self) -> bool:
+        """Whether a raylet that is not there is, within a while, and Ray with it."""
+        until = time.monotonic() + _CRASH_S
+        self._raylet = None
+        while time.monotonic() < until and self._ray is not None and self._ray.poll() is None:
+            if self._raylet_runs():
+                return True
+            time.sleep(0.1)
+        return False
+
+    def _end_ray(self) -> None:
+        if self._ray is None or self._ray.poll() is not None:
+            return
+        self._ray.terminate()
+        try:
+            self._ray.wait(RAY_STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._ray.kill()
+            self._ray.wait()
+
+    def _wait(self, seconds: float) -> None:
+        """For a signal, or ``seconds``. Signals are blocked otherwise: none is lost, and none interrupts."""
+        received = signal.sigtimedwait(_SIGNALS, seconds)
+        if received is None:
+            return
+        if received.si_signo == signal.SIGUSR1:
+            self._notice("signalled ahead of its end", 0)
+        elif received.si_signo != signal.SIGTERM or self._marked():
+            raise _Leave("told to", CANCELLED)
+        else:
+            self._notice("cancelled or preempted by others than the gateway", CANCELLED)
+
+    def _notice(self, why: str, code: int) -> None:
+        """The block's agent passes it on to the controller, which has this long to drain the engines."""
+        if not self._watch.give_notice(code, time.monotonic()):
+            return
+        notice_s = self._settings.leaving.notice_s
+        say(f"{why}: leaving within {notice_s:.0f} s")
+        new = self._folder / ".notice"
+        try:
+            new.write_text(json.dumps({"until": int(time.time() + notice_s), "reason": why}), encoding="utf-8")
+            new.replace(self._folder / "notice")
+        except OSError as error:
+            say(f"its agent gets no notice: {error}")
+        self._look()
+
+    def _look(self) -> None:
+        """Raises ``_Leave`` if it is time to."""
+        self._ask_slurm()
+        reason = self._watch.reason(time.monotonic(), self._marked, self._engines)
+        if reason is not None:
+            raise _Leave(*reason)
+
+    def _ask_slurm(self) -> None:
+        """In the background: a controller that is away must not delay a signal."""
+        if self._watch.ends is None or self._job is None:
+            return
+        if self._slurm is not None and self._slurm.poll() is not None:
+            slurm, self._slurm = self._slurm, None
+            said, _ = slurm.communicate()
+            if slurm.returncode == 0:
+                self._answered(said.split())
+        if self._slurm is None and time.monotonic() >= self._watch.ask_at:
+            self._watch.asked(time.monotonic(), random.random())  # noqa: S311
+            argv = ("squeue", "-h", "--all", "-t", "all", "-j", self._job, "-o", "%T %e")
+            env = {**self._environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+            with suppress(OSError):  # there is no squeue on this node: its walltime counts
+                self._slurm = subprocess.Popen(
+                    argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+
+    def _answered(self, said: list[str]) -> None:
+        state, end = (*said, "", "")[:2]
+        if state in _OVER:  # slurmd died, and what it had started still runs
+            raise _Leave(f"Slurm calls its job {state}", CANCELLED)
+        now = time.monotonic()
+        if end.isdigit() and self._watch.told_end(int(end), now, time.time()):
+            say(f"its walltime ends in {(self._watch.ends or now) - now:.0f} s")
+
+    def _marked(self) -> bool:
+        marks = self._layout.leave_marks
+        with suppress(OSError):  # the file system is away: the next look says
+            os.scandir(marks).close()  # opening the folder makes a client of NFS ask its server again
+            return (marks / self._settings.name).exists()
+        return False
+
+    def _engines(self) -> bool:
+        """Whether an engine of this block's is recorded."""
+        own = f'"block": "{self._settings.name}"'
+        for record in self._records.glob("*.json"):
+            with suppress(OSError):  # removed meanwhile
+                if own in record.read_text(encoding="utf-8", errors="replace"):
+                    return True
+        return False
+
+
+def environment(settings: Settings, folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Of Ray and all that runs in the block, whose own folder is ``folder``. ``environ``: of this process. Pure."""
+    # Which GPUs are this block's is for its engines to know. Ray would refuse to start where there are fewer than the
+    # node type says, and hides them from an actor that asks for none.
+    gpus = next((environ[name] for name in _GPUS if environ.get(name)), "")
+    kept = {name: value for name, value in environ.items() if name not in _GPUS}
+    return {
+        **kept,
+        **settings.environment,
+        **tls_environment(folder / "tls"),
+        "GATEWAY_STATE": settings.state,
+        "GATEWAY_RUN_ROOT": settings.run_root,
+        "GATEWAY_VISIBLE_DEVICES": gpus,
+        "GATEWAY_BLOCK_FOLDER": str(folder),
+        # Ray changes these for its workers, and an engine is none (serve/agent/argv.py).
+        **{f"GATEWAY_KEPT_{name}": environ.get(name, "") for name in _KEPT},
     }
-    values: dict[str, str] = {
-        "NAME": name,
-        "HEAD": head_address,
-        "PYTHON": python,
-        "LOG": str(block_log(layout, name)),
-        "MARKS": str(layout.leave_marks),
-        "WALLTIME_S": "" if leaving.walltime_s is None else str(leaving.walltime_s),
-        "BEFORE_END_S": str(math.ceil(leaving.before_end_s)),
-        "NOTICE_S": str(math.ceil(leaving.notice_s)),
-        "LOOK_EVERY_S": str(leaving.look_every_s),
-        "ASK_EVERY_S": str(leaving.ask_every_s),
-    }
-    resources = json.dumps({block_resource(node_type.name): 1})
-    address = _FIND_ADDRESS if node_type.node_address == "auto" else f"ADDRESS=$({node_type.node_address})"
-    start = [
-        *('"$PYTHON"', "-m", "ray.scripts.scripts", "start", "--block"),
-        *('--address="$HEAD"', '--node-ip-address="$ADDRESS"', '--temp-dir="$FOLDER"'),
-        *(f"--num-cpus={node_type.cpus}", f"--num-gpus={node_type.gpus}", f"--resources={shlex.quote(resources)}"),
-        # Ports are the system's to give: two Rays on one machine must not share a range.
-        *(f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
-        *("--dashboard-agent-listen-port=0", "--include-log-monitor=false", "--disable-usage-stats"),
-    ]
-    return _SCRIPT.format(
-        values=_assignments(values, export=False),
-        environment=_assignments(environment, export=True),
-        path="" if bin_folder is None else f"export PATH={shlex.quote(bin_folder)}:$PATH",
-        worker_init=node_type.worker_init,
-        records=layout.engine_records.name,
-        folder=block_folder(Path(), name),
-        tls="\n".join(f"export {key}={value}" for key, value in tls_environment(Path("$FOLDER/tls")).items()),
-        address=address,
-        start=" ".join(start),
-        told=TOLD_TO_END,
-        stop_tenths=RAY_STOP_GRACE_S * 10,
-    )
 
 
-def _assignments(values: Mapping[str, str], export: bool) -> str:
-    prefix = "export " if export else ""
-    return "\n".join(f"{prefix}{key}={shlex.quote(value)}" for key, value in values.items())
+def say(words: str) -> None:
+    """A line of the block's log. A full disk costs the line and not the block."""
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), f"{time.strftime('%FT%T%z')} {words}\n".encode())
 
 
-_FIND_ADDRESS = """\
-ADDRESS=$("$PYTHON" -c 'import socket, sys
-probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-probe.connect((sys.argv[1].rsplit(":", 1)[0], 9))
-print(probe.getsockname()[0])' "$HEAD")"""
+def _hear_signals() -> None:
+    """In a child before it becomes a program: it would inherit that signals are blocked."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
-# In this text every brace that is not a placeholder is doubled.
-_SCRIPT = """\
-umask 077
-ulimit -c 0  # core files hold prompts and keys
-{values}
-exec >>"$LOG" 2>&1
-# What the submitting process had of Ray's settings (it is part of the head) must not reach this node.
-unset ${{!RAY_@}} ${{!SQUEUE_@}}
-{path}
-{worker_init}
-{environment}
-# Which GPUs are this block's is for its engines to know. Ray would refuse to start where there are fewer than the node
-# type says, and hides them from an actor that asks for none.
-export GATEWAY_VISIBLE_DEVICES=${{CUDA_VISIBLE_DEVICES:-${{ROCR_VISIBLE_DEVICES:-${{HIP_VISIBLE_DEVICES:-}}}}}}
-unset CUDA_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HIP_VISIBLE_DEVICES
-# Ray changes these for its workers, and an engine is none (serve/agent/argv.py).
-export GATEWAY_KEPT_OMP_NUM_THREADS=${{OMP_NUM_THREADS-}} GATEWAY_KEPT_LD_PRELOAD=${{LD_PRELOAD-}}
-RAY=
-UNTIL=   # told to end by somebody else: when it leaves at the latest
-CODE={told}
-clock() {{  # NOW counts the machine's seconds since its boot, WALL is the clock that people set
-  read -r NOW _ </proc/uptime
-  NOW=${{NOW%.*}}
-  printf -v WALL '%(%s)T' -1
-}}
-ends() {{  # Slurm's word for its end, by the wall clock, is taken as so long from now
-  SAID=$1 ENDS=$((NOW + $1 - WALL))
-}}
-clock
-ENDS=${{WALLTIME_S:+$((NOW + WALLTIME_S))}}
-SAID=
-[ -n "$ENDS" ] && [ -n "$SLURM_JOB_END_TIME" ] && ends "$SLURM_JOB_END_TIME"
-LOOK_AT=$NOW
-ASK_AT=$((NOW + RANDOM % (1 + ASK_EVERY_S / 10)))
-leave() {{
-  trap '' TERM INT HUP USR1 USR2
-  echo "$(date +%FT%T%z) leaving: $1"
-  if [ -n "$RAY" ]; then
-    kill "$RAY" 2>/dev/null
-    for ((i = 0; i < {stop_tenths}; i++)); do running && sleep 0.1 || break; done
-    running && kill -KILL "$RAY" 2>/dev/null
-  fi
-  "$PYTHON" -m gateway_plugin.blocks.cleanup --records "$RECORDS" --block "$NAME" --folder "$FOLDER"
-  rm -rf -- "$FOLDER"
-}}
-running() {{  # ray start is there, and not only as a zombie
-  local pid name state rest
-  read -r pid name state rest 2>/dev/null <"/proc/$RAY/stat" && [ "$state" != Z ]
-}}
-raylet() {{  # Ray's own process for this node is there: a child of ray start
-  local child pid name state rest
-  for child in $(cat /proc/"$RAY"/task/*/children 2>/dev/null); do
-    read -r pid name state rest 2>/dev/null <"/proc/$child/stat" || continue
-    [ "$name" = "(raylet)" ] && [ "$state" != Z ] && return 0
-  done
-  return 1
-}}
-marked() {{  # opening the folder makes a client of NFS ask its server again
-  true 2>/dev/null <"$MARKS"
-  [ -e "$MARKS/$NAME" ]
-}}
-engines() {{  # one of this block's is recorded
-  grep -qsF '"block": "'"$NAME"'"' "$RECORDS"/*.json
-}}
-told() {{
-  if marked || [ -z "$RAY" ]; then
-    leave "told to"
-    exit {told}
-  fi
-  notice "cancelled or preempted by others than the gateway" {told}
-}}
-notice() {{  # its agent tells the controller, which has this long to drain its engines
-  [ -n "$UNTIL" ] && return
-  clock
-  UNTIL=$((NOW + NOTICE_S)) CODE=$2
-  echo "$(date +%FT%T%z) $1: leaving within $NOTICE_S s"
-  printf '{{"until": %d, "reason": "%s"}}\n' "$((WALL + NOTICE_S))" "$1" >"$FOLDER/.notice"
-  mv -f "$FOLDER/.notice" "$FOLDER/notice"
-  look
-}}
-ask() {{  # in the background: a controller that is away must not keep us from hearing a signal
-  local last
-  ASK_AT=$((NOW + ASK_EVERY_S + RANDOM % (1 + ASK_EVERY_S / 2)))
-  last=$((ENDS - BEFORE_END_S - 60))  # its walltime may have been changed since
-  [ "$last" -gt $((NOW + 60)) ] && [ "$last" -lt "$ASK_AT" ] && ASK_AT=$last
-  (SLURM_TIME_FORMAT=%s LC_ALL=C squeue -h --all -t all -j "$SLURM_JOB_ID" -o '%T %e' >"$FOLDER/.job" 2>/dev/null &&
-    mv -f "$FOLDER/.job" "$FOLDER/job") &
-}}
-answered() {{
-  local state= ends=
-  read -r state ends <"$FOLDER/job"
-  rm -f "$FOLDER/job"
-  case $state in
-    COMPLETED | CANCELLED | FAILED | TIMEOUT | NODE_FAIL | PREEMPTED | DEADLINE | BOOT_FAIL | OUT_OF_MEMORY | REVOKED)
-      leave "Slurm calls its job $state"  # slurmd died, and nobody ended what it had started
-      exit {told} ;;
-  esac
-  case $ends in
-    "" | *[!0-9]* | "$SAID") ;;
-    *) ends "$ends"; echo "$(date +%FT%T%z) its walltime ends in $((ENDS - NOW)) s" ;;
-  esac
-}}
-look() {{  # leave, if it is time to
-  clock
-  if [ -n "$UNTIL" ]; then
-    engines || {{ leave "no engine is left"; exit "$CODE"; }}
-    [ "$NOW" -ge "$UNTIL" ] && {{ leave "its notice ends"; exit "$CODE"; }}
-  fi
-  if [ "$NOW" -ge "$LOOK_AT" ]; then
-    LOOK_AT=$((NOW + LOOK_EVERY_S))
-    marked && {{ leave "told to by its mark"; exit {told}; }}
-  fi
-  [ -n "$ENDS" ] || return
-  [ -e "$FOLDER/job" ] && answered
-  [ "$NOW" -ge $((ENDS - BEFORE_END_S)) ] && {{ leave "its walltime ends"; exit 0; }}
-  [ -n "$SLURM_JOB_ID" ] && [ "$NOW" -ge "$ASK_AT" ] && ask
-}}
-RUN=$("$PYTHON" -m gateway_plugin.blocks.run_folder) || exit 73
-RECORDS=$RUN/{records} FOLDER=$RUN/{folder}
-mkdir -p -m 700 "$RECORDS" "$FOLDER" || exit 73
-export GATEWAY_BLOCK_FOLDER=$FOLDER
-{tls}
-trap told TERM
-trap 'notice "signalled ahead of its end" 0' USR1
-trap 'leave "told to"; exit {told}' INT HUP
-echo "$(date +%FT%T%z) block $NAME on $(uname -n), head $HEAD"
-{address}
-for attempt in 1 2; do  # Ray's node gives up where its helpers take 15 s to import, as they may the first time
-  rm -f "$FOLDER/ray_current_cluster"
-  setsid {start} &
-  RAY=$!
-  seen=
-  while running; do
-    if raylet; then
-      seen=1
-    elif [ -e "$FOLDER/ray_current_cluster" ]; then
-      # Drained: ray start stays, and would for ever. Crashed: it notices within a second, and ends.
-      for ((i = 0; i < 20; i++)); do running && ! raylet && sleep 0.1 || break; done
-      raylet && continue
-      running && {{ leave "Ray gave this node back"; exit 0; }}
-      break
-    elif [ -n "$seen" ]; then
-      kill "$RAY" 2>/dev/null  # it would wait on, for a node that is gone
-      break
-    fi
-    look
-    sleep 0.5 & wait $!
-  done
-  wait "$RAY"; code=$?
-  [ -n "$UNTIL" ] && {{ leave "told to, and so was Ray"; exit "$CODE"; }}
-  [ -e "$FOLDER/ray_current_cluster" ] && break
-  echo "$(date +%FT%T%z) Ray did not start, exit code $code"
-done
-leave "ray start ended with exit code $code"
-exit "$((code ? code : 1))"
-"""
+
+def _exit_code(code: int) -> int:
+    """As a shell has it."""
+    return 128 - code if code < 0 else code
+
+
+def _address_to(head: str) -> str:
+    """This node's address on the way to the head. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((head.rsplit(":", 1)[0], 9))
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def _check_itself(settings: Settings, address: str) -> int:
+    """``gateway doctor --submit``: look at the node, write the report, and be there to be called for a while."""
+    with socket.create_server(("", 0)) as called:
+        file = Path(settings.report)
+        write_private(file, json.dumps(report(settings.head, address, called.getsockname()[1], os.environ)))
+        called.settimeout(CALLED_S)
+        with suppress(TimeoutError):  # then the report is read, and says where to call
+            called.accept()[0].close()
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Command line: ``SETTINGS ADDRESS SCRIPT``: ``Settings.text()``, this node's address if the site's expression
+    gave one, and the job's script, by which a local block is found. Returns the job's exit code."""
+    settings = Settings.parse(argv[0])
+    os.environ["GATEWAY_RUN_ROOT"] = settings.run_root
+    try:
+        if settings.report:
+            return _check_itself(settings, argv[1] or _address_to(settings.head))
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        host = Host(settings, argv[1], os.environ)
+    except (GatewayError, OSError) as error:
+        say(f"no place for a block here: {error.message if isinstance(error, GatewayError) else error}")
+        return NO_FOLDER
+    return host.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -7,16 +7,14 @@ does not name.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.phases import BlockPhase as BlockPhase
 from gateway_plugin.processes import Mark
-from gateway_plugin.state_file import read_object, replace_garbled, write_private
+from gateway_plugin.state_file import Garbled, State, StateFile
 
 _VERSION = 1
 _ENDED_KEPT = 50
@@ -79,31 +77,11 @@ class Block:
         return replace(self, phase=BlockPhase.CANCELLING, starts_at=None if queued else self.starts_at)
 
 
-def to_document(blocks: Iterable[Block]) -> dict[str, Any]:
-    """The ledger's JSON: ``{"version": 1, "blocks": [{"name", "type", "phase", "asked_at", "job", ...}]}``."""
-    return {"version": _VERSION, "blocks": [{**asdict(block), "phase": block.phase.value} for block in blocks]}
+class LedgerState(State):
+    """The ledger's file. Of a block, keys of a later version are passed over."""
 
-
-def from_document(document: Mapping[str, Any]) -> tuple[Block, ...]:
-    """The blocks in a ledger's JSON; keys of a later version are passed over.
-
-    Raises ``ValueError``, ``KeyError``, ``TypeError`` or ``AttributeError`` when it is none.
-    """
-    return tuple(
-        Block(
-            **{
-                **_known(Block, entry),
-                "phase": BlockPhase(entry["phase"]),
-                "job": Job(**_known(Job, entry["job"])) if entry.get("job") is not None else None,
-            }
-        )
-        for entry in document["blocks"]
-    )
-
-
-def _known(kind: type[Block] | type[Job], entry: Mapping[str, Any]) -> dict[str, Any]:
-    names = {one.name for one in fields(kind)}
-    return {key: value for key, value in entry.items() if key in names}
+    version: int = _VERSION
+    blocks: tuple[Block, ...]
 
 
 def pruned(blocks: Mapping[str, Block], keep: int = _ENDED_KEPT) -> dict[str, Block]:
@@ -116,7 +94,7 @@ def pruned(blocks: Mapping[str, Block], keep: int = _ENDED_KEPT) -> dict[str, Bl
 
 
 class LedgerGarbled(ServiceError):
-    """The ledger's file is there and cannot be understood."""
+    """The ledger's file is there and garbled."""
 
 
 class Ledger:
@@ -124,27 +102,27 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = StateFile(path, LedgerState)
 
     def read(self) -> dict[str, Block]:
-        """Every block written down, by name. Raises ``LedgerGarbled`` if the file cannot be understood."""
+        """Every block written down, by name. Raises ``LedgerGarbled`` if the file is garbled."""
         try:
-            document = read_object(self.path)
-            return {} if document is None else {block.name: block for block in from_document(document)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = self._file.read()
+        except Garbled as error:
             raise LedgerGarbled(
-                f"{self.path} cannot be understood ({type(error).__name__}: {error}). It names the jobs that are "
-                "running; 'gateway down' and 'up' find them again by their names."
+                f"{error}. It names the jobs that are running; 'gateway down' and 'up' find them again by their names."
             ) from None
+        return {} if found is None else {block.name: block for block in found.blocks}
 
     def write(self, blocks: Mapping[str, Block]) -> None:
         """Replace the file, 0600, atomically; it is on disk when this returns. Raises ``OSError``."""
-        write_private(self.path, _text(blocks))
+        self._file.write(_state(blocks))
 
     def begin_anew(self, blocks: Mapping[str, Block]) -> Path:
-        """``write`` where the file cannot be understood. Returns what it is called now. Raises ``OSError``; it stays
+        """``write`` where the file is garbled. Returns what it is called now. Raises ``OSError``; it stays
         where it is then: without it there would be no blocks."""
-        return replace_garbled(self.path, _text(blocks))
+        return self._file.replace_garbled(_state(blocks))
 
 
-def _text(blocks: Mapping[str, Block]) -> str:
-    return json.dumps(to_document(pruned(blocks).values()), indent=1, sort_keys=True) + "\n"
+def _state(blocks: Mapping[str, Block]) -> LedgerState:
+    return LedgerState(blocks=tuple(pruned(blocks).values()))

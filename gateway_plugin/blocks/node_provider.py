@@ -26,12 +26,12 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from gateway_plugin.blocks.host import Leaving, block_script
+from gateway_plugin.blocks.job_script import block_script
+from gateway_plugin.blocks.leaving import Leaving
 from gateway_plugin.blocks.ledger import BlockPhase
-from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool
 from gateway_plugin.blocks.recovery import whole_ledger
-from gateway_plugin.blocks.stop_files import CancelRequests
+from gateway_plugin.blocks.stop_files import CancelRequests, LeaveMarks
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.log_retention import KEPT, prune
 from gateway_plugin.paths import Layout

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, pruned
-from gateway_plugin.blocks.marks import LeaveMarks
-from gateway_plugin.blocks.stop_files import CancelRequests
+from gateway_plugin.blocks.stop_files import CancelRequests, LeaveMarks
 from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.schedulers.base import JobStatus, Scheduler
 from gateway_plugin.site import what_went_wrong
@@ -25,14 +24,15 @@ log = logging.getLogger(__name__)
 CANCEL_GRACE_S = 40.0
 """How long a block may clean up before it is ended without being asked: Ray 10 s, engines 10 s, and room."""
 
-CANCEL_HOLD_S = 10.0
-"""After somebody ended a block no other of its type is submitted for so long. What was withdrawn with it is seen by Ray
-a moment later than by us: it would ask for one more, and leave it in the queue."""
+SPACING_S = 10.0
+"""After a block failed early or was ended by hand no other of its type is submitted for so long: Ray asks every two
+seconds, and for one that was ended by hand until it has seen what was withdrawn with it. How long a type that keeps
+failing is left alone is the controller's to decide."""
 
 _LIVED_S = 60.0
-_RETRY_MAX_S = 30.0
 _SUBMITS = BlockPhase.SUBMITTING
 _CANCELS = BlockPhase.CANCELLING
+_FAILS = (BlockPhase.FAILED, BlockPhase.LOST)
 
 
 def after_look(block: Block, seen: JobStatus | None, now: float) -> Block:
@@ -83,33 +83,6 @@ def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: f
     return block.ending(BlockPhase.LOST, now, f"its submit was cut short{said} and no job of its name was found")  # (3)
 
 
-def retry_at(blocks: Iterable[Block], node_type: str, now: float) -> float:
-    """When the next block of this type may be asked for, in seconds since the epoch; 0: at once.
-
-    Only a floor that protects the scheduler from being asked every two seconds; when to give up, and for how long, is
-    the controller's to say (``serve.core.troubles``), whose waits are longer than these. (1) The first failure is free.
-    (2) Each further one in a row doubles the wait, from 4 to 30 s. (3) A block that lived, or was given back, ends the
-    row; a cancelled one says nothing. (4) One that ended later than ``now`` did so before the clock was set back, and
-    says nothing either.
-    """
-    ended = sorted(
-        (block for block in blocks if block.type == node_type and block.phase.ended),
-        key=lambda block: block.ended_at or 0.0,
-        reverse=True,
-    )
-    failures: list[float] = []
-    for block in ended:
-        ended_at = block.ended_at or 0.0
-        if block.phase is BlockPhase.CANCELLED or ended_at > now:  # (4)
-            continue
-        if block.phase not in (BlockPhase.FAILED, BlockPhase.LOST) or ended_at - block.asked_at > _LIVED_S:  # (3)
-            break
-        failures.append(ended_at)
-    if len(failures) < 2:  # (1)
-        return 0.0
-    return failures[0] + min(2.0 ** len(failures), _RETRY_MAX_S)  # (2)
-
-
 class BlockPool:
     """All blocks of a gateway. Thread-safe. A new pool over the same ledger takes over every block in it.
 
@@ -143,8 +116,8 @@ class BlockPool:
         self._cancelled_at: dict[str, float] = {}
         self._late = False
         """The ledger's file is not as it should be: it could not be written."""
-        self._held_until: dict[str, float] = {}
-        """By type: nothing is submitted before."""
+        self._spaced: dict[str, tuple[str, float]] = {}
+        """By type: why, and until when, nothing is submitted."""
         for block in self.holding():
             log.info("block adopted name=%s phase=%s job=%s", block.name, block.phase.value, block.job and block.job.id)
 
@@ -172,9 +145,9 @@ class BlockPool:
 
         Raises:
             ServiceError: it cannot be written down;
-                the type has its ``max_blocks`` already (one that is still ending counts); its blocks keep
-                failing; somebody has just ended one; or the scheduler refused: then this one has ended as ``failed``
-                with the scheduler's words.
+                the type has its ``max_blocks`` already (one that is still ending counts); one of its blocks has just
+                failed or was ended by hand; or the scheduler refused: then this one has ended as ``failed`` with the
+                scheduler's words.
         """
         with self._lock:
             self._admit(node_type)
@@ -215,10 +188,9 @@ class BlockPool:
         taken = [block.name for block in self.holding() if block.type == node_type]
         if len(taken) >= self._max_blocks[node_type]:
             raise ServiceError(f"no more than {self._max_blocks[node_type]} blocks of type {node_type}: {taken}")
-        if (wait_s := retry_at(self._blocks.values(), node_type, now := self._clock()) - now) > 0:
-            raise ServiceError(f"blocks of type {node_type} keep failing; the next is asked for in {wait_s:.0f} s")
-        if (wait_s := self._held_until.get(node_type, 0.0) - self._monotonic()) > 0:
-            raise ServiceError(f"a block of type {node_type} was ended by hand; the next can be had in {wait_s:.0f} s")
+        why, until = self._spaced.get(node_type, ("", 0.0))
+        if (wait_s := until - self._monotonic()) > 0:
+            raise ServiceError(f"a block of type {node_type} {why}; the next can be submitted in {wait_s:.0f} s")
 
     def cancel(self, names: Iterable[str]) -> None:
         """Tell blocks to end. They hold their place until their job is seen to be gone. Unknown or ended: nothing."""
@@ -287,7 +259,10 @@ class BlockPool:
             for name in names:
                 block = self._blocks.get(name)
                 if block is not None and not block.phase.ended:
-                    self._held_until[block.type] = self._monotonic() + CANCEL_HOLD_S
+                    self._space(block.type, "was ended by hand")
+
+    def _space(self, node_type: str, why: str) -> None:
+        self._spaced[node_type] = why, self._monotonic() + SPACING_S
 
     def _change(self, before: Block, after: Block) -> None:
         """Take over what was learnt of a block while the lock was free; it may have been cancelled meanwhile."""
@@ -313,6 +288,8 @@ class BlockPool:
         before = self._blocks.get(block.name)
         self._blocks[block.name] = block
         if block.phase.ended:
+            if block.phase in _FAILS and (block.ended_at or 0.0) - block.asked_at <= _LIVED_S:
+                self._space(block.type, "has just failed")
             self._doubted_at.pop(block.name, None)
             self._cancelled_at.pop(block.name, None)
             self._blocks = pruned(self._blocks)

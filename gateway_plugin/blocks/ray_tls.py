@@ -13,7 +13,6 @@ from typing import Any
 
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout, write_private
-from gateway_plugin.tls import sign_for_ray
 
 
 def tls_environment(folder: Path) -> dict[str, str]:
@@ -43,6 +42,8 @@ def make_identity(layout: Layout, address: str, environment: Any) -> None:
     Raises:
         ServiceError: the authority cannot be read, or the folder is somebody else's.
     """
+    from gateway_plugin.tls import sign_for_ray  # not in blocks/host.py, which needs the names alone
+
     certificate = Path(environment["RAY_TLS_SERVER_CERT"])
     private_folder(certificate.parent)
     sign_for_ray(layout, address, certificate, Path(environment["RAY_TLS_SERVER_KEY"]))

@@ -1,15 +1,22 @@
-"""Requests to end a block at once: one file each, named like the block, in ``blocks/cancel`` of the state folder.
+"""Files that say that a block is to end, each named like the block: the controller's to the pool, the pool's to it.
 
 The pool alone writes the ledger and ends jobs, in Ray's monitor process, which cannot be called: the controller leaves
-a file, and the pool finds it when it looks at its jobs the next time, two seconds later, or after a restart.
+a request, and the pool finds it at its next refresh, two seconds later, or after a restart.
+
+A block that gets SIGTERM looks for its mark: with it, the gateway cancelled it, and it leaves at once; without, others
+did, and it lets its requests end first. It looks every ten seconds, too: where Slurm gave up a job whose processes live
+on (its ``slurmd`` died), no signal reaches it any more.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
 from gateway_plugin.paths import private_folder, write_private
+
+log = logging.getLogger(__name__)
 
 
 class CancelRequests:
@@ -32,3 +39,17 @@ class CancelRequests:
     def done(self, block: str) -> None:
         """The pool has written down that ``block`` is to end. Raises ``OSError``."""
         (self._folder / block).unlink(missing_ok=True)
+
+
+class LeaveMarks:
+    """The marks in ``folder``, which ``Layout.make`` makes. Old ones are removed with the logs of their blocks."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, block: str) -> None:
+        """Mark ``block``. Where that fails it is told by signal all the same, and only leaves later."""
+        try:
+            (self._folder / block).touch(mode=0o600)
+        except OSError as error:
+            log.warning("block not marked name=%s said=%s", block, error)

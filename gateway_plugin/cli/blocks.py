@@ -30,7 +30,7 @@ def blocks() -> None:
 
 
 @blocks.command("list")
-@click.option("--all", "ended", is_flag=True, help="Those that ended lately too, and how.")
+@click.option("--all", "ended", is_flag=True, help="Those that ended recently too, and how.")
 @json_option
 def list_blocks(ended: bool) -> None:
     """Every block that holds a place, those in the queue too."""

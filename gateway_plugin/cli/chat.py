@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway_plugin.api_types import chat_words, raise_if_nothing_said
+from gateway_plugin.api_types import chat_text, raise_if_nothing_said
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Answer, json_option, put, read_terminal, report_error, settings, show
 from gateway_plugin.cli.waiting import Waiting
@@ -46,7 +45,8 @@ def chat(
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     options = {name: value for name, value in options.items() if value is not None}
     messages: Messages = [{"role": "system", "content": system}] if system else []
-    with _remote(endpoint, model, options) if endpoint else _local(model, options) as ask:
+    with connect(endpoint) as client:
+        ask = partial(_ask, client, model, options)
         if prompt or not read_terminal():
             text = " ".join(prompt) if prompt else sys.stdin.read().strip()
             if not text:
@@ -72,58 +72,42 @@ def _read_line() -> str | None:
         return None
 
 
-@contextmanager
-def _local(model: str, options: dict[str, Any]) -> Iterator[Callable[[Messages], str]]:
-    with connect() as client:
-        yield lambda messages: _ask(client, model, messages, options)
-
-
-@contextmanager
-def _remote(endpoint: str, model: str, options: dict[str, Any]) -> Iterator[Callable[[Messages], str]]:
-    from gateway_plugin.globus import GlobusClient
-
-    def ask(messages: Messages) -> str:
-        answer = client.submit("/v1/chat/completions", {"model": model, "messages": messages, **options}).result()
-        return _show(answer, _put)
-
-    with GlobusClient(endpoint) as client:
-        yield ask
-
-
-def _show(answer: dict[str, Any], put_words: Callable[[str], None]) -> str:
-    """With ``--json`` the whole answer, which says by itself how it ended; else its words. Raises ``NothingSaid``."""
+def _ask(client: Client, model: str, options: dict[str, Any], messages: Messages) -> str:
+    """Print the answer, and return its words. Raises ``NothingSaid``; with ``--json`` the answer says that itself."""
+    if client.streams and not settings().json:
+        return _stream(client, model, options, messages)
+    answer = client.submit("/v1/chat/completions", {"model": model, "messages": messages, **options}).result()
     if settings().json:
         show(answer, lambda: None)
         return str(answer["choices"][0]["message"].get("content") or "")
-    content = chat_words(answer["choices"][0])
-    put_words(content)
-    return content
-
-
-def _put(content: str) -> None:
+    content = chat_text(answer)
     shown = Answer()
     shown.write(content)
     shown.end()
+    return content
 
 
-def _ask(client: Client, model: str, messages: Messages, options: dict[str, Any]) -> str:
+def _stream(client: Client, model: str, options: dict[str, Any], messages: Messages) -> str:
+    from openai import OpenAIError
+
     create: Any = client.openai.chat.completions.create  # its overloads want typed dictionaries of every role
-    if settings().json:
-        return _show(create(model=model, messages=messages, **options).model_dump(exclude_none=True), _put)
     words: list[str] = []
     thought, called, ended = False, False, None
     shown = Answer()
-    with Waiting(client, model) as waiting:
-        for chunk in create(model=model, messages=messages, stream=True, **options):
-            waiting.end()
-            for choice in chunk.choices:
-                ended = choice.finish_reason or ended
-                extra = choice.delta.model_extra or {}
-                thought = thought or bool(extra.get("reasoning") or extra.get("reasoning_content"))
-                called = called or bool(choice.delta.tool_calls or choice.delta.function_call)
-                if choice.delta.content:
-                    words.append(choice.delta.content)
-                    shown.write(choice.delta.content)
+    try:
+        with Waiting(client, model) as waiting:
+            for chunk in create(model=model, messages=messages, stream=True, **options):
+                waiting.end()
+                for choice in chunk.choices:
+                    ended = choice.finish_reason or ended
+                    extra = choice.delta.model_extra or {}
+                    thought = thought or bool(extra.get("reasoning") or extra.get("reasoning_content"))
+                    called = called or bool(choice.delta.tool_calls or choice.delta.function_call)
+                    if choice.delta.content:
+                        words.append(choice.delta.content)
+                        shown.write(choice.delta.content)
+    except OpenAIError as error:
+        raise client.error_of(error) from error
     if not called:
         raise_if_nothing_said("".join(words), thought, ended)
     shown.end()
@@ -142,19 +126,7 @@ def embed(model: str, texts: tuple[str, ...], endpoint: str | None) -> None:
     chosen = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not chosen:
         raise InvalidRequest("There is nothing to embed: give texts, or pipe them in, one a line.")
-    vectors = _vectors_through(endpoint, model, chosen) if endpoint else _vectors(model, chosen)
+    with connect(endpoint) as client:
+        vectors = client.embed(chosen, model)
     document = {"model": model, "data": [{"text": t, "embedding": v} for t, v in zip(chosen, vectors, strict=True)]}
     show(document, lambda: put("\n".join(json.dumps(vector) for vector in vectors)))
-
-
-def _vectors(model: str, texts: list[str]) -> list[list[float]]:
-    with connect() as client:
-        answer = client.openai.embeddings.create(model=model, input=texts, encoding_format="float")
-    return [entry.embedding for entry in answer.data]
-
-
-def _vectors_through(endpoint: str, model: str, texts: list[str]) -> list[list[float]]:
-    from gateway_plugin.globus import GlobusClient
-
-    with GlobusClient(endpoint) as client:
-        return client.embed(texts, model)

@@ -15,18 +15,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def connect() -> Iterator[Client]:
-    """A client, closed at the end. What ``openai`` raises becomes a ``GatewayError``."""
-    from openai import OpenAIError
-
-    from gateway_plugin.client import Client, gateway_error
+def connect(endpoint: str | None = None) -> Iterator[Client]:
+    """A client, closed at the end; of a Globus Compute endpoint, if one is given."""
+    from gateway_plugin.client import Client
 
     chosen = settings()
-    with Client(state=chosen.state if chosen.explicit_state else None) as client:
-        try:
-            yield client
-        except OpenAIError as error:
-            raise gateway_error(error, client.url, client.at_hand) from error
+    place = {"state": chosen.state if chosen.explicit_state else None} if endpoint is None else {"endpoint": endpoint}
+    with Client(**place) as client:
+        yield client
 
 
 def elsewhere() -> str | None:

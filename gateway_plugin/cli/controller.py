@@ -24,7 +24,7 @@ def controller() -> None:
 def replay(log: Path) -> None:
     """Feed the events in LOG (controller/events.jsonl) to the core again; prints every event with its effects."""
     # By name: this package never imports the application's (docs/design.md, who may import whom).
-    record: Any = importlib.import_module("serve.core.record")
+    record: Any = importlib.import_module("serve.core.replay")
     try:
         with log.open(encoding="utf-8") as lines:
             for event, effects in record.replay(lines):

@@ -160,7 +160,7 @@ def _endpoints(pause: Pause = nullcontext) -> Endpoints:
 
 @contextmanager
 def _working(title: str) -> Iterator[tuple[Endpoints, Report]]:
-    """The endpoints, and whom to report to; off the terminal while somebody logs in there."""
+    """The endpoints, and where to report to; off the terminal while a user logs in there."""
     began = time.monotonic()
     rows: dict[str, str] = {}
     with Steps(title) as steps:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from gateway_plugin.api_types import ModelInfo
 from gateway_plugin.cli.connection import connect
-from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, settings, show, table
+from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
 
 _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
 
@@ -24,29 +25,15 @@ def models() -> None:
 @json_option
 def prepare(names: tuple[str, ...]) -> None:
     """Build the weights of NAMES (default: all there are recipes for) into the cache folder, once."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from gateway_plugin import weights
 
-    console = Console(stderr=True, highlight=False, quiet=settings().json)
-    columns = (
-        TextColumn("{task.fields[model]}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    said: dict[str, str] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks = {}
+    began = time.monotonic()
+    rows: dict[str, tuple[str, str]] = {}
+    with Steps("preparing") as steps:
 
         def report(step: weights.Progress) -> None:
-            if step.name not in tasks:
-                tasks[step.name] = bar.add_task(step.step, total=1.0, model=step.name)
-            bar.update(tasks[step.name], completed=step.fraction, description=step.step)
-            if not console.is_terminal and not settings().json and said.get(step.name) != step.step:
-                said[step.name] = step.step
-                put(f"{step.name}: {step.step}", err=True)
+            rows[step.name] = (step.step, f"{100 * step.fraction:.0f} %")
+            steps.update([(name, *row) for name, row in rows.items()], time.monotonic() - began)
 
         folders = weights.prepare(names or None, progress=report)
     document = {name: str(folder) for name, folder in folders.items()}
@@ -84,26 +71,14 @@ def show_model(name: str) -> None:
 @json_option
 def load(name: str, wait: bool, timeout: float) -> None:
     """Have a model loaded."""
-    from gateway_plugin.errors import ModelUnavailable, WaitDeadline
-
     began = time.monotonic()
     with connect() as client, Steps("loading") as steps:
+
+        def report(found: ModelInfo) -> None:
+            steps.update([(found.name, found.state, outlook(found))], time.monotonic() - began)
+
         client.load(name)
-        found = client.model(name)
-        failed_before = found.state == "failed"
-        while wait and not found.ready:
-            elapsed_s = time.monotonic() - began
-            steps.update([(found.name, found.state, outlook(found))], elapsed_s)
-            failed_before = failed_before and found.state == "failed"
-            if found.state == "failed" and (not failed_before or elapsed_s > 10):
-                raise ModelUnavailable(
-                    f"The model '{found.name}' fails to load: {found.reason or 'no reason is known'}"
-                )
-            if elapsed_s > timeout:
-                words = f"The model '{found.name}' is {found.state} and was not ready within {timeout:.0f} s."
-                raise WaitDeadline(words, state=found.state, eta_s=found.eta_s, reason=found.reason)
-            time.sleep(0.5)
-            found = client.model(name)
+        found = client.wait_until_ready(name, timeout, report=report) if wait else client.model(name)
     seconds = time.monotonic() - began
     words = f"{found.name} is ready after {seconds:.1f} s" if found.ready else f"{found.name}: {found.state}"
     show({"model": found.name, "state": found.state, "seconds": round(seconds, 2)}, lambda: put(words))

@@ -24,8 +24,8 @@ from gateway_plugin.plain import PlainStream, plain
 if TYPE_CHECKING:
     from gateway_plugin.api_types import ModelInfo
 
-TIMES = re.compile(r"[\d.]+ (s|min|h|d)\b")
-"""What goes on changing while nothing happens."""
+TIMES = re.compile(r"[\d.]+ ((s|min|h|d)\b|%)")
+"""What goes on changing while the state does not."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -192,14 +192,14 @@ def report_error(error: GatewayError, as_json: bool) -> None:
 class Steps:
     """Steps that are being waited for, live on a terminal, a line for every change elsewhere. Writes to stderr."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, quiet: bool | None = None) -> None:
         from rich.console import Console
 
         self._title = title
         self._console = Console(stderr=True, highlight=False)
         self._live: Any = None
         self._last: dict[str, tuple[str, str]] = {}
-        self._quiet = settings().json
+        self._quiet = settings().json if quiet is None else quiet
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._quiet:
@@ -217,7 +217,7 @@ class Steps:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave the terminal to somebody else meanwhile."""
+        """Leave the terminal to another program meanwhile."""
         if self._live is None:
             yield
             return

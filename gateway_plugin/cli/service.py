@@ -109,11 +109,12 @@ def down(grace: float, force: bool, timeout: float) -> None:
     New requests are refused at once, those in flight may end within --grace. Ctrl-C twice ends them at once.
     """
     from gateway_plugin.service import up_down as lifecycle
+    from gateway_plugin.service.startup import Progress
 
     patience = _Patience()
     with Steps("ending") as steps, patience:
 
-        def report(progress: lifecycle.Progress) -> None:
+        def report(progress: Progress) -> None:
             drain = progress.drain
             patience.draining = drain is not None and not drain.done
             if drain is not None and settings().json:
@@ -143,7 +144,7 @@ class _Patience:
     """Ctrl-C while requests in flight are waited for: the first one says what a second one does."""
 
     def __init__(self) -> None:
-        self.draining = True  # from the start: the first progress is told when somebody may have pressed already
+        self.draining = True  # from the start: Ctrl-C may come before the first progress
         self.hurry = threading.Event()
         self._pressed = False
         self._before: Any = None

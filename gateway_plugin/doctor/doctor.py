@@ -12,10 +12,11 @@ from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.paths import Layout
 from gateway_plugin.service.active_catalog import own_catalog
 from gateway_plugin.service.checks import Check, Verdict
+from gateway_plugin.service.deployment import with_port
 from gateway_plugin.service.preflight import edge_binary, every_check, failures, open_files, python_version
 from gateway_plugin.service.status import report
 from gateway_plugin.service.up_down import ports_held
-from gateway_plugin.service_state import on_this_host, read_record, with_port
+from gateway_plugin.service_state import on_this_host, read_record
 from gateway_plugin.site import Site, load_site
 
 Checks = tuple[Check, ...]

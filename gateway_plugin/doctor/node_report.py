@@ -1,14 +1,8 @@
-"""The job with which ``gateway doctor --submit`` looks at a node, and what its report means. Pure.
-
-The job needs nothing but a Python: what is missing on the node is to be told, not to be the reason of silence.
-"""
+"""What the report of a node (``blocks/self_check.py``) means. Pure."""
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,30 +13,25 @@ REPORT_BYTES = 65536
 """No report is longer."""
 
 _CLOCK_OFF_S = 5.0
-_BACK_S = 15
-"""How long a node lets itself be called back."""
 
 
 class Report(BaseModel):
-    """What a node says of itself. It comes over the network or a shared folder: nothing else is taken."""
+    """What a node says of itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    nonce: str
     host: str
     time_s: float
     """Seconds since the epoch."""
     python: str
     packages: dict[str, str]
     """Name -> version, ``missing`` where there is none."""
-    folder: str
-    """``seen``, or why the state folder is not what it is here."""
     head: str
     """``reached``, or why the head's address was not."""
     address: str
     """Its own, on the way to the head."""
     port: int
-    """Where it lets itself be called back."""
+    """Where it can be called for a while."""
     cpus: int
     memory_mib: int
     visible_gpus: str
@@ -53,93 +42,6 @@ class Report(BaseModel):
     """``works``: bubblewrap does; or why it does not."""
 
 
-def trial_script(worker_init: str, marker: Path, report: Path, nonce: str, head: str, port: int, talk: bool) -> str:
-    """The job, a bash script.
-
-    Args:
-        marker: a file in the state folder that holds ``nonce``.
-        report: where the node writes its report.
-        head: the head's address.
-        port: there, of something that listens.
-        talk: it is us: tell it the report too, in case the folder is not shared.
-    """
-    values = json.dumps(
-        {"marker": str(marker), "report": str(report), "nonce": nonce, "head": head, "port": port, "talk": talk}
-    )
-    return _SCRIPT.format(worker_init=worker_init, values=shlex.quote(values), program=_PROGRAM % _BACK_S)
-
-
-_SCRIPT = """\
-umask 077
-{worker_init}
-command -v python >/dev/null || {{ echo "no python on $(uname -n) after worker_init" >&2; exit 127; }}
-exec python - {values} <<'END_OF_PROGRAM'
-{program}
-END_OF_PROGRAM
-"""
-
-_PROGRAM = """\
-import json, os, platform, socket, subprocess, sys, time
-asked = json.loads(sys.argv[1])
-packages = {}
-for name in ("ray", "parsl", "gateway-plugin", "cryptography", "vllm"):
-    try:
-        from importlib import metadata
-        packages[name] = metadata.version(name)
-    except Exception:
-        packages[name] = "missing"
-try:
-    with open(asked["marker"]) as marker:
-        folder = "seen" if marker.read() == asked["nonce"] else "it holds other files there"
-except OSError as error:
-    folder = error.strerror or str(error)
-back = socket.socket()
-back.bind(("", 0))
-back.listen(1)
-back.settimeout(%d)
-head, address, line = "reached", "", None
-try:
-    line = socket.create_connection((asked["head"], asked["port"]), timeout=10)
-    address = line.getsockname()[0]
-except OSError as error:
-    head = error.strerror or str(error)
-gpu_mib = []
-try:
-    shown = subprocess.run(
-        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
-    gpu_mib = [int(row) for row in shown.stdout.decode().split() if row.isdigit()]
-except (OSError, subprocess.SubprocessError):
-    pass  # no nvidia-smi, or it gives no answer: the report says so
-try:
-    tried = subprocess.run(
-        ["bwrap", "--unshare-user", "--dev-bind", "/", "/", "true"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=20)
-    isolation = (tried.stderr.decode(errors="replace").split("\\n")[0] or "failed") if tried.returncode else "works"
-except (OSError, subprocess.SubprocessError) as error:
-    isolation = str(error)
-memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 ** 20
-report = json.dumps({
-    "nonce": asked["nonce"], "host": platform.node(), "time_s": time.time(), "python": platform.python_version(),
-    "packages": packages, "folder": folder, "head": head, "address": address, "port": back.getsockname()[1],
-    "cpus": len(os.sched_getaffinity(0)), "memory_mib": memory_mib,
-    "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "gpu_mib": gpu_mib, "isolation": isolation})
-try:
-    with open(asked["report"] + ".new", "w") as file:
-        file.write(report)
-    os.rename(asked["report"] + ".new", asked["report"])
-except OSError as error:
-    print(report, error, file=sys.stderr)
-if line is not None:
-    if asked["talk"]:
-        line.sendall(report.encode() + b"\\n")
-    try:
-        back.accept()
-    except OSError:
-        pass
-"""
-
-
 def judged(
     node_type: NodeType, report: Report, here: Mapping[str, str], called_back: str, now_s: float
 ) -> tuple[Check, ...]:
@@ -148,10 +50,10 @@ def judged(
     Args:
         here: versions on this machine: ``python`` and packages.
         called_back: ``reached``, or why the node could not be called from here.
-        now_s: when the report came, in seconds since the epoch.
+        now_s: when the report was seen, in seconds since the epoch.
     """
     return (
-        _folder(node_type, report),
+        Check(f"{node_type.name}: state folder", Verdict.OK, f"{report.host} sees it"),
         _versions(node_type, report, here),
         _network(node_type, report, called_back),
         _gpus(node_type, report),
@@ -159,14 +61,6 @@ def judged(
         _clock(node_type, report, now_s),
         _isolation(node_type, report),
     )
-
-
-def _folder(node_type: NodeType, report: Report) -> Check:
-    name = f"{node_type.name}: state folder"
-    if report.folder != "seen":
-        advice = "give --state (or GATEWAY_STATE) a folder that all machines share"
-        return Check(name, Verdict.FAIL, f"{report.host} does not see it: {report.folder}", advice)
-    return Check(name, Verdict.OK, f"{report.host} sees it")
 
 
 def _versions(node_type: NodeType, report: Report, here: Mapping[str, str]) -> Check:

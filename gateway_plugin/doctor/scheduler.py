@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
-import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from parsl.providers import SlurmProvider
+
 from gateway_plugin.doctor import pbs as pbs_site
 from gateway_plugin.doctor import slurm as slurm_site
-from gateway_plugin.doctor import slurm_cluster
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers import pbs_cli as pbs_words
-from gateway_plugin.schedulers import slurm_cli as slurm_words
+from gateway_plugin.schedulers import pbs_cli, slurm_cli
+from gateway_plugin.schedulers.base import SchedulerSilent
+from gateway_plugin.schedulers.queue import one_line, run_command
 from gateway_plugin.schedulers.select import is_queue
 from gateway_plugin.service.checks import Check, Verdict
+from gateway_plugin.service.dry_run import rehearsed
 from gateway_plugin.service.ray_head import head_address
 from gateway_plugin.site import NodeType, Site
 
 _TIMEOUT_S = 30.0
 _SHARED = (
-    "nfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "panfs",
-    "afs",
-    "weka",
-    "pvfs",
-    "orangefs",
-    "dvs",
-    "glusterfs",
+    *("nfs", "lustre", "gpfs", "beegfs", "ceph", "panfs", "afs", "weka", "pvfs", "orangefs", "dvs", "glusterfs"),
     "9p",
 )
 _MEMORY = ("tmpfs", "ramfs")
@@ -54,7 +47,7 @@ def every_site_check(layout: Layout, site: Site) -> tuple[Check, ...]:
     return (
         _versions(),
         _environment(site),
-        *(_slurm(slurm) if slurm else ()),
+        *(_slurm(slurm, layout) if slurm else ()),
         *(_pbs(pbs) if pbs else ()),
         _head(site),
         _folder(layout),
@@ -62,28 +55,15 @@ def every_site_check(layout: Layout, site: Site) -> tuple[Check, ...]:
 
 
 def _is_slurm(provider: Any) -> bool:
-    from parsl.providers import SlurmProvider
-
     return isinstance(provider, SlurmProvider)
 
 
-class _Silent(Exception):
-    """A command gave no answer; its argument says which and why."""
-
-
 def _ask(argv: Sequence[str], environ: dict[str, str]) -> str:
-    try:
-        done = subprocess.run(
-            argv, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=_TIMEOUT_S, check=False,
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise _Silent(f"{argv[0]}: no such command") from None
-    except subprocess.TimeoutExpired:
-        raise _Silent(f"{argv[0]} gave no answer within {_TIMEOUT_S:.0f} s") from None
+    """What a command said. Raises ``SchedulerSilent``, also where it failed."""
+    done = run_command(argv, environ, _TIMEOUT_S)
     if done.returncode != 0:
-        words = "; ".join(line.strip() for line in (done.stderr or done.stdout).strip().splitlines()[:3])
-        raise _Silent(f"{argv[0]}: {words or f'exit code {done.returncode}'}")
+        words = one_line(done.stderr or done.stdout)
+        raise SchedulerSilent(f"{argv[0]}: {words or f'exit code {done.returncode}'}")
     return done.stdout
 
 
@@ -95,11 +75,11 @@ def _commands(scheduler: str, needed: Sequence[str]) -> Check:
     return Check(f"commands of {scheduler}", Verdict.OK, str(Path(shutil.which(needed[0]) or needed[0]).parent))
 
 
-def _slurm(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
+def _slurm(node_types: Sequence[NodeType], layout: Layout) -> tuple[Check, ...]:
     checks = [_commands("Slurm", slurm_site.NEEDED), slurm_site.environment(os.environ)]
     if checks[0].verdict is Verdict.FAIL:
         return tuple(checks)
-    asked: dict[str | None, slurm_cluster.Cluster | Check] = {}
+    asked: dict[str | None, slurm_site.Cluster | Check] = {}
     for node_type in node_types:
         clusters = node_type.provider.clusters
         if clusters not in asked:
@@ -107,25 +87,41 @@ def _slurm(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
             checks.append(found if isinstance(found, Check) else Check("Slurm", Verdict.OK, "answers"))
         cluster = asked[clusters]
         if not isinstance(cluster, Check):
-            checks += slurm_site.judged(node_type, cluster)
+            checks += slurm_site.judged(node_type, cluster, _tested(node_type, layout))
     return tuple(checks)
 
 
-def _cluster(clusters: str | None) -> slurm_cluster.Cluster | Check:
-    environ = slurm_words.environment(os.environ)
+def _cluster(clusters: str | None) -> slurm_site.Cluster | Check:
+    environ = slurm_cli.environment(os.environ)
     try:
-        partitions = slurm_cluster.parse_partitions(_ask(slurm_cluster.partitions_argv(clusters), environ))
-        nodes = slurm_cluster.parse_nodes(_ask(slurm_cluster.nodes_argv(clusters), environ))
-    except _Silent as silence:
-        return Check("Slurm", Verdict.FAIL, str(silence), "is this a login node of the cluster, and the controller up?")
-    associations, qualities = None, None
+        partitions = slurm_site.parse_partitions(_ask(slurm_site.partitions_argv(clusters), environ))
+        nodes = slurm_site.parse_nodes(_ask(slurm_site.nodes_argv(clusters), environ))
+    except SchedulerSilent as silence:
+        advice = "is this a login node of the cluster, and the controller up?"
+        return Check("Slurm", Verdict.FAIL, silence.message, advice)
     try:  # a site may have no accounting, or its database may be away
         user = pwd.getpwuid(os.getuid()).pw_name
-        associations = slurm_cluster.parse_associations(_ask(slurm_cluster.associations_argv(user), environ))
-        qualities = slurm_cluster.parse_qualities(_ask(slurm_cluster.qualities_argv(), environ))
-    except _Silent:
-        pass
-    return slurm_cluster.Cluster(partitions, nodes, associations, qualities)
+        accounts = slurm_site.parse_associations(_ask(slurm_site.associations_argv(user), environ))
+        qualities = slurm_site.parse_qualities(_ask(slurm_site.qualities_argv(), environ))
+    except SchedulerSilent:
+        accounts, qualities = (), ()
+    return slurm_site.Cluster(partitions, nodes, accounts, qualities)
+
+
+def _tested(node_type: NodeType, layout: Layout) -> tuple[bool, str]:
+    """Whether ``sbatch`` would take the node type's job, and its words."""
+    try:
+        job = rehearsed(node_type, "gw-test-0", "true", layout)
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+            file.write(job.text)
+            file.flush()
+            argv = ("sbatch", "--test-only", file.name)
+            done = run_command(argv, slurm_cli.environment(os.environ), _TIMEOUT_S)
+    except (ConfigError, SchedulerSilent) as error:
+        return False, error.message
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    words = (lines or [f"exit code {done.returncode}"])[0 if done.returncode else -1]
+    return done.returncode == 0, re.sub(r"^(sbatch: (error: )?|allocation failure: )|Job \d+ ", "", words)
 
 
 def _pbs(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
@@ -138,9 +134,11 @@ def _pbs(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
             checks.append(Check(name, Verdict.WARN, "none asked for: the default one, which PBS does not tell"))
             continue
         try:
-            found = pbs_site.parse_queue(_ask(pbs_site.queue_argv(queue), pbs_words.environment(os.environ)), queue)
-        except _Silent as silence:
-            checks.append(Check(name, Verdict.FAIL, f"{queue}: {silence}", "queue= in the site file; 'qstat -Q'"))
+            found = pbs_site.parse_queue(_ask(pbs_site.queue_argv(queue), pbs_cli.environment(os.environ)), queue)
+        except SchedulerSilent as silence:
+            checks.append(
+                Check(name, Verdict.FAIL, f"{queue}: {silence.message}", "queue= in the site file; 'qstat -Q'")
+            )
             continue
         if found is None:
             checks.append(Check(name, Verdict.WARN, f"{queue}: qstat's answer cannot be read"))

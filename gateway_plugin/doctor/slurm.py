@@ -1,21 +1,22 @@
-"""What a node type asks of Slurm against what the cluster has. Pure.
+"""What Slurm says of a node type's job before there is one. Pure: ``scheduler.py`` runs the commands.
 
-What it asks for is read from its Parsl provider: the fields, and what ``scheduler_options`` say in whatever spelling
-(of two that say the same thing ``sbatch`` takes the later, which is the field). Every mistake found here is one that
-``sbatch`` would refuse, or worse, take and let pend for ever.
+``sbatch --test-only`` judges the very script that would be submitted: partition, account and quality of service (where
+the site enforces them), constraint, GPUs, cores, memory, licenses. Seen on Slurm 22.05, it does not see a walltime over
+a limit where ``EnforcePartLimits`` is off (the job pends for ever), and it calls a job whose nodes are all down one
+that cannot be. These two are looked at here; whether engines get what the site promises them, too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from gateway_plugin.doctor.slurm_cluster import Association, Cluster, Partition, gpus_of_job, memory_gib, number
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.schedulers.base import walltime_s
-from gateway_plugin.schedulers.directives import Directives
+from gateway_plugin.schedulers.directives import Directives, slurm_directives
 from gateway_plugin.schedulers.job_options import slurm_asked
-from gateway_plugin.schedulers.slurm_cli import bends
+from gateway_plugin.schedulers.slurm_cli import bends, on_cluster
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.site import NodeType
 
@@ -23,162 +24,251 @@ NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 """Commands without which there is no block."""
 
 _TRY = "'gateway doctor --submit' tries it"
+_UNUSABLE = ("down", "drain", "fail", "inval", "unk", "future", "maint", "power")
 
 
-def judged(node_type: NodeType, cluster: Cluster) -> tuple[Check, ...]:
-    """Every check of one node type, each named ``TYPE: what``."""
+@dataclass(frozen=True)
+class Partition:
+    """A partition as Slurm describes it. ``max_s``: seconds; ``None``: no limit."""
+
+    name: str
+    up: bool
+    default: bool
+    max_s: float | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node in one partition."""
+
+    name: str
+    partition: str
+    features: frozenset[str]
+    usable: bool
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A quality of service. ``over_partition``: it goes beyond the partition's time limit."""
+
+    name: str
+    max_s: float | None
+    over_partition: bool
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Slurm said. Empty, where there is no accounting: ``accounts``, ``qualities``."""
+
+    partitions: tuple[Partition, ...]
+    nodes: tuple[Node, ...]
+    accounts: tuple[str, ...] = ()
+    """This user's, each with its qualities of service: ``proj (normal, high)``."""
+    qualities: tuple[Quality, ...] = ()
+
+
+def partitions_argv(clusters: str | None) -> tuple[str, ...]:
+    """Every partition, hidden ones too."""
+    return ("scontrol", *on_cluster(clusters), "--all", "--oneliner", "show", "partition")
+
+
+def nodes_argv(clusters: str | None) -> tuple[str, ...]:
+    """Every node, once for each of its partitions."""
+    return ("sinfo", *on_cluster(clusters), "--noheader", "--all", "--Node", "-o", "%N|%P|%f|%T")
+
+
+def associations_argv(user: str) -> tuple[str, ...]:
+    """What accounting lets a user charge."""
+    return ("sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=account,qos")
+
+
+def qualities_argv() -> tuple[str, ...]:
+    """Every quality of service with its longest walltime."""
+    return ("sacctmgr", "-n", "-P", "show", "qos", "format=name,maxwall,flags")
+
+
+def parse_partitions(text: str) -> tuple[Partition, ...]:
+    """From ``partitions_argv``'s answer."""
+    lines = [dict(re.findall(r"(?:^|\s)([A-Za-z]\w*)=(\S*)", line)) for line in text.splitlines()]
+    return tuple(
+        Partition(
+            name=words["PartitionName"],
+            up=words.get("State") == "UP",
+            default=words.get("Default") == "YES",
+            max_s=limit_s(words.get("MaxTime", "")),
+        )
+        for words in lines
+        if "PartitionName" in words
+    )
+
+
+def parse_nodes(text: str) -> tuple[Node, ...]:
+    """From ``nodes_argv``'s answer."""
+    found = []
+    for name, partition, features, state in (line.split("|") for line in text.splitlines() if line.count("|") == 3):
+        usable = not any(word in state.lower() for word in _UNUSABLE) and not state.endswith("*")
+        found.append(Node(name, partition.rstrip("*"), frozenset(features.split(",")), usable))
+    return tuple(found)
+
+
+def parse_associations(text: str) -> tuple[str, ...]:
+    """From ``associations_argv``'s answer: ``Cluster.accounts``."""
+    rows = sorted({line.partition("|")[::2] for line in text.splitlines() if "|" in line})
+    return tuple(f"{account} ({qualities.replace(',', ', ')})" if qualities else account for account, qualities in rows)
+
+
+def parse_qualities(text: str) -> tuple[Quality, ...]:
+    """From ``qualities_argv``'s answer."""
+    rows = (line.split("|") for line in text.splitlines() if line.count("|") == 2)
+    return tuple(Quality(row[0], limit_s(row[1]), "PartitionTimeLimit" in row[2].split(",")) for row in rows)
+
+
+def limit_s(text: str) -> float | None:
+    """``D-HH:MM:SS``, ``HH:MM:SS``, ``MM:SS`` or minutes, in seconds; ``None`` without a limit."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if found is None:
+        return None
+    days, *clock = (int(part) if part else 0 for part in found.groups())
+    if not found[1] and not found[4]:  # MM:SS, or minutes
+        clock = [0, *clock[:2]]
+    return float(((days * 24 + clock[0]) * 60 + clock[1]) * 60 + clock[2])
+
+
+def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool, str]) -> tuple[Check, ...]:
+    """Every check of one node type, each named ``TYPE: what``. ``tested``: ``sbatch --test-only``'s verdict and words.
+
+    A refusal is named by what it is about; it is no mistake of the site's where all that could take the job is down.
+    """
     asked = slurm_asked(node_type.provider)
-    partitions, check = _partitions(node_type, asked, cluster)
-    checks = [check]
+    named = asked.value("partition")
+    wanted = named.split(",") if named is not None else [each.name for each in cluster.partitions if each.default]
+    partitions = [each for each in cluster.partitions if each.name in wanted]
+    place = f"partition {', '.join(wanted)}" if wanted else "the site's choice of partition"
+    features = set(re.findall(r"[^&]+", asked.value("constraint") or ""))
+    nodes = [node for node in cluster.nodes if node.partition in wanted]
+    if matching := [node for node in nodes if node.features >= features]:  # else a constraint in words of its own
+        nodes, place = matching, f"{place} with {'&'.join(sorted(features))}" if features else place
+    usable = [node for node in nodes if node.usable]
+    up = bool(usable) and any(each.up for each in partitions)
+    state = (
+        f"{len({node.name for node in usable})} of {len({node.name for node in nodes})} nodes of {place} can take jobs"
+    )
+    if any(not each.up for each in partitions):
+        state += f"; {', '.join(each.name for each in partitions if not each.up)} is not up"
+    fits, words = tested
+    checks = []
+    if fits:
+        checks.append(Check(f"{node_type.name}: job", Verdict.OK, words))
+    elif "node configuration" in words and partitions and not up:
+        checks.append(Check(f"{node_type.name}: job", Verdict.WARN, f"cannot be judged while none is up: {words}"))
+    else:
+        what, advice = _about(words, cluster)
+        checks.append(Check(f"{node_type.name}: {what}", Verdict.FAIL, f"{words}{_asks(asked, what)}", advice, True))
     if partitions:
+        advice = "" if up else "jobs wait until one is up: 'sinfo -R' says why they are not"
+        checks.append(Check(f"{node_type.name}: nodes up", Verdict.OK if up else Verdict.WARN, state, advice))
         checks.append(_walltime(node_type, asked, partitions, cluster))
-        checks += _nodes(node_type, asked, partitions, cluster)
-    checks.append(_account(node_type, asked, partitions, cluster))
-    if asked.value("qos") is not None and checks[-1].verdict is not Verdict.FAIL:  # which are yours goes by account
-        checks.append(_quality(node_type, asked, partitions, cluster))
-    return tuple(checks)
+    return (*checks, *_gpus(node_type))
 
 
-def _partitions(node_type: NodeType, said: Directives, cluster: Cluster) -> tuple[tuple[Partition, ...], Check]:
-    name, asked = f"{node_type.name}: partition", said.value("partition")
-    known = {partition.name: partition for partition in cluster.partitions}
-    if asked is None:
-        default = tuple(partition for partition in cluster.partitions if partition.default)
-        if not default:
-            return (), Check(name, Verdict.WARN, "none asked for, and Slurm has no default: the site chooses")
-        return default, Check(name, Verdict.OK, f"none asked for: the default {default[0].name}, or the site chooses")
-    wanted = asked.split(",")
-    if unknown := [word for word in wanted if word not in known]:
-        found = f"there is no partition {', '.join(unknown)}"
-        return (), Check(name, Verdict.FAIL, found, f"partition= in the site file; there are {_some(known)}", True)
-    if down := [word for word in wanted if not known[word].up]:
-        advice = "jobs wait until it is up: ask the site, or choose another"
-        return tuple(known[word] for word in wanted), Check(name, Verdict.WARN, f"{', '.join(down)} is not up", advice)
-    return tuple(known[word] for word in wanted), Check(name, Verdict.OK, f"{asked} is up")
+def _about(words: str, cluster: Cluster) -> tuple[str, str]:
+    """What a refusal of Slurm's is about, and what to do."""
+    said = words.lower()
+    if "account" in said:
+        return "account", f"account= in the site file; yours are {_some(cluster.accounts)}"
+    if "qos" in said:
+        return "qos", f"qos= in the site file; your accounts have {_some(cluster.accounts)}"
+    if "partition" in said:
+        known = [partition.name for partition in cluster.partitions]
+        return "partition", f"partition= in the site file; there are {_some(known)}"
+    if "node configuration" in said or "feature" in said:
+        return "nodes", "GPUs, cores, memory or constraint= of the provider in the site file; 'sinfo -N -l' shows nodes"
+    return "job", "correct the node type's provider in the site file"
 
 
-def _walltime(node_type: NodeType, said: Directives, partitions: Sequence[Partition], cluster: Cluster) -> Check:
+_ASKED = {
+    "account": ("account", "partition"),
+    "qos": ("qos", "account"),
+    "partition": ("partition",),
+    "nodes": ("partition", "constraint", "gpus", "gpus-per-node", "gres", "cpus-per-task", "mem", "nodelist"),
+}
+
+
+def _asks(asked: Directives, what: str) -> str:
+    """What of the job a refusal may mean."""
+    found = [f"--{name}={asked.value(name)}" for name in _ASKED.get(what, ()) if asked.value(name)]
+    return f" ({' '.join(found)})" if found else ""
+
+
+def _walltime(node_type: NodeType, asked: Directives, partitions: Iterable[Partition], cluster: Cluster) -> Check:
     """Against the partition's limit, unless the quality of service goes beyond it, and against the latter's."""
     provider, name = node_type.provider, f"{node_type.name}: walltime"
     try:
         asked_s = walltime_s(provider) or 0
     except ConfigError as error:
         return Check(name, Verdict.FAIL, error.message, "walltime= in the site file", True)
-    quality = next((each for each in cluster.qualities or () if each.name == said.value("qos")), None)
+    quality = next((each for each in cluster.qualities if each.name == asked.value("qos")), None)
     limits = [(f"quality {quality.name}", quality.max_s)] if quality is not None and quality.max_s is not None else []
     if quality is None or not quality.over_partition:
         limits += [(f"partition {each.name}", each.max_s) for each in partitions if each.max_s is not None]
     for whose, limit in limits:
         if asked_s > limit:
             # Without a partition of its own a job goes where the site's rules send it, maybe not to the default.
-            verdict = (
-                Verdict.WARN if said.value("partition") is None and whose.startswith("partition") else Verdict.FAIL
-            )
+            sure = asked.value("partition") is not None or not whose.startswith("partition")
             found = f"{provider.walltime} is more than {whose} allows ({_clock(limit)}): its jobs would pend for ever"
-            return Check(name, verdict, found, "lower walltime= in the site file", verdict is Verdict.FAIL)
+            advice = "lower walltime= in the site file"
+            return Check(name, Verdict.FAIL if sure else Verdict.WARN, found, advice, configuration=sure)
     words = ", ".join(f"{whose} allows {_clock(limit)}" for whose, limit in limits) or "no limit is told"
     return Check(name, Verdict.OK, f"{provider.walltime}; {words}")
 
 
-def _nodes(node_type: NodeType, said: Directives, partitions: Sequence[Partition], cluster: Cluster) -> Iterable[Check]:
-    """Nodes that could take the job, by constraint, GPUs, cores and memory, one complaint at a time."""
-    provider, name = node_type.provider, f"{node_type.name}: nodes"
-    constraint, elsewhere = said.value("constraint"), said.value("partition") is None
-    where = {partition.name for partition in partitions}
-    nodes = [node for node in cluster.nodes if node.partition in where]
-    if elsewhere and not nodes:
+def _gpus(node_type: NodeType) -> Iterable[Check]:
+    """Whether the job gets the GPUs that engines are promised."""
+    gpus, name = gpus_of_job(node_type.provider.scheduler_options), f"{node_type.name}: GPUs of the job"
+    if not node_type.gpus:
         return
-    place = "partition " + ", ".join(sorted(where))
-    if constraint is not None:
-        features = constraint.split("&")
-        if all(re.fullmatch(r"[\w.-]+", feature) for feature in features):
-            nodes = [node for node in nodes if node.features >= set(features)]
-            place += f" with {constraint}"
-        else:
-            yield Check(f"{node_type.name}: constraint", Verdict.WARN, f"{constraint} cannot be checked here")
-    verdict = Verdict.WARN if elsewhere else Verdict.FAIL  # the site may send it to other nodes
-    if not nodes:
-        yield Check(name, verdict, f"{place} has no nodes", "partition= or constraint= in the site file", not elsewhere)
-        return
-    gpus = gpus_of_job(provider.scheduler_options)
-    listed = max(node.gpus for node in nodes)
-    cores = provider.cores_per_node or number(said.value("cpus-per-task"))
-    memory = provider.mem_per_node or memory_gib(provider.scheduler_options)
-    for what, asked, has in (
-        ("GPUs", gpus or 0, listed),
-        ("cores", cores, max(node.cores for node in nodes)),
-        ("GiB of memory", int(memory), max(node.memory_mib for node in nodes) // 1024),
-        ("GiB of memory for engines", int(node_type.engine_memory_gib), max(n.memory_mib for n in nodes) // 1024),
-    ):
-        if asked > has:
-            found = f"{asked} {what} asked for, and a node of {place} has {has}"
-            yield Check(name, verdict, found, "correct the node type in the site file", not elsewhere)
-            return
-    if gpus is None and node_type.gpus:
+    if gpus is None:
         found = f"gpus={node_type.gpus} for engines; how many the job asks for cannot be read from scheduler_options"
-        yield Check(f"{node_type.name}: GPUs of the job", Verdict.WARN, found, _TRY)
-    elif gpus == 0 and node_type.gpus and not listed:
-        found = f"the job asks for no GPU, and nodes of {place} list none: where they come with the node this is right"
-        yield Check(f"{node_type.name}: GPUs of the job", Verdict.WARN, found, _TRY)
-    elif gpus is not None and node_type.gpus > gpus:
+        yield Check(name, Verdict.WARN, found, _TRY)
+    elif gpus == 0:
+        found = f"gpus={node_type.gpus} for engines, and the job asks for none: right where they come with the node"
+        yield Check(name, Verdict.WARN, found, f"else gpus_per_node= of the provider; {_TRY}")
+    elif node_type.gpus > gpus:
         found = f"gpus={node_type.gpus} for engines, and the job asks for {gpus}"
         yield Check(name, Verdict.FAIL, found, "gpus_per_node= of the provider in the site file", True)
-        return
-    usable = {node.name for node in nodes if node.usable}
-    words = f"{len(usable)} of {len({node.name for node in nodes})} nodes of {place} can take jobs"
-    if not usable:
-        yield Check(name, Verdict.WARN, words, "jobs wait until one is up: 'sinfo -R' says why they are not")
-    else:
-        yield Check(name, Verdict.OK, words)
 
 
-def _account(node_type: NodeType, said: Directives, partitions: Sequence[Partition], cluster: Cluster) -> Check:
-    name, asked = f"{node_type.name}: account", said.value("account")
-    words = "your default account" if asked is None else asked
-    if cluster.associations is None:
-        return Check(name, Verdict.WARN, f"{words}: cannot be checked, there is no accounting to ask", _TRY)
-    if not cluster.associations:
-        return Check(name, Verdict.WARN, f"{words}: accounting names no account of yours", _TRY)
-    own = {each.account for each in _usable(cluster, partitions)}
-    if asked is not None and asked not in own:
-        found = f"{asked} is not an account of yours{_in(partitions)}"
-        return Check(name, Verdict.FAIL, found, f"account= in the site file; yours are {_some(own)}", True)
-    for partition in partitions:
-        if asked is not None and partition.accounts is not None and asked not in partition.accounts:
-            found = f"partition {partition.name} is closed to {asked}"
-            return Check(name, Verdict.FAIL, found, f"it is open to {_some(partition.accounts)}", True)
-    return Check(name, Verdict.OK, words)
+def gpus_of_job(directives: str) -> int | None:
+    """How many GPUs of its one node a job with these ``#SBATCH`` lines asks for, by whichever option; ``None``: it asks
+    in a way that is not understood here. Parsl's own lines (``gpus_per_node=``, ``gres=``) are among them.
+
+    (1) By name: ``--gpus-per-node=a100:4``, ``-G 4``. (2) Among other things of a node: ``--gres=gpu:a100:4,nvme:1``,
+    where no number is one. (3) For each task; it has one unless the lines say more.
+    """
+    said = slurm_directives(directives)
+    asked = [0]
+    for key in _GPU_OPTIONS:
+        if (value := said.value(key)) is None:
+            continue
+        if key.startswith("gpus"):  # (1)
+            counts = [part.rpartition(":")[2] for part in value.split(",")]
+        else:  # (2)
+            things = [re.split("[:=]", re.sub("^gres[:/]", "", part)) for part in value.split(",")]
+            counts = [thing[-1] if thing[-1][:1].isdigit() else "1" for thing in things if thing[0] == "gpu"]
+        tasks = (said.value("ntasks-per-node") or said.value("ntasks") or "1") if key.endswith("per-task") else "1"
+        if key == "gpus-per-socket" or not all(count.isdigit() for count in (*counts, tasks)):
+            return None
+        asked.append(sum(map(int, counts)) * int(tasks))  # (3)
+    return max(asked)
 
 
-def _quality(node_type: NodeType, said: Directives, partitions: Sequence[Partition], cluster: Cluster) -> Check:
-    name, asked, account = f"{node_type.name}: qos", said.value("qos"), said.value("account")
-    if not cluster.associations:
-        return Check(name, Verdict.WARN, f"{asked}: cannot be checked, there is no accounting to ask", _TRY)
-    own = [each for each in _usable(cluster, partitions) if account in (None, each.account)]
-    allowed = {quality for each in own for quality in each.qualities}
-    if asked not in allowed:
-        found = f"{asked} is not for you{'' if account is None else f' with account {account}'}"
-        return Check(name, Verdict.FAIL, found, f"qos= in the site file; there are {_some(allowed)}", True)
-    for partition in partitions:
-        if partition.qualities is not None and asked not in partition.qualities:
-            found = f"partition {partition.name} does not take {asked}"
-            return Check(name, Verdict.FAIL, found, f"it takes {_some(partition.qualities)}", True)
-    return Check(name, Verdict.OK, str(asked))
-
-
-def _usable(cluster: Cluster, partitions: Sequence[Partition]) -> list[Association]:
-    names = {partition.name for partition in partitions}
-    return [each for each in cluster.associations or () if each.partition is None or each.partition in names]
-
-
-def _in(partitions: Sequence[Partition]) -> str:
-    return f" in partition {', '.join(each.name for each in partitions)}" if partitions else ""
+_GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "gres", "tres-per-node", "tres-per-task")
 
 
 def _some(names: Iterable[str]) -> str:
     """A few of them, in order."""
     known = sorted(names)
-    return ", ".join(known[:12]) + (" ..." if len(known) > 12 else "") if known else "none"
+    return ", ".join(known[:12]) + (" ..." if len(known) > 12 else "") if known else "not told"
 
 
 def _clock(seconds: float) -> str:
@@ -186,7 +276,7 @@ def _clock(seconds: float) -> str:
 
 
 _MEANT = re.compile(r"SBATCH_\w+|SLURM_(CLUSTERS|HINT)")
-"""What somebody set in the belief that it counts. The rest of what is kept away is the modules' and the jobs' own."""
+"""Set by a person, to count. The other variables that are kept away are those of modules and jobs."""
 
 
 def environment(environ: Mapping[str, str]) -> Check:

@@ -1,7 +1,7 @@
 """Which keys the running edge lets in, and the end of what other keys have in flight: said on its socket.
 
 The edge notes every request that it lets in, under its key's digest and its own number, in the table ``held``
-(``front.py``). The list of its sessions has that number, and the pointer that ``shutdown session`` wants.
+(``frontends.py``). The list of its sessions has that number, and the pointer that ``shutdown session`` wants.
 """
 
 from __future__ import annotations

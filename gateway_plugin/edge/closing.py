@@ -1,6 +1,6 @@
 """The front door before its end: shut to new requests, while those in flight are counted. Said on the edge's socket.
 
-The table ``gate`` (``front.py``) has one entry while the door is shut; an edge that starts has none.
+The table ``gate`` (``frontends.py``) has one entry while the door is shut; an edge that starts has none.
 """
 
 from __future__ import annotations

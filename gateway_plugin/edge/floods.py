@@ -21,15 +21,23 @@ _COLD_FULL = Refusal(
         state="overloaded",
     ),
 )
+_MODEL_BUSY = Refusal(
+    "model_busy",
+    Unavailable(
+        "This model answers as many requests as the gateway lets one model have at a time. Try again.",
+        retry_after_s=2,
+        state="overloaded",
+    ),
+)
 _READY_BUSY = Refusal(
     "ready_busy",
     Unavailable("Too many ask for /ready at a time. Try again.", retry_after_s=1, state="overloaded"),
 )
-REFUSALS = (_BUSY, _COLD_FULL, _READY_BUSY)
+REFUSALS = (_BUSY, _COLD_FULL, _MODEL_BUSY, _READY_BUSY)
 """All that these rules may say."""
 _READY_AT_A_TIME = 32
-_COLD, _OTHERS, _REFUSED = 2, 1, 3
-"""Keys of the table ``busy``."""
+_COLD, _OTHERS, _REFUSED, _FIRST_SLOT = 2, 1, 3, 16
+"""Keys of the table ``busy``; the last one, and those after it, of the slots."""
 _WHOLE = "{ req.body_size le 16384 } !{ req.fhdr_cnt(transfer-encoding) gt 0 }"
 """A body so short was read whole before any rule of a backend."""
 
@@ -38,7 +46,7 @@ def tables() -> str:
     """What the rules count in."""
     return """\
 backend busy
-  stick-table type integer size 16 store conn_cur
+  stick-table type integer size 1k store conn_cur
 
 backend sources
   stick-table type ipv6 size 20k expire 10s store conn_cur
@@ -83,7 +91,12 @@ def in_slot(slot: int, places: Places) -> str:
     HAProxy counts the free places of usable servers, a backup's only where there is no other, and says -1 if one of
     them has no ``maxconn``. ``srv_is_up`` is no such test: it holds for an engine that drains, which takes nothing.
     """
-    return _counted(f"{{ be_conn_free(slot{slot}) ge 0 }}", places)
+    cold = f"{{ be_conn_free(slot{slot}) ge 0 }}"
+    return f"""\
+{_counted(cold, places)}\
+  http-request track-sc4 int({_FIRST_SLOT + slot}) table busy if {{ fe_name front }} !{cold}
+{_refuse(_MODEL_BUSY, f"{{ sc_conn_cur(4,busy) gt {places.of_one_model} }}")}
+"""
 
 
 def at_a_time(places: Places) -> str:
@@ -123,9 +136,9 @@ def _refuse(refusal: Refusal, condition: str) -> str:
 
 
 def readiness() -> str:
-    """Rules of the backend of ``/ready``, which needs no key: a "yes" is good for a second, whoever asks.
+    """Rules of the backend of ``/ready``, which needs no key: a "yes" is cached for a second, for all callers.
 
-    And for the next one, while somebody asks again.
+    And for the next one, while callers ask again.
     """
     yes = """return status 200 content-type application/json string '{"ready":true}'"""
     return f"""\

@@ -1,6 +1,6 @@
-"""The two doors through which requests come in: rules in the order in which they are tried. Pure text.
+"""The front door, through which requests come in: rules in the order in which they are tried. Pure text.
 
-The order is the point. A caller without a key is refused before its body is awaited, a path that is nobody's business
+The order is the point. A caller without a key is refused before its body is awaited, a path that is not served
 before anything is looked up, and what a caller says about itself is forgotten before the edge says it.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.edge.error_pages import Refusal
 from gateway_plugin.edge.floods import REFUSALS, refuse_outsiders, sources, tables
 from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, no_chunks, plainer_words
 from gateway_plugin.edge.pages import pages
 from gateway_plugin.edge.places import Places
+from gateway_plugin.edge.served import MODEL, PATHS
 from gateway_plugin.errors import (
     BodyTooLarge,
     Forbidden,
@@ -24,24 +24,8 @@ from gateway_plugin.errors import (
     MethodNotAllowed,
     RateLimited,
 )
-
-INFERENCE = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/rerank",
-    "/v1/score",
-    "/score",
-    "/pooling",
-    "/tokenize",
-    "/detokenize",
-)
-"""What goes through to an engine, with POST: these paths and no other."""
+from gateway_plugin.paths import Layout
+from gateway_plugin.site import Site
 
 BUFFER_BYTES = 65536
 """A request's head and the part of its body that is looked at must fit in here."""
@@ -49,11 +33,9 @@ HEAD_BYTES = BUFFER_BYTES // 2
 """Of the request's headers, so that some of the body always fits beside them."""
 
 APART = "/apart"
-"""Ends the slot of a model one of whose engines died lately: all of its requests go through the ingress, which knows
+"""Ends the slot of a model one of whose engines died recently: all of its requests go through the ingress, which knows
 what each of them did (``serve.ingress.trials``), and round it while it is away (``gateway_plugin.edge.apart``)."""
 
-# \z, not $: that would let a name end in a newline, and a header with it.
-_MODEL = rf"^{MODEL_NAME.pattern}\z"
 _CARD = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._/:@+-]|%2[BbFf]|%3[Aa]|%40){0,200}\z"
 """One model of the catalog; clients may escape what a name can hold beside letters, digits and ``._-``."""
 _ADMIN = r"^/gateway/v1(?:/[a-z][a-z0-9_-]{0,40}){1,4}\z"
@@ -63,7 +45,7 @@ _CALLER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\z"
 _CREDENTIAL = r"[A-Za-z0-9._~+/=-]{1,256}\z"
 
 _LENGTH_DIGITS = 12
-"""Of a body's announced length. Nobody's limit is a terabyte."""
+"""Of a body's announced length. No site's limit is a terabyte."""
 
 _USAGE = (
     '{"time":%Ts.%ms,"request":"%ID","key":"%[var(txn.key,-)]","caller":"%[var(txn.caller,-)]","model":"%[var(txn.model,-)]","method":"%HM",'
@@ -72,14 +54,9 @@ _USAGE = (
 )
 """The usage log. Every field is a number, ours, or checked against a pattern: nothing a caller wrote needs escaping."""
 
-PATHS = f"""\
-  acl is_post method POST
-  acl is_get method GET HEAD
-  acl inference path {" ".join(INFERENCE)}"""
-
 _FOUND_KEY = "{ var(txn.who) -m found }"
 _HAS_MODEL = "{ var(txn.model) -m found }"
-_HAS_SLOT = "{ var(txn.slot) -m found }"
+HAS_SLOT = "{ var(txn.slot) -m found }"
 _ONE_BEARER = (
     "{ req.fhdr_cnt(authorization) eq 1 } { req.fhdr_cnt(x-api-key) eq 0 } "
     rf"{{ req.fhdr(authorization) -m reg -i '^bearer +{_CREDENTIAL}' }}"
@@ -108,7 +85,7 @@ _NO_KEY = Refusal(
 _UNKNOWN_KEY = Refusal("unknown_key", InvalidKey("This API key is not known here; it may have been revoked."))
 _WRONG_METHOD = Refusal("method", MethodNotAllowed("The path is served, but not with this method."))
 _NOT_ADMIN = Refusal("role", Forbidden("This needs an admin key."))
-_NOT_A_MODEL = Refusal("model", InvalidRequest("The header x-gateway-model does not name one model."))
+NOT_A_MODEL = Refusal("model", InvalidRequest("The header x-gateway-model does not name one model."))
 _NOT_A_CALLER = Refusal(
     "caller", InvalidRequest("The header x-gateway-caller is one identity: up to 64 letters, digits and . _ @ -")
 )
@@ -121,20 +98,19 @@ class FrontSettings:
 
     listen: str
     """Address, port and options."""
-    owner_door: Path
-    keys_map: Path
-    models_map: Path
-    body_bytes: int
-    in_flight_per_key: int
-    requests_per_key_10s: int
+    layout: Layout
+    site: Site
     places: Places
-    cors_origins: tuple[str, ...] = ()
-    """Web pages of these origins may call: exact, ``https://host:port``."""
+
+    @property
+    def in_flight_per_key(self) -> int:
+        """As many as the site and the open files allow."""
+        return self.places.of_one_key(self.site.limits.in_flight_per_key)
 
     @property
     def too_fast(self) -> Refusal:
         """The key's rate."""
-        limit = f"This key made over {self.requests_per_key_10s} requests within 10 s, its limit."
+        limit = f"This key made over {self.site.limits.requests_per_key_10s} requests within 10 s, its limit."
         return Refusal("too_fast", RateLimited(limit, retry_after_s=5))
 
     @property
@@ -146,7 +122,7 @@ class FrontSettings:
     @property
     def too_large(self) -> Refusal:
         """The body's announced length."""
-        return Refusal("body_too_large", BodyTooLarge(self.body_bytes))
+        return Refusal("body_too_large", BodyTooLarge(self.site.limits.body_bytes))
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -165,7 +141,7 @@ class FrontSettings:
             STREAM_OF_HTTP_1_0,
             *REFUSALS,
         )
-        return (*fixed, _NOT_A_MODEL, _NOT_A_WAIT, _NOT_A_CALLER, self.too_fast, self.too_many, self.too_large)
+        return (*fixed, NOT_A_MODEL, _NOT_A_WAIT, _NOT_A_CALLER, self.too_fast, self.too_many, self.too_large)
 
 
 def front_door(settings: FrontSettings) -> str:
@@ -173,13 +149,13 @@ def front_door(settings: FrontSettings) -> str:
     return "\n".join(
         (
             _begin(settings),
-            pages(settings.cors_origins),
+            pages(settings.site.cors_origins),
             _keyless(),
-            _who(settings.keys_map, settings.places),
+            _who(settings.layout.keys_map, settings.places),
             _limits(settings),
             _what(settings),
             _tell(),
-            _where(settings.models_map),
+            _where(settings.layout.models_map),
             "backend limits\n  stick-table type string len 64 size 10k expire 1h store http_req_rate(10s),conn_cur\n",
             "backend held\n  stick-table type string len 80 size 10k expire 1s store conn_cur\n",
             "backend gate\n  stick-table type string len 8 size 100 store gpc0\n",
@@ -198,7 +174,7 @@ def _begin(settings: FrontSettings) -> str:
     return f"""\
 frontend front
   bind {settings.listen}
-  bind unix@{settings.owner_door} mode 600 maxconn {settings.places.owner} proto h1
+  bind unix@{settings.layout.owner_door} mode 600 maxconn {settings.places.owner} proto h1
   # Of a caller that is to shake hands, to send or to read; one that waits for an answer may wait longer.
   timeout client 30s
 .if version_atleast(2.9)
@@ -275,7 +251,7 @@ def _who(keys_map: Path, places: Places) -> str:
 def _limits(settings: FrontSettings) -> str:
     past = refuse_outsiders(
         settings.places,
-        (settings.too_fast, f"{{ sc_http_req_rate(0,limits) gt {settings.requests_per_key_10s} }}"),
+        (settings.too_fast, f"{{ sc_http_req_rate(0,limits) gt {settings.site.limits.requests_per_key_10s} }}"),
         (settings.too_many, f"{{ sc_conn_cur(0,limits) gt {settings.in_flight_per_key} }}"),
     )
     return f"""\
@@ -304,9 +280,9 @@ def _what(settings: FrontSettings) -> str:
 {_NOT_ADMIN.when("!inference metrics !is_admin or !inference admin !is_admin")}
 {COMPRESSED.when("{ req.fhdr_cnt(content-encoding) gt 0 } !{ req.fhdr(content-encoding) -m str -i identity }")}
 {COMPRESSED.when("{ req.fhdr_cnt(content-encoding) gt 1 }")}
-{settings.too_large.when(f"{{ req.body_size gt {settings.body_bytes} }} or endless")}
-{_NOT_A_MODEL.when(f"{named} !{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}")}
-{_NOT_A_MODEL.when("{ req.fhdr_cnt(x-gateway-model) gt 1 }")}
+{settings.too_large.when(f"{{ req.body_size gt {settings.site.limits.body_bytes} }} or endless")}
+{NOT_A_MODEL.when(f"{named} !{{ req.fhdr(x-gateway-model) -m reg {MODEL} }}")}
+{NOT_A_MODEL.when("{ req.fhdr_cnt(x-gateway-model) gt 1 }")}
   http-request set-var(txn.model) req.fhdr(x-gateway-model) if inference {named}
 {_NOT_A_WAIT.when(f"{hurried} !{{ req.fhdr(x-gateway-wait) -m reg {_SECONDS} }}")}
 {_NOT_A_WAIT.when("{ req.fhdr_cnt(x-gateway-wait) gt 1 }")}
@@ -330,7 +306,10 @@ def _tell() -> str:
   # Who asks is not said with what may go to an engine.
   http-request set-header x-gateway-key %[var(txn.key)] if !inference
   http-request set-header x-gateway-role %[var(txn.role)] if !inference
-  http-request set-header x-gateway-tag %[var(txn.digest),sha2(256),hex,bytes(0,16)] if inference
+  http-request set-header x-gateway-tag %[var(txn.digest),xxh64] if inference
+  acl named var(txn.caller) -m found
+  http-request set-var(txn.person) var(txn.digest),concat(/,txn.caller),sha2(256),hex,bytes(0,16) if named
+  http-request set-header x-gateway-caller %[var(txn.person)] if named
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
   http-request set-header x-gateway-wait %[var(txn.wait)] if { var(txn.wait) -m found }
@@ -350,7 +329,7 @@ def _where(models_map: Path) -> str:
 {STREAM_OF_HTTP_1_0.when("{ req.ver 1.0 } inference { req.body,json_query('$.stream') -m bool }")}
   http-request set-var(txn.model) req.body,json_query('$.model') if inference !{_HAS_MODEL}
   # A name before it is anything: to a map, a name that goes on after a NUL is the name before it.
-  http-request unset-var(txn.model) if {_HAS_MODEL} !{{ var(txn.model) -m reg {_MODEL} }}
+  http-request unset-var(txn.model) if {_HAS_MODEL} !{{ var(txn.model) -m reg {MODEL} }}
   http-request set-var(txn.slot) var(txn.model),map_str({models_map}) if {_HAS_MODEL}
   http-request set-var(txn.head) req.hdrs,length if chunked
   http-request unset-var(txn.slot) if chunked {{ req.body_len,add(txn.head) gt {BUFFER_BYTES // 2} }}
@@ -358,29 +337,6 @@ def _where(models_map: Path) -> str:
   use_backend ready if no_key_needed
   use_backend desk if !inference
   use_backend apart if {{ var(txn.slot) -m end {APART} }}
-  use_backend %[var(txn.slot)] if {_HAS_SLOT}
-  default_backend ingress
-"""
-
-
-def inner_door(socket: Path, models_map: Path, places: Places) -> str:
-    """Where the ingress sends a request back through the edge, naming its model: stamped, so that it cannot circle."""
-    one = "{ req.fhdr_cnt(x-gateway-model) eq 1 }"
-    pattern = f"{{ req.fhdr(x-gateway-model) -m reg {_MODEL} }}"
-    return f"""\
-frontend inner_door
-  bind unix@{socket} mode 600 maxconn {places.inside} proto h1
-{plainer_words()}\
-{PATHS}
-{NO_PATH.when("!is_post or !inference")}
-{_NOT_A_MODEL.when(f"!{one} or !{pattern}")}
-  http-request del-header authorization
-  http-request del-header x-api-key
-  http-request set-header x-gateway-stamp 1
-  # The ingress has the request still, and finds out first whether it killed the engine (serve.ingress.trials).
-  http-request disable-l7-retry
-  http-request wait-for-body time 30s
-  http-request set-var(txn.slot) 'req.fhdr(x-gateway-model),map_str({models_map}),field(1,/)'
-  use_backend %[var(txn.slot)] if {_HAS_SLOT}
+  use_backend %[var(txn.slot)] if {HAS_SLOT}
   default_backend ingress
 """

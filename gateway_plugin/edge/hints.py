@@ -92,7 +92,7 @@ def plainer_words() -> str:
 
 
 def _no_plain_text() -> str:
-    """A failure in anything but JSON, whoever says it: what stands behind a door broke, and said so in its own way."""
+    """A failure in anything but JSON, from any backend: the backend broke, and answered in its own format."""
     plain = "{ srv_id -m found } !{ res.hdr(content-type) -m sub json }"
     return "".join(
         f"  http-response return status {status} default-errorfiles if {{ status {status} }} {plain}\n"

@@ -15,19 +15,18 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from gateway_plugin.edge.admission import StillHeld, admit_only
-from gateway_plugin.edge.key import KEY_NAME, Key, Role, admitted, from_map, key_of, map_digest, store_text
+from gateway_plugin.edge.key import KEY_NAME, Key, Keys, Role, admitted, from_map, map_digest
 from gateway_plugin.edge.socket_protocol import ask, map_text, parse_map
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
 from gateway_plugin.ownership import demand_own
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.service.discovery import edges_of
 from gateway_plugin.service_state import record_here
-from gateway_plugin.state_file import read_object, replace_garbled, write_private
+from gateway_plugin.state_file import Garbled, StateFile, write_private
 
 _PATIENCE_S = 5.0
 """For an edge that starts, and for the end of what a revoked key has in flight."""
@@ -48,6 +47,7 @@ class KeyStore:
         """Raises ``ServiceError`` if the state folder could be another user's."""
         demand_own(layout.state)
         self._layout = layout
+        self._file = StateFile(layout.keys_json, Keys)
 
     def create(self, name: str, role: Role) -> str:
         """A new key; its secret is returned and cannot be read again.
@@ -84,14 +84,14 @@ class KeyStore:
 
     def list(self) -> tuple[Key, ...]:
         """All keys, oldest first. Raises ``ServiceError`` if the file is damaged."""
-        path = self._layout.keys_json
+        return self._stored().keys
+
+    def _stored(self) -> Keys:
         try:
-            document = read_object(path)
-            return () if document is None else tuple(key_of(entry) for entry in document["keys"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return self._file.read() or Keys(keys=())
+        except Garbled as error:
             raise KeysGarbled(
-                f"{path} cannot be understood ({error}). The running edge keeps the keys it has; 'gateway down' and "
-                "'up' take them over from its map."
+                f"{error}. The running edge keeps the keys it has; 'gateway down' and 'up' take them over from its map."
             ) from error
 
     def recover(self) -> str:
@@ -120,10 +120,10 @@ class KeyStore:
                         f"{error.message.partition('. ')[0]}, and {copy} names no keys, or other things too: "
                         "put the file back from a copy, or move both away and make new keys."
                     ) from None
-                aside = replace_garbled(path, store_text(keys))
+                aside = self._file.replace_garbled(Keys(keys=keys))
                 with contextlib.suppress(OSError):
                     self._write_map(keys)
-                return f"{path} could not be understood: it is {aside.name} now, and the keys are those of {copy.name}."
+                return f"{path} was garbled: it is {aside.name} now, and the keys are those of {copy.name}."
         return ""
 
     def _demand_store(self) -> None:
@@ -157,7 +157,7 @@ class KeyStore:
                 if name == CLI_KEY_NAME:
                     self._renew_cli_key(keys)
                 else:
-                    self._write(tuple(replace(key, revoked=key.revoked or key.name == name) for key in keys))
+                    self._write(tuple(_revoked(key, name) for key in keys))
                     self._put_in_force(_PATIENCE_S)
             except OSError as error:
                 raise ServiceError(f"The key '{name}' was not revoked: {_unwritten(error)}, then try again.") from None
@@ -189,7 +189,7 @@ class KeyStore:
         secret, key = _made(CLI_KEY_NAME, "admin")
         fresh = self._layout.admin_key.with_suffix(".new")
         write_private(fresh, secret)  # the store and this file change together, or not at all on a full disk
-        self._write((*(replace(old, revoked=old.revoked or old.name == CLI_KEY_NAME) for old in keys), key))
+        self._write((*(_revoked(old, CLI_KEY_NAME) for old in keys), key))
         fresh.replace(self._layout.admin_key)
         self._put_in_force(_PATIENCE_S, others_may_end=others_may_end)
 
@@ -201,7 +201,7 @@ class KeyStore:
     def keep_in_force(self) -> None:
         """Make ``keys.map`` and the running edge equal to the store, and finish what ``revoke`` could not.
 
-        Nothing while somebody changes the keys: who does that sees to it.
+        Does nothing while another command changes the keys: that command does this itself.
 
         Raises:
             ServiceError: the store is missing or damaged.
@@ -266,7 +266,7 @@ class KeyStore:
     def _write(self, keys: tuple[Key, ...]) -> None:
         """Store and map. Raises ``OSError`` if the store cannot be written; the map is, at the latest, a second after
         there is room (``keep_in_force``)."""
-        write_private(self._layout.keys_json, store_text(keys))
+        self._file.write(self._stored().model_copy(update={"keys": keys}))
         with contextlib.suppress(OSError):
             self._write_map(keys)
 
@@ -291,9 +291,14 @@ class KeyStore:
             yield True
 
 
+def _revoked(key: Key, name: str) -> Key:
+    """``key``, revoked if it is the one called ``name``."""
+    return key.model_copy(update={"revoked": True}) if key.name == name else key
+
+
 def _made(name: str, role: Role) -> tuple[str, Key]:
     secret = "gw-" + secrets.token_urlsafe(32)
-    return secret, Key(name, role, _digest(secret), time.time())
+    return secret, Key(name=name, role=role, sha256=_digest(secret), created=time.time())
 
 
 def _digest(secret: str) -> str:

@@ -54,6 +54,11 @@ class Places:
         return min(wanted, max(1, self.cold // 2))
 
     @property
+    def of_one_model(self) -> int:
+        """Of ``busy``: requests in flight at one model's engines, so that others always have places."""
+        return self.busy - self.busy // 4
+
+    @property
     def connections(self) -> int:
         """At all doors together."""
         return self.callers + self.owner + 3 * self.inside

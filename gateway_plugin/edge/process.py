@@ -44,7 +44,7 @@ def prepare(
     ``open_files``: how many it may have; as many as this process's hard limit says, if not given.
 
     Raises:
-        ServiceError: a folder is somebody else's, a path cannot be configured, or too few files may be open.
+        ServiceError: a folder is another user's, a path cannot be configured, or too few files may be open.
     """
     layout.make()
     make_authority(layout, front_hosts=front_hosts(site))
@@ -54,7 +54,7 @@ def prepare(
         write_private(layout.edge_secret, secrets.token_urlsafe(32))
     mend_maps(layout)
     KeyStore(layout).write_map()
-    settings = EdgeSettings.of(
+    settings = EdgeSettings(
         layout,
         site,
         secret=layout.edge_secret.read_text().strip(),

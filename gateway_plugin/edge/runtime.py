@@ -1,8 +1,8 @@
-"""Routes at run time, over the edge's socket: no reload, so no old process with streams that nobody counts.
+"""Routes at run time, over the edge's socket: no reload, so no old process with uncounted streams.
 
 Every change is followed by the map files and ``servers.state`` on disk, so that an edge that was killed comes up with
-the routes it had, whoever else is away. A change counts though its copy cannot be written: that follows when there is
-room (``Copies.retry``).
+the routes it had, whichever other part is away. A change counts though its copy cannot be written: that follows when
+there is room (``Copies.retry``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TIMEOUT_S = 5.0
 
 
 class EdgeRuntime:
-    """The edge of one gateway. Changes of one slot are made one after the other, by whoever calls."""
+    """The edge of one gateway. Changes of one slot are made one after the other, whatever the caller."""
 
     def __init__(self, layout: Layout, copies: Copies | None = None) -> None:
         self._layout = layout

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.paths import private_folder, write_private
+from gateway_plugin.paths import private_folder
+from gateway_plugin.state_file import Garbled, State, StateFile
 
 ENTRY_POINT = "infer"
 _SOURCE = Path(__file__).with_name("function.py")
 _VERSION = re.compile(r'^FUNCTION_VERSION = "([0-9]+\.[0-9]+\.[0-9]+)"$', re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Function:
+class Function(State):
     """One registered version."""
 
     version: str
     sha256: str
     id: str
     """Given by Globus Compute."""
+
+
+class Registry(State):
+    """The file of functions, oldest first."""
+
+    entry_point: str = ENTRY_POINT
+    functions: tuple[Function, ...]
 
 
 def source() -> str:
@@ -51,18 +56,15 @@ def registered(functions: tuple[Function, ...], text: str) -> Function | None:
 
 
 def read(path: Path) -> tuple[Function, ...]:
-    """What was registered, oldest first. Raises ``ServiceError`` if the file is damaged."""
+    """What was registered, oldest first. Raises ``ServiceError`` if the file is garbled."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["functions"]
-        return tuple(Function(**entry) for entry in entries)
-    except FileNotFoundError:
-        return ()
-    except (ValueError, TypeError, KeyError) as error:
-        raise ServiceError(f"{path} is damaged ({error}); remove it and run 'gateway endpoint configure'.") from error
+        found = StateFile(path, Registry).read()
+    except Garbled as error:
+        raise ServiceError(f"{error}; remove it and run 'gateway endpoint configure'.") from None
+    return () if found is None else found.functions
 
 
 def write(path: Path, functions: tuple[Function, ...]) -> None:
     """Replace the manifest, atomically."""
     private_folder(path.parent)
-    document = {"entry_point": ENTRY_POINT, "functions": [asdict(function) for function in functions]}
-    write_private(path, json.dumps(document, indent=1) + "\n")
+    StateFile(path, Registry).write(Registry(functions=functions))

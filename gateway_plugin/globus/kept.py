@@ -12,7 +12,7 @@ from pathlib import Path
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.globus import function
 from gateway_plugin.globus import function_registry as manifest
-from gateway_plugin.service.processes import own_processes
+from gateway_plugin.processes import environment, own_pids
 
 _PATIENCE_S = 20.0
 
@@ -49,13 +49,12 @@ def users_of(site_file: Path) -> tuple[User, ...]:
     processes write their title over their environment: any one that still has it will do.
     """
     found: dict[int, User] = {}
-    for pid in own_processes(root_sees_all=True):
-        process = Path("/proc", str(pid))
+    for pid in own_pids(root_sees_all=True):
         try:
-            owner, words = process.stat(), (process / "environ").read_bytes().decode(errors="surrogateescape")
+            owner = Path("/proc", str(pid)).stat()
         except OSError:
             continue  # it has ended
-        given = {name: value for name, _, value in (word.partition("=") for word in words.split("\0"))}
+        given = environment(pid)
         if owner.st_uid not in (0, os.getuid()) and given.get(function.SITE_VARIABLE) == str(site_file):
             said = tuple((name, given[name]) for name in ("HOME", "XDG_STATE_HOME") if name in given)
             found[owner.st_uid] = User(owner.st_uid, owner.st_gid, said)

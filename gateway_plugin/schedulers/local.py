@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
 from parsl.providers import LocalProvider
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
 
-from gateway_plugin.blocks.cleanup import end_engines
-from gateway_plugin.blocks.host import TOLD_TO_END
+from gateway_plugin.blocks.leaving import CANCELLED
 from gateway_plugin.blocks.ledger import Block, Job
-from gateway_plugin.blocks.processes import block_processes, end, own_processes, same_process
+from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.phases import BlockPhase
-from gateway_plugin.processes import Mark, mark
+from gateway_plugin.processes import Mark, alive, arguments, block_processes, end, mark, own_pids, parent, terminate
 from gateway_plugin.schedulers.base import JobStatus, last_words
+
+HOST = "gateway_plugin.blocks.host"
+"""An argument of a block's own program."""
 
 
 class LocalScheduler:
@@ -51,12 +52,12 @@ class LocalScheduler:
         return {block.name: self._status(block.name, block.job) for block in blocks if block.job is not None}
 
     def _status(self, name: str, job: Job) -> JobStatus:
-        if same_process(job.mark) is not None or self._script_process(name) is not None:
+        if alive(job.mark) or self._script_process(name) is not None:
             return JobStatus(BlockPhase.RUNNING)
         code = _exit_code(job.script)
         if code == 0:
             return JobStatus(BlockPhase.COMPLETED)
-        if code == TOLD_TO_END:
+        if code == CANCELLED:
             return JobStatus(BlockPhase.CANCELLED)
         if code is not None:
             return JobStatus(
@@ -70,44 +71,36 @@ class LocalScheduler:
         script = self._script_process(name)
         if script is None:
             return None
-        try:
-            path = script.cmdline()[1]
-            parent = script.parent()
-            keeper = parent if parent is not None and path in " ".join(parent.cmdline()) else script
-            known = mark(keeper.pid)
-            return None if known is None else _job(known, path)
-        except (psutil.NoSuchProcess, IndexError):
-            return None  # it ended while we looked: the next look finds none either
+        path = arguments(script.pid)[-1:]
+        if not path:
+            return None  # it ended meanwhile: the next look finds none either
+        above = parent(script.pid)
+        return _job(above if above is not None and path[0] in " ".join(arguments(above.pid)) else script, path[0])
 
-    def _script_process(self, name: str) -> psutil.Process | None:
-        """The running ``bash SCRIPT`` of block ``name``; its subshells look the same, so the first of them."""
+    def _script_process(self, name: str) -> Mark | None:
+        """The running script of block ``name``, ``bash SCRIPT`` or what it became (``blocks.host ... SCRIPT``); its
+        subshells look the same, so the first of them."""
         prefix = f"{self._scripts}/{name}."
-        found = []
-        for process in own_processes():
-            try:
-                arguments = process.cmdline()
-                if len(arguments) == 2 and arguments[1].startswith(prefix):
-                    found.append((process.create_time(), process.pid, process))
-            except psutil.NoSuchProcess:
-                continue
-        return min(found)[2] if found else None
+
+        def is_script(line: tuple[str, ...]) -> bool:
+            return bool(line) and line[-1].startswith(prefix) and (len(line) == 2 or HOST in line)
+
+        found = [mark(pid) for pid in own_pids() if is_script(arguments(pid))]
+        return min((known for known in found if known is not None), key=lambda one: (one.ticks, one.pid), default=None)
 
     def cancel(self, block: Block, forced: bool) -> None:
         if forced:  # also after a script that was killed: nobody cleaned up, and what it started holds memory
             self._clear(block.name)
         elif (script := self._script_process(block.name)) is not None:
-            try:
-                script.terminate()
-            except psutil.NoSuchProcess:
-                return  # it left between two looks; the next look says so
+            terminate(script)
 
     def _clear(self, name: str) -> None:
         """Kill everything of block ``name``: keeper, script, what carries its mark, and its recorded engines."""
 
-        def found() -> list[psutil.Process]:
+        def found() -> tuple[Mark, ...]:
             script = self._script_process(name)
-            shells = [] if script is None else [script]
-            return [*shells, *block_processes(name, block_folder(self._layout.run, name))]
+            shells = () if script is None else (script,)
+            return (*shells, *block_processes(name, block_folder(self._layout.run, name)))
 
         end(found, grace_s=0)
         end_engines(self._layout.engine_records, name)

@@ -95,18 +95,18 @@ def bends(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 def queue_argv(user: int, clusters: str | None = None) -> tuple[str, ...]:
     """All jobs of a user that ``slurmctld`` remembers, ended ones too (for ``MinJobAge``, 300 s as a rule)."""
-    return ("squeue", *_on(clusters), "--noheader", "--all", "-t", "all", "-u", str(user), "-o", _QUEUE_FORMAT)
+    return ("squeue", *on_cluster(clusters), "--noheader", "--all", "-t", "all", "-u", str(user), "-o", _QUEUE_FORMAT)
 
 
 def record_argv(job_id: str, clusters: str | None = None) -> tuple[str, ...]:
     """One job's record, with its exit code."""
-    return ("scontrol", *_on(clusters), "--all", "--oneliner", "show", "job", job_id)
+    return ("scontrol", *on_cluster(clusters), "--all", "--oneliner", "show", "job", job_id)
 
 
 def accounting_argv(job_ids: Iterable[str], clusters: str | None = None) -> tuple[str, ...]:
     """What accounting, where there is one, says of jobs that ``slurmctld`` has forgotten."""
     jobs = ("-j", ",".join(job_ids))
-    return ("sacct", *_on(clusters), "-X", "--noheader", "--parsable2", *jobs, "-o", _ACCOUNTING_FORMAT)
+    return ("sacct", *on_cluster(clusters), "-X", "--noheader", "--parsable2", *jobs, "-o", _ACCOUNTING_FORMAT)
 
 
 def cancel_argv(job_id: str, job_name: str | None, forced: bool, clusters: str | None = None) -> tuple[str, ...]:
@@ -117,10 +117,11 @@ def cancel_argv(job_id: str, job_name: str | None, forced: bool, clusters: str |
     With ``job_name`` only if the job still has this name: ids begin again when a controller loses its state.
     """
     name = () if job_name is None else (f"--name={job_name}",)
-    return ("scancel", *_on(clusters), *name, *(("--signal=KILL", "--full") if forced else ()), job_id)
+    return ("scancel", *on_cluster(clusters), *name, *(("--signal=KILL", "--full") if forced else ()), job_id)
 
 
-def _on(clusters: str | None) -> tuple[str, ...]:
+def on_cluster(clusters: str | None) -> tuple[str, ...]:
+    """The option of every command that names the cluster."""
     return () if clusters is None else (f"--clusters={clusters}",)
 
 

@@ -54,7 +54,8 @@ def choose(layout: Layout, file: Path, lives: bool) -> Chosen:
 
 
 def own_catalog() -> Path:
-    """The catalog that nobody named: in a folder of others it may be theirs, and an entry may start any program.
+    """``models.yaml`` of the working folder, which was not named: it may be another user's, and an entry may start any
+    program.
 
     Raises ``ConfigError``.
     """

@@ -10,7 +10,7 @@ from gateway_plugin.site import NodeType, Site
 def fit(site: Site, catalog: Catalog) -> tuple[Check, ...]:
     """Every model fits on an empty node of some type, and all pinned ones together into what there may be of nodes.
 
-    The rule for one model is that of the controller's placement (``serve.core.placement.holds``, in whole MiB). Pins
+    The rule for one model is that of the controller's placement (``serve.core.room.holds``, in whole MiB). Pins
     are only added up: that they fit together is not promised, that they cannot is.
     """
     advice = "lower its memory_gib or gpus in the catalog if it needs less, or give a node type more in the site file"

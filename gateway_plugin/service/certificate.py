@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from gateway_plugin.service.checks import Check, Verdict
-from gateway_plugin.service_state import record_of
+from gateway_plugin.service.deployment import record_of
 from gateway_plugin.site import Site
 
 _NAME = "certificate"
@@ -28,8 +28,8 @@ def certificate(site: Site, now: datetime.datetime | None = None) -> tuple[Check
     """What is wrong with ``site.certificate``, or that it is well; nothing where the gateway makes its own.
 
     (1) It can be read and holds a certificate; (2) and its key, here or in ``FILE.key`` beside it, as HAProxy looks;
-    (3) nobody else reads the key; (4) it is valid, and for a while yet; (5) what follows it is its chain; (6) it is for
-    the name in the gateway's address.
+    (3) other users cannot read the key; (4) it is valid, and for a while yet; (5) what follows it is its chain; (6) it
+    is for the name in the gateway's address.
     """
     file = site.certificate
     if file is None:
@@ -59,7 +59,7 @@ def _key(file: Path, own: x509.Certificate) -> list[Check]:
         try:
             private = serialization.load_pem_private_key(_key_block(place.read_bytes()), password=None)
         except TypeError:
-            return [_fail(f"the key in {place} has a passphrase", "write it without one: nobody is there to type it")]
+            return [_fail(f"the key in {place} has a passphrase", "write it without one: it cannot be typed in")]
         except (OSError, ValueError):
             continue
         break
@@ -133,7 +133,7 @@ def _host(site: Site, own: x509.Certificate) -> Check | None:
     if any(_fits(host, name) for name in known):
         return None
     words = (
-        f"it is for {', '.join(known) or 'nobody'}, not for {host}, which 'up' and 'status' give as the address"  # (6)
+        f"it is for {', '.join(known) or 'no host'}, not for {host}, which 'up' and 'status' give as the address"  # (6)
     )
     advice = "callers set GATEWAY_URL to a name in it; 'bind' in the site file may be that name's address"
     return Check(_NAME, Verdict.WARN, words, advice)

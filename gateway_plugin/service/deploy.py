@@ -14,8 +14,8 @@ from typing import Any
 
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
+from gateway_plugin.service.deployment import noted
 from gateway_plugin.service.serve_proxy import answers_strangers
-from gateway_plugin.service_state import read_record
 
 APPLICATION = "gateway"
 NAMESPACE = "gateway"
@@ -28,15 +28,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="gateway-deploy")
     parser.add_argument("--state", type=Path, required=True)
     layout = Layout.of(parser.parse_args().state)
-    record = read_record(layout)
-    if record is None:
-        raise ServiceError(f"{layout.service_json} is missing; 'gateway up' writes it.")
+    gateway = noted(layout)
 
     import ray
     from ray import serve as ray_serve
 
-    address = f"{record.head_address}:{record.ray_port}"
-    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
+    ray.init(address=gateway.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
     found = _application_state(ray_serve)
     if found in _KEPT_BY_SERVE:
         _say(f"application is {found}: nothing to do")
@@ -46,7 +43,7 @@ def main() -> int:
         proxy_location="HeadOnly",
         http_options={
             "host": "127.0.0.1",
-            "port": record.serve_port,
+            "port": gateway.record.serve_port,
             "ssl_certfile": str(layout.serve_certificate),
             "ssl_keyfile": str(layout.serve_key),
             "ssl_ca_certs": str(layout.ca),
@@ -54,11 +51,11 @@ def main() -> int:
     )
     application = importlib.import_module("serve.app").build({"state": str(layout.state)})
     ray_serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
-    if answers_strangers(record.serve_port):
+    if answers_strangers(gateway.record.serve_port):
         ray_serve.shutdown()
         raise ServiceError(
-            f"Serve's proxy on 127.0.0.1:{record.serve_port} answers callers without a certificate: it was stopped. "
-            "This Ray does not do what the gateway asks of it; install the version that the gateway was made for."
+            f"Serve's proxy on 127.0.0.1:{gateway.record.serve_port} answers callers without a certificate: it was "
+            "stopped. This Ray does not do what the gateway asks of it; install the version that the gateway needs."
         )
     _say("application is running")
     return 0

@@ -1,7 +1,6 @@
-"""What of one gateway lives, found by looking at the processes and not at notes: notes may be gone, or stale.
+"""Living parts of one gateway, found among the processes and not in state files, which may be missing or stale.
 
 Every part names a file or folder of its own gateway in its command line, so that another gateway's are never found.
-Reads ``/proc`` alone.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import Mark
-from gateway_plugin.service.processes import arguments, descendants, find_own
+from gateway_plugin.processes import Mark, arguments, descendants, find_own
 
 _HEAD_PROGRAMS = ("gcs_server", "raylet")
 _ACTORS = (

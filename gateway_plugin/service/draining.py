@@ -1,23 +1,19 @@
 """Before the gateway ends: no new request, and time for those in flight.
 
-Who drains is the supervisor, so that a drain goes on when the terminal of ``gateway down`` is gone, and nothing is
+The supervisor drains, so that a drain goes on when the terminal of ``gateway down`` is gone, and nothing is
 started again meanwhile; ``down`` itself where no supervisor lives. Two files in the run folder go between them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -25,17 +21,18 @@ from gateway_plugin.edge import closing
 from gateway_plugin.edge.admission import Say, cut
 from gateway_plugin.edge.socket_protocol import ask
 from gateway_plugin.errors import EdgeError
-from gateway_plugin.paths import Layout, write_private
+from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive
 from gateway_plugin.service.discovery import edges_of
-from gateway_plugin.service_state import read_status
+from gateway_plugin.service.supervisor_state import read_status
+from gateway_plugin.state_file import Garbled, LenientState, StateFile, StateT
 
 log = logging.getLogger("gateway.drain")
 
 GRACE_S = 30.0
 """What ``down`` gives requests in flight."""
 SIGNALLED_GRACE_S = 5.0
-"""What a supervisor gives them that was ended by somebody else: a machine that shuts down kills after seconds."""
+"""The same where the supervisor was signalled by another program: a machine that shuts down kills after seconds."""
 _POLL_S = 0.2
 _TOLD_EVERY_S = 1.0
 _TELL_S = 2.0
@@ -44,8 +41,7 @@ _SLOW_S = 15.0
 """How long a supervisor may take before it drains: it may be in the middle of starting a part."""
 
 
-@dataclass(frozen=True)
-class Drain:
+class Drain(LenientState):
     """How far it is."""
 
     in_flight: int = 0
@@ -58,14 +54,20 @@ class Drain:
     done: bool = False
 
 
+class DrainRequest(LenientState):
+    """What ``down`` asks of the supervisor."""
+
+    grace_s: float = SIGNALLED_GRACE_S
+
+
 Tell = Callable[[Drain], None]
 
 
 def drain(layout: Layout, grace_s: float, hurry: threading.Event, tell: Tell = lambda drain: None) -> Drain:
     """Shut the front door, and wait until nothing is in flight, ``grace_s`` are over, or ``hurry`` is set.
 
-    Who waits for a model is told at once. What is left at the end is broken off. With a grace of 0, or without an edge
-    that answers, nothing is done.
+    Requests that wait for a model are answered at once. What is left at the end is cut. With a grace of 0, or without
+    an edge that answers, nothing is done.
     """
     began = time.monotonic()
     say: Say = partial(ask, layout.edge_socket)
@@ -75,7 +77,8 @@ def drain(layout: Layout, grace_s: float, hurry: threading.Event, tell: Tell = l
             found = _drained(layout, say, grace_s, hurry, tell, began)
         except EdgeError as error:
             log.warning("drain broken off: %s", error.message)
-    found = Drain(0, 0.0, found.first, found.in_flight, round(time.monotonic() - began, 2), done=True)
+    seconds = round(time.monotonic() - began, 2)
+    found = Drain(first=found.first, cut=found.in_flight, seconds=seconds, done=True)
     log.info("drained first=%d cut=%d seconds=%.1f", found.first, found.cut, found.seconds)
     tell(found)
     return found
@@ -92,7 +95,7 @@ def _drained(layout: Layout, say: Say, grace_s: float, hurry: threading.Event, t
         count = closing.in_flight(say)
         first = count if first is None else first
         elapsed_s = time.monotonic() - began
-        found = Drain(count, round(max(0.0, grace_s - elapsed_s), 1), first)
+        found = Drain(in_flight=count, left_s=round(max(0.0, grace_s - elapsed_s), 1), first=first)
         tell(found)
         if not count:
             return found
@@ -113,23 +116,23 @@ def _tell_waiters(layout: Layout) -> None:
         with httpx.Client(transport=transport, timeout=_TELL_S, trust_env=False, headers=headers) as client:
             client.post("http://localhost/gateway/v1/close").raise_for_status()
     except (OSError, ValueError, httpx.HTTPError) as error:  # a garbled key is no header
-        log.warning("requests that wait for models are not told: %s: %s", type(error).__name__, error)
+        log.warning("requests that wait for models are not answered: %s: %s", type(error).__name__, error)
 
 
 def drain_as_asked(layout: Layout, hurry: threading.Event) -> Drain:
     """The supervisor's: as ``down`` asked for, which sees how far it is; else ``SIGNALLED_GRACE_S``."""
 
     def tell(found: Drain) -> None:
-        _write(_progress(layout), asdict(found))
+        _write(_progress(layout), found)
 
-    asked = _read(_request(layout))
-    return drain(layout, float(asked.get("grace_s", SIGNALLED_GRACE_S)), hurry, tell)
+    asked = _read(_request(layout)) or DrainRequest()
+    return drain(layout, asked.grace_s, hurry, tell)
 
 
 def forget_requests(layout: Layout) -> None:
     """What was asked of an earlier supervisor does not concern this one; a door that was shut is opened again."""
-    _request(layout).unlink(missing_ok=True)
-    _progress(layout).unlink(missing_ok=True)
+    _request(layout).path.unlink(missing_ok=True)
+    _progress(layout).path.unlink(missing_ok=True)
     if edges_of(layout):
         try:
             closing.open_again(partial(ask, layout.edge_socket))
@@ -147,7 +150,7 @@ def let_finish(
     """
     began = time.monotonic()
     if any(alive(known) for known in supervisors):
-        told = _write(_request(layout), {"grace_s": grace_s})
+        told = _write(_request(layout), DrainRequest(grace_s=grace_s))
         if not told and grace_s > 0 and not _stopping(layout):
             found = drain(layout, grace_s, hurry, tell)
             _signal(supervisors)
@@ -174,12 +177,11 @@ def let_finish(
 
 def read_drain(layout: Layout) -> Drain | None:
     """How far the supervisor's drain is; ``None`` if there is none."""
-    found = _read(_progress(layout))
-    return Drain(**found) if found.keys() == Drain.__dataclass_fields__.keys() else None
+    return _read(_progress(layout))
 
 
 def _stopping(layout: Layout) -> bool:
-    return (read_status(layout) or {}).get("stage") == "stopping"
+    return read_status(layout).stage == "stopping"
 
 
 def _signal(supervisors: Sequence[Mark]) -> None:
@@ -188,27 +190,26 @@ def _signal(supervisors: Sequence[Mark]) -> None:
             os.kill(known.pid, signal.SIGTERM)
 
 
-def _request(layout: Layout) -> Path:
-    return layout.run / "down.json"
+def _request(layout: Layout) -> StateFile[DrainRequest]:
+    return StateFile(layout.drain_request, DrainRequest)
 
 
-def _progress(layout: Layout) -> Path:
-    return layout.run / "drain.json"
+def _progress(layout: Layout) -> StateFile[Drain]:
+    return StateFile(layout.drain_progress, Drain)
 
 
-def _write(path: Path, document: dict[str, Any]) -> bool:
-    """Whether it is written: on a full disk it is not, and all ends all the same."""
+def _write(file: StateFile[StateT], state: StateT) -> bool:
+    """Whether it is written. On a full disk it is not, and the gateway ends all the same."""
     try:
-        write_private(path, json.dumps(document))
+        file.write(state)
     except OSError as error:
-        log.warning("%s cannot be written: %s", path, error)
+        log.warning("%s cannot be written: %s", file.path, error)
         return False
     return True
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(file: StateFile[StateT]) -> StateT | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return file.read()
+    except (OSError, Garbled):
+        return None

@@ -1,4 +1,4 @@
-"""Keys that changed while the edge could not be told: the supervisor looks every second."""
+"""Keys that changed while the edge was unreachable: the supervisor synchronises them every second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who listens on a port of this machine: a port that the gateway is about to take may be somebody else's."""
+"""Listening sockets of this machine: a port that the gateway is about to take may be another user's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+
+import psutil
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTEN = "0A"
@@ -40,7 +42,7 @@ def listener_on(port: int, host: str) -> Listener | None:
     if not found:
         return None
     uid = next(iter(found.values()))
-    return Listener(uid, _holder(set(found), uid))
+    return Listener(uid, _holder(port, host) if os.getuid() in (uid, 0) else None)
 
 
 def taken_by_another_user(what: str, port: int, host: str) -> str:
@@ -63,8 +65,8 @@ def listening(table: str, port: int, host: str) -> dict[str, int]:
 def in_the_way(other: IPv4Address | IPv6Address, host: str) -> bool:
     """Whether a socket that listens on ``other`` keeps one from listening on ``host``, at the same port. Pure.
 
-    One on ``::`` takes IPv4 too, unless it was told otherwise, which cannot be seen. One on another address of its own
-    is in nobody's way: somebody may sit there for good, and must not be taken for who has our port.
+    One on ``::`` takes IPv4 too, unless it is configured otherwise, which cannot be seen. One on another address of
+    its own is not in the way: it may stay there for good, and is not the holder of our port.
     """
     own = ip_address(host)
     if isinstance(other, IPv6Address) and other.ipv4_mapped is not None:
@@ -81,23 +83,15 @@ def _address(digits: str) -> IPv4Address | IPv6Address:
     return ip_address(b"".join(words))
 
 
-def _holder(inodes: set[str], uid: int) -> int | None:
-    if os.getuid() not in (uid, 0):
-        return None
-    links = {f"socket:[{inode}]" for inode in inodes}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if any(os.readlink(link) in links for link in (entry / "fd").iterdir()):
-                return int(entry.name)
-        except OSError:
-            continue  # gone, or another user's
-    return None
+def _holder(port: int, host: str) -> int | None:
+    """PIDs that this user may not see are left out."""
+    seen = (one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
+    at_port = ((one.pid, one.laddr.ip) for one in seen if one.laddr and one.laddr.port == port)
+    return next((pid for pid, address in at_port if pid and in_the_way(ip_address(address), host)), None)
 
 
 def bind_problem(host: str, port: int) -> str | None:
-    """Why nobody could listen on ``host:port`` now, and who does; ``None`` if one could."""
+    """Why ``host:port`` cannot be listened on now, and the holder; ``None`` if it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 from gateway_plugin.blocks.ledger import Ledger
-from gateway_plugin.catalog import parse_catalog
-from gateway_plugin.errors import GatewayError, NotFound
+from gateway_plugin.errors import NotFound
 from gateway_plugin.masking import secrets_of
 from gateway_plugin.paths import Layout, block_log
 from gateway_plugin.schedulers.base import script_place
+from gateway_plugin.service.active_catalog import in_force
 
 _TAIL_BYTES = 256 * 1024
 _JOB_OUTPUTS = (".out", ".err", ".stdout", ".stderr")
@@ -29,9 +28,9 @@ def find_logs(layout: Layout) -> dict[str, Path]:
         "supervisor": layout.supervisor_log,
         "edge": layout.edge_log,
         "usage": layout.usage_log,
-        "controller": layout.logs / "controller.log",
-        "ingress": layout.logs / "ingress.log",
-        "desk": layout.logs / "desk.log",
+        "controller": layout.controller_log,
+        "ingress": layout.ingress_log,
+        "desk": layout.desk_log,
         "ray": layout.head_log,
         "deploy": layout.deploy_log,
     }
@@ -91,12 +90,8 @@ def _blocks_known(layout: Layout) -> list[str]:
 
 def secrets_in_force(layout: Layout) -> tuple[str, ...]:
     """Values of the environments in the catalog in force, which engines may have printed; none where it is damaged."""
-    path = layout.catalog_json
-    try:
-        models = parse_catalog(json.loads(path.read_text(encoding="utf-8")), str(path), in_force=True).models
-    except (OSError, ValueError, GatewayError):  # the logs must be readable all the more
-        return ()
-    return tuple(secret for model in models for secret in secrets_of(model.env))
+    catalog = in_force(layout)
+    return tuple(secret for model in catalog.models for secret in secrets_of(model.env)) if catalog is not None else ()
 
 
 def last_lines(path: Path, count: int) -> list[str]:

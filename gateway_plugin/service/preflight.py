@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import psutil
+
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge import program
 from gateway_plugin.edge.places import places
@@ -272,7 +274,7 @@ def memory(site: Site) -> tuple[Check, ...]:
     )
     if not wanted:
         return ()
-    available = _available_gib()
+    available = psutil.virtual_memory().available / 2**30
     words = f"{available:.1f} GiB available, engines may use {wanted:.1f}"
     if available < wanted + 1.5:
         advice = "lower engine_memory_gib in the site file, or end other programs"
@@ -292,13 +294,6 @@ def engine_isolation(site: Site, found: Isolation) -> Check:
     if here and site.isolate_engines == "required":
         return Check(name, Verdict.FAIL, words, "install bubblewrap, or isolate_engines='auto' in the site file")
     return Check(name, Verdict.WARN, words, "install bubblewrap where engines run")
-
-
-def _available_gib() -> float:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) / 2**20
-    return 0.0
 
 
 def failures(checks: Iterable[Check]) -> tuple[Check, ...]:

@@ -7,6 +7,7 @@ by certificates on both sides (``blocks/ray_tls.py``).
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import shutil
 import socket
@@ -14,14 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
-import yaml
 
 from gateway_plugin.blocks.cluster_yaml import cluster_yaml
-from gateway_plugin.blocks.host import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
-from gateway_plugin.blocks.processes import end, folder_processes
+from gateway_plugin.blocks.job_script import NO_MEMORY_MONITOR, OBJECT_STORE_BYTES, RECONNECT_S
 from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout, write_private
+from gateway_plugin.processes import Mark, end, folder_processes
 from gateway_plugin.service import serve_proxy
 from gateway_plugin.site import Site
 from gateway_plugin.tls import make_ray_authority
@@ -31,7 +31,7 @@ _SESSION_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_
 """What Ray puts below its temporary folder, with the longest PID."""
 
 PENDING_UNWANTED_S = 30
-"""How long a block that is still in the queue is kept when nobody needs it any more."""
+"""How long a pending block is kept after its demand is gone."""
 
 
 def head_address(site: Site) -> str:
@@ -130,8 +130,8 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": str(PENDING_UNWANTED_S),
         "AUTOSCALER_UPDATE_INTERVAL_S": "2",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # there is no other head to drain to
-        # Numbers for whoever asks, on every interface. Ray has no switch for these two: it goes on without them where
-        # they cannot listen, and -1 is no port.
+        # Metrics without authentication, on every interface. Ray has no switch for these two: it goes on without them
+        # where they cannot listen, and -1 is no port.
         "AUTOSCALER_METRIC_PORT": "-1",
         "DASHBOARD_METRIC_PORT": "-1",
         "RAY_enable_metrics_collection": "0",
@@ -164,7 +164,7 @@ def prepare(layout: Layout, site: Site, site_reference: str, head_ip: str) -> No
     """Write what the head reads: secrets (kept if there are some: blocks have them) and the autoscaler's file."""
     make_secrets(layout, keep=True)
     document = cluster_yaml(site, site_reference, layout, f"{head_ip}:{site.ray_port}")
-    write_private(layout.cluster_yaml, yaml.safe_dump(document, sort_keys=False))
+    write_private(layout.cluster_yaml, json.dumps(document, indent=1))  # JSON is YAML
     clear_leftovers(layout)
 
 
@@ -176,7 +176,7 @@ def clear_leftovers(layout: Layout) -> None:
     (layout.ray_temp / "ray_current_cluster").unlink(missing_ok=True)
 
 
-def leftover_processes(layout: Layout) -> list[psutil.Process]:
+def leftover_processes(layout: Layout) -> tuple[Mark, ...]:
     """What is left of this gateway's earlier head: every process of this user that uses the head's temporary folder.
 
     This process and its ancestors are never among them; blocks are not either, they have folders of their own.
@@ -185,8 +185,8 @@ def leftover_processes(layout: Layout) -> list[psutil.Process]:
     return folder_processes(layout.ray_temp)
 
 
-def end_leftovers(layout: Layout, grace_s: float = 0.0) -> list[psutil.Process]:
-    """End them all. Gives those that could not be ended: normally none."""
+def end_leftovers(layout: Layout, grace_s: float = 0.0) -> tuple[Mark, ...]:
+    """End them all. Returns those that could not be ended: normally none."""
     return end(lambda: leftover_processes(layout), grace_s)
 
 

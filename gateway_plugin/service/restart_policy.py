@@ -12,14 +12,14 @@ from enum import StrEnum
 from gateway_plugin.processes import Mark
 
 HEALTHY_S = 10.0
-"""A part that lived so long has its earlier deaths forgiven."""
+"""Earlier deaths of a part are reset once it has lived for this long."""
 BACK_OFF_FIRST_S = 0.5
 BACK_OFF_MAX_S = 30.0
 HEAD_START_LIMIT_S = 120.0
 DEPLOY_LIMIT_S = 120.0
 """Well below the 300 s that ``up`` waits, so that a hanging deployment is tried again before ``up`` gives up."""
 NOT_READY_LIMIT_S = 60.0
-"""A deployed application that was not ready for so long is looked at, and deployed again if it is gone."""
+"""A deployed application that is not ready for this long is checked, and deployed again if it is gone."""
 BUSY_LIMIT_S = 600.0
 """How long an application counts as busy that says nothing while all its processes live. One that hangs for good Serve
 itself replaces within this time (``serve.app``)."""

@@ -1,4 +1,4 @@
-"""Serve's HTTP proxy answers nobody who does not show a certificate of the gateway's authority.
+"""Serve's HTTP proxy answers only callers with a certificate of the gateway's authority.
 
 Serve hands uvicorn an authority (``ssl_ca_certs``), and never the demand for a certificate. What it does offer is a
 function of the user's, called in the proxy's process before the server is made (``CALLBACK``).
@@ -15,7 +15,7 @@ CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
 def demand_certificates() -> list[Any]:
-    """Called by Serve: no server without the demand. Without an authority to ask, nobody gets in. No middlewares."""
+    """Called by Serve: no server without the demand. Without an authority every caller is refused. No middlewares."""
     import uvicorn
 
     class Demanding(uvicorn.Config):

@@ -15,16 +15,9 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, age_s, alive
 from gateway_plugin.service.discovery import edges_of, heads_of, supervisors_of
 from gateway_plugin.service.draining import read_drain
-from gateway_plugin.service_state import (
-    RecordGarbled,
-    ServiceRecord,
-    answers,
-    on_this_host,
-    part_mark,
-    part_phase,
-    read_record,
-    read_status,
-)
+from gateway_plugin.service.probes import answers
+from gateway_plugin.service.supervisor_state import PartState, read_status
+from gateway_plugin.service_state import RecordGarbled, ServiceRecord, on_this_host, read_record
 
 _PARTS = ("supervisor", "edge", "head", "serve")
 
@@ -121,7 +114,7 @@ def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
 
 
 def _stopping(layout: Layout) -> bool:
-    return bool(supervisors_of(layout)) and (read_status(layout) or {}).get("stage") == "stopping"
+    return bool(supervisors_of(layout)) and read_status(layout).stage == "stopping"
 
 
 def _record(layout: Layout) -> tuple[ServiceRecord | None, str | None]:
@@ -150,39 +143,38 @@ def word(parts: Mapping[str, Mapping[str, Any]], gateway: Mapping[str, Any] | No
 
 def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
     status = read_status(layout)
-    notes: Mapping[str, Any] = (status or {}).get("parts", {})
     supervisor = record.supervisor if alive(record.supervisor) else next(iter(supervisors_of(layout)), None)
     supervised = supervisor is not None
-    parts = {"supervisor": _part("running" if supervised else "dead", supervisor or record.supervisor, {})}
+    parts = {"supervisor": _part("running" if supervised else "dead", supervisor or record.supervisor, PartState())}
     if not supervised and record.supervisor is None:
         parts["supervisor"]["state"] = "down"
     for name, living in (("edge", edges_of), ("head", heads_of)):
-        known = part_mark(status, name)
-        state = part_phase(status, name).value if alive(known) else "dead" if known is not None else "down"
+        known = status.part(name).mark
+        state = status.part(name).phase.value if alive(known) else "dead" if known is not None else "down"
         if not alive(known) and (found := living(layout)):  # the notes are gone, or older than it
             known, state = found[0], "running"
         if not supervised and state == "starting":
-            state = "running"  # nobody is left to note that it answers
+            state = "running"  # no supervisor is left to note that it answers
         shut = _stopping(layout)  # and says so to everybody
         if name == "edge" and state == "running" and not shut and not answers(layout, "/health", 1.0):
             state = "silent"
-        parts[name] = _part(state, known if alive(known) else None, notes.get(name, {}))
-    serve = part_phase(status, "serve").value if supervised else "unknown"
+        parts[name] = _part(state, known if alive(known) else None, status.part(name))
+    serve = status.part("serve").phase.value if supervised else "unknown"
     if parts["head"]["state"] in ("dead", "down"):
         serve = "down"
-    parts["serve"] = _part(serve, None, notes.get("serve", {}))
+    parts["serve"] = _part(serve, None, status.part("serve"))
     if serve == "unknown" and answers(layout, "/ready", 1.0):
         parts["serve"]["state"] = "running"
     return {name: parts[name] for name in _PARTS}
 
 
-def _part(state: str, known: Mark | None, notes: Mapping[str, Any]) -> dict[str, Any]:
+def _part(state: str, known: Mark | None, noted: PartState) -> dict[str, Any]:
     return {
         "state": state,
         "pid": known.pid if known is not None else None,
         "age_s": round(age_s(known), 1) if known is not None else None,
-        "restarts": notes.get("restarts", 0),
-        "last_error": notes.get("last_error", ""),
+        "restarts": noted.restarts,
+        "last_error": noted.last_error,
     }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import logging
 import os
 import resource
@@ -19,32 +18,27 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
-
-from gateway_plugin.blocks.cluster_yaml import cluster_yaml
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import Mark, alive, mark
+from gateway_plugin.processes import Mark, alive, end, end_words, mark
 from gateway_plugin.service import ray_head
+from gateway_plugin.service.deployment import noted
 from gateway_plugin.service.discovery import (
     deployments_of,
     edges_of,
-    has_application,
-    has_parts,
     heads_of,
-    programs_below,
 )
 from gateway_plugin.service.draining import drain_as_asked, forget_requests
 from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
-from gateway_plugin.service.processes import end, end_words
+from gateway_plugin.service.probes import ANY_ADDRESS, Probes, probe
 from gateway_plugin.service.restart_policy import (
     Action,
     PartName,
@@ -56,38 +50,17 @@ from gateway_plugin.service.restart_policy import (
     decide,
     with_mark,
 )
+from gateway_plugin.service.supervisor_state import SupervisorState, supervisor_file, supervisor_state
 from gateway_plugin.service.teardown import end_everything, end_head
-from gateway_plugin.service_state import (
-    ServiceRecord,
-    answers,
-    asked,
-    connects,
-    mend_record,
-    plan_document,
-    read_record,
-    write_record,
-)
-from gateway_plugin.site import Site
-from gateway_plugin.state_file import write_private
+from gateway_plugin.service_state import mend_record, write_record
 
 log = logging.getLogger("gateway.supervisor")
 
-_ANY = "0.0.0.0"  # noqa: S104 - where Ray listens
+_HEAD_NICE = 5
+"""Of the Ray head. On a machine of few processors a flood keeps the ingress and the controller busy, and the edge would
+get one share of many."""
 _LOOK_S = 0.1
 _PROBE_S = 0.5
-
-
-@dataclass(frozen=True)
-class Probes:
-    """What was asked over the network, in a thread: it may take longer than a look may."""
-
-    edge_answers: bool = False
-    head_answers: bool = False
-    ready: bool = False
-    busy: bool = False
-    head_whole: bool = True
-    port_lost: str = ""
-    """Who has Ray's port, if it is another user, while the head starts."""
 
 
 def main() -> int:
@@ -117,15 +90,13 @@ class Supervisor:
     """The shell around ``plan.decide``. One thread looks and acts; one more asks the doors."""
 
     def __init__(self, layout: Layout) -> None:
-        record = read_record(layout)
-        own = mark(os.getpid())
-        if record is None or own is None:
-            raise GatewayError(f"{layout.service_json} is missing; 'gateway up' writes it.")
+        gateway, own = noted(layout), mark(os.getpid())
+        assert own is not None  # this process lives
         self._layout = layout
         self._own = own
-        self._record: ServiceRecord = replace(record, supervisor=own)
+        self._record = gateway.record.model_copy(update={"supervisor": own})
         write_record(layout, self._record)
-        self._site: Site = record.load_site()
+        self._gateway = gateway
         self._clock = SteadyClock()
         self._plan = Plan()
         self._children: dict[PartName, subprocess.Popen[bytes]] = {}
@@ -135,7 +106,7 @@ class Supervisor:
         self._probing: Future[Probes] | None = None
         self._probed_at = 0.0
         self._probes = Probes()
-        self._written: Mapping[str, Any] = {}
+        self._written = SupervisorState()
         self._files: dict[Path, tuple[int, int, int] | None] = {}
         """Notes as they were when last looked at: others may garble them."""
 
@@ -221,24 +192,9 @@ class Supervisor:
             self._probes, self._probing = self._probing.result(), None
         if self._probing is None and now - self._probed_at >= _PROBE_S:
             self._probed_at = now
-            self._probing = self._pool.submit(self._ask, plan.head.mark, plan.head.phase is Phase.STARTING)
-
-    def _ask(self, head: Mark | None, starting: bool) -> Probes:
-        record = self._record
-        edge = answers(self._layout, "/health", 1.0)
-        programs = programs_below(head) if head is not None else ()
-        whole = has_parts(programs)
-        head_answers = whole and connects(record.head_address, record.ray_port, 0.5)
-        # Without a head nobody could say so, and the edge would try for seconds.
-        ready = asked(self._layout, "/ready", 2.0) if edge and head_answers else None
-        return Probes(
-            edge_answers=edge,
-            head_answers=head_answers,
-            ready=ready == 200,
-            busy=ready is None and has_application(programs),
-            head_whole=whole,
-            port_lost=taken_by_another_user("Ray", record.ray_port, _ANY) if starting else "",
-        )
+            self._probing = self._pool.submit(
+                probe, self._layout, self._record, plan.head.mark, starting=plan.head.phase is Phase.STARTING
+            )
 
     def _forget_probes(self, **changed: Any) -> None:
         """What was seen before a start or an end says nothing of the part that is there now."""
@@ -249,13 +205,6 @@ class Supervisor:
 
     def _perform(self, action: Action, plan: Plan, now: float) -> Plan:
         log.info("action %s", action.value)
-        try:
-            return self._act(action, plan, now)
-        except psutil.Error as error:
-            log.warning("action %s: %s", action.value, error)
-            return plan
-
-    def _act(self, action: Action, plan: Plan, now: float) -> Plan:
         if action is Action.END_HEAD:
             self._forget_probes(head_answers=False, head_whole=True)
             child = self._children.pop(PartName.HEAD, None)
@@ -292,17 +241,17 @@ class Supervisor:
     def _start_head(self) -> subprocess.Popen[bytes]:
         self._forget_probes(head_answers=False, head_whole=True, port_lost="")
         end_head(self._layout, None, grace_s=0.5)
-        ray_head.clear_leftovers(self._layout)
-        record = self._record
-        problem = bind_problem(_ANY, record.ray_port)
+        record, site = self._record, self._gateway.site
+        problem = bind_problem(ANY_ADDRESS, record.ray_port)
         if problem is not None:
             raise ServiceError(f"port {record.ray_port} (Ray): {problem}")
-        address = f"{record.head_address}:{record.ray_port}"
-        document = cluster_yaml(self._site, record.site_reference, self._layout, address)
-        write_private(self._layout.cluster_yaml, json.dumps(document, indent=1))  # JSON is YAML
-        argv = ray_head.head_argv(self._layout, self._site, record.head_address, sys.executable)
-        environment = ray_head.head_env(self._layout, self._site, os.environ)
-        return self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
+        ray_head.prepare(self._layout, site, record.site_reference, record.head_address)
+        argv = ray_head.head_argv(self._layout, site, record.head_address, sys.executable)
+        environment = ray_head.head_env(self._layout, site, os.environ)
+        child = self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
+        # All that Ray starts here inherits it: loaded models, health and refusals need the edge alone.
+        os.setpriority(os.PRIO_PROCESS, child.pid, _HEAD_NICE)
+        return child
 
     def _start_deploy(self) -> subprocess.Popen[bytes]:
         if problem := taken_by_another_user("Serve", self._record.serve_port, "127.0.0.1"):
@@ -350,13 +299,14 @@ class Supervisor:
             del self._files[self._layout.service_json]
 
     def _write(self, stage: str, plan: Plan, now: float) -> None:
-        document = plan_document(plan, stage, self._own, now, self._record.document())
-        lasting = {key: value for key, value in document.items() if key != "updated"}
-        if lasting == self._written and not self._changed(self._layout.supervisor_status):
+        state = supervisor_state(plan, stage, self._own, now, self._record)
+        if state.model_copy(update={"updated": self._written.updated}) == self._written and not self._changed(
+            self._layout.supervisor_status
+        ):
             return
         try:
-            write_private(self._layout.supervisor_status, json.dumps(document, indent=1))
-            self._written = lasting
+            supervisor_file(self._layout).write(state)
+            self._written = state
             self._changed(self._layout.supervisor_status)
         except OSError as error:  # tried again with the next look
             log.warning("%s cannot be written: %s", self._layout.supervisor_status, error)
@@ -376,7 +326,7 @@ class Supervisor:
             for child in self._children.values():
                 child.poll()
 
-        left = end_everything(self._layout, self._site, tell, keep=self._own)
+        left = end_everything(self._layout, self._gateway.site, tell, keep=self._own)
         log.info("ended left=%s", left)
         return 1 if left else 0
 

@@ -1,33 +1,32 @@
 """End what is ours and nothing else: head, blocks, engines, edge. Used by the supervisor, and by ``down`` without one.
 
 The head goes first: a living autoscaler would replace the blocks that are cancelled. Every process is known by PID and
-start, by our own state folder in its arguments, or by Ray's folder; nobody else's is touched.
+start, by our own state folder in its arguments, or by Ray's folder; no other process is touched.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
-import psutil
 from parsl.providers import LocalProvider
 
-from gateway_plugin.blocks import processes as block_processes
-from gateway_plugin.blocks.cleanup import members, read_records
-from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, LedgerGarbled
-from gateway_plugin.blocks.marks import LeaveMarks
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
-from gateway_plugin.blocks.processes import same_process
 from gateway_plugin.blocks.recovery import whole_ledger
+from gateway_plugin.blocks.stop_files import LeaveMarks
+from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import Mark, alive
+from gateway_plugin.processes import Mark, alive, arguments, end
 from gateway_plugin.schedulers.base import Scheduler, script_folder
 from gateway_plugin.schedulers.local import LocalScheduler
 from gateway_plugin.schedulers.select import schedulers_for
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.discovery import deployments_of, edges_of, heads_of, supervisors_of
-from gateway_plugin.service.processes import arguments, end
 from gateway_plugin.site import Site
 
 BLOCKS_DEADLINE_S = CANCEL_GRACE_S + 15.0
@@ -36,6 +35,20 @@ ENGINE_GRACE_S = 5.0
 HEAD_GRACE_S = 5.0
 
 Tell = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def shielded_from_signals() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM: cleaning up goes on when Ctrl-C is pressed once more."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_everything(
@@ -60,7 +73,8 @@ def end_everything(
     tell("blocks")
     left += end_blocks(layout, site, forced)
     tell("engines")
-    left += _names("engine", end_engines(layout, 0.0 if forced else ENGINE_GRACE_S))
+    records = end_engines(layout.engine_records, grace_s=0.0 if forced else ENGINE_GRACE_S)
+    left += [f"engine {name.removesuffix('.json')}" for name in records]
     tell("edge")
     edges = end(edges_of(layout), grace_s=0.0 if forced else EDGE_GRACE_S)
     left += _names("edge", (known.pid for known in edges))
@@ -80,20 +94,6 @@ def end_head(layout: Layout, head: Mark | None, *, grace_s: float) -> tuple[int,
     if head is not None and alive(head) and "--head" in arguments(head.pid):
         end([head], grace_s=grace_s)
     return tuple(process.pid for process in ray_head.end_leftovers(layout, grace_s))
-
-
-def end_engines(layout: Layout, grace_s: float) -> tuple[int, ...]:
-    """End every engine that is recorded on this node, its whole process group. Returns PIDs of what still lives."""
-    records = read_records(layout.engine_records) if layout.engine_records.is_dir() else ()
-
-    def found() -> list[psutil.Process]:
-        return [process for record in records for process in members(record)]
-
-    left = block_processes.end(found, grace_s)
-    if not left:
-        for record in records:
-            record.path.unlink(missing_ok=True)
-    return tuple(process.pid for process in left)
 
 
 def open_pool(layout: Layout, site: Site) -> BlockPool:
@@ -176,11 +176,8 @@ def _end_orphans(layout: Layout, orphans: list[Block]) -> list[str]:
             continue
         local.cancel(block, forced=True)
 
-        def keeper(job: Job | None = block.job) -> list[psutil.Process]:
-            found = same_process(job.mark) if job is not None else None
-            return [] if found is None else [found]
-
-        if block_processes.end(keeper, 0.0) or local.find(block.name) is not None:
+        keeper = block.job.mark if block.job is not None else None
+        if end([keeper] if keeper is not None else [], 0.0) or local.find(block.name) is not None:
             left.append(f"block {block.name}")
             continue
         lost = block.ending(BlockPhase.LOST, time.time(), "ended by force; its site could not be loaded")

@@ -2,7 +2,7 @@
 
 ``up`` numbers its cases: (1) nothing can start from a wrong catalog or site; (2) a supervisor lives: it is up, or will
 be, or was started for something else; (3) its supervisor died and parts live on: adopted; (4) nothing lives: a fresh
-start; (5) it does not come up: everything that this ``up`` started is ended, and the reason told.
+start; (5) it does not come up: everything that this ``up`` started is ended, and the reason given.
 """
 
 from __future__ import annotations
@@ -15,42 +15,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from gateway_plugin.catalog import Catalog, load_catalog
 from gateway_plugin.edge import process as edge_process
+from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
 from gateway_plugin.paths import Layout, private_folder
-from gateway_plugin.processes import alive, mark, read_mark
-from gateway_plugin.service import ray_head
+from gateway_plugin.processes import alive, end, mark
 from gateway_plugin.service.active_catalog import Chosen, choose, in_force, own_catalog, remember
+from gateway_plugin.service.deployment import deployment_of, forget, planned, provision
 from gateway_plugin.service.discovery import edges_of, supervisors_of
 from gateway_plugin.service.draining import GRACE_S, Drain, let_finish
-from gateway_plugin.service.logs import last_lines
 from gateway_plugin.service.preflight import before_start, failures, few_files
-from gateway_plugin.service.processes import end
-from gateway_plugin.service.provision import forget, provision
-from gateway_plugin.service.restart_policy import Phase
-from gateway_plugin.service.status import is_ready
-from gateway_plugin.service.teardown import end_engines, end_everything, has_blocks, head_runs
-from gateway_plugin.service.undisturbed import undisturbed
-from gateway_plugin.service_state import (
-    ServiceRecord,
-    read_status,
-    record_here,
-    record_of,
-    recover_record,
-    site_with_port,
-)
+from gateway_plugin.service.startup import Progress, Report, wait_until_ready
+from gateway_plugin.service.teardown import end_everything, has_blocks, head_runs, shielded_from_signals
+from gateway_plugin.service_state import ServiceRecord, record_here, recover_record
 from gateway_plugin.site import Site
 
 UP_TIMEOUT_S = 300.0
 DOWN_TIMEOUT_S = 90.0
-_DEATHS_GIVEN_UP = 4
 _POLL_S = 0.2
 
 
@@ -66,17 +53,6 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What is being waited for, for a display: part -> (phase, what it says). ``done``: it serves, or has ended."""
-
-    parts: tuple[tuple[str, str, str], ...]
-    elapsed_s: float
-    done: bool = False
-    drain: Drain | None = None
-    """While requests in flight are waited for."""
-
-
-@dataclass(frozen=True)
 class Result:
     """Of ``up`` and ``down``."""
 
@@ -87,9 +63,6 @@ class Result:
     """What the user should know besides."""
     drain: Drain | None = None
     """Of ``down``: what became of the requests in flight."""
-
-
-Report = Callable[[Progress], None]
 
 
 def up(
@@ -116,11 +89,8 @@ def up(
     known = record_here(layout) if layout.state.is_dir() else None
     if mended and known is None and site_reference is None:
         raise ServiceError(f"nothing was started: {mended}")
-    reference = site_reference or (known and known.site_reference) or "local"
-    if port is None and site_reference is None and known is not None:
-        port = known.port or None
-    site = site_with_port(reference, port)
-    site.demand_environment(os.environ)
+    gateway = planned(layout, known, site_reference, port)
+    site = gateway.site
     if models is None and known is not None and known.catalog:  # (1)
         chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
     else:
@@ -130,11 +100,11 @@ def up(
     private_folder(layout.state)
     with _locked(layout):
         known = record_here(layout)
-        wanted = record_of(site, reference, chosen.file, ray_head.head_address(site))
+        gateway = gateway.with_catalog(chosen.file)
         supervisors = supervisors_of(layout)
         living = _anything_lives(layout, site)
         if living and known is not None:
-            _refuse_another(layout, known, wanted, chosen.catalog)
+            _refuse_another(layout, known, gateway.record, chosen.catalog)
         if edges_of(layout) and not edge_process.of_this_version(layout):
             raise ServiceError(
                 "an edge of another version or another GATEWAY_RUN_ROOT runs: 'gateway down' first, then up again."
@@ -145,29 +115,29 @@ def up(
                 "missing: it writes it again once there is room on that disk; or 'gateway down' first."
             )
         if supervisors and known is not None:  # (2)
-            _wait_until_ready(layout, known, None, timeout_s, began, report)
+            wait_until_ready(layout, None, timeout_s, began, report)
             return Result(Outcome.ALREADY_UP, known.url, time.monotonic() - began, chosen.note)
         failed = failures(before_start(layout, site, chosen.catalog, ports_held(layout, site)))
         if failed:
             words = "; ".join(f"{check.name}: {check.found}. {check.advice}" for check in failed)
             raise ServiceError(f"nothing was started: {words}")
         if not living:
-            end_engines(layout, grace_s=5.0)  # of a block that was killed: nobody else is in charge of them
-        recovered = provision(layout, site, chosen.catalog, wanted, keep=living)
+            end_engines(layout.engine_records, grace_s=5.0)  # left by a block that was killed
+        recovered = provision(gateway, chosen.catalog, keep=living)
         note = " ".join(filter(None, (chosen.note, recovered, few_files(site.limits))))
         remember(layout, chosen)
         supervisor = None
         try:
             supervisor = _start_supervisor(layout)
-            _wait_until_ready(layout, wanted, supervisor, timeout_s, began, report)
+            wait_until_ready(layout, supervisor, timeout_s, began, report)
         except (GatewayError, KeyboardInterrupt) as error:  # (5)
-            with undisturbed():
+            with shielded_from_signals():
                 _undo(layout, site, supervisor, everything=not living)
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
         outcome = Outcome.ADOPTED if living else Outcome.STARTED  # (3), (4)
-        return Result(outcome, wanted.url, time.monotonic() - began, note)
+        return Result(outcome, gateway.record.url, time.monotonic() - began, note)
 
 
 def down(
@@ -204,7 +174,7 @@ def down(
         mended = recover_record(layout)
         record = record_here(layout)
         url = record.url if record is not None else ""
-        site = _site_or_none(record)
+        site = _site_or_none(layout, record)
         supervisors = supervisors_of(layout)
         if not _anything_lives(layout, site):
             # Engines without anybody, sockets.
@@ -233,11 +203,9 @@ def _all_ended(left: tuple[str, ...], forced: bool) -> None:
         raise ServiceError(f"could not be ended: {', '.join(left)}. {advice}")
 
 
-def _site_or_none(record: ServiceRecord | None) -> Site | None:
-    if record is None:
-        return None
+def _site_or_none(layout: Layout, record: ServiceRecord | None) -> Site | None:
     try:
-        return record.load_site()
+        return None if record is None else deployment_of(layout, record).site
     except ConfigError:
         return None
 
@@ -274,64 +242,6 @@ def _start_supervisor(layout: Layout) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
         )
-
-
-def _wait_until_ready(
-    layout: Layout,
-    record: ServiceRecord,
-    started: subprocess.Popen[bytes] | None,
-    timeout_s: float,
-    began: float,
-    report: Report,
-) -> None:
-    own = mark(started.pid) if started is not None else None
-    while True:
-        elapsed_s = time.monotonic() - began
-        status = read_status(layout) or {}
-        if started is None and (status.get("stage") == "stopping" or not supervisors_of(layout)):
-            raise ServiceError(
-                "the gateway is being ended: 'gateway up' again once 'gateway status' says that it is down."
-            )
-        current = own is None or read_mark(status.get("supervisor")) == own
-        parts: dict[str, Any] = status.get("parts", {}) if current else {}
-        ready = bool(parts) and is_ready(layout)
-        report(_progress(parts, ready, elapsed_s))
-        if ready:
-            return
-        if started is not None and started.poll() is not None:
-            raise ServiceError(_why("supervisor", f"ended with exit code {started.returncode}", layout.supervisor_log))
-        for name, part in parts.items():
-            if part["deaths"] >= _DEATHS_GIVEN_UP or (name == "serve" and part["deaths"] >= 2):
-                raise ServiceError(_why(name, part["last_error"], log_of_part(layout, name)))
-        if elapsed_s > timeout_s:
-            waiting = next((name for name, part in parts.items() if part["phase"] != Phase.RUNNING.value), "serve")
-            why = _why(waiting, f"not ready within {timeout_s:.0f} s", log_of_part(layout, waiting))
-            raise ServiceError(why)
-        time.sleep(_POLL_S)
-
-
-def log_of_part(layout: Layout, part: str) -> Path:
-    """The log in which a part says why it does not come up."""
-    logs = {"edge": layout.edge_log, "head": layout.head_log, "serve": layout.deploy_log}
-    return logs.get(part, layout.supervisor_log)
-
-
-def _why(part: str, what: str, log: Path) -> str:
-    lines = "".join(f"\n    {line}" for line in last_lines(log, 8))
-    return f"{part}: {what}. Last lines of {log}:{lines or ' (empty)'}"
-
-
-_TITLES = (("edge", "edge"), ("head", "Ray head"), ("serve", "application"))
-
-
-def _progress(parts: dict[str, Any], ready: bool, elapsed_s: float) -> Progress:
-    rows = [("supervisor", "running" if parts else "starting", "")]
-    for name, title in _TITLES:
-        part = parts.get(name, {"phase": "down", "last_error": "", "restarts": 0})
-        waiting = name == "serve" and part["phase"] == "down" and not part["last_error"]
-        rows.append((title, "waiting" if waiting or not parts else part["phase"], part["last_error"]))
-    rows.append(("ready", "running" if ready else "waiting", ""))
-    return Progress(tuple(rows), elapsed_s, ready)
 
 
 def _undo(layout: Layout, site: Site, started: subprocess.Popen[bytes] | None, everything: bool) -> None:

@@ -13,10 +13,8 @@ import logging
 import os
 import resource
 import signal
-import socket
 import ssl
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
 from serve.agent.engine import EngineEvent, EngineProcess, Timing
 from serve.agent.lastwords import last_words, summary_of
-from serve.agent.notice import notice_in
+from serve.agent.node import gpu_total_mib, node_address, notice_in
 from serve.agent.probe import Probe, client_context
 from serve.agent.processes import end_group, free_port, prune_engine_logs, spawn, tail
 from serve.agent.records import EngineRecord
@@ -83,10 +81,8 @@ class NodeAgent:
         self._epoch = 0
         self._engines: dict[str, EngineProcess] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
-        self._seen: dict[str, int] = {}
-        """Engine -> the newest generation that was ever asked for."""
-        self._stopped: dict[str, int] = {}
-        """Engine -> the newest generation that was ever told to stop: a start that was overtaken comes too late."""
+        self._known: dict[str, None] = {}
+        """Engines that were started or stopped, the latest last: a start that a stop overtook comes too late."""
         self._begun: asyncio.Task[None] | None = None
         self._notice: asyncio.Task[None] | None = None
         self._events: deque[tuple[int, AgentEvent]] = deque(maxlen=_HISTORY)
@@ -125,32 +121,22 @@ class NodeAgent:
         return joined, fetched
 
     async def start(self, command: StartEngine, key: str) -> None:
-        """Start an engine; returns at once. Asked again for the same generation, or by an older epoch: nothing happens.
+        """Start an engine; returns at once. Nothing happens for one that was started or stopped before (an id is never
+        used twice), nor for an older epoch.
 
         Outcome: ``EngineListening`` and ``EngineReady``, or ``EngineExited`` (also if it could not even be started).
         """
         await self._begin()
-        if not self._accepts(command.epoch) or command.generation <= self._seen.get(command.engine, -1):
+        if not self._accepts(command.epoch) or command.engine in self._known:
             return
-        _note(self._seen, command.engine, command.generation)
-        if command.generation <= self._stopped.get(command.engine, -1):
-            return  # its end was reported when it was asked for
-        former = self._engines.get(command.engine)
-        if former is not None:  # an older generation: its memory first
-            former.stop("replaced by a newer generation")
-            await asyncio.wait([self._watchers[command.engine]])
-            if command.generation <= self._stopped.get(command.engine, -1):
-                self._report(
-                    EngineExited(command.engine, command.generation, "stopped before it started", expected=True)
-                )
-                return
+        self._note(command.engine)
         try:
             self._watch(*self._launch(command, key))
         except (GatewayError, OSError) as error:
             reason = error.message if isinstance(error, GatewayError) else f"could not be started: {error}"
             reason = masked(reason, secrets_of(command.model.env))
             summary = "it could not be started"
-            self._report(EngineExited(command.engine, command.generation, reason, expected=False, summary=summary))
+            self._report(EngineExited(command.engine, reason, expected=False, summary=summary))
 
     async def stop(self, command: StopEngine) -> None:
         """End an engine with all of its process group; returns at once.
@@ -160,13 +146,13 @@ class NodeAgent:
         await self._begin()
         if not self._accepts(command.epoch):
             return
-        _note(self._stopped, command.engine, max(command.generation, self._stopped.get(command.engine, -1)))
+        self._note(command.engine)
         engine = self._engines.get(command.engine)
-        if engine is not None and engine.record.generation <= command.generation:
+        if engine is not None:
             engine.stop(command.reason)
             return
         reason = f"{command.reason}; it was not there"
-        self._report(EngineExited(command.engine, command.generation, reason, expected=True))
+        self._report(EngineExited(command.engine, reason, expected=True))
 
     async def still(self, in_flight: Mapping[str, int]) -> None:
         """The edge's word on engines of this node: so many requests are in flight on each, and nothing has come out of
@@ -217,6 +203,13 @@ class NodeAgent:
         self._epoch = max(self._epoch, epoch)
         return epoch == self._epoch
 
+    def _note(self, engine: str) -> None:
+        """Remember its id; forget the oldest beyond ``_HISTORY``."""
+        self._known.pop(engine, None)
+        self._known[engine] = None
+        if len(self._known) > _HISTORY:
+            del self._known[next(iter(self._known))]
+
     def _launch(self, command: StartEngine, key: str) -> tuple[EngineRecord, subprocess.Popen[bytes], bool]:
         """Its record, its process, and whether the record is on disk."""
         model, layout = command.model, self._layout
@@ -240,7 +233,6 @@ class NodeAgent:
             host=bind.host,
             port=bind.port,
             epoch=command.epoch,
-            generation=command.generation,
             gpus=command.gpus,
             memory_mib=model.memory_mib,
             log=str(log),
@@ -279,7 +271,7 @@ class NodeAgent:
         if not ended.cancelled() and (failure := ended.exception()) is not None:
             logger.error("engine watch failed engine=%s", record.engine, exc_info=failure)
             how = "its agent failed to see it off"
-            self._report(EngineExited(record.engine, record.generation, f"{how}: {failure!r}", False, how))
+            self._report(EngineExited(record.engine, f"{how}: {failure!r}", False, how))
 
     async def _watch_notice(self, folder: Path) -> None:
         try:
@@ -295,9 +287,7 @@ class NodeAgent:
         self._last += 1
         self._events.append((self._last, event))
         if isinstance(event, EngineExited):
-            found = self._engines.get(event.engine)
-            if found is not None and found.record.generation == event.generation:
-                del self._engines[event.engine]  # its memory is free: whoever is told so must not find it here
+            self._engines.pop(event.engine, None)  # its memory is free: a controller that knows must not find it here
         self._news.set()
         self._news = asyncio.Event()
 
@@ -325,7 +315,7 @@ class NodeAgent:
             runs = alive(record.mark)
             if runs and record.node == self._settings.node:
                 self._epoch = max(self._epoch, record.epoch)
-                self._seen[record.engine] = record.generation
+                self._note(record.engine)
                 logger.info("engine adopted engine=%s pid=%d", record.engine, record.pid)
                 self._watch(records.completed(self._layout, record), None)
                 continue
@@ -334,41 +324,6 @@ class NodeAgent:
             if record.node == self._settings.node:
                 words = last_words(tail(Path(record.log)), (record.key, *record.secrets))
                 how = "it ended while its node had no agent"
-                self._report(
-                    EngineExited(record.engine, record.generation, f"{how}: {words}", False, summary_of(how, words))
-                )
+                self._report(EngineExited(record.engine, f"{how}: {words}", False, summary_of(how, words)))
         if folder := os.environ.get("GATEWAY_BLOCK_FOLDER"):
             self._notice = asyncio.create_task(self._watch_notice(Path(folder)))
-
-
-def _note(known: dict[str, int], engine: str, generation: int) -> None:
-    """Note the generation; forget what was noted longest ago, where it is much."""
-    known.pop(engine, None)
-    known[engine] = generation
-    if len(known) > _HISTORY:
-        del known[next(iter(known))]
-
-
-def node_address(layout: Layout) -> str:
-    """This node's address as the rest of the cluster sees it: given, or Ray's, or that of the route to the head."""
-    if given := os.environ.get("GATEWAY_NODE_ADDRESS"):
-        return given
-    ray = sys.modules.get("ray")  # only where we are an actor: no import of ours
-    if ray is not None and ray.is_initialized():
-        return str(ray.util.get_node_ip_address())
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # nothing is sent; only the route is looked up
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
-
-
-def gpu_total_mib() -> int:
-    """Physical memory of this node's smallest GPU in MiB; 0 if ``nvidia-smi`` cannot say."""
-    argv = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
-    try:
-        said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
-        return min(int(line) for line in said.split())
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return 0

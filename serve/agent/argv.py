@@ -77,12 +77,15 @@ def needs_source(model: Model) -> bool:
     return model.engine == "vllm" or any("{source}" in word for word in model.command)
 
 
-def engine_argv(model: Model, source: str, bind: Bind, tls: TlsFiles, gpu_total_mib: int = 0) -> tuple[str, ...]:
+def engine_argv(
+    model: Model, source: str, bind: Bind, tls: TlsFiles, gpu_total_mib: int = 0, sleeps: bool = False
+) -> tuple[str, ...]:
     """The command line of ``model``'s engine.
 
     Args:
         source: the weights, resolved: a folder or a hub name.
         gpu_total_mib: physical memory of one GPU; 0 if unknown or none. vLLM wants its share as a fraction of it.
+        sleeps: it can be put to sleep (``sleeping.py``): a vLLM with GPUs. Tell ``engine_env`` too.
     """
     if model.engine == "command":
         return _from_template(model, source, bind, tls)
@@ -103,6 +106,7 @@ def engine_argv(model: Model, source: str, bind: Bind, tls: TlsFiles, gpu_total_
         "--disable-uvicorn-access-log",
         *("--allowed-media-domains", _NO_DOMAIN),  # a caller's image_url is no order to look around in the cluster
         *_devices(model, gpu_total_mib),
+        *(("--enable-sleep-mode",) if sleeps and model.gpus else ()),  # vLLM on CPU refuses it
         *model.args,  # last: of two, vLLM takes the later
     )
 
@@ -147,7 +151,12 @@ def _from_template(model: Model, source: str, bind: Bind, tls: TlsFiles) -> tupl
 
 
 def engine_env(
-    model: Model, key: str, gpus: tuple[int, ...], visible: tuple[str, ...], environ: Mapping[str, str]
+    model: Model,
+    key: str,
+    gpus: tuple[int, ...],
+    visible: tuple[str, ...],
+    environ: Mapping[str, str],
+    sleeps: bool = False,
 ) -> dict[str, str]:
     """The whole environment of ``model``'s engine.
 
@@ -156,6 +165,8 @@ def engine_env(
         gpus: indices of its GPUs on this node.
         visible: how the node itself names its GPUs (``visible_devices``); ``()``: by their indices.
         environ: the agent's own environment, of which ``passed_on`` reaches the engine.
+        sleeps: it can be put to sleep: vLLM serves ``/sleep`` only with its other development endpoints. They ask for
+            no key; the client certificate guards them, and the edge, which has one, passes no such path on.
     """
     env = passed_on(environ)
     env["VLLM_NO_USAGE_STATS"] = "1"
@@ -171,6 +182,8 @@ def engine_env(
         # The worker runs inside the engine core: one import of torch and 500 MB less, 23 s instead of 50 to start.
         env.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     env.update(model.env)
+    if sleeps and model.gpus:
+        env["VLLM_SERVER_DEV_MODE"] = "1"
     env["VLLM_API_KEY"] = key
     return env
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import signal
 import subprocess
@@ -86,7 +85,6 @@ class EngineProcess:
             model=self.record.model,
             gpus=self.record.gpus,
             memory_mib=self.record.memory_mib,
-            generation=self.record.generation,
             started=time.time() - age_s(self.record.mark),
             address=self.record.address if self._listening else "",
             ready=self._ready and not self._stop.is_set(),
@@ -132,7 +130,7 @@ class EngineProcess:
 
     def _exited(self, why: Why, expected: bool) -> EngineExited:
         reason = masked(why.reason, self._secrets)
-        return EngineExited(self.record.engine, self.record.generation, reason, expected, why.summary)
+        return EngineExited(self.record.engine, reason, expected, why.summary)
 
     async def _until_over(self, attending: asyncio.Task[Why]) -> Why | None:
         """Wait until it was told to stop, or died (``None``), or must be ended (why)."""
@@ -158,7 +156,7 @@ class EngineProcess:
         while not await self._probe.listening():  # noqa: ASYNC110
             await asyncio.sleep(self._timing.poll_s)
         self._listening = True
-        self._report(EngineListening(self.record.engine, self.record.generation, self.record.address))
+        self._report(EngineListening(self.record.engine, self.record.address))
         pause_s = self._timing.poll_s
         while True:
             if (await self._look()).ok:
@@ -195,12 +193,12 @@ class EngineProcess:
         loaded_s = self.record.loaded_s
         if loaded_s is None:
             loaded_s = age_s(self.record.mark)
-        self.record = dataclasses.replace(self.record, ready=True, loaded_s=loaded_s)
+        self.record = self.record.model_copy(update={"ready": True, "loaded_s": loaded_s})
         self._keep_record()
         self._ready = True
         logger.info("engine ready engine=%s pid=%d load_s=%.1f", self.record.engine, self.record.pid, loaded_s)
         record = self.record
-        self._report(EngineReady(record.engine, record.generation, record.address, loaded_s, max_model_len))
+        self._report(EngineReady(record.engine, record.address, loaded_s, max_model_len))
         self.settled.set()
 
     def _keep_record(self) -> None:

@@ -119,11 +119,11 @@ class ProgressWatch:
             if self._said_at is None or now >= self._said_at + _SAY_EVERY_S:
                 self._said_at = now
                 still_s = watch.still_s(now)
-                self._report(EngineStalled(record.engine, record.generation, still_s, watch.in_flight))
+                self._report(EngineStalled(record.engine, still_s, watch.in_flight))
         elif self._said_at is not None and verdict is not Verdict.HUNG:  # (2)
             self._said_at = None
             logger.info("engine moves again engine=%s", record.engine)
-            self._report(EngineMoves(record.engine, record.generation))
+            self._report(EngineMoves(record.engine))
 
 
 def requests(count: int) -> str:

@@ -73,7 +73,7 @@ class Probe:
     async def health(self, timeout_s: float = 10.0) -> Health:
         """``GET /health``."""
         try:
-            status, _ = await self._call("GET", "/health", None, timeout_s)
+            status, _ = await self.call("GET", "/health", None, timeout_s)
         except ProbeFailed as failure:
             return Health(False, f"/health: {failure.message}")
         return Health(status == 200, f"/health answers {status}")
@@ -83,7 +83,7 @@ class Probe:
         problem = ""
         for path, body in _requests(model, task):
             try:
-                status, answer = await self._call("POST", path, body, timeout_s)
+                status, answer = await self.call("POST", path, body, timeout_s)
             except ProbeFailed as failure:
                 raise ProbeFailed(f"its first request, {path}, failed: {failure.message}") from None
             if status == 200 and _answered(answer):
@@ -97,11 +97,11 @@ class Probe:
     async def answers(self, model: str, task: Literal["generate", "embed"], timeout_s: float) -> None:
         """One small request; any answer will do, be it an error. Raises ``ProbeFailed`` if none comes in time."""
         path, body = _requests(model, task)[0]
-        await self._call("POST", path, body, timeout_s)
+        await self.call("POST", path, body, timeout_s)
 
     async def metrics(self, timeout_s: float) -> str | None:
         """``GET /metrics``; ``None``: it has no such page. Raises ``ProbeFailed`` if it does not answer in time."""
-        status, answer = await self._call("GET", "/metrics", None, timeout_s, _METRICS_BYTES)
+        status, answer = await self.call("GET", "/metrics", None, timeout_s, _METRICS_BYTES)
         if status in (404, 405):
             return None
         if status != 200:
@@ -111,16 +111,16 @@ class Probe:
     async def max_model_len(self, timeout_s: float = 2.0) -> int | None:
         """How many tokens it takes, as vLLM's ``GET /v1/models`` says; ``None`` where it says nothing usable."""
         try:
-            status, answer = await self._call("GET", "/v1/models", None, timeout_s)
+            status, answer = await self.call("GET", "/v1/models", None, timeout_s)
             said = json.loads(answer)["data"][0]["max_model_len"] if status == 200 else None
         except (ProbeFailed, ValueError, LookupError, TypeError, RecursionError):
             return None  # an engine of another kind: it serves all the same
         return said if type(said) is int and 0 < said < 10**9 else None
 
-    async def _call(
+    async def call(
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float, most: int = _ANSWER_BYTES
     ) -> tuple[int, bytes]:
-        """Status and body. Raises ``ProbeFailed`` for one that is not whole in time, or larger than it may be."""
+        """Status and body. Raises ``ProbeFailed`` for one that is not whole in time, or larger than ``most`` bytes."""
         content = bytearray()
         try:
             async with (

@@ -21,9 +21,8 @@ from pathlib import Path
 
 from gateway_plugin.log_retention import KEPT, mark_in_use, prune
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import Mark, alive, mark, mark_of_dead
+from gateway_plugin.processes import Mark, alive, group_members, mark, mark_of_dead
 from gateway_plugin.state_file import NO_ROOM
-from serve.agent import records
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +138,12 @@ async def end_group(leader: Mark, grace_s: float) -> None:
     """
     deadline = time.monotonic() + (grace_s if alive(leader) else 0.0)
     told = False
-    while members := await asyncio.to_thread(records.group_members, leader):
-        kill = time.monotonic() >= deadline or leader.pid not in members
+    while members := await asyncio.to_thread(group_members, leader):
+        kill = time.monotonic() >= deadline or leader.pid not in {member.pid for member in members}
         if kill or not told:
             for member in members:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(member, signal.SIGKILL if kill else signal.SIGTERM)
+                    os.kill(member.pid, signal.SIGKILL if kill else signal.SIGTERM)
         told = True
         await asyncio.sleep(0.05)
 

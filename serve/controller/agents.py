@@ -20,7 +20,7 @@ from gateway_plugin.clock import SteadyClock
 from gateway_plugin.masking import masked, secrets_of
 from serve.controller.times import agents_event
 from serve.core.events import EngineExited, Event, NodeFailed, NodeGone
-from serve.core.policy import NodeKind
+from serve.core.policy import NodeTypeSpec
 
 log = logging.getLogger("gateway.controller")
 
@@ -31,7 +31,7 @@ _DRAIN_S = 5.0
 """How long Ray's GCS may take to hear of a drain."""
 _LOST = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError, ray.exceptions.ActorUnavailableError)
 
-MakeAgent = Callable[[str, NodeKind], tuple[type[Any], tuple[Any, ...]]]
+MakeAgent = Callable[[str, NodeTypeSpec], tuple[type[Any], tuple[Any, ...]]]
 """(node, kind) -> the agent's class and the arguments it is made with. Given by ``serve.app``."""
 
 
@@ -46,10 +46,10 @@ class Agents:
     """Handles of the agents, one watcher each."""
 
     def __init__(
-        self, kinds: tuple[NodeKind, ...], make: MakeAgent, post: Callable[[Event], None], clock: SteadyClock
+        self, kinds: tuple[NodeTypeSpec, ...], make: MakeAgent, post: Callable[[Event], None], clock: SteadyClock
     ) -> None:
         self._clock = clock
-        self._kinds: Mapping[str, NodeKind] = {kind.name: kind for kind in kinds}
+        self._kinds: Mapping[str, NodeTypeSpec] = {kind.name: kind for kind in kinds}
         self._make = make
         self._post = post
         self._handles: dict[str, Any] = {}
@@ -183,7 +183,7 @@ class Agents:
             log.exception("agent-refused", extra={"node": node, "verb": verb})
             said = masked(_first_line(error), secrets_of(command.model.env) if verb == "start" else ())
             refused = "its agent refused the command"
-            self._post(EngineExited(command.engine, command.generation, said, expected=False, summary=refused))
+            self._post(EngineExited(command.engine, said, expected=False, summary=refused))
 
 
 def _drain(ray_node: str) -> None:

@@ -14,7 +14,6 @@ from gateway_plugin.blocks.ledger import Block, Ledger
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
-from gateway_plugin.schedulers.pending_reasons import never_clears
 from serve.controller.times import BlockTimes
 from serve.core.events import BlocksSeen, Event, SeenBlock
 
@@ -37,7 +36,7 @@ def seen_block(block: Block) -> SeenBlock:
         starts_at=block.starts_at,
         ends_at=block.ends_at,
         ended_at=block.ended_at,
-        never_clears=never_clears(block.reason),
+        never_clears=block.never_clears,
     )
 
 

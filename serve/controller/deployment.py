@@ -21,13 +21,13 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.state_file import Copies, why_unwritten, write_private
 from serve.controller.agents import Agents, MakeAgent, agents_alive
 from serve.controller.blocks import LedgerWatch
+from serve.controller.calls import Calls
 from serve.controller.catalogs import catalog_in_force
 from serve.controller.fence import become_the_only_one
 from serve.controller.journal import Journal
 from serve.controller.metrics import Metrics
 from serve.controller.observer import Observer, found_servers
 from serve.controller.performer import Performer
-from serve.core.effects import Answer
 from serve.core.events import (
     Acquire,
     BlockCancelAsked,
@@ -35,11 +35,12 @@ from serve.core.events import (
     Event,
     FoundServer,
     GatewayCloses,
-    KindRetryAsked,
     LoadAsked,
     ModelAnswered,
     NodeDrainAsked,
+    NodeTypeRetryAsked,
     PinChanged,
+    Requester,
     Started,
     StorageSeen,
     SuspectsKept,
@@ -70,18 +71,18 @@ class Controller:
     def __init__(self, state: str, policy: Policy, make_agent: MakeAgent, clock: SteadyClock | None = None) -> None:
         self._clock = clock or SteadyClock()
         self._layout = Layout.of(Path(state))
-        log_events("gateway.controller", self._layout.logs / "controller.log")
+        log_events("gateway.controller", self._layout.controller_log)
         self.fleet: Fleet = initial(policy)
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
-        self._open: dict[str, asyncio.Future[GatewayError | None]] = {}
+        self._calls = Calls()
         self._deaths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS_KEPT))
         self._copies = Copies()
         self._journal = Journal(self._layout.controller, self._copies)
         self._cards = self._journal.cards()
         self._metrics = Metrics()
         self._edge = EdgeRuntime(self._layout, self._copies)
-        self._agents = Agents(policy.kinds, make_agent, self.post, self._clock)
-        self._performer = Performer(self._edge, self._agents, self.post, self._answer)
+        self._agents = Agents(policy.node_types, make_agent, self.post, self._clock)
+        self._performer = Performer(self._edge, self._agents, self.post, self._calls.answer)
         self._observer = Observer(
             self._edge, self, self.post, self._performer.start_all, self._clock.now, self._agents.still
         )
@@ -181,11 +182,6 @@ class Controller:
                 log.critical("controller-broken", exc_info=task.exception(), extra={"task": task.get_name()})
                 raise RuntimeError(f"the controller's {task.get_name()} ended") from task.exception()
 
-    def _answer(self, answer: Answer) -> None:
-        future = self._open.pop(answer.ticket, None)
-        if future is not None and not future.done():
-            future.set_result(answer.error)
-
     def _note(self, before: Fleet, event: Event) -> None:
         cards = cards_after(self._cards, before, event, self._clock.wall(self._clock.now()))
         if cards is not self._cards:
@@ -203,20 +199,19 @@ class Controller:
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
     async def acquire(
-        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool, requester: Requester
     ) -> GatewayError | None:
         """Wait until ``model`` may be asked for (``None``), or until it is known why not.
 
         A caller that goes away cancels this call, and its wait.
         """
         await self._begun.wait()
-        future: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
-        self._open[ticket] = future
-        self.post(Acquire(ticket, model, wait_s, not_routed, unattended))
+        future = self._calls.open(ticket)
+        self.post(Acquire(ticket, model, wait_s, not_routed, unattended, requester))
         try:
             return await future
         except asyncio.CancelledError:
-            self._open.pop(ticket, None)
+            self._calls.forget(ticket)
             self.post(WaiterLeft(ticket))
             raise
 
@@ -338,8 +333,8 @@ class Controller:
 
     async def retry_blocks(self, kind: str) -> GatewayError | None:
         """Ask for blocks of this type again, whatever became of the last ones."""
-        known = [one.name for one in self.fleet.policy.kinds]
+        known = [one.name for one in self.fleet.policy.node_types]
         if kind not in known:
             return NotFound(f"The site has no node type {kind!r}; it has: {', '.join(known)}.")
-        self.post(KindRetryAsked(kind))
+        self.post(NodeTypeRetryAsked(kind))
         return None

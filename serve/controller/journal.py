@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.state_file import Copies, Garbled, read_object, set_aside
+from gateway_plugin.state_file import Copies, Garbled, State, StateFile, read_object, set_aside, state_text
 from serve.core.events import CatalogChanged, Event
 from serve.core.replay import event_to_json, fleet_to_json
 from serve.core.state import Fleet
@@ -27,6 +27,13 @@ _LOG_BYTES_MAX = 20_000_000
 _LOG_RETRY_S = 5.0
 
 Read = TypeVar("Read")
+
+
+class Pins(State):
+    """``wishes.json``: what an administrator changed of the catalog's pins."""
+
+    pinned: frozenset[str] = frozenset()
+    unpinned: frozenset[str] = frozenset()
 
 
 class Journal:
@@ -51,19 +58,13 @@ class Journal:
 
     def pins(self) -> tuple[frozenset[str], frozenset[str]]:
         """Models that an administrator pinned, and those of the catalog's pins that one took back."""
-        path = self._folder / "wishes.json"
-
-        def read() -> tuple[frozenset[str], frozenset[str]]:
-            kept = read_object(path) or {}
-            return _names(kept.get("pinned", [])), _names(kept.get("unpinned", []))
-
-        nobody: frozenset[str] = frozenset()
-        return self._read(path, read, (nobody, nobody))
+        file = StateFile(self._folder / "wishes.json", Pins)
+        kept = self._read(file.path, lambda: file.read() or Pins(), Pins())
+        return kept.pinned, kept.unpinned
 
     def keep_pins(self, pinned: frozenset[str], unpinned: frozenset[str]) -> None:
         """Keep them for the next controller."""
-        document = {"pinned": sorted(pinned), "unpinned": sorted(unpinned)}
-        self._copies.keep(self._folder / "wishes.json", json.dumps(document))
+        self._copies.keep(self._folder / "wishes.json", state_text(Pins(pinned=pinned, unpinned=unpinned)))
 
     def cards(self) -> Cards:
         """What the last controller knew of the catalog's models; nothing where that cannot be read."""
@@ -107,7 +108,7 @@ class Journal:
         opened = path.open("a", encoding="utf-8")
         models = {name: _shown(model) for name, model in fleet.models.items()}
         try:
-            self._append(opened, {"at": now, "fleet": fleet_to_json(replace(fleet, models=models))})
+            self._append(opened, {"at": now, **fleet_to_json(replace(fleet, models=models))})
         except OSError:
             path.unlink(missing_ok=True)  # or the next try would put half a line in the place of the log before
             raise
@@ -140,12 +141,6 @@ class Journal:
         except OSError:
             log.exception("state-garbled", extra={"path": str(path)})
         return default
-
-
-def _names(value: object) -> frozenset[str]:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise TypeError(f"expected a list of names, got {value!r}")
-    return frozenset(value)
 
 
 def _close(opened: IO[str]) -> None:

@@ -73,7 +73,7 @@ class Metrics:
         """Count what ``event`` says about a fleet that was ``before``."""
         if isinstance(event, EngineReady | EngineExited):
             engine = before.engines.get(event.engine)
-            if engine is None or engine.generation != event.generation:
+            if engine is None:
                 return
             if isinstance(event, EngineReady):
                 self._loads.labels(engine.model).observe(event.load_s)

@@ -67,7 +67,7 @@ def watched(fleet: Fleet, now: float) -> frozenset[int]:
     grace_s = fleet.policy.first_use_grace_s
     slots = set()
     for engine in fleet.engines.values():
-        unused = engine.last_used <= engine.answered_at and now < engine.answered_at + grace_s
+        unused = engine.last_used <= engine.granted_at and now < engine.granted_at + grace_s
         if engine.slot is not None and (
             engine.route is RouteState.DRAINING  # (1)
             or (fleet.waiters and engine.state is EngineState.READY and unused)  # (2)

@@ -28,7 +28,6 @@ class StartEngine:
     slot: int
     """Its key is the slot's."""
     epoch: int
-    generation: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class StopEngine:
     engine: str
     node: str
     epoch: int
-    generation: int
     reason: str
 
 
@@ -85,7 +83,7 @@ class SyncSlots:
     fresh: tuple[int, ...] = ()
     """Slots whose tenant changed: a new engine key."""
     apart: frozenset[str] = frozenset()
-    """Names whose requests go through the ingress though an engine serves them: one died lately."""
+    """Names whose requests go through the ingress though an engine serves them: one died a moment ago."""
 
 
 @dataclass(frozen=True)

@@ -7,61 +7,62 @@ from serve.core.transaction import Transaction
 
 
 def idle(tx: Transaction, engine: Engine) -> bool:
-    """Nothing is in flight on it, and no request that was just told to go to it can be on its way."""
+    """Nothing is in flight on it, and no request that was just let go to it can be on its way."""
     return (
         engine.state is EngineState.READY
         and engine.route is not RouteState.OPENING
         and engine.in_flight == 0
         and (
-            engine.last_used > engine.answered_at
-            or tx.now >= engine.answered_at + tx.policy.first_use_grace_s
+            engine.last_used > engine.granted_at
+            or tx.now >= engine.granted_at + tx.policy.first_use_grace_s
         )
     )  # fmt: skip
 
 
 def abandoned(tx: Transaction, engine: Engine) -> bool:
-    """It loads, and all who waited for it have been gone for a while; but one that is more than half done is finished,
-    or two models whose clients give up too early would stop each other for ever."""
-    if engine.state is not EngineState.LOADING or engine.orphaned_since is None:
+    """It loads, and has had no demand for a while; but a load more than half done is finished, or two models whose
+    clients give up too early would stop each other for ever."""
+    if engine.state is not EngineState.LOADING or engine.unwanted_since is None:
         return False
     spent_s, expected_s = tx.now - engine.started, tx.load_time_s(engine.model)
     nearly_done = expected_s / 2 <= spent_s < 2 * expected_s
-    return not nearly_done and tx.now >= engine.orphaned_since + tx.policy.abandoned_load_grace_s
+    return not nearly_done and tx.now >= engine.unwanted_since + tx.policy.abandoned_load_grace_s
 
 
 def unclaimed(tx: Transaction, engine: Engine) -> bool:
-    """It loads, or was loaded lately, for somebody who has not come for it yet."""
+    """It loads, or has loaded a short while ago, and has had no request yet."""
     return engine.state is EngineState.LOADING or (
         not had_requests(engine) and tx.now < ready_at(engine) + tx.policy.unclaimed_s
     )
 
 
-def matters(tx: Transaction, engine: Engine) -> bool:
-    """Its model will be missed: it is wanted, something is in flight, or it was used lately or will be in a moment."""
+def needs_replacement(tx: Transaction, engine: Engine) -> bool:
+    """Its model is wanted, something is in flight, or it was used recently or is about to be."""
     policy = tx.policy
     return (
         engine.in_flight > 0
         or tx.wanted(engine.model)
-        or tx.now < engine.last_used + policy.succession_used_s
-        or (engine.state is EngineState.READY and tx.now < engine.answered_at + policy.first_use_grace_s)
+        or tx.now < engine.last_used + policy.handover_used_s
+        or (engine.state is EngineState.READY and tx.now < engine.granted_at + policy.first_use_grace_s)
     )
 
 
 def drain_is_over(tx: Transaction, engine: Engine) -> bool:
     """Whether the edge said that nothing is in flight on a draining engine, or its deadline has passed."""
-    return engine.quiet or tx.now >= _drain_deadline(tx, engine)
+    return engine.drained_idle or tx.now >= _drain_deadline(tx, engine)
 
 
 def _drain_deadline(tx: Transaction, engine: Engine) -> float:
-    """When what is in flight is cut: (1) its node's end makes it drain: when the node leaves; (2) else after
-    ``drain_timeout_s``, or when the node leaves before that. ``leave_grace_s`` is given always."""
-    node = tx.nodes.rows[engine.node]
+    """When what is in flight is cut: (1) the end of one of its nodes makes it drain: when that leaves; (2) else after
+    ``drain_timeout_s``, or when the node leaves before that. Never less than ``leave_grace_s`` after it began."""
+    nodes = tx.nodes_of(engine)
     model = tx.models.get(engine.model)
     deadline = engine.since + (model.drain_timeout_s if model else _DRAIN_TIMEOUT_S)
-    if node.leave_at is None:
+    leaves = [node.leave_at for node in nodes if node.leave_at is not None]
+    if not leaves:
         return deadline
-    leave_at = max(node.leave_at, engine.since + tx.policy.leave_grace_s)
-    ends = engine.stop_reason == "handed-over" or (node.drain_at is not None and tx.now >= node.drain_at)
+    leave_at = max(min(leaves), engine.since + tx.policy.leave_grace_s)
+    ends = engine.stop_reason == "handed-over" or any(n.drain_at is not None and tx.now >= n.drain_at for n in nodes)
     return leave_at if ends else min(deadline, leave_at)  # (1), (2)
 
 

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.phases import BlockPhase
 
 
 @dataclass(frozen=True)
+class Part:
+    """One node's share of an engine: ``mib`` on each of ``gpus`` (by index), or of the host where there are none."""
+
+    node: str
+    gpus: tuple[int, ...]
+    mib: int
+
+
+@dataclass(frozen=True)
 class FoundEngine:
-    """An engine process that an agent has, told after (re)connecting."""
+    """An engine process that an agent has, reported after (re)connecting."""
 
     id: str
     model: str
     gpus: tuple[int, ...]
     memory_mib: int
-    generation: int
     started: float
     address: str
     ready: bool
@@ -92,7 +101,6 @@ class NodeFailed:
 @dataclass(frozen=True)
 class EngineListening:
     engine: str
-    generation: int
     address: str
 
 
@@ -101,7 +109,6 @@ class EngineReady:
     """It answered one real request. ``load_s``: from start of the process."""
 
     engine: str
-    generation: int
     address: str
     load_s: float
     max_model_len: int | None = None
@@ -113,7 +120,6 @@ class EngineStalled:
     """It has work and has made no progress for ``still_s``; said again and again until it moves or is ended."""
 
     engine: str
-    generation: int
     still_s: float
     in_flight: int
     """By its own count, where it has one."""
@@ -124,7 +130,6 @@ class EngineMoves:
     """It was stalled, and makes progress again."""
 
     engine: str
-    generation: int
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,6 @@ class EngineExited:
     """Its process is gone (asked to or not), its memory free."""
 
     engine: str
-    generation: int
     reason: str
     """For administrators: ends with its own last words if it failed."""
     expected: bool
@@ -187,6 +191,25 @@ class EdgeSeen:
     """The controller's clock just before the edge was asked: a count read before a drain must not end it."""
 
 
+class Priority(StrEnum):
+    """Class of a request's priority. No policy tells them apart yet."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Requester:
+    """On whose behalf a request was made: tags of its key and, behind an endpoint's key, of the caller; else empty.
+
+    Equal for equal keys and callers, and no names, as what the edge sends with a request may reach an engine.
+    """
+
+    key: str = ""
+    caller: str = ""
+    priority: Priority = Priority.INTERACTIVE
+
+
 @dataclass(frozen=True)
 class Acquire:
     """A request waits for ``model`` (a name or an alias)."""
@@ -195,9 +218,10 @@ class Acquire:
     model: str
     wait_s: float
     not_routed: bool = False
-    """It was told to go before and the edge had no usable server."""
+    """It was let go before and the edge had no usable server."""
     unattended: bool = False
     """No client waits for it: one that did not want to wait asked, and may come again."""
+    requester: Requester = Requester()
 
 
 @dataclass(frozen=True)
@@ -209,7 +233,7 @@ class WaiterLeft:
 
 @dataclass(frozen=True)
 class GatewayCloses:
-    """The gateway is being ended: nobody waits any longer."""
+    """The gateway shuts down: all waiters are refused."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +259,7 @@ class LoadAsked:
 
 @dataclass(frozen=True)
 class UnloadAsked:
-    """``gateway models unload``: drained, stopped, its pin and its wish forgotten; its waiters are refused."""
+    """``gateway models unload``: drained, stopped, its pin and demand dropped; its waiters are refused."""
 
     model: str
 
@@ -262,7 +286,7 @@ class BlockCancelAsked:
 
 @dataclass(frozen=True)
 class SeenBlock:
-    """A block as the ledger has it. Times are seconds since the epoch, ``None`` where nobody said."""
+    """A block as the ledger has it. Times are seconds since the epoch, ``None`` where not known."""
 
     name: str
     type: str
@@ -285,14 +309,14 @@ class SeenBlock:
 
 @dataclass(frozen=True)
 class BlocksSeen:
-    """The ledger was read and says something new: all of its blocks, those that ended lately too."""
+    """The ledger was read and says something new: all of its blocks, the latest ended ones included."""
 
     blocks: tuple[SeenBlock, ...]
 
 
 @dataclass(frozen=True)
 class NodeLeaves:
-    """The node's block was told to end by somebody else (``scancel``, preemption) and has until ``until``."""
+    """The node's block is being ended from outside (``scancel``, preemption) and has until ``until``."""
 
     node: str
     until: float
@@ -301,7 +325,7 @@ class NodeLeaves:
 
 
 @dataclass(frozen=True)
-class KindRetryAsked:
+class NodeTypeRetryAsked:
     """``gateway blocks retry``: blocks of this type may be asked for again, whatever became of the last ones."""
 
     type: str
@@ -311,7 +335,7 @@ class KindRetryAsked:
 class StorageSeen:
     """Whether the state folder can be written."""
 
-    trouble: str
+    backoff: str
     """Why not, for everybody; empty if it can."""
 
 
@@ -321,34 +345,8 @@ class Tick:
 
 
 Event = (
-    Started
-    | CatalogChanged
-    | NodeJoined
-    | NodeGone
-    | NodeFailed
-    | EngineListening
-    | EngineReady
-    | EngineStalled
-    | EngineMoves
-    | EngineExited
-    | RouteOpened
-    | RouteRefused
-    | RouteDrained
-    | RouteClosed
-    | EdgeSeen
-    | Acquire
-    | WaiterLeft
-    | GatewayCloses
-    | ModelAnswered
-    | SuspectsKept
-    | LoadAsked
-    | UnloadAsked
-    | PinChanged
-    | NodeDrainAsked
-    | BlockCancelAsked
-    | BlocksSeen
-    | NodeLeaves
-    | KindRetryAsked
-    | StorageSeen
-    | Tick
-)
+    Started | CatalogChanged | NodeJoined | NodeGone | NodeFailed | EngineListening | EngineReady | EngineStalled
+    | EngineMoves | EngineExited | RouteOpened | RouteRefused | RouteDrained | RouteClosed | EdgeSeen | Acquire
+    | WaiterLeft | GatewayCloses | ModelAnswered | SuspectsKept | LoadAsked | UnloadAsked | PinChanged
+    | NodeDrainAsked | BlockCancelAsked | BlocksSeen | NodeLeaves | NodeTypeRetryAsked | StorageSeen | Tick
+)  # fmt: skip

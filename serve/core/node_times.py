@@ -11,7 +11,7 @@ from serve.core.state import Fleet, Node, NodePhase
 from serve.core.transaction import Transaction
 
 LATELY = 5
-"""Of so many blocks of a type is remembered how long they took."""
+"""How many of the last blocks of a type count for its queue and start times."""
 
 
 def queue_waits(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, float]:

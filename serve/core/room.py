@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gateway_plugin.catalog import Model
-from serve.core.policy import NodeKind
+from serve.core.policy import NodeTypeSpec
 from serve.core.state import Engine, EngineState, Fleet, Node, stays
 
 
@@ -44,32 +44,48 @@ class Room(NamedTuple):
             return Room(self.host + mib, self.gpus)
         return Room(self.host, tuple(free + mib if index in gpus else free for index, free in enumerate(self.gpus)))
 
+    def without(self, engine: Engine, node: str, sign: int = 1) -> Room:
+        """With what ``engine`` holds on ``node`` freed; ``sign`` -1: with it there again."""
+        room = self
+        for part in engine.on(node):
+            room = room.add(part.gpus, sign * part.mib)
+        return room
+
 
 def need_of(model: Model) -> Need:
     return Need(model.gpus, model.memory_mib)
 
 
-def holds(thing: Node | NodeKind, need: Need) -> bool:
+def holds(thing: Node | NodeTypeSpec, need: Need) -> bool:
     """Whether it would fit if nothing else were there."""
     if need.gpus == 0:
         return thing.host_mib >= need.mib
     return sum(1 for total in thing.gpu_mib if total >= need.mib) >= need.gpus
 
 
-def could_ever_hold(kinds: tuple[NodeKind, ...], nodes: Mapping[str, Node], need: Need) -> bool:
+def has_room(node: Node, need: Need) -> bool:
+    """Whether it fits into what is free."""
+    if need.gpus == 0:
+        return node.free_host_mib >= need.mib
+    if max(node.free_gpu_mib, default=0) < need.mib:
+        return False
+    return sum(free >= need.mib for free in node.free_gpu_mib) >= need.gpus
+
+
+def could_ever_hold(node_types: tuple[NodeTypeSpec, ...], nodes: Mapping[str, Node], need: Need) -> bool:
     """Whether any node here, or any that may be asked for, is large enough."""
-    return any(kind.max_nodes > 0 and holds(kind, need) for kind in kinds) or any(
+    return any(kind.max_nodes > 0 and holds(kind, need) for kind in node_types) or any(
         holds(node, need) for node in nodes.values()
     )
 
 
 def loads_beside(engine: Engine, others: Iterable[Engine]) -> Engine | None:
     """Of the engines on its node, the one whose load on a GPU of its own it must wait for before it is stopped."""
-    mine = frozenset(engine.gpus)
+    mine = engine.devices
     loading = [
         other
         for other in others
-        if other.state is EngineState.LOADING and other.id != engine.id and not mine.isdisjoint(other.gpus)
+        if other.state is EngineState.LOADING and other.id != engine.id and not mine.isdisjoint(other.devices)
     ]
     return min(loading, key=lambda other: other.id, default=None)
 
@@ -88,10 +104,23 @@ def waits_for(fleet: Fleet, need: Need) -> Engine | None:
     (1) there is free room on quiet GPUs: none; (2) there is free room, but where something loads or stops; (3) what
     gives room up must wait for a load before it is stopped.
     """
+    if need.gpus == 0:
+        return None
+    moving = {part.node for name in fleet.moving for part in fleet.engines[name].parts}
+    if any(node.id not in moving and stays(node) and has_room(node, need) for node in fleet.nodes.values()):
+        return None  # (1)
     found: Engine | None = None
-    for node in sorted((node for node in fleet.nodes.values() if need.gpus and stays(node)), key=lambda node: node.id):
+    for node in (fleet.nodes[name] for name in sorted(moving)):
+        if not stays(node):
+            continue
         engines = [fleet.engines[engine] for engine in node.engines]
-        at = {gpu: engine for engine in engines if unsettles(engine, due=engine.quiet) for gpu in engine.gpus}
+        at = {
+            gpu: engine
+            for engine in engines
+            if unsettles(engine, due=engine.drained_idle)
+            for part in engine.on(node.id)
+            for gpu in part.gpus
+        }
         devices = Room(node.free_host_mib, node.free_gpu_mib).devices(need, last=at)
         if devices is not None:
             if at.keys().isdisjoint(devices):  # (1)
@@ -117,8 +146,8 @@ def wait_words(engine: Engine) -> str:
     return f"waits until '{engine.model}' {done} on the same GPU"
 
 
-def victims(candidates: Sequence[Engine], room: Room, need: Need) -> tuple[Engine, ...] | None:
-    """The fewest of one node's evictable engines without which ``need`` fits into ``room``, or ``None``.
+def victims(candidates: Sequence[Engine], node: str, room: Room, need: Need) -> tuple[Engine, ...] | None:
+    """The fewest of the evictable engines on ``node`` without which ``need`` fits into ``room``, or ``None``.
 
     ``candidates``: in the order in which they should go. (1) take the first until it fits; (2) spare, the last first,
     those that it fits without.
@@ -128,12 +157,12 @@ def victims(candidates: Sequence[Engine], room: Room, need: Need) -> tuple[Engin
         if room.devices(need) is not None:
             break
         chosen.append(engine)  # (1)
-        room = room.add(engine.gpus, engine.memory_mib)
+        room = room.without(engine, node)
     if room.devices(need) is None:
         return None
     for engine in reversed(tuple(chosen)):
-        without = room.add(engine.gpus, -engine.memory_mib)
-        if without.devices(need) is not None:  # (2)
+        spared = room.without(engine, node, -1)
+        if spared.devices(need) is not None:  # (2)
             chosen.remove(engine)
-            room = without
+            room = spared
     return tuple(chosen)

@@ -21,14 +21,14 @@ def slots_as_they_are(
 
 # --- slots ---
 def slots_in_use(tx: Transaction) -> set[int]:
-    """Slots with an engine or a server, whoever has them."""
+    """Slots with an engine or a server in them."""
     in_use = {closing.slot for closing in tx.closing.rows.values()}
     return in_use | {engine.slot for engine in tx.engines.rows.values() if engine.slot is not None}
 
 
 def free_slot(tx: Transaction, model: str, in_use: set[int]) -> int | None:
-    """The slot ``model`` may have: (1) its own; (2) one that nobody has; (3) one whose model has no engine, rather one
-    that nobody wants; (4) none. A slot with any engine or server of an earlier tenant is in use."""
+    """The slot ``model`` may have: (1) its own; (2) a free one; (3) one whose model has no engine, rather one
+    without demand; (4) none. A slot with any engine or server of an earlier tenant is in use."""
     slot = tx.slots.rows.get(model)
     if slot is not None:  # (1)
         return slot

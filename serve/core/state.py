@@ -1,6 +1,6 @@
 """What the controller knows: frozen values, changed only by ``serve.core.step``.
 
-Memory is counted in whole MiB so that sums are exact. Times are seconds by the controller's clock, which nobody sets
+Memory is counted in whole MiB so that sums are exact. Times are seconds by the controller's steady clock
 (``gateway_plugin.clock``), given as arguments, never read here.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway_plugin.catalog import Model
-from serve.core.events import FoundServer, SeenBlock
+from serve.core.events import FoundServer, Part, Requester, SeenBlock
 from serve.core.policy import Policy
 
 
@@ -25,13 +25,13 @@ class EngineState(Enum):
     ASLEEP = "asleep"
     """Sleep level 1: device memory freed. Reserved for the issue on switching; no rule enters it yet."""
     STOPPING = "stopping"
-    """The agent was told to end its process. Holds its memory until the agent says that it is gone."""
+    """Its process is being ended. Holds its memory until the agent reports its exit."""
 
 
 class RouteState(Enum):
     NONE = "none"
     OPENING = "opening"
-    """The edge was told; it has not reported the server UP yet."""
+    """The command was sent; the edge has not reported the server UP yet."""
     OPEN = "open"
     DRAINING = "draining"
 
@@ -63,29 +63,29 @@ class Node:
     block: str = ""
     """The block's name (Ray's instance id)."""
     idle_since: float | None = None
-    """Since when it has held no engine; while PENDING: since when nobody has needed it."""
+    """Since when it has held no engine; while PENDING: since when no model has needed it."""
     drain_asked: bool = False
     """It is to leave: ``gateway blocks drain``, or its end is near; survives the death of its agent."""
     ends_at: float | None = None
     """When its block's walltime ends."""
     drain_at: float | None = None
-    """From then on it is LEAVING: its end is near, or its block was told to end."""
+    """From then on it is LEAVING: its end is near, or its block was cancelled."""
     half_at: float | None = None
     """Half of its useful time is over then: nothing is done earlier for fear of its end."""
     leave_at: float | None = None
     """Its block leaves then, by itself or because it must: what is in flight is cut."""
     notice_until: float | None = None
-    """Its block was told to end by somebody else, and has until then."""
+    """Its block was cancelled from outside, and has until then."""
     ending: bool = False
     """Its end is so near that what it serves is handed over to others; new engines go elsewhere if they can."""
     joined_at: float | None = None
     """When its agent first reported, if it was seen to."""
     free_host_mib: int = 0
-    """Kept by ``serve.core.change``: ``host_mib`` less what its engines hold."""
+    """Kept by ``serve.core.transaction``: ``host_mib`` less what its engines hold."""
     free_gpu_mib: tuple[int, ...] = ()
-    """Kept by ``serve.core.change``, by index."""
+    """Kept by ``serve.core.transaction``, by index."""
     engines: tuple[str, ...] = ()
-    """Kept by ``serve.core.change``: ids of the engines on it."""
+    """Kept by ``serve.core.transaction``: ids of the engines on it."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,10 @@ class Engine:
     """One engine process and its route."""
 
     id: str
+    """Never used twice."""
     model: str
-    node: str
-    gpus: tuple[int, ...]
-    memory_mib: int
-    """Per GPU, or of the host where ``gpus`` is empty."""
-    generation: int
+    parts: tuple[Part, ...]
+    """One or more; the first is its head, whose agent takes its commands."""
     state: EngineState
     since: float
     """When it came into ``state``."""
@@ -115,32 +113,51 @@ class Engine:
     in_flight: int = 0
     last_used: float = 0.0
     """The later of the edge's last session and the last time something was in flight."""
-    orphaned_since: float | None = None
-    """While LOADING: since when nobody has waited for it."""
+    unwanted_since: float | None = None
+    """While LOADING: since when there has been no demand."""
     stop_reason: str = ""
     """Why it drains or stops: evicted, idle, handed-over (these three can be taken back), unloaded, abandoned, failed,
     load-timeout, node-leaving, node-ends, catalog, over-committed, no-slot."""
     takes_over: bool = False
-    """Another engine of its model is on a node that ends: its load goes on though nobody waits for it."""
+    """Another engine of its model is on a node that ends: its load goes on without demand."""
     stop_sent: bool = False
-    """While STOPPING: the agent was told (it cannot be while its node is ORPHANED)."""
+    """While STOPPING: the command was sent (not while its node is ORPHANED)."""
     slot: int | None = None
     """The slot at the edge that it was started for; its key is the slot's."""
     drained: bool = False
     """While its route is DRAINING: the edge acknowledged the drain (``RouteDrained``)."""
-    quiet: bool = False
+    drained_idle: bool = False
     """Counters read after that acknowledgement said that nothing is in flight."""
     fresh_from: float = 0.0
     """Counters that the edge was asked for before this are stale and ignored."""
-    answered_at: float = 0.0
-    """When it became ready or a waiter was last told to go to it: that request may still be on its way."""
+    granted_at: float = 0.0
+    """When it became ready, or a request was last let go to it, which may still be on its way."""
     refusals: int = 0
     """Times in a row that the edge refused a command for its route."""
     retry_at: float = 0.0
     """No command for its route before this."""
-    still_since: float | None = None
+    stalled_since: float | None = None
     """Since when it has made no progress with ``still_with`` requests in flight, as its agent says."""
-    still_with: int = 0
+    stalled_with: int = 0
+
+    @property
+    def node(self) -> str:
+        """Its head's node."""
+        return self.parts[0].node
+
+    @property
+    def devices(self) -> frozenset[tuple[str, int]]:
+        """Every GPU of its parts: (node, index)."""
+        return frozenset((part.node, gpu) for part in self.parts for gpu in part.gpus)
+
+    def on(self, node: str) -> tuple[Part, ...]:
+        """Its parts on ``node``."""
+        return tuple(part for part in self.parts if part.node == node)
+
+
+def reservation(engine: Engine) -> tuple[Part, ...]:
+    """What an engine in its state holds: all of its parts, until its process is gone."""
+    return engine.parts
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,7 @@ class Waiter:
     deadline: float
     unattended: bool = False
     """No client waits: see ``serve.core.events.Acquire``."""
+    requester: Requester = field(default_factory=Requester)
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,8 @@ class Failure:
     reason: str
     """For administrators: ends with the engine's own last words."""
     after_ready: bool = False
-    """It died soon after it was ready; forgotten when one stays up for ``crash_window_s`` or makes room in peace."""
+    """The engine crashed shortly after becoming ready. Cleared once an engine stays up for ``crash_window_s``, or is
+    evicted normally."""
     summary: str = "it failed"
     """For everybody."""
 
@@ -195,17 +214,17 @@ class ClosingRoute:
 
 
 class Cause(Enum):
-    REFUSED = "refused"
-    """The scheduler refuses its jobs. Asked for again and again, waiters wait on."""
-    DYING = "dying"
-    """Its jobs end as soon as they start. Left alone for a while; who can be served by no other kind is refused."""
-    STUCK = "stuck"
-    """Its jobs pend for a reason that never clears. As with ``DYING``."""
+    SUBMIT_REJECTED = "submit-rejected"
+    """The scheduler rejects its jobs. Retried without end; waiters keep waiting."""
+    CRASH_LOOP = "crash-loop"
+    """Its jobs end as soon as they start. Not retried for a while; waiters that only it can serve are refused."""
+    UNSCHEDULABLE = "unschedulable"
+    """Its jobs pend for a reason that never clears. As with ``CRASH_LOOP``."""
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """Why a kind is not asked for before ``retry_at``; after that, one node at a time until one is had."""
+class NodeTypeBackoff:
+    """Why a node type is not asked for before ``retry_at``; after that, one node at a time until one joins."""
 
     cause: Cause
     count: int
@@ -219,8 +238,8 @@ class Trouble:
 
     @property
     def lasting(self) -> bool:
-        """Whether waiting for it makes no sense."""
-        return self.cause is not Cause.REFUSED
+        """Whether waiters that need it are refused."""
+        return self.cause is not Cause.SUBMIT_REJECTED
 
 
 @dataclass(frozen=True)
@@ -243,22 +262,24 @@ class Fleet:
     """Model -> the last load's seconds, for ``eta_s``."""
     pinned: frozenset[str] = frozenset()
     """Never evicted, always wanted: from the catalog and from ``gateway models pin``."""
-    wished: Mapping[str, float] = field(default_factory=dict)
+    requested_until: Mapping[str, float] = field(default_factory=dict)
     """Model -> until when it is wanted, or until it is ready: for ever by ``gateway models load``; where a client was
     refused with a time at which to come back, until a while after that."""
     switches: int = 0
     """Evictions made so that another model could be loaded."""
     serial: int = 0
-    """Source of engine ids, node ids and generations."""
+    """Source of engine ids and node ids."""
     settled: bool = False
     """False from the start until agents and edge have reported; until then nothing is started or stopped."""
     queues: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Index: model -> tickets of its waiters, oldest first."""
     model_engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Index: model -> ids of its engines."""
+    moving: Mapping[str, EngineState] = field(default_factory=dict)
+    """Index: the state of every engine but those that are READY with an OPEN route."""
     closing: Mapping[str, ClosingRoute] = field(default_factory=dict)
     """By engine id: servers on their way to ``maint``."""
-    kind_failures: Mapping[str, Failure] = field(default_factory=dict)
+    agent_failures: Mapping[str, Failure] = field(default_factory=dict)
     """Node types whose last agent could not be created."""
     unsettled: frozenset[str] = frozenset()
     """Nodes found at the start that have not reported yet."""
@@ -267,16 +288,16 @@ class Fleet:
     started_at: float = 0.0
     """When ``Started`` came."""
     blocks: Mapping[str, SeenBlock] = field(default_factory=dict)
-    """By name: what the ledger says of every block, those that ended lately too."""
+    """By name: every block in the ledger, the latest ended ones included."""
     queue_wait_s: Mapping[str, float] = field(default_factory=dict)
-    """Node type -> the longest that one of its jobs that started lately had waited."""
+    """Node type -> the longest queue time of its last jobs that started."""
     block_start_s: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """Node type -> (node, seconds from its job's start until its agent reported), of the last few."""
     apart: Mapping[str, Apart] = field(default_factory=dict)
-    """By model. Kept by ``serve.core.apart``."""
-    troubles: Mapping[str, Trouble] = field(default_factory=dict)
-    """By kind: why it is not asked for. Kept by ``serve.core.troubles``."""
-    forgiven: Mapping[str, float] = field(default_factory=dict)
+    """By model. Kept by ``serve.core.policies.apart``."""
+    backoffs: Mapping[str, NodeTypeBackoff] = field(default_factory=dict)
+    """By kind: why it is not asked for. Kept by ``serve.core.policies.backoff``."""
+    reset_at: Mapping[str, float] = field(default_factory=dict)
     """By kind: when an administrator last asked for a retry; what its blocks did before does not count."""
     storage: str = ""
     """Why the state folder cannot be written, for everybody; empty if it can."""
@@ -302,7 +323,9 @@ def serving(engine: Engine) -> bool:
 def stalled(engine: Engine) -> bool:
     """It serves, as far as the edge knows, and does not move."""
     return (
-        engine.still_since is not None and engine.state is EngineState.READY and engine.route is not RouteState.OPENING
+        engine.stalled_since is not None
+        and engine.state is EngineState.READY
+        and engine.route is not RouteState.OPENING
     )
 
 
@@ -312,8 +335,8 @@ def stays(node: Node) -> bool:
 
 
 def had_requests(engine: Engine) -> bool:
-    """Somebody was told to go to it, or something seen on it, since it was ready."""
-    return engine.in_flight > 0 or max(engine.answered_at, engine.last_used) > ready_at(engine)
+    """Whether a request was let go to it, or seen on it, since it was ready."""
+    return engine.in_flight > 0 or max(engine.granted_at, engine.last_used) > ready_at(engine)
 
 
 def used_at(engine: Engine) -> float:

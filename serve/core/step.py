@@ -39,7 +39,7 @@ _HANDLERS: dict[type, Callable[[Transaction, Any], None]] = {
     events.BlockCancelAsked: admin.block_cancel_asked,
     events.BlocksSeen: blocks.blocks_seen,
     events.NodeLeaves: blocks.node_leaves,
-    events.KindRetryAsked: admin.retry_asked,
+    events.NodeTypeRetryAsked: admin.retry_asked,
     events.EngineListening: engines.engine_listening,
     events.EngineReady: engines.engine_ready,
     events.EngineStalled: engines.engine_stalled,
@@ -108,7 +108,7 @@ def step(fleet: Fleet, event: Event, now: float, policies: Policies = DEFAULT) -
     tx = Transaction(fleet, now, policies)
     _HANDLERS[type(event)](tx, event)  # (2)
     if isinstance(event, _OF_BLOCKS):
-        backoff.judge(tx)
+        backoff.review_backoffs(tx)
     if _changes_nothing_else(fleet, tx, event):  # (3)
         return tx.commit(), tuple(tx.effects)
     if not tx.settled:
@@ -130,13 +130,13 @@ def _changes_nothing_else(fleet: Fleet, tx: Transaction, event: Event) -> bool:
 def _follow(tx: Transaction) -> None:
     expiry.review(tx)
     handed_over = hand_over(tx)
-    idle.forgive(tx)
+    idle.clear_crashes(tx)
     idle.review(tx)
     apart.review_apart(tx)
     answer_ready(tx)
     unplaced = tx.policies.placement(tx, handed_over)
     if unplaced:
-        expiry.let_go(tx, unplaced)
+        expiry.release_ending(tx, unplaced)
     refuse_hopeless(tx, unplaced)
     tx.policies.scaling(tx, unplaced)
     commands.reconcile(tx)

@@ -2,30 +2,33 @@
 
 ``step`` makes a ``Transaction`` from a frozen ``Fleet``, handlers and policies write into it, ``commit`` freezes it
 again. The fleet it came from is not altered, so a step stays a pure function. Only this module writes the indexes
-(``Node.engines``, ``Node.free_*``, ``Fleet.queues``, ``Fleet.model_engines``).
+(``Node.engines``, ``Node.free_*``, ``Fleet.queues``, ``Fleet.model_engines``, ``Fleet.moving``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 from gateway_plugin.catalog import Model
 from serve.core.effects import Effect
-from serve.core.events import FoundServer, SeenBlock
+from serve.core.events import FoundServer, Part, SeenBlock
 from serve.core.policy import Policy
 from serve.core.state import (
     Apart,
     ClosingRoute,
     Engine,
+    EngineState,
     Failure,
     Fleet,
     Node,
     NodePhase,
-    Trouble,
+    NodeTypeBackoff,
+    RouteState,
     Waiter,
     live,
+    reservation,
 )
 
 Row = TypeVar("Row")
@@ -84,16 +87,17 @@ class Transaction:
     waiters: Table[Waiter]
     queues: Table[tuple[str, ...]]
     model_engines: Table[tuple[str, ...]]
+    moving: Table[EngineState]
     slots: Table[int]
     closing: Table[ClosingRoute]
     failures: Table[Failure]
-    kind_failures: Table[Failure]
+    agent_failures: Table[Failure]
     load_s: Table[float]
-    wished: Table[float]
+    requested_until: Table[float]
     block_start_s: Table[tuple[tuple[str, float], ...]]
     apart: Table[Apart]
-    troubles: Table[Trouble]
-    forgiven: Table[float]
+    backoffs: Table[NodeTypeBackoff]
+    reset_at: Table[float]
 
     policy: Policy
     epoch: int
@@ -148,51 +152,77 @@ class Transaction:
     def engines_of(self, model: str) -> tuple[Engine, ...]:
         return tuple(self.engines.rows[engine] for engine in self.model_engines.rows.get(model, ()))
 
+    def nodes_of(self, engine: Engine) -> list[Node]:
+        """Those of its parts, the head's first."""
+        return [self.nodes.rows[part.node] for part in engine.parts]
+
     def add_engine(self, engine: Engine) -> None:
-        """A new engine: it holds its memory from now on."""
-        self.engines.put(engine.id, engine)
+        """A new engine: it holds its ``reservation`` from now on."""
+        self._put(engine)
         self.model_engines.put(engine.model, (*self.model_engines.rows.get(engine.model, ()), engine.id))
-        node = self.nodes.rows[engine.node]
-        self._hold(replace(node, engines=(*node.engines, engine.id), idle_since=None), engine, 1)
+        for node in dict.fromkeys(part.node for part in engine.parts):
+            row = self.nodes.rows[node]
+            self.nodes.put(node, replace(row, engines=(*row.engines, engine.id), idle_since=None))
+        self._hold(reservation(engine), 1)
 
     def set_engine(self, engine: Engine, **changes: Any) -> Engine:
-        """Change fields of an engine other than its id, model, node, devices and memory."""
+        """Change fields of an engine other than its id, model and parts."""
         changed = replace(engine, **changes)
-        self.engines.put(engine.id, changed)
+        self._put(changed)
+        before, after = reservation(engine), reservation(changed)
+        if before is not after:
+            self._hold(before, -1)
+            self._hold(after, 1)
         return changed
 
     def drop_engine(self, engine: Engine) -> None:
         """Its process is gone: its memory is free."""
         self.engines.drop(engine.id)
+        self.moving.drop(engine.id)
         left = tuple(other for other in self.model_engines.rows[engine.model] if other != engine.id)
         if left:
             self.model_engines.put(engine.model, left)
         else:
             self.model_engines.drop(engine.model)
-        node = self.nodes.rows[engine.node]
-        engines = tuple(other for other in node.engines if other != engine.id)
-        self._hold(replace(node, engines=engines, idle_since=None if engines else self.now), engine, -1)
+        for node in dict.fromkeys(part.node for part in engine.parts):
+            row = self.nodes.rows[node]
+            engines = tuple(other for other in row.engines if other != engine.id)
+            self.nodes.put(node, replace(row, engines=engines, idle_since=None if engines else self.now))
+        self._hold(reservation(engine), -1)
 
-    def _hold(self, node: Node, engine: Engine, sign: int) -> None:
-        host, gpus = node.free_host_mib, list(node.free_gpu_mib)
-        if engine.gpus:
-            for gpu in engine.gpus:
+    def _put(self, engine: Engine) -> None:
+        self.engines.put(engine.id, engine)
+        if engine.state is EngineState.READY and engine.route is RouteState.OPEN:
+            self.moving.drop(engine.id)
+        elif self.moving.rows.get(engine.id) is not engine.state:
+            self.moving.put(engine.id, engine.state)
+
+    def _hold(self, parts: Iterable[Part], sign: int) -> None:
+        for part in parts:
+            node = self.nodes.rows[part.node]
+            host, gpus = node.free_host_mib, list(node.free_gpu_mib)
+            for gpu in part.gpus:
                 if gpu < len(gpus):
-                    gpus[gpu] -= sign * engine.memory_mib
-        else:
-            host -= sign * engine.memory_mib
-        self.nodes.put(node.id, replace(node, free_host_mib=host, free_gpu_mib=tuple(gpus)))
+                    gpus[gpu] -= sign * part.mib
+            if not part.gpus:
+                host -= sign * part.mib
+            self.nodes.put(node.id, replace(node, free_host_mib=host, free_gpu_mib=tuple(gpus)))
 
     def describe_node(self, node: Node, host_mib: int, gpu_mib: tuple[int, ...]) -> None:
-        """Put ``node`` with what it holds in all; its free memory follows from the engines on it."""
+        """Put ``node`` with its total memory; its free memory follows from the engines on it."""
         node = replace(node, host_mib=host_mib, gpu_mib=gpu_mib, free_host_mib=host_mib, free_gpu_mib=gpu_mib)
         self.nodes.put(node.id, node)
         for engine in node.engines:
-            self._hold(self.nodes.rows[node.id], self.engines.rows[engine], 1)
+            held = reservation(self.engines.rows[engine])
+            self._hold([part for part in held if part.node == node.id], 1)
 
     def reachable(self, engine: Engine) -> bool:
-        """Whether its agent takes commands."""
+        """Whether its head's agent takes commands."""
         return self.nodes.rows[engine.node].phase in (NodePhase.UP, NodePhase.LEAVING)
+
+    def ending(self, engine: Engine) -> bool:
+        """Whether the end of one of its nodes is near."""
+        return any(node.ending for node in self.nodes_of(engine))
 
     # --- waiters and demand ---
     def add_waiter(self, waiter: Waiter) -> None:
@@ -210,11 +240,14 @@ class Transaction:
 
     def wanted(self, model: str) -> bool:
         """There is demand: a client waits, it is pinned, it is to be loaded, or a client is expected back."""
-        return model in self.pinned or model in self.wished.rows or self.attended(model) is not None
+        return model in self.pinned or model in self.requested_until.rows or self.attended(model) is not None
 
     def attended(self, model: str) -> Waiter | None:
         """The oldest waiter of ``model`` that has a client."""
-        waiters = (self.waiters.rows[ticket] for ticket in self.queues.rows.get(model, ()))
+        queue = self.queues.rows.get(model)
+        if queue is None:
+            return None
+        waiters = (self.waiters.rows[ticket] for ticket in queue)
         return next((waiter for waiter in waiters if not waiter.unattended), None)
 
     def unattended(self, model: str) -> bool:
@@ -226,7 +259,7 @@ class Transaction:
         needed."""
         engines = [engine for engine in self.engines_of(model) if live(engine)]
         if replaced:
-            engines = [engine for engine in engines if not self.nodes.rows[engine.node].ending]
+            engines = [engine for engine in engines if not self.ending(engine)]
         return max(self.policies.wanted_replicas(self, model), int(replaced)) - len(engines)
 
     def load_time_s(self, model: str) -> float:

@@ -18,7 +18,7 @@ def mark_granted(tx: Transaction, model: str) -> None:
     """A request is on its way to any of these: they are not idle for a moment."""
     for engine in tx.engines_of(model):
         if serving(engine):
-            tx.set_engine(engine, answered_at=tx.now)
+            tx.set_engine(engine, granted_at=tx.now)
 
 
 def answer_all(tx: Transaction, model: str, error: GatewayError | None) -> None:
@@ -37,7 +37,7 @@ def record_failure(
     after_ready: bool = False,
     on_board: bool = False,
 ) -> None:
-    """Count a failed load, or an engine that died soon after it was ready, and refuse waiters who saw enough of them.
+    """Count a failed load, or a crash shortly after ready, and refuse the waiters after enough of them.
 
     ``summary``: of a reason that is not for everybody. ``on_board``: requests were, and may be the cause.
     Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none,
@@ -52,7 +52,7 @@ def record_failure(
     failure = Failure(count, tx.now, tx.now + delay, reason, after_ready, summary or reason)
     tx.failures.put(model, failure)
     if count >= enough:
-        tx.wished.drop(model)
+        tx.requested_until.drop(model)
         answer_all(tx, model, unavailable(model, failure, tx.now))
 
 
@@ -78,7 +78,7 @@ def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
     if engine.server is None:  # (2)
         return tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_reason=reason, stop_sent=False)
     return tx.set_engine(  # (3)
-        engine, state=EngineState.DRAINING, since=tx.now, stop_reason=reason, drained=False, quiet=False
+        engine, state=EngineState.DRAINING, since=tx.now, stop_reason=reason, drained=False, drained_idle=False
     )
 
 
@@ -94,8 +94,8 @@ def cancel_drain(tx: Transaction, engine: Engine) -> bool:
             return False
         engine = tx.set_engine(engine, route=RouteState.NONE, up=False, refusals=0, retry_at=0.0)  # (2)
     tx.set_engine(  # (1)
-        engine, state=EngineState.READY, since=tx.now, stop_reason="", drained=False, quiet=False,
-        answered_at=tx.now,
+        engine, state=EngineState.READY, since=tx.now, stop_reason="", drained=False, drained_idle=False,
+        granted_at=tx.now,
     )  # fmt: skip
     return True
 
@@ -110,7 +110,7 @@ def close_route(tx: Transaction, engine: Engine) -> Engine:
 
 
 def suspect_route(tx: Transaction, model: str) -> None:
-    """The edge had no usable server where an ingress was told to go: not up until the edge says so again."""
+    """The edge had no usable server for a request that was let go: not up until the edge reports it again."""
     for engine in tx.engines_of(model):
         if engine.route is RouteState.OPEN:
             tx.set_engine(engine, up=False, fresh_from=tx.now)
@@ -129,8 +129,8 @@ def made_ready(tx: Transaction, engine: Engine, address: str, load_s: float | No
         since=tx.now,
         loaded_s=max(0.0, tx.now - engine.started),
         address=address,
-        orphaned_since=None,
-        answered_at=tx.now,
+        unwanted_since=None,
+        granted_at=tx.now,
     )
     if load_s is not None:
         tx.load_s.put(engine.model, load_s)
@@ -155,7 +155,7 @@ def begin_stop_all(tx: Transaction, node: str, reason: str) -> None:
 def know_block(tx: Transaction, node: Node) -> None:
     """Put ``node`` with what is known of its block's end; and remember how long it took to start.
 
-    (1) its walltime; (2) its block is being cancelled and nobody gave it a notice: as if it had one; (3) a notice: it
+    (1) its walltime; (2) its block is being cancelled without a notice: as if it had one; (3) a notice: it
     leaves now and has until then; (4) its block has ended (the node may seem alive for a while): at once; (5) it has
     more time than was thought: not near its end any more.
     """
@@ -205,7 +205,7 @@ def _by_walltime(block: SeenBlock | None, policy: Policy) -> tuple[float | None,
 
 
 def keep_apart(tx: Transaction, model: str, for_s: float, opens: float = 0.0) -> None:
-    """For so long the edge hands all requests of ``model`` to the ingress; it knows before the next route opens.
+    """For ``for_s`` seconds the edge sends all requests of ``model`` to the ingress, from before the next route opens.
 
     ``opens``: when that may be.
     """

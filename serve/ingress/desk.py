@@ -39,7 +39,7 @@ class Desk:
     def __init__(self, state: str, limits: Limits, controller: Any, ingress: Any = None) -> None:
         """``ingress``: named so that Serve deploys it with the desk; never called."""
         layout = Layout.of(Path(state))
-        log_events("gateway.desk", layout.logs / "desk.log")
+        log_events("gateway.desk", layout.desk_log)
         self._limits = limits
         self._controller = controller
         self._secret = edge_secret(layout)

@@ -94,7 +94,7 @@ class Ingress:
     def __init__(self, state: str, limits: Limits, controller: Any) -> None:
         self._controller = controller
         self._layout = Layout.of(Path(state))
-        log_events("gateway.ingress", self._layout.logs / "ingress.log")
+        log_events("gateway.ingress", self._layout.ingress_log)
         self._secret = edge_secret(self._layout)
         self._requests_max = requests_max(limits.relayed_requests)
         relay = Relay(self._layout.inner_door)

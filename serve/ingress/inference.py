@@ -21,6 +21,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.errors import GatewayError, NotRouted
+from serve.core.events import Requester
 from serve.ingress.boarding import Boarding, Seat
 from serve.ingress.body import Ask, Turns, read_bounded
 from serve.ingress.budget import TAG, Budget
@@ -29,6 +30,8 @@ from serve.ingress.waiting import DEATH_NEWS_S, Waiting
 
 log = logging.getLogger("gateway.ingress")
 
+CALLER = "x-gateway-caller"
+"""The edge's tag of the caller behind an endpoint's key."""
 KEEP_ALIVE_S = 10.0
 """A streaming client that waits longer gets SSE comments from here on."""
 
@@ -50,6 +53,7 @@ class Errand:
     method: str
     target: str
     headers: Mapping[str, str]
+    requester: Requester
     arrived: float
     """Wall-clock seconds at which the edge took it."""
     deadline: float
@@ -78,8 +82,8 @@ class Inference:
         """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
         patience_s = ready_to_wait_s(request.headers)
         deadline = self._waiting.deadline(patience_s)
-        tag = request.headers.get(TAG, "")
-        hold = self._budget.hold(tag)
+        requester = requester_of(request.headers)
+        hold = self._budget.hold(requester.key)
         try:
             body = await read_bounded(request, self._body_bytes_max, held=hold)
             ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"))
@@ -90,11 +94,17 @@ class Inference:
         query = request.scope["query_string"].decode("latin-1")
         target = request.url.path + (f"?{query}" if query else "")
         errand = Errand(
-            ask, request.method, target, dict(request.headers), arrived_at(request.headers, time.time()), deadline
+            ask,
+            request.method,
+            target,
+            dict(request.headers),
+            requester,
+            arrived_at(request.headers, time.time()),
+            deadline,
         )
         await self._boarding.refuse_known(ask.model, target, ask.body)
         if patience_s == 0:
-            self._waiting.see_it_loaded(ask.model, tag)
+            self._waiting.see_it_loaded(ask.model, requester)
         work = asyncio.create_task(self._fetch(errand))
         try:
             if ask.stream:
@@ -131,7 +141,7 @@ class Inference:
         # The edge may have given it to an engine before, unless all requests of the model come here first.
         span = (errand.arrived, time.time() + DEATH_NEWS_S)
         not_routed = 0
-        await self._waiting.acquire(model, errand.deadline)  # (1)
+        await self._waiting.acquire(model, errand.deadline, errand.requester)  # (1)
         while True:
             history = await self._waiting.history(model)
             if not errand.seats:
@@ -161,7 +171,7 @@ class Inference:
                     state="not_routed",
                 )
             await asyncio.sleep(_BACK_OFF_S * 2 ** (not_routed - 1))  # (7)
-            await self._waiting.acquire(model, errand.deadline, not_routed=True)
+            await self._waiting.acquire(model, errand.deadline, errand.requester, not_routed=True)
 
     async def _slow_stream(self, errand: Errand, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
         """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors.
@@ -265,6 +275,11 @@ def sse_error(body: Mapping[str, object] | bytes) -> bytes:
 def is_admin(headers: Mapping[str, str]) -> bool:
     """Whether the edge says that the request's key is an administrator's."""
     return headers.get("x-gateway-role") == "admin"
+
+
+def requester_of(headers: Mapping[str, str]) -> Requester:
+    """On whose behalf the edge says that a request was made."""
+    return Requester(headers.get(TAG, ""), headers.get(CALLER, ""))
 
 
 def arrived_at(headers: Mapping[str, str], now: float) -> float:

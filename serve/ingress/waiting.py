@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from gateway_plugin.errors import GatewayError, WaitDeadline
+from serve.core.events import Requester
 
 log = logging.getLogger("gateway.ingress")
 
@@ -76,25 +77,27 @@ class Waiting:
         limit_s = self._wait_max_s if ready_to_wait_s is None else min(self._wait_max_s, ready_to_wait_s)
         return time.monotonic() + limit_s
 
-    def see_it_loaded(self, model: str, tag: str) -> None:
+    def see_it_loaded(self, model: str, requester: Requester) -> None:
         """Wait for ``model`` in a client's stead: it does not wait that long, but will ask again.
 
-        For a while, and for few models at a time, of one key (``tag``) and of all: such a load comes after all that
+        For a while, and for few models at a time, of one key and of all: such a load comes after all that
         clients wait for.
         """
-        of_key = sum(other == tag for other, _ in self._loads.values())
+        of_key = sum(other == requester.key for other, _ in self._loads.values())
         if model not in self._loads and of_key < UNATTENDED_PER_KEY and len(self._loads) < UNATTENDED_MAX:
-            task = asyncio.create_task(self._see_it_loaded(model))
-            self._loads[model] = (tag, task)
+            task = asyncio.create_task(self._see_it_loaded(model, requester))
+            self._loads[model] = (requester.key, task)
             task.add_done_callback(lambda _: self._loads.pop(model, None))
 
-    async def _see_it_loaded(self, model: str) -> None:
+    async def _see_it_loaded(self, model: str, requester: Requester) -> None:
         try:
-            await self.acquire(model, self.deadline(UNATTENDED_S), unattended=True)
+            await self.acquire(model, self.deadline(UNATTENDED_S), requester, unattended=True)
         except GatewayError as error:
             log.info("not-loaded", extra={"model": model, "code": error.code})
 
-    async def acquire(self, model: str, deadline: float, *, not_routed: bool = False, unattended: bool = False) -> None:
+    async def acquire(
+        self, model: str, deadline: float, requester: Requester, *, not_routed: bool = False, unattended: bool = False
+    ) -> None:
         """Wait until ``model`` is ready. Raises the ``GatewayError`` that says why it will not be.
 
         The controller is asked at least once: without time to wait it says how things stand.
@@ -110,7 +113,7 @@ class Waiting:
                 )
             asked = True
             ticket = uuid.uuid4().hex
-            response = self._controller.acquire.remote(ticket, model, left, not_routed, unattended)
+            response = self._controller.acquire.remote(ticket, model, left, not_routed, unattended, requester)
             try:
                 error: GatewayError | None = await asyncio.wait_for(response, left + 5.0)
             except asyncio.CancelledError:

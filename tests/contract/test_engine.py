@@ -24,7 +24,7 @@ import pytest
 from gateway_plugin.catalog import Model, load_catalog
 from gateway_plugin.isolation import find_isolation
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import alive, mark
+from gateway_plugin.processes import alive, group_members
 from gateway_plugin.weights import prepare
 from serve.agent import records
 from serve.agent.engine import Timing
@@ -151,7 +151,7 @@ def engine(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Running]:
 
 
 def test_keeps_its_key_and_log_to_itself(engine: Running) -> None:
-    group = [psutil.Process(pid) for pid in records.group_members(engine.record.mark)]
+    group = [psutil.Process(known.pid) for known in group_members(engine.record.mark)]
     assert len(group) >= 2, "the test wants an engine with children"
     assert all(KEY not in word for process in group for word in process.cmdline())
     log = Path(engine.record.log)
@@ -167,7 +167,7 @@ def test_sees_nothing_of_the_gateway_but_its_three_files(engine: Running) -> Non
         pytest.skip(f"no bubblewrap: {reason}")
     layout = engine.layout
     needed = {layout.ca, layout.engine_certificate, layout.engine_key}
-    for pid in records.group_members(engine.record.mark):
+    for pid in (known.pid for known in group_members(engine.record.mark)):
         seen = Path(f"/proc/{pid}/root") / str(layout.state).lstrip("/")
         assert {layout.state / path.relative_to(seen) for path in seen.rglob("*") if path.is_file()} == needed
         assert list((seen.parent / layout.run.name).iterdir()) == []
@@ -251,7 +251,7 @@ def test_is_adopted_by_the_next_agent(engine: Running) -> None:
 
 
 def test_its_end_leaves_nothing(engine: Running) -> None:
-    members = [mark(pid) for pid in records.group_members(engine.record.mark)]
+    members = list(group_members(engine.record.mark))
     assert len(members) >= 2
     begun = time.monotonic()
     if engine.row.end == "stop":
@@ -261,7 +261,7 @@ def test_its_end_leaves_nothing(engine: Running) -> None:
     exited = engine.host.wait(EngineExited, timeout_s=30)
     print(f"{engine.row}: gone after {time.monotonic() - begun:.1f} s: {exited.reason}")
     # At the very moment when it is reported, not a while later: its memory is given to another.
-    assert records.group_members(engine.record.mark) == ()
+    assert group_members(engine.record.mark) == ()
     assert not any(alive(member) for member in members)
     assert exited.expected == (engine.row.end == "stop")
     if engine.row.end == "stop":

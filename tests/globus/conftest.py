@@ -12,6 +12,7 @@ import pytest
 from tests.support.gateways import fake_model, gateway
 
 if TYPE_CHECKING:
+    from tests.support.gateways import Gateway
     from tests.support.globus.chain import Chain
     from tests.support.globus.gateway import EngineAsGateway
 
@@ -56,13 +57,20 @@ def _models(memory: Path) -> Mapping[str, Any]:
 
 
 @pytest.fixture(scope="package")
-def globus_site(globus_chain: Chain) -> Iterator[Chain]:
-    """Another endpoint beside that of ``globus_chain``, for a whole gateway with room for all of its models."""
-    from tests.support.globus.chain import beside
-
+def site_gateway(globus_chain: Chain) -> Iterator[Gateway]:
+    """A whole gateway with room for all of its models."""
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:  # the gateway is another site's: nothing leads it to the stand-in
             for name in globus_chain.service_environment:
                 patch.delenv(name)
             made = stack.enter_context(gateway(_models))
-        yield stack.enter_context(beside(globus_chain, "models", made.url, made.key, ca=made.layout.ca))
+        yield made
+
+
+@pytest.fixture(scope="package")
+def globus_site(globus_chain: Chain, site_gateway: Gateway) -> Iterator[Chain]:
+    """Another endpoint beside that of ``globus_chain``, for ``site_gateway``."""
+    from tests.support.globus.chain import beside
+
+    with beside(globus_chain, "models", site_gateway.url, site_gateway.key, ca=site_gateway.layout.ca) as made:
+        yield made

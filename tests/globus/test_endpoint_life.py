@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway_plugin.processes import Mark, alive, mark
-from gateway_plugin.service import processes
+from gateway_plugin.processes import Mark, alive, arguments, mark
 from tests.globus.test_endpoint import pack, refused, statuses
 from tests.support.terminal import Terminal
 
@@ -54,7 +53,7 @@ def test_from_configure_to_delete(globus_chain: Chain, globus_gateway: EngineAsG
         print(f"configured, with an environment of its own, and online after {time.monotonic() - began:.0f} s")
         assert statuses(first.call(pack("hello"))) == [200]
         process = running(first)
-        assert str(first.state / "endpoints/venv") in " ".join(processes.arguments(process.pid))
+        assert str(first.state / "endpoints/venv") in " ".join(arguments(process.pid))
 
         # an upgrade: no option is said again, and the clients of before are served on
         with another_version(first):

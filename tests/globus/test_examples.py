@@ -28,15 +28,13 @@ def run(globus_site: Chain, *argv: str, folder: Path) -> str:
         "GATEWAY_ENDPOINT": globus_site.endpoint_id,
         "GATEWAY_FUNCTION": globus_site.function_id,
     }
-    done = subprocess.run(
-        [sys.executable, *argv],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-u", *argv], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True,
+            timeout=180, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        pytest.fail(f"not within {late.timeout:.0f} s; until then it printed: {late.stdout!r}")
     assert done.returncode == 0, done.stdout
     return done.stdout
 

@@ -26,22 +26,12 @@ def test_status_answers_beside_cold_streams_and_waiters_and_none_is_cut() -> Non
             "never": fake_model(memory, "--load-delay-s", "3000", memory_gib=0.5),
         }
     ) as running:
-        before = replicas(running)
+        before = running.replicas()
         assert len(before) == 4, before
         asyncio.run(load(running))
-        assert replicas(running) == before, "a busy replica was replaced"
+        assert running.replicas() == before, "a busy replica was replaced"
         said = running.layout.supervisor_log.read_text()
         assert said.count("action start deploy") == 1, "a busy application was deployed again"
-
-
-def replicas(running: Gateway) -> dict[str, int]:
-    """Serve's proxy and the application's replicas: name -> PID."""
-    found = {}
-    for process in running.processes():
-        name = " ".join(process.cmdline()[:1])
-        if name.startswith(("ray::ServeReplica:", "ray::ProxyActor")):
-            found[name.partition(".")[0]] = process.pid
-    return found
 
 
 async def load(running: Gateway) -> None:

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase
-from gateway_plugin.blocks.processes import block_processes
 from gateway_plugin.paths import Layout, block_folder, block_log, private_folder
+from gateway_plugin.processes import block_processes
 from gateway_plugin.site import load_site
-from tests.support.clusters import LocalCluster, command_line, wait_for, write_local_site
+from tests.support.clusters import LocalCluster, command_line, opened, wait_for, write_local_site
 
 pytestmark = pytest.mark.integration
 
@@ -69,7 +69,7 @@ def block(cluster: LocalCluster) -> Block:
 
 
 def left_of(cluster: LocalCluster, block: Block) -> list[psutil.Process]:
-    return block_processes(block.name, block_folder(cluster.layout.run, block.name))
+    return opened(block_processes(block.name, block_folder(cluster.layout.run, block.name)))
 
 
 def ended(cluster: LocalCluster, block: Block) -> Block:

@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase
-from gateway_plugin.blocks.processes import block_processes
 from gateway_plugin.paths import block_folder
+from gateway_plugin.processes import block_processes
 from gateway_plugin.service.ray_head import ray_sessions
-from tests.support.clusters import LocalCluster, local_cluster, wait_for
+from tests.support.clusters import LocalCluster, local_cluster, opened, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -72,7 +72,7 @@ def given_back(cluster: LocalCluster) -> Block:
 
 
 def left_of(cluster: LocalCluster, block: Block) -> list[psutil.Process]:
-    return block_processes(block.name, block_folder(cluster.layout.run, block.name))
+    return opened(block_processes(block.name, block_folder(cluster.layout.run, block.name)))
 
 
 def test_an_agent_gets_a_block_on_a_full_node_and_its_end_gives_the_block_back(

@@ -88,10 +88,12 @@ async def probed(edge: Edge) -> AsyncIterator[None]:
     assert probes.slowest_s < SLOW_S
 
 
-async def waiter(edge: Edge, key: str) -> tuple[int, bytes, float]:
-    """One request for a model that is not loaded, on a connection of its own: status, answer, seconds."""
+_COLD = json.dumps(chat("cold", "hello")).encode()
+
+
+async def waiter(edge: Edge, key: str, body: bytes = _COLD) -> tuple[int, bytes, float]:
+    """One request, for a model that is not loaded, on a connection of its own: status, answer, seconds."""
     began = time.monotonic()
-    body = json.dumps(chat("cold", "hello")).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: e\r\nx-api-key: {key}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
     writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
@@ -159,6 +161,19 @@ async def test_one_key_leaves_places_to_others(edge: Edge) -> None:
     edge.loaded.set()
     assert (await other)[0] == 200
     assert Counter(status for status, _, _ in await asyncio.gather(*waiters))[200] == OF_ONE_KEY
+
+
+async def test_one_model_leaves_places_to_others(edge: Edge) -> None:
+    """A flood of requests for a model that is loaded, more than it may have in flight: the others answer as ever."""
+    await edge.add_engine("slow")
+    many = PLACES.of_one_model + 30
+    store = KeyStore(edge.layout)
+    keys = [await asyncio.to_thread(store.create, f"user{n}", "user") for n in range(many // OF_ONE_KEY + 1)]
+    body = json.dumps(chat("slow", "@sleep=4")).encode()
+    async with probed(edge):
+        asked = [asyncio.create_task(waiter(edge, keys[n % len(keys)], body)) for n in range(many)]
+        answers = Counter(status for status, _, _ in await asyncio.wait_for(asyncio.gather(*asked), 20))
+    assert answers == {200: PLACES.of_one_model, 503: 30}
 
 
 @dataclass

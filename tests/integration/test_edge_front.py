@@ -328,10 +328,12 @@ async def test_only_an_endpoints_key_says_for_whom_it_asks(edge: Edge) -> None:
         (key, [], ""),
         (edge.user_key, [("x-gateway-caller", 'x","key":"ann')], ""),
     )
-    for given, headers, _ in tries:
+    for given, headers, logged in tries:
         async with edge.client(given) as client:
             assert (await client.post("/v1/chat/completions", content=BODY, headers=headers)).status_code == 200
-        assert edge.cold[-1].header("x-gateway-caller") == "", "for the usage log alone"
+        tag = edge.cold[-1].header("x-gateway-caller")
+        assert (len(tag) == 16) == bool(logged), "only an endpoint's key may say for whom it asks"
+        assert person not in tag, "the name is for the usage log alone"
     async with edge.client(key) as client:
         assert (await client.get("/gateway/v1/status")).status_code == 403, "an endpoint is no administrator"
 

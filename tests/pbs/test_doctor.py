@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,10 @@ from gateway_plugin.site import NodeType, Site
 from tests.support.pbs.virtual import VirtualPbs
 from tests.support.ports import free_port
 
+OURS = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={Path(__file__).parents[2]}"
 
-def site(worker_init: str = "", **options: Any) -> Site:
+
+def site(worker_init: str = OURS, **options: Any) -> Site:
     provider = PBSProProvider(**{"launcher": SimpleLauncher(), "queue": "workq", "walltime": "12:00:00", **options})
     kind = NodeType(name="big", provider=provider, cpus=1, engine_memory_gib=1.0, worker_init=worker_init)
     ports = [free_port() for _ in range(3)]

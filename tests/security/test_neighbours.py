@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from gateway_plugin.processes import descendants
 from gateway_plugin.service.discovery import heads_of
-from gateway_plugin.service.processes import descendants
 from tests.support.doors import doors_of
 from tests.support.gateways import ROOT, Gateway, fake_model, gateway, wait_for
 from tests.support.stranger import attempt, needs_root, squatting

@@ -14,13 +14,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from gateway_plugin.blocks.processes import block_processes
 from gateway_plugin.blocks.ray_tls import make_identity, tls_environment
 from gateway_plugin.paths import Layout, block_folder
+from gateway_plugin.processes import block_processes
 from gateway_plugin.service import ray_head
 from gateway_plugin.tls import make_ray_authority, sign_for_ray
 from tests.integration.test_blocks_head import AGENT, ASK
-from tests.support.clusters import LocalCluster, local_cluster, wait_for
+from tests.support.clusters import LocalCluster, local_cluster, opened, wait_for
 from tests.support.doors import CLOSED, MUTUAL_TLS, PLAIN_HTTP, door_at, doors_of
 from tests.support.http2_stub import Stub, is_http2, stub_on
 from tests.support.ports import free_port
@@ -141,7 +141,7 @@ def test_whoever_has_the_port_before_the_head_sees_no_token(cluster: LocalCluste
             finally:
                 head.kill()
                 head.wait()
-                assert ray_head.end_leftovers(layout) == []
+                assert ray_head.end_leftovers(layout) == ()
         ray_head.forget(layout)
         assert caught.spoken_to_in_tls == len([data for data in caught.raw if data]) > 0
         assert layout.ray_token.read_bytes() not in caught.everything()
@@ -174,7 +174,7 @@ def _called(caught: Stub, times: int) -> bool:
 def listeners(cluster: LocalCluster) -> list[tuple[str, str, int]]:
     """Process, address and port of everything of the head's and the block's that listens."""
     (block,) = cluster.blocks()
-    blocks = block_processes(block.name, block_folder(cluster.layout.run, block.name))
+    blocks = opened(block_processes(block.name, block_folder(cluster.layout.run, block.name)))
     return doors_of([*cluster.head_processes(), *blocks])
 
 

@@ -14,6 +14,7 @@ import pytest
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.discovery import deployments_of, edges_of, supervisors_of
+from tests.support.clusters import opened
 from tests.support.gateways import Gateway, chat_body, wait_for
 from tests.support.load import Account, load
 from tests.support.slurm.gateways import (
@@ -158,7 +159,7 @@ def kill_all_but_blocks(gateway: Gateway) -> None:
     """``kill -9`` to supervisor, edge and everything of the Ray head, at once; engines and blocks are left alone."""
     layout = gateway.layout
     marks = (*supervisors_of(layout), *edges_of(layout), *deployments_of(layout))
-    victims = [*(psutil.Process(mark.pid) for mark in marks), *ray_head.leftover_processes(layout)]
+    victims = opened((*marks, *ray_head.leftover_processes(layout)))
     for process in victims:  # the supervisor first: it would start the others again
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -16,10 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.blocks.host import Leaving, block_script
+from gateway_plugin.blocks.job_script import block_script
+from gateway_plugin.blocks.leaving import Leaving
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
-from gateway_plugin.blocks.marks import LeaveMarks
 from gateway_plugin.blocks.pool import BlockPool
+from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.schedulers.base import Scheduler
 from gateway_plugin.schedulers.select import scheduler_for

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from gateway_plugin.blocks.ledger import BlockPhase
-from gateway_plugin.blocks.processes import block_processes
 from gateway_plugin.paths import Layout, block_folder, private_folder
+from gateway_plugin.processes import block_processes
 from gateway_plugin.site import load_site
 from tests.support.clusters import LocalCluster, wait_for
 from tests.support.ports import free_port
@@ -94,5 +94,5 @@ def test_an_agent_gets_a_node_of_slurms_and_its_end_gives_it_back(
     assert ended.phase in (BlockPhase.COMPLETED, BlockPhase.CANCELLED)
     assert slurm.run("squeue", "-h") == ""
     folder = block_folder(cluster.layout.run, block.name)
-    assert block_processes(block.name, folder) == []
+    assert block_processes(block.name, folder) == ()
     assert not folder.exists()

@@ -120,17 +120,16 @@ class AgentHost:
         self,
         model: Model,
         engine: str = "e1",
-        generation: int = 1,
         epoch: int = 1,
         key: str = KEY,
         gpus: tuple[int, ...] = (),
     ) -> None:
         """Send ``StartEngine``."""
-        self.call(self.agent.start(StartEngine(engine, self.node, model, gpus, 0, epoch, generation), key))
+        self.call(self.agent.start(StartEngine(engine, self.node, model, gpus, 0, epoch), key))
 
-    def stop(self, engine: str = "e1", generation: int = 1, epoch: int = 1, reason: str = "evicted") -> None:
+    def stop(self, engine: str = "e1", epoch: int = 1, reason: str = "evicted") -> None:
         """Send ``StopEngine``."""
-        self.call(self.agent.stop(StopEngine(engine, self.node, epoch, generation, reason)))
+        self.call(self.agent.stop(StopEngine(engine, self.node, epoch, reason)))
 
     def describe(self) -> NodeJoined:
         """What the agent says of its node."""

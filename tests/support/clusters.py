@@ -16,7 +16,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from gateway_plugin.blocks.ledger import Block, Ledger
 from gateway_plugin.blocks.node_provider import open_pool
 from gateway_plugin.blocks.pool import end_all
 from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.processes import Mark
 from gateway_plugin.service import ray_head
 from gateway_plugin.site import Site, load_site
 from tests.support.clocks import SLACK
@@ -94,6 +95,15 @@ def command_line(process: psutil.Process) -> str:
         return ""
 
 
+def opened(marks: Iterable[Mark]) -> list[psutil.Process]:
+    """Those of the processes that still live, for ``psutil``'s other questions."""
+    found = []
+    for known in marks:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(known.pid))
+    return found
+
+
 class LocalCluster:
     """One gateway's Ray: the head as a child of this process, blocks by the product's own provider."""
 
@@ -154,7 +164,7 @@ class LocalCluster:
 
     def head_processes(self) -> list[psutil.Process]:
         """Every process of the head: GCS, raylet, monitor, agents, workers, and ``ray start`` itself."""
-        return ray_head.leftover_processes(self.layout)
+        return opened(ray_head.leftover_processes(self.layout))
 
     def process(self, part: str) -> psutil.Process:
         """The one process of the head with ``part`` in its command line, such as ``gcs_server`` or ``monitor.py``."""

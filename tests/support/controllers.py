@@ -9,6 +9,7 @@ from typing import Any
 from ray.exceptions import ActorDiedError
 
 from gateway_plugin.errors import GatewayError
+from serve.core.events import Requester
 
 Granting = Callable[[], Awaitable[GatewayError | None]]
 
@@ -49,18 +50,24 @@ class ScriptedController:
         self.hang_after_s = 300.0
         self.outlook_now: dict[str, Any] = {"state": "loading", "eta_s": 12.0, "reason": None}
         self.asked: list[tuple[str, bool]] = []
+        self.requesters: list[Requester] = []
         self.told: list[tuple[str, tuple[Any, ...]]] = []
         self.responses: list[Response] = []
         self._verbs = verbs
 
     def __getattr__(self, name: str) -> _Verb:
         if name == "acquire":
-            return _Verb(self._acquire, self.responses)
+            return _Verb(self._acquired, self.responses)
         if name == "outlook":
             return _Verb(self._outlook, self.responses)
         if name in ("answered", "suspects"):
             return _Verb(lambda *arguments: self._hear(name, arguments), self.responses)
         return _Verb(lambda *arguments: self._verb(name, arguments), self.responses)
+
+    async def _acquired(self, *arguments: Any) -> GatewayError | None:
+        *call, requester = arguments
+        self.requesters.append(requester)
+        return await self._acquire(*call)
 
     async def _acquire(
         self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False

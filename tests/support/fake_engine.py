@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import hmac
 import json
-import math
 import os
 import re
 import signal
@@ -29,7 +27,9 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from tests.support import fake_sleep
 from tests.support.fake_memory import claim
+from tests.support.fake_vector import vector
 from tests.support.raw_http import Exchange, listen, run, tls_context
 
 _GENERATE = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
@@ -68,6 +68,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ssl-certfile")
     parser.add_argument("--ssl-ca-certs")
     parser.add_argument("--ssl-cert-reqs", type=int, default=0)
+    fake_sleep.add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -79,6 +80,7 @@ class Engine:
         self.names: tuple[str, ...] = tuple(given.served_model_name or given.model or ["fake"])
         self.key = os.environ.get("VLLM_API_KEY", "")
         self.loaded_at = loaded_at
+        self.sleep = fake_sleep.Sleep(given)
         self.requests = 0
         self.running = 0
         self.finished = 0
@@ -96,6 +98,8 @@ class Engine:
             return None
         if self.given.record is not None:
             self._record(exchange)
+        if self.sleep.takes(exchange):
+            return self.sleep(exchange)
         if self.key and not hmac.compare_digest(request.header("authorization"), f"Bearer {self.key}"):
             _fail(exchange, 401, "wrong engine key")
             return None
@@ -176,7 +180,7 @@ class Engine:
         delay = float(match[1]) if (match := _SLEEP.search(text)) else 0.0
         if "@wedge" in text:
             return self._wedge()
-        if "@hang" in text or self.wedged:
+        if "@hang" in text or self.wedged or self.sleep.hangs:
             return _forever()
         if failure := _FAIL.search(text):
             _fail(exchange, int(failure[1]), "as it was told")
@@ -197,8 +201,11 @@ class Engine:
         wanted = int(match[1]) if (match := _TOKENS.search(text)) else self.given.tokens
         limit = body.get("max_tokens") or body.get("max_completion_tokens")
         count = max(1, min(wanted, int(limit)) if limit else wanted)
-        if wished := _READ.search(text):
-            return self._later(exchange, _answer(path, model, number, [_reading(Path(wished[1]))]), delay)
+        if named := _READ.search(text):
+            return self._later(exchange, _answer(path, model, number, [_reading(Path(named[1]))]), delay)
+        if body.get("logprobs"):
+            word, likely = self.sleep.first_word(model)
+            return self._later(exchange, _answer(path, model, number, [word], likely), delay)
         words = [f"{model} pid={os.getpid()} request={number}"] + [f" w{i}" for i in range(1, count)]
         if body.get("stream"):
             return self._stream(exchange, path, model, number, words, delay, "@crash-mid-stream" in text)
@@ -240,15 +247,18 @@ def _prompt(body: dict[str, Any]) -> str:
     return " ".join(part if isinstance(part, str) else json.dumps(part) for part in parts if part is not None)
 
 
-def _answer(path: str, model: str, number: int, words: list[str]) -> dict[str, Any]:
+def _answer(path: str, model: str, number: int, words: list[str], likely: float | None = None) -> dict[str, Any]:
+    """``likely``: the log probability of its only word, said as vLLM says it."""
     text = "".join(words)
     usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": len(words) + 1}
     base = {"id": f"fake-{number}", "created": int(time.time()), "model": model, "usage": usage}
     if path == "/v1/chat/completions":
         message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        told: Any = None if likely is None else {"content": [{"token": text, "logprob": likely}]}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": told}
         return {**base, "object": "chat.completion", "choices": [choice]}
-    choice = {"index": 0, "text": text, "finish_reason": "stop"}
+    told = None if likely is None else {"tokens": [text], "token_logprobs": [likely]}
+    choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": told}
     return {**base, "object": "text_completion", "choices": [choice], "content": [{"type": "text", "text": text}]}
 
 
@@ -263,16 +273,9 @@ def _delta(path: str, model: str, number: int, word: str) -> dict[str, Any]:
 def _embeddings(body: dict[str, Any], model: str, number: int) -> dict[str, Any]:
     given = body.get("input", _prompt(body))
     texts = given if isinstance(given, list) else [given]
-    data = [{"object": "embedding", "index": i, "embedding": _vector(str(text))} for i, text in enumerate(texts)]
+    data = [{"object": "embedding", "index": i, "embedding": vector(str(text))} for i, text in enumerate(texts)]
     usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
     return {"object": "list", "id": f"fake-{number} pid={os.getpid()}", "model": model, "data": data, "usage": usage}
-
-
-def _vector(text: str) -> list[float]:
-    """Eight numbers of length 1, the same for the same text."""
-    raw = [byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:8]]
-    length = math.sqrt(sum(x * x for x in raw))
-    return [x / length for x in raw]
 
 
 def _fail(exchange: Exchange, status: int, message: str) -> None:

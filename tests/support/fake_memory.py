@@ -14,10 +14,12 @@ from pathlib import Path
 
 
 def claim(folder: Path, mib: int, room_mib: int = 0) -> bool:
-    """Count ``mib`` for this process. False, not counted, if all would hold more than ``room_mib`` (0: no limit)."""
+    """Count ``mib`` for this process, in place of what it held. False, not counted, if all would hold more than
+    ``room_mib`` (0: no limit)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / f"{os.getpid()}.json").unlink(missing_ok=True)
         total = held_mib(folder) + mib
         with (folder / "peaks.jsonl").open("a") as peaks:
             peaks.write(json.dumps({"held_mib": total, "pid": os.getpid(), "at": time.time()}) + "\n")

@@ -13,7 +13,7 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.phases import BlockPhase
 from serve.core import events as ev
 from serve.core.effects import Answer, Effect, OpenRoute, StartEngine
-from serve.core.policy import NodeKind, Policy
+from serve.core.policy import NodeTypeSpec, Policy
 from serve.core.state import Engine, Fleet
 from serve.core.step import initial, step
 
@@ -27,13 +27,15 @@ def a_model(name: str, memory_gib: float = 4, **fields: Any) -> Model:
     return Model(name=name, source="prepared:x", memory_gib=memory_gib, **fields)
 
 
-def a_kind(name: str = "cpu", host_gib: int = 6, gpus: tuple[int, ...] = (), least: int = 0, most: int = 1) -> NodeKind:
+def a_kind(
+    name: str = "cpu", host_gib: int = 6, gpus: tuple[int, ...] = (), least: int = 0, most: int = 1
+) -> NodeTypeSpec:
     """``gpus``: GiB of each."""
-    return NodeKind(name, host_gib * GIB, tuple(gib * GIB for gib in gpus), least, most)
+    return NodeTypeSpec(name, host_gib * GIB, tuple(gib * GIB for gib in gpus), least, most)
 
 
-def a_policy(*kinds: NodeKind, **fields: Any) -> Policy:
-    return Policy(kinds=kinds or (a_kind(),), **fields)
+def a_policy(*node_types: NodeTypeSpec, **fields: Any) -> Policy:
+    return Policy(node_types=node_types or (a_kind(),), **fields)
 
 
 def a_block(node: str, starts: float | None = 900.0, ends: float | None = None, **fields: Any) -> ev.SeenBlock:
@@ -107,7 +109,7 @@ class Story:
     def got_ready(self, model: str, after: float = 10.0) -> None:
         """Its process answered a real request."""
         engine = self.engine(model)
-        self.on(ev.EngineReady(engine.id, engine.generation, f"10.0.0.1:{engine.generation}", after), after)
+        self.on(ev.EngineReady(engine.id, f"10.0.0.1:{engine.id.rpartition('-')[2]}", after), after)
 
     def opened(self, model: str, after: float = 0.1) -> None:
         self.on(ev.RouteOpened(self.engine(model).id), after)
@@ -137,7 +139,7 @@ class Story:
 
     def exited(self, model: str, reason: str = "exit code 1: boom", expected: bool = False, after: float = 0.5) -> None:
         engine = self.engine(model)
-        self.on(ev.EngineExited(engine.id, engine.generation, reason, expected), after)
+        self.on(ev.EngineExited(engine.id, reason, expected), after)
         self.on(ev.RouteClosed(engine.id))
 
 

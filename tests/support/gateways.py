@@ -153,6 +153,15 @@ class Gateway:
                 continue
         return found
 
+    def replicas(self) -> dict[str, int]:
+        """Serve's proxy and the application's replicas: name -> PID."""
+        found = {}
+        for process in self.processes():
+            title = " ".join(process.cmdline()[:1])
+            if title.startswith(("ray::ServeReplica:", "ray::ProxyActor")):
+                found[title.partition(".")[0]] = process.pid
+        return found
+
 
 def chat_body(model: str, prompt: str = "hello", **options: Any) -> dict[str, Any]:
     """The JSON of one chat completion, model last as the openai client writes it."""

@@ -6,13 +6,11 @@ import shutil
 import sys
 from pathlib import Path
 
-# Called as: -c PROGRAM HEAD | -m gateway_plugin.blocks.run_folder | -m gateway_plugin.blocks.cleanup ...
-# | -m ray.scripts.scripts start ...
+# Called as: -m gateway_plugin.blocks.host ... | -m ray.scripts.scripts start ...
 _PYTHON = """#!/bin/bash
 echo "$@" >> "{calls}"
 case "$*" in
-  -c*) echo 127.0.0.1 ;;
-  *blocks.run_folder*) exec {python} "$@" ;;
+  *blocks.host*) exec {python} "$@" ;;
   *ray.scripts.scripts*)
 {ray}
   ;;

@@ -24,18 +24,18 @@ SHELLS = ("serve.ingress", "serve.controller", "serve.agent")
 WALL_CLOCK = {
     "gateway_plugin.clock": "converts it",
     "gateway_plugin.processes": "processes in records of earlier versions",
-    "gateway_plugin.schedulers.local": "the older of two processes, looked at together",
+    "gateway_plugin.blocks.host": "against Slurm's times, and for people",
     "gateway_plugin.blocks.pool": "what the ledger keeps",
     "gateway_plugin.blocks.stop_files": "for people",
     "gateway_plugin.schedulers.queue": "against the ledger's times",
     "gateway_plugin.globus.endpoint.endpoints": "against a file's",
     "gateway_plugin.globus.function": "against files'",
-    "gateway_plugin.globus.client.sending": "numbers that rise",
+    "gateway_plugin.globus.client.channel": "numbers that rise",
     "gateway_plugin.edge.keys": "when a key was made, for people",
     "gateway_plugin.service.certificate": "what a certificate says",
     "gateway_plugin.service.teardown": "what the ledger keeps",
-    "gateway_plugin.service.hearing": "against a node's",
-    "gateway_plugin.doctor.node_probe": "what the ledger keeps",
+    "gateway_plugin.blocks.self_check": "compared with this machine's by doctor",
+    "gateway_plugin.doctor.node_probe": "against a node's",
     "gateway_plugin.tls": "what a certificate says",
     "serve.agent.engine": "told to the controller, which converts it",
     "serve.ingress.boarding": "against the controller's deaths of engines",
@@ -46,7 +46,7 @@ LIGHT = (
     "gateway_plugin", "gateway_plugin.client", "gateway_plugin.apps", "gateway_plugin.api_types",
     "gateway_plugin.connection",
     "gateway_plugin.errors", "gateway_plugin.catalog", "gateway_plugin.paths", "gateway_plugin.globus",
-    "gateway_plugin.globus.client.client", "gateway_plugin.globus.client.asyncio_client",
+    "gateway_plugin.globus.client.client", "gateway_plugin.asyncio_client", "gateway_plugin.compute",
 )  # fmt: skip
 
 
@@ -120,6 +120,19 @@ def test_there_are_sources_to_judge() -> None:
 def test_the_core_imports_only_itself_and_shared_vocabularies() -> None:
     shared = ("gateway_plugin.catalog", "gateway_plugin.errors", "gateway_plugin.phases")
     assert breaches("serve.core", ("serve.core", *shared)) == []
+
+
+def test_the_simulator_knows_the_core_and_no_shell_and_no_part_of_the_service_knows_the_simulator() -> None:
+    shared = ("gateway_plugin.catalog", "gateway_plugin.errors")
+    assert breaches("serve.simulate", ("serve.simulate", "serve.core", *shared)) == []
+    found = [
+        f"{name}:{line} imports {module}"
+        for package in ("gateway_plugin", "serve")
+        for name, tree in sources(package)
+        for module, line in imports(tree)
+        if within(module, ("serve.simulate",)) and not within(name, ("serve.simulate",))
+    ]
+    assert found == []
 
 
 def test_the_core_has_layers_and_no_import_runs_up_or_sideways() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -453,7 +456,7 @@ def test_a_failure_that_lasts_is_told_with_the_engines_last_words() -> None:
 def test_the_wait_ends_at_its_deadline() -> None:
     gateway, _ = scripted((200, model("cold")), (200, {"ok": True}), (200, model("loading", eta_s=40.0)))
     with pytest.raises(WaitDeadline, match="is loading") as caught:
-        gateway.wait_until_ready("tiny", timeout_s=0, poll_s=0)
+        gateway.wait_until_ready("tiny", timeout_s=0.1, poll_s=0)
     assert caught.value.eta_s == 40.0
 
 
@@ -469,3 +472,40 @@ def test_what_a_queued_model_waits_for_comes_through_an_error() -> None:
     assert isinstance(error, WaitDeadline)
     assert (error.state, error.eta_s, error.reason, error.retry_after_s) == (said.state, 47.0, said.reason, 47.0)
     assert parse_error(503, {"error": {"reason": ["no", "text"]}}, {}).reason is None
+
+
+# --- many requests at a time ---
+
+
+def test_a_client_that_is_dropped_ends_its_thread() -> None:
+    answer = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "hello"}}]}
+    gateway, _ = scripted((200, answer))
+    assert gateway.chat("a", "tiny") == "hello"
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "gateway-client")
+    del gateway
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.process
+def test_a_program_that_forgets_to_close_ends() -> None:
+    program = (
+        "import socket; from gateway_plugin import Client\n"
+        "door = socket.create_server(('127.0.0.1', 0))\n"  # takes connections, and answers nothing
+        "gateway = Client(f'http://127.0.0.1:{door.getsockname()[1]}', 'k', plain_http=True)\n"
+        "gateway.submit_chat('hello', 'tiny'); door.accept(); print('sent')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "sent\n", "")
+
+
+def test_what_is_sent_again_is_what_openai_sends_again() -> None:
+    gateway, sent = scripted((503, ModelQueueFull("tiny", 1).body()))
+    with pytest.raises(ModelQueueFull):
+        gateway.chat("a", "tiny")
+    assert len(sent) == 3
+    with pytest.raises(ModelQueueFull):
+        gateway.chat("a", "tiny", wait=False)
+    assert len(sent) == 4, "with the state at once"
+    assert sent[-1].headers["x-gateway-wait"] == "0"

@@ -37,7 +37,7 @@ class FixedQueue(Queue):
 
 
 def world(*requests: Request, rule: object = None, wait_s: float = 100.0, end_s: float = 7200.0) -> World:
-    policy = Policy(kinds=(NODE,), waiting_max=100_000)
+    policy = Policy(node_types=(NODE,), waiting_max=100_000)
     return World(requests, FixedQueue(wait_s), policy, rule, end_s)  # type: ignore[arg-type]
 
 
@@ -153,7 +153,7 @@ def test_ray_credits_what_launches_and_launches_as_many_as_run() -> None:
 
 
 def test_a_pending_node_is_kept_for_a_while_when_nobody_needs_it_any_more() -> None:
-    policy = Policy(kinds=(NODE,), waiting_max=100, pending_idle_s=120.0)
+    policy = Policy(node_types=(NODE,), waiting_max=100, pending_idle_s=120.0)
     made = World((Request(0.0, "m00", 5.0),), FixedQueue(10_000.0), policy, None, 5000.0)
     tally = made.run()
     (refused,) = tally.refused_s

@@ -16,13 +16,12 @@ import psutil
 import pytest
 
 from gateway_plugin import isolation
-from gateway_plugin.blocks import cleanup as leave
+from gateway_plugin.blocks import cleanup
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.isolation import Hidden, Isolation, aliases, find_isolation, hidden_here, isolated, wrapper
 from gateway_plugin.paths import Layout, write_private
-from gateway_plugin.processes import alive, mark
-from serve.agent import records
+from gateway_plugin.processes import alive, group_members, mark
 from serve.core.events import EngineExited, EngineReady
 from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
 
@@ -264,7 +263,7 @@ def test_the_recorded_process_is_the_engine_and_leads_its_session(layout: Layout
         (around,) = wrappers(layout)
         assert (os.getsid(pid), os.getpgid(pid), psutil.Process(pid).ppid()) == (pid, pid, around.pid)
         assert psutil.Process(pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
-        assert around.pid not in records.group_members(host.record().mark)
+        assert around.pid not in {known.pid for known in group_members(host.record().mark)}
     finally:
         host.close()
 
@@ -297,7 +296,7 @@ def test_it_outlives_an_agent_killed_with_9_and_ends_as_any_other(layout: Layout
         assert host.wait(EngineReady).address == address
         record = host.record()
         assert ask(layout, address, f"@read={layout.node}") == "ca.pem engine.crt engine.key"
-        assert len(records.group_members(record.mark)) == 2
+        assert len(group_members(record.mark)) == 2
         if end == "stop":
             host.stop()
             assert host.wait(EngineExited).reason == "evicted"
@@ -306,9 +305,8 @@ def test_it_outlives_an_agent_killed_with_9_and_ends_as_any_other(layout: Layout
             assert not host.wait(EngineExited).expected
         else:
             host.crash()
-            words = ["--records", str(layout.engine_records), "--block", "block-a", "--folder", str(layout.run / "b-a")]
-            assert leave.main(words) == 0
-        assert records.group_members(record.mark) == ()
+            assert cleanup.clean_up(layout.engine_records, "block-a", layout.run / "b-a")
+        assert group_members(record.mark) == ()
         assert eventually(lambda: wrappers(layout) == [])
         assert list(layout.engine_records.iterdir()) == []
     finally:

@@ -82,7 +82,7 @@ def test_a_lost_map_is_written_again_and_a_damaged_store_is_not_overwritten(layo
     store.write_map()
     assert layout.keys_map.read_text() == before
     layout.keys_json.write_text('{"keys": [{"name": "ann"')
-    with pytest.raises(ServiceError, match="cannot be understood"):
+    with pytest.raises(ServiceError, match="is garbled"):
         store.create("bob", "user")
     assert layout.keys_json.read_text() == '{"keys": [{"name": "ann"'
 
@@ -216,7 +216,7 @@ def test_a_key_on_a_full_disk_is_not_made_and_the_edge_does_not_have_it(
     store = KeyStore(layout)
     store.create("ann", "user")
     with monkeypatch.context() as full:
-        full.setattr("gateway_plugin.edge.keys.write_private", no_room)
+        full.setattr("gateway_plugin.state_file.write_private", no_room)
         with pytest.raises(ServiceError, match=r"'bob' was not made: .*keys.json cannot be written .*No space"):
             store.create("bob", "user")
         with pytest.raises(ServiceError, match=r"'ann' was not revoked: .*make room"):
@@ -261,7 +261,7 @@ def test_garbled_keys_are_kept_and_those_of_the_map_taken(layout: Layout, garble
     store.create("root", "admin")
     before = layout.keys_map.read_text()
     layout.keys_json.write_text(garbled)
-    with pytest.raises(ServiceError, match="cannot be understood"):
+    with pytest.raises(ServiceError, match="is garbled"):
         store.list()
     assert "keys.json.garbled" in store.recover()
     assert sorted((key.name, key.role) for key in store.list()) == [("ann", "user"), ("root", "admin")]
@@ -277,7 +277,7 @@ def test_a_date_that_is_none_is_told_and_not_shown(layout: Layout, created: obje
     document = json.loads(layout.keys_json.read_text())
     document["keys"][0]["created"] = created
     layout.keys_json.write_text(json.dumps(document))
-    with pytest.raises(ServiceError, match="cannot be understood"):
+    with pytest.raises(ServiceError, match="is garbled"):
         store.list()
     store.recover()
     assert [key.name for key in store.list()] == ["ann"]
@@ -310,7 +310,7 @@ def test_garbled_keys_on_a_full_disk_are_lost_by_no_try(layout: Layout) -> None:
     for _ in range(2):
         with full_disk(), pytest.raises(OSError, match="No space"):
             store.recover()
-        with full_disk(), pytest.raises(ServiceError, match="cannot be understood"):
+        with full_disk(), pytest.raises(ServiceError, match="is garbled"):
             store.keep_cli_key()
     assert "keys.json.garbled now" in store.recover()
     assert [key.name for key in store.list()] == ["ann"]

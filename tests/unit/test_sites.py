@@ -18,11 +18,11 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 import parsl_configs
 from gateway_plugin.blocks.cluster_yaml import cluster_yaml
-from gateway_plugin.blocks.host import block_script
-from gateway_plugin.blocks.rehearsal import rehearsed
+from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
 from gateway_plugin.schedulers.select import scheduler_for
+from gateway_plugin.service.dry_run import rehearsed
 from gateway_plugin.site import NodeType, Site, load_site
 from tests.support.queue import QueueProvider, Scheduler
 

@@ -1,330 +1,227 @@
-"""The client's one writer: takes prompts, sends packs, hands answers out. A mailbox and a loop; the rules are elsewhere
-(``packing``, ``lanes``, ``wire``).
+"""Between the client's calls and Globus Compute: takes requests, sends batches, ends the requests' futures. One thread
+calls it; the decisions are in ``batches`` and ``protocol``.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from gateway_plugin.api_types import understood
 from gateway_plugin.errors import AnswerTooLarge, GatewayError
-from gateway_plugin.globus.client import endings
-from gateway_plugin.globus.client.batches import Limits, Pace, Size, cut, due
-from gateway_plugin.globus.client.lanes import Call, LaneKey, Pack, after_failure, halves, runs
-from gateway_plugin.globus.client.protocol import Place, file_request, pack_request, too_many_lines, unpack
+from gateway_plugin.globus.client.batches import (
+    Batch,
+    BatchKey,
+    Call,
+    Limits,
+    Pace,
+    Size,
+    after_failure,
+    cut,
+    due,
+    runs,
+)
+from gateway_plugin.globus.client.futures import abandon, begin, end_late, past_deadline, settle, withdraw
+from gateway_plugin.globus.client.protocol import Span, task_request, too_many_lines, unpack
 from gateway_plugin.globus.client.transport import Next, Transport
 
 _TRANSIT_S = 5.0
-"""Kept back from the function's budget, so that its own words about a deadline arrive before ours."""
-_RELEASE_S = 2.0
-_LANE_CALLS_SEEN = 256
-"""More of a lane than one pack can hold is not looked at."""
+"""Subtracted from the function's time limit, so that its own error at a deadline arrives before ours."""
+_CALLS_SEEN = 256
+"""Of the requests that wait under one key; more than a batch can hold is not looked at."""
 
 
-@dataclass(frozen=True)
-class _Offer:
-    lane: LaneKey
-    calls: tuple[Call, ...]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    pack: Pack
-    future: Future[Any]
-
-
-@dataclass(frozen=True)
-class _Release:
-    group: str
-    done: threading.Event
-
-
-@dataclass(frozen=True)
-class _Stop:
-    pass
-
-
-_Message = _Offer | _Outcome | _Release | _Stop
-
-
-class Dispatcher:
-    """Between the verbs and a transport. ``offer``, ``release`` and ``close`` may be called from any thread; ``turn``
-    by one, which is ``run``'s.
-
-    A prompt's future runs from the moment its pack is sent: before, ``cancel()`` takes it out; after, it returns
+class Batcher:
+    """A request's future runs from the moment its batch is sent: before, ``cancel()`` takes it out; after, it returns
     ``False``, since the task at the site goes on.
+
+    ``done(batch, future)`` is called when a task has ended, by any thread: to call ``finish`` with.
     """
 
     def __init__(
         self,
         transport: Transport,
-        *,
+        done: Callable[[Batch, Future[Any]], None],
         limits: Limits | None = None,
         pace: Pace | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
+        self._done = done
         self._limits = limits or Limits()
         self._pace = pace or Pace()
-        self._clock = clock
-        self._mailbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._waiting: dict[LaneKey, deque[Call]] = {}
-        self._numbers: dict[LaneKey, int] = {}
-        self._again: list[tuple[float, Pack]] = []
-        self._flying: dict[str, Pack] = {}
-        self._stopped = threading.Event()
-        self._ended = threading.Event()
+        self._waiting: dict[BatchKey, deque[Call]] = {}
+        self._numbers: dict[BatchKey, int] = {}
+        self._again: list[tuple[float, Batch]] = []
+        self._in_flight: dict[str, Batch] = {}
         self.tasks_sent = 0
 
-    # --- any thread ---
-    def offer(self, lane: LaneKey, calls: Iterable[Call]) -> None:
-        """Take prompts; their futures are theirs to keep. Too late for that: cancelled."""
-        self._post(_Offer(lane, tuple(calls)))
+    def offer(self, key: BatchKey, calls: Iterable[Call]) -> None:
+        """Take requests."""
+        self._waiting.setdefault(key, deque()).extend(calls)
 
-    def release(self, group: str) -> None:
-        """Send nothing more of ``group``, and expect nothing more of it. Returns when that is so (in a moment)."""
-        done = threading.Event()
-        self._post(_Release(group, done))
-        done.wait(_RELEASE_S)
-
-    def close(self) -> None:
-        """End ``run``: what was not sent is cancelled, what was is told that nobody listens any more."""
-        self._post(_Stop())
-        self._ended.wait(_RELEASE_S)
-
-    def _post(self, message: _Message) -> None:
-        self._mailbox.put(message)
-        if self.stopped:  # only now is it known that somebody will take it: the loop, or we
-            self._drain()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing is taken any more."""
-        return self._stopped.is_set()
-
-    # --- the one thread ---
-    def run(self) -> None:
-        """Until ``close``."""
-        wake: float | None = None
-        try:
-            while not self.stopped:
-                try:
-                    message = self._mailbox.get(timeout=None if wake is None else max(0.0, wake - self._clock()))
-                except queue.Empty:
-                    wake = self.turn()
-                else:
-                    wake = self.turn(message)
-        finally:
-            if not self.stopped:  # a mistake of ours: nobody shall wait for it for ever
-                self._end()
-
-    def turn(self, message: _Message | None = None) -> float | None:
-        """Take in all that came, then do what is due. Returns when to look again; ``None``: when something comes."""
-        now = self._clock()
-        if message is not None:
-            self._take(message, now)
-        while not self.stopped:
-            try:
-                self._take(self._mailbox.get_nowait(), now)
-            except queue.Empty:
-                break
+    def turn(self, now: float) -> float | None:
+        """Do what is due. Returns when to call again; ``None``: when there is something new."""
         self._expire(now)
-        return None if self.stopped else self._send(now)
+        while self._pace.next(now) <= now and not self._full():
+            batch = self._next_again(now) or self._next_batch(now)  # batches that failed first
+            if batch is None:
+                break
+            self._launch(batch, now)
+        return self._wake(now)
 
-    def _take(self, message: _Message, now: float) -> None:
-        match message:
-            case _Offer(lane, calls):
-                self._waiting.setdefault(lane, deque()).extend(calls)
-            case _Outcome(pack, future):
-                self._finish(pack, future, now)
-            case _Release(group, done):
-                self._forget(group)
-                done.set()
-            case _Stop():
-                self._end()
-
-    def _finish(self, pack: Pack, future: Future[Any], now: float) -> None:
-        if self._flying.pop(pack.key, None) is None:
-            return  # nobody waits for it any more
+    def finish(self, batch: Batch, future: Future[Any], now: float) -> None:
+        """A task has ended: end its requests, or send them again."""
+        if self._in_flight.pop(batch.key, None) is None:
+            return  # all of its requests have ended
         try:
             answer = future.result()
         except (Exception, CancelledError) as error:  # noqa: BLE001 - the transport says what it means
-            self._recover(pack, error, now)
+            self._recover(batch, error, now)
             return
-        if too_many_lines(answer) and len(pack.calls) > 1:
-            self._halve(pack, now)
+        if too_many_lines(answer) and len(batch.calls) > 1:
+            self._halve(batch, now)
             return
-        answers = unpack(answer, len(pack.calls))
+        answers = unpack(answer, len(batch.calls))
         left_out = [number for number, found in enumerate(answers) if isinstance(found, AnswerTooLarge)]
-        if len(pack.calls) == 1:
+        if len(batch.calls) == 1:
             left_out = []  # it is too large by itself
-        for number, (call, found) in enumerate(zip(pack.calls, answers, strict=True)):
+        for number, (call, found) in enumerate(zip(batch.calls, answers, strict=True)):
             if number not in left_out:
-                ended = found if isinstance(found, GatewayError) else endings.read(call.read, found)
-                endings.settle(call.future, ended)
-        # as many as did fit will fit: so packs get smaller each time
+                settle(call.future, found if isinstance(found, GatewayError) else understood(call.read, found))
+        # as many as did fit will fit: so batches get smaller each time
         for first, count in runs(left_out, max(1, len(answers) - len(left_out))):
-            place = replace(pack.place, start=pack.place.start + first, count=count)
-            self._again.append((now, Pack(pack.lane, place, _key(place), pack.calls[first : first + count])))
+            self._split_off(batch, first, count, now)
 
-    def _recover(self, pack: Pack, error: BaseException, now: float) -> None:
+    def _recover(self, batch: Batch, error: BaseException, now: float) -> None:
         failure = self._transport.failure(error)
-        verdict = after_failure(failure.then, pack.attempt, len(pack.calls), pack.deadline - now)
-        if verdict.action is Next.AGAIN:
-            self._again.append((now + verdict.delay_s, replace(pack, attempt=pack.attempt + 1)))
-        elif verdict.action is Next.SMALLER:
-            self._halve(pack, now)
+        action, delay_s = after_failure(failure.then, batch.attempt, len(batch.calls), batch.deadline - now)
+        if action is Next.AGAIN:
+            self._again.append((now + delay_s, replace(batch, attempt=batch.attempt + 1)))
+        elif action is Next.SMALLER:
+            self._halve(batch, now)
         else:
-            for call in pack.calls:
-                endings.settle(call.future, failure.error)
+            for call in batch.calls:
+                settle(call.future, failure.error)
 
-    def _halve(self, pack: Pack, now: float) -> None:
-        first, second = halves(pack.place)
-        for place, calls in ((first, pack.calls[: first.count]), (second, pack.calls[first.count :])):
-            self._again.append((now, Pack(pack.lane, place, _key(place), calls)))
+    def _halve(self, batch: Batch, now: float) -> None:
+        half, count = len(batch.calls) // 2, len(batch.calls)
+        self._split_off(batch, 0, half, now)
+        self._split_off(batch, half, count - half, now)
+
+    def _split_off(self, batch: Batch, first: int, count: int, now: float) -> None:
+        """Send a part of ``batch`` again, as a batch of its own."""
+        self._again.append((now, _batch(batch.of, batch.span.part(first, count), batch.calls[first : first + count])))
 
     def _expire(self, now: float) -> None:
         why = "it was not sent yet: " + self._held_back(now)
-        for lane, calls in self._waiting.items():
+        for key, calls in self._waiting.items():
             while calls and calls[0].deadline <= now:
-                endings.settle(calls.popleft().future, endings.late(lane, why))
-        for key, pack in list(self._flying.items()):
-            if endings.end_late(pack, now):
-                del self._flying[key]
-        self._again = [(when, pack) for when, pack in self._again if not endings.end_late(pack, now)]
+                settle(calls.popleft().future, past_deadline(key, why))
+        self._in_flight = {name: batch for name, batch in self._in_flight.items() if not end_late(batch, now)}
+        self._again = [(when, batch) for when, batch in self._again if not end_late(batch, now)]
 
     def _held_back(self, now: float) -> str:
-        """By what, for who must be told."""
+        """Why requests wait here, for the error at their deadline."""
         if self._full():
-            return f"{len(self._flying)} packs are at the endpoint already, which takes its time"
+            return f"{len(self._in_flight)} batches are at the endpoint already, which takes its time"
         if self._pace.next(now) > now:
             return "the service's rate limit is reached"
         return "its time was too short"
 
-    def _send(self, now: float) -> float | None:
-        """Send what is due and what the pace permits: packs that failed first, then the lane that waits longest."""
-        while self._pace.next(now) <= now and not self._full():
-            pack = self._next_again(now) or self._next_pack(now)
-            if pack is None:
-                break
-            self._launch(pack, now)
-        return self._wake(now)
-
-    def _next_again(self, now: float) -> Pack | None:
-        for index, (when, pack) in enumerate(self._again):
+    def _next_again(self, now: float) -> Batch | None:
+        for index, (when, batch) in enumerate(self._again):
             if when <= now:
                 del self._again[index]
-                return pack
+                return batch
         return None
 
-    def _next_pack(self, now: float) -> Pack | None:
+    def _next_batch(self, now: float) -> Batch | None:
         while True:
-            ready = [(when, lane.name, lane) for lane in self._waiting if (when := self._due(lane)) is not None]
+            ready = [(when, key.name, key) for key in self._waiting if (when := self._due(key)) is not None]
             if not ready or min(ready)[0] > now:
                 return None
-            lane = min(ready)[2]
-            waiting = self._waiting[lane]
-            count = cut(self._sizes(lane), self._limits_of(lane))
-            calls = tuple(call for call in (waiting.popleft() for _ in range(count)) if endings.begin(call.future))
+            key = min(ready)[2]
+            waiting = self._waiting[key]
+            count = cut(self._sizes(key), self._limits_of(key))
+            calls = tuple(call for call in (waiting.popleft() for _ in range(count)) if begin(call.future))
             if not waiting:
-                del self._waiting[lane]
+                del self._waiting[key]
             if not calls:
                 continue  # all of them were cancelled
-            start = self._numbers.get(lane, 0) if lane.file is None else int(calls[0].item["line"]) - lane.file.first
-            self._numbers[lane] = start + len(calls)
-            place = Place(lane.name, start, len(calls), lane.total)
-            return Pack(lane, place, _key(place), calls)
+            start = self._numbers.get(key, 0) if key.file is None else int(calls[0].item["line"]) - key.file.first
+            self._numbers[key] = start + len(calls)
+            return _batch(key, Span(key.name, start, len(calls), key.total), calls)
 
-    def _launch(self, pack: Pack, now: float) -> None:
+    def _launch(self, batch: Batch, now: float) -> None:
         self._pace = self._pace.spend(now)
-        self._flying[pack.key] = pack
-        left = pack.deadline - now
-        budget_s = left - min(_TRANSIT_S, left / 10)
-        lane = pack.lane
-        if lane.file is not None:
-            start = lane.file.first + pack.place.start
-            request = file_request(
-                pack.key, budget_s, lane.wait, lane.file.path, lane.file.sha256, start, pack.place.count
-            )
-        else:
-            request = pack_request(pack.key, budget_s, lane.wait, [call.item for call in pack.calls])
+        self._in_flight[batch.key] = batch
+        left_s, of = batch.deadline - now, batch.of
+        limit_s = left_s - min(_TRANSIT_S, left_s / 10)
+        content: dict[str, Any] = {"items": [call.item for call in batch.calls]}
+        if of.file is not None:
+            start, count = of.file.first + batch.span.start, batch.span.count
+            content = {"input": {"path": of.file.path, "sha256": of.file.sha256, "start": start, "count": count}}
+        request = task_request(batch.key, limit_s, of.wait, **content)
         try:
-            future = self._transport.submit(lane.group, request)
+            future = self._transport.submit(of.group, request)
         except Exception as error:  # noqa: BLE001 - the transport says what it means
             future = Future()
             future.set_exception(error)
         self.tasks_sent += 1
-        future.add_done_callback(lambda done: self._mailbox.put(_Outcome(pack, done)))
+        future.add_done_callback(lambda ended: self._done(batch, ended))
 
     def _wake(self, now: float) -> float | None:
-        ready = [when for lane in self._waiting if (when := self._due(lane)) is not None]
+        ready = [when for key in self._waiting if (when := self._due(key)) is not None]
         ready += [when for when, _ in self._again]
         if self._full():  # an outcome will wake us
             ready = []
         allowed = self._pace.next(now)
         times = [max(when, allowed) for when in ready]
         times += [calls[0].deadline for calls in self._waiting.values() if calls]
-        times += [endings.first_deadline(pack) for pack in self._flying.values()]
-        times += [endings.first_deadline(pack) for _, pack in self._again]
+        times += [batch.next_deadline for batch in self._sent()]
         return min(times, default=None)
 
+    def _sent(self) -> list[Batch]:
+        """In flight, or to be sent again."""
+        return [*self._in_flight.values(), *(batch for _, batch in self._again)]
+
     def _full(self) -> bool:
-        return len(self._flying) >= self._limits.under_way
+        return len(self._in_flight) >= self._limits.under_way
 
-    def _limits_of(self, lane: LaneKey) -> Limits:
-        return self._limits if lane.file is None else replace(self._limits, items=self._limits.lines)
+    def _limits_of(self, key: BatchKey) -> Limits:
+        return self._limits if key.file is None else replace(self._limits, items=self._limits.lines)
 
-    def _sizes(self, lane: LaneKey) -> Sequence[Size]:
-        seen = max(_LANE_CALLS_SEEN, self._limits_of(lane).items + 1)
-        return [call.size for call in islice(self._waiting[lane], seen)]
+    def _sizes(self, key: BatchKey) -> Sequence[Size]:
+        seen = max(_CALLS_SEEN, self._limits_of(key).items + 1)
+        return [call.size for call in islice(self._waiting[key], seen)]
 
-    def _due(self, lane: LaneKey) -> float | None:
-        return due(self._sizes(lane), self._limits_of(lane))
+    def _due(self, key: BatchKey) -> float | None:
+        return due(self._sizes(key), self._limits_of(key))
 
-    def _forget(self, group: str) -> None:
-        for lane in [lane for lane in self._waiting if lane.group == group]:
-            for call in self._waiting.pop(lane):
-                endings.withdraw(call.future)
-        for lane in [lane for lane in self._numbers if lane.group == group]:
-            del self._numbers[lane]
-        for pack in [pack for pack in self._flying.values() if pack.lane.group == group]:
-            del self._flying[pack.key]
-            endings.close(pack)
-        for _, pack in [entry for entry in self._again if entry[1].lane.group == group]:
-            endings.close(pack)
-        self._again = [entry for entry in self._again if entry[1].lane.group != group]
+    def forget(self, group: str) -> None:
+        """Send nothing more of ``group``, and expect nothing more of it."""
+        for key in [key for key in self._waiting if key.group == group]:
+            for call in self._waiting.pop(key):
+                withdraw(call.future)
+        self._numbers = {key: count for key, count in self._numbers.items() if key.group != group}
+        for batch in self._sent():
+            if batch.of.group == group:
+                abandon(batch)
+        self._in_flight = {name: batch for name, batch in self._in_flight.items() if batch.of.group != group}
+        self._again = [entry for entry in self._again if entry[1].of.group != group]
         self._transport.release(group)
 
-    def _end(self) -> None:
-        self._stopped.set()
-        groups = {lane.group for lane in self._waiting} | {pack.lane.group for pack in self._flying.values()}
-        for group in groups | {pack.lane.group for _, pack in self._again}:
-            self._forget(group)
-        self._drain()
+    def end(self) -> None:
+        """What was not sent is cancelled, what was sent ends with ``EndpointUnavailable``."""
+        for group in {key.group for key in self._waiting} | {batch.of.group for batch in self._sent()}:
+            self.forget(group)
         self._transport.close()
-        self._ended.set()
-
-    def _drain(self) -> None:
-        """What came too late: any thread may see to it, and each message is taken by one."""
-        while True:
-            try:
-                message = self._mailbox.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(message, _Offer):
-                for call in message.calls:
-                    endings.withdraw(call.future)
-            elif isinstance(message, _Release):
-                message.done.set()
 
 
-def _key(place: Place) -> str:
-    return place.key(uuid.uuid4().hex[:12])
+def _batch(key: BatchKey, span: Span, calls: tuple[Call, ...]) -> Batch:
+    return Batch(key, span, span.key(uuid.uuid4().hex[:12]), calls)

@@ -1,13 +1,13 @@
 """What travels: requests to the site's function, its answers, and the keys by which they are put in order. Pure.
 
-A key says where its pack belongs, ``LANE-START-COUNT-TOTAL-RANDOM``, and the function repeats it in its answer: so the
-answers of a task group can be put in order by somebody who has nothing but the group's id.
+A key says where its batch belongs, ``NAME-START-COUNT-TOTAL-RANDOM``, and the function repeats it in its answer: so the
+answers of a task group can be put in order with nothing but the group's id.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,12 @@ from gateway_plugin.api_types import parse_error
 from gateway_plugin.errors import GatewayError, TaskFailed, WaitDeadline
 
 VERSION = 1
-PACK_PROMPTS = 10_000
-"""Of one pack at most: what the function takes."""
+BATCH_PROMPTS = 10_000
+"""Of one batch at most: the function's limit."""
 GROUP_PROMPTS = 1_000_000
-"""Of all packs of a task group at most. An endpoint writes keys into its answers as it likes; memory is ours."""
+"""Of all batches of a task group at most: an endpoint could write any number into its answers' keys."""
 _KEY = re.compile(
-    r"(?P<lane>[A-Za-z0-9]{1,16})-(?P<start>[0-9]{1,10})-(?P<count>[0-9]{1,5})-(?P<total>[0-9]{1,10})-[A-Za-z0-9]{1,16}"
+    r"(?P<name>[A-Za-z0-9]{1,16})-(?P<start>[0-9]{1,10})-(?P<count>[0-9]{1,5})-(?P<total>[0-9]{1,10})-[A-Za-z0-9]{1,16}"
 )
 
 Answer = dict[str, Any] | GatewayError
@@ -28,44 +28,39 @@ Answer = dict[str, Any] | GatewayError
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a pack belongs: ``count`` prompts of ``lane`` from number ``start``; ``total`` of them are known to be in
-    the lane (0: not known).
+class Span:
+    """Where a batch belongs: ``count`` prompts of the sequence ``name`` from number ``start``; the sequence has
+    ``total`` in all (0: not known).
     """
 
-    lane: str
+    name: str
     start: int
     count: int
     total: int = 0
 
     def key(self, random: str) -> str:
         """An idempotency key. ``random``: letters and digits that no other key has."""
-        return f"{self.lane}-{self.start}-{self.count}-{self.total}-{random}"
+        return f"{self.name}-{self.start}-{self.count}-{self.total}-{random}"
+
+    def part(self, first: int, count: int) -> Span:
+        """The ``count`` requests from this span's number ``first`` on."""
+        return Span(self.name, self.start + first, count, self.total)
 
 
-def parse_key(key: object) -> Place | None:
-    """The place in a key; ``None`` if it is not one of ours."""
+def parse_key(key: object) -> Span | None:
+    """The span in a key; ``None`` if it is not one of ours."""
     found = _KEY.fullmatch(key) if isinstance(key, str) else None
-    if found is None or not 1 <= int(found["count"]) <= PACK_PROMPTS:
+    if found is None or not 1 <= int(found["count"]) <= BATCH_PROMPTS:
         return None
-    return Place(found["lane"], int(found["start"]), int(found["count"]), int(found["total"]))
+    return Span(found["name"], int(found["start"]), int(found["count"]), int(found["total"]))
 
 
-def pack_request(key: str, deadline_s: float, wait: bool, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The function's argument for a pack of ``{"path", "body"?}``."""
-    return {**_request(key, deadline_s, wait), "items": list(items)}
-
-
-def file_request(
-    key: str, deadline_s: float, wait: bool, path: str, sha256: str, start: int, count: int
-) -> dict[str, Any]:
-    """The function's argument for ``count`` lines, from number ``start``, of a JSONL file at the site."""
-    where = {"path": path, "sha256": sha256, "start": start, "count": count}
-    return {**_request(key, deadline_s, wait), "input": where}
-
-
-def _request(key: str, deadline_s: float, wait: bool) -> dict[str, Any]:
-    return {"version": VERSION, "key": key, "deadline_s": round(max(0.1, deadline_s), 3), "wait": wait}
+def task_request(key: str, deadline_s: float, wait: bool, **content: Any) -> dict[str, Any]:
+    """The function's argument: ``items``, a list of ``{"path", "body"?}``, or ``input``, lines of a JSONL file at the
+    site: ``{"path", "sha256", "start", "count"}``.
+    """
+    head = {"version": VERSION, "key": key, "deadline_s": round(max(0.1, deadline_s), 3), "wait": wait}
+    return {**head, **content}
 
 
 def too_many_lines(answer: object) -> bool:
@@ -117,27 +112,27 @@ def _unreadable(what: str) -> TaskFailed:
 
 
 def in_order(answers: Iterable[object]) -> list[Answer | None]:
-    """The answers of a whole task group in the order of its prompts: one lane after another, each by number.
+    """The answers of a whole task group in the order of its prompts: one sequence after another, each by number.
 
-    ``None``: a prompt whose pack was never sent, was lost, or is not yet answered. Of packs with the same prompts (they
-    were sent again) a good answer counts. Answers without a key of ours are left out.
+    ``None``: a prompt whose batch was never sent, was lost, or is not yet answered. Of batches with the same prompts
+    (sent again) a good answer counts. Answers without a key of ours are left out.
 
     Raises ``TaskFailed`` where they say that they are of more prompts than ``GROUP_PROMPTS``.
     """
-    lanes: dict[str, dict[int, Answer]] = {}
+    sequences: dict[str, dict[int, Answer]] = {}
     totals: dict[str, int] = {}
     for answer in answers:
-        place = parse_key(answer.get("key")) if isinstance(answer, Mapping) else None
-        if place is None:
+        span = parse_key(answer.get("key")) if isinstance(answer, Mapping) else None
+        if span is None:
             continue
-        found = lanes.setdefault(place.lane, {})
-        totals[place.lane] = max(totals.get(place.lane, 0), place.total, place.start + place.count)
+        found = sequences.setdefault(span.name, {})
+        totals[span.name] = max(totals.get(span.name, 0), span.total, span.start + span.count)
         if sum(totals.values()) > GROUP_PROMPTS:
             raise TaskFailed(
                 f"The endpoint's answers of this task group are said to be of over {GROUP_PROMPTS:,} prompts, which no "
                 "group has: send the prompts again, in smaller maps, or ask the endpoint's administrators."
             )
-        for number, item in enumerate(unpack(answer, place.count), place.start):
+        for number, item in enumerate(unpack(answer, span.count), span.start):
             if not isinstance(item, GatewayError) or number not in found:
                 found[number] = item
-    return [lanes[lane].get(number) for lane in sorted(lanes) for number in range(totals[lane])]
+    return [sequences[name].get(number) for name in sorted(sequences) for number in range(totals[name])]

@@ -16,8 +16,18 @@ from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
-from gateway_plugin.errors import ConfigError, EndpointUnavailable
-from gateway_plugin.globus.client.failures import refusal, task_failure
+from gateway_plugin.errors import (
+    AnswerTooLarge,
+    ConfigError,
+    EndpointUnavailable,
+    Forbidden,
+    GatewayError,
+    InvalidKey,
+    NotFound,
+    PromptTooLarge,
+    RateLimited,
+    TaskFailed,
+)
 from gateway_plugin.globus.client.transport import Next, TransportError
 
 if TYPE_CHECKING:
@@ -27,7 +37,7 @@ _STATUS_BATCH = 64
 """Tasks a request, where a group is looked up: these requests are not paced, and 20 are allowed within 10 s."""
 
 
-class GlobusTransport:
+class SdkTransport:
     """Globus Compute, with JSON in both directions and nothing else.
 
     Args:
@@ -98,7 +108,22 @@ class GlobusTransport:
         return made
 
     def failure(self, error: BaseException) -> TransportError:
-        return _failure(error)
+        """What an error of the SDK means: (1) ours, (2) never sent, (3) a task that failed, (4) the service's refusal,
+        (5) everything else: a connection that broke.
+        """
+        from globus_compute_sdk.errors import TaskExecutionFailed
+        from globus_sdk import GlobusAPIError
+
+        if isinstance(error, TransportError):  # (1)
+            return error
+        if isinstance(error, CancelledError):  # (2)
+            return TransportError(EndpointUnavailable("The task was not sent: an earlier one was refused."), Next.AGAIN)
+        if isinstance(error, TaskExecutionFailed):  # (3)
+            return task_failure(error.remote_data)
+        if isinstance(error, GlobusAPIError):  # (4)
+            return refusal(error.http_status, str(error.code or ""), error.message or "")
+        words = f"{type(error).__name__}: {error}"  # (5)
+        return TransportError(EndpointUnavailable(f"Globus Compute cannot be reached ({words})."), Next.AGAIN)
 
     def tasks(self, group: str) -> list[Future[Any]]:
         self.release(group)  # what a living watcher still expects would be left out
@@ -148,20 +173,44 @@ def _uuid(text: str, what: str) -> str:
         raise ConfigError(f"An {what} id looks like 4b116d3c-1703-4f8f-9f6f-39921e5864df, got {text!r}.") from None
 
 
-def _failure(error: BaseException) -> TransportError:
-    """What an error of the SDK means: (1) ours, (2) never sent, (3) a task that failed, (4) the service's refusal, (5)
-    everything else: a connection that broke.
-    """
-    from globus_compute_sdk.errors import TaskExecutionFailed
-    from globus_sdk import GlobusAPIError
+def refusal(status: int, code: str, words: str) -> TransportError:
+    """What the service's HTTP status means. Pure."""
+    said = f"{code}: {words}" if code else words or f"HTTP status {status}"
+    error: GatewayError
+    match status:
+        case 413:
+            error = PromptTooLarge(f"The prompt is over Globus Compute's limit of 10 MB ({said}).")
+            return TransportError(error, Next.SMALLER)
+        case 401:
+            error = InvalidKey(
+                f"Globus refused your login ({said}). Remove the old one, and the next call asks for a new one: "
+                'python -c "from globus_compute_sdk import Client; Client().logout()"; or set '
+                "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET."
+            )
+        case 403:
+            error = Forbidden(f"The endpoint does not allow this function, or not for you ({said}).")
+        case 404:
+            error = NotFound(f"Globus Compute knows no such endpoint, function or task group ({said}).")
+        case 429:
+            error = RateLimited(f"Globus Compute's rate limit ({said}).", retry_after_s=10.0)
+        case _ if status < 500:
+            error = EndpointUnavailable(f"Globus Compute refused the task ({said}).")
+        case _:
+            error = EndpointUnavailable(f"Globus Compute failed ({said}).", retry_after_s=5.0)
+    return TransportError(error, Next.AGAIN if status == 429 or status >= 500 else Next.NOTHING)
 
-    if isinstance(error, TransportError):  # (1)
-        return error
-    if isinstance(error, CancelledError):  # (2)
-        return TransportError(EndpointUnavailable("The task was not sent: an earlier one was refused."), Next.AGAIN)
-    if isinstance(error, TaskExecutionFailed):  # (3)
-        return task_failure(error.remote_data)
-    if isinstance(error, GlobusAPIError):  # (4)
-        return refusal(error.http_status, str(error.code or ""), error.message or "")
-    words = f"{type(error).__name__}: {error}"  # (5)
-    return TransportError(EndpointUnavailable(f"Globus Compute cannot be reached ({words})."), Next.AGAIN)
+
+def task_failure(remote: str) -> TransportError:
+    """What the traceback of a task that failed means. Pure."""
+    last = next((line.strip() for line in reversed(remote.strip().splitlines()) if line.strip(" \t-|+")), "no reason")
+    if "MaxResultSizeExceeded" in remote:
+        too_large = AnswerTooLarge(f"The answer is over Globus Compute's limit of 10 MB a result: {last}")
+        return TransportError(too_large, Next.SMALLER)
+    if "Command too old" in remote:
+        # it was away for over three minutes, and drops earlier commands; computed once per key, so send it again
+        words = "The endpoint was away for too long, or its clock and Globus's differ by over three minutes"
+        return TransportError(TaskFailed(f"{words}: {last}"), Next.AGAIN)
+    if any(word in remote for word in ("WorkerLost", "ManagerLost", "BrokenProcessPool")):
+        # the endpoint has tried twice by then: do not repeat a prompt that kills its worker
+        return TransportError(TaskFailed(f"The endpoint lost the process of this task: {last}"), Next.NOTHING)
+    return TransportError(TaskFailed(f"The task failed at the endpoint: {last}"), Next.NOTHING)

@@ -1,4 +1,4 @@
-"""The way to an endpoint: what the client needs of it, and what becomes of a task that failed."""
+"""The tasks of an endpoint: what the client needs, and what becomes of a task that failed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Next(Enum):
     """What is worth trying after a failure."""
 
     AGAIN = "again"
-    """The same pack with the same key: it is computed once, however often it arrives."""
+    """The same batch with the same key: it is computed once, however often it arrives."""
     SMALLER = "smaller"
-    """Half of the pack: something was over a limit."""
+    """Half of the batch: something was over a limit."""
     NOTHING = "nothing"
 
 
@@ -44,7 +44,7 @@ class Transport(Protocol):
         ...
 
     def tasks(self, group: str) -> list[Future[Any]]:
-        """Every task that was ever sent in ``group``, by whomever. Raises ``GatewayError``."""
+        """Every task that was ever sent in ``group``, by any process. Raises ``GatewayError``."""
         ...
 
     def endpoint(self) -> Mapping[str, Any]:

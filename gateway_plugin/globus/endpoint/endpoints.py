@@ -29,8 +29,7 @@ from gateway_plugin.globus.endpoint.config_files import EndpointSettings
 from gateway_plugin.globus.endpoint.registrar_client import Pause, Registrar
 from gateway_plugin.globus.endpoint.store import EndpointRecord, Options, Records
 from gateway_plugin.paths import Layout, private_folder, write_private
-from gateway_plugin.processes import Mark, alive
-from gateway_plugin.service import processes
+from gateway_plugin.processes import Mark, alive, descendants, end
 
 Report = Callable[[str, str], None]
 """Told each step: what, and how far."""
@@ -69,10 +68,10 @@ class Endpoints:
     def __init__(self, layout: Layout, pause: Pause = nullcontext) -> None:
         self._layout = layout
         self._pause = pause
-        self._root = layout.state / "endpoints"
+        self._root = layout.endpoints
         self._records = Records(self._root)
         self._globus = self._root / "globus"
-        self._manifest = self._root / "functions.json"
+        self._manifest = layout.functions
         self._here = socket.gethostname()
 
     # --- configure ---
@@ -177,7 +176,7 @@ class Endpoints:
             version = manifest.version_of(text)
             words = f"gateway-plugin {version}: asks a site's gateway"
             given = registrar.ask("register_function", source=text, entry_point=manifest.ENTRY_POINT, description=words)
-            found = manifest.Function(version, manifest.digest_of(text), str(given))
+            found = manifest.Function(version=version, sha256=manifest.digest_of(text), id=str(given))
             manifest.write(self._manifest, (*known, found))
         return found
 
@@ -248,9 +247,9 @@ class Endpoints:
                 self._known_here(name)
             ran = record.process is not None and (gone or alive(record.process))
             if ran and record.process is not None and not gone:
-                family = (record.process, *processes.descendants(record.process.pid))
+                family = (record.process, *descendants(record.process.pid))
                 users = kept.users_of(self._site_file(name, record.options))
-                left = processes.end((record.process,), grace_s=_STOP_S) + processes.end(family, grace_s=5.0)
+                left = end((record.process,), _STOP_S, kill_wait_s=5.0) + end(family, 5.0, kill_wait_s=5.0)
                 if left:
                     raise ServiceError(
                         f"Processes {[known.pid for known in left]} of the endpoint '{name}' do not end."
@@ -289,7 +288,8 @@ class Endpoints:
             pid=record.process.pid if record.process is not None and lives else None,
             host=record.host if lives or elsewhere else None,
             functions=tuple(
-                registered.get(known, manifest.Function("unknown", "", known)) for known in record.functions
+                registered.get(known, manifest.Function(version="unknown", sha256="", id=known))
+                for known in record.functions
             ),
             heartbeat_age_s=_age_s(self._pid_file(name)) if lives or elsewhere else None,
             tasks_done=kept.tasks_done(record.answers),

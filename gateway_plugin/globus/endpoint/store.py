@@ -9,21 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from gateway_plugin.errors import NotFound, ServiceError
 from gateway_plugin.globus.endpoint import config_files as config
-from gateway_plugin.paths import private_folder, write_private
+from gateway_plugin.paths import private_folder
 from gateway_plugin.processes import Mark
+from gateway_plugin.state_file import Garbled, State, StateFile
 
 _PATIENCE_S = 40.0
 """Longer than ``stop`` takes at worst: nothing else holds the lock for more than a moment."""
 
 
-class Options(BaseModel):
+class Options(State):
     """What ``configure`` was told; ``None``: nothing. Kept, so that running it again changes only what it is told."""
-
-    model_config = ConfigDict(frozen=True)
 
     url: str | None = None
     key_file: str | None = None
@@ -44,10 +41,8 @@ class Options(BaseModel):
         return kept.model_copy(update=self.model_dump(exclude_none=True))
 
 
-class EndpointRecord(BaseModel):
+class EndpointRecord(State):
     """One endpoint as it was configured last, and the process that was started for it."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     """Given by Globus Compute."""
@@ -78,15 +73,11 @@ class Records:
 
     def find(self, name: str) -> EndpointRecord | None:
         """The one called ``name``, if it is configured. Raises ``ServiceError`` if its file is damaged."""
-        path = self._folder / f"{name}.endpoint"
         try:
-            return EndpointRecord.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError, UnicodeDecodeError) as error:
-            said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            return self._file(name).read()
+        except (OSError, Garbled) as error:
             raise ServiceError(
-                f"{path} is damaged ({said}). End the endpoint's process if it runs, remove the file, and run "
+                f"{error}. End the endpoint's process if it runs, remove the file, and run "
                 f"'gateway endpoint configure {name}' with all of its options: its id stays the same."
             ) from None
 
@@ -99,11 +90,14 @@ class Records:
 
     def write(self, name: str, record: EndpointRecord) -> None:
         """Replace it, atomically; hold the lock from before it was read."""
-        write_private(self._folder / f"{name}.endpoint", record.model_dump_json(indent=1) + "\n")
+        self._file(name).write(record)
 
     def remove(self, name: str) -> None:
         """Forget it."""
-        (self._folder / f"{name}.endpoint").unlink(missing_ok=True)
+        self._file(name).path.unlink(missing_ok=True)
+
+    def _file(self, name: str) -> StateFile[EndpointRecord]:
+        return StateFile(self._folder / f"{name}.endpoint", EndpointRecord)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -11,9 +11,9 @@ from serve.core.events import (
     BlockCancelAsked,
     CatalogChanged,
     GatewayCloses,
-    KindRetryAsked,
     LoadAsked,
     NodeDrainAsked,
+    NodeTypeRetryAsked,
     PinChanged,
     StorageSeen,
     UnloadAsked,
@@ -25,7 +25,7 @@ from serve.core.transitions import answer_all, begin_stop, drain_node, lose
 
 def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     """(1) engines of models that are gone or changed are let go, behind drained routes; (2) waiters of gone ones are
-    told; (3) their slots, failures and wishes are forgotten; (4) pins follow the catalog where it says something new.
+    refused; (3) their slots, failures and demand are dropped; (4) pins follow the catalog where it changed.
     """
     before = tx.models
     after = {model.name: model for model in event.models}
@@ -46,8 +46,8 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
         for name, model in after.items()
         if (model.pinned if name not in before or model.pinned != before[name].pinned else name in tx.pinned)
     )
-    for name in tx.wished.rows.keys() - after.keys():
-        tx.wished.drop(name)
+    for name in tx.requested_until.rows.keys() - after.keys():
+        tx.requested_until.drop(name)
     tx.slots_changed = True
 
 
@@ -63,11 +63,11 @@ def load_asked(tx: Transaction, event: LoadAsked) -> None:
     name = tx.names.get(event.model)
     if name is not None:
         tx.failures.drop(name)
-        tx.wished.put(name, math.inf)
+        tx.requested_until.put(name, math.inf)
 
 
 def unload_asked(tx: Transaction, event: UnloadAsked) -> None:
-    """Waiters are refused, pin and wish forgotten, every engine let go; a new request loads it afresh."""
+    """Waiters are refused, pin and demand dropped, every engine drained and stopped; a new request loads it again."""
     name = tx.names.get(event.model)
     if name is None:
         return
@@ -81,17 +81,17 @@ def unload_asked(tx: Transaction, event: UnloadAsked) -> None:
         ),
     )
     tx.pinned -= {name}
-    tx.wished.drop(name)
+    tx.requested_until.drop(name)
     for engine in tx.engines_of(name):
         begin_stop(tx, engine, "unloaded")
 
 
 def gateway_closes(tx: Transaction, event: GatewayCloses) -> None:
-    """Every waiter is told so, and no wish of one that left outlives it: no block is asked for any more."""
+    """Every waiter is refused and all demand dropped: no further block is asked for."""
     for model in sorted(tx.queues.rows):
         answer_all(tx, model, GoingDown())
-    for model in tuple(tx.wished.rows):
-        tx.wished.drop(model)
+    for model in tuple(tx.requested_until.rows):
+        tx.requested_until.drop(model)
 
 
 def pin_changed(tx: Transaction, event: PinChanged) -> None:
@@ -100,16 +100,16 @@ def pin_changed(tx: Transaction, event: PinChanged) -> None:
         tx.pinned = tx.pinned | {name} if event.pinned else tx.pinned - {name}
 
 
-def retry_asked(tx: Transaction, event: KindRetryAsked) -> None:
-    """``gateway blocks retry``: what its blocks did until now is forgiven."""
-    tx.forgiven.put(event.type, tx.now)
-    tx.troubles.drop(event.type)
-    tx.kind_failures.drop(event.type)
+def retry_asked(tx: Transaction, event: NodeTypeRetryAsked) -> None:
+    """``gateway blocks retry``: the failures of its blocks until now do not count."""
+    tx.reset_at.put(event.type, tx.now)
+    tx.backoffs.drop(event.type)
+    tx.agent_failures.drop(event.type)
 
 
 def storage_seen(tx: Transaction, event: StorageSeen) -> None:
-    """What is in force goes on and can be changed; whoever waits is told, as it may be why."""
-    tx.storage = event.trouble
+    """Serving goes on; waiters are shown the reason, as it may be why they wait."""
+    tx.storage = event.backoff
 
 
 def node_drain_asked(tx: Transaction, event: NodeDrainAsked) -> None:
@@ -123,9 +123,9 @@ def block_cancel_asked(tx: Transaction, event: BlockCancelAsked) -> None:
     """Its job is being ended; here the node goes, so that nothing more is sent there and Ray asks for no other.
 
     (1) its node joined: its routes close and its agent is killed, and its engines with it, whatever is in flight;
-    (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one that nobody has
-    needed for longest goes, else the youngest (one that has not reported after a restart is no pending one);
-    (3) neither, or told before: nothing.
+    (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one unneeded
+    for longest goes, else the youngest (one that has not reported after a restart is no pending one);
+    (3) neither, or cancelled before: nothing.
     """
     node = next((node for node in tx.nodes.rows.values() if node.block == event.block), None)
     block = tx.blocks.get(event.block)

@@ -12,16 +12,17 @@ from serve.core.transitions import know_block
 
 def blocks_seen(tx: Transaction, event: BlocksSeen) -> None:
     """The ledger as it is now, whole."""
+    before = tx.blocks
     tx.blocks = {block.name: block for block in event.blocks}
     tx.queue_wait_s = queue_waits(event.blocks, tx.now)
     for node in list(tx.nodes.rows.values()):
-        if node.block in tx.blocks:
+        if node.block in tx.blocks and tx.blocks[node.block] != before.get(node.block):
             know_block(tx, node)
     tx.joined_blocks &= frozenset(tx.blocks)
 
 
 def node_leaves(tx: Transaction, event: NodeLeaves) -> None:
-    """Its block was told to end; the last word on how long it stays counts."""
+    """Its block is about to end; the latest notice counts."""
     node = tx.nodes.rows.get(event.node)
     if node is not None:
         know_block(tx, replace(node, notice_until=event.until))

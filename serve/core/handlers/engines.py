@@ -8,34 +8,28 @@ from serve.core.transaction import Transaction
 from serve.core.transitions import after_death, forget, made_ready, record_failure
 
 
-def _known(tx: Transaction, engine_id: str, generation: int) -> Engine | None:
-    """The engine that an agent speaks of, or ``None`` if the word is stale."""
-    engine = tx.engines.rows.get(engine_id)
-    return engine if engine is not None and engine.generation == generation else None
-
-
 def engine_listening(tx: Transaction, event: EngineListening) -> None:
-    engine = _known(tx, event.engine, event.generation)
+    engine = tx.engines.rows.get(event.engine)
     if engine is not None:
         tx.set_engine(engine, address=event.address)
 
 
 def engine_ready(tx: Transaction, event: EngineReady) -> None:
     """It answered a real request: its route may open."""
-    engine = _known(tx, event.engine, event.generation)
+    engine = tx.engines.rows.get(event.engine)
     if engine is not None and engine.state is EngineState.LOADING:
         made_ready(tx, engine, event.address, event.load_s)
 
 
 def engine_exited(tx: Transaction, event: EngineExited) -> None:
-    """Its memory is free and its route is closed. Besides, if nobody asked for it:
+    """Its memory is free and its route is closed. Besides, if it was not asked to exit:
 
     (1) it was loading: a failed load; (2) it had just become ready: a failure too, so that a model that dies under its
-    first request is not loaded for ever; (3) later: an accident; it is loaded again when somebody wants it.
+    first request is not loaded for ever; (3) later: an accident; it is loaded again on demand.
     (4) An engine that served until it made room, however soon, shows that its model does not crash by itself.
     (5) A request that it had may be the cause: then it takes more of them.
     """
-    engine = _known(tx, event.engine, event.generation)
+    engine = tx.engines.rows.get(event.engine)
     if engine is None:
         return
     forget(tx, engine)
@@ -58,23 +52,23 @@ def _in_service(engine: Engine, event: EngineExited) -> bool:
 
 
 def died_in_service(fleet: Fleet, event: Event) -> str | None:
-    """The model of an engine that may have had requests and exited with nobody asking for it; else ``None``."""
+    """The model of an engine that may have had requests and exited unasked; else ``None``."""
     if not isinstance(event, EngineExited):
         return None
     engine = fleet.engines.get(event.engine)
-    if engine is None or engine.generation != event.generation or not _in_service(engine, event):
+    if engine is None or not _in_service(engine, event):
         return None
     return engine.model
 
 
 def engine_stalled(tx: Transaction, event: EngineStalled) -> None:
     engine = tx.engines.rows.get(event.engine)
-    if engine is not None and engine.generation == event.generation:
+    if engine is not None:
         in_flight = max(1, event.in_flight)
-        tx.set_engine(engine, still_since=tx.now - event.still_s, still_with=in_flight)
+        tx.set_engine(engine, stalled_since=tx.now - event.still_s, stalled_with=in_flight)
 
 
 def engine_moves(tx: Transaction, event: EngineMoves) -> None:
     engine = tx.engines.rows.get(event.engine)
-    if engine is not None and engine.generation == event.generation:
-        tx.set_engine(engine, still_since=None)
+    if engine is not None:
+        tx.set_engine(engine, stalled_since=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serve.core.effects import CreateAgent, KillAgent
-from serve.core.events import FoundEngine, NodeFailed, NodeGone, NodeJoined
+from serve.core.events import FoundEngine, NodeFailed, NodeGone, NodeJoined, Part
 from serve.core.state import Engine, EngineState, Failure, Node, NodePhase, RouteState
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop, begin_stop_all, forget, know_block, lose, made_ready
@@ -13,7 +13,7 @@ from serve.core.transitions import begin_stop, begin_stop_all, forget, know_bloc
 
 def node_joined(tx: Transaction, event: NodeJoined) -> None:
     """An agent says what it has: (1) an unknown node without engines was given back before it came: it ends, and its
-    fresh block is for who waits for one;
+    fresh block is left to the next agent;
     (2) engines of ours that it does not have are gone; (3) those it has are compared; (4) those unknown are adopted."""
     node = tx.nodes.rows.get(event.node)
     if node is None:
@@ -23,7 +23,7 @@ def node_joined(tx: Transaction, event: NodeJoined) -> None:
         node = Node(event.node, event.type, NodePhase.UP, since=tx.now)
     found = {engine.id: engine for engine in event.engines}
     for engine in [tx.engines.rows[known] for known in node.engines]:
-        if engine.id not in found or found[engine.id].generation != engine.generation:  # (2)
+        if engine.id not in found:  # (2)
             forget(tx, engine)
     left = tx.nodes.rows.get(node.id, node).engines
     phase = NodePhase.LEAVING if node.drain_asked else NodePhase.UP
@@ -54,7 +54,7 @@ def node_joined(tx: Transaction, event: NodeJoined) -> None:
     if joined.drain_asked:
         begin_stop_all(tx, joined.id, "node-ends" if joined.ending else "node-leaving")
     tx.unsettled -= {event.node}
-    tx.kind_failures.drop(event.type)
+    tx.agent_failures.drop(event.type)
     tx.joined_blocks |= {event.block}
 
 
@@ -78,10 +78,7 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
     engine = Engine(
         id=found.id,
         model=found.model,
-        node=node,
-        gpus=found.gpus,
-        memory_mib=found.memory_mib,
-        generation=found.generation,
+        parts=(Part(node, found.gpus, found.memory_mib),),
         state=state,
         since=tx.now,
         started=found.started,
@@ -96,13 +93,12 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
         slot=slot,
         drained=draining,
         fresh_from=tx.now,
-        answered_at=tx.now,
+        granted_at=tx.now,
     )
     loading_twice = state is EngineState.LOADING and any(
         other.state is EngineState.LOADING for other in tx.engines_of(found.model)
     )
     tx.add_engine(engine)
-    tx.serial = max(tx.serial, found.generation)
     if found.loaded_s is not None:
         tx.load_s.put(found.model, found.loaded_s)
     host = tx.nodes.rows[node]
@@ -134,8 +130,8 @@ def node_failed(tx: Transaction, event: NodeFailed) -> None:
     node = tx.nodes.rows.get(event.node)
     if node is None:
         return
-    last = tx.kind_failures.rows.get(node.type)
+    last = tx.agent_failures.rows.get(node.type)
     count = 1 + (last.count if last is not None else 0)
     delay = min(tx.policy.retry_max_s, tx.policy.retry_first_s * 2.0 ** min(count - 1, 30))
-    tx.kind_failures.put(node.type, Failure(count, tx.now, tx.now + delay, event.reason))
+    tx.agent_failures.put(node.type, Failure(count, tx.now, tx.now + delay, event.reason))
     lose(tx, node)

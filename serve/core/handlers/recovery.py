@@ -20,7 +20,7 @@ def kind_of(node: str) -> str:
 
 # --- after a restart ---
 def started(tx: Transaction, event: Started) -> None:
-    """A controller's life begins; the catalog (``CatalogChanged``) came before. Everything else is told again: slots
+    """A controller's life begins; the catalog (``CatalogChanged``) came before. The rest is reported again: slots
     and servers by this event, nodes and engines by a ``NodeJoined`` of each node named here."""
     tx.epoch = event.epoch
     tx.settled = False

@@ -1,4 +1,4 @@
-"""Requests: who waits for what, deadlines, and what the ingress reports of requests that killed engines."""
+"""Requests: waiters, deadlines, and what the ingress reports of requests that killed engines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from gateway_plugin.errors import ModelNotFound, ModelQueueFull, WaitDeadline
 from serve.core.effects import Answer, Effect
 from serve.core.events import Acquire, ModelAnswered, SuspectsKept, WaiterLeft
-from serve.core.forecast import eta_s, model_state, next_node, waiting_reason
+from serve.core.forecast import Forecast, eta_s, model_state, waiting_reason
 from serve.core.policy import APART_S, GRANT_STEP_S
 from serve.core.room import need_of
 from serve.core.state import Fleet, Waiter, live, serving
@@ -25,17 +25,17 @@ def go_at_once(fleet: Fleet, event: Acquire, now: float) -> tuple[Fleet, tuple[E
     if not up:
         return None
     answer = (Answer(event.ticket),)
-    if now < up[0].answered_at + GRANT_STEP_S:
+    if now < up[0].granted_at + GRANT_STEP_S:
         return fleet, answer
-    granted = {engine.id: replace(engine, answered_at=now) for engine in up}
+    granted = {engine.id: replace(engine, granted_at=now) for engine in up}
     return replace(fleet, engines={**fleet.engines, **granted}), answer
 
 
 def acquire(tx: Transaction, event: Acquire) -> None:
     """One request for a model that does not serve (``go_at_once`` saw to those that do).
 
-    (1) it waits already; (2) unknown model (before the catalog is known: wait and see); (3) it was told to go and the
-    edge had no usable server; (4) larger than anything here, or than anything that can be had for a while; (5) its
+    (1) it waits already; (2) unknown model (before the catalog is known: it waits); (3) it was let go and the
+    edge had no usable server; (4) no node, present or available soon, could hold the model; (5) its
     loads failed too often and the back-off is not over; (6) too many wait; (7) it does not wait: it hears at once how
     things stand, and nothing is done for it; (8) wait.
     """
@@ -60,7 +60,7 @@ def acquire(tx: Transaction, event: Acquire) -> None:
     if len(tx.waiters.rows) >= tx.policy.waiting_max:  # (6)
         tx.emit(Answer(event.ticket, ModelQueueFull(event.model, tx.policy.waiting_max)))
         return
-    waiter = Waiter(event.ticket, name or event.model, tx.now, tx.now + event.wait_s, event.unattended)
+    waiter = Waiter(event.ticket, name or event.model, tx.now, tx.now + event.wait_s, event.unattended, event.requester)
     tx.add_waiter(waiter)
     if event.wait_s <= 0:  # (7)
         answer_overdue(tx)
@@ -74,12 +74,11 @@ def waiter_left(tx: Transaction, event: WaiterLeft) -> None:
 def answer_overdue(tx: Transaction) -> None:
     """Refuse waiters whose deadline has passed, with the state of their model.
 
-    Who hears when to come back shall find what was asked for: a model that waits for a block stays wanted until a while
-    after that, or the block would lose its place in a queue that is longer than anybody waits. (Of those who do not
-    wait at all one at a time is believed.)
+    If the model waits for a block, its demand is kept until shortly after Retry-After; otherwise the pending job
+    would be cancelled and lose its queue position. (For clients that do not wait at all, one model at a time.)
     """
-    for model in [model for model, until in tx.wished.rows.items() if tx.now >= until]:
-        tx.wished.drop(model)
+    for model in [model for model, until in tx.requested_until.rows.items() if tx.now >= until]:
+        tx.requested_until.drop(model)
     fleet: Fleet | None = None
     for waiter in list(tx.waiters.rows.values()):
         if tx.now >= waiter.deadline:
@@ -89,8 +88,8 @@ def answer_overdue(tx: Transaction) -> None:
             reason = waiting_reason(fleet, waiter.model, tx.now)
             detail = waiting_reason(fleet, waiter.model, tx.now, detail=True)
             in_a_hurry = waiter.unattended or waiter.deadline <= waiter.since
-            if eta is not None and state == "queued" and not (in_a_hurry and tx.wished.rows):
-                _expect_back(tx, fleet, waiter.model, eta)
+            if eta is not None and state == "queued" and not (in_a_hurry and tx.requested_until.rows):
+                _keep_demand(tx, fleet, waiter.model, eta)
             tx.drop_waiter(waiter.ticket)
             waited = tx.now - waiter.since
             why = f"state: {state}" if reason is None else f"state: {state}; {reason}"
@@ -105,12 +104,12 @@ def answer_overdue(tx: Transaction) -> None:
             tx.emit(Answer(waiter.ticket, error))
 
 
-def _expect_back(tx: Transaction, fleet: Fleet, model: str, eta_s: float) -> None:
-    if next_node(fleet, need_of(tx.models[model]), tx.now) is None:
+def _keep_demand(tx: Transaction, fleet: Fleet, model: str, eta_s: float) -> None:
+    if Forecast(fleet, tx.now).next_node(need_of(tx.models[model])) is None:
         return
     policy = tx.policy
-    until = tx.now + min(eta_s + policy.pending_idle_s, policy.promise_max_s)
-    tx.wished.put(model, max(until, tx.wished.rows.get(model, until)))
+    until = tx.now + min(eta_s + policy.pending_idle_s, policy.demand_kept_max_s)
+    tx.requested_until.put(model, max(until, tx.requested_until.rows.get(model, until)))
 
 
 def suspects_kept(tx: Transaction, event: SuspectsKept) -> None:

@@ -15,7 +15,7 @@ def route_opened(tx: Transaction, event: RouteOpened) -> None:
     engine = tx.engines.rows.get(event.engine)
     if engine is not None and engine.route is RouteState.OPENING:  # (1)
         tx.set_engine(engine, route=RouteState.OPEN, up=True, refusals=0, retry_at=0.0, fresh_from=tx.now)
-        tx.wished.drop(engine.model)
+        tx.requested_until.drop(engine.model)
     _acknowledge_closing(tx, event.engine)  # (2)
 
 
@@ -23,7 +23,7 @@ def route_drained(tx: Transaction, event: RouteDrained) -> None:
     """Counters asked for from now on tell what is left in flight."""
     engine = tx.engines.rows.get(event.engine)
     if engine is not None and engine.route is RouteState.DRAINING and not engine.drained:
-        tx.set_engine(engine, drained=True, quiet=False, refusals=0, retry_at=0.0, fresh_from=tx.now)
+        tx.set_engine(engine, drained=True, drained_idle=False, refusals=0, retry_at=0.0, fresh_from=tx.now)
     _acknowledge_closing(tx, event.engine)
 
 
@@ -67,11 +67,16 @@ def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
         if engine is None or engine.server is None or event.read_at < engine.fresh_from:  # (1)
             continue
         last_used = max(engine.last_used, tx.now if seen.in_flight else seen.last_used)
-        quiet = engine.drained and seen.in_flight == 0  # (3)
-        if (engine.up, engine.in_flight, engine.last_used, engine.quiet) != (seen.up, seen.in_flight, last_used, quiet):
+        drained_idle = engine.drained and seen.in_flight == 0  # (3)
+        if (engine.up, engine.in_flight, engine.last_used, engine.drained_idle) != (
+            seen.up,
+            seen.in_flight,
+            last_used,
+            drained_idle,
+        ):
             # (2) not dataclasses.replace: this runs for every busy engine of the fleet, every second
             changed = object.__new__(Engine)
             changed.__dict__.update(
-                engine.__dict__, up=seen.up, in_flight=seen.in_flight, last_used=last_used, quiet=quiet
+                engine.__dict__, up=seen.up, in_flight=seen.in_flight, last_used=last_used, drained_idle=drained_idle
             )
             tx.engines.put(engine.id, changed)

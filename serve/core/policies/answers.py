@@ -17,7 +17,7 @@ def answer_ready(tx: Transaction) -> None:
 
 
 def refuse_hopeless(tx: Transaction, unplaced: tuple[str, ...]) -> None:
-    """Waiters for models that nothing here could ever hold, or nothing that can be had for a while."""
+    """Refuse waiters for models that no node, present or available soon, could hold."""
     for name in unplaced:
         hopeless = why_hopeless(tx, tx.models[name])
         if hopeless is not None:

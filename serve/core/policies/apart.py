@@ -11,7 +11,7 @@ from serve.core.transitions import keep_apart
 
 
 def review_apart(tx: Transaction) -> None:
-    """(1) somebody waits for the model: what killed the engine may be among them, which is found out once it serves;
+    """(1) a request waits for the model: what killed the engine may be among them, which is found out once it serves;
     (2) it is over, or the model is gone: the edge alone serves it again."""
     for model, apart in list(tx.apart.rows.items()):
         if model in tx.queues.rows and model in tx.models:  # (1)

@@ -1,4 +1,4 @@
-"""Kinds of nodes that cannot be had: what the ledger says of their blocks, when they are asked for again.
+"""Back-off of node types whose blocks fail: read off the ledger.
 
 Everything is read off the ledger afresh, so that a controller that was restarted knows it too. This is the one place
 that decides when a kind is asked for again; ``gateway_plugin.blocks.pool`` only keeps a floor below it.
@@ -6,38 +6,38 @@ that decides when a kind is asked for again; ``gateway_plugin.blocks.pool`` only
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from gateway_plugin.phases import BlockPhase
 from serve.core.events import SeenBlock
-from serve.core.policy import NodeKind, Policy
-from serve.core.state import Cause, Trouble
+from serve.core.policy import NodeTypeSpec, Policy
+from serve.core.state import Cause, NodeTypeBackoff
 from serve.core.transaction import Transaction
 
 _DIED = frozenset({BlockPhase.FAILED, BlockPhase.LOST})
 
 
-def judge(tx: Transaction) -> None:
-    """What troubles each kind; the one that lasts longest, where there are several.
+def review_backoffs(tx: Transaction) -> None:
+    """The back-off of each node type; of several the one that lasts longest.
 
-    (1) a block pends for a reason that never clears: not asked for during ``kind_retry_s``, unless one starts;
-    (2) ``early_deaths_max`` blocks in a row died early: not asked for during ``kind_retry_s`` after the last one;
+    (1) a block pends for a reason that never clears: not asked for during ``node_type_retry_s``, unless one starts;
+    (2) ``early_deaths_max`` blocks in a row died early: not asked for during ``node_type_retry_s`` after the last one;
     (3) the scheduler refused the last blocks: a back-off, doubled with each in a row; it may come back at any time.
     """
-    for kind in tx.policy.kinds:
+    for kind in tx.policy.node_types:
         blocks = [block for block in tx.blocks.values() if block.type == kind.name]
-        after = tx.forgiven.rows.get(kind.name, 0.0)
+        after = tx.reset_at.rows.get(kind.name, 0.0)
         found = (_stuck(tx, kind, blocks), _dying(tx, blocks, after), _refused(tx.policy, blocks, after))
         worst = max((one for one in found if one is not None), key=lambda one: one.retry_at, default=None)
         if worst is None:
-            tx.troubles.drop(kind.name)
-        elif tx.troubles.rows.get(kind.name) != worst:
-            tx.troubles.put(kind.name, worst)
+            tx.backoffs.drop(kind.name)
+        elif tx.backoffs.rows.get(kind.name) != worst:
+            tx.backoffs.put(kind.name, worst)
 
 
-def _stuck(tx: Transaction, kind: NodeKind, blocks: Iterable[SeenBlock]) -> Trouble | None:
-    known = tx.troubles.rows.get(kind.name)
-    if known is not None and known.cause is not Cause.STUCK:
+def _stuck(tx: Transaction, kind: NodeTypeSpec, blocks: Sequence[SeenBlock]) -> NodeTypeBackoff | None:
+    known = tx.backoffs.rows.get(kind.name)
+    if known is not None and known.cause is not Cause.UNSCHEDULABLE:
         known = None
     for block in blocks:
         if known is not None and block.phase is BlockPhase.RUNNING and _began(block) > known.since:
@@ -46,14 +46,16 @@ def _stuck(tx: Transaction, kind: NodeKind, blocks: Iterable[SeenBlock]) -> Trou
         return known
     for block in blocks:
         if block.phase is BlockPhase.PENDING and block.never_clears:
-            retry_at = tx.now + tx.policy.kind_retry_s
-            return Trouble(Cause.STUCK, 1, block.name, block.reason or "", tx.now, retry_at)
+            retry_at = tx.now + tx.policy.node_type_retry_s
+            return NodeTypeBackoff(Cause.UNSCHEDULABLE, 1, block.name, block.reason or "", tx.now, retry_at)
     return known
 
 
-def _dying(tx: Transaction, blocks: Iterable[SeenBlock], after: float) -> Trouble | None:
+def _dying(tx: Transaction, blocks: Sequence[SeenBlock], after: float) -> NodeTypeBackoff | None:
     """From the block that began last backwards: (1) one that lives, or did, ends the row; (2) one that never ran says
     nothing, nor does one that was cancelled before its node joined; (3) one that died early counts."""
+    if not any(block.phase in _DIED for block in blocks):
+        return None
     living = {node.block for node in tx.nodes.rows.values()}
     row: list[SeenBlock] = []
     for block in sorted(blocks, key=lambda block: (_began(block), block.name), reverse=True):
@@ -67,8 +69,10 @@ def _dying(tx: Transaction, blocks: Iterable[SeenBlock], after: float) -> Troubl
         row.append(block)  # (3)
     if len(row) < tx.policy.early_deaths_max:
         return None
-    retry_at = max(map(_ended, row)) + tx.policy.kind_retry_s
-    return Trouble(Cause.DYING, len(row), row[0].name, row[0].reason or "no reason given", _ended(row[0]), retry_at)
+    retry_at = max(map(_ended, row)) + tx.policy.node_type_retry_s
+    return NodeTypeBackoff(
+        Cause.CRASH_LOOP, len(row), row[0].name, row[0].reason or "no reason given", _ended(row[0]), retry_at
+    )
 
 
 def _died_early(tx: Transaction, block: SeenBlock) -> bool:
@@ -80,8 +84,10 @@ def _died_early(tx: Transaction, block: SeenBlock) -> bool:
     return _ended(block) >= tx.started_at and block.name not in tx.joined_blocks
 
 
-def _refused(policy: Policy, blocks: Iterable[SeenBlock], after: float) -> Trouble | None:
+def _refused(policy: Policy, blocks: Sequence[SeenBlock], after: float) -> NodeTypeBackoff | None:
     """From the block that was asked for last backwards: those without a job, until one that had one."""
+    if not any(block.job is None for block in blocks):
+        return None
     row: list[SeenBlock] = []
     for block in sorted(blocks, key=lambda block: (block.asked_at, block.name), reverse=True):
         if block.job is not None or (block.phase in _DIED and _ended(block) <= after):
@@ -92,7 +98,9 @@ def _refused(policy: Policy, blocks: Iterable[SeenBlock], after: float) -> Troub
         return None
     last = max(map(_ended, row))
     delay_s = min(policy.submit_retry_max_s, policy.submit_retry_first_s * 2.0 ** min(len(row) - 1, 30))
-    return Trouble(Cause.REFUSED, len(row), row[0].name, row[0].reason or "no reason given", last, last + delay_s)
+    return NodeTypeBackoff(
+        Cause.SUBMIT_REJECTED, len(row), row[0].name, row[0].reason or "no reason given", last, last + delay_s
+    )
 
 
 def _began(block: SeenBlock) -> float:

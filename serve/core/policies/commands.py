@@ -26,7 +26,7 @@ def reconcile(tx: Transaction) -> None:
     """
     if tx.slots_changed:
         tx.emit(slots_as_they_are(tx.models, tx.slots.rows, tx.apart.rows, tx.fresh_slots))
-    for engine in list(tx.engines.rows.values()):
+    for engine in [tx.engines.rows[name] for name in tx.moving.rows]:
         if engine.state is EngineState.READY:
             if engine.route in (RouteState.NONE, RouteState.OPENING) and tx.now >= engine.retry_at:
                 _open(tx, engine)  # (1)
@@ -66,12 +66,12 @@ def _drain(tx: Transaction, engine: Engine) -> None:
     if drain_is_over(tx, engine) and tx.reachable(engine) and _may_stop(tx, engine):
         _stop(tx, tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_sent=False))
     elif not engine.drained and tx.now >= engine.retry_at:
-        tx.set_engine(engine, route=RouteState.DRAINING, quiet=False, retry_at=_lost_at(tx))
+        tx.set_engine(engine, route=RouteState.DRAINING, drained_idle=False, retry_at=_lost_at(tx))
         tx.emit(DrainRoute(engine.id, engine.slot, engine.server))
 
 
 def _may_stop(tx: Transaction, engine: Engine) -> bool:
-    others = tx.nodes.rows[engine.node].engines if engine.gpus else ()
+    others = {other for part in engine.parts if part.gpus for other in tx.nodes.rows[part.node].engines}
     return loads_beside(engine, (tx.engines.rows[other] for other in others)) is None
 
 
@@ -81,4 +81,4 @@ def _stop(tx: Transaction, engine: Engine) -> None:
     first = not engine.stop_sent and _may_stop(tx, engine)
     if (again or first) and tx.reachable(engine):
         tx.set_engine(engine, stop_sent=True, since=tx.now)
-        tx.emit(StopEngine(engine.id, engine.node, tx.epoch, engine.generation, engine.stop_reason))
+        tx.emit(StopEngine(engine.id, engine.node, tx.epoch, engine.stop_reason))

@@ -13,19 +13,25 @@ from serve.core.transaction import Transaction
 
 
 def evictable(tx: Transaction, engine: Engine) -> bool:
-    """Wanted by nobody (pins are wants), on a node that can be told to stop it; idle or stalled and resident for long
-    enough, or a load that all who waited for it have left."""
+    """No demand for its model (a pin is demand), on nodes that take commands; idle or stalled and resident for long
+    enough, or a load whose waiters have all left."""
+    if engine.in_flight and engine.stalled_since is None:
+        return False  # the quick way past a busy engine
     if tx.wanted(engine.model):
         return False
     if abandoned(tx, engine):
-        return tx.nodes.rows[engine.node].phase is NodePhase.UP
+        return _up(tx, engine)
     if not (idle(tx, engine) or stalled(engine)):
         return False
     model = tx.models.get(engine.model)
     resident = model is None or tx.now >= ready_at(engine) + model.min_residency_s
-    return resident and tx.nodes.rows[engine.node].phase is NodePhase.UP
+    return resident and _up(tx, engine)
 
 
 def eviction_rank(tx: Transaction, engine: Engine) -> float:
     """The least recently used first: when it was last used, or became ready."""
     return used_at(engine)
+
+
+def _up(tx: Transaction, engine: Engine) -> bool:
+    return all(node.phase is NodePhase.UP for node in tx.nodes_of(engine))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serve.core.effects import KillAgent
-from serve.core.engine_use import matters
+from serve.core.engine_use import needs_replacement
 from serve.core.node_times import wait_for_node_s
 from serve.core.room import holds, need_of
 from serve.core.state import Node, NodePhase, live
@@ -14,18 +14,22 @@ from serve.core.transitions import begin_stop, lose
 
 
 def review(tx: Transaction) -> None:
-    """What time brings to nodes:
+    """Time limits of nodes:
 
     (1) a node is ending when so much of its time is left as getting another one takes: queue, start, and the load of
-        those of its models that matter, as lately seen; at most the second half of its useful time;
+        those of its models that need a replacement, by the last times measured; never in the first half of its time;
     (2) at ``drain_at`` it leaves: its engines' routes drain;
     (3) its block has ended, and its engines do not answer: it is gone.
     """
     now = tx.now
-    waits: dict[str, float] = {}
-    slowest: float | None = None
-    for node in list(tx.nodes.rows.values()):
-        if node.drain_at is None or node.phase is NodePhase.PENDING:
+    ends = [node for node in tx.nodes.rows.values() if node.drain_at is not None]
+    if not ends:
+        return
+    waits = {name: wait_for_node_s(tx, name) + tx.policy.handover_margin_s for name in {node.type for node in ends}}
+    slowest = max((tx.policy.load_guess_s, *tx.load_s.rows.values()))
+    horizon = now + max(waits.values()) + slowest
+    for node in ends:
+        if node.drain_at is None or node.drain_at > horizon or node.phase is NodePhase.PENDING:
             continue
         if now >= node.drain_at:
             if not node.drain_asked:  # (2)
@@ -34,10 +38,6 @@ def review(tx: Transaction) -> None:
                 lose(tx, node)
                 tx.emit(KillAgent(node.id))
         elif not node.ending:
-            if node.type not in waits:
-                waits[node.type] = wait_for_node_s(tx, node.type) + tx.policy.succession_margin_s
-            if slowest is None:
-                slowest = max((tx.policy.load_guess_s, *tx.load_s.rows.values()))
             wait_s = waits[node.type]
             if now >= node.drain_at - wait_s - slowest and now >= _ending_at(tx, node, node.drain_at, wait_s):
                 tx.nodes.put(node.id, replace(node, ending=True))  # (1)
@@ -45,12 +45,12 @@ def review(tx: Transaction) -> None:
 
 def _ending_at(tx: Transaction, node: Node, drain_at: float, wait_s: float) -> float:
     engines = [tx.engines.rows[engine] for engine in node.engines]
-    loads = [tx.load_time_s(engine.model) for engine in engines if matters(tx, engine)]
+    loads = [tx.load_time_s(engine.model) for engine in engines if needs_replacement(tx, engine)]
     at = drain_at - wait_s - max(loads, default=tx.policy.load_guess_s)
     return at if node.half_at is None else max(at, node.half_at)
 
 
-def let_go(tx: Transaction, unplaced: tuple[str, ...]) -> None:
+def release_ending(tx: Transaction, unplaced: tuple[str, ...]) -> None:
     """These models found no room: nodes that are ending and empty have too little time left for them, and may stand in
     the way of others (``max_nodes``)."""
     needs = [need_of(tx.models[name]) for name in unplaced]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from serve.core.engine_use import matters
+from serve.core.engine_use import needs_replacement
 from serve.core.state import EngineState, live, serving
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop
 
 
 def hand_over(tx: Transaction) -> tuple[str, ...]:
-    """Models that need a second engine because the node of theirs ends; the most lately used first.
+    """Models that need a second engine because the node of theirs ends; the most recently used first.
 
     Of every engine on a node that is ending or leaves because it ends:
     (1) another engine of its model serves on a node that stays: drain it;
@@ -24,10 +24,10 @@ def hand_over(tx: Transaction) -> tuple[str, ...]:
             ends = engine.state is EngineState.DRAINING and engine.stop_reason == "node-ends"
             if not live(engine) and not ends:
                 continue
-            others = [e for e in tx.engines_of(engine.model) if live(e) and not tx.nodes.rows[e.node].ending]
+            others = [e for e in tx.engines_of(engine.model) if live(e) and not tx.ending(e)]
             if live(engine) and any(serving(other) for other in others):  # (1)
                 begin_stop(tx, engine, "handed-over")
-            elif engine.model in tx.models and matters(tx, engine):  # (2)
+            elif engine.model in tx.models and needs_replacement(tx, engine):  # (2)
                 for other in others:  # (3)
                     if other.state is EngineState.LOADING and not other.takes_over:
                         tx.set_engine(other, takes_over=True)

@@ -9,17 +9,17 @@ from serve.core.transitions import begin_stop, record_failure
 
 
 def review(tx: Transaction) -> None:
-    """What time brings to engines (nothing on nodes whose agent is away):
+    """Time limits of engines (nothing on nodes whose agent is away):
 
     (1) a load that takes longer than ``load_timeout_s`` failed;
-    (2) a load that nobody wants any more goes on, unless somebody else needs its room (``serve.core.eviction``): who
-        gave up waiting for it most likely comes again;
-    (3) a route that the edge refused too often: the engine is of no use;
-    (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted; one that nobody
-        has used since it was ready has ``unclaimed_s`` at least.
+    (2) a load without demand goes on, as its client most likely comes again, but may be evicted for another model
+        (``serve.core.policies.eviction``);
+    (3) a route that the edge refused too often: the engine is stopped;
+    (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted; one that has had
+        no request since it was ready is kept for ``unclaimed_s`` at least.
     """
     policy, now = tx.policy, tx.now
-    for engine in list(tx.engines.rows.values()):
+    for engine in [one for one in tx.engines.rows.values() if not one.in_flight or one.id in tx.moving.rows]:
         model = tx.models.get(engine.model)
         if model is None:
             continue
@@ -31,7 +31,7 @@ def review(tx: Transaction) -> None:
                 model.keep_alive_s >= 0
                 and engine.in_flight == 0
                 and now >= engine.last_used + model.keep_alive_s
-                and now >= max(engine.last_used, engine.answered_at, ready_at(engine)) + model.keep_alive_s
+                and now >= max(engine.last_used, engine.granted_at, ready_at(engine)) + model.keep_alive_s
                 and now >= ready_at(engine) + model.min_residency_s
                 and not unclaimed(tx, engine)
                 and idle(tx, engine)
@@ -44,14 +44,14 @@ def review(tx: Transaction) -> None:
                 begin_stop(tx, engine, "load-timeout")
                 record_failure(tx, engine.model, f"not ready within {model.load_timeout_s:.0f} s.")
             elif tx.wanted(engine.model) or engine.takes_over:
-                if engine.orphaned_since is not None:
-                    tx.set_engine(engine, orphaned_since=None)
-            elif engine.orphaned_since is None:  # (2)
-                tx.set_engine(engine, orphaned_since=now)
+                if engine.unwanted_since is not None:
+                    tx.set_engine(engine, unwanted_since=None)
+            elif engine.unwanted_since is None:  # (2)
+                tx.set_engine(engine, unwanted_since=now)
 
 
-def forgive(tx: Transaction) -> None:
-    """A model whose engine stayed up for ``crash_window_s`` is no longer one that crashes."""
+def clear_crashes(tx: Transaction) -> None:
+    """The crash count of a model is cleared once an engine of it has stayed up for ``crash_window_s``."""
     for model, failure in list(tx.failures.rows.items()):
         if failure.after_ready and any(
             engine.state is EngineState.READY and tx.now >= ready_at(engine) + tx.policy.crash_window_s

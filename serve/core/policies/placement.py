@@ -2,7 +2,7 @@
 
 ``now`` is what is free on a node; ``later`` adds what drains or stops there. A model that waits for room to be freed
 takes what it needs off both: off ``later`` all of it, off ``now`` as much as is there. One that comes after it starts
-where it fits into what is left: so room goes to the one that waits longest, and nobody evicts twice for the same room.
+where it fits into what is left: so room goes to the longest waiter, and no room is freed twice.
 On a GPU nothing starts while another engine loads or stops there (``serve.core.room``).
 """
 
@@ -14,20 +14,21 @@ from enum import Enum, auto
 
 from serve.core.effects import StartEngine
 from serve.core.engine_use import drain_is_over, unclaimed
+from serve.core.events import Part
 from serve.core.node_times import takes
 from serve.core.room import Need, Room, holds, need_of, unsettles, victims
 from serve.core.slots import free_slot, slots_in_use, take_slot
-from serve.core.state import Engine, EngineState, Node, NodePhase, live
+from serve.core.state import Engine, EngineState, Node, NodePhase, live, reservation
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop, can_cancel_drain, cancel_drain
 
 
 def wanted_order(tx: Transaction) -> list[str]:
-    """Models that are wanted: those with waiters by their oldest, then pins and wishes, at last those that no client
+    """Models that are wanted: those with waiters by their oldest, then other demand, last those that no client
     waits for; ties by name."""
     oldest = {model: tx.attended(model) for model in tx.queues.rows}
     queued = sorted((waiter.since, model) for model, waiter in oldest.items() if waiter is not None)
-    unasked = sorted(model for model in tx.pinned | tx.wished.rows.keys() if oldest.get(model) is None)
+    unasked = sorted(model for model in tx.pinned | tx.requested_until.rows.keys() if oldest.get(model) is None)
     waiters = tx.waiters.rows
     last = sorted((waiters[tx.queues.rows[m][0]].since, m) for m in oldest if tx.unattended(m))
     order = (*(model for _, model in queued), *unasked, *(model for _, model in last))
@@ -53,7 +54,7 @@ class _Plan:
     def __init__(self, tx: Transaction) -> None:
         self.tx = tx
         self.delta: dict[str, Room] = {}
-        """Node -> what is being freed there less what is promised."""
+        """Node -> what is being freed there less what is reserved."""
         self.held: dict[str, Room] = {}
         """Node -> free room that is kept for models that wait for more to be freed there."""
         self.in_use = slots_in_use(tx)
@@ -66,13 +67,15 @@ class _Plan:
         self.any_ends = any(node.ending for node in tx.nodes.rows.values())
         self.unsettled: dict[str, set[int]] = {}
         """Node -> GPUs where nothing may start: something loads or stops there, or a model waits for that to end."""
-        for engine in tx.engines.rows.values():
-            if engine.gpus and engine.state is not EngineState.READY:
-                draining = engine.state is EngineState.DRAINING
-                if unsettles(engine, due=draining and drain_is_over(tx, engine)):
-                    self.unsettled.setdefault(engine.node, set()).update(engine.gpus)
-            if engine.state in (EngineState.DRAINING, EngineState.STOPPING):
-                self.promise(engine.node, engine.gpus, engine.memory_mib)
+        for engine in [tx.engines.rows[name] for name in tx.moving.rows]:
+            if engine.state is EngineState.READY:
+                continue
+            draining = engine.state is EngineState.DRAINING
+            if unsettles(engine, due=draining and drain_is_over(tx, engine)):
+                for node, gpu in engine.devices:
+                    self.unsettled.setdefault(node, set()).add(gpu)
+            if draining or engine.state is EngineState.STOPPING:
+                self.free(engine)
 
     def knows(self, tried: list[tuple[Need, float]], model: str, need: Need) -> bool:
         """Whether one that needs no more found nothing."""
@@ -102,6 +105,11 @@ class _Plan:
         delta = self.delta.get(node) or Room(0, (0,) * len(self.tx.nodes.rows[node].gpu_mib))
         self.delta[node] = delta.add(gpus, mib)
 
+    def free(self, engine: Engine, sign: int = 1) -> None:
+        """What ``engine`` holds is being freed; ``sign`` -1: it is kept after all."""
+        for part in reservation(engine):
+            self.promise(part.node, part.gpus, sign * part.mib)
+
     def now(self, node: Node) -> Room:
         held = self.held.get(node.id)
         if held is None:
@@ -120,15 +128,16 @@ class _Plan:
         """The node and devices with the fewest loads and stops on them, then of the tightest fit, ties by id; CPU
         models keep off nodes with GPUs if they can."""
         best: tuple[tuple[int, bool, int, str], Node, tuple[int, ...]] | None = None
+        free = need.mib if when is not _When.ONCE_FREED else 0
         for node in self._nodes(need, when):
+            if (max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib) < free:
+                continue  # the quick way past a full node
             if not where(node):
                 continue
             later = self.later(node)
             unsettled = self.unsettled.get(node.id, ())
             if when is _When.ONCE_FREED:
                 devices = later.devices(need)
-            elif (max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib) < need.mib:
-                continue  # the quick way past a full node
             else:
                 devices = self.now(node).devices(need, within=later, last=unsettled)
             if devices is None:
@@ -160,8 +169,15 @@ class _Plan:
             idle = [engine for engine in tx.engines.rows.values() if tx.policies.evictable(tx, engine)]
             self.idle = {}
             for engine in sorted(idle, key=lambda one: (self.rank(one), one.node, one.id)):
-                self.idle.setdefault(engine.node, []).append(engine)
+                for node in {part.node for part in engine.parts}:
+                    self.idle.setdefault(node, []).append(engine)
         return self.idle
+
+    def evict(self, engine: Engine) -> None:
+        for node in {part.node for part in engine.parts}:
+            self.idle_engines()[node].remove(engine)
+        begin_stop(self.tx, engine, "evicted")
+        self.free(engine)
 
     def cheapest(self, need: Need, where: Where, *, claimed: bool) -> tuple[Node, tuple[Engine, ...]] | None:
         """The node and its engines to evict: the set whose highest rank is lowest, then the smallest, ties by node.
@@ -175,7 +191,7 @@ class _Plan:
             if not where(node) or not holds(node, need):
                 continue
             candidates = [engine for engine in engines if not (claimed and unclaimed(tx, engine))]
-            chosen = victims(candidates, self.later(node), need)
+            chosen = victims(candidates, node_id, self.later(node), need)
             if chosen:
                 key = (max(map(self.rank, chosen)), len(chosen), node_id)
                 if best is None or key < best[0]:
@@ -189,7 +205,7 @@ def place_wanted(tx: Transaction, handed_over: tuple[str, ...] = ()) -> tuple[st
 
     (1) it has as many engines, ready or loading, as it should (those to be handed over do not count): nothing to do;
     (2) its last load failed and its back-off is not over: not now;
-    (3) its own engine drains, and nobody who waits longer needs that room: take it back;
+    (3) its own engine drains, and no model that waits longer needs that room: cancel the drain;
     (4) no slot at the edge: wait for one, and free one if none is being freed;
     (5) it fits into free room, the tightest fit: start;
     (6) it fits into free room on GPUs where something loads or stops: wait for that; into room that is being freed:
@@ -224,7 +240,7 @@ def _place(plan: _Plan, name: str) -> bool:
     own = next((e for e in engines if can_cancel_drain(e) and _spared(plan, e, served)), None)
     if own is not None:  # (3)
         cancel_drain(tx, own)  # if the edge has not acknowledged the drain yet, then in a later step
-        plan.promise(own.node, own.gpus, -own.memory_mib)
+        plan.free(own, -1)
         return True
     if plan.knows(plan.hopeless, name, need) and not plan.any_ends:
         return False
@@ -274,15 +290,16 @@ def _no_less(need: Need, other: Need) -> bool:
 
 
 def _spared(plan: _Plan, engine: Engine, served: bool) -> bool:
-    """Whether the room that ``engine`` is giving up is still there for itself, after those who wait longer. One whose
+    """Whether the room that ``engine`` is giving up is still there for itself, after models that wait longer. One whose
     node ends will do where nothing else serves."""
-    node = plan.tx.nodes.rows[engine.node]
-    if node.phase is not NodePhase.UP or (served and node.ending):
-        return False
-    later = plan.later(node)
-    if not engine.gpus:
-        return later.host >= engine.memory_mib
-    return all(later.gpus[gpu] >= engine.memory_mib for gpu in engine.gpus)
+    for part in engine.parts:
+        node = plan.tx.nodes.rows[part.node]
+        if node.phase is not NodePhase.UP or (served and node.ending):
+            return False
+        later = plan.later(node)
+        if min((later.gpus[gpu] for gpu in part.gpus), default=later.host) < part.mib:
+            return False
+    return True
 
 
 def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: int) -> None:
@@ -293,10 +310,7 @@ def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: 
     engine = Engine(
         id=tx.name(label, serial),
         model=name,
-        node=node.id,
-        gpus=gpus,
-        memory_mib=model.memory_mib,
-        generation=serial,
+        parts=(Part(node.id, gpus, model.memory_mib),),
         state=EngineState.LOADING,
         since=tx.now,
         started=tx.now,
@@ -304,14 +318,12 @@ def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: 
         last_used=max((other.last_used for other in tx.engines_of(name)), default=0.0),
     )
     tx.add_engine(engine)
-    tx.emit(StartEngine(engine.id, node.id, model, gpus, slot, tx.epoch, engine.generation))
+    tx.emit(StartEngine(engine.id, node.id, model, gpus, slot, tx.epoch))
 
 
 def _evict(plan: _Plan, node: Node, chosen: tuple[Engine, ...], need: Need) -> None:
     for engine in chosen:
-        begin_stop(plan.tx, engine, "evicted")
-        plan.promise(node.id, engine.gpus, engine.memory_mib)
-        plan.idle_engines()[node.id].remove(engine)
+        plan.evict(engine)
     devices = plan.later(node).devices(need)
     assert devices is not None, "victims make room"
     plan.reserve(node, devices, need.mib)
@@ -322,12 +334,10 @@ def _evict_for_slot(plan: _Plan) -> None:
     """More models than slots: the evictable engine of the lowest rank goes, one at a time."""
     tx = plan.tx
     going = (EngineState.DRAINING, EngineState.STOPPING)
-    if tx.closing.rows or any(engine.state in going for engine in tx.engines.rows.values()):
+    if tx.closing.rows or any(state in going for state in tx.moving.rows.values()):
         return
     idle = [engine for engines in plan.idle_engines().values() for engine in engines]
     if idle:
         victim = min(idle, key=lambda engine: (plan.rank(engine), engine.id))
-        plan.idle_engines()[victim.node].remove(victim)
-        begin_stop(tx, victim, "evicted")
-        plan.promise(victim.node, victim.gpus, victim.memory_mib)
+        plan.evict(victim)
         tx.switches += 1

@@ -1,4 +1,4 @@
-"""Which nodes are given back: those that nobody needs, the cheapest to lose first."""
+"""Scale-down: which nodes are released: unneeded ones, the cheapest to lose first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shrink(tx: Transaction, surplus: frozenset[str], spare: Mapping[str, int]) -
     """Give back what is not needed. ``surplus``: pending nodes without a use; ``spare``: nodes of each type above its
     ``min_nodes``.
 
-    (1) A pending node is surplus from when nobody needs it until somebody does.
+    (1) A pending node is surplus while no model needs it.
     (2) A node that is due is one empty for ``block_idle_s``, or one whose engines have all been unused for
         ``block_unused_s``; the last one here only after ``last_block_idle_s``; none that a wanted model could use.
     (3) Surplus pending nodes go first: after ``pending_idle_s``, and at once where a node of their type is due.
@@ -48,22 +48,26 @@ def shrink(tx: Transaction, surplus: frozenset[str], spare: Mapping[str, int]) -
 def _due(tx: Transaction) -> list[Node]:
     """Nodes to give back, the first to go first."""
     policy, now = tx.policy, tx.now
-    here = 0
     ripe: list[tuple[float, float, Node]] = []
-    for node in tx.nodes.rows.values():
-        if node.drain_asked or node.phase not in (NodePhase.UP, NodePhase.ORPHANED):
+    rows = tx.engines.rows
+    for node in [node for node in tx.nodes.rows.values() if not node.engines or not rows[node.engines[0]].in_flight]:
+        if node.drain_asked or node.phase is not NodePhase.UP:
             continue
-        here += 1
-        since = _unused_since(tx, node)
         patience = policy.block_unused_s if node.engines else policy.block_idle_s
-        if since is not None and patience is not None and now >= since + patience:
-            ripe.append((loss(tx, node), since, node))
+        if patience is None or (since := _unused_since(tx, node)) is None:
+            continue
+        if now >= since + patience:
+            ripe.append((reload_cost(tx, node), since, node))
+    if not ripe:
+        return []
     ripe.sort(key=lambda entry: (*entry[:2], entry[2].id))
+    staying = [node for node in tx.nodes.rows.values() if not node.drain_asked]
+    here = sum(node.phase in (NodePhase.UP, NodePhase.ORPHANED) for node in staying)
     due = []
     for _, since, node in ripe:
         if here == 1 and now < since + policy.last_block_idle_s:
             continue
-        if not _of_use(tx, node):
+        if not _could_host_demand(tx, node):
             due.append(node)
             here -= 1
     return due
@@ -80,12 +84,12 @@ def _unused_since(tx: Transaction, node: Node) -> float | None:
         engine = tx.engines.rows[name]
         if engine.in_flight or not idle(tx, engine) or tx.wanted(engine.model):
             return None
-        since = max(since, used_at(engine), engine.answered_at)
+        since = max(since, used_at(engine), engine.granted_at)
     return since
 
 
-def loss(tx: Transaction, node: Node) -> float:
-    """What it costs to lose it: the seconds to load again what is on it, each by how lately it was used.
+def reload_cost(tx: Transaction, node: Node) -> float:
+    """What it costs to lose it: the seconds to load again what is on it, weighted by how recently it was used.
 
     A model unused for an hour is half as likely to be asked for in the next minute as one unused for half an hour.
     """
@@ -96,9 +100,9 @@ def loss(tx: Transaction, node: Node) -> float:
     )
 
 
-def _of_use(tx: Transaction, node: Node) -> bool:
+def _could_host_demand(tx: Transaction, node: Node) -> bool:
     """A wanted model without an engine (it may be backing off after a failure) would fit on it."""
-    wanted = (*tx.queues.rows, *tx.pinned, *tx.wished.rows)
+    wanted = (*tx.queues.rows, *tx.pinned, *tx.requested_until.rows)
     return any(
         holds(node, need_of(tx.models[model])) and tx.deficit(model) > 0 for model in wanted if model in tx.models
     )

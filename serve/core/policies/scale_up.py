@@ -7,20 +7,23 @@ only when a model has found no room, by eviction neither, and what is on its way
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from serve.core.effects import CreateAgent
-from serve.core.policy import NodeKind
+from serve.core.policy import NodeTypeSpec
 from serve.core.room import Need, Room, holds, need_of
 from serve.core.state import Node, NodePhase
-from serve.core.supply import may_ask, withdrawn
+from serve.core.supply import agents_to_withdraw, may_ask
 from serve.core.transaction import Transaction
 from serve.core.transitions import release_node
 
 
-def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], dict[str, int]]:
+def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], Mapping[str, int]]:
     """Ask for nodes. ``unplaced``: wanted models without room, in order. Returns the pending nodes without a use, and
     how many nodes of each type there are above its ``min_nodes``.
 
-    (1) a node that leaves and is empty goes, and a pending one of a kind that cannot be had;
+    (1) a node that leaves and is empty goes, and a pending one of a type that backs off;
     (2) a pending node that could hold the model is on its way: it is credited;
     (3) the model has not waited for ``growth_after_s``, and a node here could hold it when something ends: not yet;
     (4) the smallest kind that could hold it, is below ``max_nodes`` and may be asked for: ask for one (for a model that
@@ -29,21 +32,21 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], di
     (6) what is not needed may be released.
     """
     pending: dict[str, Room] = {}
-    count: dict[str, int] = {}
-    staying: dict[str, int] = {}
-    kinds = {kind.name: kind for kind in tx.policy.kinds}
-    useless = withdrawn(tx)
-    for node in list(tx.nodes.rows.values()):
+    nodes = tx.nodes.rows.values()
+    count = Counter([node.type for node in nodes])
+    staying = Counter(count)
+    node_types = {kind.name: kind for kind in tx.policy.node_types}
+    useless = agents_to_withdraw(tx)
+    for node in [node for node in nodes if node.drain_asked or node.phase is NodePhase.PENDING]:
         left = node.drain_asked and not node.engines and node.phase in (NodePhase.LEAVING, NodePhase.PENDING)
         if left or node.id in useless:  # (1)
             release_node(tx, node)
-            continue
-        count[node.type] = count.get(node.type, 0) + 1
-        if node.drain_asked:
-            continue
-        staying[node.type] = staying.get(node.type, 0) + 1
-        if node.phase is NodePhase.PENDING and node.type in kinds:
-            pending[node.id] = Room(kinds[node.type].host_mib, kinds[node.type].gpu_mib)
+            count[node.type] -= 1
+            staying[node.type] -= 1
+        elif node.drain_asked:
+            staying[node.type] -= 1
+        elif node.type in node_types:
+            pending[node.id] = Room(node_types[node.type].host_mib, node_types[node.type].gpu_mib)
     needed: set[str] = set()
     for name in unplaced:
         need = need_of(tx.models[name])
@@ -59,28 +62,28 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], di
             assert devices is not None, "it was chosen because it fits"
             pending[credit] = pending[credit].add(devices, -need.mib)
             needed.add(credit)
-    for kind in tx.policy.kinds:  # (5)
-        while staying.get(kind.name, 0) < kind.min_nodes and _may_have(tx, kind, count):
+    for kind in tx.policy.node_types:  # (5)
+        while staying[kind.name] < kind.min_nodes and _may_have(tx, kind, count):
             needed.add(_ask(tx, kind, count, staying))
-    spare = {name: many - (kinds[name].min_nodes if name in kinds else 0) for name, many in staying.items()}
+    spare = {name: many - (node_types[name].min_nodes if name in node_types else 0) for name, many in staying.items()}
     return frozenset(pending.keys() - needed), spare  # (6)
 
 
-def _ask(tx: Transaction, kind: NodeKind, *counts: dict[str, int]) -> str:
+def _ask(tx: Transaction, kind: NodeTypeSpec, *counts: Counter[str]) -> str:
     node = Node(tx.name(kind.name, tx.next_serial()), kind.name, NodePhase.PENDING, since=tx.now)
     tx.nodes.put(node.id, node)
     for many in counts:
-        many[kind.name] = many.get(kind.name, 0) + 1
+        many[kind.name] += 1
     tx.emit(CreateAgent(node.id, node.type))
     return node.id
 
 
-def _may_have(tx: Transaction, kind: NodeKind, count: dict[str, int]) -> bool:
+def _may_have(tx: Transaction, kind: NodeTypeSpec, count: Mapping[str, int]) -> bool:
     return count.get(kind.name, 0) < kind.max_nodes and may_ask(tx, kind)
 
 
-def _smallest(tx: Transaction, need: Need, count: dict[str, int]) -> NodeKind | None:
-    able = [kind for kind in tx.policy.kinds if holds(kind, need) and _may_have(tx, kind, count)]
+def _smallest(tx: Transaction, need: Need, count: Mapping[str, int]) -> NodeTypeSpec | None:
+    able = [kind for kind in tx.policy.node_types if holds(kind, need) and _may_have(tx, kind, count)]
     return min(able, key=lambda kind: (len(kind.gpu_mib), sum(kind.gpu_mib), kind.host_mib, kind.name), default=None)
 
 

@@ -12,7 +12,7 @@ from serve.core.state import Fleet, Node, NodePhase
 
 
 def blocks_view(fleet: Fleet, now: float, ended: bool = False) -> list[dict[str, Any]]:
-    """One row for every block that holds a place, oldest first; with ``ended`` those that ended lately after them.
+    """One row for every block that holds a place, oldest first; with ``ended`` also the latest ones that ended.
 
     A node that was asked for and has no block yet is a row without a name. Times are seconds from ``now``.
     """
@@ -73,7 +73,7 @@ def _row(fleet: Fleet, block: SeenBlock | None, node: Node | None, now: float) -
 def _state(block: SeenBlock | None, node: Node | None) -> str:
     """The first that is true:
 
-    (1) it ended: how; (2) ``draining``: it takes no new request, and there are models on it; (3) ``leaving``: told to
+    (1) it ended: how; (2) ``draining``: it takes no new request, and there are models on it; (3) ``leaving``: about to
     end, or empty and on its way; (4) ``adopting``: its agent died and is made again; (5) ``ending``: what it serves is
     handed over, because its end is near; (6) ``serving``, or ``idle`` without a model; (7) ``starting``: its job runs,
     its node has not joined; (8) ``pending``: in the queue; (9) ``asked``: Ray has not submitted a block for it yet.
@@ -100,7 +100,7 @@ def _state(block: SeenBlock | None, node: Node | None) -> str:
 def _reason(fleet: Fleet, block: SeenBlock | None, node: Node | None) -> str | None:
     if block is not None:
         return block.reason
-    failure = fleet.kind_failures.get(node.type) if node is not None else None
+    failure = fleet.agent_failures.get(node.type) if node is not None else None
     return failure.reason if failure is not None else None
 
 
@@ -110,7 +110,7 @@ def _seconds(span: float) -> float:
 
 def blocks_by_phase(fleet: Fleet) -> dict[tuple[str, str], int]:
     """``(type, phase)`` -> how many blocks; every type of the site has every phase in which a block holds a place."""
-    found = {(kind.name, phase.value): 0 for kind in fleet.policy.kinds for phase in BlockPhase if not phase.ended}
+    found = {(kind.name, phase.value): 0 for kind in fleet.policy.node_types for phase in BlockPhase if not phase.ended}
     for block in fleet.blocks.values():
         if not block.phase.ended:
             found[block.type, block.phase] = found.get((block.type, block.phase), 0) + 1

@@ -51,7 +51,7 @@ def after(cards: Cards, fleet: Fleet, event: Event, wall_s: float) -> Cards:
         found = {model.name: _listed(cards.get(model.name), model, wall_s) for model in event.models}
     elif isinstance(event, EngineReady) and event.max_model_len is not None:  # (2)
         engine = fleet.engines.get(event.engine)
-        card = cards.get(engine.model) if engine is not None and engine.generation == event.generation else None
+        card = cards.get(engine.model) if engine is not None else None
         if engine is not None and card is not None:
             found[engine.model] = Card(card.created, card.source, card.args, event.max_model_len)
     return cards if found == cards else found

@@ -6,22 +6,26 @@ from collections import Counter
 from typing import Any
 
 from serve.core.events import SeenBlock
-from serve.core.forecast import blocks_of, eta_s, model_state, waiting_reason
+from serve.core.forecast import Forecast, model_state
 from serve.core.state import Engine, EngineState, Fleet, Node, RouteState, stalled
-from serve.core.supply import words
+from serve.core.supply import describe
 
 
-def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> dict[str, Any]:
+def model_view(
+    fleet: Fleet, name: str, now: float, *, detail: bool = False, forecast: Forecast | None = None
+) -> dict[str, Any]:
     """One model, as ``GET /v1/models`` lists it: OpenAI's keys, then ours. ``detail``: for administrators.
 
-    What an engine said last may hold paths, hosts, and what others asked: users are told how it ended.
+    An engine's last words may contain paths, hosts and other users' prompts: users are shown only how it ended.
     """
     model = fleet.models[name]
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(name, ())]
     failure = fleet.failures.get(name)
     said = None if failure is None else failure.reason if detail else failure.summary
     still = next((words for one in engines if (words := stall_words(fleet, one, now))), None)
-    reason = waiting_reason(fleet, name, now, detail=detail)
+    forecast = forecast or Forecast(fleet, now)
+    state = model_state(fleet, name)
+    reason = forecast.waiting_reason(name, detail=detail) if state == "queued" or fleet.storage else None
     if still or said:
         reason = "; ".join(filter(None, (still or said, fleet.storage)))
     return {
@@ -30,19 +34,20 @@ def model_view(fleet: Fleet, name: str, now: float, *, detail: bool = False) -> 
         "owned_by": "gateway",
         "task": model.task,
         "aliases": list(model.aliases),
-        "state": model_state(fleet, name),
-        "eta_s": eta_s(fleet, name, now),
+        "state": state,
+        "eta_s": forecast.eta_s(name),
         "pinned": name in fleet.pinned,
         "in_flight": sum(engine.in_flight for engine in engines),
         "waiting": len(fleet.queues.get(name, ())),
-        "nodes": sorted({engine.node for engine in engines}),
+        "nodes": sorted({part.node for engine in engines for part in engine.parts}),
         "reason": reason,
     }
 
 
 def models_view(fleet: Fleet, now: float, *, detail: bool = False) -> list[dict[str, Any]]:
     """Every model of the catalog, by name."""
-    return [model_view(fleet, name, now, detail=detail) for name in sorted(fleet.models)]
+    forecast = Forecast(fleet, now)
+    return [model_view(fleet, name, now, detail=detail, forecast=forecast) for name in sorted(fleet.models)]
 
 
 def engine_view(fleet: Fleet, engine: Engine, now: float) -> dict[str, Any]:
@@ -51,8 +56,8 @@ def engine_view(fleet: Fleet, engine: Engine, now: float) -> dict[str, Any]:
         "id": engine.id,
         "model": engine.model,
         "node": engine.node,
-        "gpus": list(engine.gpus),
-        "memory_mib": engine.memory_mib,
+        "gpus": list(engine.parts[0].gpus),
+        "memory_mib": engine.parts[0].mib,
         "state": "stalled" if stalled(engine) else engine.state.value,
         "route": engine.route.value,
         "up": engine.up,
@@ -68,15 +73,6 @@ def engine_view(fleet: Fleet, engine: Engine, now: float) -> dict[str, Any]:
 def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> dict[str, Any]:
     """One node, what is free on it, and what the scheduler says of its block (of a pending node: one that is on its
     way)."""
-    host, gpus = node.host_mib, list(node.gpu_mib)
-    models = []
-    for engine in (fleet.engines[name] for name in node.engines):
-        models.append(engine.model)
-        if not engine.gpus:
-            host -= engine.memory_mib
-        for index in engine.gpus:
-            if index < len(gpus):
-                gpus[index] -= engine.memory_mib
     return {
         "id": node.id,
         "type": node.type,
@@ -85,9 +81,9 @@ def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> 
         "address": node.address,
         "host_mib": node.host_mib,
         "gpu_mib": list(node.gpu_mib),
-        "free_mib": host,
-        "free_gpu_mib": gpus,
-        "models": sorted(models),
+        "free_mib": node.free_host_mib,
+        "free_gpu_mib": list(node.free_gpu_mib),
+        "models": sorted(fleet.engines[engine].model for engine in node.engines),
         "age_s": round(max(0.0, now - node.since), 1),
         "job": block.job if block is not None else None,
         "host": block.host if block is not None else None,
@@ -105,7 +101,7 @@ def _until(when: float | None, now: float) -> float | None:
 
 def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     """Every node, by id."""
-    blocks = blocks_of(fleet)
+    blocks = Forecast(fleet, now).blocks_of()
     return [node_view(fleet, fleet.nodes[name], blocks.get(name), now) for name in sorted(fleet.nodes)]
 
 
@@ -113,7 +109,7 @@ def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     """One row for every node type of the site: how many blocks run and wait, how many there may be, and of the block
     that waits longest why and until when; ``trouble``: why none is asked for before ``retry_in_s`` has passed."""
     rows = []
-    for kind in sorted(fleet.policy.kinds, key=lambda kind: kind.name):
+    for kind in sorted(fleet.policy.node_types, key=lambda kind: kind.name):
         blocks = [block for block in fleet.blocks.values() if block.type == kind.name and not block.phase.ended]
         queued = sorted((b for b in blocks if b.phase.queued), key=lambda b: (b.asked_at, b.name))
         oldest = queued[0] if queued else None
@@ -126,16 +122,16 @@ def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
                 "max": kind.max_nodes,
                 "reason": oldest.reason if oldest is not None else None,
                 "starts_in_s": _until(starts_at, now),
-                **_trouble(fleet, kind.name, now),
+                **_backoff(fleet, kind.name, now),
             }
         )
     return rows
 
 
-def _trouble(fleet: Fleet, kind: str, now: float) -> dict[str, Any]:
-    trouble, failure = fleet.troubles.get(kind), fleet.kind_failures.get(kind)
-    if trouble is not None:
-        return {"trouble": words(kind, trouble), "retry_in_s": _until(trouble.retry_at, now)}
+def _backoff(fleet: Fleet, kind: str, now: float) -> dict[str, Any]:
+    backoff, failure = fleet.backoffs.get(kind), fleet.agent_failures.get(kind)
+    if backoff is not None:
+        return {"trouble": describe(kind, backoff), "retry_in_s": _until(backoff.retry_at, now)}
     if failure is not None:
         said = f"No agent could be made for a node of type '{kind}': {failure.reason.rstrip('.')}"
         return {"trouble": said, "retry_in_s": _until(failure.retry_at, now)}
@@ -158,7 +154,7 @@ def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
             "slots": fleet.policy.slots,
             "waiting_max": fleet.policy.waiting_max,
             "block_idle_s": fleet.policy.block_idle_s,
-            "kinds": [kind.name for kind in fleet.policy.kinds],
+            "kinds": [kind.name for kind in fleet.policy.node_types],
         },
     }
 
@@ -183,11 +179,11 @@ def waiting_by_model(fleet: Fleet) -> dict[str, int]:
 def stall_words(fleet: Fleet, engine: Engine, now: float) -> str | None:
     """For everybody: ``no progress for 40 s with 3 requests in flight; ended at 60 s``; ``None``: it moves."""
     model = fleet.models.get(engine.model)
-    if engine.still_since is None or model is None:
+    if engine.stalled_since is None or model is None:
         return None
-    count = max(engine.in_flight, engine.still_with)
+    count = max(engine.in_flight, engine.stalled_with)
     requests = "1 request" if count == 1 else f"{count} requests"
     return (
-        f"no progress for {max(0.0, now - engine.still_since):.0f} s with {requests} in flight; "
+        f"no progress for {max(0.0, now - engine.stalled_since):.0f} s with {requests} in flight; "
         f"ended at {model.hang_after_s:.0f} s"
     )

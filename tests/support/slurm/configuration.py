@@ -128,7 +128,7 @@ def _accounting(shape: Shape, places: Places) -> tuple[str, ...]:
     return (
         *("AccountingStorageType=accounting_storage/slurmdbd", "AccountingStorageHost=127.0.0.1"),
         *(f"AccountingStoragePort={places.accounting_port}", f"AccountingStoragePass={places.munge_socket}"),
-        "AccountingStorageTRES=gres/gpu",
+        *("AccountingStorageTRES=gres/gpu", "AccountingStorageEnforce=associations,limits,qos"),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import signal
 import subprocess
@@ -17,9 +16,9 @@ import pytest
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import alive
+from gateway_plugin.processes import alive, group_members
 from serve.agent import records
-from serve.agent.actor import AgentSettings, NodeAgent, _note
+from serve.agent.actor import AgentSettings, NodeAgent
 from serve.core.effects import StopEngine
 from serve.core.events import EngineExited, EngineListening, EngineReady, NodeLeaves
 from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
@@ -49,9 +48,9 @@ def test_it_describes_its_node(host: AgentHost) -> None:
 
 
 def test_an_engine_is_found_from_its_start_on(host: AgentHost) -> None:
-    host.start(fake_model("tiny", "generate", "--load-delay-s", "0.5", memory_gib=0.5), generation=4)
+    host.start(fake_model("tiny", "generate", "--load-delay-s", "0.5", memory_gib=0.5))
     (found,) = host.describe().engines
-    assert (found.id, found.model, found.generation, found.memory_mib) == ("e1", "tiny", 4, 512)
+    assert (found.id, found.model, found.memory_mib) == ("e1", "tiny", 512)
     assert (found.ready, found.address) == (False, "")
     ready = host.wait(EngineReady)
     assert ready.max_model_len == 4096, "as the engine says in its /v1/models"
@@ -87,18 +86,8 @@ def test_a_repeated_start_starts_nothing(host: AgentHost) -> None:
     assert host.record().pid == pid
     os.kill(pid, signal.SIGKILL)
     assert not host.wait(EngineExited).expected
-    host.start(fake_model())  # the same generation: its end was told, the controller decides what comes next
+    host.start(fake_model())  # the same id: its end was reported, the controller decides what comes next
     assert host.describe().engines == ()
-
-
-def test_a_newer_generation_waits_for_the_end_of_the_older(host: AgentHost) -> None:
-    host.start(fake_model("tiny", "generate", "--ignore-sigterm"), generation=1)
-    host.wait(EngineReady)
-    old = host.record()
-    host.start(fake_model(), generation=2)
-    assert records.group_members(old.mark) == ()
-    assert host.wait(EngineExited).generation == 1
-    assert host.wait(EngineReady).generation == 2
 
 
 def test_commands_of_an_older_epoch_are_dropped(host: AgentHost) -> None:
@@ -119,16 +108,16 @@ def test_the_epoch_outlives_the_agent(host: AgentHost) -> None:
 
 
 def test_stopping_what_is_not_there_is_answered(host: AgentHost) -> None:
-    host.stop(engine="ghost", generation=3)
+    host.stop(engine="ghost")
     exited = host.wait(EngineExited, engine="ghost")
-    assert (exited.expected, exited.generation) == (True, 3)
+    assert exited.expected
 
 
 def test_a_start_overtaken_by_its_stop_starts_nothing(host: AgentHost) -> None:
-    host.stop(generation=3)
-    host.start(fake_model(), generation=3)
+    host.stop()
+    host.start(fake_model())
     assert host.describe().engines == ()
-    host.start(fake_model(), generation=4)
+    host.start(fake_model(), engine="e2")
     assert len(host.describe().engines) == 1
 
 
@@ -148,17 +137,17 @@ def test_one_that_ignores_sigterm_is_killed(host: AgentHost) -> None:
     host.stop()
     assert host.wait(EngineExited).expected
     assert time.monotonic() - begun >= host.timing.grace_s
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
 
 
 def test_children_of_a_killed_leader_are_gone_when_it_is_reported(host: AgentHost) -> None:
     host.start(fake_model("tiny", "generate", "--children", "3"))
     host.wait(EngineReady)
     record = host.record()
-    assert len(records.group_members(record.mark)) == 4
+    assert len(group_members(record.mark)) == 4
     os.kill(record.pid, signal.SIGKILL)
     exited = host.wait(EngineExited)
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
     assert not exited.expected
     assert "SIGKILL" in exited.reason
 
@@ -257,13 +246,13 @@ def test_events_wait_and_are_numbered(layout: Layout) -> None:
         assert await agent.events(0, 0.01) == (0, ())
         pollers = [asyncio.create_task(agent.events(0, 30)) for _ in range(3)]
         await asyncio.sleep(0)
-        await agent.stop(StopEngine("ghost", "n", 1, 1, "x"))
+        await agent.stop(StopEngine("ghost", "n", 1, "x"))
         for last, events in await asyncio.wait_for(asyncio.gather(*pollers), 5):
             assert last == 1
-            assert events == (EngineExited("ghost", 1, "x; it was not there", expected=True),)
-        await agent.stop(StopEngine("ghost2", "n", 1, 1, "x"))
+            assert events == (EngineExited("ghost", "x; it was not there", expected=True),)
+        await agent.stop(StopEngine("ghost2", "n", 1, "x"))
         last, events = await agent.events(1, 5)
-        assert (last, events) == (2, (EngineExited("ghost2", 1, "x; it was not there", expected=True),))
+        assert (last, events) == (2, (EngineExited("ghost2", "x; it was not there", expected=True),))
         assert (await agent.events(2, 0.01)) == (2, ())
         assert len((await agent.events(0, 5))[1]) == 2
         last, events = await agent.events(77, 5)  # numbers of an agent that is no more
@@ -288,9 +277,9 @@ def test_an_engine_that_died_while_nobody_looked_is_reported(host: AgentHost) ->
     record = host.record()
     host.crash()
     os.kill(record.pid, signal.SIGKILL)  # its children stay, and hold its memory
-    assert eventually(lambda: len(records.group_members(record.mark)) == 2)
+    assert eventually(lambda: len(group_members(record.mark)) == 2)
     assert host.describe().engines == ()
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
     assert not host.wait(EngineExited).expected
     assert list(host.layout.engine_records.iterdir()) == []
 
@@ -303,7 +292,7 @@ def test_an_adopted_engine_that_dies_is_reported(host: AgentHost) -> None:
     host.wait(EngineReady)
     os.kill(record.pid, signal.SIGKILL)
     assert not host.wait(EngineExited).expected
-    assert records.group_members(record.mark) == ()
+    assert group_members(record.mark) == ()
 
 
 def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> None:
@@ -315,7 +304,7 @@ def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> Non
         record = first.record()
         first.call(first.agent.shutdown(end_engines=False))
         assert second.describe().engines == ()
-        assert records.group_members(record.mark) == ()
+        assert group_members(record.mark) == ()
         assert list(layout.engine_records.iterdir()) == []
     finally:
         first.close()
@@ -344,7 +333,7 @@ def test_a_stranger_with_a_recorded_pid_is_not_touched(host: AgentHost) -> None:
     host.wait(EngineExited)
     stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        records.write(host.layout, dataclasses.replace(record, pid=stranger.pid))
+        records.write(host.layout, record.model_copy(update={"pid": stranger.pid}))
         host.crash()
         assert host.describe().engines == ()
         assert stranger.poll() is None
@@ -359,7 +348,7 @@ def test_shutdown_leaves_no_process(host: AgentHost) -> None:
         host.wait(EngineReady, engine=name)
     found = [host.record(name) for name in ("e1", "e2")]
     host.call(host.agent.shutdown())
-    assert all(records.group_members(record.mark) == () for record in found)
+    assert all(group_members(record.mark) == () for record in found)
     assert list(host.layout.engine_records.iterdir()) == []
 
 
@@ -472,7 +461,7 @@ def test_an_engine_of_an_earlier_version_is_adopted_and_has_a_record_of_this_one
     host.start(fake_model())
     host.wait(EngineReady)
     record = host.record()
-    records.write(host.layout, dataclasses.replace(record, ticks=0, boot=""))
+    records.write(host.layout, record.model_copy(update={"ticks": 0, "boot": ""}))
     host.crash()
     assert [found.id for found in host.describe().engines] == ["e1"]
     assert host.record().mark == record.mark
@@ -513,7 +502,7 @@ def test_an_engine_on_a_node_with_a_full_disk_serves_and_is_recorded_when_there_
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(records, "write_private", no_room)
+        full.setattr("gateway_plugin.state_file.write_private", no_room)
         host.start(fake_model())
         host.wait(EngineReady)
         assert not records.record_path(host.layout, "e1").exists()
@@ -524,9 +513,8 @@ def test_an_engine_on_a_node_with_a_full_disk_serves_and_is_recorded_when_there_
     assert not records.record_path(host.layout, "e1").exists()
 
 
-def test_what_is_noted_of_engines_is_bounded() -> None:
-    known: dict[str, int] = {}
-    for number in range(3000):
-        _note(known, f"e{number}", number)
-    assert len(known) == 2000
-    assert "e2999" in known
+def test_the_ids_of_engines_that_an_agent_remembers_are_bounded(host: AgentHost) -> None:
+    for number in range(2100):
+        host.stop(engine=f"e{number}")
+    assert len(host.agent._known) == 2000
+    assert "e2099" in host.agent._known

@@ -213,3 +213,11 @@ def test_a_hub_is_asked_only_for_what_is_not_here() -> None:
     assert "HF_HUB_OFFLINE" not in engine_env(model(source="org/name"), "k", (), (), {})
     for local in ("/weights/m", "~/m", "prepared:smollm2-135m-instruct"):
         assert engine_env(model(source=local), "k", (), (), {})["HF_HUB_OFFLINE"] == "1"
+
+
+def test_only_a_vllm_with_gpus_that_is_to_sleep_is_given_sleep_mode_and_its_endpoints() -> None:
+    for gpus, sleeps in ((1, True), (1, False), (0, True)):
+        argv = engine_argv(model(gpus=gpus), "/weights/m", BIND, TLS, sleeps=sleeps)
+        env = engine_env(model(gpus=gpus), "key", tuple(range(gpus)), (), {}, sleeps=sleeps)
+        able = bool(gpus and sleeps)
+        assert ("--enable-sleep-mode" in argv, env.get("VLLM_SERVER_DEV_MODE")) == (able, "1" if able else None)

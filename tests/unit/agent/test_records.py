@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import Mark, alive, mark
+from gateway_plugin.processes import Mark, alive, group_members, mark
 from serve.agent import records
 from serve.agent.records import EngineRecord
 
@@ -47,7 +47,6 @@ def record(engine: str = "e1", pid: int = 4_000_000, started: float = 1000.0) ->
         host="127.0.0.1",
         port=4000,
         epoch=3,
-        generation=7,
         gpus=(0, 2),
         memory_mib=512,
         log="/l",
@@ -56,7 +55,7 @@ def record(engine: str = "e1", pid: int = 4_000_000, started: float = 1000.0) ->
 
 
 def test_a_record_comes_back_as_it_was(layout: Layout) -> None:
-    ready = dataclasses.replace(record(), ready=True, loaded_s=23.5)
+    ready = record().model_copy(update={"ready": True, "loaded_s": 23.5})
     records.write(layout, record())
     records.write(layout, ready)
     assert tuple(records.read_all(layout)) == (ready,)
@@ -102,8 +101,11 @@ def test_the_engine_of_a_garbled_record_is_ended_by_its_own_block(layout: Layout
 
 
 def test_a_record_of_a_later_version_is_read(layout: Layout) -> None:
-    records.record_path(layout, "e1").write_text(json.dumps({**dataclasses.asdict(record()), "later": [1]}))
-    assert tuple(records.read_all(layout)) == (record(),)
+    records.record_path(layout, "e1").write_text(json.dumps({**record().model_dump(mode="json"), "later": [1]}))
+    (found,) = records.read_all(layout)
+    assert (found.engine, found.port) == ("e1", 4000)
+    records.write(layout, found)
+    assert json.loads(records.record_path(layout, "e1").read_text())["later"] == [1]
 
 
 def test_an_engines_name_does_not_leave_the_folder(layout: Layout) -> None:
@@ -119,7 +121,7 @@ def marked(process: subprocess.Popen[bytes]) -> Mark:
 @pytest.mark.process
 def test_a_record_names_its_process(layout: Layout, process: subprocess.Popen[bytes]) -> None:
     known = marked(process)
-    written = dataclasses.replace(record(pid=known.pid, started=known.started), ticks=known.ticks, boot=known.boot)
+    written = record(pid=known.pid, started=known.started).model_copy(update={"ticks": known.ticks, "boot": known.boot})
     records.write(layout, written)
     (found,) = records.read_all(layout)
     assert found.mark == known
@@ -129,13 +131,13 @@ def test_a_record_names_its_process(layout: Layout, process: subprocess.Popen[by
 @pytest.mark.process
 def test_a_record_of_an_earlier_version_is_read(layout: Layout, process: subprocess.Popen[bytes]) -> None:
     """It has a start by the wall clock alone: what it names is adopted or ended all the same."""
-    written = dataclasses.asdict(record(pid=process.pid, started=psutil.Process(process.pid).create_time() + 1.5))
+    written = record(pid=process.pid, started=psutil.Process(process.pid).create_time() + 1.5).model_dump(mode="json")
     for later in ("ticks", "boot"):
         del written[later]
     records.record_path(layout, "e1").write_text(json.dumps(written))
     (found,) = records.read_all(layout)
     assert alive(found.mark)
-    assert records.group_members(found.mark) == (process.pid,)
+    assert [known.pid for known in group_members(found.mark)] == [process.pid]
 
 
 @pytest.mark.process
@@ -145,7 +147,7 @@ def test_a_record_that_cannot_be_completed_stays_as_it_was(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records, "write_private", full)
+    monkeypatch.setattr("gateway_plugin.state_file.write_private", full)
     known = marked(process)
     assert records.completed(layout, record(pid=process.pid, started=known.started)).mark == known
     assert "No space left" in caplog.text
@@ -157,7 +159,7 @@ def test_a_dead_leader_has_no_group(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
     assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
-    assert records.group_members(known) == ()
+    assert group_members(known) == ()
 
 
 @pytest.mark.process
@@ -166,11 +168,11 @@ def test_a_group_outlives_its_leader() -> None:
     assert leader.stdout is not None
     child = int(leader.stdout.readline())
     known = marked(leader)
-    assert set(records.group_members(known)) == {leader.pid, child}
+    assert {one.pid for one in group_members(known)} == {leader.pid, child}
     leader.kill()
     leader.wait(10)
     try:
-        assert records.group_members(known) == (child,)
+        assert [one.pid for one in group_members(known)] == [child]
     finally:
         os.kill(child, 9)
         leader.stdout.close()
@@ -179,5 +181,5 @@ def test_a_group_outlives_its_leader() -> None:
 @pytest.mark.process
 def test_a_stranger_with_the_leaders_pid_has_no_group_of_ours(process: subprocess.Popen[bytes]) -> None:
     known = marked(process)
-    assert records.group_members(dataclasses.replace(known, ticks=known.ticks - 1)) == ()
-    assert records.group_members(Mark(process.pid, known.started - 60)) == ()
+    assert group_members(dataclasses.replace(known, ticks=known.ticks - 1)) == ()
+    assert group_members(Mark(process.pid, known.started - 60)) == ()

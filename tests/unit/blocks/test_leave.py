@@ -1,4 +1,4 @@
-"""Real processes: what ``leave`` ends and what it must not touch."""
+"""Real processes: what a block ends last and what it must not touch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway_plugin.blocks.cleanup import end_engines, main, read_records
-from gateway_plugin.blocks.processes import BLOCK_MARK, carries_mark, end, same_process, uses_folder
-from gateway_plugin.processes import Mark, mark
+from gateway_plugin.blocks.cleanup import clean_up
+from gateway_plugin.engine_records import end_engines, read_records
+from gateway_plugin.processes import BLOCK_MARK, Mark, alive, carries_mark, end, mark, uses_folder
 from tests.support.clocks import set_clock
 
 pytestmark = pytest.mark.process
@@ -89,7 +89,7 @@ def test_it_ends_a_whole_engine_and_only_its_own_block_s(engines: Engines) -> No
     child = int(said(mine))
     record = engines.record("mine", "b1", marked(mine))
     other = engines.record("theirs", "b2", marked(theirs))
-    assert end_engines(engines.folder, "b1", grace_s=0.3) == []
+    assert end_engines(engines.folder, "b1", grace_s=0.3) == ()
     assert gone(mine.pid)
     assert gone(child)  # it ignored the first asking
     assert not gone(theirs.pid)
@@ -103,7 +103,7 @@ def test_an_engine_whose_leader_died_is_still_ended(engines: Engines) -> None:
     leader.kill()
     leader.wait()
     assert not gone(child)
-    assert end_engines(engines.folder, "b1", grace_s=0) == []
+    assert end_engines(engines.folder, "b1", grace_s=0) == ()
     assert gone(child)
 
 
@@ -117,7 +117,7 @@ def test_an_engine_whose_leader_is_dead_but_not_reaped_is_still_ended(engines: E
     while psutil.Process(leader.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
         time.sleep(0.01)
     assert not gone(child)
-    assert end_engines(engines.folder, "b1", grace_s=0) == []
+    assert end_engines(engines.folder, "b1", grace_s=0) == ()
     assert gone(child)
     assert not record.exists()
 
@@ -143,8 +143,8 @@ def test_an_engine_whose_leader_died_is_known_by_its_log(engines: Engines) -> No
     record.write_text(json.dumps({**json.loads(record.read_text()), "log": str(log)}))
     leader.kill()
     leader.wait()
-    assert not carries_mark(psutil.Process(child), "b1")
-    assert end_engines(engines.folder, "b1", grace_s=0) == []
+    assert not carries_mark(child, "b1")
+    assert end_engines(engines.folder, "b1", grace_s=0) == ()
     assert gone(child)
 
 
@@ -154,7 +154,7 @@ def test_a_pid_with_another_start_is_never_touched(engines: Engines, version: st
     known = marked(stranger)
     other = replace(known, ticks=known.ticks - 1) if version == "this" else Mark(known.pid, known.started - 60)
     record = engines.record("e", "b1", other)
-    assert end_engines(engines.folder, "b1", grace_s=0) == []
+    assert end_engines(engines.folder, "b1", grace_s=0) == ()
     assert not gone(stranger.pid)
     assert not record.exists()
 
@@ -163,7 +163,7 @@ def test_an_engine_recorded_by_an_earlier_version_is_ended(engines: Engines) -> 
     mine = engines.start("b1")
     record = engines.record("e", "b1", marked(mine))
     record.write_text(json.dumps({"block": "b1", "pid": mine.pid, "started": psutil.Process(mine.pid).create_time()}))
-    assert end_engines(engines.folder, "b1", grace_s=1) == []
+    assert end_engines(engines.folder, "b1", grace_s=1) == ()
     assert gone(mine.pid)
     assert not record.exists()
 
@@ -175,7 +175,7 @@ def test_an_engine_is_ended_after_the_clock_was_set(
     mine = engines.start("b1")
     record = engines.record("e", "b1", marked(mine))
     set_clock(monkeypatch, step_s)
-    assert end_engines(engines.folder, "b1", grace_s=1) == []
+    assert end_engines(engines.folder, "b1", grace_s=1) == ()
     assert gone(mine.pid)
     assert not record.exists()
 
@@ -185,12 +185,7 @@ def test_a_broken_record_saves_nobody(engines: Engines, capsys: pytest.CaptureFi
     (engines.folder / "a.json").write_text("{")
     (engines.folder / "b.json").write_text('{"block": "b1"}')
     engines.record("c", "b1", marked(mine))
-    arguments = ["--records", str(engines.folder), "--block", "b1", "--folder", str(engines.folder / "none")]
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert main(arguments) == 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert clean_up(engines.folder, "b1", engines.folder / "none")
     assert gone(mine.pid)
     assert capsys.readouterr().err.count("not an engine record") >= 2
     assert [record.path.name for record in read_records(engines.folder)] == []
@@ -200,12 +195,7 @@ def test_what_carries_the_block_s_mark_goes_too(engines: Engines) -> None:
     orphan, other = engines.start("gw-a-0000aaaa"), engines.start("gw-a-0000aaab")
     said(orphan)
     said(other)
-    arguments = ["--records", str(engines.folder), "--block", "gw-a-0000aaaa", "--folder", str(engines.folder / "none")]
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert main(arguments) == 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert clean_up(engines.folder, "gw-a-0000aaaa", engines.folder / "none")
     assert gone(orphan.pid)
     assert not gone(other.pid)
 
@@ -216,13 +206,13 @@ def test_ours_by_start_time_mark_and_folder(engines: Engines, tmp_path: Path) ->
     code = f"f = open({str(folder / 'x')!r}, 'w'); print(flush=True); import time; time.sleep(300)"
     process = engines.start("b1", code)
     said(process)
-    ours = psutil.Process(process.pid)
-    assert carries_mark(ours, "b1")
-    assert not carries_mark(ours, "b")
-    assert uses_folder(ours, folder)
-    assert not uses_folder(ours, tmp_path / "ra")
-    assert same_process(mark(ours.pid)) == ours
-    assert same_process(Mark(ours.pid, ours.create_time())) == ours  # of an earlier version
-    assert same_process(Mark(ours.pid, ours.create_time() + 10)) is None
-    assert same_process(None) is None
-    assert end(lambda: [ours] if not gone(ours.pid) else [], grace_s=0) == []
+    ours = marked(process)
+    assert carries_mark(ours.pid, "b1")
+    assert not carries_mark(ours.pid, "b")
+    assert uses_folder(ours.pid, folder)
+    assert not uses_folder(ours.pid, tmp_path / "ra")
+    assert alive(ours)
+    assert alive(Mark(ours.pid, ours.started))  # of an earlier version
+    assert not alive(Mark(ours.pid, ours.started + 10))
+    assert not alive(None)
+    assert end(lambda: [ours], grace_s=0) == ()

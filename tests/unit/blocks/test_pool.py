@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
-from gateway_plugin.blocks.marks import LeaveMarks
-from gateway_plugin.blocks.pool import CANCEL_GRACE_S, CANCEL_HOLD_S, BlockPool, after_look, after_search, retry_at
-from gateway_plugin.blocks.stop_files import CancelRequests
+from gateway_plugin.blocks.pool import CANCEL_GRACE_S, SPACING_S, BlockPool, after_look, after_search
+from gateway_plugin.blocks.stop_files import CancelRequests, LeaveMarks
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.schedulers.base import JobStatus
 from tests.support.queue import QueueJobs, QueueProvider, Scheduler
@@ -46,28 +45,6 @@ def test_a_block_in_doubt_is_searched_before_it_is_given_up() -> None:
     assert after_search(doubt, None, 30.0, 30.0, 1.0).phase is BlockPhase.LOST
     told = replace(doubt, phase=BlockPhase.CANCELLING)
     assert after_search(told, Job("9"), 0.0, 30.0, 1.0).phase is BlockPhase.CANCELLING
-
-
-def failed(at: float, phase: BlockPhase = BlockPhase.FAILED, lived_s: float = 1.0) -> Block:
-    return replace(BLOCK, name=f"b{at}", phase=phase, asked_at=at - lived_s, ended_at=at)
-
-
-def test_blocks_that_keep_failing_are_asked_for_less_and_less() -> None:
-    assert retry_at([], "a", 1000.0) == 0.0
-    assert retry_at([failed(10)], "a", 1000.0) == 0.0
-    assert retry_at([failed(10), failed(20)], "a", 1000.0) == 24.0
-    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.LOST)], "a", 1000.0) == 38.0
-    assert retry_at([failed(t) for t in range(20)], "a", 1000.0) == 19.0 + 30.0
-    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.CANCELLED)], "a", 1000.0) == 24.0
-    assert retry_at([failed(10), failed(20), failed(30, BlockPhase.COMPLETED)], "a", 1000.0) == 0.0
-    assert retry_at([failed(10), failed(120, lived_s=100), failed(130)], "a", 1000.0) == 0.0
-    assert retry_at([failed(10), failed(20)], "other", 1000.0) == 0.0
-
-
-def test_one_that_failed_before_the_clock_was_set_back_does_not_count() -> None:
-    earlier = [failed(4000), failed(4010), failed(4020, BlockPhase.COMPLETED)]
-    assert retry_at(earlier, "a", 1000.0) == 0.0
-    assert retry_at([*earlier, failed(10), failed(20)], "a", 1000.0) == 24.0
 
 
 class Story:
@@ -301,11 +278,11 @@ def test_after_a_block_was_ended_by_hand_no_other_of_its_type_is_submitted_for_a
     requests.ask(NAME)
     requests.ask("gw-b-unheard-of")
     pool.refresh()
-    with pytest.raises(ServiceError, match="ended by hand; the next can be had in 10 s"):
+    with pytest.raises(ServiceError, match="ended by hand; the next can be submitted in 10 s"):
         pool.submit("gw-a-2", "a", "", {})
     assert pool.find("gw-a-2") is None
     pool.submit("gw-b-1", "b", "", {})
-    story.now += CANCEL_HOLD_S
+    story.now += SPACING_S
     pool.submit("gw-a-2", "a", "", {})
 
 
@@ -381,11 +358,27 @@ def test_a_hold_ends_though_the_clock_is_set(story: Story, tmp_path: Path, step_
     requests.ask(NAME)
     pool.refresh()
     story.set_by = step_s
-    story.now += CANCEL_HOLD_S - 1
-    with pytest.raises(ServiceError, match="the next can be had in 1 s"):
+    story.now += SPACING_S - 1
+    with pytest.raises(ServiceError, match="the next can be submitted in 1 s"):
         pool.submit("gw-a-2", "a", "", {})
     story.now += 1
     pool.submit("gw-a-2", "a", "", {})
+
+
+@pytest.mark.parametrize(("lived_s", "spaced"), [(5, True), (100, False)])
+@pytest.mark.parametrize("phase", [BlockPhase.FAILED, BlockPhase.LOST, BlockPhase.COMPLETED])
+def test_after_an_early_failure_the_next_block_waits_a_while(
+    story: Story, phase: BlockPhase, lived_s: float, spaced: bool
+) -> None:
+    story.pool.submit(NAME, "a", "", {})
+    story.now += lived_s
+    story.scheduler.move(NAME, phase)
+    story.pool.refresh()
+    if spaced and phase is not BlockPhase.COMPLETED:
+        with pytest.raises(ServiceError, match="type a has just failed; the next can be submitted in 10 s"):
+            story.pool.submit("gw-a-2", "a", "", {})
+        story.now += SPACING_S
+    story.pool.submit("gw-a-2", "a", "", {})
 
 
 def test_the_next_block_can_be_had_after_the_clock_was_set_back(story: Story) -> None:
@@ -403,7 +396,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gateway_plugin.blocks.ledger.write_private", no_room)
+    monkeypatch.setattr("gateway_plugin.state_file.write_private", no_room)
 
 
 def test_on_a_full_disk_no_block_is_asked_for_and_those_there_are_seen_to(

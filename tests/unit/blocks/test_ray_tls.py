@@ -10,13 +10,14 @@ import pytest
 from cryptography import x509
 from ray._common.utils import load_class
 
-from gateway_plugin.blocks.host import block_script
+from gateway_plugin.blocks.host import environment
+from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.blocks.ray_tls import tls_environment
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.paths import Layout
+from gateway_plugin.paths import Layout, block_folder
 from gateway_plugin.service import ray_head
 from gateway_plugin.tls import make_ray_authority
-from tests.unit.blocks.test_script import NAME, node_type
+from tests.unit.blocks.test_script import NAME, node_type, told
 from tests.unit.service.test_ray_head import site
 
 
@@ -57,10 +58,10 @@ def test_without_an_authority_ray_does_not_start(layout: Layout, monkeypatch: py
 
 
 def test_a_block_has_its_own_certificate_in_its_own_folder(layout: Layout) -> None:
+    head = ray_head.head_env(layout, site(), {})
     script = block_script(NAME, node_type(), layout, "10.0.0.1:6390")
-    own = tls_environment(Path("$FOLDER/tls"))
-    assert all(f"export {name}={value}" in script for name, value in own.items())
-    assert script.index("FOLDER=$RUN/b-0123abcd") < script.index("export RAY_USE_TLS=1")
-    assert str(layout.ray_identity) not in script
-    assert f"export RAY_START_HOOK={ray_head.head_env(layout, site(), {})['RAY_START_HOOK']}" in script
-    assert script.index("unset ${!RAY_@}") < script.index("export RAY_USE_TLS=1")  # the head's own are gone before
+    folder = block_folder(layout.run, NAME)
+    own = environment(told(script), folder, head)  # as if it had inherited the head's
+    assert own.items() >= tls_environment(folder / "tls").items()
+    assert own["RAY_START_HOOK"] == head["RAY_START_HOOK"]
+    assert str(layout.ray_identity) not in f"{script} {own}"

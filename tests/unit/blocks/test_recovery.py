@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, LedgerGarbled, to_document
+from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, LedgerGarbled, LedgerState
 from gateway_plugin.blocks.recovery import whole_ledger
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
@@ -64,7 +64,7 @@ def test_on_a_full_disk_no_job_is_forgotten(layout: Layout) -> None:
 
 def test_a_ledger_of_any_version_is_read(layout: Layout) -> None:
     block = Block("gw-a-1", "a", BlockPhase.RUNNING, 1.0, Job("7"))
-    document = to_document([block])
+    document = LedgerState(blocks=(block,)).model_dump(mode="json")
     document["version"], document["later"] = 2, 1
     document["blocks"][0]["later"] = document["blocks"][0]["job"]["later"] = 1
     del document["blocks"][0]["tags"], document["blocks"][0]["ended_at"], document["blocks"][0]["job"]["boot"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import yaml
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from gateway_plugin.blocks.cluster_yaml import NODE_IDLE_S, cluster_yaml
-from gateway_plugin.blocks.host import block_script
+from gateway_plugin.blocks.job_script import block_script
+from gateway_plugin.blocks.leaving import Settings
 from gateway_plugin.paths import Layout, block_folder
 from gateway_plugin.site import NodeType, Site
 from tests.support.queue import QueueProvider, Scheduler
@@ -25,6 +27,12 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / 'it\'s "my" $HOME `state`')
 
 
+def told(script: str) -> Settings:
+    """What the block's program is told."""
+    words = shlex.split(script.splitlines()[-1])
+    return Settings.parse(words[words.index("gateway_plugin.blocks.host") + 1])
+
+
 @pytest.mark.process
 def test_it_is_valid_bash_whatever_the_paths_hold(tmp_path: Path) -> None:
     script = block_script(NAME, node_type(), layout(tmp_path), "10.0.0.1:6390", "/opt/my env/bin/python", "/opt/my env")
@@ -36,17 +44,21 @@ def test_it_is_valid_bash_whatever_the_paths_hold(tmp_path: Path) -> None:
 def test_values_reach_the_job_as_they_are(tmp_path: Path) -> None:
     place = layout(tmp_path)
     script = block_script(NAME, node_type(worker_init="export SITE=1"), place, "10.0.0.1:6390")
-    head = script[: script.index("RAY=\n")].replace("exec >>", "true >>/dev/null #")
     shown = subprocess.run(
         ["bash"],
-        input=head + '\nprintf "%s\\n" "$SITE" "$RAY_AUTH_TOKEN_PATH" "$GATEWAY_STATE" "$RAY_gcs_storage"\n',
+        input=script.replace("exec >>", "true >>/dev/null #").replace(
+            "exec python", """exec printf '%s\\n' "$SITE/$RAY_gcs" """
+        ),
         text=True,
         check=True,
         capture_output=True,
-        env={"RAY_gcs_storage": "rocksdb", "PATH": "/usr/bin:/bin"},
-    ).stdout.split("\n")
+        env={"RAY_gcs": "rocksdb", "PATH": "/usr/bin:/bin"},
+    ).stdout.splitlines()
     # The head's own settings, which a local block inherits, are gone.
-    assert shown[:4] == ["1", str(place.ray_token), str(place.state), ""]
+    assert shown[:3] == ["1/", "-m", "gateway_plugin.blocks.host"]
+    assert Settings.parse(shown[3]) == told(script)
+    assert told(script).state == str(place.state)
+    assert told(script).environment["RAY_AUTH_TOKEN_PATH"] == str(place.ray_token)
 
 
 def test_it_carries_the_path_of_the_token_and_not_the_token(tmp_path: Path) -> None:
@@ -55,29 +67,25 @@ def test_it_carries_the_path_of_the_token_and_not_the_token(tmp_path: Path) -> N
     place.ray_token.write_text("sesame")
     script = block_script(NAME, node_type(), place, "10.0.0.1:6390")
     assert "sesame" not in script
-    assert f"RAY_AUTH_TOKEN_PATH={place.ray_token}" in script
-    assert "RAY_AUTH_MODE=token" in script
+    assert told(script).environment["RAY_AUTH_TOKEN_PATH"] == str(place.ray_token)
+    assert told(script).environment["RAY_AUTH_MODE"] == "token"
 
 
 def test_it_says_what_the_node_holds_and_who_it_is(tmp_path: Path) -> None:
     script = block_script(NAME, node_type(), Layout(tmp_path), "10.0.0.1:6390")
-    for part in (
-        "umask 077",
-        "ulimit -c 0",
-        f"export RAY_CLOUD_INSTANCE_ID={NAME}",
-        "export RAY_NODE_TYPE_NAME=gpu",
-        "--num-cpus=16",
-        "--num-gpus=4",
-        '{"gateway_gpu": 1}',
-        "RAY_gcs_rpc_server_reconnect_timeout_s=600",
-    ):
-        assert part in script
+    assert script.startswith("umask 077\nulimit -c 0")
+    assert len(script.splitlines()) <= 25
+    assert {"--num-cpus=16", "--num-gpus=4", '--resources={"gateway_gpu": 1}'} <= set(told(script).ray)
+    assert told(script).environment.items() >= {
+        ("RAY_CLOUD_INSTANCE_ID", NAME),
+        ("RAY_NODE_TYPE_NAME", "gpu"),
+        ("RAY_gcs_rpc_server_reconnect_timeout_s", "600"),
+    }
 
 
 def test_a_site_may_say_how_a_node_finds_its_address(tmp_path: Path) -> None:
     script = block_script(NAME, node_type(node_address="hostname -I | cut -d' ' -f1"), Layout(tmp_path), "h:1")
     assert "ADDRESS=$(hostname -I | cut -d' ' -f1)" in script
-    assert "socket.SOCK_DGRAM" not in script
 
 
 def test_ray_s_sockets_fit_in_a_block_s_folder() -> None:

@@ -1,4 +1,4 @@
-"""The block's real script under bash, with a stand-in for Python and Ray that does as each story says."""
+"""The block's real script and program, with a stand-in for Ray that does as each story says."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from gateway_plugin.blocks.host import TOLD_TO_END, Leaving, block_script
-from gateway_plugin.blocks.marks import LeaveMarks
+from gateway_plugin.blocks.job_script import block_script
+from gateway_plugin.blocks.leaving import CANCELLED, Leaving
+from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
+from gateway_plugin.processes import carries_mark, own_pids
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
@@ -81,7 +82,7 @@ def said(tmp_path: Path) -> str:
 
 
 def left_cleanly(tmp_path: Path) -> None:
-    assert calls(tmp_path, "gateway_plugin.blocks.cleanup") == 1
+    assert not [pid for pid in own_pids() if carries_mark(pid, NAME)]
     assert not block_folder(Layout(tmp_path / "state").run, NAME).exists()
 
 
@@ -97,6 +98,37 @@ def test_a_crashed_node_fails(tmp_path: Path, block: Start) -> None:
     assert process.wait(20) == 1
     assert "ended with exit code 1" in said(tmp_path)
     assert calls(tmp_path, "ray.scripts.scripts") == 1
+    left_cleanly(tmp_path)
+
+
+def test_a_full_disk_costs_its_log_and_nothing_else(tmp_path: Path, block: Start) -> None:
+    block_log(Layout(tmp_path / "state"), NAME).symlink_to("/dev/full")
+    process = block(RUNS)
+    folder = has_joined(tmp_path)
+    own = record(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert eventually((folder / "notice").exists)
+    own.unlink()
+    assert process.wait(20) == CANCELLED
+    left_cleanly(tmp_path)
+
+
+def test_a_notice_that_cannot_be_written_is_said(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS, Leaving(notice_s=1))
+    folder = has_joined(tmp_path)
+    record(tmp_path)
+    (folder / ".notice").mkdir()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == CANCELLED
+    assert "its agent gets no notice" in said(tmp_path)
+    assert "its notice ends" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_an_error_of_its_own_leaves_nothing_behind(tmp_path: Path, block: Start) -> None:
+    process = block('rm "$0"; exit 3')  # Ray's interpreter goes away
+    assert process.wait(20) == 1
+    assert "FileNotFoundError" in said(tmp_path)
     left_cleanly(tmp_path)
 
 
@@ -119,10 +151,10 @@ def test_told_to_end_by_the_gateway_it_leaves_at_once(tmp_path: Path, block: Sta
     mark(tmp_path)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == TOLD_TO_END
+    assert process.wait(20) == CANCELLED
     assert time.monotonic() - began < 5
     assert "leaving: told to" in said(tmp_path)
-    assert left.exists()  # not waited for; the stand-in for ``leave`` ends nothing
+    assert left.exists()  # not waited for; it names no process
     left_cleanly(tmp_path)
 
 
@@ -139,7 +171,7 @@ def test_told_to_end_by_others_it_gives_notice_and_leaves_with_its_last_engine(t
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
     own.unlink()
-    assert process.wait(20) == TOLD_TO_END
+    assert process.wait(20) == CANCELLED
     assert "no engine is left" in said(tmp_path)
     assert other.exists()
     left_cleanly(tmp_path)
@@ -149,7 +181,7 @@ def test_told_to_end_by_others_with_nothing_on_it_it_leaves_at_once(tmp_path: Pa
     process = block(RUNS)
     has_joined(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == TOLD_TO_END
+    assert process.wait(20) == CANCELLED
     assert "no engine is left" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -159,7 +191,7 @@ def test_a_notice_ends_whatever_runs(tmp_path: Path, block: Start) -> None:
     has_joined(tmp_path)
     record(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == TOLD_TO_END
+    assert process.wait(20) == CANCELLED
     assert "its notice ends" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -172,7 +204,7 @@ def test_a_notice_is_cut_short_by_the_gateway(tmp_path: Path, block: Start) -> N
     assert eventually((folder / "notice").exists)
     mark(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(5) == TOLD_TO_END
+    assert process.wait(5) == CANCELLED
 
 
 def test_signalled_ahead_of_its_end_it_gives_notice_and_has_not_failed(tmp_path: Path, block: Start) -> None:
@@ -191,7 +223,7 @@ def test_a_mark_alone_is_enough(tmp_path: Path, block: Start) -> None:
     process = block(RUNS, Leaving(look_every_s=1))
     has_joined(tmp_path)
     mark(tmp_path)
-    assert process.wait(20) == TOLD_TO_END
+    assert process.wait(20) == CANCELLED
     left_cleanly(tmp_path)
 
 
@@ -229,7 +261,7 @@ def test_it_leaves_when_slurm_says_that_its_job_is_over(
     tmp_path: Path, block: Start, slurm_says: Callable[[str], dict[str, str]]
 ) -> None:
     process = block(RUNS, Leaving(walltime_s=3600, ask_every_s=5), **slurm_says("NODE_FAIL 5"))
-    assert process.wait(20) == TOLD_TO_END
+    assert process.wait(20) == CANCELLED
     assert "Slurm calls its job NODE_FAIL" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -263,20 +295,16 @@ def test_what_ray_changes_is_kept_for_its_engines(tmp_path: Path, block: Start) 
 
 @pytest.fixture
 def set_clock(tmp_path: Path) -> Callable[[int], dict[str, str]]:
-    """Sets the wall clock of a block's script by so many seconds. Gives what its environment needs for that."""
-    step, functions = tmp_path / "step", tmp_path / "functions"
-    functions.write_text(
-        f"""printf() {{
-  if [ "$1 $3" = "-v %(%s)T" ]; then builtin printf -v "$2" %s "$(($(date +%s) + $(cat {step})))"
-  else builtin printf "$@"; fi
-}}
-"""
-    )
+    """Sets the wall clock of a block by so many seconds. Gives what its environment needs for that."""
+    step, site = tmp_path / "step", tmp_path / "site"
+    site.mkdir()
+    stepped = f"time.time = lambda: told() + float(pathlib.Path({str(step)!r}).read_text())"
+    (site / "sitecustomize.py").write_text(f"import pathlib, time\ntold = time.time\n{stepped}\n")
 
     def to(step_s: int) -> dict[str, str]:
         (tmp_path / "next-step").write_text(f"{step_s}")
         (tmp_path / "next-step").replace(step)  # it is being read all the time
-        return {"BASH_ENV": str(functions)}
+        return {"PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}"}
 
     return to
 
@@ -291,7 +319,6 @@ def test_a_notice_lasts_as_long_as_it_says_though_the_clock_is_set(
 ) -> None:
     process = block(RUNS, Leaving(notice_s=6), **set_clock(0))
     folder = has_joined(tmp_path)
-    assert eventually(lambda: "sleep" in [child.name() for child in psutil.Process(process.pid).children()])  # it looks
     record(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert eventually((folder / "notice").exists)
@@ -299,7 +326,7 @@ def test_a_notice_lasts_as_long_as_it_says_though_the_clock_is_set(
     assert 3 < told - time.time() <= 6  # people and agents read the wall clock
     began = time.monotonic()
     set_clock(step_s)
-    assert process.wait(20) == TOLD_TO_END
+    assert process.wait(20) == CANCELLED
     assert 3 < time.monotonic() - began < 12
     assert "its notice ends" in said(tmp_path)
 
@@ -316,7 +343,7 @@ def test_its_walltime_does_not_end_because_the_clock_is_set(
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(2)
     mark(tmp_path)  # looked for every second
-    assert process.wait(10) == TOLD_TO_END
+    assert process.wait(10) == CANCELLED
     assert "told to by its mark" in said(tmp_path)
     left_cleanly(tmp_path)
 

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from gateway_plugin.cli.main import cli
 from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.paths import Layout
-from gateway_plugin.service_state import record_of, write_record
+from gateway_plugin.service.deployment import record_of
+from gateway_plugin.service_state import write_record
 from gateway_plugin.site import load_site
 
 ELSEWHERE = "https://gpu.example.org:8180"

@@ -110,13 +110,13 @@ def test_a_models_answer_on_a_terminal_is_plain(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    said = chat._ask(Client(*PIECES), "m", [], {})  # type: ignore[arg-type]
+    said = chat._stream(Client(*PIECES), "m", {}, [])  # type: ignore[arg-type]
     assert capsys.readouterr().out == "Paris is nice\n.red\ufffd\n"
     assert said == "".join(PIECES)  # what the conversation goes on with
 
 
 def test_a_models_answer_in_a_pipe_is_data(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    chat._ask(Client(*PIECES[:-1]), "m", [], {})  # type: ignore[arg-type]
+    chat._stream(Client(*PIECES[:-1]), "m", {}, [])  # type: ignore[arg-type]
     assert capfdbinary.readouterr().out == "".join(PIECES[:-1]).encode() + b"\n"
 
 

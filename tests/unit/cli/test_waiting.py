@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
@@ -40,7 +41,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def said(looks: Looks, capsys: pytest.CaptureFixture[str]) -> list[str]:
     with Waiting(looks, "m"):  # type: ignore[arg-type]
         assert looks.over.wait(10)
-    return capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    return [re.sub(r"^ +[0-9.]+ s  ", "", line) for line in lines]
 
 
 def test_a_line_for_every_change_that_is_not_only_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,9 +54,9 @@ def test_a_line_for_every_change_that_is_not_only_time(capsys: pytest.CaptureFix
         a_model("ready"),
     )
     assert said(looks, capsys) == [
-        "queued: job 7 waits: Resources, expected to start in 40 s, ready in about 70 s",
-        "queued: job 7 has started on n3, ready in about 30 s",
-        "loading: ready in about 12 s",
+        "m: queued (job 7 waits: Resources, expected to start in 40 s, ready in about 70 s)",
+        "m: queued (job 7 has started on n3, ready in about 30 s)",
+        "m: loading (ready in about 12 s)",
     ]
 
 

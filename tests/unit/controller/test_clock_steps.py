@@ -20,13 +20,14 @@ from gateway_plugin.state_file import Copies
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller import deployment
 from serve.controller.deployment import Controller
-from serve.core.policy import NodeKind, Policy
+from serve.core.events import Requester
+from serve.core.policy import NodeTypeSpec, Policy
 from tests.support.agents import KEY, QUICK, fake_model, private_layout
 from tests.support.clocks import set_clock
 
 pytestmark = pytest.mark.process
 
-KIND = NodeKind("local", host_mib=1024, gpu_mib=(), min_nodes=1, max_nodes=1)
+KIND = NodeTypeSpec("local", host_mib=1024, gpu_mib=(), min_nodes=1, max_nodes=1)
 """Room for one model."""
 
 
@@ -120,11 +121,11 @@ async def controller(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     monkeypatch.setattr(deployment, "agents_alive", lambda: ())
     monkeypatch.setattr(deployment, "EdgeRuntime", Edge)
 
-    def make_agent(node: str, kind: NodeKind) -> tuple[type[Any], tuple[Any, ...]]:
+    def make_agent(node: str, kind: NodeTypeSpec) -> tuple[type[Any], tuple[Any, ...]]:
         state = str(layout.state)
         return Agent, (AgentSettings(node, kind.name, state, kind.host_mib, (), on_loopback=True, isolate="off"),)
 
-    policy = Policy(kinds=(KIND,), first_use_grace_s=0.1)
+    policy = Policy(node_types=(KIND,), first_use_grace_s=0.1)
     running = Controller(str(layout.state), policy, make_agent, SteadyClock(lambda: time.time(), time.monotonic))
     yield running
     for handle in handles:
@@ -136,7 +137,9 @@ async def controller(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 async def switch(controller: Controller, model: str) -> None:
     """Have ``model`` loaded, and nothing else."""
-    error = await asyncio.wait_for(controller.acquire(secrets.token_hex(4), model, 20.0, False), 25.0)
+    error = await asyncio.wait_for(
+        controller.acquire(secrets.token_hex(4), model, 20.0, False, False, Requester()), 25.0
+    )
     assert error is None, f"{model}: {error}"
     ready = [engine.model for engine in controller.fleet.engines.values() if engine.state.value == "ready"]
     assert ready == [model]
@@ -161,7 +164,7 @@ async def test_who_waits_is_not_refused_and_the_load_not_ended_when_the_clock_is
     waiting = asyncio.create_task(switch(controller, "b"))
     while not any(engine.model == "b" for engine in controller.fleet.engines.values()):
         await asyncio.sleep(0.01)
-    (generation,) = (engine.generation for engine in controller.fleet.engines.values() if engine.model == "b")
+    (before,) = (engine.id for engine in controller.fleet.engines.values() if engine.model == "b")
     set_clock(monkeypatch, 3600)
     await waiting
-    assert [engine.generation for engine in controller.fleet.engines.values()] == [generation]
+    assert [engine.id for engine in controller.fleet.engines.values()] == [before]

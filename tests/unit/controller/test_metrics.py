@@ -34,10 +34,10 @@ def test_gauges_show_the_fleet_as_it_is() -> None:
 def test_load_seconds_and_exits_are_counted_once_and_stale_ones_never() -> None:
     metrics = Metrics()
     loading = replace(FLEET, engines={"e1": replace(ENGINE, state=EngineState.LOADING)})
-    metrics.count(loading, EngineReady("e1", 1, "x:1", load_s=3.0))
-    metrics.count(loading, EngineReady("e1", 0, "x:1", load_s=99.0))
-    metrics.count(loading, EngineExited("e1", 1, "", expected=True))
-    metrics.count(loading, EngineExited("gone", 1, "", expected=True))
+    metrics.count(loading, EngineReady("e1", "x:1", load_s=3.0))
+    metrics.count(loading, EngineReady("gone", "x:1", load_s=99.0))
+    metrics.count(loading, EngineExited("e1", "", expected=True))
+    metrics.count(loading, EngineExited("gone", "", expected=True))
     found = lines(metrics)
     assert 'gateway_load_seconds_sum{model="m"} 3.0' in found
     assert 'gateway_load_seconds_count{model="m"} 1.0' in found

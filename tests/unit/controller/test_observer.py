@@ -8,12 +8,13 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.edge.runtime import ServerStat
 from serve.controller.observer import found_servers, seen, watched
 from serve.core.effects import CloseRoute, OpenRoute
+from serve.core.events import Part
 from serve.core.policies.edge_sync import differences, repairs
 from serve.core.policy import Policy
 from serve.core.state import Engine, EngineState, Fleet, RouteState, Waiter
 
 ENGINE = Engine(
-    id="e1", model="m", node="n", gpus=(), memory_mib=1, generation=1, state=EngineState.READY, since=0.0, started=0.0,
+    id="e1", model="m", parts=(Part("n", (), 1),), state=EngineState.READY, since=0.0, started=0.0,
     address="127.0.0.1:9", slot=3, route=RouteState.OPEN, server=2, up=True,
 )  # fmt: skip
 FLEET = Fleet(
@@ -46,12 +47,12 @@ def test_draining_routes_are_watched_closely() -> None:
 
 def test_an_engine_not_seen_in_use_yet_is_watched_while_somebody_waits_and_its_grace_lasts() -> None:
     waiting = replace(FLEET, waiters={"t": Waiter("t", "other", 0.0, 9.0)})
-    fresh = {"e1": replace(ENGINE, answered_at=99.0)}
+    fresh = {"e1": replace(ENGINE, granted_at=99.0)}
     assert watched(replace(waiting, engines=fresh), 100.0) == {3}
     assert watched(replace(waiting, engines=fresh), 99.0 + Policy().first_use_grace_s) == frozenset()
     assert watched(replace(FLEET, engines=fresh), 100.0) == frozenset()
     assert (
-        watched(replace(waiting, engines={"e1": replace(ENGINE, answered_at=99.0, last_used=99.5)}), 100.0)
+        watched(replace(waiting, engines={"e1": replace(ENGINE, granted_at=99.0, last_used=99.5)}), 100.0)
         == frozenset()
     )
 

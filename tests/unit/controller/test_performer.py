@@ -17,7 +17,7 @@ from serve.controller.observer import Observer
 from serve.controller.performer import Performer
 from serve.core.effects import CreateAgent, DrainRoute, Effect, KillAgent, OpenRoute, StopEngine, SyncSlots
 from serve.core.events import Event, RouteDrained, RouteRefused
-from serve.core.policy import NodeKind, Policy
+from serve.core.policy import NodeTypeSpec, Policy
 from serve.core.state import Apart, Fleet
 from tests.support.fleets import a_model
 
@@ -122,7 +122,7 @@ async def stage() -> AsyncIterator[Stage]:
 
 async def test_a_stuck_slot_holds_up_neither_others_nor_the_agents(stage: Stage) -> None:
     stage.edge.stuck.add(1)
-    stage.start(DrainRoute("e1", 1, 0), DrainRoute("e2", 2, 0), StopEngine("e3", "n", 1, 1, "x"), CreateAgent("m", "t"))
+    stage.start(DrainRoute("e1", 1, 0), DrainRoute("e2", 2, 0), StopEngine("e3", "n", 1, "x"), CreateAgent("m", "t"))
     await stage.until(lambda: RouteDrained("e2") in stage.events and len(stage.agents.told) == 2, 0.5)
     assert RouteDrained("e1") not in stage.events
     stage.edge.stuck.clear()
@@ -205,7 +205,7 @@ async def test_the_loop_goes_on_while_rays_head_is_silent(monkeypatch: pytest.Mo
     monkeypatch.setattr("ray.kill", blocks)
     monkeypatch.setattr("ray.remote", takes_it)
     events: list[Event] = []
-    kind = NodeKind("t", 1, (), 0, 1)
+    kind = NodeTypeSpec("t", 1, (), 0, 1)
     agents = Agents((kind,), lambda node, kind: (object, ()), events.append, SteadyClock())
     work = asyncio.gather(agents.find("n"), agents.create("m", "t", ""), agents.end("o", block_goes=False))
     longest = 0.0

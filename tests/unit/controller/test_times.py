@@ -28,7 +28,7 @@ def clocks() -> Clocks:
 
 
 def joined(started: float) -> NodeJoined:
-    engine = FoundEngine("e1", "m", (), 1, 1, started, "127.0.0.1:9", True, 5.0)
+    engine = FoundEngine("e1", "m", (), 1, started, "127.0.0.1:9", True, 5.0)
     return NodeJoined("n", "a", "", "127.0.0.1", 1024, (), (engine,))
 
 
@@ -56,7 +56,7 @@ def test_a_notice_from_before_the_clock_was_set_is_over(clocks: Clocks) -> None:
 
 
 def test_other_events_are_passed_on(clocks: Clocks) -> None:
-    assert agents_event(EngineListening("e", 1, "x"), clocks.steady) == EngineListening("e", 1, "x")
+    assert agents_event(EngineListening("e", "x"), clocks.steady) == EngineListening("e", "x")
 
 
 @STEPS

@@ -33,13 +33,12 @@ def test_what_an_engine_says_counts_until_the_model_is_another() -> None:
     story.ask("a")
     engine = story.engine("a")
     cards = listed(a_model("a"))
-    ready = ev.EngineReady(engine.id, engine.generation, "h:1", 1.0, 4096)
+    ready = ev.EngineReady(engine.id, "h:1", 1.0, 4096)
     told = after(cards, story.fleet, ready, 200.0)
     assert on_card(told["a"]) == {"created": 100, "max_model_len": 4096}
     for other in (
-        ev.EngineReady(engine.id, engine.generation + 1, "h:1", 1.0, 9),
-        ev.EngineReady("nobody", 1, "h:1", 1.0, 9),
-        ev.EngineReady(engine.id, engine.generation, "h:1", 1.0),
+        ev.EngineReady("nobody", "h:1", 1.0, 9),
+        ev.EngineReady(engine.id, "h:1", 1.0),
     ):
         assert after(told, story.fleet, other, 300.0) is told
     assert listed(a_model("a"), cards=told) == told

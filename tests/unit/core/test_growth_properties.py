@@ -17,7 +17,7 @@ from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 
 KINDS = (a_kind("s", 6, most=3), a_kind("m", 20, least=1, most=2), a_kind("g", 1, gpus=(40, 40), most=2))
 MODELS = (a_model("a", 5), a_model("b", 5), a_model("c", 15), a_model("d", 15), a_model("e", 30, gpus=2))
-POLICY = a_policy(*KINDS, block_idle_s=60.0, block_unused_s=120.0, last_block_idle_s=300.0, kind_retry_s=200.0)
+POLICY = a_policy(*KINDS, block_idle_s=60.0, block_unused_s=120.0, last_block_idle_s=300.0, node_type_retry_s=200.0)
 REASONS = ("Priority", "Resources", "PartitionTimeLimit", "AssocGrpCPUMinutesLimit", None)
 
 names = st.sampled_from([model.name for model in MODELS])
@@ -84,16 +84,16 @@ def play(told: Story, queue: Queue, what: str, pick: int, healthy: bool = False)
             told.join(node.id, kind.host_mib // GIB, tuple(mib // GIB for mib in kind.gpu_mib))
     elif what == "load" and engines:
         engine = told.fleet.engines[engines[pick % len(engines)]]
-        told.on(ev.EngineReady(engine.id, engine.generation, "h:1", 10.0))
+        told.on(ev.EngineReady(engine.id, "h:1", 10.0))
         told.on(ev.RouteOpened(engine.id))
     elif what == "unload" and engines:
         engine = told.fleet.engines[engines[pick % len(engines)]]
-        told.on(ev.EngineExited(engine.id, engine.generation, "gone", True))
+        told.on(ev.EngineExited(engine.id, "gone", True))
         told.on(ev.RouteClosed(engine.id))
     elif what == "gone" and nodes and not healthy:
         told.on(ev.NodeGone(nodes[pick % len(nodes)], "lost"))
     elif what == "retry":
-        told.on(ev.KindRetryAsked(KINDS[pick % len(KINDS)].name))
+        told.on(ev.NodeTypeRetryAsked(KINDS[pick % len(KINDS)].name))
 
 
 def of_kind(told: Story, kind: str) -> list[Node]:
@@ -108,17 +108,17 @@ def test_never_above_max_and_trouble_of_one_kind_never_blocks_another(what: list
         play(told, queue, step, pick)
         told.tick(after)
         for kind in KINDS:
-            nodes, trouble = of_kind(told, kind.name), told.fleet.troubles.get(kind.name)
+            nodes, backoff = of_kind(told, kind.name), told.fleet.backoffs.get(kind.name)
             assert len(nodes) <= kind.max_nodes
-            if trouble is None and kind.name not in told.fleet.kind_failures:
+            if backoff is None and kind.name not in told.fleet.agent_failures:
                 assert len(nodes) >= kind.min_nodes, "a healthy kind keeps its min_nodes"
         for ask in told.said(CreateAgent):
-            trouble = told.fleet.troubles.get(ask.type)
-            assert trouble is None or told.now >= trouble.retry_at, "nothing is asked for before its time"
+            backoff = told.fleet.backoffs.get(ask.type)
+            assert backoff is None or told.now >= backoff.retry_at, "nothing is asked for before its time"
     told.tick(3)
     for name in told.fleet.queues:
         need = need_of(next(model for model in MODELS if model.name == name))
-        healthy = [kind for kind in KINDS if holds(kind, need) and kind.name not in told.fleet.troubles]
+        healthy = [kind for kind in KINDS if holds(kind, need) and kind.name not in told.fleet.backoffs]
         if any(told.fleet.engines[engine] for engine in told.fleet.model_engines.get(name, ())):
             continue
         for kind in healthy:
@@ -150,7 +150,7 @@ def test_no_flapping(users: list[tuple[str, float]], seed: int) -> None:
     """Models that are each used again before ``block_unused_s`` is over: after they have been loaded once, no node is
     asked for and none is given back."""
     periods = dict(users)
-    plenty = replace(POLICY, kinds=tuple(replace(kind, max_nodes=5) for kind in KINDS))
+    plenty = replace(POLICY, node_types=tuple(replace(kind, max_nodes=5) for kind in KINDS))
     told, queue = begin(*MODELS, policy=plenty, nodes=()), Queue()
     for name in periods:
         told.ask(name, wait_s=10_000)

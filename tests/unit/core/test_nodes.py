@@ -129,7 +129,7 @@ def test_when_only_the_agent_dies_its_engines_serve_on_and_are_adopted() -> None
     story.ask("b", after=5)
     story.tick(10)
     assert not story.said(DrainRoute), "no agent to stop it: not a victim"
-    found = ev.FoundEngine("a-1-2", "a", (), 4 * GIB, 2, 1000.0, "10.0.0.1:2", True, 10.0)
+    found = ev.FoundEngine("a-1-2", "a", (), 4 * GIB, 1000.0, "10.0.0.1:2", True, 10.0)
     story.join("cpu-1-1", engines=(found,))
     assert not story.said(OpenRoute) + story.said(CloseRoute)
     assert [drain.engine for drain in story.said(DrainRoute)] == ["a-1-2"], "and now it can make way"
@@ -160,7 +160,7 @@ def restarted(*servers: ev.FoundServer, **fields: Any) -> Story:
 
 
 WARM = ev.FoundServer(3, 1, "10.0.0.1:7", up=True, draining=False, in_flight=2, idle_s=0.0)
-ENGINE = ev.FoundEngine("a-1-2", "a", (), 4 * GIB, 2, 900.0, "10.0.0.1:7", True, 12.0)
+ENGINE = ev.FoundEngine("a-1-2", "a", (), 4 * GIB, 900.0, "10.0.0.1:7", True, 12.0)
 
 
 def test_after_a_restart_a_warm_engine_is_found_and_nothing_is_done_to_it() -> None:
@@ -195,7 +195,7 @@ def test_an_engine_without_a_server_gets_its_route_and_one_still_loading_loads_o
     story.join("cpu-1-1", engines=(ENGINE,))
     assert story.said(OpenRoute) == (OpenRoute("a-1-2", 3, 0, "10.0.0.1:7"),)
     story = restarted()
-    loading = ev.FoundEngine("a-1-2", "a", (), 4 * GIB, 2, 990.0, "", False)
+    loading = ev.FoundEngine("a-1-2", "a", (), 4 * GIB, 990.0, "", False)
     story.ask("a")
     story.join("cpu-1-1", engines=(loading,))
     assert not story.ever(StartEngine)
@@ -216,7 +216,7 @@ def test_servers_nobody_answers_for_are_closed_after_thirty_seconds_at_most() ->
 def test_an_engine_of_an_unknown_model_is_let_go_behind_its_drained_route() -> None:
     server = ev.FoundServer(5, 0, "10.0.0.1:9", up=True, draining=False, in_flight=1, idle_s=0.0)
     story = restarted(server)
-    stranger = ev.FoundEngine("old-1-1", "old", (), 2 * GIB, 1, 900.0, "10.0.0.1:9", True)
+    stranger = ev.FoundEngine("old-1-1", "old", (), 2 * GIB, 900.0, "10.0.0.1:9", True)
     story.join("cpu-1-1", engines=(stranger,))
     assert story.said(DrainRoute) == (DrainRoute("old-1-1", 5, 0),)
     story.drained("old")
@@ -225,7 +225,7 @@ def test_an_engine_of_an_unknown_model_is_let_go_behind_its_drained_route() -> N
 
 def test_engines_that_hold_more_than_there_is_are_stopped() -> None:
     story = restarted()
-    other = ev.FoundEngine("b-1-3", "b", (), 4 * GIB, 3, 950.0, "", False)
+    other = ev.FoundEngine("b-1-3", "b", (), 4 * GIB, 950.0, "", False)
     story.join("cpu-1-1", engines=(ENGINE, other))
     assert [stop.engine for stop in story.said(StopEngine)] == ["b-1-3"]
 

@@ -163,8 +163,8 @@ class Gateway(RuleBasedStateMachine):
     def an_engine_stands_still_or_moves_again(self, pick: int, moves: bool) -> None:
         engines = sorted(self.world.fleet.engines)
         engine = self.world.fleet.engines[engines[pick % len(engines)]]
-        said: ev.Event = ev.EngineStalled(engine.id, engine.generation, 3.0, 1)
-        self.world.tell(ev.EngineMoves(engine.id, engine.generation) if moves else said)
+        said: ev.Event = ev.EngineStalled(engine.id, 3.0, 1)
+        self.world.tell(ev.EngineMoves(engine.id) if moves else said)
 
     @precondition(lambda self: any(agent.up for agent in self.world.agents.values()))
     @rule(pick=picks, node_alive=st.booleans())
@@ -189,10 +189,8 @@ class Gateway(RuleBasedStateMachine):
 
     @rule()
     def stale_word_comes(self) -> None:
-        self.world.tell(ev.EngineExited("ghost-1-1", 1, "?", False))
+        self.world.tell(ev.EngineExited("ghost-1-1", "?", False))
         self.world.tell(ev.RouteOpened("ghost-1-1"))
-        for engine in list(self.world.fleet.engines.values())[:1]:
-            self.world.tell(ev.EngineExited(engine.id, engine.generation + 1, "?", False))
 
     @rule()
     def the_controller_is_killed(self) -> None:
@@ -222,7 +220,7 @@ class Gateway(RuleBasedStateMachine):
         assert all(count == 1 for count in world.answered.values())
         assert not world.edge_commands
         assert not world.fleet.closing
-        lines = [json.dumps({"at": 0.0, "fleet": fleet_to_json(initial(self.policy))})]
+        lines = [json.dumps({"at": 0.0, **fleet_to_json(initial(self.policy))})]
         lines += [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in world.log]
         expected = [repr(effects) for _, _, effects in world.log]
         assert [repr(effects) for _, effects in replay(lines)] == expected

@@ -31,7 +31,7 @@ def large() -> Fleet:
     story.on(ev.Started(1, {f"m{i}": i for i in range(MODELS - 20)}, servers, tuple(nodes)))
     for i, node in enumerate(nodes):
         model = i % (MODELS - 20)
-        found = ev.FoundEngine(f"e{i}", f"m{model}", (0, 1), 60 * GIB, i, 900.0, f"h:{i}", True, 30.0)
+        found = ev.FoundEngine(f"e{i}", f"m{model}", (0, 1), 60 * GIB, 900.0, f"h:{i}", True, 30.0)
         story.join(node, 8, (80, 80), engines=(found,))
     assert story.fleet.settled
     running = ev.SeenBlock("", "gpu", BlockPhase.RUNNING, 800.0, "1", None, "n", 900.0, 100_000.0)
@@ -67,13 +67,13 @@ def test_ten_thousand_warm_decisions_a_second(large: Fleet) -> None:
 def test_a_step_of_a_large_fleet_takes_about_a_millisecond(large: Fleet) -> None:
     rows = tuple(ev.ServerSeen(f"e{i}", True, i % 3, 0.0) for i in range(MODELS - 20))
     busy = tuple(ev.ServerSeen(f"e{i}", True, 5, 0.0) for i in range(MODELS - 20))
-    kinds: dict[str, Callable[[int], ev.Event]] = {
+    node_types: dict[str, Callable[[int], ev.Event]] = {
         "tick": lambda i: ev.Tick(),
         "one more waiter": lambda i: ev.Acquire(f"x{i}", f"w{i % 20}", 60.0),
-        "an exit": lambda i: ev.EngineExited(f"e{i}", i, "gone", True),
+        "an exit": lambda i: ev.EngineExited(f"e{i}", "gone", True),
         "twenty evictions": lambda i: ev.EdgeSeen(rows, 1020.0),
         "counters, all busy": lambda i: ev.EdgeSeen(busy, 1020.0),
     }
-    took = {name: seconds_each(large, event, 20) for name, event in kinds.items()}
+    took = {name: seconds_each(large, event, 20) for name, event in node_types.items()}
     assert took.pop("twenty evictions") < 50 * 0.001
     assert max(took.values()) < 10 * 0.001, took

@@ -55,10 +55,10 @@ def test_a_switch_drains_then_stops_then_starts() -> None:
     story.seen("a", in_flight=1)
     assert not story.did(), "a stream goes on"
     story.seen("a", in_flight=0)
-    assert story.did() == (StopEngine("a-1-1", "cpu-0-0", 1, 1, "evicted"), CloseRoute("a-1-1", 0, 0))
+    assert story.did() == (StopEngine("a-1-1", "cpu-0-0", 1, "evicted"), CloseRoute("a-1-1", 0, 0))
     story.tick(1)
     assert not story.said(StartEngine), "its memory is held until its process is gone"
-    story.on(ev.EngineExited("a-1-1", 1, "stopped", True))
+    story.on(ev.EngineExited("a-1-1", "stopped", True))
     assert [start.model.name for start in story.said(StartEngine)] == ["b"]
     assert model_state(story.fleet, "a") == "cold"
     story.loaded("b")
@@ -239,7 +239,7 @@ def test_a_slot_goes_to_another_model_only_when_its_tenant_and_its_server_are_go
     story.used("a")
     story.ask("b", after=5)
     story.drained("a")
-    story.on(ev.EngineExited("a-1-1", 1, "stopped", True))
+    story.on(ev.EngineExited("a-1-1", "stopped", True))
     assert not story.did(), "its server is not closed yet"
     story.on(ev.RouteClosed("a-1-1"))
     assert story.said(SyncSlots) == (SyncSlots({"b": 0}, fresh=(0,)),)

@@ -183,7 +183,7 @@ def test_of_those_who_do_not_wait_one_at_a_time_keeps_its_place_in_the_queue_for
         story.ask(f"m{number}", wait_s=0)
         story.tick(1)
     assert len(story.answers()) == 7
-    assert list(story.fleet.wished) == ["m1"]
+    assert list(story.fleet.requested_until) == ["m1"]
     assert len(story.ever(CreateAgent)) == 2
 
 
@@ -251,7 +251,7 @@ def test_a_wish_is_a_load_without_a_waiter() -> None:
     story.on(ev.LoadAsked("a"))
     story.tick(10)
     story.loaded("a")
-    assert not story.fleet.wished
+    assert not story.fleet.requested_until
 
 
 def test_a_failed_load_is_tried_again_with_back_off_and_the_waiter_waits_on() -> None:
@@ -304,7 +304,7 @@ def test_what_an_engine_said_is_for_administrators() -> None:
             while not story.fleet.model_engines.get("bad"):
                 story.tick(1)
             engine = story.engine("bad")
-            story.on(ev.EngineExited(engine.id, engine.generation, f"exit code 1: {words}", False, summary))
+            story.on(ev.EngineExited(engine.id, f"exit code 1: {words}", False, summary))
             story.on(ev.RouteClosed(engine.id))
         tickets.append(story.ask("bad"))
         errors = [told(story, ticket) for ticket in tickets]
@@ -346,7 +346,7 @@ def test_an_engine_that_dies_is_loaded_again_when_somebody_asks_at_once() -> Non
     story = begin(a_model("a"))
     story.ask("a")
     story.loaded("a")
-    story.on(ev.EngineExited("a-1-1", 1, "killed", False), 60)
+    story.on(ev.EngineExited("a-1-1", "killed", False), 60)
     assert story.effects == (CloseRoute("a-1-1", 0, 0), SyncSlots({"a": 0}, apart=frozenset({"a"})))
     assert not story.fleet.failures
     story.ask("a")
@@ -422,7 +422,7 @@ def test_at_the_gateways_end_every_waiter_is_told_and_what_serves_goes_on() -> N
         assert isinstance(error, GoingDown)
         assert (error.status, error.headers()["Retry-After"]) == (503, "30")
     assert not story.fleet.waiters
-    assert not story.fleet.wished, "nothing is loaded, and no block asked for, that nobody comes back to"
+    assert not story.fleet.requested_until, "nothing is loaded, and no block asked for, that nobody comes back to"
     warm = story.ask("a")
     assert story.answers()[warm].error is None, "a request that was let in before finds its model"
     late = story.ask("c")
@@ -486,7 +486,7 @@ def test_who_was_told_when_to_come_back_finds_the_block_still_in_the_queue() -> 
     story.join(asked.node)
     story.loaded("a")
     assert story.answers()[late].error is None
-    assert not story.fleet.wished
+    assert not story.fleet.requested_until
 
 
 def test_who_does_not_come_back_is_not_waited_for_for_ever() -> None:

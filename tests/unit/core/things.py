@@ -16,7 +16,6 @@ class Process:
     model: str
     gpus: tuple[int, ...]
     memory_mib: int
-    generation: int
     started: float
     address: str
     ready: bool = False

@@ -106,12 +106,12 @@ def check(world: World) -> None:
     for node in fleet.nodes.values():
         host, gpus = node.host_mib, list(node.gpu_mib)
         for engine in (fleet.engines[one] for one in node.engines):
-            if not engine.gpus:
-                host -= engine.memory_mib
-            for gpu in engine.gpus:
-                gpus[gpu] -= engine.memory_mib
+            for part in engine.on(node.id):
+                host -= 0 if part.gpus else part.mib
+                for gpu in part.gpus:
+                    gpus[gpu] -= part.mib
         assert (host, tuple(gpus)) == (node.free_host_mib, node.free_gpu_mib)
         assert min((host, *gpus)) >= 0, "over-committed"
     assert sum(len(node.engines) for node in fleet.nodes.values()) == len(fleet.engines)
-    for kind in world.policy.kinds:
+    for kind in world.policy.node_types:
         assert sum(node.type == kind.name for node in fleet.nodes.values()) <= kind.max_nodes

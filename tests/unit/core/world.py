@@ -161,9 +161,9 @@ class World:
         return {id: process for agent in self.agents.values() for id, process in agent.processes.items()}
 
     def describe(self, agent: Agent) -> ev.NodeJoined:
-        kind = next(kind for kind in self.policy.kinds if kind.name == agent.type)
+        kind = next(kind for kind in self.policy.node_types if kind.name == agent.type)
         found = tuple(
-            ev.FoundEngine(p.id, p.model, p.gpus, p.memory_mib, p.generation, p.started, p.address, p.ready)
+            ev.FoundEngine(p.id, p.model, p.gpus, p.memory_mib, p.started, p.address, p.ready)
             for p in agent.processes.values()
         )
         return ev.NodeJoined(agent.id, agent.type, f"block-{agent.id}", "10.0.0.1", kind.host_mib, kind.gpu_mib, found)
@@ -187,15 +187,15 @@ class World:
             process = agent.processes.pop(command.engine, None)
             if process is not None:
                 check_alone(agent, process.gpus)
-                agent.word.append(ev.EngineExited(process.id, process.generation, "stopped", True))
+                agent.word.append(ev.EngineExited(process.id, "stopped", True))
             return
         model = command.model
         need = need_of(model)
         check_alone(agent, command.gpus)
-        address = f"{agent.id}:{self.epoch}.{command.generation}"
-        process = Process(command.engine, model.name, command.gpus, need.mib, command.generation, self.now, address)
+        address = f"{agent.id}:{self.epoch}.{command.engine}"
+        process = Process(command.engine, model.name, command.gpus, need.mib, self.now, address)
         agent.processes[process.id] = process
-        kind = next(kind for kind in self.policy.kinds if kind.name == agent.type)
+        kind = next(kind for kind in self.policy.node_types if kind.name == agent.type)
         held = [0] * len(kind.gpu_mib)
         for one in agent.processes.values():
             for gpu in one.gpus:
@@ -205,13 +205,13 @@ class World:
 
     def finish_load(self, agent: Agent, process: Process) -> None:
         process.ready = True
-        agent.word.append(ev.EngineReady(process.id, process.generation, process.address, self.now - process.started))
+        agent.word.append(ev.EngineReady(process.id, process.address, self.now - process.started))
 
     def crash(self, agent: Agent, process: Process) -> None:
         """The process dies, and every request on it with it."""
         del agent.processes[process.id]
         self.cut(process)
-        agent.word.append(ev.EngineExited(process.id, process.generation, "exit code 1: boom", False))
+        agent.word.append(ev.EngineExited(process.id, "exit code 1: boom", False))
 
     def cut(self, process: Process) -> None:
         for place, server in self.servers.items():

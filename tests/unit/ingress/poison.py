@@ -84,8 +84,8 @@ class Gateway:
         self.story.now = self.now
         for effect in self.story.on(event):
             match effect:
-                case StartEngine(engine, generation=generation):
-                    ready = ev.EngineReady(engine, generation, f"10.0.0.1:{generation}", self.load_s)
+                case StartEngine(engine):
+                    ready = ev.EngineReady(engine, f"10.0.0.1:{engine}", self.load_s)
                     self.at(self.now + self.load_s, lambda ready=ready: self.tell(ready))  # type: ignore[misc]
                 case OpenRoute(engine):
                     self.at(self.now + 0.01, lambda engine=engine: self.tell(ev.RouteOpened(engine)))  # type: ignore[misc]
@@ -190,7 +190,7 @@ class Gateway:
         on_board = [request for request in self.requests if request.sent is not None]
         self.deaths.append(self.now)
         engine = next(iter(self.story.fleet.engines.values()))
-        self.tell(ev.EngineExited(engine.id, engine.generation, "signal 9", False))
+        self.tell(ev.EngineExited(engine.id, "signal 9", False))
         for request in on_board:
             request.sent, request.death, request.deaths = None, self.now, request.deaths + 1
             if request.seated:

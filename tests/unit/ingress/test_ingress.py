@@ -17,10 +17,11 @@ from ray.exceptions import ActorDiedError
 from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.api_types import parse_model, parse_models
-from gateway_plugin.edge import frontends as front
+from gateway_plugin.edge.served import INFERENCE
 from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, ServiceError, WaitDeadline
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
+from serve.core.events import Priority, Requester
 from serve.ingress import boarding, inference
 from serve.ingress.body import Turns
 from serve.ingress.desk import Desk
@@ -704,4 +705,11 @@ async def test_nothing_is_added_to_what_the_caller_sent(tmp_path: Path) -> None:
 
 
 def test_edge_and_ingress_serve_the_same_inference_paths() -> None:
-    assert set(INFERENCE_PATHS) == set(front.INFERENCE)
+    assert set(INFERENCE_PATHS) == set(INFERENCE)
+
+
+async def test_the_controller_hears_on_whose_behalf_a_request_waits(tmp_path: Path) -> None:
+    controller = ScriptedController(WaitDeadline("not ready"))
+    async with ingress(tmp_path, controller, x_gateway_tag="0123", x_gateway_caller="4567") as client:
+        await client.post("/v1/chat/completions", json=CHAT)
+    assert controller.requesters == [Requester(key="0123", caller="4567", priority=Priority.INTERACTIVE)]

@@ -51,4 +51,4 @@ def test_a_garbled_key_stops_no_drain(layout: Layout, garbled: bytes, caplog: py
     layout.admin_key.write_bytes(garbled)
     with caplog.at_level(logging.WARNING, "gateway.drain"):
         draining._tell_waiters(layout)
-    assert "requests that wait for models are not told" in caplog.text
+    assert "requests that wait for models are not answered" in caplog.text

@@ -33,7 +33,7 @@ from gateway_plugin.service.preflight import (
     weights,
 )
 from gateway_plugin.site import Limits, NodeType, Site
-from serve.app import node_kind
+from serve.app import node_type_spec
 from serve.core.room import holds, need_of
 
 
@@ -227,7 +227,7 @@ def test_the_rule_is_the_placements() -> None:
             entry = {"memory_gib": gib, "gpus": gpus}
             kind = NodeType(name="n", provider=NoProvider(), cpus=1, gpus=2, gpu_memory_gib=4, engine_memory_gib=4)
             place, models = Site(name="s", node_types=(kind,)), catalog(m=entry)
-            holds_it = holds(node_kind(kind), need_of(models.models[0]))
+            holds_it = holds(node_type_spec(kind), need_of(models.models[0]))
             assert (not failures(fit(place, models))) == holds_it, entry
 
 

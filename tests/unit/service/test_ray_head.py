@@ -119,7 +119,7 @@ def test_leftovers_are_found_by_the_folder_they_use(tmp_path: Path, monkeypatch:
         found = {process.pid for process in ray_head.leftover_processes(layout)}
         assert ours.pid in found
         assert others.pid not in found
-        assert ray_head.end_leftovers(layout) == []
+        assert ray_head.end_leftovers(layout) == ()
         ours.wait(5)
         assert others.poll() is None
     finally:

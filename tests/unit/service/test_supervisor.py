@@ -6,17 +6,18 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import mark
+from gateway_plugin.service import probes
 from gateway_plugin.service import supervisor as supervisor_module
+from gateway_plugin.service.deployment import record_of
 from gateway_plugin.service.restart_policy import Action, Part, Phase, Plan, decide
 from gateway_plugin.service.supervisor import Supervisor
-from gateway_plugin.service_state import record_of, write_record
+from gateway_plugin.service_state import write_record
 from gateway_plugin.site import load_site
 from tests.support.clusters import wait_for, write_local_site
 from tests.support.disks import full_disk
@@ -60,7 +61,7 @@ def test_a_port_that_another_user_took_meanwhile_ends_the_start_with_that_users_
         assert actions[-1] is Action.END_HEAD
         holder = f"in use by pid {stranger.child.pid} of user nobody (uid {UID})"
         assert plan.head.error == f"port {port} (Ray): {holder}"
-        made._record = replace(made._record, serve_port=port)
+        made._record = made._record.model_copy(update={"serve_port": port})
         after = made._perform(Action.START_DEPLOY, Plan(), 0.0)
         assert after.serve.error == f"port {port} (Serve): {holder}"
 
@@ -77,11 +78,11 @@ def test_whatever_goes_wrong_with_the_drain_everything_is_ended(
 
 
 def test_our_own_listener_is_no_stranger(made: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "connects", lambda *_: True)
+    monkeypatch.setattr(probes, "connects", lambda *_: True)
     with socket.socket() as ours:
         ours.bind(("127.0.0.1", made._record.ray_port))
         ours.listen()
-        assert made._ask(mark(os.getpid()), True).port_lost == ""
+        assert probes.probe(made._layout, made._record, mark(os.getpid()), starting=True).port_lost == ""
 
 
 @pytest.mark.parametrize("found", ["", "{", None])

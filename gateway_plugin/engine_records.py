@@ -1,0 +1,86 @@
+"""What a block and its node's agent share of engine records: which processes are an engine's, and how they are ended.
+
+One JSON file an engine in the node's run folder; the agent writes it (``serve.agent.records``) and adopts by it. When a
+block ends, no agent comes any more: then the block itself ends the recorded engines.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_plugin.processes import (
+    Mark,
+    alive,
+    carries_mark,
+    descendants,
+    end,
+    group_members,
+    read_mark,
+    writes_to,
+)
+from gateway_plugin.state_file import Garbled, read_object
+
+TERM_GRACE_S = 10.0
+"""Between SIGTERM and SIGKILL of an engine."""
+
+
+@dataclass(frozen=True)
+class RecordedEngine:
+    """What ending an engine needs of its record; the file holds more."""
+
+    path: Path
+    block: str
+    leader: Mark
+    log: str = ""
+    """The file that its output goes to, and that of its children."""
+
+
+def read_records(folder: Path) -> tuple[RecordedEngine, ...]:
+    """Every readable record in ``folder``. A garbled one is named on stderr and skipped: the others count."""
+    records = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            document = read_object(path) or {}
+            leader, block = read_mark(document), str(document["block"])
+        except (OSError, Garbled, KeyError) as error:
+            print(f"cleanup: {path}: not an engine record: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        if leader is None:
+            print(f"cleanup: {path}: not an engine record: it names no process", file=sys.stderr)
+            continue
+        records.append(RecordedEngine(path, block, leader, str(document.get("log", ""))))
+    return tuple(records)
+
+
+def members(record: RecordedEngine) -> tuple[Mark, ...]:
+    """The living processes of an engine: its process group, if its leader is the recorded one.
+
+    Without the leader, a process of a group with its number is the engine's only if it carries the block's name, or
+    writes to the engine's log: vLLM's core sets a process title, which overwrites its environment.
+    """
+    group = group_members(record.leader)
+    if not alive(record.leader):
+        return tuple(
+            known for known in group if carries_mark(known.pid, record.block) or writes_to(known.pid, record.log)
+        )
+    return group if record.leader.pid in {known.pid for known in group} else (
+        record.leader, *descendants(record.leader.pid)
+    )  # fmt: skip
+
+
+def end_engines(folder: Path, block: str | None = None, grace_s: float = TERM_GRACE_S) -> tuple[str, ...]:
+    """End the engines recorded in ``folder`` (of block ``block``, if one is named) and remove their records.
+
+    Returns the names of records whose engine could not be ended; those stay.
+    """
+    records = [record for record in read_records(folder) if block in (None, record.block)]
+    stubborn = set(end(lambda: [known for record in records for known in members(record)], grace_s))
+    failed = []
+    for record in records:
+        if stubborn and stubborn & set(members(record)):
+            failed.append(record.path.name)
+        else:
+            record.path.unlink(missing_ok=True)
+    return tuple(failed)

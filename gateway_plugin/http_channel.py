@@ -1,0 +1,240 @@
+"""The client's way over HTTP: TLS or the gateway's own socket, and many requests at a time on one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+import threading
+import uuid
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from gateway_plugin.api_types import parse_error, understood
+from gateway_plugin.channel import File, Item, Map
+from gateway_plugin.connection import find_gateway, on_loopback
+from gateway_plugin.errors import GatewayError, GatewayUnreachable, InvalidRequest, WaitDeadline
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAIError
+
+_LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
+"""Those of ``openai``'s own client."""
+_AT_ONCE = 64
+"""Submitted requests in flight; the rest wait here, where they cost the gateway nothing."""
+_ONLY_GLOBUS = (
+    "map_file(), resume() and task_group_id are there with Client(endpoint=ID) only: over HTTP no service keeps tasks "
+    "and answers."
+)
+
+
+class HttpChannel:
+    """One gateway over HTTP. Arguments and errors: as of ``Client``."""
+
+    streams, retries = True, 2
+    poll_s, look_s, answer_s = 0.5, 0.0, 60.0
+    longest_s = math.inf
+    texts = 256
+
+    def __init__(
+        self,
+        base_url: str | None,
+        api_key: str | None,
+        state: str | Path | None,
+        ca: str | Path | None,
+        plain_http: bool | None,
+        transport: httpx.BaseTransport | None,
+    ) -> None:
+        self._transport = transport
+        plain_http = True if transport is not None else plain_http
+        self._gateway = find_gateway(base_url, api_key, state, ca=ca, plain_http=plain_http)
+        self.url, self.key = self._gateway.url, self._gateway.key
+        self.at_hand = self._gateway.door is not None
+        self.base_url = "http://localhost" if self.at_hand else self.url
+        self._verify = self._gateway.verify()
+        self._lock = threading.Lock()
+        self._sending: tuple[asyncio.AbstractEventLoop, AsyncOpenAI] | None = None
+        self._stop: weakref.finalize[..., HttpChannel] | None = None
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._maps: dict[str, list[Future[Any]]] = {}
+        self._closed = False
+
+    def options(self, *, asynchronous: bool) -> dict[str, Any]:
+        door, kind = self._gateway.door, httpx.AsyncHTTPTransport if asynchronous else httpx.HTTPTransport
+        own = None if door is None else kind(uds=str(door), limits=_LIMITS)
+        # A cluster's proxy settings are for the world outside: a gateway on this machine is not reached through one.
+        trust_env = not on_loopback(self.url)
+        return {
+            "transport": self._transport or own,
+            "verify": self._verify,
+            "limits": _LIMITS,
+            "trust_env": trust_env,
+        }
+
+    def submit(self, item: Item) -> Future[Any]:
+        return self._begin(item, self._gate)
+
+    def map(
+        self, items: Sequence[Item], label: str, concurrency: int, group: str | None, file: File | None = None
+    ) -> Map:
+        if group is not None or file is not None:
+            raise InvalidRequest(_ONLY_GLOBUS)
+        gate, name = asyncio.Semaphore(concurrency), uuid.uuid4().hex
+        self._maps[name] = [self._begin(item, gate) for item in items]
+        return name, self._maps[name]
+
+    def release(self, group: str) -> None:
+        for future in self._maps.pop(group, ()):
+            future.cancel()
+
+    def resume(self, group: str, timeout_s: float, progress: bool | None) -> list[Any]:
+        raise InvalidRequest(_ONLY_GLOBUS)
+
+    def how_to_go_on(self, group: str) -> str:
+        return "The others are cancelled."
+
+    def unreachable(self, error: Exception) -> GatewayError:
+        return unreachable(self.url, error, self.at_hand)
+
+    def closed(self) -> GatewayError:
+        return GatewayUnreachable("This client is closed.")
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._stop is not None:
+                self._stop()
+
+    def _begin(self, item: Item, gate: asyncio.Semaphore) -> Future[Any]:
+        if item.body is not None and item.body.get("stream"):
+            raise InvalidRequest("Answers come whole here: leave 'stream' out, or use Client().openai.")
+        with self._lock:
+            if self._closed:
+                raise self.closed()
+            if self._sending is None:
+                from openai import AsyncOpenAI
+
+                loop, http = asyncio.new_event_loop(), httpx.AsyncClient(**self.options(asynchronous=True))
+                threading.Thread(target=_run, args=(loop,), name="gateway-client", daemon=True).start()
+                # openai's 2 is made of httpx and its 3 of httpx2, of which it takes either client.
+                self._sending = loop, AsyncOpenAI(base_url=self.base_url, api_key=self.key, http_client=http)  # type: ignore[arg-type]
+                # for a client that is not closed, too: when it is collected, or the program ends
+                self._stop = weakref.finalize(self, _stop, *self._sending)
+            loop, openai = self._sending
+            return asyncio.run_coroutine_threadsafe(self._ask(openai, item, gate), loop)
+
+    async def _ask(self, openai: AsyncOpenAI, item: Item, gate: asyncio.Semaphore) -> Any:
+        """One answer, read. Raises ``GatewayError``."""
+        from openai import OpenAIError
+
+        options: Any = {"timeout": item.timeout_s}
+        if not item.wait:
+            options |= {"headers": {"x-gateway-wait": "0"}, "max_retries": 0}
+        try:
+            async with gate, asyncio.timeout(item.timeout_s):
+                if item.body is None:
+                    answer: object = await openai.get(item.path, cast_to=object, options=options)
+                else:
+                    answer = await openai.post(item.path, cast_to=object, body=item.body, options=options)
+        except TimeoutError:
+            raise WaitDeadline(f"No answer to {item.path} within {item.timeout_s:g} s.") from None
+        except OpenAIError as error:
+            raise gateway_error(error, self.url, self.at_hand) from None
+        except asyncio.CancelledError:
+            if self._closed:
+                raise self.closed() from None
+            raise
+        if not isinstance(answer, dict):
+            raise not_a_gateway(self.url, item.path)
+        found = understood(item.read, answer)
+        if isinstance(found, GatewayError):
+            raise found
+        return found
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, openai: AsyncOpenAI) -> None:
+    asyncio.run_coroutine_threadsafe(_end(openai), loop)
+
+
+async def _end(openai: AsyncOpenAI) -> None:
+    """Cancel every request of the running loop, and end it."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await openai.close()
+    asyncio.get_running_loop().stop()
+
+
+def not_a_gateway(url: str, path: str) -> GatewayUnreachable:
+    """What listens at ``url`` answers, and not with JSON."""
+    return GatewayUnreachable(f"What answers at {url} is not a gateway: {path} is no JSON there.")
+
+
+def unreachable(url: str, error: BaseException, at_hand: bool) -> GatewayUnreachable:
+    """The error of a connection that failed; ``at_hand``: the user can start the gateway here."""
+    if (unproven := _unproven(error)) is not None:
+        return GatewayUnreachable(
+            f"What listens at {url} has not proved to be the gateway, and was sent nothing: {unproven}. Set GATEWAY_CA "
+            "(or ca=) to a file with what 'gateway ca' prints there, and use a name or address that is in its "
+            "certificate."
+        )
+    if at_hand:
+        advice = "See 'gateway status'; 'gateway up' starts it."
+    elif on_loopback(url):
+        advice = (
+            "That is this machine's own loopback: is the tunnel to the gateway's machine open, and at this port? "
+            "Whether the gateway is up, those who run it see by 'gateway status' there."
+        )
+    else:
+        advice = (
+            "Is that its address (GATEWAY_URL), and can this machine reach it? A gateway on its machine's loopback "
+            "takes a tunnel. Whether it is up, those who run it see by 'gateway status' there."
+        )
+    return GatewayUnreachable(
+        f"The gateway at {url} does not answer ({type(error).__name__}: {error}). {advice}", retry_after_s=5.0
+    )
+
+
+def _unproven(error: BaseException | None) -> str | None:
+    """What is wrong with the server's certificate, if that is why there was no connection."""
+    for _ in range(8):  # httpx and its transport each put an error of their own around it
+        if error is None:
+            return None
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message or str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def gateway_error(error: OpenAIError, url: str, at_hand: bool = False) -> GatewayError:
+    """The gateway's own error for one that ``openai`` raised (it survives pickling; ``openai``'s does not always).
+
+    ``at_hand``: as ``Client.at_hand``.
+    """
+    from openai import APIConnectionError, APIError, APIStatusError
+
+    if isinstance(error, APIStatusError):
+        try:
+            body = error.response.json()
+        except ValueError:
+            body = None
+        return parse_error(error.status_code, body, dict(error.response.headers))
+    if isinstance(error, APIConnectionError):
+        cause = error.__cause__ or error
+        if isinstance(cause, httpx.ReadTimeout):
+            return WaitDeadline(f"The gateway at {url} did not answer within the request's timeout.")
+        return unreachable(url, cause, at_hand)
+    if isinstance(error, APIError):  # an error event in the middle of a stream
+        return parse_error(503, {"error": error.body}, {})
+    return GatewayError(f"The answer of the gateway at {url} could not be understood: {error}")

@@ -1,0 +1,58 @@
+"""What an agent learns of its node: its address, its GPUs, and the notice of the block's script that it leaves soon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from gateway_plugin.paths import Layout
+from serve.core.events import NodeLeaves
+
+NOTICE_EVERY_S = 0.5
+"""How often an agent looks; the shortest notices there are last some 20 s."""
+
+
+async def notice_in(folder: Path, node: str, every_s: float = NOTICE_EVERY_S) -> NodeLeaves:
+    """The notice that the script puts into ``folder`` one day: ``{"until": seconds since the epoch, "reason"}``.
+
+    Raises:
+        ValueError: it cannot be understood.
+    """
+    path = folder / "notice"
+    while not path.exists():  # noqa: ASYNC110 - written by another process; a look costs microseconds
+        await asyncio.sleep(every_s)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return NodeLeaves(node, float(document["until"]), str(document["reason"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a notice: {type(error).__name__}: {error}") from None
+
+
+def node_address(layout: Layout) -> str:
+    """This node's address as the rest of the cluster sees it: given, or Ray's, or that of the route to the head."""
+    if given := os.environ.get("GATEWAY_NODE_ADDRESS"):
+        return given
+    ray = sys.modules.get("ray")  # only where we are an actor: no import of ours
+    if ray is not None and ray.is_initialized():
+        return str(ray.util.get_node_ip_address())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent; only the route is looked up
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def gpu_total_mib() -> int:
+    """Physical memory of this node's smallest GPU in MiB; 0 if ``nvidia-smi`` cannot say."""
+    argv = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    try:
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
+        return min(int(line) for line in said.split())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0

@@ -1,0 +1,289 @@
+"""The warm tier at one engine: asleep, its weights lie in host memory and its GPUs are free; awake, it serves again.
+
+This is vLLM's sleep level 1 (``--enable-sleep-mode``, ``VLLM_SERVER_DEV_MODE=1``; see ``argv.py``). It can fail in ways
+that the engine does not report: the GPU memory stays taken, the weights are damaged, the call never returns. So every
+step is compared with what the engine showed before, and any doubt is answered ``Reload``: stop it, load it afresh.
+
+    note       after loading: keep the answer to one small request, the canary
+    fall_asleep   /sleep, then (1) it says that it sleeps, (2) each GPU's memory is free but for a rest
+    wake       /wake_up, then (1) it says that it is awake, (2) each GPU holds what it gave back, (3) the same canary
+
+The caller sends the engine no request from ``fall_asleep`` until ``wake`` returned ``Awake``, and starts, stops, wakes
+or puts to sleep no other engine on the same GPUs while one of the two runs: memory is read by GPU, not by process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from serve.agent.probe import Probe, ProbeFailed
+
+Mib = tuple[int, ...]
+"""MiB in use on each of an engine's GPUs, in the order of its GPUs."""
+
+_KEPT_MIB = 4096
+"""The most that an engine may keep of a GPU while it sleeps: CUDA's context, libraries, captured graphs. Measured: 1.1
+GiB at 8 billion parameters, 1.4 at 32 (docs/switching.md)."""
+_KEPT_SHARE = 0.5
+"""Likewise, as a share of what the catalog gives it; the smaller of the two counts."""
+_TOLERANCE_MIB = 512
+"""By which the memory taken at a wake may differ from what was freed: graphs and buffers are allocated lazily."""
+_CLOSE = 0.05
+"""By which a log probability or a vector's component may differ: kernels may be chosen anew after a wake."""
+_LOOK_EVERY_S = 0.1
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Bounds in seconds; past one of them the engine is in doubt."""
+
+    sleep_s: float = 300.0
+    """For ``/sleep``. Long: the first time, host memory of the weights' size is pinned, measured at about 1 GiB/s."""
+    wake_s: float = 60.0
+    settle_s: float = 3.0
+    """For memory, and for what ``/is_sleeping`` says, after the call returned."""
+    answer_s: float = 30.0
+    """For the canary, and for ``/is_sleeping``."""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The answer to one small request, the same as long as the weights are whole."""
+
+    text: str
+    numbers: tuple[float, ...]
+    """The log probability of its token, or the vector's components; empty where the engine tells none."""
+
+
+@dataclass(frozen=True)
+class Asleep:
+    """The engine sleeps."""
+
+    freed_mib: Mib
+    took_s: float
+
+
+@dataclass(frozen=True)
+class Awake:
+    """The engine serves as it did before it slept."""
+
+    taken_mib: Mib
+    took_s: float
+    """From the call to the checked canary."""
+
+
+@dataclass(frozen=True)
+class Reload:
+    """The engine is in doubt: stop it, and load the model afresh when it is asked for."""
+
+    reason: str
+
+
+def doubt_about_sleep(sleeping: bool, before: Mib, after: Mib, memory_mib: int) -> str:
+    """Why an engine that was put to sleep must be stopped; ``""``: it sleeps.
+
+    Args:
+        sleeping: what ``/is_sleeping`` says.
+        before: memory in use on its GPUs before the call, ``after``: after it.
+        memory_mib: what the catalog gives it of each GPU.
+    """
+    if not sleeping:
+        return "it was put to sleep and says that it is awake"
+    kept_mib = min(_KEPT_MIB, int(memory_mib * _KEPT_SHARE))
+    for index, (was, is_now) in enumerate(zip(before, after, strict=True)):
+        if (freed := was - is_now) < memory_mib - kept_mib:
+            return f"asleep it freed {freed} MiB of its GPU {index}; expected {memory_mib - kept_mib} of {memory_mib}"
+    return ""
+
+
+def doubt_about_wake(
+    sleeping: bool, freed: Mib, before: Mib, after: Mib, noted: Canary, answered: Canary | None
+) -> str:
+    """Why an engine that was woken must not be sent requests; ``""``: it serves as before.
+
+    Args:
+        sleeping: what ``/is_sleeping`` says.
+        freed: what its GPUs gained when it fell asleep.
+        before: memory in use on its GPUs before the call, ``after``: after the canary.
+        noted: the canary's answer after loading; ``answered``: the one now, ``None`` if it was no answer.
+    """
+    if sleeping:
+        return "it was woken and says that it sleeps"
+    for index, (gave, was, is_now) in enumerate(zip(freed, before, after, strict=True)):
+        if abs((took := is_now - was) - gave) > _TOLERANCE_MIB:
+            return f"awake it took {took} MiB of its GPU {index}, asleep it had freed {gave}"
+    if answered is None or not same_answer(noted, answered):
+        return "after its sleep it answers the same request differently"
+    return ""
+
+
+def same_answer(noted: Canary, answered: Canary) -> bool:
+    """Whether two answers to the canary are the same, but for rounding."""
+    return (
+        noted.text == answered.text
+        and len(noted.numbers) == len(answered.numbers)
+        and all(abs(a - b) <= _CLOSE for a, b in zip(noted.numbers, answered.numbers, strict=True))  # never for a NaN
+    )
+
+
+class DevicesUnseen(Exception):
+    """``nvidia-smi`` did not say how much memory is in use."""
+
+
+class Sleeper:
+    """One engine, put to sleep and woken by its agent."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        model: str,
+        task: Literal["generate", "embed"],
+        used_mib: Callable[[], Awaitable[Mib]],
+        patience: Patience = Patience(),
+    ) -> None:
+        """``used_mib``: memory in use on the engine's GPUs; raises ``DevicesUnseen``. See ``used_mib_of``."""
+        self._probe = probe
+        self._model = model
+        self._task = task
+        self._used_mib = used_mib
+        self._patience = patience
+
+    async def note(self) -> Canary | Reload:
+        """The canary's answer, asked once it is loaded; ``Reload``: it gives none, so it must never sleep."""
+        try:
+            answered = await self._ask()
+        except ProbeFailed as failure:
+            return Reload(failure.message)
+        return answered or Reload("it gives no answer that can be compared later")
+
+    async def fall_asleep(self, memory_mib: int) -> Asleep | Reload:
+        """Let it finish what it has and put it to sleep. ``memory_mib``: what the catalog gives it of each GPU."""
+        begun = time.monotonic()
+        try:
+            before = await self._used_mib()
+            await self._order("/sleep?level=1&mode=wait", self._patience.sleep_s)
+            settled_by = time.monotonic() + self._patience.settle_s
+            while True:
+                after = await self._used_mib()
+                doubt = doubt_about_sleep(await self._sleeps(), before, after, memory_mib)
+                if not doubt:
+                    return Asleep(_less(before, after), time.monotonic() - begun)
+                if time.monotonic() >= settled_by:
+                    return Reload(doubt)
+                await asyncio.sleep(_LOOK_EVERY_S)
+        except (ProbeFailed, DevicesUnseen) as failure:
+            return Reload(f"it was put to sleep: {failure}")
+
+    async def wake(self, asleep: Asleep, noted: Canary) -> Awake | Reload:
+        """Wake it, and ask it the canary before anything else reaches it."""
+        begun = time.monotonic()
+        try:
+            before = await self._used_mib()
+            await self._order("/wake_up", self._patience.wake_s)
+            settled_by = time.monotonic() + self._patience.settle_s
+            while (sleeping := await self._sleeps()) and time.monotonic() < settled_by:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_EVERY_S)
+            answered = None if sleeping else await self._ask()
+            after = await self._used_mib()
+        except (ProbeFailed, DevicesUnseen) as failure:
+            return Reload(f"it was woken: {failure}")
+        doubt = doubt_about_wake(sleeping, asleep.freed_mib, before, after, noted, answered)
+        return Reload(doubt) if doubt else Awake(_less(after, before), time.monotonic() - begun)
+
+    async def _order(self, path: str, timeout_s: float) -> None:
+        status, answer = await self._probe.call("POST", path, None, timeout_s)
+        if status != 200:
+            raise ProbeFailed(f"{path} was answered {status}: {answer[:200].decode(errors='replace')}")
+
+    async def _sleeps(self) -> bool:
+        status, answer = await self._probe.call("GET", "/is_sleeping", None, self._patience.answer_s)
+        try:
+            said = json.loads(answer)["is_sleeping"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            said = None
+        if status != 200 or not isinstance(said, bool):
+            raise ProbeFailed(f"/is_sleeping was answered {status}: {answer[:200].decode(errors='replace')}")
+        return said
+
+    async def _ask(self) -> Canary | None:
+        """The canary. ``None``: an answer without what is compared. Raises ``ProbeFailed`` if there is none."""
+        problem = ""
+        for path, body in _requests(self._model, self._task):
+            status, answer = await self._probe.call("POST", path, body, self._patience.answer_s)
+            if status == 200:
+                return canary_of(answer)
+            problem = problem or f"{path} was answered {status}: {answer[:200].decode(errors='replace')}"
+            if status not in (400, 404, 405):  # those may mean that it has no such path
+                break
+        raise ProbeFailed(problem)
+
+
+def _requests(model: str, task: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """The same answer each time: the likeliest token and how likely it is, or a vector."""
+    if task == "embed":
+        return (("/v1/embeddings", {"model": model, "input": ["ready?"]}),)
+    greedy = {"model": model, "max_tokens": 1, "temperature": 0}
+    message = {"role": "user", "content": "Hi"}
+    return (
+        ("/v1/completions", {**greedy, "prompt": "Hi", "logprobs": 1}),
+        ("/v1/chat/completions", {**greedy, "messages": [message], "logprobs": True, "top_logprobs": 1}),
+    )
+
+
+def canary_of(answer: bytes) -> Canary | None:
+    """What is compared of an OpenAI answer: text and log probability of a completion, or the vector; pure."""
+    try:
+        body = json.loads(answer)
+        if data := body.get("data"):
+            return _canary("", data[0]["embedding"])
+        choice = body["choices"][0]
+        told = choice.get("logprobs") or {}
+        if "message" in choice:
+            return _canary(choice["message"]["content"] or "", [word["logprob"] for word in told.get("content") or ()])
+        return _canary(choice["text"], told.get("token_logprobs") or ())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _canary(text: str, numbers: list[float] | tuple[float, ...]) -> Canary | None:
+    found = Canary(text, tuple(float(number) for number in numbers))
+    usable = (found.text or found.numbers) and all(math.isfinite(number) for number in found.numbers)
+    return found if usable else None
+
+
+def _less(whole: Mib, part: Mib) -> Mib:
+    return tuple(a - b for a, b in zip(whole, part, strict=True))
+
+
+async def used_mib_of(gpus: tuple[str, ...], timeout_s: float = 10.0) -> Mib:
+    """Memory in use on these GPUs, by index or UUID as in ``CUDA_VISIBLE_DEVICES``. Raises ``DevicesUnseen``."""
+    argv = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=" + ",".join(gpus))
+    try:
+        asked = await asyncio.create_subprocess_exec(
+            *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+    except OSError as error:
+        raise DevicesUnseen(f"nvidia-smi: {error}") from None
+    try:
+        async with asyncio.timeout(timeout_s):
+            said, _ = await asked.communicate()
+        used = tuple(int(line) for line in said.split())
+    except TimeoutError:
+        raise DevicesUnseen(f"nvidia-smi said nothing for {timeout_s:g} s") from None
+    except ValueError:
+        raise DevicesUnseen(f"nvidia-smi: {said[:200].decode(errors='replace').strip()}") from None
+    finally:
+        if asked.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                asked.kill()
+            await asked.wait()
+    if asked.returncode != 0 or len(used) != len(gpus):
+        raise DevicesUnseen(f"nvidia-smi: {said[:200].decode(errors='replace').strip()}")
+    return used

@@ -1,0 +1,122 @@
+"""What a run came to: every request's wait, what users got, what the devices did."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+
+class Outcome(Enum):
+    """How a request ended; each has exactly one."""
+
+    SERVED = "served"
+    REFUSED = "refused"
+    """Told that it will not be served: mostly because it waited for too long."""
+    CUT = "cut"
+    """In flight on an engine that was stopped at its drain's deadline."""
+    LEFT = "left"
+    """Still waiting or in flight when the run was ended."""
+
+
+class Span(NamedTuple):
+    """What an engine did on its devices for a while; for the picture of a day."""
+
+    engine: str
+    node: str
+    gpus: tuple[int, ...]
+    share: float
+    """Of each GPU's memory."""
+    model: str
+    state: str
+    """loading, ready, draining, asleep, waking or stopping."""
+    begin: float
+    end: float
+
+
+@dataclass
+class _User:
+    work_s: float = 0.0
+    """Of the requests that were served, alone on an engine."""
+    pending: int = 0
+    since: float = 0.0
+    pending_s: float = 0.0
+    """So long at least one of its requests was neither served nor refused."""
+
+
+@dataclass
+class Tally:
+    """Collected while a run goes on."""
+
+    waits_s: array[float] = field(default_factory=lambda: array("d"))
+    """From arrival until an engine has the request; of those without one until they were refused or the run ended."""
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    switches: int = 0
+    """Engines that were started on devices which an engine of another model had left."""
+    loads: int = 0
+    device_s_lost: float = 0.0
+    """GPUs times seconds from the start of a load or a wake until the engine is ready or stopped."""
+    gpu_s: float = 0.0
+    """GPUs times seconds that nodes were held."""
+    work_s: float = 0.0
+    """Of all that was served, alone on an engine."""
+    end_s: float = 0.0
+    spans: list[Span] = field(default_factory=list)
+    users: dict[str, _User] = field(default_factory=dict)
+
+    def arrives(self, user: str, now: float) -> None:
+        mine = self.users.setdefault(user, _User())
+        if mine.pending == 0:
+            mine.since = now
+        mine.pending += 1
+
+    def ends(self, user: str, outcome: Outcome, alone_s: float, now: float) -> None:
+        self.outcomes[outcome] += 1
+        mine = self.users[user]
+        if outcome is Outcome.SERVED:
+            mine.work_s += alone_s
+            self.work_s += alone_s
+        mine.pending -= 1
+        if mine.pending == 0:
+            mine.pending_s += now - mine.since
+
+    @property
+    def requests(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def jain(self) -> float:
+        """Jain's index over users of their progress: seconds of work done for a user for each second in which that user
+        had something pending, at most 1. One whose own backlog fills the time has 1; one who waits behind the backlog
+        of another has less."""
+        shares = [min(1.0, user.work_s / user.pending_s) if user.pending_s > 0 else 1.0 for user in self.users.values()]
+        squares = sum(share * share for share in shares)
+        return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
+
+    def document(self) -> dict[str, float | int]:
+        """One cell of the JSON."""
+        waits = sorted(self.waits_s)
+        return {
+            "switches": self.switches,
+            "wait_mean_s": round(sum(waits) / max(1, len(waits)), 3),
+            "wait_p50_s": round(quantile(waits, 0.5), 3),
+            "wait_p95_s": round(quantile(waits, 0.95), 3),
+            "wait_p99_s": round(quantile(waits, 0.99), 3),
+            "wait_max_s": round(quantile(waits, 1.0), 3),
+            "device_s_lost": round(self.device_s_lost, 1),
+            "gpu_hours": round(self.gpu_s / 3600, 3),
+            "jain": round(self.jain, 4),
+        }
+
+    def over(self, seconds: float) -> float:
+        """Share of the requests that waited longer."""
+        return sum(wait > seconds for wait in self.waits_s) / max(1, len(self.waits_s))
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that ``share`` of the values do not exceed; 0 of none."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0

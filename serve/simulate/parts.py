@@ -1,0 +1,71 @@
+"""What the simulated world is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve.core import effects as ef
+from serve.core import events as ev
+from serve.simulate.service import Service
+from serve.simulate.times import Times
+from serve.simulate.traces import Request, Session
+
+
+class Decider(Protocol):
+    """The controller's place: ``serve.simulate.deciders.Core``, or a baseline's own small loop."""
+
+    def tell(self, event: ev.Event, now: float) -> tuple[ef.Effect, ...]:
+        """Hear what happened; what is to be done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The devices: ``gpus`` in nodes of ``per_node``, the last one smaller if need be."""
+
+    gpus: int = 16
+    per_node: int = 8
+    gpu_gib: float = 76.0
+    host_gib: float = 1024.0
+
+    def nodes(self) -> dict[str, tuple[int, ...]]:
+        """Node -> MiB of each of its GPUs."""
+        mib = round(self.gpu_gib * 1024)
+        sizes = [min(self.per_node, self.gpus - first) for first in range(0, self.gpus, self.per_node)]
+        return {f"n{index}": (mib,) * size for index, size in enumerate(sizes)}
+
+
+@dataclass
+class Engine:
+    id: str
+    model: str
+    node: str
+    gpus: tuple[int, ...]
+    mib: int
+    times: Times
+    service: Service
+    state: str = "loading"
+    since: float = 0.0
+    open: bool = False
+    """The edge sends requests to it."""
+    draining: bool = False
+    last_used: float = 0.0
+    due: int = 0
+    """Of the scheduled end of a request; an older one is void."""
+
+
+@dataclass
+class Pending:
+    request: Request
+    came: float
+    loop: int | None = None
+    """Its session."""
+    began: float | None = None
+
+
+@dataclass
+class Loop:
+    session: Session
+    next: int = 0
+    open: int = 0

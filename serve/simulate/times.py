@@ -1,0 +1,86 @@
+"""What models of each class need and how long everything takes with them: one table, each number with its source.
+
+The class of a model is the first part of its name: ``8b-01`` is of class ``8b``. All times are seconds.
+
+Cold loads: round figures of the issue on switching, for vLLM from the start of its process to its first answer with
+weights on a local file system; production figures go up to minutes. Wake: the same issue's, after "Zero-Reload Model
+Switching with vLLM Sleep Mode" (level 1; vLLM blog, October 2025).
+
+Service: estimated from the roofline of an 80 GB accelerator. A token alone costs the weights' bytes per GPU over
+3.35 TB/s of memory bandwidth at some 70 % of it (``8b`` 16 GB, ``32b`` 64 GB, ``70b`` 35 GB a GPU and an all-reduce a
+layer, ``moe`` 22 B active parameters of 235 B); prompts run at 40 % of 990 TFLOP/s; ``beside`` is where reading the
+caches of others costs as much as reading the weights. These numbers move service times, which are the same for all
+policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gateway_plugin.catalog import Model
+from gateway_plugin.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Times:
+    """One class of models."""
+
+    gpus: int
+    gib: float
+    """On each of its GPUs."""
+    cold_s: float
+    """From the start of its process until it has answered one request."""
+    wake_s: float
+    """From level 1 of vLLM's sleep."""
+    prompt_tokens_per_s: float
+    token_s: float
+    """One output token while nothing else is in flight on the engine."""
+    beside: float = 64.0
+    """With so many other requests in flight each one takes twice as long."""
+    stop_s: float = 2.0
+    """From the order to end its process until the memory is free."""
+
+    def alone_s(self, prompt_tokens: int, output_tokens: int) -> float:
+        """Seconds that a request takes on an engine with nothing else in flight."""
+        return prompt_tokens / self.prompt_tokens_per_s + max(1, output_tokens) * self.token_s
+
+
+CLASSES: Mapping[str, Times] = {
+    "8b": Times(1, 22, cold_s=45, wake_s=0.8, prompt_tokens_per_s=25_000, token_s=0.007),
+    "32b": Times(1, 70, cold_s=75, wake_s=2.5, prompt_tokens_per_s=6_000, token_s=0.027),
+    "70b": Times(4, 40, cold_s=150, wake_s=4, prompt_tokens_per_s=10_000, token_s=0.018),
+    "vl": Times(1, 26, cold_s=60, wake_s=1, prompt_tokens_per_s=15_000, token_s=0.008),
+    "moe": Times(8, 70, cold_s=300, wake_s=6, prompt_tokens_per_s=15_000, token_s=0.012),
+}
+
+
+def class_of(model: str) -> Times:
+    """The class of a model by its name. Raises ``ConfigError`` (one line) for one that the table does not have."""
+    name = model.split("-", 1)[0]
+    if name not in CLASSES:
+        known = ", ".join(CLASSES)
+        raise ConfigError(f"model '{model}' is of no class: a name begins with one of {known} and '-', such as 8b-01")
+    return CLASSES[name]
+
+
+def catalog(times: Mapping[str, Times], **fields: object) -> tuple[Model, ...]:
+    """The catalog entries of these models; ``fields``: further ones, of every model."""
+    return tuple(
+        Model.model_validate(
+            {
+                "name": name,
+                "source": f"prepared:{name}",
+                "gpus": each.gpus,
+                "memory_gib": each.gib,
+                "load_timeout": max(900.0, 3 * each.cold_s),
+                **fields,
+            }
+        )
+        for name, each in sorted(times.items())
+    )
+
+
+def times_of(models: Iterable[str]) -> dict[str, Times]:
+    """Model -> its class's times. Raises ``ConfigError``."""
+    return {model: class_of(model) for model in sorted(models)}

@@ -1,0 +1,180 @@
+"""What comes: requests at times of their own (open loop) or one after the other (closed loop); and the reader of files.
+
+A file has the columns ``arrival_s,model,prompt_tokens,output_tokens,user``, in order of time, gzip or plain. It is read
+as it is used, a line at a time.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from gateway_plugin.errors import ConfigError
+from serve.simulate.times import CLASSES, Times
+
+COLUMNS = ("arrival_s", "model", "prompt_tokens", "output_tokens", "user")
+REQUESTS_MAX = 2_000_000
+"""Of one file: what is kept of each request for the figures is some 100 bytes."""
+LINE_MAX = 4096
+TOKENS_MAX = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. ``at``: seconds since the trace began, or since its batch was sent (``Session``)."""
+
+    at: float
+    model: str
+    prompt_tokens: int
+    output_tokens: int
+    user: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """A closed loop: the requests of a batch are sent, all are awaited, the next batch follows ``think_s`` later."""
+
+    starts: float
+    batches: tuple[tuple[Request, ...], ...]
+    think_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A named workload with the times of its models and the room that it is meant for."""
+
+    name: str
+    times: Mapping[str, Times]
+    """Model -> how long everything takes with it: the catalog."""
+    arrivals: Iterable[Request] = ()
+    """In order of time; gone through once by each run."""
+    sessions: tuple[Session, ...] = ()
+    gpus: int = 16
+    """The fleet, if nothing else is said."""
+    gpus_per_node: int = 8
+    gpu_gib: float = 76.0
+    priorities: Mapping[str, int] = field(default_factory=dict)
+    """Model -> its priority, 0 of most; more is more. Only a policy that knows of priorities asks."""
+    source: str = ""
+
+
+class TraceFile:
+    """The requests of a file; each ``iter`` reads it anew. ``known``: the models that it may name; ``None``: any of a
+    class in ``serve.simulate.times``.
+
+    Raises ``ConfigError`` while it is gone through: one line with file, line and what was expected.
+    """
+
+    def __init__(self, path: Path, known: Mapping[str, Times] | None = None) -> None:
+        self.path, self.known = path, known
+
+    def __iter__(self) -> Iterator[Request]:
+        with _opened(self.path) as text:
+            lines = csv.reader(_bounded(self.path, text))
+            header = next(lines, None)
+            if header is None or tuple(header) != COLUMNS:
+                said = "nothing" if header is None else repr(",".join(header))
+                raise ConfigError(f"{self.path}, line 1: expected the columns {','.join(COLUMNS)}, found {said}")
+            last = 0.0
+            for number, row in enumerate(lines, start=2):
+                if number - 1 > REQUESTS_MAX:
+                    raise ConfigError(f"{self.path}, line {number}: expected at most {REQUESTS_MAX} requests")
+                request = self._parse(number, row)
+                if request.at < last:
+                    raise ConfigError(
+                        f"{self.path}, line {number}: expected arrival_s in rising order, found {request.at:g} after "
+                        f"{last:g}; sort the file by its first column"
+                    )
+                last = request.at
+                yield request
+
+    def _parse(self, line: int, row: list[str]) -> Request:
+        where = f"{self.path}, line {line}"
+        if len(row) != len(COLUMNS):
+            raise ConfigError(f"{where}: expected {len(COLUMNS)} values ({','.join(COLUMNS)}), found {len(row)}")
+        at, model, prompt, output, user = row
+        if self.known is not None:
+            if model not in self.known:
+                raise ConfigError(f"{where}: unknown model {model!r}; expected one of {_some(self.known)}")
+        elif model.split("-", 1)[0] not in CLASSES:
+            raise ConfigError(
+                f"{where}: unknown model {model!r}; expected a name of a class: {_some(CLASSES)}, then '-'"
+            )
+        try:
+            seconds = float(at)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise ConfigError(f"{where}: arrival_s: expected seconds of 0 or more, found {at!r}")
+        return Request(
+            seconds, model, _tokens(where, "prompt_tokens", prompt), _tokens(where, "output_tokens", output), user
+        )
+
+
+def read_trace(path: Path, name: str | None = None, known: Mapping[str, Times] | None = None) -> Trace:
+    """The trace in a file. The file is gone through once for its models, so that all of it is known to be sound.
+
+    Raises:
+        ConfigError: one line naming the file, the line and what was expected.
+    """
+    requests = TraceFile(path, known)
+    models = {request.model for request in requests}
+    if not models:
+        raise ConfigError(f"{path}, line 2: expected at least one request")
+    times = known or {model: CLASSES[model.split("-", 1)[0]] for model in sorted(models)}
+    return Trace(name or path.name.removesuffix(".gz").removesuffix(".csv"), times, requests)
+
+
+def write_trace(requests: Iterable[Request], out: IO[str]) -> int:
+    """Write requests in the form that ``read_trace`` reads; how many there were."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    count = 0
+    for count, one in enumerate(requests, start=1):  # noqa: B007 - the count is what is returned
+        writer.writerow((f"{one.at:.3f}", one.model, one.prompt_tokens, one.output_tokens, one.user))
+    return count
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            if not packed:
+                yield io.TextIOWrapper(raw, encoding="utf-8", newline="")
+                return
+            with gzip.open(raw, "rt", encoding="utf-8", newline="") as text:
+                yield text
+    except (OSError, EOFError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected UTF-8 text (or gzip of it): {error}") from error
+
+
+def _bounded(path: Path, text: IO[str]) -> Iterator[str]:
+    number = 0
+    while line := text.readline(LINE_MAX + 1):
+        number += 1
+        if len(line) > LINE_MAX:
+            raise ConfigError(f"{path}, line {number}: expected at most {LINE_MAX} characters")
+        yield line
+
+
+def _tokens(where: str, column: str, text: str) -> int:
+    count = int(text) if text.isascii() and text.isdigit() and len(text) <= 8 else -1
+    if not 0 <= count <= TOKENS_MAX:
+        raise ConfigError(f"{where}: {column}: expected a whole number from 0 to {TOKENS_MAX}, found {text[:40]!r}")
+    return count
+
+
+def _some(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
