@@ -2,7 +2,8 @@
 
 A PID alone identifies nothing after a crash or a reboot. Together with the clock ticks between the boot and the start
 of the process, and the id of that boot, it names one process for good, whatever happens to the wall clock: a ``Mark``.
-``psutil`` tells all but these two numbers, which it derives from the wall clock (before its version 7).
+``psutil`` tells the rest. Starts, children and parents are not taken from it: it orders processes by the wall clock,
+from a boot time that the kernel shifts, and so loses a child that started right after its parent.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Stat(NamedTuple):
     """What ``/proc/PID/stat`` says of a process."""
 
     state: str
+    parent: int
     threads: int
     ticks: int
     """Start in clock ticks since the boot."""
@@ -76,7 +78,7 @@ class Stat(NamedTuple):
 def parse_stat(text: str) -> Stat:
     """Parse a line of ``/proc/PID/stat``. Raises ``ValueError`` or ``IndexError``."""
     fields = text.rpartition(")")[2].split()  # the program's name may hold blanks and brackets
-    return Stat(fields[0], int(fields[17]), int(fields[19]))
+    return Stat(fields[0], int(fields[1]), int(fields[17]), int(fields[19]))
 
 
 def _stat_of(pid: int) -> Stat | None:
@@ -157,7 +159,10 @@ def _user(pid: int) -> int | None:
 
 def own_pids(*, root_sees_all: bool = False) -> tuple[int, ...]:
     """PIDs of this user's processes, without this one and its ancestors. ``root_sees_all``: to root, all processes."""
-    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    spared = {os.getpid()}
+    above: int | None = os.getpid()
+    while above and (above := parent_pid(above)):
+        spared.add(above)
     every = root_sees_all and os.getuid() == 0
     return tuple(pid for pid in psutil.pids() if pid not in spared and (every or _is_own(pid)))
 
@@ -199,18 +204,19 @@ def find_own(words: tuple[str, ...]) -> tuple[Mark, ...]:
 
 def descendants(pid: int) -> tuple[Mark, ...]:
     """Living children of ``pid``, their children and so on, also those that became another user's."""
-    try:
-        return _living(child.pid for child in psutil.Process(pid).children(recursive=True))
-    except psutil.NoSuchProcess:
-        return ()
+    children: dict[int | None, list[int]] = {}
+    for other in psutil.pids():
+        children.setdefault(parent_pid(other), []).append(other)
+    found = [pid]
+    for known in found:  # it grows
+        found += children.get(known, ())
+    return _living(found[1:])
 
 
-def parent(pid: int) -> Mark | None:
-    """The parent of ``pid``; ``None`` if either is gone."""
-    try:
-        return mark(psutil.Process(pid).ppid())
-    except psutil.NoSuchProcess:
-        return None
+def parent_pid(pid: int) -> int | None:
+    """The PID of the parent of ``pid``; ``None`` if ``pid`` is gone."""
+    found = _stat_of(pid)
+    return None if found is None else found.parent
 
 
 def group_members(leader: Mark) -> tuple[Mark, ...]:

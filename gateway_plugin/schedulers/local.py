@@ -19,7 +19,7 @@ from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.phases import BlockPhase
-from gateway_plugin.processes import Mark, alive, arguments, block_processes, end, mark, own_pids, parent, terminate
+from gateway_plugin.processes import Mark, alive, arguments, block_processes, end, mark, own_pids, parent_pid, terminate
 from gateway_plugin.schedulers.base import JobStatus, last_words
 
 HOST = "gateway_plugin.blocks.host"
@@ -74,7 +74,7 @@ class LocalScheduler:
         path = arguments(script.pid)[-1:]
         if not path:
             return None  # it ended meanwhile: the next look finds none either
-        above = parent(script.pid)
+        above = mark(parent_pid(script.pid) or 0)
         return _job(above if above is not None and path[0] in " ".join(arguments(above.pid)) else script, path[0])
 
     def _script_process(self, name: str) -> Mark | None:

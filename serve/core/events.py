@@ -106,23 +106,25 @@ class EngineListening:
 
 @dataclass(frozen=True)
 class EngineReady:
-    """It answered one real request. ``load_s``: from start of the process."""
+    """It answered one real request. ``load_s``: from start of the process; ``max_model_len``: tokens that it takes,
+    prompt and answer together, ``None`` if it does not say."""
 
     engine: str
     address: str
     load_s: float
     max_model_len: int | None = None
-    """How many tokens it takes, prompt and answer together; ``None``: it does not say."""
 
 
 @dataclass(frozen=True)
 class EngineStalled:
-    """It has work and has made no progress for ``still_s``; said again and again until it moves or is ended."""
+    """It has work (``in_flight`` by its own count, where it has one) and has made no progress for ``still_s``.
+
+    Reported again and again until it moves or is ended.
+    """
 
     engine: str
     still_s: float
     in_flight: int
-    """By its own count, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,9 @@ class EngineExited:
 
     engine: str
     reason: str
-    """For administrators: ends with its own last words if it failed."""
+    """For administrators: ends with its last words if it failed."""
     expected: bool
-    summary: str = ""
-    """For everybody: how it ended, and no words of its own. Empty where its agent is older than this field."""
+    summary: str = ""  # for all users: how it ended, without its last words
 
 
 @dataclass(frozen=True)
@@ -178,17 +179,16 @@ class ServerSeen:
     engine: str
     up: bool
     in_flight: int
-    last_used: float
-    """Wall clock; 0 if never."""
+    last_used: float  # 0 if never
 
 
 @dataclass(frozen=True)
 class EdgeSeen:
-    """Counters read from the edge: all of them once a second, draining ones every 50 ms."""
+    """Counters read from the edge: all of them once a second, draining ones every 50 ms. ``read_at``: the controller's
+    clock just before the edge was asked; a count read before a drain must not end it."""
 
     servers: tuple[ServerSeen, ...]
     read_at: float
-    """The controller's clock just before the edge was asked: a count read before a drain must not end it."""
 
 
 class Priority(StrEnum):
@@ -292,16 +292,13 @@ class SeenBlock:
     type: str
     phase: BlockPhase
     asked_at: float
-    job: str | None = None
-    """The scheduler's id."""
+    job: str | None = None  # the scheduler's id
     reason: str | None = None
     """Why it pends or how it ended, in the scheduler's words."""
-    host: str | None = None
-    """The machine that it runs or ran on."""
+    host: str | None = None  # the machine that it runs or ran on
     starts_at: float | None = None
     """When its job started; of a pending one, when the scheduler expects it to."""
-    ends_at: float | None = None
-    """When its walltime ends."""
+    ends_at: float | None = None  # end of its walltime
     ended_at: float | None = None
     never_clears: bool = False
     """It pends for a reason that waiting does not clear: the job or the site's rules must change."""

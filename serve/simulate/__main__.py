@@ -115,18 +115,25 @@ def _label(trace: str, size: int | None, sizes: tuple[int, ...]) -> str:
 def _run_all(cells: list[Cell], jobs: int) -> Iterator[Outcomes]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console) as progress, ProcessPoolExecutor(min(jobs, len(cells))) as workers:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("simulating", total=len(cells))
-        running: dict[Future[Outcomes | None], Cell] = {workers.submit(run, cell): cell for cell in cells}
-        for done in as_completed(running):
-            found = done.result()
-            cell = running[done]
+        for cell, found in _each(cells, jobs):
             progress.advance(task)
             if not console.is_terminal:
                 took = "not possible for this trace" if found is None else f"{found.took_s:.1f} s"
                 console.print(f"{cell.label}, {cell.policy}, seed {cell.seed}: {took}", highlight=False)
             if found is not None:
                 yield found
+
+
+def _each(cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, Outcomes | None]]:
+    """In the order in which they end; one at a time: here, in their own order."""
+    if jobs == 1:
+        yield from ((cell, run(cell)) for cell in cells)
+        return
+    with ProcessPoolExecutor(min(jobs, len(cells))) as workers:
+        running: dict[Future[Outcomes | None], Cell] = {workers.submit(run, cell): cell for cell in cells}
+        yield from ((running[done], done.result()) for done in as_completed(running))
 
 
 def _grouped(cells: Iterable[Cell], found: Iterable[Outcomes]) -> dict[str, dict[str, list[Outcomes]]]:

@@ -1,4 +1,4 @@
-"""One cell: a trace, a policy, a fleet. Each is run in a process of its own; names go in, figures come out."""
+"""One cell: a trace, a policy, a fleet. It may run in a process of its own: names go in, figures come out."""
 
 from __future__ import annotations
 
