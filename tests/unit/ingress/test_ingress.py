@@ -202,9 +202,9 @@ async def test_a_large_intricate_body_does_not_hold_up_others(tmp_path: Path) ->
 
     async def tick() -> None:
         while True:
-            begin = time.perf_counter()
+            begin = time.thread_time()
             await asyncio.sleep(0)
-            lags.append(time.perf_counter() - begin)
+            lags.append(time.thread_time() - begin)
 
     turns = Turns()
     ticking = asyncio.create_task(tick())
@@ -212,7 +212,7 @@ async def test_a_large_intricate_body_does_not_hold_up_others(tmp_path: Path) ->
     ticking.cancel()
     assert [ask.model for ask in asks] == ["m"] * 4
     assert len(lags) > 50, "others had their turn"
-    assert sorted(lags)[-3] < 0.1, "a slice takes some 10 ms on a quiet machine; reading at one go takes a second"
+    assert sorted(lags)[-3] < 0.1, "a slice takes some 10 ms of processor time, reading at one go a second"
     async with inner_door(answer(200)) as door, ingress(tmp_path, controller, door.path) as client:
         assert (await client.post("/v1/chat/completions", content=body)).status_code == 200
 
