@@ -54,7 +54,7 @@ def drain_is_over(tx: Transaction, engine: Engine) -> bool:
 
 def _drain_deadline(tx: Transaction, engine: Engine) -> float:
     """When requests in flight are cut: (1) the end of one of its nodes makes it drain: when that leaves; (2) else
-    after ``drain_timeout_s``, or when the node leaves before that. Never less than ``leave_grace_s`` after the drain began."""
+    after ``drain_timeout_s``, or when the node leaves before that. Never before ``leave_grace_s`` of draining."""
     nodes = tx.nodes_of(engine)
     model = tx.models.get(engine.model)
     deadline = engine.since + (model.drain_timeout_s if model else _DRAIN_TIMEOUT_S)
