@@ -154,7 +154,7 @@ class RouteOpened:
 
 @dataclass(frozen=True)
 class RouteRefused:
-    """The edge refused the command (open, drain or close), or the server did not come UP in time."""
+    """The edge did not accept the command (open, drain or close), or the server did not come UP in time."""
 
     engine: str
     reason: str
