@@ -8,6 +8,7 @@ supervisor finds them among the processes and takes them over.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import logging
 import os
@@ -57,8 +58,8 @@ from gateway_plugin.service_state import mend_record, write_record
 log = logging.getLogger("gateway.supervisor")
 
 _HEAD_NICE = 5
-"""Of the Ray head. On a machine of few processors a flood keeps the ingress and the controller busy, and the edge would
-get one share of many."""
+"""Of the Ray head, or the supervisor's own niceness where that is higher: lowering it takes a privilege. On a machine
+of few processors a flood keeps the ingress and the controller busy, and the edge would get one share of many."""
 _LOOK_S = 0.1
 _PROBE_S = 0.5
 
@@ -250,7 +251,8 @@ class Supervisor:
         environment = ray_head.head_env(self._layout, site, os.environ)
         child = self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
         # All that Ray starts here inherits it: loaded models, health and refusals need the edge alone.
-        os.setpriority(os.PRIO_PROCESS, child.pid, _HEAD_NICE)
+        with contextlib.suppress(OSError):  # it ended at once, or a limit forbids it; the head serves without it
+            os.setpriority(os.PRIO_PROCESS, child.pid, max(_HEAD_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
         return child
 
     def _start_deploy(self) -> subprocess.Popen[bytes]:

@@ -115,7 +115,7 @@ def has_blocks(layout: Layout, site: Site | None) -> bool:
         ours, orphans = _held(layout, site)
     except LedgerGarbled:
         return True
-    if site is None or orphans:
+    if site is None or orphans or not ours:
         return bool(orphans)
     schedulers = _schedulers(layout, site)
     for block in ours:
