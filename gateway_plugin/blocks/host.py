@@ -33,8 +33,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
-
 from gateway_plugin.blocks.cleanup import clean_up
 from gateway_plugin.blocks.leaving import CANCELLED, Settings, Watch
 from gateway_plugin.blocks.ray_tls import tls_environment
@@ -42,7 +40,7 @@ from gateway_plugin.blocks.self_check import report
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout, block_folder, write_private
-from gateway_plugin.processes import Mark, age_s, alive, mark
+from gateway_plugin.processes import Mark, age_s, alive, child, mark
 
 NO_FOLDER = 73
 """Exit code where the node has no place for it (``EX_CANTCREAT``)."""
@@ -153,12 +151,8 @@ class Host:
 
     def _raylet_runs(self) -> bool:
         """Whether Ray's own process for this node, a child of ``ray start``, is there."""
-        try:
-            if self._raylet is None and self._ray is not None:
-                children = psutil.Process(self._ray.pid).children()
-                self._raylet = next((mark(child.pid) for child in children if child.name() == "raylet"), None)
-        except psutil.NoSuchProcess:
-            return False
+        if self._raylet is None and self._ray is not None:
+            self._raylet = child(self._ray.pid, "raylet")
         return alive(self._raylet)
 
     def _comes_back(self) -> bool:

@@ -356,3 +356,40 @@ def test_an_end_that_slurm_tells_after_the_clock_was_set_counts_from_then(
     assert process.wait(20) == 0
     assert "leaving: its walltime ends" in said(tmp_path)
     left_cleanly(tmp_path)
+
+
+@pytest.fixture
+def patched(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """The environment of a block whose own Python runs these lines first."""
+
+    def first(lines: str) -> dict[str, str]:
+        site = tmp_path / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(lines)
+        return {"PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}"}
+
+    return first
+
+
+HIDDEN = """
+import builtins, io
+for module in (builtins, io):
+    def opened(file, *rest, told=module.open, **named):
+        if str(file).startswith("/proc/1/"):
+            raise PermissionError(1, "Operation not permitted", str(file))
+        return told(file, *rest, **named)
+    module.open = opened
+"""
+
+
+def test_it_sees_ray_where_other_users_processes_are_hidden(
+    tmp_path: Path, block: Start, patched: Callable[[str], dict[str, str]]
+) -> None:
+    """``/proc`` mounted with ``hidepid=1``: their folders are listed and what is in them is not to be read."""
+    process = block(RUNS, **patched(HIDDEN))
+    has_joined(tmp_path)
+    mark(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == CANCELLED
+    assert "Traceback" not in said(tmp_path)
+    left_cleanly(tmp_path)
