@@ -6,10 +6,9 @@ agent.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from gateway_plugin.engine_records import end_engines
+from gateway_plugin.engine_records import complain, end_engines
 from gateway_plugin.processes import block_processes, end
 
 
@@ -18,8 +17,8 @@ def clean_up(records: Path, block: str, folder: Path) -> bool:
     ``folder``. Whether all of it has ended; what has not is named on stderr."""
     failed = end_engines(records, block)
     for name in failed:
-        print(f"cleanup: {name}: the engine could not be ended", file=sys.stderr)
+        complain(f"{name}: the engine could not be ended")
     left = end(lambda: block_processes(block, folder), grace_s=0)
     for process in left:
-        print(f"cleanup: process {process.pid} could not be ended", file=sys.stderr)
+        complain(f"process {process.pid} could not be ended")
     return not failed and not left

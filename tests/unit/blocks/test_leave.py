@@ -180,14 +180,14 @@ def test_an_engine_is_ended_after_the_clock_was_set(
     assert not record.exists()
 
 
-def test_a_broken_record_saves_nobody(engines: Engines, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_record_saves_nobody(engines: Engines, capfd: pytest.CaptureFixture[str]) -> None:
     mine = engines.start("b1")
     (engines.folder / "a.json").write_text("{")
     (engines.folder / "b.json").write_text('{"block": "b1"}')
     engines.record("c", "b1", marked(mine))
     assert clean_up(engines.folder, "b1", engines.folder / "none")
     assert gone(mine.pid)
-    assert capsys.readouterr().err.count("not an engine record") >= 2
+    assert capfd.readouterr().err.count("not an engine record") >= 2
     assert [record.path.name for record in read_records(engines.folder)] == []
 
 

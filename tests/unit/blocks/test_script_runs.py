@@ -106,6 +106,7 @@ def test_a_full_disk_costs_its_log_and_nothing_else(tmp_path: Path, block: Start
     process = block(RUNS)
     folder = has_joined(tmp_path)
     own = record(tmp_path)
+    own.with_name("broken.json").write_text("{")
     process.send_signal(signal.SIGTERM)
     assert eventually((folder / "notice").exists)
     own.unlink()
