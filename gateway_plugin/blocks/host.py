@@ -177,7 +177,7 @@ class Host:
 
     def _wait(self, seconds: float) -> None:
         """For a signal, or ``seconds``. Signals are blocked otherwise: none is lost, and none interrupts."""
-        received = signal.sigtimedwait(_SIGNALS, seconds)
+        received = signal.sigtimedwait(_heard(), seconds)
         if received is None:
             return
         if received.si_signo == signal.SIGUSR1:
@@ -274,6 +274,13 @@ def say(words: str) -> None:
     """A line of the block's log. A full disk costs the line and not the block."""
     with suppress(OSError):
         os.write(sys.stdout.fileno(), f"{time.strftime('%FT%T%z')} {words}\n".encode())
+
+
+def _heard() -> tuple[signal.Signals, ...]:
+    """The signals that end a block. SIGINT and SIGHUP only where they were not ignored when it started: ``nohup`` does
+    that, and a shell for what it starts with ``&``, as Parsl does on the gateway's own machine."""
+    asked = (one for one in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN)
+    return (signal.SIGTERM, signal.SIGUSR1, *asked)
 
 
 def _hear_signals() -> None:

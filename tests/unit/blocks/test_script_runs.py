@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,8 @@ pytestmark = pytest.mark.process
 NAME = "gw-a-0123abcd"
 
 PATIENT = Leaving()
+ANY_NODE: Mapping[str, str] = {}
+"""What a site says of it: ``worker_init``, ``node_address``."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -38,9 +40,11 @@ def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     layout = Layout(tmp_path / "state")
     layout.make()
 
-    def start(ray: str, leaving: Leaving = PATIENT, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        ray: str, leaving: Leaving = PATIENT, node: Mapping[str, str] = ANY_NODE, **environment: str
+    ) -> subprocess.Popen[str]:
         python = stand_in(tmp_path, block_folder(layout.run, NAME), ray)
-        node_type = NodeType(name="a", provider=QueueProvider(Scheduler()), cpus=1, engine_memory_gib=1)
+        node_type = NodeType(name="a", provider=QueueProvider(Scheduler()), cpus=1, engine_memory_gib=1, **node)
         script = block_script(NAME, node_type, layout, "127.0.0.1:1", str(python), leaving=leaving)
         env = {**os.environ, **environment}
         blocks.append(subprocess.Popen(["bash", "-c", script], text=True, start_new_session=True, env=env))
@@ -393,4 +397,25 @@ def test_it_sees_ray_where_other_users_processes_are_hidden(
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == CANCELLED
     assert "Traceback" not in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_signals_that_were_ignored_when_it_started_do_not_end_it(tmp_path: Path, block: Start) -> None:
+    """As under ``nohup``, and for a job that a shell starts with ``&``: an interrupt is not meant for it."""
+    process = block(RUNS, node={"worker_init": "trap '' HUP INT"})
+    has_joined(tmp_path)
+    for number in (signal.SIGHUP, signal.SIGINT):
+        process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == CANCELLED
+    left_cleanly(tmp_path)
+
+
+def test_an_interrupt_ends_it_otherwise(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS)
+    has_joined(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == CANCELLED
     left_cleanly(tmp_path)
