@@ -19,11 +19,16 @@ nothing left to drain.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # At once: the imports below take a while, seconds from a busy shared file system, and one of these would end it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP))
+
 import json
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -319,8 +324,8 @@ def main(argv: list[str]) -> int:
     os.environ["GATEWAY_RUN_ROOT"] = settings.run_root
     try:
         if settings.report:
+            _hear_signals()  # nothing is left behind
             return _check_itself(settings, argv[1] or _address_to(settings.head))
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         host = Host(settings, argv[1], os.environ)
     except (GatewayError, OSError) as error:
         say(f"no place for a block here: {error.message if isinstance(error, GatewayError) else error}")

@@ -419,3 +419,24 @@ def test_an_interrupt_ends_it_otherwise(tmp_path: Path, block: Start) -> None:
     process.send_signal(signal.SIGHUP)
     assert process.wait(20) == CANCELLED
     left_cleanly(tmp_path)
+
+
+DURING_IMPORTS = """
+import builtins, os, signal
+told = builtins.__import__
+def imported(name, *rest, **named):
+    if name == "gateway_plugin.blocks.leaving":
+        builtins.__import__ = told
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return told(name, *rest, **named)
+builtins.__import__ = imported
+"""
+
+
+def test_a_signal_that_comes_while_it_starts_is_not_lost(
+    tmp_path: Path, block: Start, patched: Callable[[str], dict[str, str]]
+) -> None:
+    process = block(RUNS, **patched(DURING_IMPORTS))
+    assert process.wait(20) == 0
+    assert "signalled ahead of its end" in said(tmp_path)
+    left_cleanly(tmp_path)
