@@ -53,6 +53,8 @@ NO_FOLDER = 73
 RAY_STOP_GRACE_S = 10
 """How long Ray has to end in a block before it is killed."""
 
+ANSWER_S = 60.0
+"""How long ``squeue`` may take: a hung one must not be the last question."""
 POLL_S = 0.5
 CALLED_S = 15.0
 """How long a node that looks at itself waits to be called."""
@@ -92,6 +94,7 @@ class Host:
         self._ray: subprocess.Popen[bytes] | None = None
         self._raylet: Mark | None = None
         self._slurm: subprocess.Popen[str] | None = None
+        self._slurm_until = 0.0
         self._watch = Watch(settings.leaving)
         started = mark(os.getpid())
         now = time.monotonic()
@@ -219,16 +222,26 @@ class Host:
             return
         if self._slurm is not None and self._slurm.poll() is not None:
             slurm, self._slurm = self._slurm, None
-            said, _ = slurm.communicate()
-            if slurm.returncode == 0:
-                self._answered(said.split())
+            with slurm:
+                if slurm.returncode == 0:
+                    self._answered(slurm.communicate()[0].split())
+        elif self._slurm is not None and time.monotonic() >= self._slurm_until:
+            with suppress(OSError):
+                os.killpg(self._slurm.pid, signal.SIGKILL)
         if self._slurm is None and time.monotonic() >= self._watch.ask_at:
             self._watch.asked(time.monotonic(), random.random())  # noqa: S311
+            self._slurm_until = time.monotonic() + ANSWER_S
             argv = ("squeue", "-h", "--all", "-t", "all", "-j", self._job, "-o", "%T %e")
             env = {**self._environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
             with suppress(OSError):  # there is no squeue on this node: its walltime counts
                 self._slurm = subprocess.Popen(
-                    argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                    argv,
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    start_new_session=True,
+                    preexec_fn=_hear_signals,
                 )
 
     def _answered(self, said: list[str]) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway_plugin.blocks import host
 from gateway_plugin.blocks.job_script import block_script
-from gateway_plugin.blocks.leaving import CANCELLED, Leaving
+from gateway_plugin.blocks.leaving import CANCELLED, Leaving, Settings
 from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
-from gateway_plugin.processes import carries_mark, own_pids
+from gateway_plugin.processes import arguments, carries_mark, own_pids
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
@@ -269,6 +270,41 @@ def test_it_leaves_when_slurm_says_that_its_job_is_over(
     assert process.wait(20) == CANCELLED
     assert "Slurm calls its job NODE_FAIL" in said(tmp_path)
     left_cleanly(tmp_path)
+
+
+def test_slurm_is_asked_again_after_it_gave_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``squeue`` is a site's wrapper that hangs, and hears signals."""
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    monkeypatch.setattr(host, "ANSWER_S", 0.2)
+    squeue, asked, hangs = tmp_path / "squeue", tmp_path / "asked", f"{tmp_path}/hangs"
+    squeue.write_text(
+        f'#!/bin/bash\ngrep SigBlk /proc/$$/status >>"{asked}"\n'
+        f'[ -e "{hangs}" ] || {{ touch "{hangs}"; sleep 300; }}\necho RUNNING 2000000000\n'
+    )
+    squeue.chmod(0o755)
+    settings = Settings(NAME, "127.0.0.1:1", str(tmp_path / "state"), str(tmp_path), leaving=Leaving(walltime_s=3600))
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    block = host.Host(settings, "127.0.0.1", environ)
+    told: list[list[str]] = []
+    monkeypatch.setattr(block, "_answered", told.append)
+
+    def answered() -> bool:
+        block._watch.ask_at = 0
+        block._ask_slurm()
+        return bool(told)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        assert eventually(answered, 10)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert told == [["RUNNING", "2000000000"]]
+    blocked = [int(line.split()[1], 16) for line in asked.read_text().splitlines()]
+    assert len(blocked) > 1
+    assert not any(mask >> (number - 1) & 1 for mask in blocked for number in (signal.SIGTERM, signal.SIGUSR1))
+    if block._slurm is not None:
+        block._slurm.communicate(timeout=10)
+    assert not [pid for pid in own_pids() if f"{squeue}" in arguments(pid)]
 
 
 def test_a_block_without_a_queue_asks_nobody(
