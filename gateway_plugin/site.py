@@ -55,7 +55,8 @@ class NodeType(_Frozen):
     engines_on_loopback: bool = False
     """Engines listen on 127.0.0.1: for blocks on the gateway's own machine."""
     node_address: str = "auto"
-    """``auto``: the address that routes to the head. Else a shell expression that prints it."""
+    """``auto``: the address that routes to the head. Else a shell expression that prints it, run after ``worker_init``;
+    both see ``$HEAD`` (``IP:port`` of the Ray head), ``$NAME`` (the block's) and ``$PYTHON``."""
 
     @model_validator(mode="before")
     @classmethod

@@ -39,16 +39,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from gateway_plugin.blocks.cleanup import clean_up
-from gateway_plugin.blocks.leaving import CANCELLED, Settings, Watch
+from gateway_plugin.blocks.leaving import CANCELLED, NO_FOLDER, Settings, Watch
 from gateway_plugin.blocks.ray_tls import tls_environment
 from gateway_plugin.blocks.self_check import report
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout, block_folder, write_private
 from gateway_plugin.processes import Mark, age_s, alive, child, mark
-
-NO_FOLDER = 73
-"""Exit code where the node has no place for it (``EX_CANTCREAT``)."""
 
 RAY_STOP_GRACE_S = 10
 """How long Ray has to end in a block before it is killed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from gateway_plugin.blocks.leaving import Leaving, Settings
+from gateway_plugin.blocks.leaving import NO_FOLDER, Leaving, Settings
 from gateway_plugin.blocks.ray_tls import before_ray_starts
 from gateway_plugin.paths import Layout, block_log
 from gateway_plugin.site import NodeType
@@ -91,23 +91,35 @@ def block_script(
     """
     settings = block_settings(name, node_type, layout, head_address, python, leaving, report)
     return _SCRIPT.format(
+        values=f"NAME={shlex.quote(name)} HEAD={shlex.quote(head_address)} PYTHON={shlex.quote(python)}",
         log=shlex.quote(str(block_log(layout, name))),
         path="" if bin_folder is None else f"export PATH={shlex.quote(bin_folder)}:$PATH",
         worker_init=node_type.worker_init,
-        address="" if node_type.node_address == "auto" else f"$({node_type.node_address})",
+        address=_address(node_type),
         python=shlex.quote(python),
         settings=shlex.quote(settings.text()),
     )
 
 
+def _address(node_type: NodeType) -> str:
+    """Sets ``ADDRESS``; empty: the program finds it. An expression that fails must not look like ``auto``."""
+    if node_type.node_address == "auto":
+        return "ADDRESS="
+    failed = f"node_address= of node type {node_type.name} printed nothing on this node: {node_type.node_address}"
+    return f"""\
+ADDRESS=$({node_type.node_address}) || :
+[ -n "$ADDRESS" ] || {{ echo {shlex.quote(failed)} >&2; exit {NO_FOLDER}; }}"""
+
+
 _SCRIPT = """\
 umask 077
 ulimit -c 0  # core files hold prompts and keys
+{values}
 exec >>{log} 2>&1
 # What the submitting process had of Ray's settings (it is part of the head) must not reach this node.
 unset ${{!RAY_@}} ${{!SQUEUE_@}}
 {path}
 {worker_init}
-ADDRESS={address}
+{address}
 exec {python} -m gateway_plugin.blocks.host {settings} "$ADDRESS" "$0"
 """

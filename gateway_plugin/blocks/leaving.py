@@ -10,6 +10,9 @@ from typing import Any
 CANCELLED = 143
 """Exit code of a block that was cancelled, as the shell has it for SIGTERM."""
 
+NO_FOLDER = 73
+"""Exit code where the node has no place for it (``EX_CANTCREAT``), or no address."""
+
 
 @dataclass(frozen=True)
 class Leaving:

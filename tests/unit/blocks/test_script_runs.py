@@ -14,7 +14,7 @@ import pytest
 
 from gateway_plugin.blocks import host
 from gateway_plugin.blocks.job_script import block_script
-from gateway_plugin.blocks.leaving import CANCELLED, Leaving, Settings
+from gateway_plugin.blocks.leaving import CANCELLED, NO_FOLDER, Leaving, Settings
 from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.processes import arguments, carries_mark, own_pids
@@ -475,4 +475,20 @@ def test_a_signal_that_comes_while_it_starts_is_not_lost(
     process = block(RUNS, **patched(DURING_IMPORTS))
     assert process.wait(20) == 0
     assert "signalled ahead of its end" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_a_site_s_own_address_may_follow_from_the_head(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS, node={"node_address": 'echo "$NAME" >>"$(dirname "$PYTHON")/asked"; echo "${HEAD%:*}"'})
+    has_joined(tmp_path)
+    assert calls(tmp_path, "--node-ip-address=127.0.0.1 ") == 1
+    assert (tmp_path / "asked").read_text() == f"{NAME}\n"
+    assert process.poll() is None
+
+
+def test_a_block_without_the_address_that_its_site_wants_does_not_start(tmp_path: Path, block: Start) -> None:
+    """Its default address may be one that the head cannot reach, or a slower network."""
+    assert block(RUNS, node={"node_address": "echo no such device >&2; false"}).wait(20) == NO_FOLDER
+    assert "node_address= of node type a printed nothing on this node: echo no such" in said(tmp_path)
+    assert calls(tmp_path, "") == 0
     left_cleanly(tmp_path)
