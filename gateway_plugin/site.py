@@ -51,7 +51,8 @@ class NodeType(_Frozen):
     max_blocks: int = Field(default=1, ge=0)
     """Where these two are not given, the provider's of the same names count."""
     worker_init: str = ""
-    """Shell lines run on the node before Ray starts: modules, virtual environment."""
+    """Shell lines run on the node before Ray starts: modules, virtual environment. A trap on EXIT runs when
+    the block has ended."""
     engines_on_loopback: bool = False
     """Engines listen on 127.0.0.1: for blocks on the gateway's own machine."""
     node_address: str = "auto"

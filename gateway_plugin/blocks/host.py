@@ -1,8 +1,8 @@
 """What runs in a block's job: start Ray, watch it, and leave nothing behind. ``python -m gateway_plugin.blocks.host``.
 
 The job's script (``job_script.py``) sets up the environment and becomes this process, so that it has the script's PID
-and its signals. When Ray is gone the block leaves at once, because ``ray start --block`` does not: an allocation would
-be held to its walltime.
+and its signals; or the script stays its parent, and passes them on. When Ray is gone the block leaves at once, because
+``ray start --block`` does not: an allocation would be held to its walltime.
 
 It leaves (1) when Ray released the node; (2) when the gateway cancelled it, or reports that its job has ended: a mark
 with its name lies in the state folder; (3) ``before_end_s`` before its walltime ends; (4) cancelled by others, once no
@@ -76,8 +76,11 @@ class _Leave(Exception):
 class Host:
     """One block on its node: processes, files and signals around ``Watch``."""
 
-    def __init__(self, settings: Settings, address: str, environ: Mapping[str, str]) -> None:
-        """Make the block's folder. Raises ``GatewayError``, ``OSError``: the node has no place for it."""
+    def __init__(self, settings: Settings, address: str, script: int, environ: Mapping[str, str]) -> None:
+        """Make the block's folder. ``script``: PID of the job's script.
+
+        Raises ``GatewayError``, ``OSError``: the node has no place for it.
+        """
         self._settings = settings
         self._layout = Layout.of(Path(settings.state))
         run = private_folder(self._layout.run)
@@ -93,10 +96,10 @@ class Host:
         self._slurm: subprocess.Popen[str] | None = None
         self._slurm_until = 0.0
         self._watch = Watch(settings.leaving)
-        started = mark(os.getpid())
+        started = mark(script)
         now = time.monotonic()
         if settings.leaving.walltime_s is not None:
-            # This process was the job's script, and is as old.
+            # It counts from the start of the job's script, worker_init included.
             self._watch.ends = now - (age_s(started) if started is not None else 0) + settings.leaving.walltime_s
             if (end := environ.get("SLURM_JOB_END_TIME", "")).isdigit():
                 self._watch.told_end(int(end), now, time.time())
@@ -328,15 +331,15 @@ def _check_itself(settings: Settings, address: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Command line: ``SETTINGS ADDRESS SCRIPT``: ``Settings.text()``, this node's address if the site's expression
-    gave one, and the job's script, by which a local block is found. Returns the job's exit code."""
+    """Command line: ``SETTINGS ADDRESS PID SCRIPT``: ``Settings.text()``, this node's address if the site's expression
+    gave one, PID and path of the job's script, by which a local block is found. Returns the job's exit code."""
     settings = Settings.parse(argv[0])
     os.environ["GATEWAY_RUN_ROOT"] = settings.run_root
     try:
         if settings.report:
             _hear_signals()  # nothing is left behind
             return _check_itself(settings, argv[1] or _address_to(settings.head))
-        host = Host(settings, argv[1], os.environ)
+        host = Host(settings, argv[1], int(argv[2]), os.environ)
     except (GatewayError, OSError) as error:
         say(f"no place for a block here: {error.message if isinstance(error, GatewayError) else error}")
         return NO_FOLDER

@@ -1,5 +1,7 @@
 """The text of a block's job: set up the node's environment, and become ``blocks/host.py``. Pure.
 
+Where ``worker_init`` sets a trap on EXIT it stays instead, passes its signals on, and runs the trap after all else.
+
 It carries the paths of secrets, never a secret; every value is quoted; it does not trust the environment that it was
 submitted from.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from gateway_plugin.blocks.leaving import NO_FOLDER, Leaving, Settings
+from gateway_plugin.blocks.leaving import CANCELLED, NO_FOLDER, Leaving, Settings
 from gateway_plugin.blocks.ray_tls import before_ray_starts
 from gateway_plugin.paths import Layout, block_log
 from gateway_plugin.site import NodeType
@@ -98,6 +100,7 @@ def block_script(
         address=_address(node_type),
         python=shlex.quote(python),
         settings=shlex.quote(settings.text()),
+        cancelled=CANCELLED,
     )
 
 
@@ -121,5 +124,13 @@ unset ${{!RAY_@}} ${{!SQUEUE_@}}
 {path}
 {worker_init}
 {address}
-exec {python} -m gateway_plugin.blocks.host {settings} "$ADDRESS" "$0"
+set -- {python} -m gateway_plugin.blocks.host {settings} "$ADDRESS" $$ "$0"
+[ -n "$(trap -p EXIT)" ] || exec "$@"
+# worker_init wants to do something at the end (remove scratch files, stop a daemon), which exec would drop.
+HOST=
+pass() {{ [ -n "$HOST" ] || exit {cancelled}; kill -"$1" "$HOST" 2>/dev/null || :; }}
+trap 'pass TERM' TERM; trap 'pass USR1' USR1; trap 'pass HUP' INT HUP  # what runs with & ignores SIGINT
+"$@" & HOST=$!
+while kill -0 "$HOST" 2>/dev/null; do wait "$HOST" || :; done
+wait "$HOST"
 """

@@ -284,7 +284,7 @@ def test_slurm_is_asked_again_after_it_gave_no_answer(tmp_path: Path, monkeypatc
     squeue.chmod(0o755)
     settings = Settings(NAME, "127.0.0.1:1", str(tmp_path / "state"), str(tmp_path), leaving=Leaving(walltime_s=3600))
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
-    block = host.Host(settings, "127.0.0.1", environ)
+    block = host.Host(settings, "127.0.0.1", os.getpid(), environ)
     told: list[list[str]] = []
     monkeypatch.setattr(block, "_answered", told.append)
 
@@ -492,3 +492,31 @@ def test_a_block_without_the_address_that_its_site_wants_does_not_start(tmp_path
     assert "node_address= of node type a printed nothing on this node: echo no such" in said(tmp_path)
     assert calls(tmp_path, "") == 0
     left_cleanly(tmp_path)
+
+
+TRAP = "set -eu; scratch=$(dirname \"$PYTHON\")/scratch; mkdir $scratch; trap 'rmdir $scratch; echo trap $?' EXIT"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, CANCELLED), (signal.SIGUSR1, 0), (signal.SIGHUP, CANCELLED)]
+)
+def test_what_its_site_wants_done_at_the_end_is_done(tmp_path: Path, block: Start, number: int, code: int) -> None:
+    process = block(RUNS, node={"worker_init": TRAP})
+    folder = has_joined(tmp_path)
+    own = record(tmp_path)
+    process.send_signal(number)
+    if number != signal.SIGHUP:
+        assert eventually((folder / "notice").exists)
+        process.send_signal(number)  # does no harm
+        assert (tmp_path / "scratch").exists()
+        own.unlink()
+    assert process.wait(20) == code
+    assert calls(tmp_path, f" {process.pid} bash") == 1, "its walltime counts from the start of the script"
+    assert not (tmp_path / "scratch").exists()
+    assert said(tmp_path).rstrip().endswith("trap 0"), "after all else"
+    left_cleanly(tmp_path)
+
+
+def test_a_trap_of_its_site_does_not_change_its_exit_code(tmp_path: Path, block: Start) -> None:
+    assert block("exit 3", node={"worker_init": TRAP}).wait(20) == 3
+    assert not (tmp_path / "scratch").exists()
