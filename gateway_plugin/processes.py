@@ -68,6 +68,8 @@ class Stat(NamedTuple):
     threads: int
     ticks: int
     """Start in clock ticks since the boot."""
+    name: str
+    """Of its program, at most 15 characters."""
 
     @property
     def ended(self) -> bool:
@@ -77,8 +79,9 @@ class Stat(NamedTuple):
 
 def parse_stat(text: str) -> Stat:
     """Parse a line of ``/proc/PID/stat``. Raises ``ValueError`` or ``IndexError``."""
-    fields = text.rpartition(")")[2].split()  # the program's name may hold blanks and brackets
-    return Stat(fields[0], int(fields[1]), int(fields[17]), int(fields[19]))
+    head, _, rest = text.rpartition(")")  # the program's name may hold blanks and brackets
+    fields = rest.split()
+    return Stat(fields[0], int(fields[1]), int(fields[17]), int(fields[19]), head.partition("(")[2])
 
 
 def _stat_of(pid: int) -> Stat | None:
@@ -211,6 +214,13 @@ def descendants(pid: int) -> tuple[Mark, ...]:
     for known in found:  # it grows
         found += children.get(known, ())
     return _living(found[1:])
+
+
+def child(pid: int, name: str) -> Mark | None:
+    """A living child of ``pid`` whose program is called ``name``, if there is one."""
+    found = ((other, _stat_of(other)) for other in psutil.pids())
+    named = (other for other, stat in found if stat is not None and (stat.parent, stat.name) == (pid, name))
+    return next(iter(_living(named)), None)
 
 
 def parent_pid(pid: int) -> int | None:

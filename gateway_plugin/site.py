@@ -51,11 +51,13 @@ class NodeType(_Frozen):
     max_blocks: int = Field(default=1, ge=0)
     """Where these two are not given, the provider's of the same names count."""
     worker_init: str = ""
-    """Shell lines run on the node before Ray starts: modules, virtual environment."""
+    """Shell lines run on the node before Ray starts: modules, virtual environment. A trap on EXIT runs when
+    the block has ended."""
     engines_on_loopback: bool = False
     """Engines listen on 127.0.0.1: for blocks on the gateway's own machine."""
     node_address: str = "auto"
-    """``auto``: the address that routes to the head. Else a shell expression that prints it."""
+    """``auto``: the address that routes to the head. Else a shell expression that prints it, run after ``worker_init``;
+    both see ``$HEAD`` (``IP:port`` of the Ray head), ``$NAME`` (the block's) and ``$PYTHON``."""
 
     @model_validator(mode="before")
     @classmethod
