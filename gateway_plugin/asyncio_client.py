@@ -7,7 +7,7 @@ async with AsyncClient(endpoint=ID) as site:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
@@ -87,8 +87,11 @@ class AsyncClient:
         finally:
             await asyncio.to_thread(self.sync.release, group)
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        """Any other method of ``Client``, in a thread: ``models``, ``wait_until_ready``, ``resume``, ..."""
+    def __getattr__(self, name: str) -> Any:
+        """Any other method of ``Client``, in a thread: ``models``, ``wait_until_ready``, ``resume``, ...; and its plain
+        attributes: ``url``, ``timeout_s``, ...
+        """
         if name.startswith("_") or name == "sync":
             raise AttributeError(name)
-        return partial(asyncio.to_thread, getattr(self.sync, name))
+        found = getattr(self.sync, name)
+        return partial(asyncio.to_thread, found) if callable(found) else found

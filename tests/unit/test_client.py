@@ -22,6 +22,7 @@ import openai
 import pytest
 
 from gateway_plugin.api_types import parse_error, parse_status
+from gateway_plugin.asyncio_client import AsyncClient
 from gateway_plugin.client import Client, gateway_error, unreachable
 from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import (
@@ -509,3 +510,12 @@ def test_what_is_sent_again_is_what_openai_sends_again() -> None:
         gateway.chat("a", "tiny", wait=False)
     assert len(sent) == 4, "with the state at once"
     assert sent[-1].headers["x-gateway-wait"] == "0"
+
+
+# --- asyncio ---
+
+
+async def test_asyncio_s_client_has_the_plain_attributes_of_the_other() -> None:
+    async with AsyncClient(URL, "secret", transport=httpx.MockTransport(lambda _: httpx.Response(200))) as both:
+        assert (both.url, both.at_hand, both.streams) == (URL, False, True)
+        assert both.timeout_s == both.sync.timeout_s
