@@ -81,6 +81,12 @@ class Status:
         """Whether requests are answered now. Those for an offline endpoint wait for it, up to two weeks."""
         return self.state in (READY, "online")
 
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """Of an endpoint: its last report, as it came; of a gateway: empty."""
+        found = self.document.get("details")
+        return found if isinstance(found, Mapping) else {}
+
     def model(self, name: str) -> ModelInfo | None:
         """The model with this name or alias."""
         return next((model for model in self.models if name == model.name or name in model.aliases), None)

@@ -357,8 +357,11 @@ def test_models_and_status(client: GlobusClient, transport: FakeTransport) -> No
     with pytest.raises(ModelNotFound, match="Known models: m"):
         client.model("other")
     assert client.status().online
-    transport.state = {"status": "offline"}
+    transport.state = {"status": "offline", "details": {"total_workers": 4}}
     assert not client.status().online
+    assert client.status().details == {"total_workers": 4}
+    transport.state = {"status": "offline"}
+    assert client.status().details == {}
 
 
 def test_waiting_for_a_model_has_it_loaded(client: GlobusClient, transport: FakeTransport) -> None:
