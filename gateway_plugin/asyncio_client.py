@@ -55,9 +55,14 @@ class AsyncClient:
         return await self.submit_chat(prompt, model, **options)
 
     async def embed(self, texts: str | Sequence[str], model: str, **options: Any) -> list[list[float]]:
-        """One vector a text, in order."""
-        parts = map(asyncio.wrap_future, self.sync.submit_embed(texts, model, **options))
-        return [vector for part in await asyncio.gather(*parts) for vector in part]
+        """One vector a text, in order. An error ends the other requests, too."""
+        parts = self.sync.submit_embed(texts, model, **options)
+        try:
+            return [vector for part in await asyncio.gather(*map(asyncio.wrap_future, parts)) for vector in part]
+        except BaseException:
+            for part in parts:
+                part.cancel()
+            raise
 
     def submit_chat(self, prompt: Prompt, model: str, **options: Any) -> asyncio.Future[str]:
         """A future of ``chat``'s answer, of the running loop; ``cancel()`` takes out a prompt that was not sent yet."""

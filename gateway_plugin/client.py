@@ -200,9 +200,16 @@ class Client(Calls):
         ]
 
     def embed(self, texts: str | Sequence[str], model: str, **options: Any) -> list[list[float]]:
-        """One vector a text, in order; for a single text a list of one. Options: of ``submit``, and of the request."""
+        """One vector a text, in order; for a single text a list of one. Options: of ``submit``, and of the request.
+        An error or Ctrl-C ends the other requests, too.
+        """
         parts = self.submit_embed(texts, model, **options)
-        return [vector for part in parts for vector in result_of(part, self._channel)]
+        try:
+            return [vector for part in parts for vector in result_of(part, self._channel)]
+        except BaseException:
+            for part in parts:
+                part.cancel()
+            raise
 
     def map_chat(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -38,6 +39,7 @@ from gateway_plugin.errors import (
     ServiceError,
     WaitDeadline,
 )
+from gateway_plugin.http_channel import HttpChannel
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout
 from gateway_plugin.tls import make_authority
@@ -501,6 +503,36 @@ def test_a_program_that_forgets_to_close_ends() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "sent\n", "")
 
 
+class Half:
+    """Answers no request but those that have ``fail`` in them: with a 400, once another one hangs."""
+
+    def __init__(self) -> None:
+        self.sent: list[httpx.Request] = []
+        self.hanging, self.cut = threading.Event(), threading.Event()
+        """``cut``: a request that hung was cancelled."""
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.sent.append(request)
+        if b"fail" in request.content:
+            await asyncio.to_thread(self.hanging.wait, 10)
+            return httpx.Response(400, json=InvalidRequest("as it was told").body())
+        self.hanging.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cut.set()
+        raise AssertionError("it hangs until it is cancelled")
+
+
+def test_an_error_of_embed_ends_its_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HttpChannel, "texts", 1)
+    half = Half()
+    with Client(URL, "secret", transport=httpx.MockTransport(half)) as gateway:
+        with pytest.raises(InvalidRequest):
+            gateway.embed(["fail", "hang"], "vectors")
+        assert half.cut.wait(10)
+
+
 def test_what_is_sent_again_is_what_openai_sends_again() -> None:
     gateway, sent = scripted((503, ModelQueueFull("tiny", 1).body()))
     with pytest.raises(ModelQueueFull):
@@ -513,6 +545,15 @@ def test_what_is_sent_again_is_what_openai_sends_again() -> None:
 
 
 # --- asyncio ---
+
+
+async def test_asyncio_s_embed_ends_the_other_requests_at_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HttpChannel, "texts", 1)
+    half = Half()
+    async with AsyncClient(URL, "secret", transport=httpx.MockTransport(half)) as both:
+        with pytest.raises(InvalidRequest):
+            await both.embed(["fail", "hang"], "vectors")
+        assert await asyncio.to_thread(half.cut.wait, 10)
 
 
 async def test_asyncio_s_client_has_the_plain_attributes_of_the_other() -> None:
