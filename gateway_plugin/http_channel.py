@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import ssl
 import threading
@@ -77,6 +78,7 @@ class HttpChannel:
         }
 
     def submit(self, item: Item) -> Future[Any]:
+        _check(item)
         return self._begin(item, self._gate)
 
     def map(
@@ -84,6 +86,8 @@ class HttpChannel:
     ) -> Map:
         if group is not None or file is not None:
             raise InvalidRequest(_ONLY_GLOBUS)
+        for item in items:  # before the first is sent
+            _check(item)
         gate, name = asyncio.Semaphore(concurrency), uuid.uuid4().hex
         self._maps[name] = [self._begin(item, gate) for item in items]
         return name, self._maps[name]
@@ -111,8 +115,6 @@ class HttpChannel:
                 self._stop()
 
     def _begin(self, item: Item, gate: asyncio.Semaphore) -> Future[Any]:
-        if item.body is not None and item.body.get("stream"):
-            raise InvalidRequest("Answers come whole here: leave 'stream' out, or use Client().openai.")
         with self._lock:
             if self._closed:
                 raise self.closed()
@@ -155,6 +157,18 @@ class HttpChannel:
         if isinstance(found, GatewayError):
             raise found
         return found
+
+
+def _check(item: Item) -> None:
+    """Raises ``InvalidRequest`` for a body that cannot be sent, or not be answered whole."""
+    if item.body is None:
+        return
+    if item.body.get("stream"):
+        raise InvalidRequest("Answers come whole here: leave 'stream' out, or use Client().openai.")
+    try:
+        json.dumps(item.body, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"Prompts and options travel as JSON, which these are not: {error}.") from None
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

@@ -533,6 +533,16 @@ def test_an_error_of_embed_ends_its_other_requests(monkeypatch: pytest.MonkeyPat
         assert half.cut.wait(10)
 
 
+@pytest.mark.parametrize("options", [{"stop": {1, 2}}, {"temperature": float("nan")}, {"user": "\ud800"}])
+def test_what_is_no_json_is_an_invalid_request_and_not_sent(options: dict[str, Any]) -> None:
+    gateway, sent = scripted((200, {}))
+    with pytest.raises(InvalidRequest, match="JSON"):
+        gateway.chat("hello", "tiny", **options)
+    with pytest.raises(InvalidRequest, match="JSON"):
+        gateway.map_chat(["hello"], "tiny", **options)
+    assert sent == []
+
+
 def test_what_is_sent_again_is_what_openai_sends_again() -> None:
     gateway, sent = scripted((503, ModelQueueFull("tiny", 1).body()))
     with pytest.raises(ModelQueueFull):
