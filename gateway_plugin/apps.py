@@ -77,7 +77,7 @@ class Apps:
         Args:
             prompt: text, messages, or a future of either.
             system: a system message put before it.
-            options: passed on to ``chat.completions.create``: ``temperature``, ``max_tokens``, ...
+            options: as of ``Client.chat``: ``temperature``, ``max_tokens``, ``extra_body``, ``timeout_s``, ...
         """
         return self._chat(prompt, model, {"system": system, **options}, self._place)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from gateway_plugin.api_types import parse_error, understood
-from gateway_plugin.channel import File, Item, Map
+from gateway_plugin.channel import WAIT_HEADER, File, Item, Map
 from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import GatewayError, GatewayUnreachable, InvalidRequest, WaitDeadline
 
@@ -134,9 +134,10 @@ class HttpChannel:
         """One answer, read. Raises ``GatewayError``."""
         from openai import OpenAIError
 
-        options: Any = {"timeout": item.timeout_s}
+        options: Any = {"timeout": item.timeout_s, "headers": dict(item.headers or {})}
         if not item.wait:
-            options |= {"headers": {"x-gateway-wait": "0"}, "max_retries": 0}
+            options["headers"][WAIT_HEADER] = "0"
+            options["max_retries"] = 0
         try:
             async with gate, asyncio.timeout(item.timeout_s):
                 if item.body is None:

@@ -543,6 +543,25 @@ def test_what_is_no_json_is_an_invalid_request_and_not_sent(options: dict[str, A
     assert sent == []
 
 
+ANSWER = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "hello"}}]}
+
+
+def test_extra_headers_are_headers_and_never_in_the_body() -> None:
+    gateway, sent = scripted((200, ANSWER))
+    assert gateway.chat("a", "tiny", extra_headers={"X-Trace": "t", "x-gateway-wait": "9"}) == "hello"
+    assert gateway.map_chat(["a"], "tiny", extra_headers={"X-Gateway-Wait": "0"}) == ["hello"]
+    assert [request.headers.get("x-gateway-wait") for request in sent] == ["9", "0"]
+    assert sent[0].headers["x-trace"] == "t"
+    assert all(sorted(json.loads(request.content)) == ["messages", "model"] for request in sent)
+    scripted_vectors, asked = scripted((200, {"data": [{"index": 0, "embedding": [0.5]}]}))
+    options = {"extra_headers": {"X-Trace": "t"}, "extra_body": {"dimensions": 1}, "timeout": 9}
+    assert scripted_vectors.embed("a", "vectors", **options) == [[0.5]]
+    assert sorted(json.loads(asked[0].content)) == ["dimensions", "encoding_format", "input", "model"]
+    for wrong in ({"extra_query": {"a": 1}}, {"extra_headers": {"a": "b\nc"}}, {"extra_headers": {"a": 1}}):
+        with pytest.raises(InvalidRequest, match="extra_"):
+            gateway.chat("a", "tiny", **wrong)
+
+
 def test_what_is_sent_again_is_what_openai_sends_again() -> None:
     gateway, sent = scripted((503, ModelQueueFull("tiny", 1).body()))
     with pytest.raises(ModelQueueFull):

@@ -251,7 +251,12 @@ def _group(given: str | None) -> str:
 
 
 def _content(item: Item) -> dict[str, Any]:
-    """``{"path", "body"?}``. Raises ``InvalidRequest`` for ``stream``."""
+    """``{"path", "body"?}``. Raises ``InvalidRequest`` for ``stream`` and headers."""
+    if item.headers:
+        names = ", ".join(sorted(item.headers))
+        raise InvalidRequest(
+            f"extra_headers: through Globus Compute only 'x-gateway-wait: 0' can be sent, got {names}."
+        )
     if item.body is None:
         return {"path": item.path}
     if item.body.get("stream"):

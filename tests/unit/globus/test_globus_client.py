@@ -364,6 +364,15 @@ def test_models_and_status(client: GlobusClient, transport: FakeTransport) -> No
     assert client.status().details == {}
 
 
+def test_headers_do_not_travel_through_globus(client: GlobusClient, transport: FakeTransport) -> None:
+    with pytest.raises(InvalidRequest, match=r"extra_headers.*got authorization") as caught:
+        client.chat("hello", "m", extra_headers={"Authorization": "Bearer secret"})
+    assert "secret" not in str(caught.value)
+    assert client.chat("hello", "m", extra_headers={"x-gateway-wait": "0"}) == "re: hello"
+    (request,) = transport.requests
+    assert (request["wait"], sorted(request["items"][0]["body"])) == (False, ["messages", "model"])
+
+
 def test_waiting_for_a_model_has_it_loaded(client: GlobusClient, transport: FakeTransport) -> None:
     states = iter(["cold", "loading", "ready"])
     touched: list[bool] = []
