@@ -148,8 +148,8 @@ class Client(Calls):
         Args:
             wait: for a model that is not ready; otherwise an error with its ``state`` and ``eta_s`` comes at once, and
                 the model is loaded all the same.
-            timeout_s: until the answer, instead of the client's: from the call through an endpoint, from when it is
-                sent over HTTP. Then the future ends with ``WaitDeadline``.
+            timeout_s: from the call until the answer, instead of the client's (a map's prompt over HTTP: from when it
+                is sent). Then the future ends with ``WaitDeadline``.
 
         ``cancel()`` ends a request over HTTP; through an endpoint it is ``True`` only for one that was not sent yet.
         """

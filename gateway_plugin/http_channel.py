@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 """Those of ``openai``'s own client."""
 _AT_ONCE = 64
-"""Submitted requests in flight; the rest wait here, where they cost the gateway nothing."""
+"""Submitted requests for one model in flight; the rest wait here, where they cost the gateway nothing. Those that wait
+for a model that is cold are in the way of no other model's, nor of those that do not wait."""
 _ONLY_GLOBUS = (
     "map_file(), resume() and task_group_id are there with Client(endpoint=ID) only: over HTTP no service keeps tasks "
     "and answers."
@@ -61,7 +62,8 @@ class HttpChannel:
         self._lock = threading.Lock()
         self._sending: tuple[asyncio.AbstractEventLoop, AsyncOpenAI] | None = None
         self._stop: weakref.finalize[..., HttpChannel] | None = None
-        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._gates: weakref.WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = weakref.WeakValueDictionary()
+        """By model (or path) and whether a request waits; each as long as it has requests."""
         self._maps: dict[str, list[Future[Any]]] = {}
         self._closed = False
 
@@ -79,7 +81,7 @@ class HttpChannel:
 
     def submit(self, item: Item) -> Future[Any]:
         _check(item)
-        return self._begin(item, self._gate)
+        return self._begin(item)
 
     def map(
         self, items: Sequence[Item], label: str, concurrency: int, group: str | None, file: File | None = None
@@ -114,7 +116,8 @@ class HttpChannel:
             if self._stop is not None:
                 self._stop()
 
-    def _begin(self, item: Item, gate: asyncio.Semaphore) -> Future[Any]:
+    def _begin(self, item: Item, gate: asyncio.Semaphore | None = None) -> Future[Any]:
+        """``gate``: of a map, whose prompts have their time from when they are sent."""
         with self._lock:
             if self._closed:
                 raise self.closed()
@@ -128,10 +131,14 @@ class HttpChannel:
                 # for a client that is not closed, too: when it is collected, or the program ends
                 self._stop = weakref.finalize(self, _stop, *self._sending)
             loop, openai = self._sending
-            return asyncio.run_coroutine_threadsafe(self._ask(openai, item, gate), loop)
+            single = gate is None
+            if gate is None:
+                label = str((item.body or {}).get("model", item.path))
+                gate = self._gates.setdefault((label, item.wait), asyncio.Semaphore(_AT_ONCE))
+            return asyncio.run_coroutine_threadsafe(self._ask(openai, item, gate, single), loop)
 
-    async def _ask(self, openai: AsyncOpenAI, item: Item, gate: asyncio.Semaphore) -> Any:
-        """One answer, read. Raises ``GatewayError``."""
+    async def _ask(self, openai: AsyncOpenAI, item: Item, gate: asyncio.Semaphore, single: bool) -> Any:
+        """One answer, read; the time of a ``single`` one counts from now. Raises ``GatewayError``."""
         from openai import OpenAIError
 
         options: Any = {"timeout": item.timeout_s, "headers": dict(item.headers or {})}
@@ -139,7 +146,7 @@ class HttpChannel:
             options["headers"][WAIT_HEADER] = "0"
             options["max_retries"] = 0
         try:
-            async with gate, asyncio.timeout(item.timeout_s):
+            async with asyncio.timeout(item.timeout_s if single else None), gate, asyncio.timeout(item.timeout_s):
                 if item.body is None:
                     answer: object = await openai.get(item.path, cast_to=object, options=options)
                 else:

@@ -562,6 +562,29 @@ def test_extra_headers_are_headers_and_never_in_the_body() -> None:
             gateway.chat("a", "tiny", **wrong)
 
 
+def test_requests_that_wait_for_a_model_are_in_the_way_of_no_others() -> None:
+    full, waiting = threading.Event(), []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if b"cold" in request.content and request.headers.get("x-gateway-wait") != "0":
+            waiting.append(request)
+            if len(waiting) == 64:
+                full.set()
+            await asyncio.Event().wait()
+        return httpx.Response(200, json=ANSWER)
+
+    with Client(URL, "secret", transport=httpx.MockTransport(answer)) as gateway:
+        for _ in range(64):
+            gateway.submit_chat("a", "cold")
+        assert full.wait(30)
+        late = gateway.submit_chat("a", "cold", timeout_s=0.2)
+        with pytest.raises(WaitDeadline):
+            late.result(10)
+        assert gateway.submit_chat("a", "warm").result(10) == "hello"
+        assert gateway.submit_chat("a", "cold", wait=False).result(10) == "hello"
+    assert len(waiting) == 64, "the 65th waits here"
+
+
 def test_what_is_sent_again_is_what_openai_sends_again() -> None:
     gateway, sent = scripted((503, ModelQueueFull("tiny", 1).body()))
     with pytest.raises(ModelQueueFull):
