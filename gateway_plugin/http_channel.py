@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import random
 import ssl
 import threading
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from gateway_plugin.api_types import parse_error, understood
 from gateway_plugin.channel import WAIT_HEADER, File, Item, Map
 from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import GatewayError, GatewayUnreachable, InvalidRequest, WaitDeadline
+from gateway_plugin.retrying import pause_s
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAIError
@@ -124,10 +126,11 @@ class HttpChannel:
             if self._sending is None:
                 from openai import AsyncOpenAI
 
-                loop, http = asyncio.new_event_loop(), httpx.AsyncClient(**self.options(asynchronous=True))
-                threading.Thread(target=_run, args=(loop,), name="gateway-client", daemon=True).start()
                 # openai's 2 is made of httpx and its 3 of httpx2, of which it takes either client.
-                self._sending = loop, AsyncOpenAI(base_url=self.base_url, api_key=self.key, http_client=http)  # type: ignore[arg-type]
+                http: Any = httpx.AsyncClient(**self.options(asynchronous=True))
+                openai = AsyncOpenAI(base_url=self.base_url, api_key=self.key, http_client=http, max_retries=0)
+                self._sending = asyncio.new_event_loop(), openai
+                threading.Thread(target=_run, args=self._sending[:1], name="gateway-client", daemon=True).start()
                 # for a client that is not closed, too: when it is collected, or the program ends
                 self._stop = weakref.finalize(self, _stop, *self._sending)
             loop, openai = self._sending
@@ -139,22 +142,14 @@ class HttpChannel:
 
     async def _ask(self, openai: AsyncOpenAI, item: Item, gate: asyncio.Semaphore, single: bool) -> Any:
         """One answer, read; the time of a ``single`` one counts from now. Raises ``GatewayError``."""
-        from openai import OpenAIError
-
-        options: Any = {"timeout": item.timeout_s, "headers": dict(item.headers or {})}
-        if not item.wait:
-            options["headers"][WAIT_HEADER] = "0"
-            options["max_retries"] = 0
+        clock = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(item.timeout_s if single else None), gate, asyncio.timeout(item.timeout_s):
-                if item.body is None:
-                    answer: object = await openai.get(item.path, cast_to=object, options=options)
-                else:
-                    answer = await openai.post(item.path, cast_to=object, body=item.body, options=options)
+            async with asyncio.timeout(item.timeout_s if single else None) as limit, gate:
+                if not single:
+                    limit.reschedule(clock() + item.timeout_s)
+                answer = await self._answer(openai, item, lambda: (limit.when() or clock()) - clock())
         except TimeoutError:
             raise WaitDeadline(f"No answer to {item.path} within {item.timeout_s:g} s.") from None
-        except OpenAIError as error:
-            raise gateway_error(error, self.url, self.at_hand) from None
         except asyncio.CancelledError:
             if self._closed:
                 raise self.closed() from None
@@ -165,6 +160,26 @@ class HttpChannel:
         if isinstance(found, GatewayError):
             raise found
         return found
+
+    async def _answer(self, openai: AsyncOpenAI, item: Item, left_s: Callable[[], float]) -> object:
+        """Send it, again where that makes sense (``retrying``), and not where it does not wait."""
+        from openai import OpenAIError
+
+        headers = {**(item.headers or {}), **({} if item.wait else {WAIT_HEADER: "0"})}
+        options: Any = {"timeout": item.timeout_s, "headers": headers}
+        repeats = 0
+        while True:
+            try:
+                if item.body is None:
+                    return await openai.get(item.path, cast_to=object, options=options)
+                return await openai.post(item.path, cast_to=object, body=item.body, options=options)
+            except OpenAIError as error:
+                failed = gateway_error(error, self.url, self.at_hand)
+            pause = pause_s(failed, repeats, left_s(), random.random()) if item.wait else None  # noqa: S311
+            if pause is None:
+                raise failed
+            await asyncio.sleep(pause)
+            repeats += 1
 
 
 def _check(item: Item) -> None:

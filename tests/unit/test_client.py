@@ -596,6 +596,19 @@ def test_what_is_sent_again_is_what_openai_sends_again() -> None:
     assert sent[-1].headers["x-gateway-wait"] == "0"
 
 
+def test_an_error_whose_retry_after_is_past_the_time_limit_is_raised_at_once() -> None:
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        error = ModelQueueFull("tiny", 1, retry_after_s=30.0)
+        return httpx.Response(error.status, json=error.body(), headers=error.headers())
+
+    with pytest.raises(ModelQueueFull) as caught:
+        client(answer).chat("a", "tiny", timeout_s=1.0)
+    assert (caught.value.state, caught.value.retry_after_s, len(sent)) == ("queue_full", 30.0, 1)
+
+
 # --- asyncio ---
 
 
