@@ -43,6 +43,7 @@ _How = tuple[bool, float, dict[str, str]]
 
 class Client(Calls):
     """One gateway, as a user or an administrator sees it, over HTTP or through Globus Compute. Thread-safe.
+    In a forked process it goes on over HTTP; through an endpoint each process needs one of its own.
 
     Args:
         base_url: such as ``https://127.0.0.1:8180``, with or without ``/v1``.

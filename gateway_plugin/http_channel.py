@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import random
 import ssl
 import threading
@@ -61,13 +62,27 @@ class HttpChannel:
         self.at_hand = self._gateway.door is not None
         self.base_url = "http://localhost" if self.at_hand else self.url
         self._verify = self._gateway.verify()
+        self._closed = False
+        self._begin_process()
+        _channels.add(self)
+
+    def _begin_process(self) -> None:
+        """What is of one process: its thread, which sends when there is a request, and what it has in flight."""
         self._lock = threading.Lock()
         self._sending: tuple[asyncio.AbstractEventLoop, AsyncOpenAI] | None = None
         self._stop: weakref.finalize[..., HttpChannel] | None = None
         self._gates: weakref.WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = weakref.WeakValueDictionary()
         """By model (or path) and whether a request waits; each as long as it has requests."""
         self._maps: dict[str, list[Future[Any]]] = {}
-        self._closed = False
+
+    def begin_after_fork(self) -> None:
+        """In a forked child, where the thread is not: leave to the parent what is its own, its connections above all,
+        and begin anew.
+        """
+        if self._stop is not None:
+            self._stop.detach()
+        _of_parent.append((self._sending, self._maps, self._gates))
+        self._begin_process()
 
     def options(self, *, asynchronous: bool) -> dict[str, Any]:
         door, kind = self._gateway.door, httpx.AsyncHTTPTransport if asynchronous else httpx.HTTPTransport
@@ -180,6 +195,20 @@ class HttpChannel:
                 raise failed
             await asyncio.sleep(pause)
             repeats += 1
+
+
+_channels: weakref.WeakSet[HttpChannel] = weakref.WeakSet()
+_of_parent: list[object] = []
+"""Never collected: the end of a loop or a future would wake the parent's thread."""
+
+
+def _begin_after_fork() -> None:
+    for channel in _channels:
+        channel.begin_after_fork()
+
+
+# When a process has forked, not with the next request: the child has one thread now, and a lock may be held for ever.
+os.register_at_fork(after_in_child=_begin_after_fork)
 
 
 def _check(item: Item) -> None:

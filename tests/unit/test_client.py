@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import multiprocessing
 import os
 import pickle
 import socket
@@ -489,6 +490,24 @@ def test_a_client_that_is_dropped_ends_its_thread() -> None:
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+@pytest.mark.process
+def test_a_forked_process_sends_by_itself_and_its_parent_goes_on() -> None:
+    gateway, _ = scripted((200, ANSWER))
+    assert gateway.chat("a", "tiny") == "hello"
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=lambda: theirs.send(gateway.map_chat(["a", "b"], "tiny")))
+    child.start()
+    try:
+        assert ours.poll(20), "the child has no answer"
+        assert ours.recv() == ["hello", "hello"]
+        assert gateway.chat("a", "tiny") == "hello"
+    finally:
+        child.kill()
+        child.join()
+        gateway.close()
 
 
 @pytest.mark.process
