@@ -1,4 +1,4 @@
-"""Composition root of the Serve application: the only place that sees controller, ingress and agent together."""
+"""Composition root of the Serve application: the only module that imports controller, ingress and agent together."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 """All need the edge's sockets, which are on the head's machine."""
 
 _ADMINISTRATION = 200
-"""Requests at a time for status, the catalog, metrics and administration; one more is refused."""
+"""Requests at a time for status, the catalog, metrics and administration; further ones are refused."""
 _HEALTH_TIMEOUT_S = 120.0
-"""A replica that does not answer Serve's question within this time, three times in a row, is replaced, and what it has
-in flight is cut. One that is only busy, or starved by its machine, answers sooner; one that died is noticed at once,
-because its process is gone."""
+"""A replica whose health check takes longer than this, three times in a row, is replaced, and its requests in flight
+are cut. One that is only busy, or starved by its machine, answers sooner; one that died is noticed at once, because its
+process is gone."""
 
 
 class RayNodeAgent(NodeAgent):
-    """A node agent that knows where Ray put it."""
+    """A node agent that knows its Ray node."""
 
     async def ray_node(self) -> str:
         """Ray's id of the node."""
@@ -39,7 +39,7 @@ class RayNodeAgent(NodeAgent):
 
 
 def node_type_spec(node_type: NodeType) -> NodeTypeSpec:
-    """What the core must know of a node type. Pure."""
+    """A node type as the core needs it. Pure."""
     return NodeTypeSpec(
         name=node_type.name,
         host_mib=int(node_type.engine_memory_gib * 1024),
@@ -50,7 +50,7 @@ def node_type_spec(node_type: NodeType) -> NodeTypeSpec:
 
 
 def policy(site: Site) -> Policy:
-    """The core's numbers, from the site's. Pure."""
+    """The core's policy, from the site's limits. Pure."""
     return Policy(
         node_types=tuple(node_type_spec(node_type) for node_type in site.node_types),
         waiting_max=site.limits.waiting_requests,
@@ -66,7 +66,7 @@ def policy(site: Site) -> Policy:
 
 
 class AgentMaker:
-    """(node, kind) -> class and arguments of its agent."""
+    """(node, node type) -> class and arguments of its agent."""
 
     def __init__(self, state: str, site: Site) -> None:
         self._state = state
@@ -100,10 +100,10 @@ def build(args: dict[str, str]) -> ray_serve.Application:
     controller = _deployment(
         Controller,
         "controller",
-        # Each request in the ingress has two calls open at most: its own wait, and a look at how things stand.
+        # Each request in the ingress has two calls open at most: its own wait, and a query of the model's state.
         max_ongoing_requests=2 * site.limits.relayed_requests + _ADMINISTRATION,
     ).bind(state, policy(site), AgentMaker(state, site))
-    # It listens by itself; as a replica it only lives. (Serve has no deployment without a place for a request.)
+    # It listens by itself; the replica only stays alive. (Serve has no deployment without a place for a request.)
     ingress = _deployment(ServedIngress, "ingress", max_ongoing_requests=1).bind(state, site.limits, controller)
     desk = _deployment(
         ray_serve.ingress()(Desk), "desk", max_ongoing_requests=_ADMINISTRATION, max_queued_requests=_ADMINISTRATION

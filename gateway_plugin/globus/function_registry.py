@@ -1,4 +1,4 @@
-"""Which functions an endpoint may run: each version's id at Globus Compute, and the SHA-256 of its text."""
+"""Functions that an endpoint may run: each version's id at Globus Compute, and the SHA-256 of its text."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Registry(State):
 
 
 def source() -> str:
-    """The text that is registered: that of ``function.py``."""
+    """The registered text: that of ``function.py``."""
     return _SOURCE.read_text(encoding="utf-8")
 
 
 def version_of(text: str) -> str:
-    """The version that a text says it is. Raises ``ServiceError`` if it says none."""
+    """The version in a function's text. Raises ``ServiceError`` if there is none."""
     found = _VERSION.search(text)
     if found is None:
         raise ServiceError(f"{_SOURCE} has no FUNCTION_VERSION; install the package again.")
@@ -56,7 +56,7 @@ def registered(functions: tuple[Function, ...], text: str) -> Function | None:
 
 
 def read(path: Path) -> tuple[Function, ...]:
-    """What was registered, oldest first. Raises ``ServiceError`` if the file is garbled."""
+    """The registered functions, oldest first. Raises ``ServiceError`` if the file is garbled."""
     try:
         found = StateFile(path, Registry).read()
     except Garbled as error:

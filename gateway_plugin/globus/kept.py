@@ -1,4 +1,4 @@
-"""The answers that the function keeps for each local user, looked after from outside: by the endpoint's commands."""
+"""The answers that the function keeps for each local user, managed from outside by the endpoint's commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATIENCE_S = 20.0
 
 @dataclass(frozen=True)
 class User:
-    """A local user with processes of the endpoint, and what says where that user's files lie."""
+    """A local user with processes of the endpoint, and the environment that locates that user's files."""
 
     uid: int
     gid: int
@@ -27,8 +27,8 @@ class User:
 
 
 def tasks_done(answers: str) -> int | None:
-    """Each task leaves one byte in its user's tally. ``None``: mapped users have theirs in their own homes, where root
-    neither looks nor believes what it says.
+    """Each task leaves one byte in its user's tally. ``None``: mapped users have theirs in their own homes, which root
+    neither reads nor trusts.
     """
     if not os.path.isabs(answers):
         return None
@@ -46,7 +46,7 @@ def remove(answers: str) -> None:
 
 def users_of(site_file: Path) -> tuple[User, ...]:
     """The mapped users whose workers read ``site_file``. Parsl's are no descendants of the endpoint's process, and some
-    processes write their title over their environment: any one that still has it will do.
+    processes write their title over their environment: one that still has it is enough.
     """
     found: dict[int, User] = {}
     for pid in own_pids(root_sees_all=True):
@@ -62,7 +62,7 @@ def users_of(site_file: Path) -> tuple[User, ...]:
 
 
 def forget(answers: str, venv: Path, users: Iterable[User]) -> None:
-    """Remove all that is kept: of this user, or of mapped users, as each of them (their folders lie where they say).
+    """Remove all kept answers: of this user, or of mapped users, as each of them (each environment has the folder).
 
     Raises ``ServiceError`` naming the users whose answers are still there.
     """

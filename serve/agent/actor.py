@@ -50,7 +50,7 @@ _ADOPTION_WAIT_S = 5.0
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """What an agent is told when it is made."""
+    """Settings of an agent, given when it is created."""
 
     node: str
     """Its name, chosen by the controller."""
@@ -82,23 +82,23 @@ class NodeAgent:
         self._engines: dict[str, EngineProcess] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._known: dict[str, None] = {}
-        """Engines that were started or stopped, the latest last: a start that a stop overtook comes too late."""
+        """Engines that were started or stopped, the latest last: a start that arrives after its stop is ignored."""
         self._begun: asyncio.Task[None] | None = None
         self._notice: asyncio.Task[None] | None = None
         self._events: deque[tuple[int, AgentEvent]] = deque(maxlen=_HISTORY)
         self._last = 0
         self._fetched = 0
-        """Events up to this number were asked past: a controller has had them."""
+        """Events up to this number were acknowledged: a controller has processed them."""
         self._leaves: NodeLeaves | None = None
         self._news = asyncio.Event()
-        """Set with the next event, and then replaced."""
+        """Set at the next event, then replaced."""
 
     async def describe(self) -> tuple[NodeJoined, int]:
-        """The node, and every engine process on it. Adopted ones are ready only once they answered again.
+        """The node and every engine process on it. Adopted engines are ready only after they answered again.
 
         Returns:
-            That, and the number to ask ``events`` with: what an earlier controller has had is not told again, but for
-            a notice, which is told to each.
+            The description, and the number to ask ``events`` with: events that an earlier controller received are not
+            repeated, except a notice, which every controller receives.
         """
         await self._begin()
         unsure = [asyncio.create_task(e.settled.wait()) for e in self._engines.values() if e.record.ready]
@@ -141,7 +141,7 @@ class NodeAgent:
     async def stop(self, command: StopEngine) -> None:
         """End an engine with all of its process group; returns at once.
 
-        Outcome: ``EngineExited``, also if it is not here.
+        Outcome: ``EngineExited``, also if there is no such engine.
         """
         await self._begin()
         if not self._accepts(command.epoch):
@@ -155,18 +155,18 @@ class NodeAgent:
         self._report(EngineExited(command.engine, reason, expected=True))
 
     async def still(self, in_flight: Mapping[str, int]) -> None:
-        """The edge's word on engines of this node: so many requests are in flight on each, and nothing has come out of
-        it for a while, which counts for some seconds; or 0: something came out of it after such a while."""
+        """Stillness of engines on this node, from the edge: requests in flight on each engine that has sent nothing for
+        a while (valid for some seconds); or 0: it has sent something again after such a while."""
         for name, count in in_flight.items():
             if (engine := self._engines.get(name)) is not None:
                 engine.told(count)
 
     async def events(self, after: int, wait_s: float) -> tuple[int, tuple[AgentEvent, ...]]:
-        """Events numbered above ``after``, oldest first, once there are any, at the latest after ``wait_s`` seconds.
+        """Events numbered above ``after``, oldest first, as soon as there are any, or after ``wait_s`` seconds.
 
         Returns:
             The number to ask with next time, and the events. Numbers begin at 1 with each agent: an ``after`` from an
-            earlier agent brings all events of this one.
+            earlier agent returns all events of this one.
         """
         await self._begin()
         if after > self._last:
@@ -178,7 +178,7 @@ class NodeAgent:
         return max(after, self._last), tuple(event for number, event in self._events if number > after)
 
     async def shutdown(self, end_engines: bool = True) -> None:
-        """End every engine, or with ``end_engines=False`` leave them to the agent that comes next."""
+        """End every engine, or with ``end_engines=False`` leave them to the next agent."""
         await self._begin()
         if self._notice is not None:
             self._notice.cancel()
@@ -192,7 +192,7 @@ class NodeAgent:
         await asyncio.gather(*watchers, return_exceptions=True)
 
     def _gpu_mib(self) -> tuple[int, ...]:
-        """Memory of each GPU that is there: fewer than the site says where the batch system gave fewer."""
+        """Memory of each visible GPU: fewer than the site configures where the batch system allocated fewer."""
         expected, given = self._settings.gpu_mib, visible_devices(os.environ)
         if given and len(given) < len(expected):
             logger.warning("gpus missing node=%s given=%d expected=%d", self._settings.node, len(given), len(expected))
@@ -204,14 +204,14 @@ class NodeAgent:
         return epoch == self._epoch
 
     def _note(self, engine: str) -> None:
-        """Remember its id; forget the oldest beyond ``_HISTORY``."""
+        """Remember the engine's id; forget the oldest beyond ``_HISTORY``."""
         self._known.pop(engine, None)
         self._known[engine] = None
         if len(self._known) > _HISTORY:
             del self._known[next(iter(self._known))]
 
     def _launch(self, command: StartEngine, key: str) -> tuple[EngineRecord, subprocess.Popen[bytes], bool]:
-        """Its record, its process, and whether the record is on disk."""
+        """The engine's record, its process, and whether the record is on disk."""
         model, layout = command.model, self._layout
         source = resolve(model) if needs_source(model) else model.source
         bind = Bind(self._host, free_port(self._host))
@@ -245,12 +245,12 @@ class NodeAgent:
         recorded = True
         try:
             records.write(layout, record)
-        except OSError as error:  # a full disk: its watcher goes on trying
+        except OSError as error:  # a full disk: its watcher keeps trying
             logger.warning("engine not recorded engine=%s why=%s", record.engine, error)
             recorded = False
         except GatewayError:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(spawned.mark.pid, signal.SIGKILL)  # nobody would find it again
+                os.kill(spawned.mark.pid, signal.SIGKILL)  # without a record it could not be found again
             spawned.child.wait()
             raise
         logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
@@ -287,7 +287,7 @@ class NodeAgent:
         self._last += 1
         self._events.append((self._last, event))
         if isinstance(event, EngineExited):
-            self._engines.pop(event.engine, None)  # its memory is free: a controller that knows must not find it here
+            self._engines.pop(event.engine, None)  # its memory is free: the controller must not find it here
         self._news.set()
         self._news = asyncio.Event()
 
@@ -297,7 +297,7 @@ class NodeAgent:
         await asyncio.shield(self._begun)
 
     async def _settle(self) -> None:
-        """Adopt this node's engines, end those of another agent on this block, forget the dead."""
+        """Adopt this node's engines, end those of another agent on this block, remove records of dead processes."""
         self._context = client_context(self._layout)
         self._host = self._host or node_address(self._layout)
         self._gpu_total_mib = await asyncio.to_thread(gpu_total_mib) if self._settings.gpu_mib else 0

@@ -1,12 +1,12 @@
 """The command line and environment of an engine process: pure. A key is never in the command line.
 
-A catalog entry with ``engine: command`` gives an argv template. In each of its words these are replaced:
+A catalog entry with ``engine: command`` gives an argv template. In each of its arguments these are replaced:
 
     {host} {port}                      where to listen
     {name}, {model}                    the model's name in the catalog
-    {names}                            name and aliases (adapters' names left out): the word is repeated, once for each
+    {names}                            name and aliases (without adapters): the argument is repeated, once for each
     {source} {revision}                where the weights are: a folder, or a hub name and its revision (may be empty)
-    {keyfile} {certfile} {cafile}      TLS: its private key, its certificate, and who signs the clients it may answer
+    {keyfile} {certfile} {cafile}      TLS: private key, certificate, and the authority of the clients it accepts
     {python}                           this Python interpreter
 
 The program must serve TLS and demand a client certificate signed by ``{cafile}``, take its key from ``VLLM_API_KEY``,
@@ -29,22 +29,22 @@ from gateway_plugin.weights import is_local, split_revision
 _PLACEHOLDER = re.compile(r"\{(host|port|model|name|source|revision|keyfile|certfile|cafile|python)\}")
 
 _ENGINES_OWN = ("HF_", "HUGGING_FACE_", "MODELSCOPE_", "VLLM_", "TORCH", "TRITON_", "NCCL_", "NVIDIA_", "GLOO_", "UCX_")
-"""Names of libraries that engines load: for engines whatever else is in the name; tokens for weights are among them."""
+"""Prefixes of variables of libraries that engines load: always passed on; tokens for weights are among them."""
 _PROXIES = frozenset({"http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"})
-"""They may have a password in them, and are of no use without."""
+"""Proxy variables may contain a password, and do not work without it."""
 _OURS = ("GATEWAY_", "RAY_", "RAYLET_", "PARSL_", "SLURM", "SBATCH_", "SRUN_", "PBS_", "PMI", "PALS_")
-"""The gateway's own, and the batch system's words on a job and its ranks: an engine is none of them."""
+"""Variables of the gateway, and the batch system's description of a job and its ranks: not for engines."""
 _SESSION = ("SSH_", "GPG_", "KRB5", "DBUS_", "XAUTHORITY")
-"""Ways to a user's agents and tickets."""
+"""Give access to a user's agents and tickets."""
 _SHELLS_OWN = frozenset({"PWD", "OLDPWD", "SHLVL", "_"})
 _VISIBLE = re.compile(r"(?!NVIDIA_)\w*_VISIBLE_(DEVICES|CORES|CHIPS|MODULES)|ONEAPI_DEVICE_SELECTOR")
-"""Which devices: the gateway chooses, and Ray empties them for the agent."""
+"""Device selection: the gateway chooses, and Ray empties these for the agent."""
 _KEPT = "GATEWAY_KEPT_"
-"""Before the names of variables that Ray sets for its workers: what they were in the block (``blocks/host.py``)."""
+"""Prefix of variables that Ray sets for its workers; the suffix is the name in the block (``blocks/host.py``)."""
 _PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 _CPU_KV_CACHE_BYTES = 2**30
-"""Of a vLLM without a GPU, unless the catalog says otherwise; its own default is nearly all of the machine."""
+"""For vLLM without a GPU, unless the catalog sets it; vLLM's default is nearly all of the machine."""
 _GPU_SHARE_MAX = 0.95
 _NO_DOMAIN = "none.invalid"
 """No host has a name in ``.invalid`` (RFC 6761). To vLLM an empty list means every host."""
@@ -52,7 +52,7 @@ _NO_DOMAIN = "none.invalid"
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """What an engine serves TLS with, and the authority whose clients it answers."""
+    """TLS files of an engine, and the authority of the clients that it accepts."""
 
     key: Path
     certificate: Path
@@ -61,7 +61,7 @@ class TlsFiles:
 
 @dataclass(frozen=True)
 class Bind:
-    """Where an engine listens."""
+    """Listening address and TLS of an engine."""
 
     host: str
     port: int
@@ -73,7 +73,7 @@ class Bind:
 
 
 def needs_source(model: Model) -> bool:
-    """Whether the command line speaks of the weights at all; a stand-in engine need not."""
+    """Whether the command line refers to the weights at all; a stand-in engine need not."""
     return model.engine == "vllm" or any("{source}" in word for word in model.command)
 
 
@@ -84,8 +84,8 @@ def engine_argv(
 
     Args:
         source: the weights, resolved: a folder or a hub name.
-        gpu_total_mib: physical memory of one GPU; 0 if unknown or none. vLLM wants its share as a fraction of it.
-        sleeps: it can be put to sleep (``sleeping.py``): a vLLM with GPUs. Tell ``engine_env`` too.
+        gpu_total_mib: physical memory of one GPU; 0 if unknown or none. vLLM takes its share as a fraction of it.
+        sleeps: the engine can be put to sleep (``sleeping.py``): a vLLM with GPUs. Pass it to ``engine_env`` too.
     """
     if model.engine == "command":
         return _from_template(model, source, bind, tls)
@@ -104,7 +104,7 @@ def engine_argv(
         *("--ssl-cert-reqs", "2"),  # ssl.CERT_REQUIRED, on every path: its key guards only some of them
         "--disable-fastapi-docs",
         "--disable-uvicorn-access-log",
-        *("--allowed-media-domains", _NO_DOMAIN),  # a caller's image_url is no order to look around in the cluster
+        *("--allowed-media-domains", _NO_DOMAIN),  # a caller's image_url must not reach hosts in the cluster
         *_devices(model, gpu_total_mib),
         *(("--enable-sleep-mode",) if sleeps and model.gpus else ()),  # vLLM on CPU refuses it
         *model.args,  # last: of two, vLLM takes the later
@@ -112,7 +112,7 @@ def engine_argv(
 
 
 def _served(model: Model) -> tuple[str, ...]:
-    """The base's names. vLLM does not start where an adapter has one of these; to adapters' names it answers anyway."""
+    """The base model's names. vLLM does not start if an adapter has one of these; it serves adapters' names anyway."""
     own = adapters((*model.command, *model.args))
     return tuple(name for name in model.names if name not in own)
 
@@ -161,20 +161,20 @@ def engine_env(
     """The whole environment of ``model``'s engine.
 
     Args:
-        key: what it demands of callers.
+        key: the key that the engine demands of callers.
         gpus: indices of its GPUs on this node.
-        visible: how the node itself names its GPUs (``visible_devices``); ``()``: by their indices.
+        visible: the node's own names of its GPUs (``visible_devices``); ``()``: by their indices.
         environ: the agent's own environment, of which ``passed_on`` reaches the engine.
-        sleeps: it can be put to sleep: vLLM serves ``/sleep`` only with its other development endpoints. They ask for
-            no key; the client certificate guards them, and the edge, which has one, passes no such path on.
+        sleeps: the engine can be put to sleep: vLLM serves ``/sleep`` only with its other development endpoints. They
+            need no key; the client certificate guards them, and the edge, which has one, forwards no such path.
     """
     env = passed_on(environ)
     env["VLLM_NO_USAGE_STATS"] = "1"
     # vLLM closes idle connections after 5 s; the edge would find some of its pool dead and pause before it tries again.
     env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
-    # Where the catalog lets it fetch from some host, that host does not send it on to others.
+    # Where the catalog allows media from a host, a redirect of that host must not lead to another.
     env.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
-    env["PYTHONUNBUFFERED"] = "1"  # its last words must reach the log
+    env["PYTHONUNBUFFERED"] = "1"  # its last output must reach the log
     env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[gpu] if gpu < len(visible) else str(gpu) for gpu in gpus)
     if is_local(model.source):
         env["HF_HUB_OFFLINE"] = "1"
@@ -189,8 +189,9 @@ def engine_env(
 
 
 def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of a block's environment reaches its engines: all but (1) the gateway's own and the job's, (2) what shell,
-    batch system and Ray set for themselves, (3) secrets that are not engines', by name or by a password in an address.
+    """The part of a block's environment that its engines receive: all but (1) variables of the gateway and the job,
+    (2) those that shell, batch system and Ray set for themselves, (3) secrets that are not for engines, by name or by a
+    password in an address.
     """
     found = {**environ, **{name.removeprefix(_KEPT): was for name, was in environ.items() if name.startswith(_KEPT)}}
     return {
@@ -210,7 +211,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def visible_devices(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """How the batch system names this block's GPUs: ``("2", "3")``, or UUIDs; ``()`` if it does not say.
+    """The batch system's names of this block's GPUs: ``("2", "3")``, or UUIDs; ``()`` if it sets none.
 
     ``GATEWAY_VISIBLE_DEVICES`` first: Ray empties ``CUDA_VISIBLE_DEVICES`` for an actor that asks for no GPU.
     """

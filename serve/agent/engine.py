@@ -1,4 +1,4 @@
-"""One engine process: watched from its start until it is gone, with everything that it started."""
+"""One engine process, watched from its start until it and all of its child processes are gone."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from serve.agent.records import EngineRecord
 from serve.core.events import EngineExited, EngineListening, EngineMoves, EngineReady, EngineStalled, FoundEngine
 
 EngineEvent = EngineListening | EngineReady | EngineStalled | EngineMoves | EngineExited
-"""What is reported of an engine."""
+"""Callback for reports on an engine."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How patient an agent is, in seconds."""
+    """Timeouts of an agent, in seconds."""
 
     poll_s: float = 0.2
-    """Between looks at a process, and at first between probes of an engine that loads."""
+    """Between checks of a process, and at first between probes of a loading engine."""
     probe_max_s: float = 1.0
-    """Probes of an engine that loads back off to this."""
+    """Upper bound of the back-off between probes of a loading engine."""
     health_every_s: float = 5.0
     health_timeout_s: float = 10.0
     ill_after_s: float = 60.0
-    """An engine whose health failed for so long hangs. Long: a busy engine is not a dead one."""
+    """An engine whose health check fails for this time is hung. Long: a busy engine is not a dead one."""
     first_answer_s: float = 120.0
-    """For the one real request."""
+    """Timeout of the one real request."""
     grace_s: float = 10.0
     """From SIGTERM to SIGKILL."""
 
@@ -63,14 +63,14 @@ class EngineProcess:
     ) -> None:
         self.record = record
         self.settled = asyncio.Event()
-        """Set when it was asked its real request, or is gone."""
+        """Set when the real request was sent, or the engine is gone."""
         self._layout = layout
         self._probe = probe
         self._report = report
         self._child = child
         self._timing = timing
         self._recorded = recorded
-        """Its record is on disk as it is here."""
+        """The record on disk equals the one here."""
         self._listening = False
         self._ready = False
         self._health = Health(False, "not asked yet")
@@ -79,7 +79,7 @@ class EngineProcess:
         self._progress = ProgressWatch(record, probe, report)
 
     def found(self) -> FoundEngine:
-        """What the controller is told of it."""
+        """State of the engine, as reported to the controller."""
         return FoundEngine(
             id=self.record.engine,
             model=self.record.model,
@@ -92,16 +92,16 @@ class EngineProcess:
         )
 
     def stop(self, reason: str) -> None:
-        """Ask for its end; ``run`` does it and reports."""
+        """Request its end; ``run`` carries it out and reports."""
         self._stop_reason = self._stop_reason or reason
         self._stop.set()
 
     def told(self, in_flight: int) -> None:
-        """The edge's word: so many requests are in flight on it, and it has been sending nothing."""
+        """Stillness from the edge: requests in flight on it while it has been sending nothing."""
         self._progress.told(in_flight)
 
     async def run(self) -> None:
-        """Watch until it is gone, with all of its group; then forget its record and report ``EngineExited``."""
+        """Watch until it and all of its group are gone; then remove its record and report ``EngineExited``."""
         attending = asyncio.create_task(self._attend())
         try:
             why = await self._until_over(attending)
@@ -115,8 +115,8 @@ class EngineProcess:
         deadline = time.monotonic() + self._timing.grace_s
         while self._child is not None and self._child.poll() is None:
             if time.monotonic() > deadline:
-                self._child.kill()  # what isolated it was stopped
-            await asyncio.sleep(0.01)  # its last thread; and no zombie stays
+                self._child.kill()  # its isolation wrapper was stopped
+            await asyncio.sleep(0.01)  # its last thread exits; and no zombie is left
         await asyncio.to_thread(records.remove, self._layout, self.record.engine)
         words = last_words(tail(Path(self.record.log)), self._secrets)
         why = self._told(words) if expected else _with_words(why or self._how_it_ended(), words)
@@ -133,7 +133,7 @@ class EngineProcess:
         return EngineExited(self.record.engine, reason, expected, why.summary)
 
     async def _until_over(self, attending: asyncio.Task[Why]) -> Why | None:
-        """Wait until it was told to stop, or died (``None``), or must be ended (why)."""
+        """Wait until a stop is requested, or it died (``None``), or it must be ended (the reason)."""
         while not self._stop.is_set() and self._runs():
             if not self._recorded:
                 self._keep_record()
@@ -152,7 +152,7 @@ class EngineProcess:
         return alive(self.record.mark)
 
     async def _attend(self) -> Why:
-        """See it through loading, then look after its health. Returns why it must be ended."""
+        """Wait for the load, then check its health. Returns the reason why it must be ended."""
         while not await self._probe.listening():  # noqa: ASYNC110
             await asyncio.sleep(self._timing.poll_s)
         self._listening = True
@@ -181,7 +181,7 @@ class EngineProcess:
             await asyncio.gather(*watches, return_exceptions=True)
 
     async def _ask(self) -> str:
-        """Its one real request. ``""``: answered; else why not."""
+        """Its one real request. ``""``: answered; else the failure."""
         try:
             task = cast(Literal["generate", "embed"], self.record.task)
             await self._probe.ask(self.record.model, task, self._timing.first_answer_s)
@@ -202,7 +202,7 @@ class EngineProcess:
         self.settled.set()
 
     def _keep_record(self) -> None:
-        """Write its record. Where the disk is full it serves all the same, and this is tried again."""
+        """Write its record. On a full disk it serves without one, and the write is retried."""
         try:
             records.write(self._layout, self.record)
         except OSError as error:
@@ -227,7 +227,7 @@ class EngineProcess:
         return self._health
 
     def _told(self, words: str) -> Why:
-        """Why it was stopped, and how far it had come if it never was ready."""
+        """Why it was stopped, and how far its load had got if it never became ready."""
         if self._ready:
             return Why(self._stop_reason, self._stop_reason)
         stage = self._health.why if self._listening else "never listened"
@@ -237,7 +237,7 @@ class EngineProcess:
     def _how_it_ended(self) -> Why:
         code = self._child.returncode if self._child is not None else None
         if code is not None and code > 128 and self._child is not None and self._child.pid != self.record.pid:
-            code = 128 - code  # what isolated it says so, as shells do
+            code = 128 - code  # the wrapper reports it as shells do
         how = "it ended"
         if code is not None and code >= 0:
             how = f"it ended with exit code {code}"

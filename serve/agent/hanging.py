@@ -1,8 +1,8 @@
-"""Watches the progress of one engine: looks at its metrics, asks it a small request in doubt, says when it hangs.
+"""Watches the progress of one engine: reads its metrics, sends a small request in doubt, reports when it hangs.
 
-The agent decides, not the controller: it has the engine's own counters at hand, can ask it, and is what ends it; and it
-goes on while the controller is away. What it cannot see is how much is in flight on an engine that does not count: the
-controller tells it what the edge sees.
+The agent decides, not the controller: it has the engine's own counters, can send it a request, is what ends it, and
+continues while the controller is away. How much is in flight on an engine without counters it learns from the
+controller, which has the edge's counters.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from serve.core.events import EngineMoves, EngineStalled
 logger = logging.getLogger(__name__)
 
 TOLD_FOR_S = 4.0
-"""How long the controller's word that an engine is still counts; it repeats it every second."""
+"""How long the controller's report that an engine is still counts; it is repeated every second."""
 _SAY_EVERY_S = 5.0
-"""Of an engine that is stalled: for whoever has not heard it."""
+"""Between reports of a stalled engine: repeated for a controller that missed the last one."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Why:
     """Why an engine ended, or must be ended."""
 
     reason: str
-    """For administrators: with what the engine said."""
+    """For administrators: with the engine's own output."""
     summary: str
-    """For everybody."""
+    """For all users."""
     hung: bool = False
-    """Ended as a death would end it: asked to end, it would answer what it has with errors first."""
+    """Ended by SIGKILL: on SIGTERM it would answer what is in flight with errors first."""
 
 
 class ProgressWatch:
-    """One engine's progress, from when it was ready."""
+    """Progress of one engine, from when it became ready."""
 
     def __init__(
         self, record: EngineRecord, probe: Probe, report: Callable[[EngineStalled | EngineMoves], None]
@@ -49,22 +49,22 @@ class ProgressWatch:
         self._probe = probe
         self._report = report
         self._told = (0.0, 0)
-        """When the controller last gave its word, and how much is in flight."""
+        """Time of the controller's last report, and how much is in flight."""
         self._counts = True
         """It has metrics, as far as is known."""
         self._signs = 0
-        """Of life, so far."""
+        """Signs of life so far."""
         self._asking: asyncio.Task[None] | None = None
         self._said_at: float | None = None
 
     def told(self, in_flight: int) -> None:
-        """The edge has seen nothing come out of the engine for a while, with so many requests in flight on it; 0: it
-        has seen something come, after such a while."""
+        """From the edge: nothing has come out of the engine for a while, with this many requests in flight on it; 0:
+        something has come out of it after such a while."""
         self._told = (time.monotonic(), in_flight)
         self._signs += in_flight == 0
 
     async def until_hung(self) -> Why:
-        """Returns when it must be ended, and why; never, where ``hang_after_s`` is 0."""
+        """Returns when the engine must be ended, with the reason; never returns where ``hang_after_s`` is 0."""
         hang_after_s = self._record.hang_after_s
         if hang_after_s <= 0:
             await asyncio.Event().wait()
@@ -90,7 +90,7 @@ class ProgressWatch:
         if self._counts:
             try:
                 metrics = await self._probe.metrics(patience_s)
-            except ProbeFailed:  # not in time, say: no progress
+            except ProbeFailed:  # e.g. not in time: no progress
                 pass
             else:
                 counters = counters_of(metrics or "")
@@ -100,7 +100,7 @@ class ProgressWatch:
         return Sample(now, counters, self._signs, told if now < told_at + TOLD_FOR_S else 0)
 
     async def _ask(self, patience_s: float) -> None:
-        """The request that made it ready, once more. Any answer shows that it answers."""
+        """Repeat the request that made it ready. Any answer counts as a sign of life."""
         try:
             task = cast(Literal["generate", "embed"], self._record.task)
             await self._probe.answers(self._record.model, task, patience_s)
@@ -111,7 +111,7 @@ class ProgressWatch:
             self._asking = None
 
     def _say(self, watch: Watch, now: float, verdict: Verdict) -> None:
-        """Tell the controller (1) that it is stalled, again and again, and (2) once, that it moves again."""
+        """Report to the controller (1) that it is stalled, repeatedly, and (2) once, that it makes progress again."""
         record = self._record
         if verdict is Verdict.STALLED:  # (1)
             if self._said_at is None:

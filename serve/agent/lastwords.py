@@ -1,4 +1,4 @@
-"""What an engine said last, made short: pure."""
+"""The last output of an engine, shortened: pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway_plugin.plain import plain
 _LIMIT = 600
 _LINES = 5
 _LOOKED_AT = 200
-"""Lines from the end: what went wrong long before is not why it ended."""
+"""Lines from the end: errors long before are not why it ended."""
 _HARMLESS = ("DEBUG", "INFO", "WARNING")
 _PREFIX = re.compile(
     r"^(?:\((?:[\w:]+ )+pid=\d+\)\s*)?(?:(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL|FATAL)\s*:?\s+)?"
@@ -30,10 +30,10 @@ _NEXT_TRACEBACK = re.compile(r"^(?:Traceback \(|During handling|The above except
 
 
 def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
-    """The lines of ``log`` that say why an engine ended, at most 5 lines and 600 characters, joined by ``" | "``.
+    """The lines of ``log`` that show why an engine ended, at most 5 lines and 600 characters, joined by ``" | "``.
 
-    (1) The last exception that is a reason itself ("see root cause above" is none), with what follows it;
-    (2) else the last lines that speak of an error; (3) else the last lines. ``""`` for an empty log.
+    (1) The last exception that is itself a cause (not "see root cause above"), with the lines after it;
+    (2) else the last lines that mention an error; (3) else the last lines. ``""`` for an empty log.
     """
     log = masked(plain(log), secrets)  # plain first: a colour in its middle would hide a secret
     whole = [line.rstrip() for line in log.splitlines() if line.strip()][-_LOOKED_AT:]
@@ -55,9 +55,9 @@ def last_words(log: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def summary_of(how: str, words: str) -> str:
-    """What people that are not administrators are told of an engine's end: ``how`` it ended, and no words of its own.
+    """An engine's end as shown to users that are not administrators: ``how`` it ended, without its own output.
 
-    Those may hold paths, hosts, and what somebody else asked.
+    That may contain paths, hosts, and other users' prompts.
     """
     return "it ran out of memory" if _MEMORY.search(words) else how
 

@@ -1,4 +1,4 @@
-"""What an agent learns of its node: its address, its GPUs, and the notice of the block's script that it leaves soon."""
+"""A node's address, its GPUs, and the notice of the block's script that the node leaves soon."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from gateway_plugin.paths import Layout
 from serve.core.events import NodeLeaves
 
 NOTICE_EVERY_S = 0.5
-"""How often an agent looks; the shortest notices there are last some 20 s."""
+"""Interval of the agent's check; the shortest notices of schedulers are some 20 s."""
 
 
 async def notice_in(folder: Path, node: str, every_s: float = NOTICE_EVERY_S) -> NodeLeaves:
-    """The notice that the script puts into ``folder`` one day: ``{"until": seconds since the epoch, "reason"}``.
+    """The notice that the script writes to ``folder``: ``{"until": seconds since the epoch, "reason"}``.
 
     Raises:
-        ValueError: it cannot be understood.
+        ValueError: it is malformed.
     """
     path = folder / "notice"
-    while not path.exists():  # noqa: ASYNC110 - written by another process; a look costs microseconds
+    while not path.exists():  # noqa: ASYNC110 - written by another process; a check costs microseconds
         await asyncio.sleep(every_s)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def node_address(layout: Layout) -> str:
 
 
 def gpu_total_mib() -> int:
-    """Physical memory of this node's smallest GPU in MiB; 0 if ``nvidia-smi`` cannot say."""
+    """Physical memory of this node's smallest GPU in MiB; 0 if ``nvidia-smi`` reports none."""
     argv = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
     try:
         said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout

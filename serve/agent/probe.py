@@ -1,4 +1,4 @@
-"""Ask an engine how it is, over TLS, as the gateway's agent. Readiness is never read out of a log."""
+"""Requests to an engine over TLS, as the gateway's agent. Readiness is never read from a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.tls import ENGINE_NAME
 
 _ANSWER_BYTES = 2**20
-"""More than one token or one vector takes, and little for an agent that an engine would fill."""
+"""Larger than an answer of one token or one vector, and small enough for an agent to hold."""
 _METRICS_BYTES = 2**23
 """vLLM's are some 100 KB an engine core."""
 
@@ -29,7 +29,7 @@ class ProbeFailed(GatewayError):
 
 @dataclass(frozen=True)
 class Health:
-    """What ``GET /health`` brought."""
+    """Outcome of ``GET /health``."""
 
     ok: bool
     why: str = ""
@@ -44,7 +44,7 @@ def client_context(layout: Layout) -> ssl.SSLContext:
 
 
 class Probe:
-    """One engine, asked by its agent."""
+    """One engine, probed by its agent."""
 
     def __init__(self, address: str, context: ssl.SSLContext, key: str) -> None:
         self._host, _, port = address.rpartition(":")
@@ -57,7 +57,7 @@ class Probe:
         )
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._client.aclose()
 
     async def listening(self) -> bool:
@@ -109,12 +109,12 @@ class Probe:
         return answer.decode(errors="replace")
 
     async def max_model_len(self, timeout_s: float = 2.0) -> int | None:
-        """How many tokens it takes, as vLLM's ``GET /v1/models`` says; ``None`` where it says nothing usable."""
+        """Its context length in tokens, from vLLM's ``GET /v1/models``; ``None`` where that is not usable."""
         try:
             status, answer = await self.call("GET", "/v1/models", None, timeout_s)
             said = json.loads(answer)["data"][0]["max_model_len"] if status == 200 else None
         except (ProbeFailed, ValueError, LookupError, TypeError, RecursionError):
-            return None  # an engine of another kind: it serves all the same
+            return None  # another engine program: it serves all the same
         return said if type(said) is int and 0 < said < 10**9 else None
 
     async def call(
@@ -124,7 +124,7 @@ class Probe:
         content = bytearray()
         try:
             async with (
-                asyncio.timeout(timeout_s),  # of it all: httpx would wait so long for each piece
+                asyncio.timeout(timeout_s),  # in total: httpx applies a timeout to each read
                 self._client.stream(method, path, json=body, timeout=timeout_s, extensions=_named()) as answer,
             ):
                 async for piece in answer.aiter_raw():

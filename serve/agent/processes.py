@@ -1,4 +1,4 @@
-"""Processes of engines: started in a group of their own, ended with all of it. The only place that starts engines."""
+"""Processes of engines: started in their own group, ended with all of it. The only place that starts engines."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 _LOG_TAIL_BYTES = 64 * 1024
 _LOG_ROOM_BYTES = 64 * 1024
-"""An engine's log is begun only where there is room for so much."""
+"""Free disk space needed to start an engine's log."""
 _ISOLATED_WITHIN_S = 10.0
-"""It takes milliseconds."""
+"""The call takes milliseconds."""
 
 
 def free_port(host: str) -> int:
@@ -45,23 +45,23 @@ class Spawned:
     """A process that was just started."""
 
     child: subprocess.Popen[bytes]
-    """The engine, or what isolates it and ends with it."""
+    """The engine, or its isolation wrapper, which ends with it."""
     mark: Mark
     """The engine's own process: leader of its session and group."""
 
 
 def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tuple[str, ...] = ()) -> Spawned:
-    """Start a process in a session and group of its own, its output in ``log`` (0600; a former one becomes ``.log.1``).
+    """Start a process in its own session and group, its output in ``log`` (0600; an earlier one becomes ``.log.1``).
 
-    ``wrapper``: the words of ``gateway_plugin.isolation``, of a program that starts ``argv`` as its child.
+    ``wrapper``: the command line of ``gateway_plugin.isolation``, of a program that starts ``argv`` as its child.
 
     Raises:
         OSError: the program or the log's folder is not there.
     """
     with contextlib.suppress(FileNotFoundError):
-        log.replace(log.with_name(f"{log.name}.1"))  # nobody takes a former process's last words for this one's
+        log.replace(log.with_name(f"{log.name}.1"))  # keeps an earlier process's output apart from this one's
     if shutil.which(argv[0], path=env.get("PATH", os.defpath)) is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])  # bubblewrap's child alone would know
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])  # else only bubblewrap's child fails
     told, tell = os.pipe()
     output = -1
     try:
@@ -72,7 +72,7 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tup
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            # Many a program ends where it cannot print.
+            # Many programs end when they cannot write their output.
             logger.warning("engine without log log=%s why=%s", log, error)
             output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         else:
@@ -98,9 +98,9 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tup
 
 
 def _led_by(child: subprocess.Popen[bytes], told: int) -> int:
-    """PID of the isolated process, once it leads its session: so long nobody would find it as the group's leader.
+    """PID of the isolated process, once it leads its session: before that it could not be found as the group's leader.
 
-    The PID of ``child`` if it ends before that. Raises ``OSError`` if it does neither: a file system hangs, say.
+    The PID of ``child`` if it ends before that. Raises ``OSError`` if neither happens, e.g. on a hanging file system.
     """
     deadline = time.monotonic() + _ISOLATED_WITHIN_S
     said = b""
@@ -123,7 +123,7 @@ def _led_by(child: subprocess.Popen[bytes], told: int) -> int:
 
 
 def prune_engine_logs(layout: Layout, living: Collection[str], keep: int = KEPT) -> None:
-    """Remove the oldest logs of engines that are over, on whatever node they were. ``living``: names known to live."""
+    """Remove the oldest logs of ended engines of all nodes. ``living``: names of engines known to run."""
 
     def engine_of(log: Path) -> str:
         return log.name.removesuffix(".1").removesuffix(".log")
@@ -134,7 +134,7 @@ def prune_engine_logs(layout: Layout, living: Collection[str], keep: int = KEPT)
 async def end_group(leader: Mark, grace_s: float) -> None:
     """End the process group that ``leader`` leads or led: SIGTERM, after ``grace_s`` SIGKILL; returns when it is gone.
 
-    Where the leader is dead, what is left is killed at once: it holds the memory and serves nobody.
+    Where the leader is dead, the rest is killed at once: it holds the memory and serves no request.
     """
     deadline = time.monotonic() + (grace_s if alive(leader) else 0.0)
     told = False

@@ -1,8 +1,8 @@
 """Whether an engine that has work makes progress: samples in, a verdict out. Pure; times are of a monotonic clock.
 
-``GET /health`` of an engine says that its front answers, not that anything is computed behind it. What it says of its
-own work does, where it has such metrics (vLLM's). Where it has none, or they stand still, one small request decides: an
-engine that answers it works, however slow the others are.
+``GET /health`` of an engine shows that its front end answers, not that anything is computed behind it. Its metrics do,
+where it has them (vLLM's). Where it has none, or they stand still, one small request decides: an engine that answers it
+works, however slow the others are.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PROGRESS = frozenset(
 )
 """What changes while vLLM works: the last one also in the middle of a long prompt, piece by piece."""
 _ABORTED = 'finished_reason="abort"'
-"""A request whose client left: no progress of the engine's."""
+"""An aborted request: no progress of the engine's."""
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What an engine says of its work."""
+    """An engine's own counters."""
 
     in_flight: int
     progress: tuple[float, ...]
@@ -62,25 +62,25 @@ def counters_of(metrics: str) -> Counters | None:
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at an engine."""
+    """One sample of an engine."""
 
     at: float
     counters: Counters | None = None
     """``None``: it has none, or did not give them in time."""
     signs: int = 0
-    """How often so far it has answered a small request, or the edge has seen bytes come after a while without."""
+    """Number of small requests it has answered, or times that the edge has seen bytes come after a still while."""
     told: int = 0
-    """In flight by the edge's word, which is given only while nothing comes out of the engine."""
+    """In flight by the edge's count, which is reported only while nothing comes out of the engine."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What the looks so far came to."""
+    """Result of the samples so far."""
 
     moved_at: float
     """When it last made progress, or had nothing to do."""
     counters: Counters | None = None
-    """The last that it gave."""
+    """Its last counters."""
     signs: int = 0
     in_flight: int = 0
 
@@ -90,10 +90,10 @@ class Watch:
 
 
 def observe(watch: Watch | None, sample: Sample) -> Watch:
-    """One more look.
+    """Add one sample.
 
-    (1) the first; (2) nothing is in flight, by its own count or the edge's: it need not move; counters that are not
-    given in time count as they were; (3) its counters changed, or there was a sign of life: it moves; (4) else not.
+    (1) the first; (2) nothing is in flight, by its own count or the edge's: no progress is expected; counters that are
+    missing count as unchanged; (3) its counters changed, or there was a sign of life: progress; (4) else none.
     """
     if watch is None:  # (1)
         watch = Watch(sample.at, sample.counters, sample.signs)
@@ -106,15 +106,15 @@ def observe(watch: Watch | None, sample: Sample) -> Watch:
 
 
 class Verdict(Enum):
-    """What is to be done about an engine."""
+    """Action for an engine."""
 
     WELL = auto()
     DOUBTED = auto()
-    """It is asked a small request, if none is under way."""
+    """Send it a small request, if none is under way."""
     STALLED = auto()
-    """As doubted; besides, people are told."""
+    """As ``DOUBTED``, and reported to the controller."""
     HUNG = auto()
-    """It is ended."""
+    """End it."""
 
 
 def judge(watch: Watch, now: float, hang_after_s: float) -> Verdict:
@@ -129,5 +129,5 @@ def judge(watch: Watch, now: float, hang_after_s: float) -> Verdict:
 
 
 def look_every_s(hang_after_s: float) -> float:
-    """Pause between looks, and patience with each: at most 2 s, so that a hang is seen soon after it is one."""
+    """Pause between samples, and timeout of each: at most 2 s, so that a hang is detected soon."""
     return min(2.0, hang_after_s / 10)

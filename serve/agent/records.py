@@ -1,7 +1,7 @@
 """Engine records on the node's own disk, by which the next agent adopts or ends the engines.
 
-One JSON file an engine, 0600, in the node's 0700 run folder. It holds the engine's key: an agent made anew must ask an
-engine one real request before it says that it is ready, and the slot may have another key by then.
+One JSON file an engine, 0600, in the node's 0700 run folder. It holds the engine's key: a new agent must send an
+engine one real request before it reports it ready, and the slot may have another key by then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineRecord(State):
-    """One engine process: enough to find it again, to know that it is the same one, and to ask it."""
+    """One engine process: enough to find, identify and query it."""
 
     engine: str
     model: str
@@ -32,7 +32,7 @@ class EngineRecord(State):
     pid: int
     """Leader of its own session and process group."""
     started: float
-    """With ``ticks`` and ``boot`` as in ``Mark``: a process with this PID and another start is a stranger."""
+    """With ``ticks`` and ``boot`` as in ``Mark``: a process with this PID and another start is a different process."""
     host: str
     port: int
     epoch: int
@@ -41,7 +41,7 @@ class EngineRecord(State):
     log: str
     key: str = Field(repr=False)
     secrets: tuple[str, ...] = Field(default=(), repr=False)
-    """Values of its environment that are not to be shown."""
+    """Values of its environment that must be masked."""
     ready: bool = False
     loaded_s: float | None = None
     ticks: int = 0
@@ -66,7 +66,7 @@ def record_path(layout: Layout, engine: str) -> Path:
 
 
 def file_name(engine: str) -> str:
-    """``engine`` as a file's name: what is no letter, digit, ``.``, ``-`` or ``_`` becomes ``_``."""
+    """``engine`` as a file's name: characters other than letters, digits, ``.``, ``-`` and ``_`` become ``_``."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", engine)
 
 
@@ -77,7 +77,7 @@ def write(layout: Layout, record: EngineRecord) -> None:
 
 
 def remove(layout: Layout, engine: str) -> None:
-    """Forget an engine that is gone."""
+    """Remove the record of an engine that is gone."""
     record_path(layout, engine).unlink(missing_ok=True)
 
 
@@ -90,12 +90,12 @@ def read_all(layout: Layout) -> Iterator[EngineRecord]:
 
 
 def garbled(layout: Layout) -> tuple[Path, ...]:
-    """Files that are no records, though an engine may run that they were of."""
+    """Files that are no valid records, though their engines may still run."""
     return tuple(p for p in sorted(layout.engine_records.glob("*.json")) if _read(p) is None and p.exists())
 
 
 def end_unrecorded(layout: Layout, block: str) -> None:
-    """Kill the engines of ``block`` whose records are garbled, and remove those. Blocks.
+    """Kill the engines of ``block`` whose records are garbled, and remove those records. Blocks.
 
     An engine is found by its log, which has the record's name. It cannot be used any more: its key is lost.
     """

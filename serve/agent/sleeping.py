@@ -2,11 +2,11 @@
 
 This is vLLM's sleep level 1 (``--enable-sleep-mode``, ``VLLM_SERVER_DEV_MODE=1``; see ``argv.py``). It can fail in ways
 that the engine does not report: the GPU memory stays taken, the weights are damaged, the call never returns. So every
-step is compared with what the engine showed before, and any doubt is answered ``Reload``: stop it, load it afresh.
+step is compared with the engine's earlier state, and any doubt is answered ``Reload``: stop it, load it afresh.
 
     note       after loading: keep the answer to one small request, the canary
-    fall_asleep   /sleep, then (1) it says that it sleeps, (2) each GPU's memory is free but for a rest
-    wake       /wake_up, then (1) it says that it is awake, (2) each GPU holds what it gave back, (3) the same canary
+    fall_asleep   /sleep, then (1) it reports that it sleeps, (2) each GPU's memory is free but for a rest
+    wake       /wake_up, then (1) it reports that it is awake, (2) each GPU holds what it freed, (3) the same canary
 
 The caller sends the engine no request from ``fall_asleep`` until ``wake`` returned ``Awake``, and starts, stops, wakes
 or puts to sleep no other engine on the same GPUs while one of the two runs: memory is read by GPU, not by process.
@@ -48,7 +48,7 @@ class Patience:
     """For ``/sleep``. Long: the first time, host memory of the weights' size is pinned, measured at about 1 GiB/s."""
     wake_s: float = 60.0
     settle_s: float = 3.0
-    """For memory, and for what ``/is_sleeping`` says, after the call returned."""
+    """For memory, and for the state that ``/is_sleeping`` reports, after the call returned."""
     answer_s: float = 30.0
     """For the canary, and for ``/is_sleeping``."""
 
@@ -59,7 +59,7 @@ class Canary:
 
     text: str
     numbers: tuple[float, ...]
-    """The log probability of its token, or the vector's components; empty where the engine tells none."""
+    """The log probability of its token, or the vector's components; empty where the engine returns none."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def doubt_about_sleep(sleeping: bool, before: Mib, after: Mib, memory_mib: int) 
     """Why an engine that was put to sleep must be stopped; ``""``: it sleeps.
 
     Args:
-        sleeping: what ``/is_sleeping`` says.
+        sleeping: answer of ``/is_sleeping``.
         before: memory in use on its GPUs before the call, ``after``: after it.
-        memory_mib: what the catalog gives it of each GPU.
+        memory_mib: its memory of each GPU in the catalog.
     """
     if not sleeping:
         return "it was put to sleep and says that it is awake"
@@ -109,8 +109,8 @@ def doubt_about_wake(
     """Why an engine that was woken must not be sent requests; ``""``: it serves as before.
 
     Args:
-        sleeping: what ``/is_sleeping`` says.
-        freed: what its GPUs gained when it fell asleep.
+        sleeping: answer of ``/is_sleeping``.
+        freed: memory that its GPUs gained when it fell asleep.
         before: memory in use on its GPUs before the call, ``after``: after the canary.
         noted: the canary's answer after loading; ``answered``: the one now, ``None`` if it was no answer.
     """
@@ -134,7 +134,7 @@ def same_answer(noted: Canary, answered: Canary) -> bool:
 
 
 class DevicesUnseen(Exception):
-    """``nvidia-smi`` did not say how much memory is in use."""
+    """``nvidia-smi`` did not report how much memory is in use."""
 
 
 class Sleeper:
@@ -164,7 +164,7 @@ class Sleeper:
         return answered or Reload("it gives no answer that can be compared later")
 
     async def fall_asleep(self, memory_mib: int) -> Asleep | Reload:
-        """Let it finish what it has and put it to sleep. ``memory_mib``: what the catalog gives it of each GPU."""
+        """Let it finish its requests and put it to sleep. ``memory_mib``: its memory of each GPU in the catalog."""
         begun = time.monotonic()
         try:
             before = await self._used_mib()
@@ -182,7 +182,7 @@ class Sleeper:
             return Reload(f"it was put to sleep: {failure}")
 
     async def wake(self, asleep: Asleep, noted: Canary) -> Awake | Reload:
-        """Wake it, and ask it the canary before anything else reaches it."""
+        """Wake it, and send it the canary before any other request."""
         begun = time.monotonic()
         try:
             before = await self._used_mib()

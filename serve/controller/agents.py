@@ -1,8 +1,8 @@
-"""Node agents as Ray actors: made, found again, watched, ended. What they say becomes events.
+"""Node agents as Ray actors: created, found again, watched, ended. Their reports become events.
 
 An agent is detached and named after its node, so that it outlives the controller, and is never restarted by Ray, which
-would ask for a block behind the policy's back. What waits for Ray's head is called in a thread: the head may be
-away, and the controller's loop must not stand still with it.
+would request a block without the policy. Calls that wait for Ray's head run in a thread: the head may be away, and the
+controller's loop must not block on it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ NAMESPACE = "gateway"
 _PREFIX = "gateway-agent-"
 _POLL_S = 20.0
 _DRAIN_S = 5.0
-"""How long Ray's GCS may take to hear of a drain."""
+"""Timeout of a drain request to Ray's GCS."""
 _LOST = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError, ray.exceptions.ActorUnavailableError)
 
 MakeAgent = Callable[[str, NodeTypeSpec], tuple[type[Any], tuple[Any, ...]]]
-"""(node, kind) -> the agent's class and the arguments it is made with. Given by ``serve.app``."""
+"""(node, node type) -> the agent's class and the arguments it is created with. Given by ``serve.app``."""
 
 
 def agents_alive() -> tuple[str, ...]:
-    """Nodes whose agents exist (pending ones too), found by their names. Blocking: call it in a thread."""
+    """Nodes whose agents exist (pending ones too), found by the agents' names. Blocking: call it in a thread."""
     found = ray.util.list_named_actors(all_namespaces=True)
     names = [entry["name"] for entry in found if entry["namespace"] == NAMESPACE]
     return tuple(sorted(name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)))
@@ -66,7 +66,7 @@ class Agents:
         self._watch(node, handle)
 
     async def create(self, node: str, kind_name: str, block: str) -> None:
-        """Make an agent. With ``block``, only on the node where it was before: there or nowhere."""
+        """Create an agent. With ``block``, only on the node where it was before: there or nowhere."""
         kind = self._kinds.get(kind_name)
         if kind is None:
             self._post(NodeFailed(node, f"the site has no node type {kind_name!r} any more"))
@@ -89,7 +89,7 @@ class Agents:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(ray_node, soft=False)
         try:
             handle = await asyncio.to_thread(ray.remote(agent_class).options(**options).remote, *arguments)
-        except ValueError as error:  # the name is taken: its agent lives after all
+        except ValueError as error:  # the name is taken: its agent is alive after all
             log.warning("agent-exists", extra={"node": node, "error": str(error)})
             await self.find(node)
             return
@@ -98,14 +98,14 @@ class Agents:
     async def end(self, node: str, block_goes: bool) -> None:
         """End the agent; its node becomes idle and the autoscaler gives the block back.
 
-        With ``block_goes`` nothing else is put there before that. Ray would: it waits some seconds for a node to stay
-        idle, and an agent that waits for its own block, the successor of this one say, would take this one's.
+        With ``block_goes`` nothing else is placed on the node before that. Ray waits some seconds for a node to stay
+        idle, and would place an agent there that waits for its own block, e.g. the successor of this one.
         """
         ray_node = self._ray_nodes.get(node)
         if block_goes and ray_node is not None:
             try:
                 await asyncio.to_thread(_drain, ray_node)
-            except ray.exceptions.RayError as error:  # it ends all the same; what comes there is sent away again
+            except ray.exceptions.RayError as error:  # it ends all the same; an agent placed there is ended again
                 log.warning("ray-node-not-drained", extra={"node": node, "error": _first_line(error)})
         handle = self._handles.get(node)
         if handle is None:
@@ -120,7 +120,7 @@ class Agents:
         return getattr(self._handles[node], verb).remote(*arguments)
 
     def still(self, node: str, in_flight: Mapping[str, int]) -> None:
-        """Tell a node's agent what the edge sees of its engines; said again and again, so that no outcome matters."""
+        """Report to a node's agent what the edge sees of its engines; repeated, so that no outcome matters."""
         verb = getattr(self._handles.get(node), "still", None)  # an agent of an earlier version has none
         if verb is not None:
             verb.remote(dict(in_flight))
@@ -135,7 +135,7 @@ class Agents:
         task.add_done_callback(lambda ended: self._forget(node, ended))
 
     def _forget(self, node: str, ended: asyncio.Task[None]) -> None:
-        """Its agent is gone. Where that was is still known: another may be made there."""
+        """Its agent is gone. Its Ray node is still known: another agent may be created there."""
         if self._watchers.get(node) is ended:
             del self._watchers[node]
         if not ended.cancelled() and ended.exception() is not None:
@@ -187,8 +187,8 @@ class Agents:
 
 
 def _drain(ray_node: str) -> None:
-    """Have Ray put nothing on this node any more; Ray ends it as soon as nothing runs there. What ``ray drain-node``
-    does. Raises ``RayError``."""
+    """Have Ray place nothing on this node any more; Ray ends it as soon as nothing runs there. The same as
+    ``ray drain-node``. Raises ``RayError``."""
     client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # the other is refused while busy
     accepted, why = client.drain_node(ray_node, reason, "the gateway gives its block back", 0, timeout=_DRAIN_S)

@@ -1,7 +1,7 @@
-"""What the ledger says of the blocks, told to the core when it changed.
+"""Reads the blocks of the ledger and reports changes to the core.
 
 The ledger is written by the pool, in Ray's monitor process, and may lie on a shared file system: it is read in a
-thread, and only when its file is another one than at the last look.
+thread, and only when the file was replaced since the last read.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from serve.core.events import BlocksSeen, Event, SeenBlock
 log = logging.getLogger("gateway.controller")
 
 LOOK_S = 2.0
-"""Between two looks at the file."""
+"""Interval of checks of the file."""
 
 
 def seen_block(block: Block) -> SeenBlock:
-    """A block of the ledger in the core's words; times by the wall clock."""
+    """A block of the ledger as the core's type; times by the wall clock."""
     return SeenBlock(
         name=block.name,
         type=block.type,
@@ -41,7 +41,7 @@ def seen_block(block: Block) -> SeenBlock:
 
 
 class LedgerWatch:
-    """Looks at one ledger."""
+    """Watches one ledger."""
 
     def __init__(self, layout: Layout, post: Callable[[Event], None], clock: SteadyClock) -> None:
         self._ledger = Ledger(layout.ledger)
@@ -52,7 +52,7 @@ class LedgerWatch:
         self._trouble = ""
 
     async def watch(self) -> None:
-        """Post ``BlocksSeen`` whenever the ledger says something new, for ever."""
+        """Post ``BlocksSeen`` on every change of the ledger, without end."""
         while True:
             found = await asyncio.to_thread(self.look)
             if found is not None:
@@ -60,14 +60,14 @@ class LedgerWatch:
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> BlocksSeen | None:
-        """What the ledger says, if that is news. Blocking; trouble is logged once, and again when it is another."""
+        """The blocks of the ledger, if they changed. Blocking; an error is logged once, and again when it changes."""
         try:
             found = self._ledger.path.stat()
             file = (found.st_ino, found.st_mtime_ns, found.st_size)
             if file == self._file:
                 return None
             blocks = self._ledger.read()
-        except FileNotFoundError:  # no block was ever asked for
+        except FileNotFoundError:  # no block was ever requested
             return None
         except (OSError, GatewayError) as error:
             if str(error) != self._trouble:
@@ -76,7 +76,7 @@ class LedgerWatch:
             return None
         self._file, self._trouble = file, ""
         seen = BlocksSeen(self._times.convert(tuple(seen_block(blocks[name]) for name in sorted(blocks))))
-        if seen == self._told:  # Ray's tags changed, which are no news
+        if seen == self._told:  # only Ray's tags changed, which the core ignores
             return None
         self._told = seen
         return seen

@@ -1,4 +1,4 @@
-"""The open calls of waiters at the controller, and their answers, a few at a time."""
+"""The open calls of waiters at the controller, and their answers, in small batches."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from serve.core.effects import Answer
 
 AT_A_TIME = 20
 PAUSE_S = 0.01
-"""Between two handfuls. An answer costs Serve about a millisecond on each side: a thousand at once would keep status,
-and all else that asks the controller, waiting for seconds."""
+"""Pause between two batches. An answer costs Serve about a millisecond on each side: a thousand at once would delay
+status, and all other calls to the controller, by seconds."""
 
 
 class Calls:
-    """Every call that was opened is answered once, or forgotten."""
+    """Every open call is answered once, or forgotten."""
 
     def __init__(self) -> None:
         self._open: dict[str, asyncio.Future[GatewayError | None]] = {}
@@ -23,17 +23,17 @@ class Calls:
         self._next: asyncio.Handle | None = None
 
     def open(self, ticket: str) -> asyncio.Future[GatewayError | None]:
-        """What the call of this ticket awaits."""
+        """The future that the call of this ticket awaits."""
         future: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
         self._open[ticket] = future
         return future
 
     def forget(self, ticket: str) -> None:
-        """Its caller left."""
+        """Its caller disconnected."""
         self._open.pop(ticket, None)
 
     def answer(self, answer: Answer) -> None:
-        """Answer a call when it is its turn, in the order in which this was called."""
+        """Queue the answer to a call; answers are sent in the order of these calls."""
         future = self._open.pop(answer.ticket, None)
         if future is not None:
             self._due.append((future, answer.error))
@@ -43,6 +43,6 @@ class Calls:
     def _give(self) -> None:
         for _ in range(min(AT_A_TIME, len(self._due))):
             future, error = self._due.popleft()
-            if not future.done():  # its caller left meanwhile
+            if not future.done():  # its caller disconnected meanwhile
                 future.set_result(error)
         self._next = asyncio.get_running_loop().call_later(PAUSE_S, self._give) if self._due else None

@@ -1,4 +1,4 @@
-"""The catalog that a controller begins with."""
+"""The initial catalog of a controller."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ log = logging.getLogger("gateway.controller")
 
 
 def catalog_in_force(layout: Layout) -> Catalog:
-    """``catalog.json``; where that is garbled, it is set aside, and the catalog as ``up`` read it from the user's file
-    is taken, without what ``models apply`` changed since.
+    """``catalog.json``; a garbled one is set aside, and the catalog as ``up`` read it from the user's file is used,
+    without later changes by ``models apply``.
 
     Raises ``ConfigError``, ``OSError`` or ``ValueError`` where that cannot be read either.
     """

@@ -64,11 +64,11 @@ _UNNAMED = Requester()
 _TICK_S = 0.25
 _DEATHS_KEPT = 8
 _COPIES_S = 1.0
-"""Between two tries to write what could not be written."""
+"""Interval of retries of failed writes."""
 
 
 class Controller:
-    """Decides what is loaded where and which routes are open."""
+    """Decides which models are loaded where and which routes are open."""
 
     def __init__(self, state: str, policy: Policy, make_agent: MakeAgent, clock: SteadyClock | None = None) -> None:
         self._clock = clock or SteadyClock()
@@ -98,7 +98,7 @@ class Controller:
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def post(self, event: Event) -> None:
-        """Something happened. The only way in."""
+        """Post an event: the only way in."""
         self._mailbox.put_nowait(event)
 
     async def _run(self) -> None:
@@ -120,7 +120,7 @@ class Controller:
                 self._keep_pins()
 
     async def _keep_copies(self) -> None:
-        """Write what could not be written, as soon as there is room; tell the fleet whether there is."""
+        """Retry failed writes as soon as there is room; report to the fleet whether there is."""
         while True:
             await asyncio.sleep(_COPIES_S)
             await asyncio.to_thread(self._copies.retry)
@@ -130,7 +130,7 @@ class Controller:
                 self.post(StorageSeen(trouble))
 
     async def _begin(self) -> None:
-        """Ask the edge and the agents what there is, then start the loop with it."""
+        """Read the present state of edge and agents, then start the loop with it."""
         self._lock = await asyncio.to_thread(become_the_only_one, self._layout.controller_lock)
         catalog = catalog_in_force(self._layout)
         slots, apart, servers = await self._edge_as_it_is(catalog)
@@ -178,7 +178,7 @@ class Controller:
         self._tasks.append(asyncio.create_task(work, name=name))
 
     def check_health(self) -> None:
-        """Serve asks this; a loop that ended is a controller that must be replaced."""
+        """Serve's health check; a controller whose loop has ended must be replaced."""
         for task in self._tasks:
             if task.done() and not task.cancelled() and task.exception() is not None:
                 log.critical("controller-broken", exc_info=task.exception(), extra={"task": task.get_name()})
@@ -198,7 +198,7 @@ class Controller:
     def _keep_pins(self) -> None:
         self._journal.keep_pins(self.fleet.pinned - self._catalog_pins, self._catalog_pins - self.fleet.pinned)
 
-    # --- verbs, called by the ingress -----------------------------------------------------------------------------
+    # --- methods, called by the ingress ---------------------------------------------------------------------------
 
     async def acquire(
         self,
@@ -209,9 +209,9 @@ class Controller:
         unattended: bool,
         requester: Requester = _UNNAMED,
     ) -> GatewayError | None:
-        """Wait until ``model`` may be asked for (``None``), or until it is known why not.
+        """Wait until requests for ``model`` may be sent (``None``), or until the reason why not is known.
 
-        A caller that goes away cancels this call, and its wait. An ingress of an earlier version names no
+        A caller that disconnects cancels this call, and its wait. An ingress of an earlier version passes no
         ``requester``.
         """
         await self._begun.wait()
@@ -255,12 +255,12 @@ class Controller:
         self.post(ModelAnswered(model))
 
     async def suspects(self, model: str) -> None:
-        """The ingress has suspects of this model, or remembers a culprit; it says so again and again."""
+        """The ingress has suspects of this model, or remembers a culprit; repeated while that is so."""
         self.post(SuspectsKept(model))
 
     async def ready(self) -> dict[str, Any]:
-        """``{"ready": BOOL, "trouble": WORDS}``: whether the loop runs and agents and edge have reported; and what is
-        wrong all the same, where something is."""
+        """``{"ready": BOOL, "trouble": TEXT}``: whether the loop runs and agents and edge have reported; and the
+        present problem, if there is one."""
         ready = {"ready": self._begun.is_set() and self.fleet.settled}
         return {**ready, "trouble": self.fleet.storage} if self.fleet.storage else ready
 
@@ -270,7 +270,7 @@ class Controller:
         return [{**entry, **on_card(self._cards.get(entry["id"]))} for entry in entries]
 
     async def status(self) -> dict[str, Any]:
-        """All there is to see."""
+        """The whole status."""
         return {
             **status_view(self.fleet, self._clock.now()),
             "edge_reachable": self._observer.reachable,
@@ -279,7 +279,7 @@ class Controller:
         }
 
     async def blocks(self, ended: bool) -> list[dict[str, Any]]:
-        """Blocks that hold a place with their nodes; with ``ended`` those that ended lately too."""
+        """Blocks that hold a place with their nodes; with ``ended`` also the latest that ended."""
         return blocks_view(self.fleet, self._clock.now(), ended)
 
     async def metrics(self) -> bytes:
@@ -287,7 +287,7 @@ class Controller:
         return self._metrics.text(self.fleet, self._observer.requests, self._clock.now())
 
     async def administer(self, verb: str, model: str) -> GatewayError | None:
-        """``load``, ``unload``, ``pin`` or ``unpin``. Returns what is wrong with it, or ``None``."""
+        """``load``, ``unload``, ``pin`` or ``unpin``. Returns the reason of a refusal, or ``None``."""
         name = self.fleet.names.get(model)
         if name is None:
             return ModelNotFound(model, tuple(sorted(self.fleet.models)))
@@ -301,18 +301,18 @@ class Controller:
         return None
 
     async def refuse_waiters(self) -> None:
-        """The gateway is being ended: who waits for a model is told."""
+        """The gateway is shutting down: refuse all waiters."""
         self.post(GatewayCloses())
 
     async def apply(self, document: object) -> GatewayError | None:
-        """Take another catalog. Returns what is wrong with it, or ``None``; it is kept for the next controller."""
+        """Apply another catalog. Returns the reason of a refusal, or ``None``; it is kept for the next controller."""
         try:
             catalog = parse_catalog(document, "catalog")
         except GatewayError as error:
             return error
         try:
             await asyncio.to_thread(write_private, self._layout.catalog_json, json.dumps(document))
-        except OSError as error:  # unlike a route, it would be lost with the controller, and nobody would know
+        except OSError as error:  # refused: the next controller would silently lose it
             return ServiceError(f"The catalog was not changed: {why_unwritten(error)}.")
         self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
         self.post(CatalogChanged(catalog.models))
@@ -327,7 +327,7 @@ class Controller:
         return NotFound(f"No block with a node is called '{block}'; see 'gateway blocks list'.")
 
     async def cancel_block(self, block: str) -> GatewayError | None:
-        """Have a block ended at once, in the queue or running. Returns what is wrong with it, or ``None``."""
+        """Have a block ended at once, in the queue or running. Returns the reason of a refusal, or ``None``."""
         found = self.fleet.blocks.get(block)
         if found is None:
             return NotFound(f"No block is called '{block}'; see 'gateway blocks list'.")
@@ -341,7 +341,7 @@ class Controller:
         return None
 
     async def retry_blocks(self, kind: str) -> GatewayError | None:
-        """Ask for blocks of this type again, whatever became of the last ones."""
+        """Request blocks of this type again, ignoring earlier failures."""
         known = [one.name for one in self.fleet.policy.node_types]
         if kind not in known:
             return NotFound(f"The site has no node type {kind!r}; it has: {', '.join(known)}.")

@@ -1,7 +1,7 @@
 """One controller at a time: the one before has ended before the next one begins.
 
-Serve makes a new controller when it has given up the old one, which may live on and send drains and closes to the edge.
-The lock is the kernel's: it needs no room on disk, names its holder, and is free as soon as that process has ended.
+Serve starts a new controller once it has given up the old one, which may still run and send drains and closes to the
+edge. The lock is the kernel's: it needs no disk space, names its holder, and is free once that process has ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _POLL_S = 0.05
 
 
 def become_the_only_one(lock: Path, patience_s: float = 5.0) -> int:
-    """Hold ``lock`` until this process ends; whoever holds it after ``patience_s`` is killed. Blocks.
+    """Hold ``lock`` until this process ends; a process that holds it after ``patience_s`` is killed. Blocks.
 
     Returns the descriptor, which must stay open. Raises ``OSError``.
     """

@@ -1,7 +1,7 @@
-"""What the controller writes down: its epoch, the administrator's pins, and its events for ``controller replay``.
+"""Files of the controller: its epoch, the administrator's pins, and its events for ``controller replay``.
 
-Everything else it can be told again by the agents and the edge. Nothing here stops a controller: what cannot be written
-is kept and tried again, what cannot be read is set aside and begun anew.
+All other state is reported again by the agents and the edge. No failure here stops a controller: a failed write is kept
+and retried, an unreadable file is set aside and begun anew.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Read = TypeVar("Read")
 
 
 class Pins(State):
-    """``wishes.json``: what an administrator changed of the catalog's pins."""
+    """``wishes.json``: an administrator's changes to the catalog's pins."""
 
     pinned: frozenset[str] = frozenset()
     unpinned: frozenset[str] = frozenset()
@@ -45,11 +45,11 @@ class Journal:
         self._log: IO[str] | None = None
         self._written = 0
         self._retry_at: float | None = None
-        """After a failure nothing is written before this."""
+        """Time of the next try after a failure."""
 
     def next_epoch(self, now: float) -> int:
         """Higher than any before: one more than the last controller's, and not less than ``now``, seconds since 1970,
-        so that it rises though the file could not be read or written."""
+        so that it rises even if the file could not be read or written."""
         path = self._folder / "epoch"
         last = self._read(path, lambda: int(path.read_text()) if path.exists() else 0, 0)
         epoch = max(last + 1, int(now))
@@ -57,7 +57,7 @@ class Journal:
         return epoch
 
     def pins(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Models that an administrator pinned, and those of the catalog's pins that one took back."""
+        """Models that an administrator pinned, and models of the catalog's pins that one unpinned."""
         file = StateFile(self._folder / "wishes.json", Pins)
         kept = self._read(file.path, lambda: file.read() or Pins(), Pins())
         return kept.pinned, kept.unpinned
@@ -67,7 +67,7 @@ class Journal:
         self._copies.keep(self._folder / "wishes.json", state_text(Pins(pinned=pinned, unpinned=unpinned)))
 
     def cards(self) -> Cards:
-        """What the last controller knew of the catalog's models; nothing where that cannot be read."""
+        """Model cards of the last controller; none if the file cannot be read."""
         path = self._folder / "cards.json"
         return self._read(path, lambda: cards_from_json(read_object(path) or {}), {})
 
@@ -76,11 +76,11 @@ class Journal:
         self._copies.keep(self._folder / "cards.json", json.dumps(cards_to_json(cards)))
 
     def record(self, event: Event, now: float, before: Fleet, *, news: bool = True) -> None:
-        """Append one event that meets the fleet ``before``. One that is no ``news`` changes nothing, so that a replay
-        can do without: it is written only where a try after a failure is due, which tells whether there is room again.
+        """Append one event, received in the state ``before``. An event without ``news`` changes nothing, so a replay
+        does not need it: it is written only as a due retry after a failure, which shows whether there is room again.
 
-        Every file begins with the fleet as it was then, so that it can be replayed by itself. After a failure the next
-        try begins a new one. Kept: the current file and the one before.
+        Every file begins with the fleet at that time, so that it can be replayed by itself. After a failure the next
+        try begins a new file. Kept: the current file and the one before.
         """
         if (not news) if self._retry_at is None else now < self._retry_at:
             return
@@ -128,7 +128,7 @@ class Journal:
         return len(line)
 
     def _read(self, path: Path, read: Callable[[], Read], default: Read) -> Read:
-        """What ``read`` says of ``path``; ``default`` where it cannot be understood, and then it is set aside."""
+        """The result of ``read`` for ``path``; ``default`` for a malformed file, which is set aside."""
         try:
             return read()
         except OSError:
@@ -144,12 +144,12 @@ class Journal:
 
 
 def _close(opened: IO[str]) -> None:
-    with contextlib.suppress(OSError):  # what is still in its buffer cannot be written either
+    with contextlib.suppress(OSError):  # nor can the rest of its buffer be written
         opened.close()
 
 
 def _shown(model: Model) -> Model:
-    """An engine's environment may hold tokens; decisions do not look at it."""
+    """Remove an engine's environment, which may hold tokens; decisions do not use it."""
     return model.model_copy(update={"env": dict.fromkeys(model.env, "***")})
 
 

@@ -1,4 +1,4 @@
-"""Work done in order within a lane, while lanes go on side by side: what is stuck holds up its own lane alone."""
+"""Work in order within a lane, with lanes running concurrently: stuck work delays only its own lane."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Lanes:
-    """Lanes by name; one that is empty costs nothing. Work that fails is logged, and what waits behind it goes on."""
+    """Lanes by name; an empty one costs nothing. Failed work is logged, and the work behind it continues."""
 
     def __init__(self) -> None:
         self._waiting: dict[Hashable, deque[Work]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, lane: Hashable, work: Work) -> None:
-        """Do ``work`` after all that was added to ``lane`` before it."""
+        """Run ``work`` after all work added to ``lane`` before it."""
         waiting = self._waiting.get(lane)
         if waiting is not None:
             waiting.append(work)
@@ -30,7 +30,7 @@ class Lanes:
         self.beside(lambda: self._run(lane))
 
     def beside(self, work: Work) -> None:
-        """Do ``work`` in no lane, at once."""
+        """Run ``work`` at once, in no lane."""
         task = asyncio.create_task(work())
         self._tasks.add(task)  # the loop itself keeps no reference
         task.add_done_callback(self._done)

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the controller: gauges from the fleet as it is, histograms and counters from what happened."""
+"""Prometheus metrics of the controller: gauges from the fleet's present state, histograms and counters from events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOAD_BUCKETS_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
 
 
 class Metrics:
-    """One registry; nothing global, so that a test can make as many as it likes."""
+    """One registry; nothing global, so that tests can create several."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -70,7 +70,7 @@ class Metrics:
         )
 
     def count(self, before: Fleet, event: Event) -> None:
-        """Count what ``event`` says about a fleet that was ``before``."""
+        """Count ``event``, received in the state ``before``."""
         if isinstance(event, EngineReady | EngineExited):
             engine = before.engines.get(event.engine)
             if engine is None:
@@ -81,7 +81,7 @@ class Metrics:
                 self._exits.labels(engine.model, str(event.expected).lower()).inc()
 
     def text(self, fleet: Fleet, requests: dict[str, int], now: float) -> bytes:
-        """The exposition of ``fleet`` at ``now``. ``requests``: model -> requests that the edge gave to its engines."""
+        """The exposition of ``fleet`` at ``now``. ``requests``: model -> requests that the edge sent to its engines."""
         self._switches.inc(fleet.switches - self._told.get("", 0))
         self._told[""] = fleet.switches
         self._epoch.set(fleet.epoch)

@@ -1,4 +1,4 @@
-"""Reads the edge's counters and turns them into events: all once a second, what somebody waits for every 50 ms."""
+"""Reads the edge's counters and turns them into events: all once a second, those waited for every 50 ms."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _CLOSELY_S = 0.05
 
 
 class Known(Protocol):
-    """Who knows the fleet as it is now."""
+    """Gives access to the present fleet."""
 
     fleet: Fleet
 
 
 def seen(fleet: Fleet, stats: Iterable[ServerStat], read_at: float, slots: Container[int] | None = None) -> EdgeSeen:
-    """What the edge's counters say of the fleet's engines (of those in ``slots``, if given). Pure.
+    """The edge's counters of the fleet's engines (of those in ``slots``, if given). Pure.
 
-    ``read_at``: just before the edge was asked, by the controller's clock. An engine whose route should be open but
+    ``read_at``: just before the query to the edge, by the controller's clock. An engine whose route should be open but
     whose server the edge does not list is reported as not up.
     """
     by_place = {(stat.slot, stat.server): stat for stat in stats}
@@ -50,7 +50,7 @@ def seen(fleet: Fleet, stats: Iterable[ServerStat], read_at: float, slots: Conta
 
 
 def found_servers(stats: Iterable[ServerStat]) -> tuple[FoundServer, ...]:
-    """The edge's counters in the core's words."""
+    """The edge's counters as the core's type."""
     return tuple(
         FoundServer(stat.slot, stat.server, stat.address, stat.up, stat.draining, stat.in_flight, stat.idle_s)
         for stat in stats
@@ -58,11 +58,11 @@ def found_servers(stats: Iterable[ServerStat]) -> tuple[FoundServer, ...]:
 
 
 def watched(fleet: Fleet, now: float) -> frozenset[int]:
-    """Slots that are asked for often. Pure.
+    """Slots whose counters are read often. Pure.
 
     (1) a route drains: its engine may stop as soon as nothing is in flight;
-    (2) somebody waits for room and an engine has not been seen in use since its waiters were told to go: it can make
-    room as soon as it has been, not only when the grace for their requests is over.
+    (2) there are waiters, and an engine has not been seen in use since its own waiters were released: it can be evicted
+    as soon as it has been, not only after the grace period of their requests.
     """
     grace_s = fleet.policy.first_use_grace_s
     slots = set()
@@ -77,7 +77,7 @@ def watched(fleet: Fleet, now: float) -> frozenset[int]:
 
 
 class Observer:
-    """Polls the edge; keeps how many requests each model's engines were given."""
+    """Polls the edge; counts the requests sent to each model's engines."""
 
     def __init__(
         self,
@@ -94,23 +94,23 @@ class Observer:
         self._mend = mend
         self._clock = clock
         self._tell_still = tell_still
-        """(node, engine -> in flight, or 0 if it moves again), to the node's agent."""
+        """Reports (node, engine -> in flight, or 0 if it sends again) to the node's agent."""
         self._flows: Mapping[str, Flow] = {}
         self._drift: frozenset[Effect] = frozenset()
         self._names_differ = False
         self.requests: dict[str, int] = {}
-        """Model -> requests given to its engines since this controller began."""
+        """Model -> requests sent to its engines since this controller began."""
         self._totals: dict[tuple[int, int], int] = {}
         self.reachable = True
 
     async def watch_all(self) -> None:
-        """Once a second, everything."""
+        """All counters, once a second."""
         while True:
             await self._read(None)
             await asyncio.sleep(_ALL_S)
 
     async def watch_closely(self) -> None:
-        """Every 50 ms, what somebody waits for."""
+        """Counters that something waits for, every 50 ms."""
         while True:
             slots = watched(self._known.fleet, self._clock())
             if slots:
@@ -152,7 +152,7 @@ class Observer:
             self.requests[model] = self.requests.get(model, 0) + more
 
     async def _compare_names(self) -> None:
-        """Names and keys of the slots, like servers: told again where the edge lacks them at two looks in a row."""
+        """Names and keys of the slots, like servers: sent again if the edge lacks them in two consecutive readings."""
         tenants, apart = await self._edge.tenants(), await self._edge.apart()
         keys = await self._edge.keys_in_force()
         fleet = self._known.fleet

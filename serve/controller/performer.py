@@ -1,9 +1,9 @@
 """Effects -> edge, agents, waiters. Starts them in order, never awaits in the controller's loop; outcomes are events.
 
-What must not overtake each other goes through one lane: the route commands of one slot, the making and ending of one
-node's agent. Which name leads to which slot, and with which key, is kept as it is to be, and the edge is told until it
-has it; a route is opened only then, so that a name never leads to an engine with another key. The edge may be away for
-a moment: it is asked again. What it refuses it would refuse again.
+Commands that must stay in order share one lane: the route commands of one slot, the creation and end of one node's
+agent. The name, slot and key tables are kept as desired state, and sent to the edge until it has them; a route is
+opened only then, so that a name never leads to an engine with another key. An unreachable edge is retried for a while.
+A refusal is not retried: the edge would refuse again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ROUTE_POLL_S = 0.02
 
 
 class Performer:
-    """Performs what ``step`` decided."""
+    """Performs the effects of ``step``."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class Performer:
         self._answer = answer
         self._lanes = Lanes()
         self._names: tuple[Mapping[str, int], frozenset[str]] | None = None
-        """What the edge is still to be told: name or alias -> slot, and which names are kept apart."""
+        """Desired state still to be sent to the edge: name or alias -> slot, and which names are kept apart."""
         self._told = asyncio.Event()
-        """Set while the edge has been told all names and keys."""
+        """Set while the edge has all names and keys."""
         self._told.set()
         self._news = asyncio.Event()
 
@@ -74,7 +74,7 @@ class Performer:
                 self._start(effect)
 
     async def run(self) -> None:
-        """Tell the edge names and keys of the slots, whenever they change, until it has them; for ever."""
+        """Send names and keys of the slots to the edge on every change, until it has them; runs without end."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -139,7 +139,7 @@ class Performer:
         await self._edge.open(slot, server, address)
 
     async def _until_up(self, effect: OpenRoute) -> None:
-        """Waiters go only after the edge itself reports the server UP."""
+        """Waiters are released only after the edge itself reports the server UP."""
         deadline = asyncio.get_running_loop().time() + _ROUTE_UP_S
         while asyncio.get_running_loop().time() < deadline:
             try:
@@ -154,7 +154,7 @@ class Performer:
         self._post(RouteRefused(effect.engine, f"the edge did not report it up within {_ROUTE_UP_S:.0f} s"))
 
     async def _asked_again(self, command: Callable[[], Awaitable[None]], patience_s: float | None) -> str | None:
-        """``None`` when the edge took it, else its last words: a refusal at once, silence after ``patience_s``
+        """``None`` when the edge accepted it, else its error: a refusal at once, no connection after ``patience_s``
         (``None``: never). An edge that restarts is back within a second or two."""
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -172,6 +172,6 @@ class Performer:
 
 
 def fields(effect: Effect) -> dict[str, object]:
-    """What the log says of an effect. A model only by name: its environment may hold secrets."""
+    """An effect's log entry. A model only by name: its environment may hold secrets."""
     shown = {item.name: getattr(effect, item.name) for item in dataclasses.fields(effect)}
     return {name: value.name if isinstance(value, Model) else value for name, value in shown.items()}

@@ -1,6 +1,6 @@
-"""Which engines have requests in flight at the edge and send nothing: for their agents, who cannot see that. Pure.
+"""Which engines have requests in flight at the edge and send nothing: for their agents, which cannot see that. Pure.
 
-Agents tell by it whether an engine that does not count its own work has any (``serve.agent.hanging``).
+Agents use it for engines that do not count their own work (``serve.agent.hanging``).
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from gateway_plugin.edge.runtime import ServerStat
 from serve.core.state import Fleet
 
 STILL_S = 2.0
-"""For so long nothing came out of it by the edge's count, which counts a stream's bytes every 5 s (``contstats``)."""
+"""Still after this time without output by the edge's count, which counts a stream's bytes every 5 s (``contstats``)."""
 
 
 @dataclass(frozen=True)
 class Flow:
-    """What came out of an engine."""
+    """Output of an engine, with requests in flight."""
 
     bytes_out: int
     at: float
-    """Since when it has been so much, with something in flight."""
+    """Time of the last change of ``bytes_out``, with something in flight."""
 
 
 def flows(before: Mapping[str, Flow], fleet: Fleet, stats: Iterable[ServerStat], now: float) -> dict[str, Flow]:
-    """The engines that have something in flight: (1) more came out, or nothing was in flight before; (2) as before."""
+    """The engines with requests in flight: (1) more came out, or nothing was in flight before; (2) unchanged."""
     by_place = {(stat.slot, stat.server, stat.address): stat for stat in stats}
     found: dict[str, Flow] = {}
     for engine in fleet.engines.values():
@@ -43,10 +43,10 @@ def flows(before: Mapping[str, Flow], fleet: Fleet, stats: Iterable[ServerStat],
 
 
 def still(fleet: Fleet, before: Mapping[str, Flow], known: Mapping[str, Flow], now: float) -> dict[str, dict[str, int]]:
-    """Node -> engine -> what its agent is to hear, after a look at ``now`` (``before``: after the one before it).
+    """Node -> engine -> the report for its agent, after a reading at ``now`` (``before``: after the previous one).
 
     (1) Nothing has come out of it for ``STILL_S``: how much is in flight on it; (2) something came after such a while:
-    0, since a word counts for some seconds: one that sends something now and then would be still all the time.
+    0, as a report counts for some seconds: an engine that sends something now and then would be still all the time.
     """
     told: dict[str, dict[str, int]] = {}
     for name, flow in known.items():

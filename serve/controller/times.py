@@ -1,7 +1,7 @@
-"""Times that others tell by the wall clock, as the core has them: by the controller's own clock.
+"""Wall-clock times of other parts, converted to the controller's own clock for the core.
 
-Each is converted once, when it is told: if the wall clock is set later, a block still ends as long after that as it was
-said to.
+Each is converted once, when it is reported: if the wall clock is set later, a block still ends after the time left that
+was reported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from serve.core.events import Event, NodeJoined, NodeLeaves, SeenBlock
 
 
 def agents_event(event: Event, clock: SteadyClock) -> Event:
-    """What an agent reported. (1) No engine has started later than now. (2) No notice ended before now."""
+    """An agent's event. (1) No engine has started later than now. (2) No notice ended before now."""
     now = clock.now()
     if isinstance(event, NodeJoined):  # (1)
         engines = (replace(engine, started=clock.steady(engine.started, latest=now)) for engine in event.engines)
@@ -24,16 +24,16 @@ def agents_event(event: Event, clock: SteadyClock) -> Event:
 
 
 class BlockTimes:
-    """Converts the times of blocks, which the ledger tells again and again: the same word always means the same."""
+    """Converts the times of blocks, which the ledger repeats: the same value is always converted to the same time."""
 
     def __init__(self, clock: SteadyClock) -> None:
         self._clock = clock
         self._told: dict[tuple[str, str, float], float] = {}
 
     def convert(self, blocks: tuple[SeenBlock, ...]) -> tuple[SeenBlock, ...]:
-        """All blocks of the ledger; what was said of others is forgotten.
+        """All blocks of the ledger; conversions of other blocks are dropped.
 
-        (1) Asked for and ended: not later than now. (2) Start of a job, which may be expected, and end of its walltime.
+        (1) Submitted and ended: not later than now. (2) Start of a job, which may be expected, and end of its walltime.
         """
         now = self._clock.now()
         before, self._told = self._told, {}

@@ -1,4 +1,4 @@
-"""What is to be done. Data only; ``serve.controller.performer`` does it and reports back with events."""
+"""Commands of the core. Data only; ``serve.controller.performer`` carries them out and reports back with events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway_plugin.errors import GatewayError
 
 @dataclass(frozen=True)
 class Answer:
-    """The one answer of a waiter: go (``None``), or why not."""
+    """The one answer to a waiter: go (``None``), or the error."""
 
     ticket: str
     error: GatewayError | None = None
@@ -55,7 +55,7 @@ class DrainRoute:
     """To the edge: no new request. Outcome: ``RouteDrained`` or ``RouteRefused``; then its counters follow in
     ``EdgeSeen`` every 50 ms.
 
-    At most one route command is under way for an engine, so outcomes cannot be mistaken and order needs no care.
+    At most one route command is under way for an engine, so outcomes are unambiguous and ordered.
     """
 
     engine: str
@@ -74,7 +74,7 @@ class CloseRoute:
 
 @dataclass(frozen=True)
 class SyncSlots:
-    """To the edge: these models are in these slots, under these names; a slot that is new to its model gets a new key.
+    """To the edge: the models' slots and names; a slot that is new to its model gets a new key.
 
     ``names``: every name and alias -> slot. Models without a slot are not in it (they take the cold path).
     """
@@ -83,26 +83,26 @@ class SyncSlots:
     fresh: tuple[int, ...] = ()
     """Slots whose tenant changed: a new engine key."""
     apart: frozenset[str] = frozenset()
-    """Names whose requests go through the ingress though an engine serves them: one died a moment ago."""
+    """Names whose requests go through the ingress although an engine serves them: one died a moment ago."""
 
 
 @dataclass(frozen=True)
 class CreateAgent:
-    """Ask Ray for one more node agent of this type; pending, it makes the autoscaler submit a block."""
+    """Ask Ray for one more node agent of this type; while pending, it makes the autoscaler submit a block."""
 
     node: str
     type: str
     block: str = ""
-    """Given when the agent died and its node lives: make it again there or nowhere."""
+    """Given when the agent died and its node lives: create it again on this block or nowhere."""
 
 
 @dataclass(frozen=True)
 class KillAgent:
-    """Give the node back: it takes no other agent, this one ends, and the autoscaler cancels the idle block."""
+    """Release the node: it takes no other agent, this one ends, and the autoscaler cancels the idle block."""
 
     node: str
     block_goes: bool = True
-    """Else its block is left to the next agent that waits for one; the autoscaler cancels it if there is none."""
+    """Else its block is left to the next pending agent; the autoscaler cancels it if there is none."""
 
 
 Effect = Answer | StartEngine | StopEngine | OpenRoute | DrainRoute | CloseRoute | SyncSlots | CreateAgent | KillAgent

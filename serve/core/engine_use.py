@@ -7,7 +7,7 @@ from serve.core.transaction import Transaction
 
 
 def idle(tx: Transaction, engine: Engine) -> bool:
-    """Nothing is in flight on it, and no request that was just let go to it can be on its way."""
+    """Nothing is in flight on it, and no request that was just released to it can be on its way."""
     return (
         engine.state is EngineState.READY
         and engine.route is not RouteState.OPENING
@@ -30,7 +30,7 @@ def abandoned(tx: Transaction, engine: Engine) -> bool:
 
 
 def unclaimed(tx: Transaction, engine: Engine) -> bool:
-    """It loads, or has loaded a short while ago, and has had no request yet."""
+    """It loads, or loaded a short while ago, and has had no request yet."""
     return engine.state is EngineState.LOADING or (
         not had_requests(engine) and tx.now < ready_at(engine) + tx.policy.unclaimed_s
     )
@@ -48,13 +48,13 @@ def needs_replacement(tx: Transaction, engine: Engine) -> bool:
 
 
 def drain_is_over(tx: Transaction, engine: Engine) -> bool:
-    """Whether the edge said that nothing is in flight on a draining engine, or its deadline has passed."""
+    """Whether the edge reported nothing in flight on a draining engine, or its deadline has passed."""
     return engine.drained_idle or tx.now >= _drain_deadline(tx, engine)
 
 
 def _drain_deadline(tx: Transaction, engine: Engine) -> float:
-    """When what is in flight is cut: (1) the end of one of its nodes makes it drain: when that leaves; (2) else after
-    ``drain_timeout_s``, or when the node leaves before that. Never less than ``leave_grace_s`` after it began."""
+    """When requests in flight are cut: (1) the end of one of its nodes makes it drain: when that leaves; (2) else
+    after ``drain_timeout_s``, or when the node leaves before that. Never before ``leave_grace_s`` of draining."""
     nodes = tx.nodes_of(engine)
     model = tx.models.get(engine.model)
     deadline = engine.since + (model.drain_timeout_s if model else _DRAIN_TIMEOUT_S)
@@ -67,4 +67,4 @@ def _drain_deadline(tx: Transaction, engine: Engine) -> float:
 
 
 _DRAIN_TIMEOUT_S = 600.0
-"""Of an engine whose model has left the catalog."""
+"""Drain timeout of an engine whose model has left the catalog."""

@@ -1,4 +1,4 @@
-"""What happens to the fleet. Each event is one fact, reported by the part that owns it."""
+"""Events of the fleet. Each is one fact, reported by the part that owns it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Part:
 
 @dataclass(frozen=True)
 class FoundEngine:
-    """An engine process that an agent has, reported after (re)connecting."""
+    """An engine process of an agent, reported after (re)connecting."""
 
     id: str
     model: str
@@ -50,7 +50,7 @@ class FoundServer:
 
 @dataclass(frozen=True)
 class Started:
-    """A controller began its life. ``slots`` and ``servers``: what the edge has; ``nodes``: the agents found alive."""
+    """A controller began its life. ``slots`` and ``servers``: the edge's tables; ``nodes``: the agents found alive."""
 
     epoch: int
     slots: Mapping[str, int]
@@ -58,19 +58,19 @@ class Started:
     nodes: tuple[str, ...]
     pinned: frozenset[str] = frozenset()
     apart: frozenset[str] = frozenset()
-    """Models whose requests the edge hands to the ingress, whatever engines they have."""
+    """Models whose requests the edge sends to the ingress, with or without engines."""
 
 
 @dataclass(frozen=True)
 class CatalogChanged:
-    """The catalog as it is now, whole."""
+    """The present catalog, whole."""
 
     models: tuple[Model, ...]
 
 
 @dataclass(frozen=True)
 class NodeJoined:
-    """An agent is up (or was found again) and says what its node holds and which engines it has."""
+    """An agent is up (or was found again) and reports its node's memory and engines."""
 
     node: str
     type: str
@@ -83,7 +83,7 @@ class NodeJoined:
 
 @dataclass(frozen=True)
 class NodeGone:
-    """An agent died or could not be reached any more. ``node_alive``: only the agent died, its node is still there."""
+    """An agent died or became unreachable. ``node_alive``: only the agent died, its node is still there."""
 
     node: str
     reason: str
@@ -92,7 +92,7 @@ class NodeGone:
 
 @dataclass(frozen=True)
 class NodeFailed:
-    """An agent that was asked for could not be created."""
+    """A requested agent could not be created."""
 
     node: str
     reason: str
@@ -106,8 +106,8 @@ class EngineListening:
 
 @dataclass(frozen=True)
 class EngineReady:
-    """It answered one real request. ``load_s``: from start of the process; ``max_model_len``: tokens that it takes,
-    prompt and answer together, ``None`` if it does not say."""
+    """It answered one real request. ``load_s``: from start of the process; ``max_model_len``: its context length in
+    tokens, prompt and answer together, ``None`` if not reported."""
 
     engine: str
     address: str
@@ -119,7 +119,7 @@ class EngineReady:
 class EngineStalled:
     """It has work (``in_flight`` by its own count, where it has one) and has made no progress for ``still_s``.
 
-    Reported again and again until it moves or is ended.
+    Reported repeatedly until it makes progress or is ended.
     """
 
     engine: str
@@ -136,13 +136,13 @@ class EngineMoves:
 
 @dataclass(frozen=True)
 class EngineExited:
-    """Its process is gone (asked to or not), its memory free."""
+    """Its process is gone (requested or not), its memory free."""
 
     engine: str
     reason: str
-    """For administrators: ends with its last words if it failed."""
+    """For administrators: ends with its last output if it failed."""
     expected: bool
-    summary: str = ""  # for all users: how it ended, without its last words
+    summary: str = ""  # for all users: how it ended, without its last output
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class RouteOpened:
 
 @dataclass(frozen=True)
 class RouteRefused:
-    """The edge did not take the command (open, drain or close), or the server did not come UP in time."""
+    """The edge refused the command (open, drain or close), or the server did not come UP in time."""
 
     engine: str
     reason: str
@@ -162,7 +162,7 @@ class RouteRefused:
 
 @dataclass(frozen=True)
 class RouteDrained:
-    """The edge took ``DrainRoute``: no new request from here on. Counters count only if asked for after this."""
+    """The edge accepted ``DrainRoute``: no new request from here on. Only counters read after this count."""
 
     engine: str
 
@@ -185,14 +185,14 @@ class ServerSeen:
 @dataclass(frozen=True)
 class EdgeSeen:
     """Counters read from the edge: all of them once a second, draining ones every 50 ms. ``read_at``: the controller's
-    clock just before the edge was asked; a count read before a drain must not end it."""
+    clock just before the query; a count read before a drain must not end it."""
 
     servers: tuple[ServerSeen, ...]
     read_at: float
 
 
 class Priority(StrEnum):
-    """Class of a request's priority. No policy tells them apart yet."""
+    """Class of a request's priority. No policy uses it yet."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"
@@ -200,9 +200,9 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True)
 class Requester:
-    """On whose behalf a request was made: tags of its key and, behind an endpoint's key, of the caller; else empty.
+    """The requester: tags of its key and, behind an endpoint's key, of the caller; else empty.
 
-    Equal for equal keys and callers, and no names, as what the edge sends with a request may reach an engine.
+    Equal for equal keys and callers, and no names, as headers that the edge sends with a request may reach an engine.
     """
 
     key: str = ""
@@ -218,9 +218,9 @@ class Acquire:
     model: str
     wait_s: float
     not_routed: bool = False
-    """It was let go before and the edge had no usable server."""
+    """It was released before and the edge had no usable server."""
     unattended: bool = False
-    """No client waits for it: one that did not want to wait asked, and may come again."""
+    """No client waits for it: the request came with a wait of 0, and may come again."""
     requester: Requester = Requester()
 
 
@@ -279,14 +279,14 @@ class NodeDrainAsked:
 
 @dataclass(frozen=True)
 class BlockCancelAsked:
-    """``gateway blocks cancel``: the pool ends the block's job, whatever is in flight on it."""
+    """``gateway blocks cancel``: the pool ends the block's job, with requests in flight or without."""
 
     block: str
 
 
 @dataclass(frozen=True)
 class SeenBlock:
-    """A block as the ledger has it. Times are seconds since the epoch, ``None`` where not known."""
+    """A block of the ledger. Times are seconds since the epoch, ``None`` where not known."""
 
     name: str
     type: str
@@ -294,7 +294,7 @@ class SeenBlock:
     asked_at: float
     job: str | None = None  # the scheduler's id
     reason: str | None = None
-    """Why it pends or how it ended, in the scheduler's words."""
+    """Why it pends or how it ended, as the scheduler reports it."""
     host: str | None = None  # the machine that it runs or ran on
     starts_at: float | None = None
     """When its job started; of a pending one, when the scheduler expects it to."""
@@ -306,7 +306,7 @@ class SeenBlock:
 
 @dataclass(frozen=True)
 class BlocksSeen:
-    """The ledger was read and says something new: all of its blocks, the latest ended ones included."""
+    """The ledger was read and has changed: all of its blocks, the latest ended ones included."""
 
     blocks: tuple[SeenBlock, ...]
 
@@ -317,13 +317,13 @@ class NodeLeaves:
 
     node: str
     until: float
-    """Seconds since the epoch; its engines are ended then, whatever is in flight."""
+    """Seconds since the epoch; its engines are ended then, even with requests in flight."""
     reason: str
 
 
 @dataclass(frozen=True)
 class NodeTypeRetryAsked:
-    """``gateway blocks retry``: blocks of this type may be asked for again, whatever became of the last ones."""
+    """``gateway blocks retry``: blocks of this type may be requested again, in spite of earlier failures."""
 
     type: str
 
@@ -333,12 +333,12 @@ class StorageSeen:
     """Whether the state folder can be written."""
 
     backoff: str
-    """Why not, for everybody; empty if it can."""
+    """Why not, for all users; empty if it can."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Time passed; deadlines are looked at."""
+    """Time passed; deadlines are checked."""
 
 
 Event = (

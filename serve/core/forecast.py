@@ -1,4 +1,4 @@
-"""What is expected: the state of a model, when it serves, and what it waits for."""
+"""Forecasts: the state of a model, the time until it serves, and the reason why it waits."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from serve.core.state import Engine, EngineState, Fleet, Node, NodePhase, RouteS
 
 
 class Expected(NamedTuple):
-    """The first node that could hold something and has not joined yet."""
+    """The first pending node that could hold a need."""
 
     in_s: float | None
     """Seconds until it can take an engine; ``None``: not known."""
     words: str
-    """What it waits for, in the scheduler's words."""
+    """Why it is not there yet, as the scheduler reports it."""
 
 
 class Forecast:
-    """Expectations for ``fleet`` at ``now``. What all models with one need share is worked out once."""
+    """Forecasts for ``fleet`` at ``now``. The part that all models with one need share is computed once."""
 
     def __init__(self, fleet: Fleet, now: float) -> None:
         self.fleet = fleet
@@ -34,7 +34,7 @@ class Forecast:
 
     @cached_property
     def _pending(self) -> Mapping[str, list[Node]]:
-        """Type -> nodes that were asked for and have no block yet, in the order of asking."""
+        """Type -> requested nodes that have no block yet, oldest request first."""
         pending: dict[str, list[Node]] = {}
         nodes = [node for node in self.fleet.nodes.values() if node.phase is NodePhase.PENDING]
         for node in sorted(nodes, key=lambda node: (node.since, node.id)):
@@ -43,7 +43,7 @@ class Forecast:
 
     @cached_property
     def _on_the_way(self) -> Mapping[str, list[SeenBlock]]:
-        """Type -> blocks whose node has not joined, those that run before those that wait, in the order of asking."""
+        """Type -> blocks whose node has not joined, running ones before queued ones, oldest request first."""
         joined = {node.block for node in self.fleet.nodes.values()}
         coming: dict[str, list[SeenBlock]] = {}
         for block in self.fleet.blocks.values():
@@ -63,10 +63,10 @@ class Forecast:
         return known
 
     def next_node(self, need: Need) -> Expected | None:
-        """The node that is expected first, of those asked for that could hold ``need``; ``None``: none was asked for.
+        """The pending node that is expected first, of those that could hold ``need``; ``None``: there is none.
 
         (1) a block is on its way; (2) one can be submitted; (3) none can before a cancelled one ends: it holds its
-        place for as long as the scheduler has its job, which may hang there for a time that nothing tells.
+        place for as long as the scheduler has its job, which may hang there for an unknown time.
         """
         if need not in self._coming:
             self._coming[need] = self._next_node(need)
@@ -94,10 +94,10 @@ class Forecast:
     def eta_s(self, model: str) -> float | None:
         """Expected seconds until ``model`` serves, if it were wanted now; ``None``: not known.
 
-        (1) it serves: 0; (2) it loads: what is left of its last load's time, at least 1; (3) back-off: its rest and a
-        load; else a load, after (4) what loads or stops there now, where there is free room; (5) the node that was
-        asked for is there, where one could hold it; (6) nothing, where a node here could hold it; (7) a node was had,
-        which takes as long as the last ones took.
+        (1) it serves: 0; (2) it loads: the rest of its last load's time, at least 1; (3) back-off: its rest and a load;
+        else a load, after (4) the loads and stops under way there, where there is free room; (5) the start of the
+        pending node, where one could hold it; (6) nothing, where a node here could hold it; (7) the queue and start of
+        a new node, which take as long as the last ones took.
         """
         fleet, now = self.fleet, self.now
         engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
@@ -135,8 +135,8 @@ class Forecast:
         return min((s for kind in able if (s := _ask_s(fleet, kind.name)) is not None), default=None)  # (7)
 
     def waiting_reason(self, model: str, *, detail: bool = False) -> str | None:
-        """Why a model waits: (1) one that is ``queued``, for another engine on a GPU or for a node that it needs;
-        (2) any, while the state folder cannot be written; else ``None``. ``detail``: for administrators."""
+        """Why a model waits: (1) a ``queued`` one, for another engine on a GPU or for a node that it needs; (2) any,
+        while the state folder cannot be written; else ``None``. ``detail``: for administrators."""
         entry = self.fleet.models.get(model)
         said: str | None = None
         if entry is not None and model_state(self.fleet, model) == "queued":  # (1)
@@ -150,7 +150,7 @@ class Forecast:
         return "; ".join(filter(None, (said, self.fleet.storage))) or None  # (2)
 
     def _expect(self, block: SeenBlock) -> Expected:
-        """(1) its job runs, its node is on its way; (2) it is not submitted yet; (3) the scheduler says when it starts;
+        """(1) its job runs, its node is on its way; (2) it is not submitted yet; (3) the scheduler forecasts its start;
         (4) it does not."""
         job = "a job" if block.job is None else f"job {block.job}"
         start = start_s(self.fleet, block.type)
@@ -189,7 +189,7 @@ def model_state(fleet: Fleet, model: str) -> str:
 
 
 def _in_the_way(fleet: Fleet, kind: str) -> SeenBlock | None:
-    """Of a type that has as many blocks as it may, the first that is being cancelled."""
+    """Of a type that is at its limit of blocks, the first that is being cancelled."""
     most = next((each.max_nodes for each in fleet.policy.node_types if each.name == kind), 0)
     holding = [block for block in fleet.blocks.values() if block.type == kind and not block.phase.ended]
     leaving = [block for block in holding if block.phase is BlockPhase.CANCELLING]
@@ -197,15 +197,15 @@ def _in_the_way(fleet: Fleet, kind: str) -> SeenBlock | None:
 
 
 def _ask_s(fleet: Fleet, kind: str) -> float | None:
-    """Seconds until a node of type ``kind``, asked for now, could take an engine, going by the last queue times."""
+    """Seconds until a node of type ``kind``, requested now, could take an engine, by the last queue times."""
     wait_s = fleet.queue_wait_s.get(kind)
     return None if wait_s is None else wait_s + start_s(fleet, kind)
 
 
 def why_none(fleet: Fleet, need: Need, now: float, *, detail: bool = False) -> str | None:
-    """Why no node that could hold ``need`` was asked for, if the last one failed.
+    """Why no node that could hold ``need`` was requested, if the last request failed.
 
-    ``detail``: for administrators, with what the agent that could not be made, or its Ray, said.
+    ``detail``: for administrators, with the error of the agent that could not be created, or of Ray.
     """
     for kind in fleet.policy.node_types:
         backoff = fleet.backoffs.get(kind.name)

@@ -1,4 +1,4 @@
-"""How long it takes to get a node, and how long one stays: arithmetic over the blocks that were seen."""
+"""How long it takes to get a node, and how long one stays: arithmetic over the blocks seen so far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def queue_waits(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, float]:
 
 
 def waited_s(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, list[float]]:
-    """Type -> how long in seconds each of its blocks that ever started had waited for it, in the order of starting."""
+    """Type -> queue times in seconds of its blocks that started, in the order of starting."""
     waits: dict[str, list[float]] = {}
     started = [(starts_at, b) for b in blocks if (starts_at := _started_at(b, now)) is not None]
     for starts_at, block in sorted(started, key=lambda pair: (pair[0], pair[1].name)):
@@ -28,8 +28,8 @@ def waited_s(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, list[float
 
 
 def _started_at(block: SeenBlock, now: float) -> float | None:
-    """When its job started; ``None``: it did not. Of one that may never have run, no host known, a start to come or
-    after its end is what the scheduler had expected of it while it was in the queue."""
+    """When its job started; ``None``: it did not. For one that may never have run (no host known), a start in the
+    future or after its end is only the forecast that the scheduler gave while it was in the queue."""
     if block.starts_at is None or block.phase.queued:
         return None
     if block.phase in (BlockPhase.RUNNING, BlockPhase.COMPLETED, BlockPhase.EXPIRED) or block.host is not None:
@@ -39,7 +39,7 @@ def _started_at(block: SeenBlock, now: float) -> float | None:
 
 
 def wait_for_node_s(known: Transaction | Fleet, kind: str) -> float:
-    """Seconds from asking for a node of type ``kind`` until it can take an engine, going by the last few."""
+    """Seconds from the request of a node of type ``kind`` until it can take an engine, by the last few."""
     return known.queue_wait_s.get(kind, known.policy.queue_wait_guess_s) + start_s(known, kind)
 
 
@@ -51,8 +51,8 @@ def start_s(known: Transaction | Fleet, kind: str) -> float:
 
 
 def takes(tx: Transaction, model: str, *, ending: bool) -> Callable[[Node], bool]:
-    """Whether a node would serve ``model`` for as long at least as it takes to load there, as far as is known, or is in
-    the first half of its time; ``ending``: of those whose end is near, else of the others."""
+    """Whether a node would serve ``model`` for at least as long as it takes to load there, as far as is known, or is in
+    the first half of its time; ``ending``: for nodes near their end, else for the others."""
     until = tx.now + 2 * tx.load_time_s(model)
 
     def would(node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""Numbers that the decisions use, and what may be asked for: values from the site's configuration."""
+"""Parameters of the decisions, and the node types: values from the site's configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NodeTypeSpec:
-    """What the controller may ask for: one of the site's node types."""
+    """A node type of the site, which the controller may request."""
 
     name: str
     host_mib: int
@@ -18,7 +18,7 @@ class NodeTypeSpec:
 
 @dataclass(frozen=True)
 class Policy:
-    """Numbers that the decisions use; from the site's ``Limits``."""
+    """Parameters of the decisions; from the site's ``Limits``."""
 
     node_types: tuple[NodeTypeSpec, ...] = ()
     slots: int = 64
@@ -36,20 +36,20 @@ class Policy:
     last_block_idle_s: float = 3600.0
     """How long the last node is kept, empty or unused, for the next request."""
     pending_idle_s: float = 120.0
-    """How long an unneeded pending node is kept: its place in the queue is worth something, because
-    what is evicted to make room for one model is often what the next one waits for (``benchmarks.growth``)."""
+    """How long an unneeded pending node is kept: its place in the queue has a value, because the models evicted to
+    make room for one model are often requested next (``benchmarks.growth``)."""
     demand_kept_max_s: float = 43200.0
     """Upper bound on how long demand is kept for a client that received a 503 with Retry-After."""
     node_type_retry_s: float = 1800.0
     """Back-off of a node type in a crash loop, or whose jobs are unschedulable."""
     early_deaths_max: int = 3
-    """Early deaths in a row that make a crash loop."""
+    """Early deaths in a row that count as a crash loop."""
     lived_s: float = 60.0
     """A block that fails within this time after its start died early."""
     submit_retry_first_s: float = 5.0
     """Back-off after the scheduler refused a block: doubles from here ..."""
     submit_retry_max_s: float = 60.0
-    """... to here, without end: schedulers come back."""
+    """... to here, without a limit of tries: schedulers recover."""
     retry_first_s: float = 2.0
     """Back-off after a failed load: doubles from here ..."""
     retry_max_s: float = 300.0
@@ -58,31 +58,31 @@ class Policy:
     load_guess_s: float = 60.0
     """Expected load time of a model never loaded here."""
     first_use_grace_s: float = 2.0
-    """How long an engine is not idle after a request was let go to it, unless it was used since."""
+    """How long an engine is not idle after a request was released to it, unless it was used since."""
     crash_window_s: float = 5.0
-    """An engine that dies within this time after it was ready counts as a failure; the first costs no back-off."""
+    """An engine that crashes within this time after ready counts as a failure; the first costs no back-off."""
     crashes_per_wait: int = 12
-    """The same for engines that died so with requests on board, one of which may be the cause, and none answered."""
+    """The same for crashes with requests in flight, one of which may be the cause, while none was answered."""
     drain_before_end_s: float = 300.0
     """How long before its block leaves a node takes no new request; at most a quarter of its walltime."""
     leave_before_end_s: float = 30.0
     """How long before its walltime ends a block leaves by itself."""
     notice_s: float = 20.0
-    """How long a cancelled block stays, where no notice says."""
+    """How long a cancelled block stays, without a notice."""
     leave_grace_s: float = 5.0
-    """Least time for what is in flight, however late it was known that a node leaves."""
+    """Least time for requests in flight, however late the node's end was known."""
     handover_used_s: float = 600.0
     """A model used within this time is loaded elsewhere before its node's block ends."""
     handover_margin_s: float = 10.0
     """Safety margin added to measured queue, start and load times for polling intervals and variance."""
     queue_wait_guess_s: float = 60.0
-    """How long a job waits in the queue, before any has started."""
+    """Expected queue time of a job before any has started."""
     block_start_guess_s: float = 30.0
-    """How long it takes from a job's start until its node's agent reports, before any has."""
+    """Expected time from a job's start until its node's agent reports, before any has."""
     growth_after_s: float = 2.0
-    """A waiting model asks for a node after this time, or at once if no node here could hold it even empty."""
+    """A waiting model requests a node after this time, or at once if no node here could hold it even empty."""
     settle_s: float = 30.0
-    """After a restart: how long agents that were found may take to report."""
+    """After a restart: time for the agents found to report."""
     route_retry_s: float = 0.25
     """After a refused route command; doubles with each in a row."""
     route_refusals_max: int = 6
@@ -96,7 +96,7 @@ DOUBT_S = 3.0
 
 REOPENS_S = 2.0
 """After a death: a request that the edge tries again after its pause of a second finds no engine, and goes to the
-ingress. A new one would be its next victim, as the edge cannot prefer the ingress for a second try."""
+ingress. A new engine would be its next victim, as the edge cannot prefer the ingress for a second try."""
 
 
 APART_S = 20.0

@@ -21,7 +21,7 @@ from serve.core.state import Fleet
 from serve.core.step import step
 
 VERSION = 2
-"""Of a recorded fleet. One of another version cannot be replayed: what it says may mean something else."""
+"""Version of a recorded fleet. Another version cannot be replayed: its fields may have another meaning."""
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
@@ -37,7 +37,7 @@ def event_to_json(event: Event) -> dict[str, Any]:
 
 
 def event_from_json(document: Mapping[str, Any]) -> Event:
-    """The event that ``event_to_json`` wrote. Raises ``ConfigError`` where it is no such thing."""
+    """The event that ``event_to_json`` wrote. Raises ``ConfigError`` for anything else."""
     kind = _TYPES.get(document.get("event", ""))
     if kind is None:
         raise ConfigError(f"recorded event: event: expected one of {', '.join(_TYPES)}, got {document.get('event')!r}")
@@ -54,7 +54,7 @@ def fleet_to_json(fleet: Fleet) -> dict[str, Any]:
 
 
 def fleet_from_json(document: Mapping[str, Any]) -> Fleet:
-    """The fleet that ``fleet_to_json`` wrote. Raises ``ConfigError`` where it is no such thing."""
+    """The fleet that ``fleet_to_json`` wrote. Raises ``ConfigError`` for anything else."""
     if document.get("version") != VERSION:
         raise ConfigError(
             f"recorded fleet: another version of the gateway wrote it (format {document.get('version', 1)}, this one "
@@ -73,9 +73,9 @@ def _read(kind: type, document: object, what: str) -> Any:
 
 
 def replay(lines: Iterable[str]) -> Iterator[tuple[Event, tuple[Effect, ...]]]:
-    """Every event of a log, with what was decided on it.
+    """Every event of a log, with its effects.
 
-    Raises ``ConfigError`` where it is empty, does not begin with a fleet, or ends within a line: it is not whole.
+    Raises ``ConfigError`` for a log that is empty, does not begin with a fleet, or ends within a line.
     """
     fleet: Fleet | None = None
     for number, line in enumerate(lines, 1):

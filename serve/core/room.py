@@ -1,4 +1,4 @@
-"""What fits where: memory of nodes, what engines need of it, and which loads disturb one another."""
+"""Room: free memory of nodes, needs of engines, and loads that disturb one another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve.core.state import Engine, EngineState, Fleet, Node, stays
 
 
 class Need(NamedTuple):
-    """What one engine of a model takes: ``mib`` on each of ``gpus`` devices, or of the host where ``gpus`` is 0."""
+    """Memory needed by one engine of a model: ``mib`` on each of ``gpus`` devices, or of the host if ``gpus`` is 0."""
 
     gpus: int
     mib: int
@@ -45,7 +45,7 @@ class Room(NamedTuple):
         return Room(self.host, tuple(free + mib if index in gpus else free for index, free in enumerate(self.gpus)))
 
     def without(self, engine: Engine, node: str, sign: int = 1) -> Room:
-        """With what ``engine`` holds on ``node`` freed; ``sign`` -1: with it there again."""
+        """With the memory of ``engine`` on ``node`` freed; ``sign`` -1: taken again."""
         room = self
         for part in engine.on(node):
             room = room.add(part.gpus, sign * part.mib)
@@ -57,14 +57,14 @@ def need_of(model: Model) -> Need:
 
 
 def holds(thing: Node | NodeTypeSpec, need: Need) -> bool:
-    """Whether it would fit if nothing else were there."""
+    """Whether it would fit on an empty node."""
     if need.gpus == 0:
         return thing.host_mib >= need.mib
     return sum(1 for total in thing.gpu_mib if total >= need.mib) >= need.gpus
 
 
 def has_room(node: Node, need: Need) -> bool:
-    """Whether it fits into what is free."""
+    """Whether it fits into the free room."""
     if need.gpus == 0:
         return node.free_host_mib >= need.mib
     if max(node.free_gpu_mib, default=0) < need.mib:
@@ -73,14 +73,14 @@ def has_room(node: Node, need: Need) -> bool:
 
 
 def could_ever_hold(node_types: tuple[NodeTypeSpec, ...], nodes: Mapping[str, Node], need: Need) -> bool:
-    """Whether any node here, or any that may be asked for, is large enough."""
+    """Whether any node here, or of a node type that may be requested, is large enough."""
     return any(kind.max_nodes > 0 and holds(kind, need) for kind in node_types) or any(
         holds(node, need) for node in nodes.values()
     )
 
 
 def loads_beside(engine: Engine, others: Iterable[Engine]) -> Engine | None:
-    """Of the engines on its node, the one whose load on a GPU of its own it must wait for before it is stopped."""
+    """The engine on its node whose load on a shared GPU must finish before this one is stopped."""
     mine = engine.devices
     loading = [
         other
@@ -99,10 +99,10 @@ def unsettles(engine: Engine, *, due: bool) -> bool:
 
 
 def waits_for(fleet: Fleet, need: Need) -> Engine | None:
-    """The engine that a model waits for because it loads or stops on a GPU that ``need`` could have had.
+    """The engine whose load or stop on a GPU keeps ``need`` from starting there.
 
-    (1) there is free room on quiet GPUs: none; (2) there is free room, but where something loads or stops; (3) what
-    gives room up must wait for a load before it is stopped.
+    (1) there is free room on quiet GPUs: none; (2) there is free room, but where something loads or stops; (3) the
+    engines to be stopped must wait for a load first.
     """
     if need.gpus == 0:
         return None
@@ -141,7 +141,7 @@ def wait_s(fleet: Fleet, engine: Engine, now: float) -> float:
 
 
 def wait_words(engine: Engine) -> str:
-    """Of ``waits_for``, for everybody."""
+    """Of ``waits_for``, for all users."""
     done = "has loaded" if engine.state is EngineState.LOADING else "has ended"
     return f"waits until '{engine.model}' {done} on the same GPU"
 
@@ -149,8 +149,8 @@ def wait_words(engine: Engine) -> str:
 def victims(candidates: Sequence[Engine], node: str, room: Room, need: Need) -> tuple[Engine, ...] | None:
     """The fewest of the evictable engines on ``node`` without which ``need`` fits into ``room``, or ``None``.
 
-    ``candidates``: in the order in which they should go. (1) take the first until it fits; (2) spare, the last first,
-    those that it fits without.
+    ``candidates``: in the order of eviction. (1) take the first until it fits; (2) spare, the last first, those not
+    needed for that.
     """
     chosen: list[Engine] = []
     for engine in candidates:

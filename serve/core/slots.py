@@ -1,4 +1,4 @@
-"""Slots at the edge: which model has which."""
+"""Slots at the edge: the assignment of slots to models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def slots_in_use(tx: Transaction) -> set[int]:
 
 
 def free_slot(tx: Transaction, model: str, in_use: set[int]) -> int | None:
-    """The slot ``model`` may have: (1) its own; (2) a free one; (3) one whose model has no engine, rather one
+    """The slot ``model`` may have: (1) its own; (2) a free one; (3) one whose model has no engine, preferably one
     without demand; (4) none. A slot with any engine or server of an earlier tenant is in use."""
     slot = tx.slots.rows.get(model)
     if slot is not None:  # (1)
@@ -40,7 +40,7 @@ def free_slot(tx: Transaction, model: str, in_use: set[int]) -> int | None:
 
 
 def take_slot(tx: Transaction, model: str, slot: int) -> None:
-    """Make ``slot``, as found by ``free_slot``, that of ``model``; a new tenant means a new engine key."""
+    """Assign ``slot``, as found by ``free_slot``, to ``model``; a new tenant means a new engine key."""
     if tx.slots.rows.get(model) == slot:
         return
     for tenant, taken in list(tx.slots.rows.items()):

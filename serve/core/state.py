@@ -1,4 +1,4 @@
-"""What the controller knows: frozen values, changed only by ``serve.core.step``.
+"""The controller's state: frozen values, changed only by ``serve.core.step``.
 
 Memory is counted in whole MiB so that sums are exact. Times are seconds by the controller's steady clock
 (``gateway_plugin.clock``), given as arguments, never read here.
@@ -17,11 +17,11 @@ from serve.core.policy import Policy
 
 class EngineState(Enum):
     LOADING = "loading"
-    """Its process was asked for and has not answered a real request yet. Holds its memory."""
+    """Its process was requested and has not answered a real request yet. Holds its memory."""
     READY = "ready"
     """It answered a real request; its route is open or being opened."""
     DRAINING = "draining"
-    """Its route takes no new request; what is in flight goes on. Can still be taken back (``READY``)."""
+    """Its route takes no new request; requests in flight go on. Can still be taken back (``READY``)."""
     ASLEEP = "asleep"
     """Sleep level 1: device memory freed. Reserved for the issue on switching; no rule enters it yet."""
     STOPPING = "stopping"
@@ -43,8 +43,8 @@ class NodePhase(Enum):
     LEAVING = "leaving"
     """Takes no new engine; its engines drain; then its agent is killed and the block goes."""
     ORPHANED = "orphaned"
-    """Its agent died, the node lives, a new agent was asked for there. Takes no new engine and no command; the engines
-    that it had run on and keep their routes until the new agent says what exists."""
+    """Its agent died, the node lives, a new agent was requested there. Takes no new engine and no command; its engines
+    run on and keep their routes until the new agent reports."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Node:
     block: str = ""
     """The block's name (Ray's instance id)."""
     idle_since: float | None = None
-    """Since when it has held no engine; while PENDING: since when no model has needed it."""
+    """Since when it has had no engine; while PENDING: since when no model has needed it."""
     drain_asked: bool = False
     """It is to leave: ``gateway blocks drain``, or its end is near; survives the death of its agent."""
     ends_at: float | None = None
@@ -71,15 +71,15 @@ class Node:
     drain_at: float | None = None
     """From then on it is LEAVING: its end is near, or its block was cancelled."""
     half_at: float | None = None
-    """Half of its useful time is over then: nothing is done earlier for fear of its end."""
+    """Half of its useful time is over then: no measure against its end is taken earlier."""
     leave_at: float | None = None
-    """Its block leaves then, by itself or because it must: what is in flight is cut."""
+    """Its block leaves then, by itself or by force: requests in flight are cut."""
     notice_until: float | None = None
-    """Its block was cancelled from outside, and has until then."""
+    """Its block was cancelled from outside, and ends then."""
     ending: bool = False
-    """Its end is so near that what it serves is handed over to others; new engines go elsewhere if they can."""
+    """Near its end: its models are handed over to other nodes; new engines go elsewhere if they can."""
     joined_at: float | None = None
-    """When its agent first reported, if it was seen to."""
+    """When its agent first reported, if this controller saw it."""
     free_host_mib: int = 0
     """Kept by ``serve.core.transaction``: ``host_mib`` less what its engines hold."""
     free_gpu_mib: tuple[int, ...] = ()
@@ -109,7 +109,7 @@ class Engine:
     server: int | None = None
     """Index of its server in the model's slot at the edge."""
     up: bool = False
-    """The edge's own word on the server."""
+    """The server's state as the edge reports it."""
     in_flight: int = 0
     last_used: float = 0.0
     """The later of the edge's last session and the last time something was in flight."""
@@ -131,13 +131,13 @@ class Engine:
     fresh_from: float = 0.0
     """Counters that the edge was asked for before this are stale and ignored."""
     granted_at: float = 0.0
-    """When it became ready, or a request was last let go to it, which may still be on its way."""
+    """When it became ready, or a request was last released to it, which may still be on its way."""
     refusals: int = 0
     """Times in a row that the edge refused a command for its route."""
     retry_at: float = 0.0
     """No command for its route before this."""
     stalled_since: float | None = None
-    """Since when it has made no progress with ``still_with`` requests in flight, as its agent says."""
+    """Since when it has made no progress with ``still_with`` requests in flight, as its agent reports."""
     stalled_with: int = 0
 
     @property
@@ -156,7 +156,7 @@ class Engine:
 
 
 def reservation(engine: Engine) -> tuple[Part, ...]:
-    """What an engine in its state holds: all of its parts, until its process is gone."""
+    """Memory held by an engine in its state: all of its parts, until its process is gone."""
     return engine.parts
 
 
@@ -185,18 +185,18 @@ class Apart:
 
 @dataclass(frozen=True)
 class Failure:
-    """A model whose last load failed: nothing is tried before ``retry_at``."""
+    """A model whose last load failed: no load is tried before ``retry_at``."""
 
     count: int
     at: float
     retry_at: float
     reason: str
-    """For administrators: ends with the engine's own last words."""
+    """For administrators: ends with the engine's own last output."""
     after_ready: bool = False
     """The engine crashed shortly after becoming ready. Cleared once an engine stays up for ``crash_window_s``, or is
     evicted normally."""
     summary: str = "it failed"
-    """For everybody."""
+    """For all users."""
 
 
 @dataclass(frozen=True)
@@ -224,15 +224,15 @@ class Cause(Enum):
 
 @dataclass(frozen=True)
 class NodeTypeBackoff:
-    """Why a node type is not asked for before ``retry_at``; after that, one node at a time until one joins."""
+    """Why a node type is not requested before ``retry_at``; after that, one node at a time until one joins."""
 
     cause: Cause
     count: int
-    """How many blocks in a row."""
+    """Number of blocks in a row."""
     block: str
     """The last of them."""
     reason: str
-    """Its last words, or the scheduler's."""
+    """Its last output, or the scheduler's message."""
     since: float
     retry_at: float
 
@@ -244,7 +244,7 @@ class NodeTypeBackoff:
 
 @dataclass(frozen=True)
 class Fleet:
-    """All of it. Mappings are never changed in place."""
+    """The whole state. Mappings are never changed in place."""
 
     policy: Policy
     epoch: int = 0
@@ -263,8 +263,8 @@ class Fleet:
     pinned: frozenset[str] = frozenset()
     """Never evicted, always wanted: from the catalog and from ``gateway models pin``."""
     requested_until: Mapping[str, float] = field(default_factory=dict)
-    """Model -> until when it is wanted, or until it is ready: for ever by ``gateway models load``; where a client was
-    refused with a time at which to come back, until a while after that."""
+    """Model -> until when it is wanted, or until it is ready: for ever by ``gateway models load``; for a client refused
+    with Retry-After, until a while after that."""
     switches: int = 0
     """Evictions made so that another model could be loaded."""
     serial: int = 0
@@ -284,7 +284,7 @@ class Fleet:
     unsettled: frozenset[str] = frozenset()
     """Nodes found at the start that have not reported yet."""
     found: tuple[FoundServer, ...] = ()
-    """Servers found at the start that no engine was matched to yet."""
+    """Servers found at the start without a matching engine so far."""
     started_at: float = 0.0
     """When ``Started`` came."""
     blocks: Mapping[str, SeenBlock] = field(default_factory=dict)
@@ -296,11 +296,11 @@ class Fleet:
     apart: Mapping[str, Apart] = field(default_factory=dict)
     """By model. Kept by ``serve.core.policies.apart``."""
     backoffs: Mapping[str, NodeTypeBackoff] = field(default_factory=dict)
-    """By kind: why it is not asked for. Kept by ``serve.core.policies.backoff``."""
+    """By node type: why it is not requested. Kept by ``serve.core.policies.backoff``."""
     reset_at: Mapping[str, float] = field(default_factory=dict)
-    """By kind: when an administrator last asked for a retry; what its blocks did before does not count."""
+    """By node type: time of the administrator's last retry; earlier failures of its blocks do not count."""
     storage: str = ""
-    """Why the state folder cannot be written, for everybody; empty if it can."""
+    """Why the state folder cannot be written, for all users; empty if it can."""
     joined_blocks: frozenset[str] = frozenset()
     """Blocks of the ledger whose nodes joined in this controller's life."""
 
@@ -316,12 +316,12 @@ def ready_at(engine: Engine) -> float:
 
 
 def serving(engine: Engine) -> bool:
-    """A request sent to the edge now finds it."""
+    """A request sent to the edge now reaches it."""
     return engine.state is EngineState.READY and engine.route is RouteState.OPEN and engine.up
 
 
 def stalled(engine: Engine) -> bool:
-    """It serves, as far as the edge knows, and does not move."""
+    """It serves, as far as the edge reports, and makes no progress."""
     return (
         engine.stalled_since is not None
         and engine.state is EngineState.READY
@@ -335,7 +335,7 @@ def stays(node: Node) -> bool:
 
 
 def had_requests(engine: Engine) -> bool:
-    """Whether a request was let go to it, or seen on it, since it was ready."""
+    """Whether a request was released to it, or seen on it, since it was ready."""
     return engine.in_flight > 0 or max(engine.granted_at, engine.last_used) > ready_at(engine)
 
 

@@ -1,4 +1,4 @@
-"""Which node types can be asked for, and when waiting for one makes no sense."""
+"""Which node types can be requested, and when waiting for one is hopeless."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def may_ask(tx: Transaction, kind: NodeTypeSpec) -> bool:
 
 
 def describe(kind: str, backoff: NodeTypeBackoff) -> str:
-    """One sentence for people, without its full stop: the node type, the block, and its reason."""
+    """One sentence for users, without its full stop: the node type, the block, and its reason."""
     if backoff.cause is Cause.UNSCHEDULABLE:
         return f"Blocks of type '{kind}' can never start: {backoff.block} pends with '{backoff.reason}'"
     what = "ended early" if backoff.cause is Cause.CRASH_LOOP else "could not be submitted"
@@ -38,8 +38,8 @@ def describe(kind: str, backoff: NodeTypeBackoff) -> str:
 
 
 def agents_to_withdraw(tx: Transaction) -> frozenset[str]:
-    """Pending nodes whose agents are taken back: those of a type that backs off, the youngest first, as many as have no
-    block on its way: one that runs and has not joined, or one in the queue unless that is what fails.
+    """Pending nodes whose agents are withdrawn: those of a type that backs off, the youngest first, as many as have no
+    block on its way: one that runs and has not joined, or one in the queue unless the queue is the reason.
     """
     found: list[str] = []
     for name, backoff in tx.backoffs.rows.items():
@@ -63,7 +63,7 @@ def _coming(tx: Transaction, kind: str, backoff: NodeTypeBackoff) -> int:
 
 
 def why_hopeless(tx: Transaction, model: Model) -> GatewayError | None:
-    """Why waiting for a node that can hold ``model`` makes no sense; ``None``: it does."""
+    """Why waiting for a node that can hold ``model`` is hopeless; ``None``: it is not."""
     if not could_ever_hold(tx.policy.node_types, tx.nodes.rows, need_of(model)):
         return _no_room(tx, model)
     backed_off = _only_backed_off(tx, need_of(model))

@@ -38,7 +38,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 @dataclass(frozen=True)
 class Policies:
     """The decisions that can be exchanged, each a function of the transaction. ``serve.core.step.DEFAULT`` has the
-    gateway's own; ``dataclasses.replace(DEFAULT, scaling=...)`` makes others, for a simulation say."""
+    gateway's own; ``dataclasses.replace(DEFAULT, scaling=...)`` makes others, e.g. for a simulation."""
 
     wanted_replicas: Callable[[Transaction, str], int]
     """How many engines a model should have."""
@@ -48,7 +48,7 @@ class Policies:
     evictable: Callable[[Transaction, Engine], bool]
     """Whether an engine may be stopped for another model."""
     eviction_rank: Callable[[Transaction, Engine], float]
-    """Of the evictable ones the lowest goes first."""
+    """Of the evictable engines the lowest rank goes first."""
     scaling: Callable[[Transaction, tuple[str, ...]], None]
     """Asks for nodes and releases nodes; given the models without room, in order."""
 
@@ -68,7 +68,7 @@ class Table(Generic[Row]):
         self._own[key] = row
 
     def drop(self, key: str) -> None:
-        """Forget ``key`` if it is there."""
+        """Remove ``key`` if it is there."""
         if key not in self.rows:
             return
         if self._own is None:
@@ -80,7 +80,7 @@ class Table(Generic[Row]):
 
 
 class Transaction:
-    """A fleet while one event is worked in: every field of ``Fleet``, those listed here as ``Table``."""
+    """A fleet during one event: every field of ``Fleet``, those listed here as ``Table``."""
 
     nodes: Table[Node]
     engines: Table[Engine]
@@ -126,7 +126,7 @@ class Transaction:
             self.__dict__[name] = Table(getattr(fleet, name))
 
     def commit(self) -> Fleet:
-        """The fleet as it is now."""
+        """The present fleet."""
         own = self.__dict__
         values = {name: own[name].rows if name in _TABLES else own[name] for name in _FIELDS}
         return Fleet(**values)
@@ -141,8 +141,8 @@ class Transaction:
     # --- engines ---
 
     def name(self, label: str, serial: int) -> str:
-        """The id of a new thing: ``local-tp3xkb-1``. The epoch, seconds since 1970, stands in it to the base of 36:
-        short, and in the order of time."""
+        """A new id: ``local-tp3xkb-1``. The epoch, seconds since 1970, is in it to the base of 36: short, and in the
+        order of time."""
         digits, left = "", self.epoch
         while left or not digits:
             left, digit = divmod(left, 36)
@@ -251,11 +251,11 @@ class Transaction:
         return next((waiter for waiter in waiters if not waiter.unattended), None)
 
     def unattended(self, model: str) -> bool:
-        """Only clients that did not wait have asked for it: it is loaded in case they come again."""
+        """Only clients that did not wait have requested it: it is loaded in case they come again."""
         return model in self.queues.rows and not self.wanted(model)
 
     def deficit(self, model: str, *, replaced: bool = False) -> int:
-        """How many engines ``model`` lacks. ``replaced``: those on nodes that end do not count, and one at least is
+        """How many engines ``model`` lacks. ``replaced``: those on nodes that end do not count, and at least one is
         needed."""
         engines = [engine for engine in self.engines_of(model) if live(engine)]
         if replaced:

@@ -22,7 +22,7 @@ def mark_granted(tx: Transaction, model: str) -> None:
 
 
 def answer_all(tx: Transaction, model: str, error: GatewayError | None) -> None:
-    """One answer for every waiter of ``model``, in the order they came."""
+    """One answer for every waiter of ``model``, in the order of arrival."""
     for ticket in tx.queues.rows.get(model, ()):
         tx.drop_waiter(ticket)
         tx.emit(Answer(ticket, error))
@@ -39,9 +39,9 @@ def record_failure(
 ) -> None:
     """Count a failed load, or a crash shortly after ready, and refuse the waiters after enough of them.
 
-    ``summary``: of a reason that is not for everybody. ``on_board``: requests were, and may be the cause.
-    Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first death after ready costs none,
-    nor do those with requests on board before there were ``crashes_per_wait`` of them.
+    ``summary``: for users, of a reason that only administrators may see. ``on_board``: requests were in flight, and may
+    be the cause. Back-off: ``retry_first_s`` doubled with each in a row up to ``retry_max_s``; a first crash after
+    ready costs none, nor do those with requests in flight before there were ``crashes_per_wait`` of them.
     """
     last = tx.failures.rows.get(model)
     count = 1 + (last.count if last is not None and last.after_ready == after_ready else 0)
@@ -68,9 +68,9 @@ def unavailable(model: str, failure: Failure, now: float) -> ModelUnavailable:
     )
 
 
-# --- what an engine is to become; commands follow in ``reconcile`` ---
+# --- target states of an engine; commands follow in ``serve.core.policies.commands`` ---
 def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
-    """Let an engine go: (1) it goes already; (2) no request can have reached it: stop; (3) drain its route first."""
+    """End an engine: (1) it stops already; (2) no request can have reached it: stop; (3) drain its route first."""
     if engine.state is EngineState.STOPPING:  # (1)
         return engine
     if engine.state is EngineState.DRAINING:
@@ -83,7 +83,7 @@ def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
 
 
 def can_cancel_drain(engine: Engine) -> bool:
-    """It drains for a reason that its own model may overrule, and no stop was sent."""
+    """It drains for a reason that demand for its own model may overrule, and no stop was sent."""
     return engine.state is EngineState.DRAINING and engine.stop_reason in ("evicted", "idle", "handed-over")
 
 
@@ -110,7 +110,7 @@ def close_route(tx: Transaction, engine: Engine) -> Engine:
 
 
 def suspect_route(tx: Transaction, model: str) -> None:
-    """The edge had no usable server for a request that was let go: not up until the edge reports it again."""
+    """The edge had no usable server for a released request: not up until the edge reports it again."""
     for engine in tx.engines_of(model):
         if engine.route is RouteState.OPEN:
             tx.set_engine(engine, up=False, fresh_from=tx.now)
@@ -153,11 +153,11 @@ def begin_stop_all(tx: Transaction, node: str, reason: str) -> None:
 
 
 def know_block(tx: Transaction, node: Node) -> None:
-    """Put ``node`` with what is known of its block's end; and remember how long it took to start.
+    """Put ``node`` with the known end of its block; and remember how long it took to start.
 
-    (1) its walltime; (2) its block is being cancelled without a notice: as if it had one; (3) a notice: it
-    leaves now and has until then; (4) its block has ended (the node may seem alive for a while): at once; (5) it has
-    more time than was thought: not near its end any more.
+    (1) its walltime; (2) its block is being cancelled without a notice: as if it had one; (3) a notice: it leaves
+    now and ends at the notice's time; (4) its block has ended (the node may seem alive for a while): at once; (5) it
+    has more time than expected: no longer near its end.
     """
     block = tx.blocks.get(node.block)
     drain_at, leave_at = _by_walltime(block, tx.policy)  # (1)
@@ -218,12 +218,12 @@ def keep_apart(tx: Transaction, model: str, for_s: float, opens: float = 0.0) ->
 
 
 def after_death(tx: Transaction, model: str) -> None:
-    """One of its engines, perhaps by a request that it had."""
+    """One of its engines died, perhaps by a request in flight."""
     keep_apart(tx, model, DOUBT_S, tx.now + REOPENS_S)
 
 
 def may_open(tx: Transaction, model: str) -> bool:
-    """A route to an engine of it."""
+    """A route to an engine of it opens."""
     apart = tx.apart.rows.get(model)
     return apart is None or tx.now >= apart.opens
 
@@ -236,7 +236,7 @@ def release_node(tx: Transaction, node: Node) -> None:
 
 
 def drain_node(tx: Transaction, node: Node) -> None:
-    """Its engines go behind drained routes; scaling releases it when it is empty."""
+    """Its engines are drained and stopped; scaling releases it when it is empty."""
     phase = NodePhase.LEAVING if node.phase is NodePhase.UP else node.phase
     tx.nodes.put(node.id, replace(node, phase=phase, drain_asked=True))
     begin_stop_all(tx, node.id, "node-leaving")

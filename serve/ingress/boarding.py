@@ -1,8 +1,8 @@
-"""When a request may be sent to its model's engines, and what becomes of those that engines died under.
+"""When a request may be sent to its model's engines, and the outcome of requests whose engines died.
 
-The shell round ``serve.ingress.trials``: it has the clock, keeps requests waiting, and asks the controller when engines
-died. While there are suspects it says so to the controller again and again, and the edge hands all requests of their
-model to the ingress.
+The shell around ``serve.ingress.trials``: it reads the clock, keeps requests waiting, and asks the controller when
+engines died. While there are suspects it reports them to the controller repeatedly, and the edge sends all requests of
+their model to the ingress.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve.ingress.waiting import DEATH_NEWS_S, History, Waiting
 log = logging.getLogger("gateway.ingress")
 
 KEEP_S = APART_S / 4
-"""Between two words to the controller that there are suspects."""
+"""Interval of reports of suspects to the controller."""
 
 
 class Boarding:
@@ -46,7 +46,7 @@ class Boarding:
         return Seat(self, trials, history.name, next(self._numbers), _digest(path, body))
 
     async def refuse_known(self, model: str, path: str, body: bytes) -> None:
-        """For a request that is not seated yet: if it would be refused, no engine need be loaded, and none evicted.
+        """For a request without a seat: if it would be refused, no engine need be loaded, and none evicted.
 
         Raises ``RequestKilledEngine`` or ``EngineDiedOften``, as ``Seat.turn``.
         """
@@ -55,7 +55,7 @@ class Boarding:
             return
         digest = _digest(path, body)
         if any(trials.refuses(digest, now) for trials in self._trials.values()):
-            history = await self.waiting.history(model)  # which entry of the catalog it is
+            history = await self.waiting.history(model)  # the catalog entry of this name
             trials = self._trials.get(history.name)
             if trials is not None and trials.refuses(digest, now):
                 seat = self.seat(history, path, body)
@@ -65,7 +65,7 @@ class Boarding:
                     seat.leave()
 
     async def wait(self, trials: Trials, ticket: int, deadline: float) -> bool:
-        """Wait until it is its turn, or until it is known that it has none; ``False``: not before ``deadline``."""
+        """Wait for its turn (``True``), or until it is known to be refused; ``False``: no turn before ``deadline``."""
         if trials.under_way(ticket):
             return True
         called = self._calls[ticket] = asyncio.get_running_loop().create_future()
@@ -79,7 +79,7 @@ class Boarding:
         return True
 
     def pump(self, trials: Trials) -> None:
-        """Call those whose turn it is, and come again when time brings the next one."""
+        """Admit the requests whose turn it is, and schedule the next check."""
         now = time.monotonic()
         for ticket in trials.admit(now):
             if ticket in self._calls and not self._calls[ticket].done():
@@ -92,7 +92,7 @@ class Boarding:
             self._timers[trials] = asyncio.get_running_loop().call_later(next_at - now, self.pump, trials)
 
     def keep_apart(self, trials: Trials, model: str) -> None:
-        """Have all requests of ``model`` come here for as long as ``trials`` has something to find out or remember."""
+        """Have all requests of ``model`` sent here while ``trials`` has suspects or culprits."""
         if model not in self._kept_apart:
             self._kept_apart.add(model)
             self.keep(self._keep_apart(trials, model))
@@ -106,7 +106,7 @@ class Boarding:
             self._kept_apart.discard(model)
 
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have ``work`` done though its request is over."""
+        """Run ``work`` although its request is over."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -134,7 +134,7 @@ class Seat:
 
         Raises:
             RequestKilledEngine, EngineDiedOften: as ``refuse``.
-            WaitDeadline: others were tried, or nothing could be tried, all the time.
+            WaitDeadline: other requests were tried, or none could be tried, all the time.
         """
         called = await self._boarding.wait(self._trials, self._ticket, deadline)
         self.refuse()
@@ -149,11 +149,11 @@ class Seat:
         self._sent_at = time.time()
 
     def refuse(self) -> None:
-        """If it is not sent any more, say why.
+        """Raise the error of a request that is not sent any more.
 
         Raises:
-            RequestKilledEngine: (1) engines died that had this request alone.
-            EngineDiedOften: (2) too many died that had it among others.
+            RequestKilledEngine: (1) engines died with this request alone.
+            EngineDiedOften: (2) too many died with it among others.
         """
         if self._trials.guilty(self._ticket):  # (1)
             raise RequestKilledEngine(
@@ -169,11 +169,11 @@ class Seat:
             )
 
     def came_back(self) -> None:
-        """It was brought to no engine, or the one that had it broke off before the first byte."""
+        """It reached no engine, or its engine broke off before the first byte."""
         self._trials.came_back(self._ticket, time.monotonic())
 
     def blame(self, history: History, span: tuple[float, float]) -> bool:
-        """Whether an engine died in ``span``, wall-clock seconds, in which one had the request."""
+        """Whether an engine died in ``span``, wall-clock seconds, during which an engine had the request."""
         death = history.died_in(span)
         if death is None:
             return False
@@ -184,7 +184,7 @@ class Seat:
         return True
 
     def answered(self) -> None:
-        """All of the answer went to the client."""
+        """The whole answer was sent to the client."""
         if not self._over:
             self._over = True
             if self._trials.answered(self._ticket, time.monotonic()):
@@ -192,7 +192,7 @@ class Seat:
             self._boarding.pump(self._trials)
 
     def broke_off(self) -> None:
-        """The engine broke off in the answer: if it died, this is remembered for when the client asks again."""
+        """The engine broke off within the answer: if it died, this is remembered for the client's next try."""
         if not self._over:
             self._over = True
             self._boarding.keep(self._account(time.time()))
@@ -204,7 +204,7 @@ class Seat:
         self._leave()
 
     def leave(self) -> None:
-        """It is over, if nothing else ended it."""
+        """End it, unless it has ended otherwise."""
         if not self._over:
             self._over = True
             self._leave()

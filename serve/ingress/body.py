@@ -1,4 +1,4 @@
-"""What the ingress reads of a request: its body, bounded, and the few keys of it that matter."""
+"""Reads a request's body, bounded, and the few keys of it that the ingress needs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from serve.ingress.budget import Hold
 from serve.ingress.scan import Malformed, scan
 
 DOCUMENT_BYTES = 1 << 20
-"""Of what administrators send: a catalog of some thousand models."""
+"""For administrators' requests: a catalog of some thousand models."""
 DEPTH_MAX = 32
 _BEGINNINGS = (
     ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "in UTF-16"),
     ((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"), "compressed; send it as it is"),
 )
-"""What else people send, known by its first bytes."""
+"""First bytes of other formats that clients send."""
 _SLICE_BYTES = 1 << 20
 """Decoded in a millisecond or less."""
 
@@ -39,15 +39,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Pace:
-    """How slowly a body may come."""
+    """Least rate of a body."""
 
     within_s: float = 30.0
     """For any body, and for the first part of a long one."""
     bytes_per_s: int = 16 << 10
-    """At least, from then on."""
+    """Least rate from then on."""
 
     def seconds_for(self, size: int) -> float:
-        """By when a body must be there of which ``size`` bytes are: its end, or more of it."""
+        """Deadline of a body of which ``size`` bytes have arrived: for its end, or more of it."""
         return self.within_s + size / self.bytes_per_s
 
 
@@ -55,12 +55,12 @@ PACE = Pace()
 
 
 async def read_bounded(request: Request, limit_bytes: int, pace: Pace = PACE, held: Hold | None = None) -> bytes:
-    """The whole body. ``held``: what is told of its bytes as they come.
+    """The whole body. ``held``: called with the size of each part as it arrives.
 
     Raises:
         BodyTooLarge: as soon as it is over the limit.
-        RequestTimeout: it comes too slowly.
-        GatewayError: what ``held`` raises.
+        RequestTimeout: it arrives too slowly.
+        GatewayError: raised by ``held``.
     """
     chunks: list[bytes] = []
     size = 0
@@ -84,11 +84,11 @@ async def read_bounded(request: Request, limit_bytes: int, pace: Pace = PACE, he
 
 
 def parse_ask(body: bytes, named: str | None) -> Ask:
-    """What ``body`` asks for, at one go. ``named``: the model the edge found, or the caller's ``x-gateway-model``.
+    """The request in ``body``, parsed in one go. ``named``: the edge's model, or the caller's ``x-gateway-model``.
 
     Raises:
-        InvalidRequest: (1) no JSON object, (2) no model in it and none named, (3) a name that no model can have,
-            (4) the model's name cannot be found in reasonable time, (5) it is no text in UTF-8.
+        InvalidRequest: (1) no JSON object, (2) no model in it and none named, (3) not a valid model name,
+        (4) the model's name cannot be found in reasonable time, (5) not UTF-8.
     """
     reading = ask_in_slices(body, named)
     while True:
@@ -126,7 +126,7 @@ def ask_in_slices(body: bytes, named: str | None) -> Generator[None, None, Ask]:
 
 
 def _check_text(body: bytes) -> Generator[None, None, None]:
-    """As an engine would find only once it is loaded. Half a surrogate pair passes, as with Python's ``json``."""
+    """Fail early, as an engine would after loading. Half a surrogate pair passes, as with Python's ``json``."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass")
     for start in range(0, len(body) + 1, _SLICE_BYTES):
         piece = body[start : start + _SLICE_BYTES]
@@ -146,16 +146,16 @@ def _model(name: object) -> str:
 
 
 class Turns:
-    """Lets readings of bodies take turns, a slice each: however many there are, the loop waits for one slice only."""
+    """Lets the parsing of bodies take turns, a slice each: with any number of them, the loop waits for one slice."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
 
     async def read_ask(self, body: bytes, named: str | None) -> Ask:
-        """``parse_ask``, while others go on."""
+        """``parse_ask``, interleaved with others."""
         reading = ask_in_slices(body, named)
         while True:
-            async with self._turn:  # waiters are let in in the order in which they came
+            async with self._turn:  # admitted in the order of arrival
                 try:
                     next(reading)
                 except StopIteration as done:
@@ -164,7 +164,7 @@ class Turns:
 
 
 def parse_document(body: bytes) -> object:
-    """A small JSON document that is to be handed on. Raises ``InvalidRequest`` for what could not be, or is no JSON."""
+    """A small JSON document to be passed on. Raises ``InvalidRequest`` for one that cannot be, or is no JSON."""
     try:
         document = json.loads(body, parse_constant=_no_constant)
         _check(document, DEPTH_MAX)

@@ -1,4 +1,4 @@
-"""How many bytes of requests' bodies the ingress holds: of one key, and in all."""
+"""How many bytes of requests' bodies the ingress holds: of one key, and in total."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import Counter
 from gateway_plugin.errors import RateLimited, Unavailable
 
 TAG = "x-gateway-tag"
-"""What the edge says of a key to tell it from others: not its name."""
+"""The edge's tag of a key, which tells keys apart and does not contain the key's name."""
 
 
 class Budget:
-    """Bytes held at a time. Everything here happens on the ingress's loop."""
+    """Bytes held at a time. Used only on the ingress's loop."""
 
     def __init__(self, in_all: int, per_key: int) -> None:
         self._in_all = in_all
@@ -21,7 +21,7 @@ class Budget:
 
     @property
     def held(self) -> int:
-        """Bytes, of all keys."""
+        """Bytes of all keys."""
         return self._sum
 
     def hold(self, tag: str) -> Hold:
@@ -29,7 +29,7 @@ class Budget:
         return Hold(self, tag)
 
     def take(self, tag: str, count: int) -> None:
-        """Raises ``RateLimited`` for a key that holds too much, ``Unavailable`` if all of them do."""
+        """Raises ``RateLimited`` for a key that holds too much, ``Unavailable`` if all of them together do."""
         if self._held[tag] + count > self._per_key:
             raise RateLimited(
                 f"The bodies of this key's requests that wait for models are over {self._per_key} bytes together, its "
@@ -47,7 +47,7 @@ class Budget:
         self._sum += count
 
     def give_back(self, tag: str, count: int) -> None:
-        """What was taken."""
+        """Return what was taken."""
         self._held[tag] -= count
         self._sum -= count
         if not self._held[tag]:
@@ -63,11 +63,11 @@ class Hold:
         self._count = 0
 
     def more(self, count: int) -> None:
-        """So many bytes more. Raises what ``Budget.take`` raises."""
+        """Hold ``size`` more bytes. Raises what ``Budget.take`` raises."""
         self._budget.take(self._tag, count)
         self._count += count
 
     def end(self) -> None:
-        """The body is held no longer; said again it does nothing."""
+        """Release the body; idempotent."""
         self._budget.give_back(self._tag, self._count)
         self._count = 0

@@ -1,7 +1,7 @@
 """The desk: status, the catalog, metrics and administration, in a process of its own.
 
-Apart from the ingress, so that a thousand answers that pass there cost an administrator nothing. It answers only what
-carries the edge's secret, and takes the caller's name and role from the edge.
+Apart from the ingress, so that a thousand answers that pass there do not delay an administrator. It answers only
+requests with the edge's secret, and takes the caller's name and role from the edge.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _CONTROLLER_S = 10.0
 
 
 class Desk:
-    """One Serve replica of it; stateless."""
+    """One Serve replica of the desk; stateless."""
 
     def __init__(self, state: str, limits: Limits, controller: Any, ingress: Any = None) -> None:
-        """``ingress``: named so that Serve deploys it with the desk; never called."""
+        """``ingress``: an argument so that Serve deploys it with the desk; never called."""
         layout = Layout.of(Path(state))
         log_events("gateway.desk", layout.desk_log)
         self._limits = limits

@@ -1,6 +1,6 @@
-"""The ingress: inference that the edge cannot route by itself, cold models and large bodies.
+"""The ingress: inference requests that the edge cannot route by itself, for cold models and with large bodies.
 
-It answers only what carries the edge's secret. It listens by itself (``serve.ingress.listener``); status and
+It answers only requests with the edge's secret. It listens by itself (``serve.ingress.listener``); status and
 administration are the desk's (``serve.ingress.desk``), a process of its own.
 """
 
@@ -42,7 +42,7 @@ INFERENCE_PATHS = (
 
 
 class EdgeOnly:
-    """ASGI middleware: refuses what does not carry the edge's secret."""
+    """ASGI middleware: refuses requests without the edge's secret."""
 
     def __init__(self, app: ASGIApp, secret: str) -> None:
         self._app = app
@@ -59,9 +59,9 @@ class EdgeOnly:
 
 
 class Places:
-    """ASGI middleware: so many inference requests at a time, from their first byte to the last of their answer.
+    """ASGI middleware: limits concurrent inference requests, from their first byte to the last of their answer.
 
-    Stamped ones are not counted: they are answered at once, and another waits for that.
+    Stamped ones are not counted: they are answered at once, and another request waits for that.
     """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
@@ -89,7 +89,7 @@ class Places:
 
 
 class Ingress:
-    """One Serve replica of it. It serves when it is told to (``serve``)."""
+    """One Serve replica of the ingress. It serves once ``serve`` is called."""
 
     def __init__(self, state: str, limits: Limits, controller: Any) -> None:
         self._controller = controller
@@ -114,7 +114,7 @@ class Ingress:
         await Listener(self.application(), self._layout.ingress_socket).serve()
 
     async def _check(self, request: Request) -> Response:
-        """The edge asks this, to go round an ingress that is of no use."""
+        """The edge's health check, by which it avoids an unusable ingress."""
         try:
             found = await asyncio.wait_for(self._controller.ready.remote(), _CHECK_S)
         except (TimeoutError, *LOST):
@@ -129,21 +129,21 @@ class Ingress:
 
 
 class ServedIngress(Ingress):
-    """The ingress as a Serve deployment: it serves as long as its replica lives."""
+    """The ingress as a Serve deployment: it serves while its replica is alive."""
 
     def __init__(self, state: str, limits: Limits, controller: Any) -> None:
         super().__init__(state, limits, controller)
         self._serving = asyncio.create_task(self.serve())
 
     def check_health(self) -> None:
-        """Serve asks this; an ingress that does not listen any more must be replaced."""
+        """Serve's health check; an ingress that no longer listens must be replaced."""
         if self._serving.done():
             log.critical("ingress-broken", exc_info=self._serving.exception())
             raise RuntimeError("the ingress's server ended")
 
 
 def edge_secret(layout: Layout) -> str:
-    """What the edge shows to be let in. Raises ``ServiceError`` where it is empty: every request would carry that."""
+    """The edge's secret. Raises ``ServiceError`` where it is empty: every request would match that."""
     secret = layout.edge_secret.read_text().strip()
     if not secret:
         raise ServiceError(f"{layout.edge_secret} is empty; 'gateway down' and 'up' makes it anew.")
@@ -174,6 +174,6 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
-    """A mistake of ours: Starlette raises it again, so that it is logged."""
+    """An internal error: Starlette raises it again, so that it is logged."""
     said = GatewayError("The gateway failed on this request; its log says more ('gateway logs ingress').")
     return JSONResponse(said.body(), said.status)

@@ -33,7 +33,7 @@ log = logging.getLogger("gateway.ingress")
 CALLER = "x-gateway-caller"
 """The edge's tag of the caller behind an endpoint's key."""
 KEEP_ALIVE_S = 10.0
-"""A streaming client that waits longer gets SSE comments from here on."""
+"""A streaming client that waits longer receives SSE comments from here on."""
 
 _NOT_ROUTED_MAX = 3
 _BACK_OFF_S = 0.2
@@ -42,12 +42,12 @@ _ERROR_S = 5.0
 
 
 class StreamBroken(ConnectionError):
-    """The engine broke off in the middle of an answer; the transfer must break off too, visibly."""
+    """The engine broke off within an answer; the transfer must break off too, visibly."""
 
 
 @dataclass(frozen=True)
 class Errand:
-    """One request on its way: what it asks, where it goes, when it came and when it gives up."""
+    """One request: its body, target, arrival and deadline."""
 
     ask: Ask
     method: str
@@ -59,10 +59,10 @@ class Errand:
     deadline: float
     """Monotonic seconds."""
     seats: list[Seat] = field(default_factory=list)
-    """Its place among the requests of its model, once it has one."""
+    """Its seat among the requests of its model, once it has one."""
 
     def leave(self) -> None:
-        """Give its place up."""
+        """Release its seat."""
         for seat in self.seats:
             seat.leave()
 
@@ -133,12 +133,12 @@ class Inference:
     async def _fetch(self, errand: Errand) -> httpx.Response:
         """The engine's response once it begins.
 
-        (1) wait until the model serves: every engine that died before is known then; (2) one that died had the request:
+        (1) wait until the model serves: earlier deaths of engines are known then; (2) one that died had the request:
         it is a suspect; (3) its turn: at once, unless there are suspects (``serve.ingress.trials``); (4) send;
-        (5) answered: done; (6) not routed too often, and no engine died: give up; (7) else again, backing off.
+        (5) answered: done; (6) not routed too often, and no engine died: give up; (7) else again, after a back-off.
         """
         model = errand.ask.model
-        # The edge may have given it to an engine before, unless all requests of the model come here first.
+        # The edge may have sent it to an engine before, unless all requests of the model come here first.
         span = (errand.arrived, time.time() + DEATH_NEWS_S)
         not_routed = 0
         await self._waiting.acquire(model, errand.deadline, errand.requester)  # (1)
@@ -195,7 +195,7 @@ class Inference:
 
 
 async def relayed(errand: Errand, upstream: httpx.Response) -> AsyncIterator[bytes]:
-    """The response's bytes as they come; how it ends says something about the request. Raises ``StreamBroken``."""
+    """The response's bytes as they come; its end is reported to the request's seat. Raises ``StreamBroken``."""
     try:
         async for piece in pieces(upstream):
             yield piece
@@ -208,7 +208,7 @@ async def relayed(errand: Errand, upstream: httpx.Response) -> AsyncIterator[byt
 
 
 class ClosedAfter(StreamingResponse):
-    """A stream that gives back what it holds however it ends, also when its client left before the first byte."""
+    """A stream that releases its resources however it ends, also when its client left before the first byte."""
 
     def __init__(self, content: AsyncIterator[bytes], close: Callable[[], Awaitable[None]], **options: Any) -> None:
         super().__init__(content, **options)
@@ -223,7 +223,7 @@ class ClosedAfter(StreamingResponse):
 
 
 async def abandon(work: asyncio.Task[httpx.Response]) -> None:
-    """End ``work``; a response that it has already is closed, so that the edge does not count it for ever."""
+    """Cancel ``work``; a response that it already has is closed, so that the edge does not count it without end."""
     if not work.done():
         work.cancel()
         await asyncio.wait({work})
@@ -243,7 +243,7 @@ async def pieces(upstream: httpx.Response) -> AsyncIterator[bytes]:
 
 
 async def beginning(upstream: httpx.Response) -> bytes:
-    """What an engine says of its error, as far as it comes within ``_ERROR_S`` and ``_ERROR_BYTES``; then closed."""
+    """An engine's error message, as far as it arrives within ``_ERROR_S`` and ``_ERROR_BYTES``; then closed."""
     said = b""
     try:
         async with asyncio.timeout(_ERROR_S):
@@ -273,22 +273,22 @@ def sse_error(body: Mapping[str, object] | bytes) -> bytes:
 
 
 def is_admin(headers: Mapping[str, str]) -> bool:
-    """Whether the edge says that the request's key is an administrator's."""
+    """Whether the edge marks the request's key as an administrator's."""
     return headers.get("x-gateway-role") == "admin"
 
 
 def requester_of(headers: Mapping[str, str]) -> Requester:
-    """On whose behalf the edge says that a request was made."""
+    """The requester that the edge names."""
     return Requester(headers.get(TAG, ""), headers.get(CALLER, ""))
 
 
 def arrived_at(headers: Mapping[str, str], now: float) -> float:
-    """When the edge took the request (``x-gateway-arrived``, ms since the epoch); ``now`` if it does not say."""
+    """Arrival at the edge (``x-gateway-arrived``, ms since the epoch); ``now`` without the header."""
     stamp = headers.get("x-gateway-arrived", "")
     return int(stamp) / 1000 if stamp.isdigit() else now
 
 
 def ready_to_wait_s(headers: Mapping[str, str]) -> float | None:
-    """How long the client is ready to wait for its model (``x-gateway-wait``); ``None``: it does not say."""
+    """The client's limit of waiting for its model (``x-gateway-wait``); ``None`` without the header."""
     said = headers.get("x-gateway-wait", "")
     return float(said) if said.isascii() and said.isdigit() else None

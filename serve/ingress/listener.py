@@ -1,8 +1,8 @@
-"""The ingress's own socket: the edge comes here with inference, past Serve's HTTP proxy.
+"""The ingress's own socket: the edge sends inference here, past Serve's HTTP proxy.
 
 Serve's proxy is one process for the whole head and copies every piece of an answer through two event loops; a thousand
-streams through it leave nothing for status and administration, and a replica that dies turns into its words in plain
-text. So the ingress listens by itself, on a Unix socket in the run folder, and Serve only keeps it alive.
+streams through it starve status and administration, and a dying replica is answered in plain text. So the ingress
+listens by itself, on a Unix socket in the run folder, and Serve only keeps it alive.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _BACKLOG = 4096
 _IDLE_S = 3600
 """The edge keeps its connections, and closes those that it does not need."""
 _RESERVED = 512
-"""Descriptors that are not for requests: Ray's, logs, the edge's idle connections."""
+"""Descriptors not for requests: Ray's, logs, the edge's idle connections."""
 _A_REQUEST = 2
-"""Descriptors of one that is passed on: towards the edge, and back through its inner door."""
+"""Descriptors of a forwarded request: to the edge, and back through its inner door."""
 
 
 def requests_max(wanted: int) -> int:
-    """How many requests fit into this process's descriptors, ``wanted`` at most. Raises its soft limit to the hard."""
+    """How many requests this process's descriptors allow, ``wanted`` at most. Raises its soft limit to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -39,9 +39,9 @@ def requests_max(wanted: int) -> int:
 
 
 class EndsWithClient:
-    """ASGI middleware: a request whose client left is cancelled, whatever it waits for.
+    """ASGI middleware: a request whose client disconnected is cancelled, wherever it waits.
 
-    uvicorn only says so to who asks. An answer that breaks off is noted here; its transfer breaks off too.
+    uvicorn only reports that on ``receive``. An answer that breaks off is logged here; its transfer breaks off too.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -68,7 +68,7 @@ class EndsWithClient:
         async def send_on(message: Message) -> None:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                answered.set()  # from here on uvicorn says "disconnect", wherever the client is
+                answered.set()  # from here on uvicorn reports "disconnect", connected or not
 
         async def watch() -> None:
             await whole.wait()
@@ -105,7 +105,7 @@ class Listener:
                 EndsWithClient(app),
                 lifespan="off",
                 log_config=None,
-                log_level=logging.CRITICAL,  # a transfer that breaks off is in our own log, in a line
+                log_level=logging.CRITICAL,  # a transfer that breaks off is in our own log, in one line
                 access_log=False,
                 server_header=False,
                 date_header=False,
@@ -116,7 +116,7 @@ class Listener:
         )
 
     async def serve(self) -> None:
-        """Until cancelled. The name is taken over from an earlier ingress at one go, once somebody listens."""
+        """Until cancelled. The socket's name is taken from an earlier ingress in one step, once this one listens."""
         own = self._path.with_name(f"{self._path.stem}-{os.getpid()}.sock")
         own.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:

@@ -1,6 +1,6 @@
-"""The list of models as clients of OpenAI read it: one card for each name. Pure.
+"""The list of models in OpenAI's form: one card for each name. Pure.
 
-vLLM lists its own names so, and clients offer people the ids to choose from. ``root`` is the entry's own name.
+vLLM lists its own names so, and clients let users choose from the ids. ``root`` is the entry's own name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def cards(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def card(entries: Iterable[Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """The one of this name. Raises ``ModelNotFound``."""
+    """The card of this name. Raises ``ModelNotFound``."""
     listed = cards(entries)
     for each in listed:
         if each["id"] == name:

@@ -1,4 +1,4 @@
-"""Back through the edge: a request whose model is ready goes out of the inner door, so that the edge counts it."""
+"""Back through the edge: a request whose model is ready is sent to the inner door, so that the edge counts it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
      "upgrade", "host", "content-length", "expect"}
 )  # fmt: skip
-"""RFC 9110, 7.6.1, and what the HTTP client writes itself."""
+"""RFC 9110, 7.6.1, and headers that the HTTP client sets itself."""
 
 NOT_ROUTED = "x-gateway-not-routed"
 """On an ingress's answer to a request that came in through the inner door and found no engine, and on the edge's own
@@ -26,22 +26,22 @@ STAMP = "x-gateway-stamp"
 """Put on by the inner door."""
 
 AROUND = "x-gateway-around"
-"""On a request that went round an ingress that was away, and may have been on an engine
+"""On a request that the edge sent past an ingress that was away, and that may have reached an engine
 (``gateway_plugin.edge.apart``)."""
 
 
 _HEAD_BYTES = 1 << 16
-"""Of a line of an engine's response; HAProxy's buffer holds no more."""
+"""Longest line of an engine's response head; HAProxy's buffer holds no more."""
 _WRITTEN_AT_ONCE = 1 << 16
-"""A larger body is sent piece by piece, so that the loop does not stand still for it."""
+"""A larger body is sent in pieces, so that the loop does not block."""
 
 
 class Relay:
     """The inner door's client: one connection a request, no pool.
 
-    A pool has nothing to offer on a Unix socket, and httpcore's looks through all its connections for every request:
+    A pool has no advantage on a Unix socket, and httpcore's scans all its connections for every request:
     1.4 ms of CPU a request with 50 of them open, 46 ms with 2,000. aiohttp comes with ``ray[serve]``, parses in C, and
-    takes the same time however many are open. What it gives is handed on in httpx's words.
+    takes the same time with any number open. Its responses are converted to httpx's types.
     """
 
     def __init__(self, inner_door: Path) -> None:
@@ -49,13 +49,13 @@ class Relay:
         self._session: aiohttp.ClientSession | None = None
 
     def _client(self) -> aiohttp.ClientSession:
-        """Made by the first request: it belongs to the running loop."""
+        """Created by the first request: it belongs to the running loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(path=str(self._inner_door), limit=0, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,  # the bytes go on as they are
+                auto_decompress=False,  # the bytes are passed on unchanged
                 skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
                 max_line_size=_HEAD_BYTES,
                 max_field_size=_HEAD_BYTES,
@@ -84,7 +84,7 @@ class Relay:
         return httpx.Response(reply.status, headers=list(reply.raw_headers), stream=_Bytes(reply))
 
     async def close(self) -> None:
-        """End what is open."""
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
@@ -107,7 +107,7 @@ class _Bytes(httpx.AsyncByteStream):
             raise _transport_error(error) from error
 
     async def aclose(self) -> None:
-        """Close the connection: an answer that is not at its end is left, and the edge tells the engine."""
+        """Close the connection: an unfinished answer is dropped, and the edge cancels it at the engine."""
         self._reply.close()
 
 
@@ -117,7 +117,7 @@ def _transport_error(error: Exception) -> httpx.TransportError:
 
 
 def response_headers(response: httpx.Response) -> dict[str, str]:
-    """What of the engine's headers goes back to the caller. With its length: HTTP/1.0 knows no chunks."""
+    """The engine's headers that are passed on. With its length: HTTP/1.0 has no chunks."""
     dropped = _HOP_BY_HOP - {"content-length"}
     return {name: value for name, value in response.headers.items() if name.lower() not in dropped}
 

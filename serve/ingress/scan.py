@@ -1,8 +1,8 @@
-"""Finding a few keys of a large JSON object without making objects of it: linear, in flat memory, in slices.
+"""Finds a few keys of a large JSON object without building objects of it: linear, in flat memory, in slices.
 
-What is looked for are members of the outermost object. Of several with one name the first counts, and a name is found
-only as it is written without escapes: both as at the edge (HAProxy's ``json_query``), so that a request is not routed
-by one name and waited for by another. What lies deeper is skipped and hardly checked: that is the engine's part.
+It looks for members of the outermost object. Of several with one name the first counts, and a name is found only where
+it is written without escapes: both as at the edge (HAProxy's ``json_query``), so that a request is not routed by one
+name and waited for by another. Deeper levels are skipped and hardly checked: that is the engine's part.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Generator
 from dataclasses import dataclass
 
 STEPS_MAX = 100_000
-"""Work for one body, in matches of the patterns below: half a second or so, whatever the body is made of.
+"""Work for one body, in matches of the patterns below: half a second or so for any content.
 
 Brackets around brackets cost a step each, and so does each member of the outermost object; text, numbers, and lists or
 objects of them cost one for many.
@@ -20,7 +20,7 @@ objects of them cost one for many.
 _SLICE_STEPS = 2_000
 _SLICE_BYTES = 256 << 10
 _VALUE_MAX = 1024
-"""A longer value is none that anybody looks for."""
+"""A longer value is of no use to a caller."""
 
 # Every repeat is possessive, so that nothing is tried twice, and bounded: one match takes at most 2 MiB.
 _PLAIN = rb'[^"{}\[\]]{1,4096}+'
@@ -55,7 +55,7 @@ Slices = Generator[None, None, None]
 
 
 def scan(body: bytes, names: Collection[str]) -> Generator[None, None, Found]:
-    """Look for ``names`` in the object ``body``; yields after every slice of the work.
+    """Find ``names`` in the object ``body``; yields after every slice of the work.
 
     Raises:
         Malformed: it is no JSON object.
@@ -70,7 +70,7 @@ def scan(body: bytes, names: Collection[str]) -> Generator[None, None, Found]:
 
 
 class _Walk:
-    """A place in the body, and what it took to get there."""
+    """A position in the body, and the steps taken to get there."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body

@@ -2,13 +2,13 @@
 
 An engine that dies makes suspects of all requests that it had. Suspects are tried apart from newcomers:
 
-- the first time in cohorts, the square root of their number at a time; after a death in a cohort one by one;
+- the first time in cohorts of the square root of their number; after a death in a cohort one by one;
 - a request that was alone on ``ALONE_MAX`` dying engines is guilty, and so is every request with the same body for
   ``MEMORY_S`` after that; a suspect that is answered is one no more, one that left is forgotten after ``SUSPECT_S``;
-- a trial begins when nothing else is under way. For that newcomers are held back for ``QUIET_S``; those who came by
-  then go together, and if that was too short for the answers under way the next ones are held twice as long;
+- a trial begins when nothing else is under way. For that newcomers are held back for ``QUIET_S``; after that those held
+back go together, and if that was too short for the answers under way the next ones are held twice as long;
 - during a trial they are held back for at most ``Trials.exclusive_s``; after a death, and after ``TURN_S`` of trials,
-  it is their turn: for as long as that of the suspects was, at least ``OPEN_S``.
+  it is the newcomers' turn: for as long as that of the suspects was, at least ``OPEN_S``.
 
 So a request that kills within ``Trials.exclusive_s`` kills at most ``KILLS_MAX`` engines: among others, in a cohort,
 and twice alone. One that kills later is given up after ``DEATHS_MAX``, without being called guilty.
@@ -27,23 +27,23 @@ MEMORY_S = 300.0
 SUSPECT_S = 60.0
 """A client that saw its request fail sends it again within this time, most likely."""
 SAME_DEATH_S = 0.01
-"""Times of deaths that differ by less are of one: the wall clock's, they jitter while that is set (``SteadyClock``)."""
+"""Deaths whose times differ by less are one: wall-clock times jitter while that clock is set (``SteadyClock``)."""
 RECORDS_MAX = 512
-"""Of suspected and guilty bodies, for one model."""
+"""Suspected and guilty bodies kept for one model."""
 
 OPEN_S = 2.0
 QUIET_S = 15.0
 TURN_S = 10.0
 EXCLUSIVE_S = 90.0
 EXCLUSIVE_MAX_S = 630.0
-"""Where engines may hang for hours, others do not wait for that: who does that is given up after ``DEATHS_MAX``."""
+"""Where engines may hang for hours, others do not wait for that: such a suspect is given up after ``DEATHS_MAX``."""
 HANG_NEWS_S = 30.0
-"""Within this time after ``hang_after_s`` a hanging engine is seen to hang and ended: that must fall into the trial."""
+"""Within this time after ``hang_after_s`` a hanging engine is detected and ended: that must fall into the trial."""
 
 
 @dataclass
 class _Record:
-    """What is known of one body."""
+    """The record of one body."""
 
     deaths: int = 0
     alone: int = 0
@@ -73,18 +73,18 @@ class Trials:
 
     def __init__(self, hang_after_s: float = 0.0) -> None:
         self.hang_after_s = hang_after_s
-        """After so long an engine of the model is ended if it hangs; 0: never."""
+        """A hanging engine of the model is ended after this time; 0: never."""
         self._requests: dict[int, _Request] = {}
         self._waiting: dict[int, None] = {}
-        """In the order in which they came; all others are under way."""
+        """In the order of arrival; all others are under way."""
         self._under_way: set[int] = set()
         self._records: OrderedDict[str, _Record] = OrderedDict()
         self._exclusive_until: float | None = None
         """During a trial."""
         self._open_until = -math.inf
-        """Newcomers have their turn."""
+        """Until then it is the newcomers' turn."""
         self._kept = False
-        """For them, also while none is here: some were held back."""
+        """The turn lasts although no newcomer is here: some were held back."""
         self._hold_s = QUIET_S
         self._turn_began: float | None = None
         """Of the suspects."""
@@ -93,18 +93,18 @@ class Trials:
 
     @property
     def exclusive_s(self) -> float:
-        """How long a trial keeps others back: also one under which the engine hangs shows what came of it."""
+        """How long a trial holds others back: long enough for a hanging engine to be detected."""
         return min(max(EXCLUSIVE_S, self.hang_after_s + HANG_NEWS_S), EXCLUSIVE_MAX_S)
 
-    # --- what happens to a request ---
+    # --- events of a request ---
     def come(self, ticket: int, digest: str, now: float) -> None:
-        """A request is here and waits for its turn."""
+        """A request has arrived and waits for its turn."""
         self._forget(now)
         self._requests[ticket] = _Request(digest)
         self._waiting[ticket] = None
 
     def came_back(self, ticket: int, now: float) -> None:
-        """No engine has it any more. Whether one died is known when the next has loaded, and that may take long."""
+        """No engine has it any more. Whether one died is known only after the next load, which may take long."""
         self._requests[ticket].back_at = now
 
     def goes(self, ticket: int) -> None:
@@ -136,7 +136,7 @@ class Trials:
         self._end_trial_if_over(now, request.back_at)
 
     def answered(self, ticket: int, now: float) -> bool:
-        """It was answered to the end: it is no suspect. Returns whether it is the first since an engine died."""
+        """It was answered completely: it is no suspect. Returns whether it is the first since an engine died."""
         digest = self._requests[ticket].digest
         if digest in self._records and not self.guilty(ticket):
             del self._records[digest]
@@ -145,7 +145,7 @@ class Trials:
         return first
 
     def left(self, ticket: int, now: float) -> None:
-        """It is here no more, whatever became of it."""
+        """It has left, with any outcome."""
         if ticket in self._requests and self.suspect(ticket) and not self.refused(ticket):
             record = self._records[self._requests[ticket].digest]
             record.until = max(record.until, now + SUSPECT_S)
@@ -154,7 +154,7 @@ class Trials:
         self._under_way.discard(ticket)
         self._end_trial_if_over(now)
 
-    # --- what is known of it ---
+    # --- queries ---
     def suspect(self, ticket: int) -> bool:
         """An engine died that had it, or another request with the same body."""
         return self._requests[ticket].digest in self._records
@@ -165,7 +165,7 @@ class Trials:
         return bool(self._records)
 
     def refuses(self, digest: str, now: float) -> bool:
-        """Whether a request with this body, if it came, would not be sent."""
+        """Whether a request with this body would not be sent."""
         self._forget(now)
         record = self._records.get(digest)
         return record is not None and (record.guilty or record.worn_out)
@@ -184,16 +184,16 @@ class Trials:
         return record is not None and record.guilty
 
     def worn_out(self, ticket: int) -> bool:
-        """So many engines died that had it that it is given up, though it was not shown to be the cause."""
+        """So many engines died with it that it is given up, though it was not shown to be the cause."""
         record = self._records.get(self._requests[ticket].digest)
         return record is not None and record.worn_out
 
     # --- turns ---
     def admit(self, now: float) -> tuple[int, ...]:
-        """Requests that are under way from now on, and those that need not wait to hear that they are refused.
+        """Requests that are under way from now on, and those that are refused without waiting.
 
-        (1) without suspects everybody goes; (2) a trial keeps others back for a while; (3) newcomers have their
-        turn; (4) nothing is under way: a trial; (5) wait for that; (6) too long: those that are held back go.
+        (1) without suspects all go; (2) a trial holds others back for a while; (3) newcomers have their turn;
+        (4) nothing is under way: a trial; (5) wait for that; (6) too long: those that are held back go.
         """
         refused = tuple(ticket for ticket in self._waiting if self.refused(ticket))
         suspects = [ticket for ticket in self._waiting if self.suspect(ticket) and not self.refused(ticket)]
@@ -220,7 +220,7 @@ class Trials:
         return refused + self._send(newcomers)
 
     def next_at(self, now: float) -> float | None:
-        """When ``admit`` is to be asked again though nothing happened."""
+        """When ``admit`` is due again without an event."""
         if not self._waiting:
             return None
         ends = [self._open_until, self._open_until + self._hold_s]
@@ -229,7 +229,7 @@ class Trials:
         return min((at for at in ends if at > now), default=None)
 
     def _cohort(self, suspects: list[int]) -> list[int]:
-        """Who is tried next: one that more than one engine died under; else the square root of those there are."""
+        """Suspects to try next: one that more than one engine died under; else the square root of their number."""
         again = [ticket for ticket in suspects if self._records[self._requests[ticket].digest].deaths > 1]
         return again[:1] or suspects[: math.ceil(math.sqrt(len(suspects)))]
 
@@ -253,7 +253,7 @@ class Trials:
             self._turn_newcomers(now, back_at)
 
     def _turn_newcomers(self, now: float, back_at: float | None) -> None:
-        """It is theirs. ``back_at``: the suspects' ended then, and since then nobody could be served."""
+        """Begin the newcomers' turn. ``back_at``: the suspects' turn ended then; none could be served since."""
         ended = now if back_at is None else back_at
         lasted_s = ended - self._turn_began if self._turn_began is not None else 0.0
         self._turn_began = None

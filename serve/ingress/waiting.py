@@ -1,4 +1,4 @@
-"""Waiting for a model: ``acquire`` at the controller, asked again when one restarts, cancelled with its client."""
+"""Waiting for a model: ``acquire`` at the controller, repeated when it restarts, cancelled with its client."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _AGAIN_S = 0.25
 _LOOK_S = 2.0
 _REASON_MAX = 300
 _NEWS_S = 1.0
-"""How old an outlook may be: all who wait for one model share it for so long."""
+"""Maximum age of an outlook: all waiters of one model share it."""
 
 UNATTENDED_MAX = 8
-"""Models that are waited for in the stead of clients that did not want to (``x-gateway-wait: 0``)."""
+"""Models that are waited for on behalf of clients that do not wait (``x-gateway-wait: 0``)."""
 UNATTENDED_PER_KEY = 2
-"""Of these, in the stead of one key's."""
+"""Of these, on behalf of one key's."""
 UNATTENDED_S = 120.0
 
 LOST = (RayError, RayServeException)
-"""A controller that died, restarts, or cannot be reached yet."""
+"""The controller died, restarts, or cannot be reached yet."""
 
 
 DEATH_NEWS_S = 1.0
-"""A dead engine is noticed by its agent, and known to the controller and by the edge's map, within this time."""
+"""Within this time a dead engine is noticed by its agent, and known to the controller and in the edge's map."""
 
 
 @dataclass(frozen=True)
 class History:
-    """What the controller tells of a model's engines; times are wall-clock seconds."""
+    """The controller's record of a model's engines; times are wall-clock seconds."""
 
     name: str
     """In the catalog."""
@@ -48,14 +48,14 @@ class History:
     """Since when, without a break until now, the edge hands all of its requests to the ingress."""
 
     hang_after_s: float | None = None
-    """After so long an engine that hangs is ended; 0: never. ``None``: not known."""
+    """A hanging engine is ended after this time; 0: never. ``None``: not known."""
 
     def died_in(self, span: tuple[float, float]) -> float | None:
         """When an engine last died in ``span``."""
         return max((death for death in self.deaths if span[0] <= death <= span[1]), default=None)
 
     def apart_from(self, at: float) -> bool:
-        """Whether from ``at`` until now no request of the model came to an engine but through the ingress."""
+        """Whether from ``at`` until now all requests of the model came to its engines through the ingress."""
         return self.apart_since is not None and self.apart_since + DEATH_NEWS_S < at
 
 
@@ -73,15 +73,15 @@ class Waiting:
         self._looking: dict[str, asyncio.Lock] = {}
 
     def deadline(self, ready_to_wait_s: float | None = None) -> float:
-        """Monotonic seconds at which a request that came now gives up; ``ready_to_wait_s``: its client's own limit."""
+        """Monotonic deadline of a request that came now; ``ready_to_wait_s``: its client's own limit."""
         limit_s = self._wait_max_s if ready_to_wait_s is None else min(self._wait_max_s, ready_to_wait_s)
         return time.monotonic() + limit_s
 
     def see_it_loaded(self, model: str, requester: Requester) -> None:
-        """Wait for ``model`` in a client's stead: it does not wait that long, but will ask again.
+        """Wait for ``model`` on behalf of a client that does not wait that long, but will ask again.
 
-        For a while, and for few models at a time, of one key and of all: such a load comes after all that
-        clients wait for.
+        For a while, and for few models at a time, of one key and of all: such a load has a lower priority than all
+        that clients wait for.
         """
         of_key = sum(other == requester.key for other, _ in self._loads.values())
         if model not in self._loads and of_key < UNATTENDED_PER_KEY and len(self._loads) < UNATTENDED_MAX:
@@ -98,9 +98,9 @@ class Waiting:
     async def acquire(
         self, model: str, deadline: float, requester: Requester, *, not_routed: bool = False, unattended: bool = False
     ) -> None:
-        """Wait until ``model`` is ready. Raises the ``GatewayError`` that says why it will not be.
+        """Wait until ``model`` is ready. Raises the ``GatewayError`` that explains why it will not be.
 
-        The controller is asked at least once: without time to wait it says how things stand.
+        The controller is asked at least once: without time to wait it answers with the model's state.
         """
         asked = False
         while True:
@@ -134,7 +134,7 @@ class Waiting:
             return
 
     async def outlook(self, model: str) -> str:
-        """How a model that is waited for is: ``queued: job 7 waits: Resources, ready in about 40 s``."""
+        """State of a model that is waited for: ``queued: job 7 waits: Resources, ready in about 40 s``."""
         if model not in self._news:
             self._news[model] = asyncio.create_task(self._look(model))
             asyncio.get_running_loop().call_later(_NEWS_S, self._news.pop, model)
@@ -146,9 +146,9 @@ class Waiting:
         return f"{found['state']}{reason}{expected}"
 
     async def history(self, model: str) -> History:
-        """What became of the model's engines until now; nothing is known while the controller is away.
+        """The history of the model's engines; empty while the controller is away.
 
-        One question at a time: hundreds of waiters that are let go at once share the next one that is asked.
+        One query at a time: hundreds of waiters that are released at once share the next one.
         """
         if model not in self._looks:
             self._looks[model] = asyncio.create_task(self._look_in_turn(model))
@@ -158,11 +158,11 @@ class Waiting:
         return History(found["name"], tuple(found["deaths"]), found["apart_since"], found["hang_after_s"])
 
     async def tell_answered(self, model: str) -> None:
-        """Tell the controller that ``model`` answered a request, the first since an engine of it died."""
+        """Report to the controller that ``model`` answered a request, the first since an engine of it died."""
         await self._tell("answered", model)
 
     async def tell_suspects(self, model: str) -> None:
-        """Tell the controller that there are suspects of ``model``, or that a culprit is remembered."""
+        """Report to the controller that there are suspects of ``model``, or that a culprit is remembered."""
         await self._tell("suspects", model)
 
     async def _tell(self, verb: str, model: str) -> None:
@@ -190,5 +190,5 @@ class Waiting:
 
 
 def _one_line(text: str) -> str:
-    """Words of somebody else's, fit for one line of a stream of events."""
+    """Text from another program, made fit for one line of a stream of events."""
     return " ".join(text.split())[:_REASON_MAX]

@@ -1,4 +1,4 @@
-"""What others do, as rules of ``serve.simulate.house``; each names where it comes from.
+"""Policies of other systems, as rules of ``serve.simulate.house``; each names its source.
 
 ``POLICIES`` has them all by name, with the gateway's own controller.
 """
@@ -20,7 +20,7 @@ from serve.simulate.traces import Trace
 
 
 class Oldest:
-    """The common part: the model whose oldest waiter came first is first, nothing is learned, nothing is unloaded."""
+    """The common part: the model with the oldest waiter is first, nothing is learned, nothing is unloaded."""
 
     summed = False
 
@@ -44,15 +44,15 @@ class Oldest:
 
 
 class Fifo(Oldest):
-    """llama-swap (github.com/mostlygeek/llama-swap): a request for a model that is not loaded swaps at once; what is in
-    flight is awaited; all that queue for one model are served by one load. It has one place; of several the one least
-    recently used goes here, which is better than the one first loaded."""
+    """llama-swap (github.com/mostlygeek/llama-swap): a request for a model that is not loaded swaps at once; requests
+    in flight are awaited; all that queue for one model are served by one load. It has one place; of several the least
+    recently used one is evicted here, which is better than the one first loaded."""
 
 
 class LruIgnoringFlight(Oldest):
     """Ray Serve's model multiplexing (``serve.multiplexed``, ``_ModelMultiplexWrapper.unload_model_lru``): the model
-    whose last request began longest ago goes, whatever is in flight on it. (Here it is drained first, or requests
-    would be lost.)"""
+    whose last request began longest ago is evicted, even with requests in flight. (Here it is drained first, or
+    requests would be lost.)"""
 
     def __init__(self) -> None:
         self._began: dict[str, float] = {}
@@ -66,8 +66,8 @@ class LruIgnoringFlight(Oldest):
 
 
 class LruWithPriority(Oldest):
-    """The prototype that this project began with: of idle engines the one of the lowest priority goes, of equals the
-    least recently used; one of higher priority than the asking model's never does. Priorities are the trace's."""
+    """The prototype that this project began with: of idle engines the one of the lowest priority is evicted, of equals
+    the least recently used; never one of higher priority than the requested model. Priorities are the trace's."""
 
     def __init__(self, priorities: Mapping[str, int]) -> None:
         self._priorities = priorities
@@ -85,7 +85,7 @@ class LruWithPriority(Oldest):
 
 class KeepAlive(Oldest):
     """Ollama's ``OLLAMA_KEEP_ALIVE`` (5 minutes) and ServerlessLLM's ``keep_alive`` without its migration: an engine
-    that was not used for so long is unloaded, and nothing is unloaded sooner for the sake of another model."""
+    unused for this time is unloaded, and none is unloaded sooner for another model."""
 
     def __init__(self, keep_alive_s: float = 300.0) -> None:
         self.keep_alive_s = keep_alive_s
@@ -99,7 +99,7 @@ class KeepAlive(Oldest):
 
 class Static(Oldest):
     """A static partition: the models with the most requests of the whole trace, as many as fit, have their GPUs for
-    ever; the others have none. What a site without switching does, and it knows the demand beforehand."""
+    ever; the others have none. This is a site without switching that knows the demand beforehand."""
 
     def __init__(self, demand: Mapping[str, int]) -> None:
         self._demand = demand
@@ -131,9 +131,9 @@ def _that_fit(house: House, models: Sequence[str]) -> set[str]:
 
 class CostAware(Oldest):
     """llmux's ``CostAwarePolicy`` (github.com/doublewordai/llmux, src/policy/cost_aware.rs), its five checks in order:
-    (1) somebody waits for ``max_wait_s``: switch; (2) free devices: no question here; (3) the model that would go has
-    served for less than the switch costs: not yet; (4) as many wait as half of the switch's seconds: switch; (5) wait
-    for more for ``window_s``. Costs are moving averages, 10 s before the first, 60 s at most."""
+    (1) the oldest waiter has waited ``max_wait_s``: switch; (2) free devices: does not arise here; (3) the victim has
+    served for less than the switch costs: not yet; (4) at least half as many wait as the switch has seconds: switch;
+    (5) wait for more for ``window_s``. Costs are moving averages, 10 s before the first, 60 s at most."""
 
     def __init__(self, serving_window: bool = True) -> None:
         self.serving_window = serving_window
@@ -157,8 +157,8 @@ class CostAware(Oldest):
 
 class Clairvoyant(Pressure):
     """Belady's rule with costs, on top of ``Pressure``: it knows every arrival of the trace. An engine is worth the
-    seconds of waiting that its absence will cause: what comes while it loads again waits for the rest of the load;
-    less in proportion where that lies farther ahead than the switch and the way back take."""
+    seconds of waiting that its absence will cause: requests that come while it loads again wait for the rest of the
+    load; less in proportion where that lies farther ahead than the switch and the way back take."""
 
     def __init__(self, arrivals: Mapping[str, Sequence[float]], bounded: bool) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Clairvoyant(Pressure):
 
 
 class Lru(Oldest):
-    """Least recently used of what is idle, in the baselines' loop: a check of that loop against the gateway's core."""
+    """Least recently used of the idle engines, in the baselines' loop: a check of that loop against the core."""
 
     def worth(self, house: House, seat: Seat, asking: str, now: float) -> float | None:
         return None if seat.in_flight or now < seat.ready_at + 2.0 else seat.last_used
@@ -219,4 +219,4 @@ POLICIES: Mapping[str, Callable[[Trace], Decider | None]] = {
     "clairvoyant": lambda trace: _clairvoyant(trace, bounded=False),
     "clairvoyant-bound": lambda trace: _clairvoyant(trace, bounded=True),
 }
-"""A fresh decider for each run; ``None``: the policy cannot be had for this trace."""
+"""A fresh decider for each run; ``None``: the policy does not apply to this trace."""

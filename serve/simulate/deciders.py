@@ -11,7 +11,7 @@ from serve.core.step import DEFAULT, initial, step
 from serve.core.transaction import Policies
 
 FIXED = Policy(slots=256, waiting_max=1_000_000, block_idle_s=math.inf, block_unused_s=None, last_block_idle_s=math.inf)
-"""The gateway's numbers, for a fleet that neither grows nor shrinks and queues as long as need be."""
+"""The gateway's policy, for a fleet of fixed size with an unlimited queue."""
 
 
 class Core:

@@ -1,4 +1,4 @@
-"""Workloads of the shapes that hurt, each from a seed: the same seed gives the same trace."""
+"""Workloads of the shapes that are hard for switching, each from a seed: the same seed gives the same trace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _chance(shape: str, seed: int) -> random.Random:
 
 
 def _request(chance: random.Random, at: float, model: str, user: str) -> Request:
-    """Lengths as chats have them: log-normal, 400 tokens in and 150 out in the median."""
+    """Lengths of typical chats: log-normal, 400 tokens in and 150 out in the median."""
     prompt = min(32_000, max(1, round(chance.lognormvariate(math.log(400), 1.0))))
     output = min(4_000, max(1, round(chance.lognormvariate(math.log(150), 0.9))))
     return Request(at, model, prompt, output, user)
@@ -105,7 +105,7 @@ def class_of_thirty(seed: int) -> Trace:
 
 
 def hot_and_tail(seed: int) -> Trace:
-    """One model that is busy all the time and eleven that are asked every ten minutes; room for two at a time."""
+    """One model that is always busy and eleven that get a request every ten minutes; room for two at a time."""
     chance = _chance("hot", seed)
     names = [f"32b-{index:02}" for index in range(12)]
     rates = {name: (1.0 if index == 0 else 1 / 600) for index, name in enumerate(names)}
@@ -114,7 +114,7 @@ def hot_and_tail(seed: int) -> Trace:
 
 
 def agents(seed: int) -> Trace:
-    """Ten workflows, closed loop: an embedder, a reranker and a generator in turn; a fourth model is asked beside."""
+    """Ten workflows, closed loop: an embedder, a reranker and a generator in turn; a fourth model is used beside."""
     chance = _chance("agents", seed)
     embedder, reranker, generator, other = "8b-embed", "8b-rerank", "70b-generate", "70b-other"
     sessions = []

@@ -1,4 +1,4 @@
-"""What pressure against possession is made of: how often models are asked, what waiting weighs, what a place is worth.
+"""Parts of pressure against possession: request rates of models, weight of waiting, worth of a place.
 
 After max-weight scheduling of queues with switch-over times (Celik and Modiano, 2012), with what a switch costs others
 as its hysteresis.
@@ -19,13 +19,13 @@ class Numbers:
 
     fast_s: float = 120.0
     slow_s: float = 600.0
-    """Time constants of what is learned of a model: its bursts, its habits. Longer: idle models keep their place longer
-    after a burst."""
+    """Time constants of a model's learned rates: bursts, habits. Longer: idle models keep their place longer after a
+    burst."""
     gaps: int = 200
     """How many of the last times between requests of a model are remembered."""
     hysteresis: float = 0.7
     """Seconds of waiting ended for each second of waiting that a switch causes. More: fewer switches, longer waits for
-    what is rarely asked."""
+    rarely requested models."""
     impatience: float = 0.5
     """How much more a second of waiting weighs for each load time that the oldest waiter has waited. More: shorter long
     waits, more switches."""
@@ -34,7 +34,7 @@ class Numbers:
     longer waits."""
     bound_loads: float = 4.0
     bound_s: float = 60.0
-    """A model whose oldest waiter would wait longer than the larger of both is next, whatever that costs others."""
+    """A model whose oldest waiter would wait longer than the larger of both is next, at any cost to others."""
 
     def pressure(self, ages_s: Sequence[float], load_s: float) -> float:
         """Weight of the waiters of one model, in seconds; the oldest first."""
@@ -46,13 +46,14 @@ class Numbers:
 
     @staticmethod
     def loss(likely: float, rate: float, load_s: float) -> float:
-        """Seconds of waiting that the loss of its place would cause to a model that is ``likely`` to be asked meanwhile
-        (0 to 1): what is asked first waits for its load, and so does what comes during that, ``rate`` a second."""
+        """Seconds of waiting that the loss of its place would cause to a model that is requested meanwhile with
+        probability ``likely``: the first request waits for its load, and so do those during the load, ``rate`` a
+        second."""
         return likely * load_s * (1 + rate * load_s / 2)
 
 
 class Habits:
-    """How often each model is asked: from waiters, and from counters that show that it was asked within a second."""
+    """Request rate of each model: from waiters, and from counters that show that it was requested within a second."""
 
     def __init__(self, numbers: Numbers) -> None:
         self.numbers = numbers
@@ -74,19 +75,19 @@ class Habits:
         self._rates[model] = (fast + 1 / self.numbers.fast_s, slow + 1 / self.numbers.slow_s, now)
 
     def used(self, model: str, last_used: float, ready_at: float, now: float) -> None:
-        """By its engine's counters. Those who had waited for the engine were counted when they came."""
+        """From its engine's counters. Requests that waited for the engine were counted on arrival."""
         if last_used > self._used.get(model, 0.0):
             self._used[model] = last_used
             if last_used > ready_at + 1.0:
                 self.asked(model, now)
 
     def rate(self, model: str, now: float) -> float:
-        """Requests a second that are to be expected; at most one a second is seen."""
+        """Expected requests a second; at most one a second is seen."""
         return max(self._both(model, now))
 
     def likely(self, model: str, away_s: float, now: float) -> float:
-        """Probability that it is asked within ``away_s``: of the times between its requests that were as long as it has
-        not been asked by now, how many ended so soon; where there are few, by its rate."""
+        """Probability of a request within ``away_s``: of the past intervals at least as long as the present one, the
+        share that ended that soon; where there are few, by its rate."""
         if model not in self._rates:
             return 0.0
         by_rate = 1 - math.exp(-self.rate(model, now) * away_s)

@@ -1,8 +1,8 @@
-"""A small decision loop for baselines: it hears and says what the controller does, and leaves to a ``Rule`` which model
+"""A small decision loop for baselines: it has the controller's events and effects, and leaves to a ``Rule`` which model
 comes first, what its place is worth, and whether that is a reason to switch.
 
-Beside what the core can: busy engines may be victims. They are drained, and stopped when the edge says that nothing is
-in flight. As in the gateway nothing starts on a GPU while another engine loads or stops there.
+Beside the core's abilities: busy engines may be victims. They are drained, and stopped when the edge reports nothing in
+flight. As in the gateway nothing starts on a GPU while another engine loads or stops there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serve.core import events as ev
 
 INF = float("inf")
 ARRIVAL_S = 0.05
-"""So long after its route opened those who waited for an engine are on their way to it."""
+"""For this time after its route opened an engine's waiters are on their way to it."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Seat:
     """loading, ready, draining or stopping."""
     ready_at: float = INF
     opened_at: float = INF
-    """When its waiters were told to go."""
+    """When its waiters were released."""
     in_flight: int = 0
     last_used: float = 0.0
     """The later of its last session's start and the last reading with something in flight."""
@@ -57,33 +57,33 @@ class Waits:
 
 
 class Rule(Protocol):
-    """What tells one policy from another. All of it is asked again whenever something happened, and once a second."""
+    """The difference between policies. Every method is called again after each event, and once a second."""
 
     summed: bool
-    """What several victims are worth together: the sum, or (False) the most valuable one's."""
+    """Worth of several victims together: the sum, or (False) the most valuable one's."""
 
     def begin(self, house: House) -> None:
         """The models are known."""
 
     def saw(self, house: House, event: ev.Event, now: float) -> None:
-        """Learn."""
+        """Learn from an event."""
 
     def order(self, house: House, now: float) -> Sequence[str]:
-        """The models to see to, of those that wait, the first one first."""
+        """The waiting models to serve, the first one first."""
 
     def worth(self, house: House, seat: Seat, asking: str, now: float) -> float | None:
-        """Of keeping an engine that is ready, while ``asking`` has no place; ``None``: it stays."""
+        """Worth of a ready engine while ``asking`` has no place; ``None``: it stays."""
 
     def may_switch(self, house: House, asking: str, victims: Sequence[Seat], worth: float, now: float) -> bool:
-        """Whether these may go for it."""
+        """Whether these may be evicted for it."""
 
     def unload(self, house: House, seat: Seat, now: float) -> bool:
-        """Whether a ready engine goes though its room is not needed."""
+        """Whether a ready engine is unloaded although its room is not needed."""
 
 
 @dataclass
 class _Room:
-    """Of one node, in MiB by GPU: what is free, what will be when all that drains and stops has gone."""
+    """Room of one node, in MiB by GPU: free now, and free when all that drains and stops is gone."""
 
     now: list[int]
     later: list[int]
@@ -119,7 +119,7 @@ class House:
 
     # --- facts ---
     def _hear(self, event: ev.Event, now: float) -> bool:
-        """Whether something is to be decided afterwards."""
+        """Whether decisions are due afterwards."""
         self.rule.saw(self, event, now)
         match event:
             case ev.CatalogChanged(models):
@@ -144,7 +144,7 @@ class House:
                         self._effects.append(ef.Answer(ticket))
             case ev.RouteDrained(engine):
                 self.seats[engine].drained = True
-                self.seats[engine].in_flight = -1  # not known: what was read before does not count
+                self.seats[engine].in_flight = -1  # not known: earlier readings do not count
                 return False
             case ev.EdgeSeen(servers):
                 self._see(servers, now)
@@ -152,7 +152,7 @@ class House:
                 del self.seats[engine]
             case ev.Tick():
                 self._refuse_overdue(now)
-                return False  # the counters, once a second, are often enough to look at the time
+                return False  # the counters, once a second, are often enough to check the time
         return True
 
     def _acquire(self, event: ev.Acquire, now: float) -> bool:
@@ -183,9 +183,9 @@ class House:
 
     # --- decisions ---
     def _plan(self, now: float) -> None:
-        """(1) what is drained stops, unless something loads on its GPUs; (2) what the rule unloads drains; then for
-        each waiting model: (3) it loads or serves; (4) it fits: start; (5) it fits when what goes has gone: wait;
-        (6) others may go for it: drain them."""
+        """(1) drained engines stop, unless something loads on their GPUs; (2) engines that the rule unloads drain; then
+        for each waiting model: (3) it loads or serves; (4) it fits: start; (5) it fits once others are gone: wait;
+        (6) others may be evicted for it: drain them."""
         loading = {place for seat in self.seats.values() if seat.state == "loading" for place in seat.place()}
         for seat in self.seats.values():
             done = seat.state == "draining" and seat.drained and seat.in_flight == 0
@@ -257,7 +257,7 @@ class House:
     def _victims(
         self, need: Model, rooms: dict[str, _Room], now: float
     ) -> tuple[str, tuple[int, ...], list[Seat], float] | None:
-        """The node, its GPUs and the engines there that are worth least together, without which ``need`` fits."""
+        """The node, its GPUs and the engines there of the least total worth, without which ``need`` fits."""
         mib = self._mib[need.name]
         by_place: dict[tuple[str, int], list[tuple[float, str, Seat]]] = {}
         for seat in self.seats.values():
@@ -304,7 +304,7 @@ class House:
 def _take(
     there: Sequence[tuple[float, str, Seat]], free_mib: int, need_mib: int
 ) -> list[tuple[float, str, Seat]] | None:
-    """Of the engines on one GPU those worth least, until ``need_mib`` is free; ``None``: not even without all."""
+    """The engines on one GPU of the least worth, until ``need_mib`` is free; ``None``: not even without all."""
     taken: list[tuple[float, str, Seat]] = []
     for one in there:
         if free_mib >= need_mib:
@@ -315,7 +315,7 @@ def _take(
 
 
 def _sets(costs: list[tuple[float, int]], gpus: int, seats: Sequence[Seat]) -> set[tuple[int, ...]]:
-    """Sets of GPUs to look at: each one if one is needed; else the cheapest ones, and the GPUs of each larger engine
+    """Candidate sets of GPUs: each one if one is needed; else the cheapest ones, and the GPUs of each larger engine
     filled up with (or cut to) the cheapest."""
     if len(costs) < gpus:
         return set()

@@ -1,4 +1,4 @@
-"""What a run came to: every request's wait, what users got, what the devices did."""
+"""Results of a run: every request's wait, the service of users, the use of the devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Outcome(Enum):
 
     SERVED = "served"
     REFUSED = "refused"
-    """Told that it will not be served: mostly because it waited for too long."""
+    """Refused: mostly because it waited for too long."""
     CUT = "cut"
     """In flight on an engine that was stopped at its drain's deadline."""
     LEFT = "left"
@@ -24,7 +24,7 @@ class Outcome(Enum):
 
 
 class Span(NamedTuple):
-    """What an engine did on its devices for a while; for the picture of a day."""
+    """An engine's state on its devices for a while; for the picture of a day."""
 
     engine: str
     node: str
@@ -41,11 +41,11 @@ class Span(NamedTuple):
 @dataclass
 class _User:
     work_s: float = 0.0
-    """Of the requests that were served, alone on an engine."""
+    """Of the served requests, alone on an engine."""
     pending: int = 0
     since: float = 0.0
     pending_s: float = 0.0
-    """So long at least one of its requests was neither served nor refused."""
+    """Time during which at least one of its requests was neither served nor refused."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Tally:
     gpu_s: float = 0.0
     """GPUs times seconds that nodes were held."""
     work_s: float = 0.0
-    """Of all that was served, alone on an engine."""
+    """Of all served requests, alone on an engine."""
     end_s: float = 0.0
     spans: list[Span] = field(default_factory=list)
     users: dict[str, _User] = field(default_factory=dict)
@@ -91,8 +91,8 @@ class Tally:
     @property
     def jain(self) -> float:
         """Jain's index over users of their progress: seconds of work done for a user for each second in which that user
-        had something pending, at most 1. One whose own backlog fills the time has 1; one who waits behind the backlog
-        of another has less."""
+        had something pending, at most 1. A user whose own backlog fills the time has 1; one that waits behind the
+        backlog of another has less."""
         shares = [min(1.0, user.work_s / user.pending_s) if user.pending_s > 0 else 1.0 for user in self.users.values()]
         squares = sum(share * share for share in shares)
         return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0

@@ -1,9 +1,9 @@
-"""Pressure against possession on the core's own seam, ``serve.core.transaction.Policies``: an experiment, in force
-nowhere.
+"""Pressure against possession on the core's own seam, ``serve.core.transaction.Policies``: an experiment, not in use
+by the gateway.
 
-What the seam does not let it say: which waiting model comes first (the core goes by the oldest waiter), that an
-engine's worth depends on who asks, that several victims' worth adds up, and what was learned (kept here, beside the
-fleet, so that a replay would have to begin at the beginning).
+The seam cannot express: which waiting model comes first (the core goes by the oldest waiter), that an engine's worth
+depends on the requesting model, that several victims' worth adds up, and learned rates (kept here, beside the fleet, so
+that a replay would have to begin at the beginning).
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class PressedCore(Core):
 
     # --- judgement ---
     def _judge(self, tx: Transaction) -> _Verdict:
-        """Of all that waits without a place, the heaviest first: it may go ahead if it weighs as much as the engines
-        of one node without which it fits; those are no longer there for the next."""
+        """Of all waiting models without a place, the heaviest first: it may go ahead if it weighs as much as the
+        engines of one node without which it fits; those are no longer there for the next."""
         if self._verdict is not None and self._verdict.tx is tx:
             return self._verdict
         verdict = self._verdict = _Verdict(tx)
@@ -135,7 +135,7 @@ class PressedCore(Core):
 
 
 def _freed(tx: Transaction) -> dict[str, Room]:
-    """Node -> its free room with all that drains or stops gone."""
+    """Node -> its free room once all that drains or stops is gone."""
     rooms = {node.id: Room(node.free_host_mib, node.free_gpu_mib) for node in tx.nodes.rows.values()}
     for engine in tx.engines.rows.values():
         if engine.state in (EngineState.DRAINING, EngineState.STOPPING):

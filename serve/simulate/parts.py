@@ -1,4 +1,4 @@
-"""What the simulated world is made of."""
+"""Data types of the simulated world."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from serve.simulate.traces import Request, Session
 
 
 class Decider(Protocol):
-    """The controller's place: ``serve.simulate.deciders.Core``, or a baseline's own small loop."""
+    """In place of the controller: ``serve.simulate.deciders.Core``, or a baseline's own small loop."""
 
     def tell(self, event: ev.Event, now: float) -> tuple[ef.Effect, ...]:
-        """Hear what happened; what is to be done."""
+        """Take an event; returns the effects."""
         ...
 
 

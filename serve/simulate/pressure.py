@@ -1,4 +1,4 @@
-"""Pressure against possession in the baselines' loop, where it can say all that it means: an experiment."""
+"""Pressure against possession in the baselines' loop, which can express all of it: an experiment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve.simulate.house import House, Seat
 
 class Pressure:
     """A model without a place has the weight of its waiters, an engine that of the waiting which its loss would cause;
-    the victims are those that together are worth least."""
+    the victims are those of the least total worth."""
 
     summed = True
 
@@ -39,7 +39,7 @@ class Pressure:
         return self.numbers.overdue(now - house.waiting[model].oldest, house.load_time_s(model))
 
     def order(self, house: House, now: float) -> Sequence[str]:
-        """Those past their bound by age; then by pressure per GPU."""
+        """Models past their bound by age; then by pressure per GPU."""
 
         def key(model: str) -> tuple[bool, float, str]:
             if self.overdue(house, model, now):

@@ -1,4 +1,4 @@
-"""What is shown of the runs: a table, the JSON, and two kinds of pictures."""
+"""Reports of the runs: a table, the JSON, and two kinds of pictures."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def show(results: Results, console: Console) -> None:
 
 
 def draw_waits(trace: str, by_policy: Mapping[str, Sequence[Outcomes]], path: Path) -> None:
-    """For each policy, which share of the requests waited longer than so many seconds."""
+    """For each policy, the share of the requests that waited longer than a number of seconds."""
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(9, 5.5))
     styles = ("-", "--", ":")
@@ -78,8 +78,8 @@ def draw_waits(trace: str, by_policy: Mapping[str, Sequence[Outcomes]], path: Pa
 
 
 def draw_devices(one: Outcomes, path: Path) -> None:
-    """Every device over the run: which models it serves (a colour and the share of its memory each), and when one of
-    them loads, drains or stops."""
+    """Every device over the run: the models it serves (a colour and the share of its memory each), and when one of them
+    loads, drains or stops."""
     pyplot = _pyplot()
     from matplotlib.patches import Patch
 

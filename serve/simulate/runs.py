@@ -18,14 +18,14 @@ from serve.simulate.world import PATIENCE_S, World
 
 @dataclass(frozen=True)
 class Cell:
-    """What to run."""
+    """Input of a cell."""
 
     trace: str
     """A name of ``SHAPES``, or a file."""
     policy: str
     seed: int = 1
     gpus: int | None = None
-    """``None``: as the trace says, and the next two with it."""
+    """``None``: as given by the trace, and the next two with it."""
     per_node: int = 8
     gpu_gib: float = 76.0
     label: str = ""
@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came of a cell."""
+    """Result of a cell."""
 
     cell: Cell
     figures: Mapping[str, float | int]

@@ -1,7 +1,7 @@
-"""How an engine works on what is in flight: all at once, each the slower the more there are.
+"""How an engine works on its requests in flight: all at once, each the slower the more there are.
 
-With ``n`` requests each one advances at ``1 / (1 + (n - 1) / beside)`` of its pace alone. The engine keeps how far a
-request that was there from the start would have come (``_clock``), so that an arrival or an end costs O(log n).
+With ``n`` requests each one advances at ``1 / (1 + (n - 1) / beside)`` of its pace alone. The engine keeps the progress
+of a request that was there from the start (``_clock``), so that an arrival or an end costs O(log n).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Service:
         return self._at + max(0.0, self._ends[0][0] - self._clock) / self._pace()
 
     def end(self, now: float) -> int:
-        """The request that ends now, as ``next_end`` said."""
+        """The request that ends now, as returned by ``next_end``."""
         self._advance(now)
         self._clock, request = heapq.heappop(self._ends)
         return request
 
     def cut(self) -> list[int]:
-        """Whatever is in flight, when the engine ends."""
+        """All requests in flight, when the engine ends."""
         cut = [request for _, request in self._ends]
         self._ends.clear()
         return cut

@@ -1,4 +1,4 @@
-"""What models of each class need and how long everything takes with them: one table, each number with its source.
+"""Needs and times of models by class: one table, each number with its source.
 
 The class of a model is the first part of its name: ``8b-01`` is of class ``8b``. All times are seconds.
 
@@ -39,7 +39,7 @@ class Times:
     beside: float = 64.0
     """With so many other requests in flight each one takes twice as long."""
     stop_s: float = 2.0
-    """From the order to end its process until the memory is free."""
+    """From the stop command until the memory is free."""
 
     def alone_s(self, prompt_tokens: int, output_tokens: int) -> float:
         """Seconds that a request takes on an engine with nothing else in flight."""
@@ -56,7 +56,7 @@ CLASSES: Mapping[str, Times] = {
 
 
 def class_of(model: str) -> Times:
-    """The class of a model by its name. Raises ``ConfigError`` (one line) for one that the table does not have."""
+    """The class of a model by its name. Raises ``ConfigError`` (one line) for one that is not in the table."""
     name = model.split("-", 1)[0]
     if name not in CLASSES:
         known = ", ".join(CLASSES)

@@ -1,4 +1,4 @@
-"""What comes: requests at times of their own (open loop) or one after the other (closed loop); and the reader of files.
+"""Requests at times of their own (open loop) or one after the other (closed loop); and the reader of files.
 
 A file has the columns ``arrival_s,model,prompt_tokens,output_tokens,user``, in order of time, gzip or plain. It is read
 as it is used, a line at a time.
@@ -21,7 +21,7 @@ from serve.simulate.times import CLASSES, Times
 
 COLUMNS = ("arrival_s", "model", "prompt_tokens", "output_tokens", "user")
 REQUESTS_MAX = 2_000_000
-"""Of one file: what is kept of each request for the figures is some 100 bytes."""
+"""Of one file: each request's figures take some 100 bytes."""
 LINE_MAX = 4096
 TOKENS_MAX = 10_000_000
 
@@ -52,16 +52,16 @@ class Trace:
 
     name: str
     times: Mapping[str, Times]
-    """Model -> how long everything takes with it: the catalog."""
+    """Model -> its times: the catalog."""
     arrivals: Iterable[Request] = ()
     """In order of time; gone through once by each run."""
     sessions: tuple[Session, ...] = ()
     gpus: int = 16
-    """The fleet, if nothing else is said."""
+    """The fleet, unless given otherwise."""
     gpus_per_node: int = 8
     gpu_gib: float = 76.0
     priorities: Mapping[str, int] = field(default_factory=dict)
-    """Model -> its priority, 0 of most; more is more. Only a policy that knows of priorities asks."""
+    """Model -> its priority, 0 for most; higher is more. Only used by a policy with priorities."""
     source: str = ""
 
 
@@ -119,7 +119,7 @@ class TraceFile:
 
 
 def read_trace(path: Path, name: str | None = None, known: Mapping[str, Times] | None = None) -> Trace:
-    """The trace in a file. The file is gone through once for its models, so that all of it is known to be sound.
+    """The trace in a file. The file is read once for its models, so that all of it is known to be valid.
 
     Raises:
         ConfigError: one line naming the file, the line and what was expected.
@@ -133,11 +133,11 @@ def read_trace(path: Path, name: str | None = None, known: Mapping[str, Times] |
 
 
 def write_trace(requests: Iterable[Request], out: IO[str]) -> int:
-    """Write requests in the form that ``read_trace`` reads; how many there were."""
+    """Write requests in the form that ``read_trace`` reads; returns their number."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     count = 0
-    for count, one in enumerate(requests, start=1):  # noqa: B007 - the count is what is returned
+    for count, one in enumerate(requests, start=1):  # noqa: B007 - the count is the result
         writer.writerow((f"{one.at:.3f}", one.model, one.prompt_tokens, one.output_tokens, one.user))
     return count
 

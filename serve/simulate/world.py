@@ -1,10 +1,10 @@
-"""Virtual time: clients, the edge, agents with engines. Whatever decides, it hears the same events and gives the same
-effects as the gateway's controller (``serve.core``), so that all policies live in one world with one accounting.
+"""Virtual time: clients, the edge, agents with engines. Any decider gets the events and gives the effects of the
+gateway's controller (``serve.core``), so that all policies share one world and one accounting.
 
-As in the gateway: a request whose model has an open route goes to its least busy engine and the decider does not hear
-of it; counters are read once a second, of draining routes every 50 ms; a drained engine finishes what it has; a waiter
-that is told to go passes the edge again and comes back if the route has closed meanwhile. Two savings that change no
-decision: a draining route's counters are told when they reach zero, and while nothing waits or is in flight the
+As in the gateway: a request whose model has an open route goes to its least busy engine without an event for the
+decider; counters are read once a second, of draining routes every 50 ms; a drained engine finishes its requests; a
+released waiter passes the edge again and comes back if the route has closed meanwhile. Two savings that change no
+decision: a draining route's counters are reported when they reach zero, and while nothing waits or is in flight the
 counters are read every ten seconds.
 """
 
@@ -47,7 +47,7 @@ class World:
     tick_s: float = TICK_S
     keep_spans: bool = True
     progress: Callable[[float, int], None] | None = None
-    """Told now and then: the time of the trace, requests that came."""
+    """Progress callback: the time of the trace, requests that came."""
     now: float = 0.0
     tally: Tally = field(default_factory=Tally)
 
@@ -70,7 +70,7 @@ class World:
         """GPUs that an engine left since something was last started there: node, index, model."""
 
     def run(self) -> Tally:
-        """All of it, until every request has its outcome or none can have one any more."""
+        """Run until every request has its outcome or none can have one any more."""
         self.tell(ev.CatalogChanged(catalog(self.trace.times)))
         self.tell(ev.Started(1, {}, (), tuple(self._free)))
         for node, mib in self.fleet.nodes().items():
@@ -193,7 +193,7 @@ class World:
 
     # --- the decider and its commands ---
     def tell(self, event: ev.Event) -> None:
-        """Let the decider know, and carry out what it says."""
+        """Pass an event to the decider, and carry out its effects."""
         for effect in self.decider.tell(event, self.now):
             self._carry_out(effect)
         if self.waiting and not self._ticking:
@@ -328,7 +328,7 @@ class World:
         self._count([engine for engine in self.engines.values() if engine.open or engine.draining])
 
     def _read_in(self, delay_s: float) -> None:
-        """The next reading; one that was planned for later is void."""
+        """Schedule the next reading; one planned for later is void."""
         at = self._read_at = self.now + delay_s
         self.after(delay_s, lambda: self._read_counters() if at == self._read_at else None)
 

@@ -1,4 +1,4 @@
-"""What an endpoint's files say: everything closed. Pure text.
+"""Contents of an endpoint's files: everything closed. Pure text.
 
 A caller chooses nothing: the template has no variable of the caller's, the schema allows no option, only registered
 functions run, and only JSON goes in and out (an allowed function with a pickled argument would run anything).
@@ -22,17 +22,17 @@ ENDPOINT_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 IDENTITY = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 DEFAULT_KEY_FILE = "~/.config/gateway-plugin/endpoint.key"
 IDLE_S = round(KEPT_S + 5 * SWEEP_S)
-"""After which a user's workers end: once what they kept is removed."""
+"""Idle time after which a user's workers end: once their kept answers are removed."""
 _SERIALIZERS = ("globus_compute_sdk.serialize.JSONData", "globus_compute_sdk.serialize.PureSourceTextInspect")
 
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """What ``gateway endpoint configure`` was told, and what it found out."""
+    """Settings given to ``gateway endpoint configure``, and those it determined."""
 
     name: str
     url: str
-    """The gateway's, without ``/v1``."""
+    """The gateway's URL, without ``/v1``."""
     answers: str
     """Where answers are kept, before ``-UID``: below the local user's own state home, or a whole path."""
     key_file: str = DEFAULT_KEY_FILE
@@ -47,10 +47,10 @@ class EndpointSettings:
     contact: str | None = None
     """E-mail address; Globus wants one for a multi-user endpoint."""
     owner: str | None = None
-    """Globus identity of who configured it: the only one that a single-user endpoint serves."""
+    """Globus identity of the user who configured it: the only one that a single-user endpoint serves."""
 
     def __post_init__(self) -> None:
-        """Raises ``ConfigError`` for what cannot be an endpoint."""
+        """Raises ``ConfigError`` for invalid settings."""
         if not ENDPOINT_NAME.fullmatch(self.name):
             raise ConfigError(f"An endpoint's name matches {ENDPOINT_NAME.pattern}, got {self.name!r}.")
         if self.identity_mapping is not None and not self.contact:
@@ -65,7 +65,7 @@ def with_owner(settings: EndpointSettings, owner: object) -> EndpointSettings:
 
 
 def site_document(settings: EndpointSettings) -> dict[str, Any]:
-    """What the function reads: ``gateway_plugin.globus.function.read_site``."""
+    """The function's site file: ``gateway_plugin.globus.function.read_site``."""
     optional = {"input_folder": settings.input_folder, "ca": settings.ca}
     return {
         "version": 1,
@@ -91,8 +91,8 @@ def core_yaml(settings: EndpointSettings, functions: tuple[str, ...]) -> str:
 def template(settings: EndpointSettings) -> str:
     """``user_config_template.yaml.j2``: of a user endpoint.
 
-    The engine is Parsl's, with workers that are processes of their own: it alone survives the death of one, and gives
-    its pack to another, once. It looks after them every 2 s instead of 30.
+    The engine is Parsl's, with workers that are processes of their own: only it survives the death of a worker, and
+    gives the pack to another, once. It checks them every 2 s instead of 30.
     """
     owner = settings.owner or ""
     document = {
@@ -138,7 +138,7 @@ def user_environment(site_file: Path, venv: Path) -> str:
 
 
 def process_environment(base: Mapping[str, str], venv: Path, globus_folder: Path) -> dict[str, str]:
-    """Of the endpoint's own process: nothing of the gateway's secrets, its own programs first."""
+    """Of the endpoint's own process: none of the gateway's secrets, its own programs first."""
     kept = {name: value for name, value in base.items() if not name.startswith(("GATEWAY_", "VLLM_", "RAY_"))}
     path = f"{venv / 'bin'}:{base.get('PATH', '/usr/bin:/bin')}"
     return {**kept, "PATH": path, "GLOBUS_COMPUTE_USER_DIR": str(globus_folder)}

@@ -1,4 +1,4 @@
-"""An endpoint's life: configured, started, stopped, looked at, deleted; the real ``globus-compute-endpoint`` serves.
+"""An endpoint's life: configure, start, stop, status, delete; the real ``globus-compute-endpoint`` serves.
 
 State lies in ``endpoints/`` of the state folder: the environment, the manifest of functions, one folder an endpoint.
 """
@@ -32,27 +32,27 @@ from gateway_plugin.paths import Layout, private_folder, write_private
 from gateway_plugin.processes import Mark, alive, descendants, end
 
 Report = Callable[[str, str], None]
-"""Told each step: what, and how far."""
+"""Progress callback: step, and how far."""
 
 _STOP_S = 20.0
 
 
 @dataclass(frozen=True)
 class EndpointStatus:
-    """What is known of one endpoint."""
+    """Status of one endpoint."""
 
     name: str
     id: str
     state: str
-    """``online``; ``starting``: it runs, Globus has not heard; ``stopped``; ``unknown``: not to be told from here."""
+    """``online``; ``starting``: it runs, not yet online at Globus; ``stopped``; ``unknown``: not visible from here."""
     pid: int | None
     """Of a process on this machine."""
     host: str | None
     """The machine that it was started on, unless it is stopped."""
     functions: tuple[manifest.Function, ...]
-    """Those it may run, the one of this version last."""
+    """Functions it may run, the one of this version last."""
     heartbeat_age_s: float | None
-    """Since the process last gave a sign of life."""
+    """Age of the process's last heartbeat."""
     tasks_done: int | None
     """``None``: not known, of mapped users."""
     note: str | None = None
@@ -63,7 +63,7 @@ class EndpointStatus:
 
 
 class Endpoints:
-    """The endpoints of one gateway's state folder. ``pause``: entered while somebody logs in on the terminal."""
+    """The endpoints of one gateway's state folder. ``pause``: entered during a login on the terminal."""
 
     def __init__(self, layout: Layout, pause: Pause = nullcontext) -> None:
         self._layout = layout
@@ -78,12 +78,12 @@ class Endpoints:
     def configure(
         self, name: str, options: Options, report: Report, *, afresh: bool = False, newest_only: bool = False
     ) -> EndpointStatus:
-        """Write what ``options`` and those of before say, make the environment, register function and endpoint.
+        """Write the given and the kept ``options``, make the environment, register function and endpoint.
 
-        ``afresh``: those of before are forgotten; ``newest_only``: older versions' functions are not allowed any more.
+        ``afresh``: kept options are dropped; ``newest_only``: older versions' functions are not allowed any more.
 
         Raises:
-            ConfigError: this cannot be an endpoint here.
+            ConfigError: invalid for an endpoint here.
             ServiceError: the environment cannot be made, or Globus Compute refuses.
         """
         before = self._records.find(name) if config.ENDPOINT_NAME.fullmatch(name) else None
@@ -143,7 +143,7 @@ class Endpoints:
         return EndpointSettings(
             name=name,
             url=url.rstrip("/").removesuffix("/v1"),
-            # a mapped user's below that user's own state home, told apart from another gateway's
+            # in a mapped user's own state home, with a folder for each gateway
             answers=f"gateway-plugin/{name}-{digest}" if options.multi_user else str(self._root / "answers" / name),
             ca=str(ca) if ca else None,
             **given,
@@ -182,11 +182,11 @@ class Endpoints:
 
     # --- start and stop ---
     def start(self, name: str, report: Report, within_s: float = 60.0) -> EndpointStatus:
-        """Start it and wait until Globus Compute says that it is online. One that runs is left alone.
+        """Start it and wait until Globus Compute reports it online. A running one is left alone.
 
         Raises:
             NotFound: it is not configured.
-            ServiceError: it runs on another machine, it ended, or is not online in time; with its own last words.
+            ServiceError: it runs on another machine, ended, or is not online in time; with its own last output.
         """
         return self._start(name, report, within_s, stop_first=False)
 
@@ -232,10 +232,10 @@ class Endpoints:
             return made
 
     def stop(self, name: str, *, host_is_gone: bool = False, keep_answers: bool = False) -> bool:
-        """End it with all that belongs to it; tasks that wait run when it is back. ``False``: it did not run.
+        """End it with all that belongs to it; waiting tasks run when it is back. ``False``: it did not run.
 
-        ``host_is_gone``: the machine it was started on will never be back, forget what ran there. ``keep_answers``:
-        those of the last hour, for packs that are repeated when it is back.
+        ``host_is_gone``: its machine will never be back, forget what ran there. ``keep_answers``: keep those of the
+        last hour, for packs that are repeated when it is back.
 
         Raises ``NotFound``, and ``ServiceError`` if it runs on another machine or does not end, or answers are left.
         """
@@ -263,12 +263,12 @@ class Endpoints:
 
     # --- look ---
     def ask_status(self, name: str) -> EndpointStatus:
-        """What is known of it, here and at Globus Compute. Raises ``NotFound``."""
+        """Its status, here and at Globus Compute. Raises ``NotFound``."""
         with self._registrar(self._records.known(name).venv) as registrar:
             return self.status(name, registrar)
 
     def status(self, name: str, registrar: Registrar | None = None) -> EndpointStatus:
-        """What is known of it here, and by the ``registrar`` if there is one. Raises ``NotFound``."""
+        """Its status here, and from the ``registrar`` if there is one. Raises ``NotFound``."""
         record = self._records.known(name)
         elsewhere = record.elsewhere(self._here)
         lives = elsewhere is None and alive(record.process)
@@ -326,7 +326,7 @@ class Endpoints:
         return self._globus / name / "daemon.pid"
 
     def _site_file(self, name: str, options: Options) -> Path:
-        """What the function reads."""
+        """The function's site file."""
         return (options.shared_folder or self._root) / f"{name}.site.json"
 
     def _registrar(self, venv: Path) -> Registrar:

@@ -1,4 +1,4 @@
-"""The endpoint's own process, Globus's: started, and what it said last."""
+"""The endpoint's own process, Globus's: its start, and its last output."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ _NO_TERMINAL = (
 
 
 class NoTerminal(Exception):
-    """Somebody has to log in, and there is nobody to ask."""
+    """A login is needed, and there is no terminal."""
 
 
 class Gateway:
-    """The command that asks, on the other side of the pipes that were stdin and stdout."""
+    """The calling command, on the other side of the pipes that were stdin and stdout."""
 
     def __init__(self) -> None:
         # Taken away from under stdin and stdout: the SDK prints there, and its login reads there.
@@ -38,7 +38,7 @@ class Gateway:
         os.dup2(2, 1)
 
     def read(self) -> dict[str, Any] | None:
-        """What it asks; ``None`` at the end."""
+        """Its next request; ``None`` at the end."""
         line = self._asked.readline()
         return dict(json.loads(line)) if line else None
 
@@ -49,14 +49,14 @@ class Gateway:
 
 
 def main() -> None:
-    """Do one thing after the other until stdin ends."""
+    """Answer one request after the other until stdin ends."""
     logging.disable(logging.WARNING)
     gateway = Gateway()
     client = _Client(gateway)
     while (asked := gateway.read()) is not None:
         try:
             answer = {"ok": _ACTIONS[asked.pop("action")](client, **asked)}
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # the SDK raises much, and exits; the user is told
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # the SDK raises much, and exits; the user sees it
             answer = {"error": {"kind": type(error).__name__, "message": _words(error)}}
         gateway.write(answer)
 
@@ -85,7 +85,7 @@ class _Client:
 
     def _login(self, app: Any) -> None:
         if os.environ.get("GLOBUS_COMPUTE_CLIENT_SECRET"):
-            app.login()  # asks nobody
+            app.login()  # without a prompt
             return
         with _on_terminal():
             self._gateway.write({"login": True})
@@ -95,7 +95,7 @@ class _Client:
 
 @contextmanager
 def _on_terminal() -> Iterator[None]:
-    """What is printed appears on the terminal and what is read is typed there, whatever is redirected."""
+    """Output appears on the terminal and input is read from it, in spite of redirections."""
     try:
         reader = open("/dev/tty", encoding="utf-8")  # noqa: SIM115  # entered below: only its opening may fail here
     except OSError:
@@ -113,26 +113,26 @@ def _on_terminal() -> Iterator[None]:
 
 
 def login(client: _Client) -> None:
-    """Have somebody logged in."""
+    """Log a user in on the terminal."""
     client()
 
 
 def identity(client: _Client) -> str:
-    """The Globus identity that acts here."""
+    """The Globus identity that is logged in."""
     from globus_compute_sdk.sdk.auth.auth_client import ComputeAuthClient
 
     return str(ComputeAuthClient(app=client().app).userinfo()["sub"])
 
 
 def register_function(client: _Client, source: str, entry_point: str, description: str) -> str:
-    """Register the function's text; its id."""
+    """Register the function's text; returns its id."""
     # Public: everybody may call it where an endpoint allows it. It holds no secret, and it does nothing elsewhere.
     made = client().register_source_code(source, entry_point, description=description, public=True)
     return str(made)
 
 
 def register_endpoint(client: _Client, folder: str) -> str:
-    """Register what lies in ``folder``, as ``globus-compute-endpoint start`` does; the id."""
+    """Register the endpoint in ``folder``, as ``globus-compute-endpoint start`` does; returns its id."""
     from globus_compute_endpoint.cli import _do_register_endpoint
     from globus_compute_endpoint.endpoint.config.utils import get_config
 
@@ -143,7 +143,7 @@ def register_endpoint(client: _Client, folder: str) -> str:
 
 
 def status(client: _Client, endpoint: str) -> dict[str, Any]:
-    """What the service says of an endpoint."""
+    """The service's status of an endpoint."""
     return dict(client().get_endpoint_status(endpoint))
 
 
@@ -169,5 +169,5 @@ _ACTIONS: dict[str, Callable[..., Any]] = {
 
 if __name__ == "__main__":
     os.umask(0o077)
-    with suppress(KeyboardInterrupt):  # Ctrl-C is the command's: it says so
+    with suppress(KeyboardInterrupt):  # Ctrl-C is the command's: it reports it
         main()

@@ -1,4 +1,4 @@
-"""Globus Compute as ``gateway endpoint`` asks it: through the registrar, a program of the endpoint's environment."""
+"""Globus Compute for ``gateway endpoint``: through the registrar, a program of the endpoint's environment."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gateway_plugin.globus.endpoint.config_files import process_environment
 _PROGRAM = Path(__file__).with_name("registrar.py")
 
 Pause = Callable[[], AbstractContextManager[None]]
-"""While it is entered nothing else is drawn on the terminal: a person logs in there."""
+"""While it is entered nothing else is drawn on the terminal: a user logs in there."""
 
 
 class Registrar:
-    """One program for several questions: it takes seconds to start. A context manager."""
+    """One program for several requests: its start takes seconds. A context manager."""
 
     def __init__(self, venv: Path, globus_folder: Path, pause: Pause = nullcontext) -> None:
         self._argv = [str(venv / "bin" / "python"), str(_PROGRAM)]
@@ -54,9 +54,9 @@ class Registrar:
         child.communicate()
 
     def ask(self, action: str, **arguments: Any) -> Any:
-        """One thing; a person logs in on the terminal first, if need be.
+        """Send one request; a user logs in on the terminal first, if need be.
 
-        Raises ``ServiceError`` with what Globus Compute says, or that there is no terminal.
+        Raises ``ServiceError`` with Globus Compute's message, or that there is no terminal.
         """
         try:
             answer = self._exchange({"action": action, **arguments})

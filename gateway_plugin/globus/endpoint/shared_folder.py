@@ -1,4 +1,4 @@
-"""What a multi-user endpoint is made of: every mapped user reads it, root runs it, none but root may change it."""
+"""Files of a multi-user endpoint: every mapped user reads them, root runs them, only root may change them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway_plugin.globus.endpoint.store import Options
 from gateway_plugin.paths import write_private
 
 READABLE_UMASK = 0o022
-"""For what is made there: root's own may be 077."""
+"""For new files and folders: root's own may be 077."""
 _LINKS_MAX = 40
 _SYSTEM_PATH = "/usr/bin:/usr/local/bin"
 _PYTHONS = ("python3.14", "python3.13", "python3.12", "python3.11")
@@ -35,7 +35,7 @@ def check_user(options: Options) -> None:
 
 
 def check_files(options: Options) -> None:
-    """Whether none but root can change the files that a multi-user endpoint was told to use. Raises ``ConfigError``."""
+    """Whether only root can change the files given to a multi-user endpoint. Raises ``ConfigError``."""
     if options.multi_user:
         for path, option in (
             (options.identity_mapping, "--identity-mapping"),
@@ -53,7 +53,7 @@ def _programs(mapping: Path | None) -> Iterator[Path]:
     try:
         document = json.loads(mapping.read_text(encoding="utf-8")) if mapping is not None else None
     except (OSError, ValueError):
-        return  # there is nothing in it that could be run; Globus says what is wrong with it
+        return  # nothing in it could be run; Globus reports what is wrong with it
     for entry in document if isinstance(document, list) else [document]:
         command = entry.get("command") if isinstance(entry, dict) else None
         for number, word in enumerate(command if isinstance(command, list) else []):
@@ -63,15 +63,15 @@ def _programs(mapping: Path | None) -> Iterator[Path]:
 
 
 def check_reach(path: Path) -> None:
-    """Whether everybody may read below the folders that lead to ``path``. Raises ``ConfigError``."""
+    """Whether all users may read below the folders that lead to ``path``. Raises ``ConfigError``."""
     for folder in reversed(path.resolve().parents):
         if folder.exists() and not folder.stat().st_mode & 0o001:
             raise ConfigError(f"{folder}, on the way to {path}, lets nobody pass: mapped users need to read below it.")
 
 
 def check_only_root_changes(path: Path, option: str = "--shared-folder") -> None:
-    """Whether none but root could put something else at ``path``: each folder on the way to it, each link there and
-    what that leads to. What does not exist yet is left out. Raises ``ConfigError`` naming the part, and ``option``.
+    """Whether only root could put another file at ``path``: each folder on the way to it, each link there and its
+    target. Parts that do not exist yet are left out. Raises ``ConfigError`` naming the part, and ``option``.
     """
     way = list(_way(path))
     for part in way:
@@ -79,16 +79,16 @@ def check_only_root_changes(path: Path, option: str = "--shared-folder") -> None
             found = part.lstat()
         except FileNotFoundError:
             continue
-        # in a sticky folder, such as /tmp, each entry is its owner's; what lies in it is looked at by itself
+        # in a sticky folder, such as /tmp, each entry is its owner's; its contents are checked separately
         _check(part, found, path, option, sticky=part != way[-1])
 
 
 def check_trees(roots: Iterable[Path], path: Path, option: str) -> None:
-    """Whether none but root could change these folders or files, the way to them, or anything in them and in folders
+    """Whether only root could change these folders or files, the way to them, or anything in them and in folders
     that links in them lead to. Raises ``ConfigError``: ``path`` depends on a part that others can change.
     """
     seen: set[Path] = set()
-    lock = str(path.resolve() / ".lock")  # uv's, for everybody to lock; nothing reads it
+    lock = str(path.resolve() / ".lock")  # uv's, lockable by all users; nothing reads it
     todo = list(roots)
     while todo:
         root = todo.pop()
@@ -108,7 +108,7 @@ def check_trees(roots: Iterable[Path], path: Path, option: str) -> None:
 
 
 def _check(part: Path, found: os.stat_result, path: Path, option: str, *, sticky: bool) -> None:
-    link = stat.S_ISLNK(found.st_mode)  # a link's own mode says nothing
+    link = stat.S_ISLNK(found.st_mode)  # a link's own mode has no meaning
     writable = found.st_mode & 0o022 and not link and not (sticky and found.st_mode & stat.S_ISVTX)
     if found.st_uid == 0 and not writable:
         return
@@ -128,7 +128,7 @@ def _name(uid: int) -> str:
 
 
 def _way(path: Path) -> Iterator[Path]:
-    """All that decides what lies at ``path``: its parts from the root on, links, and the parts of what those name."""
+    """All parts that determine the file at ``path``: its parts from the root on, links, and their targets' parts."""
     at, links, todo = Path("/"), 0, list(reversed(path.absolute().parts))
     while todo:
         part = todo.pop()
@@ -143,7 +143,7 @@ def _way(path: Path) -> Iterator[Path]:
 
 
 def make(path: Path) -> None:
-    """Make the folder, 0755, whatever the umask is. Raises ``ConfigError`` if it cannot be shared there."""
+    """Make the folder, 0755, with any umask. Raises ``ConfigError`` if it cannot be shared there."""
     check_only_root_changes(path)
     check_reach(path)
     before = os.umask(READABLE_UMASK)
@@ -151,7 +151,7 @@ def make(path: Path) -> None:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     finally:
         os.umask(before)
-    check_only_root_changes(path)  # what was not there before may be somebody else's by now
+    check_only_root_changes(path)  # a new part may belong to another user by now
     path.chmod(0o755)
 
 
@@ -170,8 +170,8 @@ def copy(file: Path, target: Path) -> Path:
 
 
 def check_environment(venv: Path) -> None:
-    """Whether none but root could change what runs from ``venv``: all of it, the interpreter that it is built on with
-    its library, and folders that it takes packages from. Raises ``ConfigError``; nothing of it is run.
+    """Whether only root could change the programs of ``venv``: all of it, its base interpreter with the library, and
+    folders that it takes packages from. Raises ``ConfigError``; nothing of it is run.
     """
     option = "--venv"
     check_trees([venv], venv, option)
@@ -182,7 +182,7 @@ def check_environment(venv: Path) -> None:
         prefixes.add(Path(settings["home"]).parent)
     versions = [folder.name for folder in venv.glob("lib/python3*")] or ["python3*"]
     if settings.get("include-system-site-packages", "").lower() == "true":
-        versions.append("python3")  # Debian's packages, whatever the version
+        versions.append("python3")  # Debian's packages, for any version
         prefixes.add(Path("/usr/local"))
     used: list[Path] = []
     for prefix in prefixes:
@@ -199,7 +199,7 @@ def check_environment(venv: Path) -> None:
 
 
 def check_program(program: Path) -> None:
-    """Whether everybody may run ``program`` of an environment, and none but root change it. Raises ``ConfigError``."""
+    """Whether all users may run ``program`` of an environment, and only root change it. Raises ``ConfigError``."""
     for path in (program, program.parent / "python"):
         check_reach(path)
         if path.resolve().stat().st_mode & 0o005 != 0o005:
@@ -211,7 +211,7 @@ def check_program(program: Path) -> None:
 
 
 def interpreter(own: Path) -> Path:
-    """What to build an environment on that root runs: ``own`` if none but root can change it and everybody may run it,
+    """Base interpreter of an environment that root runs: ``own`` if only root can change it and all users may run it,
     else the system's. Raises ``ConfigError``.
     """
     found = (shutil.which(name, path=_SYSTEM_PATH) for name in ("python3", *_PYTHONS))
@@ -229,7 +229,7 @@ def interpreter(own: Path) -> Path:
 
 
 def _settings(venv: Path) -> dict[str, str]:
-    """What ``pyvenv.cfg`` says."""
+    """The settings in ``pyvenv.cfg``."""
     try:
         lines = (venv / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What is kept of each endpoint: ``NAME.endpoint`` in the state folder's ``endpoints/``, changed under one lock."""
+"""Records of endpoints: ``NAME.endpoint`` in the state folder's ``endpoints/``, changed under one lock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PATIENCE_S = 40.0
 
 
 class Options(State):
-    """What ``configure`` was told; ``None``: nothing. Kept, so that running it again changes only what it is told."""
+    """Options of ``configure``; ``None``: not given. Kept, so that a second run changes only those it is given."""
 
     url: str | None = None
     key_file: str | None = None
@@ -32,12 +32,12 @@ class Options(State):
     identity_mapping: Path | None = None
     contact: str | None = None
     shared_folder: Path | None = None
-    """That all local users of a multi-user endpoint can read: for environment and site file."""
+    """Readable by all local users of a multi-user endpoint: for environment and site file."""
     venv: Path | None = None
-    """An environment that is there already."""
+    """An existing environment."""
 
     def over(self, kept: Options) -> Options:
-        """These, and of ``kept`` what they do not say."""
+        """These, completed by those of ``kept``."""
         return kept.model_copy(update=self.model_dump(exclude_none=True))
 
 
@@ -48,7 +48,7 @@ class EndpointRecord(State):
     """Given by Globus Compute."""
     venv: Path
     functions: tuple[str, ...]
-    """Ids of those it may run, the one of this version last."""
+    """Ids of the functions it may run, the one of this version last."""
     answers: str
     """Where answers are kept (``EndpointSettings.answers``)."""
     options: Options = Options()
@@ -57,12 +57,12 @@ class EndpointRecord(State):
     """Name of the machine that ``process`` was started on; its PID means nothing on another."""
 
     def elsewhere(self, here: str) -> str | None:
-        """The other machine that it was started on and not stopped since, seen from the machine called ``here``."""
+        """The other machine on which it was started and not stopped since, seen from the machine called ``here``."""
         return self.host if self.process is not None and self.host != here else None
 
 
 class Records:
-    """Those in one folder."""
+    """The records in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -93,7 +93,7 @@ class Records:
         self._file(name).write(record)
 
     def remove(self, name: str) -> None:
-        """Forget it."""
+        """Delete its record."""
         self._file(name).path.unlink(missing_ok=True)
 
     def _file(self, name: str) -> StateFile[EndpointRecord]:
@@ -103,7 +103,7 @@ class Records:
     def locked(self) -> Iterator[None]:
         """One command changes records and processes at a time, also from another machine of a shared file system.
 
-        Raises ``ServiceError`` if another one is at work for long.
+        Raises ``ServiceError`` if another command holds the lock for long.
         """
         private_folder(self._folder)
         deadline = time.monotonic() + _PATIENCE_S

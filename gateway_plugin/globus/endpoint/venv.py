@@ -1,4 +1,4 @@
-"""The endpoint's own virtual environment: made once from a pinned list, and made again when the list is another."""
+"""The endpoint's own virtual environment: made once from a pinned list, and made again when the list changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_complete(venv: Path) -> bool:
 
 
 def make(venv: Path, report: Callable[[str], None], python: str | None = None) -> None:
-    """Make ``venv`` unless it is complete. ``python``: the interpreter; this one's base if none is named, for root the
+    """Make ``venv`` unless it is complete. ``python``: the interpreter; by default this one's base, for root the
     system's where others could change that.
 
     Raises:
@@ -43,12 +43,12 @@ def make(venv: Path, report: Callable[[str], None], python: str | None = None) -
     if python is None and os.getuid() == 0:
         base = str(interpreter(Path(base)))
     report("virtual environment")
-    # -I: what lies in the working folder has no part in it
+    # -I: files in the working folder are not imported
     _run([base, "-I", "-m", "venv", "--clear", *(["--without-pip"] if _uv() else []), str(venv)])
     report(f"{sum(1 for line in _LIST.read_text().splitlines() if '==' in line)} packages")
     inside = str(venv / "bin" / "python")
     uv = _uv()
-    # Compiled here: the users that it runs as may not be able to write there, and would compile it at every start.
+    # Compiled here: its users may not be able to write there, and would compile it at every start.
     if uv is None or not _installed([uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", inside]):
         if uv is not None:  # it does not read pip's configuration: where only pip finds the way out, pip does it
             _run([base, "-I", "-m", "venv", "--clear", str(venv)])

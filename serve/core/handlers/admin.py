@@ -1,4 +1,4 @@
-"""What administrators ask for: catalog, load, unload, pin, drain, retry, shutdown."""
+"""Administrators' commands: catalog, load, unload, pin, drain, retry, shutdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from serve.core.transitions import answer_all, begin_stop, drain_node, lose
 
 
 def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
-    """(1) engines of models that are gone or changed are let go, behind drained routes; (2) waiters of gone ones are
+    """(1) engines of models that are gone or changed are drained and stopped; (2) waiters of gone ones are
     refused; (3) their slots, failures and demand are dropped; (4) pins follow the catalog where it changed.
     """
     before = tx.models
@@ -52,14 +52,14 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
 
 
 def _other_engine(before: object, after: object) -> bool:
-    """Whether an engine started for ``before`` is not the one that ``after`` asks for."""
+    """Whether an engine started for ``before`` does not fit the entry ``after``."""
     how_long = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s", "replicas_max"}
     old, new = dict(vars(before)), dict(vars(after))
     return any(old[key] != new[key] for key in old.keys() - how_long)
 
 
 def load_asked(tx: Transaction, event: LoadAsked) -> None:
-    """Wanted once, until ready; a back-off is over."""
+    """Demand until ready; a back-off is cleared."""
     name = tx.names.get(event.model)
     if name is not None:
         tx.failures.drop(name)
@@ -87,7 +87,7 @@ def unload_asked(tx: Transaction, event: UnloadAsked) -> None:
 
 
 def gateway_closes(tx: Transaction, event: GatewayCloses) -> None:
-    """Every waiter is refused and all demand dropped: no further block is asked for."""
+    """Every waiter is refused and all demand dropped: no further block is requested."""
     for model in sorted(tx.queues.rows):
         answer_all(tx, model, GoingDown())
     for model in tuple(tx.requested_until.rows):
@@ -101,14 +101,14 @@ def pin_changed(tx: Transaction, event: PinChanged) -> None:
 
 
 def retry_asked(tx: Transaction, event: NodeTypeRetryAsked) -> None:
-    """``gateway blocks retry``: the failures of its blocks until now do not count."""
+    """``gateway blocks retry``: earlier failures of its blocks do not count."""
     tx.reset_at.put(event.type, tx.now)
     tx.backoffs.drop(event.type)
     tx.agent_failures.drop(event.type)
 
 
 def storage_seen(tx: Transaction, event: StorageSeen) -> None:
-    """Serving goes on; waiters are shown the reason, as it may be why they wait."""
+    """Serving goes on; waiters are shown the reason, which may be why they wait."""
     tx.storage = event.backoff
 
 
@@ -120,11 +120,11 @@ def node_drain_asked(tx: Transaction, event: NodeDrainAsked) -> None:
 
 
 def block_cancel_asked(tx: Transaction, event: BlockCancelAsked) -> None:
-    """Its job is being ended; here the node goes, so that nothing more is sent there and Ray asks for no other.
+    """Its job is being ended; here the node is removed, so that it gets no more requests and Ray asks for no other.
 
-    (1) its node joined: its routes close and its agent is killed, and its engines with it, whatever is in flight;
-    (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one unneeded
-    for longest goes, else the youngest (one that has not reported after a restart is no pending one);
+    (1) its node joined: its routes close and its agent is killed, and its engines with it, even with requests in
+    flight; (2) no node of it yet: of the pending ones of its type, any of which it may have become, the one unneeded
+    for longest is removed, else the youngest (one that has not reported after a restart is no pending one);
     (3) neither, or cancelled before: nothing.
     """
     node = next((node for node in tx.nodes.rows.values() if node.block == event.block), None)

@@ -1,4 +1,4 @@
-"""What the ledger and the nodes report of blocks."""
+"""Reports of the ledger and the nodes on blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve.core.transitions import know_block
 
 
 def blocks_seen(tx: Transaction, event: BlocksSeen) -> None:
-    """The ledger as it is now, whole."""
+    """The present ledger, whole."""
     before = tx.blocks
     tx.blocks = {block.name: block for block in event.blocks}
     tx.queue_wait_s = queue_waits(event.blocks, tx.now)

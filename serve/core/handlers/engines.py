@@ -1,4 +1,4 @@
-"""What agents report of engines."""
+"""Reports of agents on engines."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def engine_ready(tx: Transaction, event: EngineReady) -> None:
 def engine_exited(tx: Transaction, event: EngineExited) -> None:
     """Its memory is free and its route is closed. Besides, if it was not asked to exit:
 
-    (1) it was loading: a failed load; (2) it had just become ready: a failure too, so that a model that dies under its
+    (1) it was loading: a failed load; (2) it had just become ready: a failure too, so that a model that crashes on its
     first request is not loaded for ever; (3) later: an accident; it is loaded again on demand.
-    (4) An engine that served until it made room, however soon, shows that its model does not crash by itself.
-    (5) A request that it had may be the cause: then it takes more of them.
+    (4) An engine that served until its eviction, however soon, shows that its model does not crash by itself.
+    (5) Requests in flight may be the cause: then more such crashes are allowed.
     """
     engine = tx.engines.rows.get(event.engine)
     if engine is None:
@@ -52,7 +52,7 @@ def _in_service(engine: Engine, event: EngineExited) -> bool:
 
 
 def died_in_service(fleet: Fleet, event: Event) -> str | None:
-    """The model of an engine that may have had requests and exited unasked; else ``None``."""
+    """The model of an engine that may have had requests and exited without a stop command; else ``None``."""
     if not isinstance(event, EngineExited):
         return None
     engine = fleet.engines.get(event.engine)

@@ -12,9 +12,9 @@ from serve.core.transitions import begin_stop, begin_stop_all, forget, know_bloc
 
 
 def node_joined(tx: Transaction, event: NodeJoined) -> None:
-    """An agent says what it has: (1) an unknown node without engines was given back before it came: it ends, and its
+    """An agent reports its engines: (1) an unknown node without engines was released before it joined: it ends, and its
     fresh block is left to the next agent;
-    (2) engines of ours that it does not have are gone; (3) those it has are compared; (4) those unknown are adopted."""
+    (2) engines of ours that it does not have are gone; (3) known ones are compared; (4) unknown ones are adopted."""
     node = tx.nodes.rows.get(event.node)
     if node is None:
         if not event.engines:  # (1)
@@ -63,7 +63,7 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
 
     (1) ready, its server open: nothing is done to it; (2) ready, its server draining: the drain goes on or is taken
     back; (3) ready, no server: its route is opened; (4) not ready: it loads; (5) its model is unknown, its key is (no
-    slot), its memory is not there, or its model loads already: it is let go.
+    slot), its memory is not there, or its model loads already: it is stopped.
     """
     slot = tx.slots.rows.get(found.model)
     server = next((s for s in tx.found if s.address == found.address and slot in (None, s.slot)), None)
@@ -126,7 +126,7 @@ def node_gone(tx: Transaction, event: NodeGone) -> None:
 
 
 def node_failed(tx: Transaction, event: NodeFailed) -> None:
-    """No agent could be made: the next of that type is asked for after a back-off."""
+    """No agent could be created: the next of that type is requested after a back-off."""
     node = tx.nodes.rows.get(event.node)
     if node is None:
         return

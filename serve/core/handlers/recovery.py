@@ -1,4 +1,4 @@
-"""How the fleet is rebuilt when a controller starts."""
+"""Recovery of the fleet when a controller starts."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def started(tx: Transaction, event: Started) -> None:
 
 
 def settle(tx: Transaction) -> None:
-    """From here on the controller acts: (1) every node found has reported, or had ``settle_s`` to; (2) servers that no
-    engine was found for are closed; (3) waiters that came before the catalog get their model."""
+    """The controller begins to act: (1) every node found has reported, or ``settle_s`` has passed; (2) servers without
+    an engine are closed; (3) waiters that came before the catalog get their model."""
     late = tx.now >= tx.started_at + tx.policy.settle_s
     if tx.epoch == 0 or (tx.unsettled and not late):  # (1)
         return
     tx.settled = True
     tx.unsettled = frozenset()
-    tx.slots_changed = True  # say it once, so that the edge is equal to the fleet
+    tx.slots_changed = True  # once, so that the edge equals the fleet
     for server in tx.found:  # (2)
         name = stray(server)
         tx.closing.put(name, ClosingRoute(name, server.slot, server.server, since=tx.now, pending=False))
@@ -66,7 +66,7 @@ def stray(server: FoundServer) -> str:
 
 
 def resolve_names(tx: Transaction) -> None:
-    """The catalog is known: waiters that came before get their model, or hear that there is none."""
+    """The catalog is known: waiters that came before get their model, or ``ModelNotFound``."""
     for waiter in list(tx.waiters.rows.values()):
         name = tx.names.get(waiter.model)
         if name == waiter.model:

@@ -1,4 +1,4 @@
-"""Requests: waiters, deadlines, and what the ingress reports of requests that killed engines."""
+"""Requests: waiters, deadlines, and the ingress's reports of requests that killed engines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serve.core.transitions import keep_apart, suspect_route, unavailable
 
 
 def go_at_once(fleet: Fleet, event: Acquire, now: float) -> tuple[Fleet, tuple[Effect, ...]] | None:
-    """The short way for a model that serves: no settling, mostly no change. ``None``: the long way."""
+    """The fast path for a model that serves: no settling, mostly no change. ``None``: not applicable."""
     model = fleet.names.get(event.model)
     if model is None or event.not_routed or event.ticket in fleet.waiters:
         return None
@@ -32,12 +32,12 @@ def go_at_once(fleet: Fleet, event: Acquire, now: float) -> tuple[Fleet, tuple[E
 
 
 def acquire(tx: Transaction, event: Acquire) -> None:
-    """One request for a model that does not serve (``go_at_once`` saw to those that do).
+    """One request for a model that does not serve (``go_at_once`` has handled those that do).
 
-    (1) it waits already; (2) unknown model (before the catalog is known: it waits); (3) it was let go and the
-    edge had no usable server; (4) no node, present or available soon, could hold the model; (5) its
-    loads failed too often and the back-off is not over; (6) too many wait; (7) it does not wait: it hears at once how
-    things stand, and nothing is done for it; (8) wait.
+    (1) it waits already; (2) unknown model (before the catalog is known: it waits); (3) it was released and the
+    edge had no usable server; (4) no node, present or available soon, could hold the model; (5) its loads failed too
+    often and the back-off is not over; (6) too many wait; (7) it does not wait: it is answered at once with the
+    model's state, and nothing is done for it; (8) wait.
     """
     if event.ticket in tx.waiters.rows:  # (1)
         return
@@ -120,7 +120,7 @@ def suspects_kept(tx: Transaction, event: SuspectsKept) -> None:
 
 
 def model_answered(tx: Transaction, event: ModelAnswered) -> None:
-    """Its engines answer: what they died of is not the model itself."""
+    """Its engines answer: the crashes' cause is not the model itself."""
     model = tx.names.get(event.model, event.model)
     failure = tx.failures.rows.get(model)
     if failure is not None and failure.after_ready:

@@ -1,4 +1,4 @@
-"""What the edge reports: outcomes of route commands, and counters."""
+"""Reports of the edge: outcomes of route commands, and counters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve.core.transaction import Transaction
 
 # --- facts ---
 def route_opened(tx: Transaction, event: RouteOpened) -> None:
-    """(1) it was being opened: open and up; (2) its engine is gone: the close that waited for this may go."""
+    """(1) it was being opened: open and up; (2) its engine is gone: the close that waited for this may be sent."""
     engine = tx.engines.rows.get(event.engine)
     if engine is not None and engine.route is RouteState.OPENING:  # (1)
         tx.set_engine(engine, route=RouteState.OPEN, up=True, refusals=0, retry_at=0.0, fresh_from=tx.now)
@@ -20,7 +20,7 @@ def route_opened(tx: Transaction, event: RouteOpened) -> None:
 
 
 def route_drained(tx: Transaction, event: RouteDrained) -> None:
-    """Counters asked for from now on tell what is left in flight."""
+    """Counters read from now on show how much is left in flight."""
     engine = tx.engines.rows.get(event.engine)
     if engine is not None and engine.route is RouteState.DRAINING and not engine.drained:
         tx.set_engine(engine, drained=True, drained_idle=False, refusals=0, retry_at=0.0, fresh_from=tx.now)
@@ -28,7 +28,7 @@ def route_drained(tx: Transaction, event: RouteDrained) -> None:
 
 
 def route_refused(tx: Transaction, event: RouteRefused) -> None:
-    """(1) a close: again later; (2) an open: again later, as what it was is unknown, over the same server;
+    """(1) a close: retried later; (2) an open: retried later on the same server, as the outcome is unknown;
     (3) a drain: the route is open still; drain again later."""
     closing = tx.closing.rows.get(event.engine)
     if closing is not None:

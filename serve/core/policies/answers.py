@@ -9,7 +9,7 @@ from serve.core.transitions import answer_all, mark_granted
 
 
 def answer_ready(tx: Transaction) -> None:
-    """Tell the waiters of every model that serves to go."""
+    """Release the waiters of every model that serves."""
     for model in sorted(tx.queues.rows):
         if any(serving(engine) for engine in tx.engines_of(model)):
             answer_all(tx, model, None)

@@ -1,7 +1,7 @@
-"""Back-off of node types whose blocks fail: read off the ledger.
+"""Back-off of node types whose blocks fail: derived from the ledger.
 
-Everything is read off the ledger afresh, so that a controller that was restarted knows it too. This is the one place
-that decides when a kind is asked for again; ``gateway_plugin.blocks.pool`` only keeps a floor below it.
+It is derived afresh each time, so that a restarted controller has it too. This is the one place that decides when a
+node type is requested again; ``gateway_plugin.blocks.pool`` only keeps a lower bound.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _DIED = frozenset({BlockPhase.FAILED, BlockPhase.LOST})
 
 
 def review_backoffs(tx: Transaction) -> None:
-    """The back-off of each node type; of several the one that lasts longest.
+    """The back-off of each node type; of several the longest.
 
-    (1) a block pends for a reason that never clears: not asked for during ``node_type_retry_s``, unless one starts;
-    (2) ``early_deaths_max`` blocks in a row died early: not asked for during ``node_type_retry_s`` after the last one;
-    (3) the scheduler refused the last blocks: a back-off, doubled with each in a row; it may come back at any time.
+    (1) a block pends for a reason that never clears: no request during ``node_type_retry_s``, unless one starts;
+    (2) ``early_deaths_max`` blocks in a row died early: no request during ``node_type_retry_s`` after the last one;
+    (3) the scheduler refused the last blocks: a back-off, doubled with each in a row; it may recover at any time.
     """
     for kind in tx.policy.node_types:
         blocks = [block for block in tx.blocks.values() if block.type == kind.name]
@@ -52,8 +52,8 @@ def _stuck(tx: Transaction, kind: NodeTypeSpec, blocks: Sequence[SeenBlock]) -> 
 
 
 def _dying(tx: Transaction, blocks: Sequence[SeenBlock], after: float) -> NodeTypeBackoff | None:
-    """From the block that began last backwards: (1) one that lives, or did, ends the row; (2) one that never ran says
-    nothing, nor does one that was cancelled before its node joined; (3) one that died early counts."""
+    """From the latest block backwards: (1) one that lives, or lived long enough, ends the row; (2) one that never ran
+    is skipped, as is one that was cancelled before its node joined; (3) one that died early counts."""
     if not any(block.phase in _DIED for block in blocks):
         return None
     living = {node.block for node in tx.nodes.rows.values()}
@@ -85,7 +85,7 @@ def _died_early(tx: Transaction, block: SeenBlock) -> bool:
 
 
 def _refused(policy: Policy, blocks: Sequence[SeenBlock], after: float) -> NodeTypeBackoff | None:
-    """From the block that was asked for last backwards: those without a job, until one that had one."""
+    """From the latest request backwards: blocks without a job, until one that had one."""
     if not any(block.job is None for block in blocks):
         return None
     row: list[SeenBlock] = []

@@ -14,19 +14,19 @@ from serve.core.transitions import close_route, may_open
 
 
 def reconcile(tx: Transaction) -> None:
-    """Send what the engines' states ask of edge and agents (only after the fleet settled):
+    """Send the commands that the engines' states require (only after the fleet settled):
 
-    (1) READY without a route: open it, when its slot has a free server, a refusal is long enough ago, and so is the
-        death of another one
+    (1) READY without a route: open it, when its slot has a free server, and the last refusal and the death of another
+        engine are long enough ago
         (an open or drain without any outcome is taken for lost at last, and sent again);
-    (2) DRAINING: drain an open route; stop when the edge said that nothing is in flight, or at the deadline, and
+    (2) DRAINING: drain an open route; stop when the edge reported nothing in flight, or at the deadline, and
         nothing loads on its GPUs;
-    (3) STOPPING: close its route, tell the agent (once nothing loads on its GPUs), tell it again when no outcome comes;
+    (3) STOPPING: close its route, stop it at the agent (once nothing loads on its GPUs), again when no outcome comes;
     (4) routes of engines that are gone: close.
     """
     if tx.slots_changed:
         tx.emit(slots_as_they_are(tx.models, tx.slots.rows, tx.apart.rows, tx.fresh_slots))
-    moving = tx.moving.rows  # visited in the order of the engines, which that of the commands follows
+    moving = tx.moving.rows  # visited in the order of the engines, in which the commands are sent
     for engine in [one for one in tx.engines.rows.values() if one.id in moving] if moving else ():
         if engine.state is EngineState.READY:
             if engine.route in (RouteState.NONE, RouteState.OPENING) and tx.now >= engine.retry_at:

@@ -1,7 +1,7 @@
-"""What the edge has and the fleet does not know of, or the other way round: what must be put right.
+"""Differences between the edge and the fleet that must be repaired.
 
-Both sides move while one looks at the other, so a difference counts only when it has lasted: ``repairs`` is given the
-differences of the last look and returns effects only for those that are still there.
+Both sides change during a reading, so a difference counts only if it lasts: ``repairs`` is given the differences of the
+previous reading and returns effects only for those that are still there.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from serve.core.state import EngineState, Fleet, RouteState
 
 
 def differences(fleet: Fleet, servers: Iterable[FoundServer]) -> frozenset[Effect]:
-    """Effects that would make edge and fleet equal, looked at once.
+    """Effects that would make edge and fleet equal, from one reading.
 
     (1) a server that is open at the edge, belongs to no engine and is not being closed: close it;
     (2) an engine whose route is open in the fleet and whose server the edge does not have, or drains: open it again;
-    (3) one whose drain the edge took and that it lets requests to all the same: drain it again.
+    (3) one whose drain the edge accepted and that still gets requests: drain it again.
     """
     if not fleet.settled:
         return frozenset()
@@ -49,5 +49,5 @@ def repairs(before: frozenset[Effect], fleet: Fleet, servers: Iterable[FoundServ
 
 
 def names_wanted(fleet: Fleet) -> SyncSlots:
-    """What the edge is to have of names and slots."""
+    """The edge's desired names and slots."""
     return slots_as_they_are(fleet.models, fleet.slots, fleet.apart)

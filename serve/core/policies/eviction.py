@@ -1,6 +1,6 @@
-"""Whom to evict so that another model can be loaded: idle engines, least recently used first, the fewest on one node.
+"""Which engines to evict so that another model can be loaded: idle, least recently used first, fewest on one node.
 
-Busy engines are never victims here, unless they do not move. The issue on switching adds that a model whose waiter has
+Busy engines are never victims here, unless they are stalled. The issue on switching adds that a model whose waiter has
 waited ``max_wait_s`` may drain a busy engine, and that victims are weighed by priority and reload cost: both belong
 into ``idle`` and ``used_at``.
 """
@@ -16,7 +16,7 @@ def evictable(tx: Transaction, engine: Engine) -> bool:
     """No demand for its model (a pin is demand), on nodes that take commands; idle or stalled and resident for long
     enough, or a load whose waiters have all left."""
     if engine.in_flight and engine.stalled_since is None:
-        return False  # the quick way past a busy engine
+        return False  # the fast path for a busy engine
     if tx.wanted(engine.model):
         return False
     if abandoned(tx, engine):

@@ -51,8 +51,8 @@ def _ending_at(tx: Transaction, node: Node, drain_at: float, wait_s: float) -> f
 
 
 def release_ending(tx: Transaction, unplaced: tuple[str, ...]) -> None:
-    """These models found no room: nodes that are ending and empty have too little time left for them, and may stand in
-    the way of others (``max_nodes``)."""
+    """These models found no room: nodes that are ending and empty have too little time left for them, and may block
+    others (``max_nodes``)."""
     needs = [need_of(tx.models[name]) for name in unplaced]
     for node in [node for node in tx.nodes.rows.values() if node.ending and not node.engines]:
         if node.phase is NodePhase.UP and any(holds(node, need) for need in needs):

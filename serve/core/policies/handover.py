@@ -13,7 +13,7 @@ def hand_over(tx: Transaction) -> tuple[str, ...]:
 
     Of every engine on a node that is ending or leaves because it ends:
     (1) another engine of its model serves on a node that stays: drain it;
-    (2) its model does not matter: it stays until the node leaves, and goes with it;
+    (2) its model is not in use: it stays until the node leaves, and ends with it;
     (3) another engine of its model loads on a node that stays: wait for that one;
     (4) else its model needs one.
     """

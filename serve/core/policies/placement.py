@@ -1,8 +1,8 @@
-"""Where wanted models go. Everything is decided afresh in every step, in the order of the oldest waiters.
+"""Placement of wanted models. Everything is decided afresh in every step, in the order of the oldest waiters.
 
-``now`` is what is free on a node; ``later`` adds what drains or stops there. A model that waits for room to be freed
-takes what it needs off both: off ``later`` all of it, off ``now`` as much as is there. One that comes after it starts
-where it fits into what is left: so room goes to the longest waiter, and no room is freed twice.
+``now`` is the free room of a node; ``later`` adds what drains or stops there. A model that waits for room to be freed
+reserves its need in both: in ``later`` all of it, in ``now`` as much as is there. The models after it start where they
+fit into the rest: so room goes to the longest waiter, and no room is freed twice.
 On a GPU nothing starts while another engine loads or stops there (``serve.core.room``).
 """
 
@@ -24,8 +24,8 @@ from serve.core.transitions import begin_stop, can_cancel_drain, cancel_drain
 
 
 def wanted_order(tx: Transaction) -> list[str]:
-    """Models that are wanted: those with waiters by their oldest, then other demand, last those that no client
-    waits for; ties by name."""
+    """Models that are wanted: those with waiters by their oldest, then other demand, last those without a waiting
+    client; ties by name."""
     oldest = {model: tx.attended(model) for model in tx.queues.rows}
     queued = sorted((waiter.since, model) for model, waiter in oldest.items() if waiter is not None)
     unasked = sorted(model for model in tx.pinned | tx.requested_until.rows.keys() if oldest.get(model) is None)
@@ -36,7 +36,7 @@ def wanted_order(tx: Transaction) -> list[str]:
 
 
 Where = Callable[[Node], bool]
-"""Which nodes are looked at."""
+"""Filter of nodes."""
 
 
 class _When(Enum):
@@ -49,21 +49,21 @@ class _When(Enum):
 
 
 class _Plan:
-    """What one pass knows: free room now, and later."""
+    """State of one pass: free room now, and later."""
 
     def __init__(self, tx: Transaction) -> None:
         self.tx = tx
         self.delta: dict[str, Room] = {}
-        """Node -> what is being freed there less what is reserved."""
+        """Node -> room being freed there less reservations."""
         self.held: dict[str, Room] = {}
         """Node -> free room that is kept for models that wait for more to be freed there."""
         self.in_use = slots_in_use(tx)
         self.idle: dict[str, list[Engine]] | None = None
-        """Node -> evictable engines, the first to go first; looked for when first needed."""
+        """Node -> evictable engines, the first victim first; computed when first needed."""
         self.full: list[tuple[Need, float]] = []
         self.hopeless: list[tuple[Need, float]] = []
         """Needs and load times for which nodes that stay have no free room, and none even after evictions. Room only
-        shrinks during the pass: what needs no less, for no shorter load, need not look again."""
+        shrinks during the pass: an equal or larger need, with an equal or longer load, need not be tried again."""
         self.any_ends = any(node.ending for node in tx.nodes.rows.values())
         self.unsettled: dict[str, set[int]] = {}
         """Node -> GPUs where nothing may start: something loads or stops there, or a model waits for that to end."""
@@ -78,7 +78,7 @@ class _Plan:
                 self.free(engine)
 
     def knows(self, tried: list[tuple[Need, float]], model: str, need: Need) -> bool:
-        """Whether one that needs no more found nothing."""
+        """Whether an equal or smaller need found nothing."""
         load_s = self.tx.load_time_s(model)
         return any(load_s >= other_s and _no_less(need, other) for other, other_s in tried)
 
@@ -106,7 +106,7 @@ class _Plan:
         self.delta[node] = delta.add(gpus, mib)
 
     def free(self, engine: Engine, sign: int = 1) -> None:
-        """What ``engine`` holds is being freed; ``sign`` -1: it is kept after all."""
+        """The memory of ``engine`` is being freed; ``sign`` -1: it is kept after all."""
         for part in reservation(engine):
             self.promise(part.node, part.gpus, sign * part.mib)
 
@@ -126,12 +126,12 @@ class _Plan:
 
     def best(self, need: Need, where: Where, when: _When) -> tuple[Node, tuple[int, ...]] | None:
         """The node and devices with the fewest loads and stops on them, then of the tightest fit, ties by id; CPU
-        models keep off nodes with GPUs if they can."""
+        models avoid nodes with GPUs if they can."""
         best: tuple[tuple[int, bool, int, str], Node, tuple[int, ...]] | None = None
         for node in self._nodes(need, when):
             free = max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib
             if when is not _When.ONCE_FREED and free < need.mib:
-                continue  # the quick way past a full node
+                continue  # the fast path for a full node
             if not where(node):
                 continue
             later = self.later(node)

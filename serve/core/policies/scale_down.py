@@ -13,12 +13,12 @@ from serve.core.transitions import drain_node, release_node
 
 
 def shrink(tx: Transaction, surplus: frozenset[str], spare: Mapping[str, int]) -> None:
-    """Give back what is not needed. ``surplus``: pending nodes without a use; ``spare``: nodes of each type above its
-    ``min_nodes``.
+    """Release nodes that are not needed. ``surplus``: pending nodes without a use; ``spare``: nodes of each type above
+    its ``min_nodes``.
 
     (1) A pending node is surplus while no model needs it.
-    (2) A node that is due is one empty for ``block_idle_s``, or one whose engines have all been unused for
-        ``block_unused_s``; the last one here only after ``last_block_idle_s``; none that a wanted model could use.
+    (2) A node that is due has been empty for ``block_idle_s``, or all of its engines unused for ``block_unused_s``;
+        the last one here only after ``last_block_idle_s``; none that a wanted model could use.
     (3) Surplus pending nodes go first: after ``pending_idle_s``, and at once where a node of their type is due.
     (4) Then those that are due: empty ones first, then the cheapest to lose; engines leave behind drained routes.
     """
@@ -46,7 +46,7 @@ def shrink(tx: Transaction, surplus: frozenset[str], spare: Mapping[str, int]) -
 
 
 def _due(tx: Transaction) -> list[Node]:
-    """Nodes to give back, the first to go first."""
+    """Nodes to release, the first to go first."""
     policy, now = tx.policy, tx.now
     ripe: list[tuple[float, float, Node]] = []
     rows = tx.engines.rows
@@ -74,7 +74,7 @@ def _due(tx: Transaction) -> list[Node]:
 
 
 def _unused_since(tx: Transaction, node: Node) -> float | None:
-    """Since when nothing on it has been used; ``None``: something is, or may be at once, or its agent is away."""
+    """Since when nothing on it has been used; ``None``: it is in use, or may be at once, or its agent is away."""
     if node.phase is not NodePhase.UP:
         return None
     if not node.engines:
@@ -89,7 +89,7 @@ def _unused_since(tx: Transaction, node: Node) -> float | None:
 
 
 def reload_cost(tx: Transaction, node: Node) -> float:
-    """What it costs to lose it: the seconds to load again what is on it, weighted by how recently it was used.
+    """The cost of losing it: the seconds to load its models again, weighted by how recently they were used.
 
     A model unused for an hour is half as likely to be asked for in the next minute as one unused for half an hour.
     """

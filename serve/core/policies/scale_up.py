@@ -1,8 +1,8 @@
-"""How many nodes: one more for a wanted model that fits nowhere, ``min_nodes`` always; ``shrinking`` gives them back.
+"""How many nodes: one more for a wanted model that fits nowhere, ``min_nodes`` always; see ``scale_down`` for release.
 
-Up and down have thresholds of their own, and no clock between them is needed so that they do not chase each other: a
-node is given back only when nothing on it has been used for minutes and no wanted model could use it, one is asked for
-only when a model has found no room, by eviction neither, and what is on its way could not hold it.
+Up and down have thresholds of their own, so no timer between them is needed against oscillation: a node is released
+only when nothing on it has been used for minutes and no wanted model could use it, one is requested only when a model
+has found no room, by eviction neither, and no pending node could hold it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from serve.core.transitions import release_node
 
 
 def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], Mapping[str, int]]:
-    """Ask for nodes. ``unplaced``: wanted models without room, in order. Returns the pending nodes without a use, and
+    """Request nodes. ``unplaced``: wanted models without room, in order. Returns the pending nodes without a use, and
     how many nodes of each type there are above its ``min_nodes``.
 
-    (1) a node that leaves and is empty goes, and a pending one of a type that backs off;
+    (1) a node that leaves and is empty is released, and a pending one of a type that backs off;
     (2) a pending node that could hold the model is on its way: it is credited;
     (3) the model has not waited for ``growth_after_s``, and a node here could hold it when something ends: not yet;
-    (4) the smallest kind that could hold it, is below ``max_nodes`` and may be asked for: ask for one (for a model that
-        no client waits for only if no node is pending);
-    (5) ``min_nodes`` of each kind;
+    (4) the smallest type that could hold it, is below ``max_nodes`` and may be requested: request one (for a model
+        without a waiting client only if no node is pending);
+    (5) ``min_nodes`` of each type;
     (6) what is not needed may be released.
     """
     pending: dict[str, Room] = {}

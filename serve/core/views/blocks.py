@@ -1,4 +1,4 @@
-"""What people and programs are shown of the blocks: the ledger's word, merged with the nodes that the blocks became."""
+"""Blocks as people and programs see them: the ledger's entries, merged with the nodes that the blocks became."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serve.core.state import Fleet, Node, NodePhase
 def blocks_view(fleet: Fleet, now: float, ended: bool = False) -> list[dict[str, Any]]:
     """One row for every block that holds a place, oldest first; with ``ended`` also the latest ones that ended.
 
-    A node that was asked for and has no block yet is a row without a name. Times are seconds from ``now``.
+    A requested node that has no block yet is a row without a name. Times are seconds from ``now``.
     """
     nodes = {node.block: node for node in fleet.nodes.values() if node.block}
     blocks = sorted(fleet.blocks.values(), key=lambda block: (block.asked_at, block.name))
@@ -30,7 +30,7 @@ def blocks_view(fleet: Fleet, now: float, ended: bool = False) -> list[dict[str,
 
 
 def _without_block(fleet: Fleet, holding: Iterable[SeenBlock], nodes: dict[str, Node]) -> list[Node]:
-    """Pending nodes beyond the blocks that are there for them: which is whose is not known before one joins."""
+    """Pending nodes beyond the blocks that are there for them: their pairing is not known before one joins."""
     on_the_way: dict[str, int] = {}
     for block in holding:
         if block.name not in nodes and block.phase is not BlockPhase.CANCELLING:
@@ -73,10 +73,10 @@ def _row(fleet: Fleet, block: SeenBlock | None, node: Node | None, now: float) -
 def _state(block: SeenBlock | None, node: Node | None) -> str:
     """The first that is true:
 
-    (1) it ended: how; (2) ``draining``: it takes no new request, and there are models on it; (3) ``leaving``: about to
-    end, or empty and on its way; (4) ``adopting``: its agent died and is made again; (5) ``ending``: what it serves is
-    handed over, because its end is near; (6) ``serving``, or ``idle`` without a model; (7) ``starting``: its job runs,
-    its node has not joined; (8) ``pending``: in the queue; (9) ``asked``: Ray has not submitted a block for it yet.
+    (1) it ended: how; (2) ``draining``: it takes no new request, and has models; (3) ``leaving``: about to end, or
+    empty and on its way; (4) ``adopting``: its agent died and is created again; (5) ``ending``: its models are handed
+    over, because its end is near; (6) ``serving``, or ``idle`` without a model; (7) ``starting``: its job runs, its
+    node has not joined; (8) ``pending``: in the queue; (9) ``asked``: Ray has not submitted a block for it yet.
     """
     if block is not None and block.phase.ended:  # (1)
         return block.phase
@@ -127,5 +127,5 @@ def next_end_s(fleet: Fleet, now: float) -> dict[str, float]:
 
 
 def last_queue_wait_s(fleet: Fleet, now: float) -> dict[str, float]:
-    """Type -> seconds that its block which started last had waited for it; no entry before there is one."""
+    """Type -> queue time in seconds of its block that started last; no entry before there is one."""
     return {kind: _seconds(waits[-1]) for kind, waits in waited_s(fleet.blocks.values(), now).items()}

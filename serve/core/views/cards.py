@@ -1,7 +1,7 @@
-"""What a list of models tells of each beside its state: since when it is listed, and how many tokens it takes. Pure.
+"""Data of each model in a list of models beside its state: when it was listed, and its context length. Pure.
 
-Clients shorten conversations by ``max_model_len``. A model's engine says it once it is loaded; before that it is known
-where the catalog asks for a length.
+Clients shorten conversations by ``max_model_len``. A model's engine reports it once it is loaded; before that it is
+known where the catalog asks for a length.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Card:
     source: str
     args: tuple[str, ...]
     max_model_len: int | None = None
-    """What an engine with this source and these arguments said."""
+    """The length reported by an engine with this source and these arguments."""
 
 
 Cards = Mapping[str, Card]
 
 
 def after(cards: Cards, fleet: Fleet, event: Event, wall_s: float) -> Cards:
-    """The cards after ``event``, which ``fleet`` has not taken yet; the same object where nothing changed.
+    """The cards after ``event``, which ``fleet`` does not include yet; the same object where nothing changed.
 
-    (1) Another catalog: new models are created now; what an engine said counts while source and arguments are the same.
-    (2) An engine is ready and says its length.
+    (1) Another catalog: new models are created now; a reported length counts while source and arguments are the same.
+    (2) An engine is ready and reports its length.
     """
     found = dict(cards)
     if isinstance(event, CatalogChanged):  # (1)

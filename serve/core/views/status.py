@@ -1,4 +1,4 @@
-"""What people and programs are shown of the fleet: plain data, ready for JSON."""
+"""The fleet as people and programs see it: plain data, ready for JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def model_view(
 ) -> dict[str, Any]:
     """One model, as ``GET /v1/models`` lists it: OpenAI's keys, then ours. ``detail``: for administrators.
 
-    An engine's last words may contain paths, hosts and other users' prompts: users are shown only how it ended.
+    An engine's last output may contain paths, hosts and other users' prompts: users see only how it ended.
     """
     model = fleet.models[name]
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(name, ())]
@@ -71,8 +71,7 @@ def engine_view(fleet: Fleet, engine: Engine, now: float) -> dict[str, Any]:
 
 
 def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> dict[str, Any]:
-    """One node, what is free on it, and what the scheduler says of its block (of a pending node: one that is on its
-    way)."""
+    """One node, its free room, and the scheduler's report on its block (of a pending node: one that is on its way)."""
     return {
         "id": node.id,
         "type": node.type,
@@ -106,8 +105,8 @@ def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
 
 
 def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
-    """One row for every node type of the site: how many blocks run and wait, how many there may be, and of the block
-    that waits longest why and until when; ``trouble``: why none is asked for before ``retry_in_s`` has passed."""
+    """One row for every node type of the site: how many blocks run and wait, how many there may be, and for the block
+    that waits longest why and until when; ``trouble``: why none is requested before ``retry_in_s`` has passed."""
     rows = []
     for kind in sorted(fleet.policy.node_types, key=lambda kind: kind.name):
         blocks = [block for block in fleet.blocks.values() if block.type == kind.name and not block.phase.ended]
@@ -139,7 +138,7 @@ def _backoff(fleet: Fleet, kind: str, now: float) -> dict[str, Any]:
 
 
 def status_view(fleet: Fleet, now: float) -> dict[str, Any]:
-    """The whole of it, as ``GET /gateway/v1/status`` shows it to administrators."""
+    """The whole status, as ``GET /gateway/v1/status`` shows it to administrators."""
     return {
         "state": "ready" if fleet.settled else "starting",
         "epoch": fleet.epoch,
@@ -172,12 +171,12 @@ def routes_by_state(fleet: Fleet) -> dict[str, int]:
 
 
 def waiting_by_model(fleet: Fleet) -> dict[str, int]:
-    """How many requests wait for each model that anybody waits for."""
+    """How many requests wait for each model that has waiters."""
     return dict(Counter(waiter.model for waiter in fleet.waiters.values()))
 
 
 def stall_words(fleet: Fleet, engine: Engine, now: float) -> str | None:
-    """For everybody: ``no progress for 40 s with 3 requests in flight; ended at 60 s``; ``None``: it moves."""
+    """For all users: ``no progress for 40 s with 3 requests in flight; ended at 60 s``; ``None``: it makes progress."""
     model = fleet.models.get(engine.model)
     if engine.stalled_since is None or model is None:
         return None
