@@ -1,7 +1,7 @@
 """A site: one cluster (or laptop) that the plugin is installed on, as a Python value.
 
-A site file is ordinary Python with one module-level ``site = Site(...)``. It has what Parsl and Ray must know of the
-machines, and nothing about models.
+A site file is ordinary Python with one module-level ``site = Site(...)``. It contains what Parsl and Ray need to know
+of the machines, and nothing about models.
 """
 
 from __future__ import annotations

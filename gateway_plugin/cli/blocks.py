@@ -106,8 +106,7 @@ def _until_gone(client: Client, name: str, began: float) -> Row | None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
 def cancel(names: Sequence[str], yes: bool) -> None:
-    """End blocks at once, in the queue or running. Requests in flight on them are cut; 'drain' waits for those
-    instead."""
+    """End blocks at once, in the queue or running. Requests in flight are cut; 'drain' waits for them instead."""
     with connect() as client:
         rows = {row["name"]: row for row in client.blocks(ended=True) if row["name"]}
         chosen = [rows[name] if name in rows else _unknown(name, rows) for name in dict.fromkeys(names)]
