@@ -1,4 +1,4 @@
-"""``gateway``: the group, its options, and what happens to errors."""
+"""``gateway``: the command group, its options, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class GatewayCommands(click.Group):
             report_error(told, as_json=isinstance(found := ctx.find_root().obj, Settings) and found.json)
             raise click.exceptions.Exit(told.exit_code) from None
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed once more while leaving: the exit code stays
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while leaving keeps the exit code
             put("interrupted", err=True)
             raise click.exceptions.Exit(130) from None
 

@@ -1,7 +1,7 @@
-"""The front door, through which requests come in: rules in the order in which they are tried. Pure text.
+"""The front door, the listener for callers: rules in the order of evaluation. Pure text.
 
-The order is the point. A caller without a key is refused before its body is awaited, a path that is not served
-before anything is looked up, and what a caller says about itself is forgotten before the edge says it.
+The order matters. A caller without a key is refused before its body is awaited, a path that is not served before any
+look-up, and identity headers that a caller sent are removed before the edge sets its own.
 """
 
 from __future__ import annotations
@@ -28,31 +28,33 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.site import Site
 
 BUFFER_BYTES = 65536
-"""A request's head and the part of its body that is looked at must fit in here."""
+"""A request's head and the part of its body that rules inspect must fit in here."""
 HEAD_BYTES = BUFFER_BYTES // 2
-"""Of the request's headers, so that some of the body always fits beside them."""
+"""Limit of the request's headers, so that some of the body always fits beside them."""
 
 APART = "/apart"
-"""Ends the slot of a model one of whose engines died recently: all of its requests go through the ingress, which knows
-what each of them did (``serve.ingress.trials``), and round it while it is away (``gateway_plugin.edge.apart``)."""
+"""Suffix of the slot of a model kept apart, one of whose engines died recently: all of its requests go through the
+ingress, which records what each of them did (``serve.ingress.trials``), and around it while it is down
+(``gateway_plugin.edge.apart``)."""
 
 _CARD = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._/:@+-]|%2[BbFf]|%3[Aa]|%40){0,200}\z"
-"""One model of the catalog; clients may escape what a name can hold beside letters, digits and ``._-``."""
+"""One model of the catalog; clients may escape characters of a name other than letters, digits and ``._-``."""
 _ADMIN = r"^/gateway/v1(?:/[a-z][a-z0-9_-]{0,40}){1,4}\z"
 _SECONDS = r"^[0-9]{1,6}\z"
 _CALLER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\z"
-"""Whom an endpoint asks for: a Globus identity."""
+"""On whose behalf an endpoint asks: a Globus identity."""
 _CREDENTIAL = r"[A-Za-z0-9._~+/=-]{1,256}\z"
 
 _LENGTH_DIGITS = 12
-"""Of a body's announced length. No site's limit is a terabyte."""
+"""Limit of digits in ``Content-Length``. No site's limit is a terabyte."""
 
 _USAGE = (
     '{"time":%Ts.%ms,"request":"%ID","key":"%[var(txn.key,-)]","caller":"%[var(txn.caller,-)]","model":"%[var(txn.model,-)]","method":"%HM",'
     '"path":"%[var(txn.route,-)]","status":%ST,"bytes_in":%U,"bytes_out":%B,"ms":%Ta,'
     '"first_byte_ms":%[var(sess.first,-1)],"where":"%b/%s","retries":"%rc","end":"%ts"}'
 )
-"""The usage log. Every field is a number, ours, or checked against a pattern: nothing a caller wrote needs escaping."""
+"""The usage log. Every field is a number, set by the gateway, or checked against a pattern, so no field from a caller
+needs escaping."""
 
 _FOUND_KEY = "{ var(txn.who) -m found }"
 _HAS_MODEL = "{ var(txn.model) -m found }"
@@ -70,7 +72,7 @@ _BOTH = (
     rf"{{ req.fhdr(authorization) -m reg -i '^bearer +{_CREDENTIAL}' }} "
     f"{{ req.fhdr(x-api-key) -m reg '^{_CREDENTIAL}' }}"
 )
-"""Some clients write their key into both headers: the same one twice is one key."""
+"""Some clients send their key in both headers: the same key twice counts as one."""
 
 _NOT_HTTP_1 = Refusal("version", InvalidRequest("The gateway speaks HTTP/1.1."))
 _NOT_A_PATH = Refusal("not_a_path", InvalidRequest("The request target is not a path."))
@@ -94,7 +96,7 @@ _NOT_A_WAIT = Refusal("wait", InvalidRequest("The header x-gateway-wait is one w
 
 @dataclass(frozen=True)
 class FrontSettings:
-    """What the front door depends on."""
+    """Input of the front door's configuration."""
 
     listen: str
     """Address, port and options."""
@@ -104,29 +106,29 @@ class FrontSettings:
 
     @property
     def in_flight_per_key(self) -> int:
-        """As many as the site and the open files allow."""
+        """Refusal: too many requests in all, by the site's limit and the open files."""
         return self.places.of_one_key(self.site.limits.in_flight_per_key)
 
     @property
     def too_fast(self) -> Refusal:
-        """The key's rate."""
+        """Refusal: the request rate of the key."""
         limit = f"This key made over {self.site.limits.requests_per_key_10s} requests within 10 s, its limit."
         return Refusal("too_fast", RateLimited(limit, retry_after_s=5))
 
     @property
     def too_many(self) -> Refusal:
-        """What the key has in flight."""
+        """Refusal: the requests in flight of the key."""
         limit = f"This key has over {self.in_flight_per_key} requests in flight, its limit."
         return Refusal("too_many", RateLimited(limit, retry_after_s=1))
 
     @property
     def too_large(self) -> Refusal:
-        """The body's announced length."""
+        """Refusal: the announced length of the body."""
         return Refusal("body_too_large", BodyTooLarge(self.site.limits.body_bytes))
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
-        """All that the doors may say."""
+        """All refusals of the doors."""
         fixed = (
             _NOT_A_PATH,
             _BODY_WITHOUT_POST,
@@ -145,7 +147,7 @@ class FrontSettings:
 
 
 def front_door(settings: FrontSettings) -> str:
-    """The frontend that callers reach, and the table of its limits."""
+    """The frontend that callers reach, and its tables of limits."""
     return "\n".join(
         (
             _begin(settings),
@@ -321,8 +323,8 @@ def _tell() -> str:
 
 
 def _where(models_map: Path) -> str:
-    # A chunked body says its length only with its end. Past half the buffer (the head may take the other half) it may
-    # not have been seen whole, and only the ingress can hold it to the limit.
+    # A chunked body has no length until its end. Past half the buffer (the head may take the other half) it may
+    # not have been seen whole, and only the ingress can apply the limit.
     return f"""\
   # 7. Which model, and so which slot; the body is awaited only here.
   http-request wait-for-body time 30s if inference
