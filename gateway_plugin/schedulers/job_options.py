@@ -41,8 +41,7 @@ _PBS = {
 
 def slurm_asked(provider: Any) -> Directives:
     """All options that the job of a ``SlurmProvider`` passes to ``sbatch``: its fields are lines of
-    ``scheduler_options``,
-    too, and the lines that ``worker_init`` begins with are parsed like them."""
+    ``scheduler_options``, too, and the lines that ``worker_init`` begins with are parsed like them."""
     return slurm_directives(f"{provider.scheduler_options}\n{provider.worker_init}")
 
 
