@@ -73,7 +73,7 @@ def script_for(name: str, node_type: NodeType, layout: Layout, head_address: str
 
 
 def prune_blocks(layout: Layout, living: Collection[str], keep: int = KEPT) -> None:
-    """Remove logs, job files and marks of the oldest ended blocks. ``living``: blocks that hold a node."""
+    """Remove logs, job files and marks of the oldest ended blocks. ``living``: names of blocks that hold a node."""
 
     def block_of(file: Path) -> str:
         return file.name.removeprefix("block-").partition(".")[0]

@@ -76,7 +76,7 @@ def _tried(trial: Callable[[Layout, Site], Checks], layout: Layout, site: Site, 
     """The trial's checks. It is skipped if a job could not be submitted, or would pend for ever."""
     if wrong := failures(on_site):
         words = f"not submitted: {', '.join(check.name for check in wrong)} first"
-        return (Check("trial jobs", Verdict.WARN, words, "mend that, and try again"),)
+        return (Check("trial jobs", Verdict.WARN, words, "fix the failed checks, then try again"),)
     try:
         return trial(layout, site)
     except GatewayError as error:
@@ -100,5 +100,5 @@ def _running(layout: Layout) -> Check:
     if found["state"] == "ready":
         return Check("service", Verdict.OK, f"ready at {found['url']}")
     problem = found["gateway_error"] or words
-    advice = "'gateway status' and 'gateway logs' say more; 'gateway up' takes over what lives"
+    advice = "'gateway status' and 'gateway logs' show more; 'gateway up' takes over what lives"
     return Check("service", Verdict.WARN, f"{found['state']}: {problem}", advice)

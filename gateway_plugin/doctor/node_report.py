@@ -122,7 +122,7 @@ def _clock(node_type: NodeType, report: Report, now_s: float) -> Check:
     name, off_s = f"{node_type.name}: clock", report.time_s - now_s
     if abs(off_s) > _CLOCK_OFF_S:
         words = f"{report.host} is {abs(off_s):.0f} s {'ahead' if off_s > 0 else 'behind'}"
-        return Check(name, Verdict.WARN, words, "certificates and walltimes go by the clock: tell the site")
+        return Check(name, Verdict.WARN, words, "certificates and walltimes depend on the clock: report it to the site")
     return Check(name, Verdict.OK, f"{report.host} has the same time")
 
 

@@ -48,7 +48,7 @@ def judged(node_type: NodeType, queue: Mapping[str, Any]) -> tuple[Check, ...]:
         checks[0] = Check(name, Verdict.FAIL, found, "queue= in the site file: choose another", configuration=True)
     checks.append(_walltime(node_type, least, most))
     account = provider.account or pbs_asked(provider).value("A")
-    words = f"{account or 'your default project'}, GPUs and cores: PBS does not say beforehand"
+    words = f"{account or 'your default project'}, GPUs and cores: PBS does not report these before a job runs"
     checks.append(Check(f"{node_type.name}: account", Verdict.WARN, words, "'gateway doctor --submit' tries it"))
     return tuple(checks)
 

@@ -131,7 +131,7 @@ def _pbs(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
     for node_type in node_types:
         queue, name = pbs_site.queue_of(node_type.provider), f"{node_type.name}: queue"
         if queue is None:
-            checks.append(Check(name, Verdict.WARN, "none asked for: the default one, which PBS does not tell"))
+            checks.append(Check(name, Verdict.WARN, "none asked for: the default one, which PBS does not report"))
             continue
         try:
             found = pbs_site.parse_queue(_ask(pbs_site.queue_argv(queue), pbs_cli.environment(os.environ)), queue)
@@ -183,7 +183,7 @@ def _head(site: Site) -> Check:
     if ip_address(address).is_global:
         chosen = site.head_address == "auto" and not site.head_interface
         how = "the default route's interface has it" if chosen else "the site says it"
-        words = f"{address} is an address of the internet ({how}): anybody can call Ray's ports there"
+        words = f"{address} is an address of the internet ({how}): any host can connect to Ray's ports there"
         return Check("address for nodes", Verdict.WARN, words, f"an interface of the cluster's own network: {advice}")
     return Check("address for nodes", Verdict.OK, f"{address}: whether nodes reach it, 'gateway doctor --submit' tries")
 

@@ -219,7 +219,7 @@ def _walltime(node_type: NodeType, asked: Directives, partitions: Iterable[Parti
             found = f"{provider.walltime} is more than {whose} allows ({_clock(limit)}): its jobs would pend for ever"
             advice = "lower walltime= in the site file"
             return Check(name, Verdict.FAIL if sure else Verdict.WARN, found, advice, configuration=sure)
-    words = ", ".join(f"{whose} allows {_clock(limit)}" for whose, limit in limits) or "no limit is told"
+    words = ", ".join(f"{whose} allows {_clock(limit)}" for whose, limit in limits) or "no limit is reported"
     return Check(name, Verdict.OK, f"{provider.walltime}; {words}")
 
 
@@ -270,7 +270,7 @@ _GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "gr
 def _some(names: Iterable[str]) -> str:
     """The first few of them, in order."""
     known = sorted(names)
-    return ", ".join(known[:12]) + (" ..." if len(known) > 12 else "") if known else "not told"
+    return ", ".join(known[:12]) + (" ..." if len(known) > 12 else "") if known else "not reported"
 
 
 def _clock(seconds: float) -> str:

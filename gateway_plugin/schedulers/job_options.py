@@ -13,7 +13,7 @@ from typing import Any
 from gateway_plugin.schedulers.directives import Directives, Option, pbs_directives, slurm_directives
 
 _OWN = "the gateway's to give (a job is found by its name, and its script by its output); leave it out"
-_WALLTIME = "say walltime= of the provider: a block's end is counted from it"
+_WALLTIME = "set walltime= of the provider: a block's end is computed from it"
 _ANSWER = "then the job's number is not what comes back, or not at once; leave it out"
 _USER = "the gateway looks for jobs of its own user; leave it out"
 _REQUEUE = "{} would start a block again under the name of a node that is gone; leave it out"
@@ -22,8 +22,8 @@ _REPEATED = "only the first sign of a line counts; begin another line"
 _UNREAD = "a comment; say it as {}, without blanks before it"
 _UNFILLED = "no variables are filled in here; write it out, or have Python do it"
 _SHELL = "blocks are started by bash; leave it out"
-_ONE_SERVER = "jobs are looked for on the default server only; say queue= of the provider, without a server"
-_CHUNKS = "one block is one node: say cpus_per_node= and select_options= of the provider, without 'select=' and '+'"
+_ONE_SERVER = "jobs are searched for on the default server only; set queue= of the provider, without a server"
+_CHUNKS = "one block is one node: set cpus_per_node= and select_options= of the provider, without 'select=' and '+'"
 
 _SLURM = {
     **dict.fromkeys(("job-name", "output", "error", "array"), _OWN),
@@ -64,11 +64,11 @@ def slurm_refusal(provider: Any) -> str | None:
 
 def _slurm_wrong(option: Option, provider: Any) -> str | None:
     if option.name == "clusters":
-        instead = f"say clusters={option.value!r} of the provider: the job's state is asked of that cluster"
+        instead = f"set clusters={option.value!r} of the provider: the job's state is queried from that cluster"
         return None if option.value == provider.clusters else instead
     if option.name == "nodes":
         one = re.fullmatch(r"1(-1)?", option.value) is not None
-        return None if one else "one block is one node; leave it out, and say max_blocks= of the node type"
+        return None if one else "one block is one node; leave it out, and set max_blocks= of the node type"
     return _SLURM.get(option.name)
 
 
