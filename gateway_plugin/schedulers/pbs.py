@@ -1,6 +1,6 @@
-"""Blocks in a PBS Pro (OpenPBS) queue, over Parsl's ``PBSProProvider``: ``pbs_cli.py`` reads PBS's answers.
+"""Blocks in a PBS Pro (OpenPBS) queue, over Parsl's ``PBSProProvider``: ``pbs_cli.py`` parses PBS's output.
 
-Besides what ``queue.py`` says of Parsl: it stumbles over JSON that PBS writes wrongly.
+In addition to the limits listed in ``queue.py``, Parsl fails on the invalid JSON that PBS writes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gateway_plugin.schedulers.queue_reader import Answer
 log = logging.getLogger(__name__)
 
 FORCE_AFTER_S = 60.0
-"""When ``qdel`` becomes ``-W force``, after which PBS forgets the job, whatever still runs on its node."""
+"""Delay until ``qdel`` becomes ``-W force``, after which PBS forgets the job even if its processes still run."""
 
 _SEARCHED = 200
-"""The newest so many jobs of a user are searched for one by name: only a job submitted just now is ever looked for."""
+"""A search by name reads this many of the user's newest jobs: only a job submitted just now is ever searched for."""
 
 
 class PbsScheduler(QueueScheduler):
@@ -35,25 +35,25 @@ class PbsScheduler(QueueScheduler):
 
     kind = "PBS"
     _history = True
-    """Until PBS says that it keeps none."""
+    """Whether to ask for ended jobs, until PBS reports that it keeps no history."""
 
     def refusal(self, provider: Any) -> str | None:
         if (wrong := pbs_refusal(provider)) is not None:
             return f"scheduler_options: {wrong}"
         if pbs_asked(provider).value("r") is None:
-            # PBS would start a block again, by itself, whose node failed: its name is a Ray node that is dead.
+            # PBS would requeue a block after a node failure, under the name of a Ray node that is dead.
             provider.scheduler_options = f"{provider.scheduler_options}\n#PBS -r n".lstrip("\n")
         return None
 
     def plain(self, command: str) -> str:
-        """Set by a user, the variable makes qsub pass over all directives of a script."""
+        """If a user sets this variable, qsub ignores all directives of a script."""
         return f"unset PBS_DPREFIX; {command}"
 
     def surely_refused(self, error: SubmitException) -> bool:
         return cli.surely_refused(error.stderr or "")
 
     def job_ids(self, said: Iterable[str]) -> Sequence[str]:
-        return cli.job_ids(said)  # Parsl takes every line of qsub's for the id of a job
+        return cli.job_ids(said)  # Parsl takes every line of qsub's output for a job id
 
     def named(self, name: str) -> Sequence[cli.Row]:
         user = pwd.getpwuid(os.getuid()).pw_name
@@ -89,7 +89,7 @@ class PbsScheduler(QueueScheduler):
             raise SchedulerSilent(f"qstat said nothing of job {number}")
         row = answer.rows.get(number)
         if row is None or not belongs_to(row.name, block.name):
-            return  # ids begin again when a server loses its state, and qdel knows no names
+            return  # ids start again when a server loses its state, and qdel cannot check names
         said = self._run(cli.cancel_argv(number, by_force=forced and cancelled_for_s > FORCE_AFTER_S))
         if said.returncode != 0 and not cli.over_already(said.stderr):
             raise SchedulerSilent(f"qdel: {one_line(said.stderr) or f'exit code {said.returncode}'}")
