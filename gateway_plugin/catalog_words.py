@@ -118,7 +118,7 @@ def as_yaml(value: object) -> str:
 
 
 def one_word_each(words: Sequence[str]) -> str | None:
-    """What is wrong with a list of arguments; ``None``: nothing.
+    """The first problem of a list of arguments; ``None``: there is none.
 
     (1) Several in one, or leading blanks. (2) Shell syntax. (3) Typographic dashes and quotes.
     """

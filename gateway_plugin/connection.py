@@ -117,7 +117,7 @@ def demand_proof(url: str, plain_http: bool | None = None) -> None:
     """
     if urlsplit(url).scheme == "http" and not (os.environ.get(PLAIN_HTTP) == "1" if plain_http is None else plain_http):
         raise ConfigError(
-            f"{url} is plain HTTP: whatever program listens there would be sent the key, and nothing shows that it is "
+            f"{url} is plain HTTP: the key would go to any program that listens there, and nothing shows that it is "
             f"the gateway. Use its https:// address with GATEWAY_CA (the file that 'gateway ca' prints); or, where "
             f"the site serves plain HTTP and the machine is your own, set {PLAIN_HTTP}=1 or plain_http=True."
         )

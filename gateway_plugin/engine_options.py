@@ -33,7 +33,7 @@ _TAKEN = {
     "revision": "say source: org/name@REVISION",
     "served-model-name": "say it by the entry's own name and aliases:",
     "hf-token": "every user of the node can read it there; say env: {HF_TOKEN: ...}",
-    "config": "a file that is not looked into here; put its options into args:",
+    "config": "a file that is not checked here; put its options into args:",
 }
 _TAKEN_FAMILIES = {"ssl-": _OWN, "data-parallel-": _ONE_NODE}
 _SHORT = {
@@ -185,7 +185,7 @@ def _deaf(entry: Entry) -> tuple[str, str] | None:
         if any(name in _PLACEHOLDERS for name in _BRACED.findall(word)):
             return "args", f"{word!r}: args are given as they are; put it into command:"
     if not any("{port}" in word for word in entry.command):
-        return "command", "no word has '{port}' in it: the engine would listen where nobody asks"
+        return "command", "no word has '{port}' in it: the gateway could not reach the engine"
     return None
 
 

@@ -35,7 +35,7 @@ def problem_with(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        return f"{path} cannot be looked at: {error.strerror}"
+        return f"{path} cannot be inspected: {error.strerror}"
     if stat.S_ISLNK(found.st_mode):
         return f"{path} is a link, not a folder of this user"
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
@@ -100,7 +100,7 @@ def _problem_above(path: Path, links: int) -> str | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            return f"{folder} cannot be looked at: {error.strerror}"
+            return f"{folder} cannot be inspected: {error.strerror}"
         if found.st_uid not in (0, os.getuid(), _unmapped_owner()):
             return f"{folder} belongs to another user (uid {found.st_uid}), who can replace {path}"
         if stat.S_ISLNK(found.st_mode):

@@ -44,7 +44,7 @@ class NodeType(_Frozen):
     cpus: int = Field(ge=1)
     gpus: int = Field(default=0, ge=0)
     gpu_memory_gib: float = Field(default=0.0, ge=0)
-    """Of one GPU, as far as engines may use it."""
+    """Memory of one GPU that engines may use."""
     engine_memory_gib: float = Field(default=0.0, ge=0)
     """Host memory that engines without a GPU may use together."""
     min_blocks: int = Field(default=0, ge=0)
@@ -101,7 +101,7 @@ class Limits(_Frozen):
 
     body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     held_bytes: int = Field(default=2 << 30, ge=1024)
-    """Of bodies in the ingress's memory: of requests that wait for models, or cold ones that are being answered."""
+    """Request bodies in the ingress's memory: of requests that wait for models, and of cold ones being answered."""
     held_bytes_per_key: int = Field(default=512 << 20, ge=1024)
     """The same for one key."""
     waiting_requests: int = Field(default=1000, ge=1)

@@ -133,7 +133,7 @@ def _unknown(name: str, rows: Mapping[str, Row]) -> Row:
 
 
 def _cut(row: Row) -> str:
-    """What is lost with a block."""
+    """Message about the requests that cancelling a block cuts; empty if there are none."""
     count = row["in_flight"]
     requests = "1 request in flight is" if count == 1 else f"{count} requests in flight are"
     return f"; {requests} cut" if count else ""

@@ -175,7 +175,7 @@ def duration(seconds: float | None) -> str:
 
 
 def outlook(model: ModelInfo) -> str:
-    """What a model that is not ready waits for, and for how long: ``job 7 waits: Resources, ready in about 40 s``."""
+    """Reason and expected wait of a model that is not ready: ``job 7 waits: Resources, ready in about 40 s``."""
     words = [model.reason] if model.reason else []
     words += [f"ready in about {duration(model.eta_s)}"] if model.eta_s is not None else []
     return ", ".join(words)

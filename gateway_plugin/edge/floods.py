@@ -31,7 +31,7 @@ _MODEL_BUSY = Refusal(
 )
 _READY_BUSY = Refusal(
     "ready_busy",
-    Unavailable("Too many ask for /ready at a time. Try again.", retry_after_s=1, state="overloaded"),
+    Unavailable("Too many requests for /ready at a time. Try again.", retry_after_s=1, state="overloaded"),
 )
 REFUSALS = (_BUSY, _COLD_FULL, _MODEL_BUSY, _READY_BUSY)
 """All refusals of these rules."""
@@ -60,7 +60,7 @@ cache ready
 def sources(places: Places) -> str:
     """Rules of the front door for connections, before any byte is read."""
     return f"""\
-  # A connection too many of one address is closed at once. This machine's own is that of all its users and tunnels.
+  # A connection over the limit of one address is closed at once. Users and tunnels of this machine share its own.
   acl here src 127.0.0.0/8 ::1
   tcp-request connection track-sc3 src table sources if !here
   tcp-request connection reject if !here {{ sc_conn_cur(3,sources) gt {places.per_source} }}
@@ -143,11 +143,11 @@ def readiness() -> str:
     yes = """return status 200 content-type application/json string '{"ready":true}'"""
     return f"""\
   http-request set-uri /ready
-  # All that the caller wrote: some headers pass by a cache, and none is of use here.
+  # Remove all of the caller's headers: some bypass a cache, and none is needed here.
   http-request del-header . -m reg
   http-request set-header host gateway
   http-request cache-use ready
-  # The cache knows nothing of HTTP/1.0, keeps no answer to HEAD, and lets everybody ask at once when it is out of date.
+  # The cache ignores HTTP/1.0, stores no answer to HEAD, and lets all requests through at once when it expires.
   http-request {yes} if {{ date,sub(proc.ready_asked) eq 0 }} {{ date,sub(proc.ready_at) le 1 }}
 {_READY_BUSY.when(f"{{ be_conn(ready) gt {_READY_AT_A_TIME} }}")}
   http-request set-var(proc.ready_asked) date

@@ -103,9 +103,9 @@ def _defaults(settings: EdgeSettings) -> str:
     return f"""\
 defaults
   mode http
-  backlog 16384             # who comes while all places are taken is not to knock again a second later
-  option disable-h2-upgrade # a body of HTTP/2 need not say its length: no rule about bodies would see it
-  timeout connect 20s       # with the TLS handshake: an engine too busy to shake hands for a while is not a dead one
+  backlog 16384             # a caller need not retry its connection after a second while all places are taken
+  option disable-h2-upgrade # an HTTP/2 body needs no length: no rule about bodies would see it
+  timeout connect 20s       # with the TLS handshake: an engine too busy for it for a while is not dead
   timeout client {_STREAM_S}s
   timeout server {max(_STREAM_S, round(settings.site.limits.wait_s) + 600)}s
   timeout tunnel {_STREAM_S}s
@@ -117,9 +117,9 @@ defaults
   retry-on conn-failure empty-response
   option abortonclose
   option http-no-delay      # without it the first token of a stream waits up to 200 ms
-  option contstats          # bytes of a stream are counted while it runs: an engine that sends some does not hang
+  option contstats          # count a stream's bytes while it runs: an engine that sends some does not hang
   option dontlognull
-  option srvtcpka           # a node that lost its power closes nothing: what it was sending breaks off within 30 s
+  option srvtcpka           # a node that lost power closes nothing: end its streams within 30 s
   srvtcpka-idle 15s
   srvtcpka-intvl 5s
   srvtcpka-cnt 3
@@ -168,7 +168,7 @@ backend ready
 def _to_desk(settings: EdgeSettings) -> str:
     plain = "!{ res.hdr(content-type) -m sub json }"
     return f"""\
-  # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
+  # Both sides are verified: on a shared node any user may bind a port that is free for a moment, or connect there.
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-edge {settings.secret}
@@ -210,7 +210,7 @@ backend slot{number}
 {in_slot(number, settings.places)}\
   balance leastconn
   http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.layout.slot_keys_map})]"
-  # What an engine says is for the caller: it controls neither the ingress nor what the edge says itself.
+  # An engine's headers must control neither the ingress nor headers of the edge.
   http-response del-header x-gateway- -m beg if !{{ srv_name cold }}
   option httpchk GET /health
   http-check expect status 200

@@ -24,7 +24,7 @@ frontend inner_door
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-stamp 1
-  # The ingress has the request still, and finds out first whether it killed the engine (serve.ingress.trials).
+  # The ingress still has the request, and first finds out whether it killed the engine (serve.ingress.trials).
   http-request disable-l7-retry
   http-request wait-for-body time 30s
   http-request set-var(txn.slot) 'req.fhdr(x-gateway-model),map_str({models_map}),field(1,/)'

@@ -162,8 +162,8 @@ class KeyStore:
             except EdgeError as error:
                 raise EdgeError(
                     f"The key '{name}' may still be in use: {error.message.rstrip('.')}. An edge that starts refuses "
-                    "it, and the one that runs is told again every second; until it has taken it, 'gateway keys list' "
-                    "shows the key as revoked, not confirmed. 'gateway down' ends all."
+                    "it, and the change is sent to the running one every second; until it confirms, 'gateway keys "
+                    "list' shows the key as revoked, not confirmed. 'gateway down' ends all."
                 ) from error
 
     def keep_cli_key(self) -> None:

@@ -27,7 +27,7 @@ def pages(origins: Sequence[str]) -> str:
     headers = "access-control-request-headers"
     plain = f"{{ req.fhdr({headers}) -m reg '{_ASKED_FOR}' }}"
     return f"""\
-  # Web pages of the site's choice.
+  # Web pages that the site allows.
   acl origin req.fhdr(origin) -m str {" ".join(origins)}
   http-request set-var(txn.origin) req.fhdr(origin) if {one("origin")} origin
   acl from_page var(txn.origin) -m found
