@@ -59,6 +59,8 @@ from serve.core.views.status import model_view, models_view, status_view
 
 log = logging.getLogger("gateway.controller")
 
+_UNNAMED = Requester()
+
 _TICK_S = 0.25
 _DEATHS_KEPT = 8
 _COPIES_S = 1.0
@@ -199,11 +201,18 @@ class Controller:
     # --- verbs, called by the ingress -----------------------------------------------------------------------------
 
     async def acquire(
-        self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool, requester: Requester
+        self,
+        ticket: str,
+        model: str,
+        wait_s: float,
+        not_routed: bool,
+        unattended: bool,
+        requester: Requester = _UNNAMED,
     ) -> GatewayError | None:
         """Wait until ``model`` may be asked for (``None``), or until it is known why not.
 
-        A caller that goes away cancels this call, and its wait.
+        A caller that goes away cancels this call, and its wait. An ingress of an earlier version names no
+        ``requester``.
         """
         await self._begun.wait()
         future = self._calls.open(ticket)

@@ -128,9 +128,9 @@ class _Plan:
         """The node and devices with the fewest loads and stops on them, then of the tightest fit, ties by id; CPU
         models keep off nodes with GPUs if they can."""
         best: tuple[tuple[int, bool, int, str], Node, tuple[int, ...]] | None = None
-        free = need.mib if when is not _When.ONCE_FREED else 0
         for node in self._nodes(need, when):
-            if (max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib) < free:
+            free = max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib
+            if when is not _When.ONCE_FREED and free < need.mib:
                 continue  # the quick way past a full node
             if not where(node):
                 continue

@@ -230,6 +230,21 @@ def test_engines_that_hold_more_than_there_is_are_stopped() -> None:
     assert [stop.engine for stop in story.said(StopEngine)] == ["b-1-3"]
 
 
+def test_room_on_an_over_committed_node_that_is_being_freed_is_waited_for() -> None:
+    story = Story(initial(a_policy(CPU)))
+    story.on(ev.CatalogChanged((a_model("a"), a_model("b"), a_model("c", 2))))
+    story.on(ev.Started(2, {"a": 3}, (WARM,), ("cpu-1-1",)))
+    other = ev.FoundEngine("b-1-3", "b", (), 4 * GIB, 950.0, "", False)
+    story.join("cpu-1-1", engines=(ENGINE, other))
+    assert story.fleet.nodes["cpu-1-1"].free_host_mib == -2 * GIB
+    story.ask("c")
+    story.tick(10)
+    assert not story.said(CreateAgent), "2 GiB are free once b-1-3 has ended"
+    assert not story.said(DrainRoute)
+    story.on(ev.EngineExited("b-1-3", "stopped", expected=True))
+    assert [start.model.name for start in story.said(StartEngine)] == ["c"]
+
+
 def test_an_agent_that_was_given_back_and_comes_all_the_same_is_sent_away() -> None:
     story = begin(a_model("a"), nodes=())
     story.join("cpu-9-9")

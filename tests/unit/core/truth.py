@@ -103,6 +103,12 @@ def check(world: World) -> None:
     assert len(places) == len(set(places)), "two engines on one server"
     assert set(fleet.waiters) <= set(world.waiting), "somebody waits who is not there"
     assert {t for tickets in fleet.queues.values() for t in tickets} == set(fleet.waiters)
+    assert dict(fleet.moving) == {
+        engine.id: engine.state
+        for engine in fleet.engines.values()
+        if engine.state is not EngineState.READY or engine.route is not RouteState.OPEN
+    }
+    assert sorted(one for ids in fleet.model_engines.values() for one in ids) == sorted(fleet.engines)
     for node in fleet.nodes.values():
         host, gpus = node.host_mib, list(node.gpu_mib)
         for engine in (fleet.engines[one] for one in node.engines):
