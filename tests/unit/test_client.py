@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,7 +83,7 @@ def model(state: str = "ready", name: str = "tiny", **more: Any) -> dict[str, An
     return {"id": name, "object": "model", "task": "generate", "aliases": ["t"], "state": state, **more}
 
 
-def client(answer: Callable[[httpx.Request], httpx.Response]) -> Client:
+def client(answer: Callable[[httpx.Request], Any]) -> Client:
     return Client(URL, "secret", transport=httpx.MockTransport(answer))
 
 
@@ -436,13 +437,57 @@ def test_a_cold_model_is_asked_for_once_and_waited_for() -> None:
     assert [request.url.path for request in sent].count("/gateway/v1/models/load") == 1
 
 
+class Loading:
+    """A gateway with a user's key and one model: not ready (``state``) until ``ready`` is set. A request for it stays
+    open until then, or gets ``error``.
+    """
+
+    def __init__(self, task: str, state: str = "cold", error: GatewayError | None = None) -> None:
+        self._task, self._state, self._error = task, state, error
+        self.sent: list[httpx.Request] = []
+        self.asked, self.cut, self.ready = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, request: httpx.Request) -> Any:
+        if request.method == "GET":
+            state = "ready" if self.ready.is_set() else self._state
+            return httpx.Response(200, json=model(state, reason="an hour ago") | {"task": self._task})
+        if request.url.path == "/gateway/v1/models/load":
+            return httpx.Response(403, json=Forbidden("no").body())
+        self.sent.append(request)
+        return self._hold()
+
+    async def _hold(self) -> httpx.Response:
+        if self._error is not None:
+            return httpx.Response(self._error.status, json=self._error.body())
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cut.set()
+        raise AssertionError("it waits until it is cancelled")
+
+
 @pytest.mark.parametrize(("task", "path"), [("generate", "/v1/chat/completions"), ("embed", "/v1/embeddings")])
-def test_a_users_key_touches_the_model_instead(task: str, path: str) -> None:
-    gateway, sent = scripted(
-        (200, model("cold") | {"task": task}), (403, Forbidden("no").body()), (200, {"choices": []}), (200, model())
-    )
-    assert gateway.wait_until_ready("tiny", poll_s=0).ready
-    assert sent[2].url.path == path
+def test_a_users_key_keeps_a_request_waiting_for_the_model(task: str, path: str) -> None:
+    loading = Loading(task, "failed")
+    with client(loading) as gateway, ThreadPoolExecutor(1) as thread:
+        found = thread.submit(gateway.wait_until_ready, "tiny", 60.0, poll_s=0.01, failed_s=0.05)
+        assert loading.asked.wait(10)
+        with pytest.raises(TimeoutError):
+            found.result(0.3)  # an old failure does not end it meanwhile
+        assert not loading.cut.is_set()
+        loading.ready.set()
+        assert found.result(10).ready
+        assert loading.cut.wait(10)
+    (request,) = loading.sent
+    assert request.url.path == path
+    assert "x-gateway-wait" not in request.headers
+
+
+def test_the_error_of_the_request_that_waits_for_a_model_is_the_wait_s() -> None:
+    with client(Loading("generate", "queued", InvalidRequest("as it was told"))) as gateway:
+        with pytest.raises(InvalidRequest, match="as it was told"):
+            gateway.wait_until_ready("tiny", 30.0, poll_s=0.01)
 
 
 def test_an_old_failure_does_not_end_the_wait() -> None:
