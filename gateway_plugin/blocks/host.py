@@ -77,10 +77,7 @@ class Host:
     """One block on its node: processes, files and signals around ``Watch``."""
 
     def __init__(self, settings: Settings, address: str, script: int, environ: Mapping[str, str]) -> None:
-        """Make the block's folder. ``script``: PID of the job's script.
-
-        Raises ``GatewayError``, ``OSError``: the node has no place for it.
-        """
+        """Make its folder. ``script``: PID of the job's script. Raises ``GatewayError``, ``OSError``: no place."""
         self._settings = settings
         self._layout = Layout.of(Path(settings.state))
         run = private_folder(self._layout.run)

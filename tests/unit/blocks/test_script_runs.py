@@ -9,15 +9,21 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from parsl.launchers import SimpleLauncher
+from parsl.providers import LocalProvider
 
 from gateway_plugin.blocks import host
 from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.blocks.leaving import CANCELLED, NO_FOLDER, Leaving, Settings
+from gateway_plugin.blocks.ledger import Block
 from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
+from gateway_plugin.phases import BlockPhase
 from gateway_plugin.processes import arguments, carries_mark, own_pids
+from gateway_plugin.schedulers.select import scheduler_for
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
@@ -28,7 +34,7 @@ pytestmark = pytest.mark.process
 NAME = "gw-a-0123abcd"
 
 PATIENT = Leaving()
-ANY_NODE: Mapping[str, str] = {}
+ANY_NODE: Mapping[str, Any] = {}
 """What a site says of it: ``worker_init``, ``node_address``."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -42,7 +48,7 @@ def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     layout.make()
 
     def start(
-        ray: str, leaving: Leaving = PATIENT, node: Mapping[str, str] = ANY_NODE, **environment: str
+        ray: str, leaving: Leaving = PATIENT, node: Mapping[str, Any] = ANY_NODE, **environment: str
     ) -> subprocess.Popen[str]:
         python = stand_in(tmp_path, block_folder(layout.run, NAME), ray)
         node_type = NodeType(name="a", provider=QueueProvider(Scheduler()), cpus=1, engine_memory_gib=1, **node)
@@ -520,3 +526,25 @@ def test_what_its_site_wants_done_at_the_end_is_done(tmp_path: Path, block: Star
 def test_a_trap_of_its_site_does_not_change_its_exit_code(tmp_path: Path, block: Start) -> None:
     assert block("exit 3", node={"worker_init": TRAP}).wait(20) == 3
     assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("init", ["", TRAP], ids=["becomes its program", "stays"])
+def test_a_local_block_is_found_and_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str) -> None:
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    layout = Layout(tmp_path / "state")
+    layout.make()
+    python = stand_in(tmp_path, block_folder(layout.run, NAME), RUNS)
+    provider = LocalProvider(launcher=SimpleLauncher())
+    node_type = NodeType(name="a", provider=provider, cpus=1, engine_memory_gib=1, worker_init=init)
+    jobs = scheduler_for(provider, layout)
+    job = jobs.submit(NAME, block_script(NAME, node_type, layout, "127.0.0.1:1", str(python)))
+    block = Block(NAME, "a", BlockPhase.RUNNING, 0.0, job)
+    try:
+        has_joined(tmp_path)
+        assert jobs.find(NAME) == job
+        jobs.cancel(block, forced=False)
+        assert eventually(lambda: jobs.status([block])[NAME].phase is BlockPhase.CANCELLED, 20)
+        left_cleanly(tmp_path)
+        assert not (tmp_path / "scratch").exists()
+    finally:
+        jobs.cancel(block, forced=True)
