@@ -39,7 +39,7 @@ from serve.core.effects import StartEngine, StopEngine
 from serve.core.events import EngineExited, NodeJoined, NodeLeaves
 
 AgentEvent = EngineEvent | NodeLeaves
-"""What an agent reports."""
+"""Events that an agent reports."""
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ class NodeAgent:
         try:
             notice = await notice_in(folder, self._settings.node)
         except (OSError, ValueError) as error:
-            logger.error("notice unread node=%s said=%s", self._settings.node, error)  # noqa: TRY400 - says it all
+            logger.error("notice unread node=%s said=%s", self._settings.node, error)  # noqa: TRY400 - the message is complete
             return
         logger.warning("node leaves node=%s until=%.0f reason=%s", notice.node, notice.until, notice.reason)
         self._leaves = notice

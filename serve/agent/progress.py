@@ -22,7 +22,7 @@ PROGRESS = frozenset(
         "vllm:kv_cache_usage_perc",
     }
 )
-"""What changes while vLLM works: the last one also in the middle of a long prompt, piece by piece."""
+"""Counters that change while vLLM works: the last one also in the middle of a long prompt, piece by piece."""
 _ABORTED = 'finished_reason="abort"'
 """An aborted request: no progress of the engine's."""
 

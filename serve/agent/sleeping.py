@@ -238,7 +238,7 @@ def _requests(model: str, task: str) -> tuple[tuple[str, Mapping[str, Any]], ...
 
 
 def canary_of(answer: bytes) -> Canary | None:
-    """What is compared of an OpenAI answer: text and log probability of a completion, or the vector; pure."""
+    """The compared part of an OpenAI answer: text and log probability of a completion, or the vector; pure."""
     try:
         body = json.loads(answer)
         if data := body.get("data"):

@@ -84,7 +84,7 @@ class Agents:
         if block:
             ray_node = self._ray_nodes.get(node)
             if ray_node is None:
-                self._post(NodeFailed(node, f"nobody knows where block {block} is"))
+                self._post(NodeFailed(node, f"the node of block {block} is not known"))
                 return
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(ray_node, soft=False)
         try:

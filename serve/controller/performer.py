@@ -135,7 +135,7 @@ class Performer:
         try:
             await asyncio.wait_for(self._told.wait(), _OPEN_PATIENCE_S)
         except TimeoutError:
-            raise EdgeAway("The edge has not been told the names and keys of its slots yet.") from None
+            raise EdgeAway("The edge does not have the names and keys of its slots yet.") from None
         await self._edge.open(slot, server, address)
 
     async def _until_up(self, effect: OpenRoute) -> None:

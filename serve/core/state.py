@@ -127,7 +127,7 @@ class Engine:
     drained: bool = False
     """While its route is DRAINING: the edge acknowledged the drain (``RouteDrained``)."""
     drained_idle: bool = False
-    """Counters read after that acknowledgement said that nothing is in flight."""
+    """Counters read after that acknowledgement showed nothing in flight."""
     fresh_from: float = 0.0
     """Counters that the edge was asked for before this are stale and ignored."""
     granted_at: float = 0.0

@@ -107,8 +107,8 @@ def _no_blocks(tx: Transaction, model: Model, backed_off: Mapping[str, NodeTypeB
     said = " ".join(f"{describe(kind, backoff)}." for kind, backoff in backed_off.items())
     commands = " or ".join(f"'gateway blocks retry {kind}'" for kind in backed_off)
     return NoBlocks(
-        f"The model '{model.name}' fits only on blocks that cannot be had. {said} An administrator who has put that "
-        f"right runs {commands}; by itself it is tried again in {wait_s:.0f} s.",
+        f"The model '{model.name}' fits only on blocks that are not available. {said} After a repair an administrator "
+        f"runs {commands}; otherwise the next try is in {wait_s:.0f} s.",
         retry_after_s=wait_s,
         state="cold",
     )

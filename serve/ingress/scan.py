@@ -39,7 +39,7 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True)
 class Found:
-    """What a scan found."""
+    """Result of a scan."""
 
     values: dict[str, bytes]
     """Name -> value as it is written."""

@@ -10,7 +10,7 @@ import heapq
 
 
 class Service:
-    """What is in flight on one engine. Times are the world's seconds and never go back."""
+    """Requests in flight on one engine. Times are the world's seconds and never go back."""
 
     def __init__(self, beside: float) -> None:
         self._beside = beside

@@ -261,7 +261,7 @@ class Endpoints:
                 kept.forget(record.answers, record.venv, users)
             return ran
 
-    # --- look ---
+    # --- status ---
     def ask_status(self, name: str) -> EndpointStatus:
         """Its status, here and at Globus Compute. Raises ``NotFound``."""
         with self._registrar(self._records.known(name).venv) as registrar:

@@ -1,7 +1,7 @@
 """Talks to Globus Compute for ``gateway endpoint``: a program of the endpoint's own environment, where its SDK is.
 
 A JSON request a line on stdin, a JSON answer a line on stdout: ``{"ok": ...}`` or ``{"error": {"kind", "message"}}``.
-Before a person logs in it says ``{"login": true}`` and waits for a line, so that the terminal is free by then.
+Before a login it writes ``{"login": true}`` and waits for a line, so that the terminal is free by then.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def identity(client: _Client) -> str:
 
 def register_function(client: _Client, source: str, entry_point: str, description: str) -> str:
     """Register the function's text; returns its id."""
-    # Public: everybody may call it where an endpoint allows it. It holds no secret, and it does nothing elsewhere.
+    # Public: any user may call it where an endpoint allows it. It holds no secret, and it does nothing elsewhere.
     made = client().register_source_code(source, entry_point, description=description, public=True)
     return str(made)
 

@@ -59,7 +59,7 @@ def node_joined(tx: Transaction, event: NodeJoined) -> None:
 
 
 def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
-    """An engine process that the fleet does not know. What the edge has open for it stays open.
+    """Adopt an engine process that is not in the fleet. A server that the edge has open for it stays open.
 
     (1) ready, its server open: nothing is done to it; (2) ready, its server draining: the drain goes on or is taken
     back; (3) ready, no server: its route is opened; (4) not ready: it loads; (5) its model is unknown, its key is (no

@@ -87,7 +87,7 @@ def cards_to_json(cards: Cards) -> dict[str, Any]:
 
 
 def cards_from_json(document: Any) -> Cards:
-    """What ``cards_to_json`` wrote. Raises ``ValueError``, ``TypeError``, ``KeyError`` or ``AttributeError``."""
+    """Cards written by ``cards_to_json``. Raises ``ValueError``, ``TypeError``, ``KeyError`` or ``AttributeError``."""
     return {
         str(name): Card(
             int(kept["created"]),
