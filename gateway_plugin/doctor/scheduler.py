@@ -109,7 +109,7 @@ def _cluster(clusters: str | None) -> slurm_site.Cluster | Check:
 
 
 def _tested(node_type: NodeType, layout: Layout) -> tuple[bool, str]:
-    """Whether ``sbatch`` would accept the node type's job, and its message."""
+    """Whether ``sbatch`` would take the node type's job, and its words."""
     try:
         job = rehearsed(node_type, "gw-test-0", "true", layout)
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:

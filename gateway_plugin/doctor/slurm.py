@@ -73,7 +73,7 @@ def partitions_argv(clusters: str | None) -> tuple[str, ...]:
 
 
 def nodes_argv(clusters: str | None) -> tuple[str, ...]:
-    """The command that lists every node, once for each of its partitions."""
+    """Every node, once for each of its partitions."""
     return ("sinfo", *on_cluster(clusters), "--noheader", "--all", "--Node", "-o", "%N|%P|%f|%T")
 
 
@@ -135,10 +135,9 @@ def limit_s(text: str) -> float | None:
 
 
 def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool, str]) -> tuple[Check, ...]:
-    """Every check of one node type, each named ``TYPE: what``. ``tested``: verdict and message of
-    ``sbatch --test-only``.
+    """Every check of one node type, each named ``TYPE: what``. ``tested``: ``sbatch --test-only``'s verdict and words.
 
-    A rejection is named by its subject; it is no error of the site if all nodes that could run the job are down.
+    A refusal is named by what it is about; it is no mistake of the site's where all that could take the job is down.
     """
     asked = slurm_asked(node_type.provider)
     named = asked.value("partition")
@@ -224,7 +223,7 @@ def _walltime(node_type: NodeType, asked: Directives, partitions: Iterable[Parti
 
 
 def _gpus(node_type: NodeType) -> Iterable[Check]:
-    """Whether the job gets the GPUs that engines are configured to use."""
+    """Whether the job gets the GPUs that engines are promised."""
     gpus, name = gpus_of_job(node_type.provider.scheduler_options), f"{node_type.name}: GPUs of the job"
     if not node_type.gpus:
         return
