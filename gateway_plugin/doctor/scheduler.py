@@ -109,7 +109,7 @@ def _cluster(clusters: str | None) -> slurm_site.Cluster | Check:
 
 
 def _tested(node_type: NodeType, layout: Layout) -> tuple[bool | None, str]:
-    """Whether ``sbatch`` would accept the node type's job, and its message; ``None``: the controller gave no verdict."""
+    """Whether ``sbatch`` would accept the node type's job, and its message; ``None``: no verdict."""
     try:
         job = rehearsed(node_type, "gw-test-0", "true", layout)
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
