@@ -18,7 +18,8 @@ from gateway_plugin.blocks.ledger import Block, Job
 from gateway_plugin.schedulers import pbs_cli as cli
 from gateway_plugin.schedulers.base import JobStatus, SchedulerSilent
 from gateway_plugin.schedulers.job_options import pbs_asked, pbs_refusal
-from gateway_plugin.schedulers.queue import QueueScheduler, Rows, belongs_to, number_of, one_line
+from gateway_plugin.schedulers.queue import QueueScheduler, belongs_to, number_of, one_line
+from gateway_plugin.schedulers.queue_reader import Answer
 
 log = logging.getLogger(__name__)
 
@@ -58,27 +59,35 @@ class PbsScheduler(QueueScheduler):
         user = pwd.getpwuid(os.getuid()).pw_name
         said = self._ask(lambda history: cli.own_jobs_argv(user, history))
         newest = sorted((number_of(job_id) for job_id in cli.job_ids(said.stdout.splitlines())), key=int)
-        return [row for row in self._read(frozenset(newest[-_SEARCHED:])).values() if belongs_to(row.name, name)]
+        answer = self._read(frozenset(newest[-_SEARCHED:]))
+        found = [row for row in answer.rows.values() if belongs_to(row.name, name)]
+        if answer.unanswered and not found:  # it may be one of these
+            raise SchedulerSilent(f"qstat said nothing of job {', '.join(sorted(answer.unanswered))}")
+        return found
 
-    def _read(self, numbers: frozenset[str]) -> Rows:
-        """These jobs, without those that PBS says it does not know."""
+    def _read(self, numbers: frozenset[str]) -> Answer:
+        """These jobs, without those that PBS says it does not know. An answer that fails for one serves the others."""
         if not numbers:
-            return {}
-        said = self._ask(lambda history: cli.status_argv(sorted(numbers), history))
+            return Answer({})
+        said = self._with_history(lambda history: cli.status_argv(sorted(numbers), history))
         try:
             rows = {number_of(row.id): row for row in cli.parse_jobs(said.stdout)}
-        except (ValueError, TypeError, AttributeError) as error:
+        except ValueError as error:
+            self._demand_success(said)
             raise SchedulerSilent(f"qstat: cannot be read: {error}") from None
-        if unanswered := numbers - cli.unknown_jobs(said.stderr) - rows.keys():
-            raise SchedulerSilent(f"qstat said nothing of job {', '.join(sorted(unanswered))}: {one_line(said.stderr)}")
-        return rows
+        if not rows:
+            self._demand_success(said)
+        return Answer(rows, numbers - cli.unknown_jobs(said.stderr) - rows.keys())
 
     def status_of(self, row: cli.Row) -> JobStatus | None:
         return cli.status_in(row)
 
     def delete(self, block: Block, job: Job, forced: bool, cancelled_for_s: float) -> None:
         number = number_of(job.id)
-        row = self._read(frozenset({number})).get(number)
+        answer = self._read(frozenset({number}))
+        if answer.unanswered:
+            raise SchedulerSilent(f"qstat said nothing of job {number}")
+        row = answer.rows.get(number)
         if row is None or not belongs_to(row.name, block.name):
             return  # ids begin again when a server loses its state, and qdel knows no names
         said = self._run(cli.cancel_argv(number, by_force=forced and cancelled_for_s > FORCE_AFTER_S))
@@ -86,15 +95,22 @@ class PbsScheduler(QueueScheduler):
             raise SchedulerSilent(f"qdel: {one_line(said.stderr) or f'exit code {said.returncode}'}")
 
     def _ask(self, argv: Callable[[bool], Sequence[str]]) -> subprocess.CompletedProcess[str]:
-        """Ask for jobs, ended ones too if this PBS remembers them. Raises ``SchedulerSilent``."""
+        """Ask for jobs, ended ones too if this PBS remembers them. Raises ``SchedulerSilent``, also on failure."""
+        said = self._with_history(argv)
+        self._demand_success(said)
+        return said
+
+    def _with_history(self, argv: Callable[[bool], Sequence[str]]) -> subprocess.CompletedProcess[str]:
         said = self._run(argv(self._history))
         if self._history and cli.without_history(said.stderr):
             self._history = False
             log.warning("pbs keeps no history: how a job ended is known only while it is seen to end")
             said = self._run(argv(False))
-        if said.returncode != 0 and not cli.unknown_jobs(said.stderr):
-            raise SchedulerSilent(f"{argv(True)[0]}: {one_line(said.stderr) or f'exit code {said.returncode}'}")
         return said
+
+    def _demand_success(self, said: subprocess.CompletedProcess[str]) -> None:
+        if said.returncode != 0 and not cli.unknown_jobs(said.stderr):
+            raise SchedulerSilent(f"{said.args[0]}: {one_line(said.stderr) or f'exit code {said.returncode}'}")
 
     def _run(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return self.run(argv, cli.environment(os.environ))

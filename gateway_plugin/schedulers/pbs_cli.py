@@ -7,6 +7,7 @@ issues 2541 and 1255). The environment is nobody's business here, so it is cut o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _CTIME = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) +(\d+) (\d+):(\d+):(\d+) (\d{4})")
 _ENVIRONMENT = re.compile(r'"Variable_List"\s*:\s*\{.*?\n\s*\}', re.DOTALL)
 _JOB_ID = re.compile(r"\d+(\.[\w.-]+)?")
+_JOB = re.compile(r'^\s*"(\d+(?:\.[\w.-]+)?)"\s*:\s*\{', re.MULTILINE)
 _UNKNOWN_JOB = re.compile(r"Unknown Job Id(?: Error)?\s+(\d+)", re.IGNORECASE)
 _OVER = re.compile(
     r"unknown job id|job has finished|request invalid for (state|finished)|history job|invalid state", re.IGNORECASE
@@ -87,11 +89,30 @@ def job_ids(lines: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_jobs(text: str) -> tuple[Row, ...]:
-    """The rows of ``status_argv``'s answer. Raises ``ValueError`` if it cannot be read."""
-    document = json.loads(_ENVIRONMENT.sub('"Variable_List":{}', text), strict=False)
-    if not isinstance(document, dict):
+    """The rows of ``status_argv``'s answer, without jobs that cannot be read. Raises ``ValueError`` if nothing can."""
+    plain = _ENVIRONMENT.sub('"Variable_List":{}', text)
+    try:
+        document = json.loads(plain, strict=False)
+    except ValueError:
+        if not (document := {"Jobs": _readable_jobs(plain)})["Jobs"]:
+            raise
+    jobs = document.get("Jobs", {}) if isinstance(document, dict) else None
+    if not isinstance(jobs, dict):
         raise ValueError("expected an object")
-    return tuple(_row(job_id, job) for job_id, job in document.get("Jobs", {}).items())
+    rows = []
+    for job_id, job in jobs.items():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            rows.append(_row(job_id, job))
+    return tuple(rows)
+
+
+def _readable_jobs(text: str) -> dict[str, Any]:
+    """The jobs of an answer that is no JSON as a whole, each read by itself."""
+    decoder, found = json.JSONDecoder(strict=False), {}
+    for start in _JOB.finditer(text):
+        with contextlib.suppress(ValueError):
+            found[start[1]] = decoder.raw_decode(text, start.end() - 1)[0]
+    return found
 
 
 def _row(job_id: str, job: Mapping[str, Any]) -> Row:

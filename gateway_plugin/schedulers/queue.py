@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import logging
 import subprocess
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from parsl.launchers import SimpleLauncher
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
@@ -26,6 +25,7 @@ from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout, block_log
 from gateway_plugin.phases import BlockPhase
 from gateway_plugin.schedulers.base import JobStatus, PollLimiter, SchedulerSilent, last_words
+from gateway_plugin.schedulers.queue_reader import Answer, QueueReader, Row, Rows
 
 log = logging.getLogger(__name__)
 
@@ -38,72 +38,7 @@ GONE_AFTER_S = 30.0
 TELL_AGAIN_S = 15.0
 """Interval at which a job that does not end is cancelled again."""
 
-SHARED_S = 2.0
-"""How long one answer of the queue serves the other node types, and one silence all of them."""
-
 _KEPT = 1000
-
-
-class Row(Protocol):
-    """What a scheduler reports of one job."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-
-
-Rows = Mapping[str, Any]
-"""``Row`` by job number."""
-
-
-class QueueReader:
-    """The queue of one cluster, read once for all its node types.
-
-    In a round of polls the first node type runs the command and the others use its answer. A scheduler that does not
-    answer costs one timeout a round, whatever the number of node types.
-    """
-
-    def __init__(self, read: Callable[[frozenset[str]], Rows], clock: Callable[[], float] = time.monotonic) -> None:
-        """``read``: the rows of the jobs with these numbers, and maybe of more; raises ``SchedulerSilent``."""
-        self._read = read
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._wanted: dict[str, frozenset[str]] = {}
-        self._used: set[str] = set()
-        """The node types that had the latest answer: none gets the same answer twice."""
-        self._covered: frozenset[str] = frozenset()
-        self._rows: Rows = {}
-        self._silence: SchedulerSilent | None = None
-        self._at = float("-inf")
-
-    @property
-    def silent(self) -> bool:
-        """Whether the scheduler has just failed to answer."""
-        return self._silence is not None and self._clock() < self._at + SHARED_S
-
-    def rows(self, reader: str, numbers: Iterable[str]) -> Rows:
-        """The rows of the jobs ``numbers``, and maybe of more. ``reader``: who asks. Raises ``SchedulerSilent``."""
-        with self._lock:
-            self._wanted[reader] = wanted = frozenset(numbers)
-            if self.silent and self._silence is not None:
-                raise self._silence
-            fresh = self._clock() < self._at + SHARED_S and self._silence is None
-            if not (fresh and reader not in self._used and wanted <= self._covered):
-                self._ask()
-            self._used.add(reader)
-            return self._rows
-
-    def _ask(self) -> None:
-        covered = frozenset[str]().union(*self._wanted.values())
-        try:
-            self._rows, self._covered, self._silence = self._read(covered), covered, None
-        except SchedulerSilent as silence:
-            self._silence = silence
-            raise
-        finally:
-            self._at = self._clock()
-            self._used.clear()
 
 
 class QueueScheduler(ABC):
@@ -177,7 +112,7 @@ class QueueScheduler(ABC):
         """End the job, unless its id is another's by now. Raises ``SchedulerSilent``."""
 
     @abstractmethod
-    def _read(self, numbers: frozenset[str]) -> Rows: ...
+    def _read(self, numbers: frozenset[str]) -> Answer: ...
 
     def outlived(self, jobs: Mapping[str, Job]) -> Mapping[str, Any]:
         """The rows, by block name, of jobs that have left the queue, from longer-lived records."""
@@ -225,7 +160,8 @@ class QueueScheduler(ABC):
         if not asked or not self._limiter.due(blocks, time.time()):
             return found
         try:
-            rows = self.queue_rows(number_of(job.id) for job in asked.values())
+            answer = self.queue_answer(number_of(job.id) for job in asked.values())
+            rows, asked = answer.rows, self._answered(asked, answer)
             here = {name: rows[number_of(job.id)] for name, job in asked.items() if _is_of(rows, job, name)}  # (2)
             here |= self.outlived({name: job for name, job in asked.items() if name not in here})  # (3)
             for name, row in here.items():
@@ -239,14 +175,21 @@ class QueueScheduler(ABC):
             log.warning("scheduler silent kind=%s said=%s", self.kind, silence.message)
         return found
 
-    def queue_rows(self, numbers: Iterable[str] = ()) -> Rows:
+    def queue_answer(self, numbers: Iterable[str] = ()) -> Answer:
         """The cluster's queue. Raises ``SchedulerSilent``."""
-        return self.reader.rows(self._reader_name, numbers)
+        return self.reader.answer(self._reader_name, numbers)
+
+    def _answered(self, asked: Mapping[str, Job], answer: Answer) -> dict[str, Job]:
+        """The jobs of ``asked`` of which something was said; the others are as they were."""
+        for name, job in asked.items():
+            if number_of(job.id) in answer.unanswered:
+                log.warning("scheduler silent about a job kind=%s block=%s job=%s", self.kind, name, job.id)
+        return {name: job for name, job in asked.items() if number_of(job.id) not in answer.unanswered}
 
     def cancel(self, block: Block, forced: bool) -> None:
         """Where the scheduler does not answer, the pool calls again at its next refresh."""
         job, now = block.job, self._clock()
-        if job is None or block.name in self._ends or self.reader.silent:
+        if job is None or block.name in self._ends or self.reader.away:
             return
         if now - self._cancelled_at.get((block.name, forced), float("-inf")) < TELL_AGAIN_S:
             return

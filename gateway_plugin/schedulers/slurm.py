@@ -16,7 +16,8 @@ from gateway_plugin.blocks.ledger import Block, Job
 from gateway_plugin.schedulers import slurm_cli as cli
 from gateway_plugin.schedulers.base import JobStatus, SchedulerSilent, walltime_s
 from gateway_plugin.schedulers.job_options import slurm_refusal
-from gateway_plugin.schedulers.queue import QueueScheduler, Rows, belongs_to, one_line
+from gateway_plugin.schedulers.queue import QueueScheduler, belongs_to, one_line
+from gateway_plugin.schedulers.queue_reader import Answer
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,12 @@ class SlurmScheduler(QueueScheduler):
         return tuple(said)  # Parsl found the number in sbatch's words
 
     def named(self, name: str) -> Sequence[cli.Row]:
-        return [row for row in self.queue_rows().values() if belongs_to(row.name, name)]
+        return [row for row in self.queue_answer().rows.values() if belongs_to(row.name, name)]
 
-    def _read(self, numbers: frozenset[str]) -> Rows:
+    def _read(self, numbers: frozenset[str]) -> Answer:
         """All jobs of this user that ``slurmctld`` remembers, whatever is asked for."""
-        return {row.id: row for row in cli.parse_queue(self._ask(cli.queue_argv(os.getuid(), self.provider.clusters)))}
+        said = self._ask(cli.queue_argv(os.getuid(), self.provider.clusters))
+        return Answer({row.id: row for row in cli.parse_queue(said)})
 
     def outlived(self, jobs: Mapping[str, Job]) -> Mapping[str, cli.Row]:
         """The controller's own record first, then accounting."""
