@@ -239,7 +239,7 @@ def run_command(argv: Sequence[str], environ: Mapping[str, str], timeout_s: floa
     """Run a scheduler's command, whatever its exit code.
 
     Raises:
-        SchedulerSilent: there is no such command, or it gave no answer within ``timeout_s``.
+        SchedulerSilent: there is no such command, it cannot be run, or it gave no answer within ``timeout_s``.
     """
     try:
         return subprocess.run(
@@ -254,6 +254,8 @@ def run_command(argv: Sequence[str], environ: Mapping[str, str], timeout_s: floa
         )
     except FileNotFoundError:
         raise SchedulerSilent(f"{argv[0]}: no such command; is the scheduler's module loaded?") from None
+    except OSError as error:  # no process or file descriptor left, or it may not be executed
+        raise SchedulerSilent(f"{argv[0]} cannot be run: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
         raise SchedulerSilent(f"{argv[0]} gave no answer within {timeout_s:.0f} s") from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import time
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.phases import BlockPhase
 from gateway_plugin.schedulers.base import SchedulerSilent
 from gateway_plugin.schedulers.pbs import PbsScheduler
-from gateway_plugin.schedulers.queue import QueueScheduler
+from gateway_plugin.schedulers.queue import QueueScheduler, run_command
 from gateway_plugin.schedulers.queue_reader import SHARED_S, Answer, QueueReader
 from gateway_plugin.schedulers.select import schedulers_for
 from gateway_plugin.site import NodeType
@@ -121,6 +123,42 @@ def test_a_scheduler_is_away_only_where_its_silence_took_long(cluster: Cluster) 
         prompt.answer("type1", ["1"])
     assert prompt.silent
     assert not prompt.away
+
+
+def test_after_a_failure_that_is_no_silence_an_earlier_answer_is_not_shared(cluster: Cluster) -> None:
+    cluster.reader.answer("type1", ["1"])
+    asked = len(cluster.asked)
+    cluster.now += 100
+
+    def broken(_: frozenset[str]) -> Answer:
+        raise RuntimeError("broken")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cluster.reader, "_read", broken)
+        with pytest.raises(RuntimeError):
+            cluster.reader.answer("type2", ["2"])
+    cluster.reader.answer("type3", ["3"])
+    assert len(cluster.asked) == asked + 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.EAGAIN, "temporarily unavailable"), (errno.EMFILE, "Too many open files"), (0, "denied")],
+)
+def test_a_command_that_cannot_be_run_is_a_silent_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    command = tmp_path / "qstat"
+    command.write_text("#!/bin/sh\n")  # not executable
+    if number:
+
+        def fails(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(subprocess, "run", fails)
+    with pytest.raises(SchedulerSilent, match=f"qstat cannot be run: .*{said}"):
+        run_command((str(command),), {}, 5.0)
 
 
 PBS_JOB = """\
