@@ -108,8 +108,8 @@ def _cluster(clusters: str | None) -> slurm_site.Cluster | Check:
     return slurm_site.Cluster(partitions, nodes, accounts, qualities)
 
 
-def _tested(node_type: NodeType, layout: Layout) -> tuple[bool, str]:
-    """Whether ``sbatch`` would take the node type's job, and its words."""
+def _tested(node_type: NodeType, layout: Layout) -> tuple[bool | None, str]:
+    """Whether ``sbatch`` would take the node type's job, and its words; ``None``: the controller gave no verdict."""
     try:
         job = rehearsed(node_type, "gw-test-0", "true", layout)
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
@@ -117,11 +117,14 @@ def _tested(node_type: NodeType, layout: Layout) -> tuple[bool, str]:
             file.flush()
             argv = ("sbatch", "--test-only", file.name)
             done = run_command(argv, slurm_cli.environment(os.environ), _TIMEOUT_S)
-    except (ConfigError, SchedulerSilent) as error:
+    except ConfigError as error:
         return False, error.message
+    except SchedulerSilent as silence:
+        return None, silence.message
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     words = (lines or [f"exit code {done.returncode}"])[0 if done.returncode else -1]
-    return done.returncode == 0, re.sub(r"^(sbatch: (error: )?|allocation failure: )|Job \d+ ", "", words)
+    fits = None if slurm_cli.no_verdict(done.returncode, done.stderr) else done.returncode == 0
+    return fits, re.sub(r"^(sbatch: (error: )?|allocation failure: )|Job \d+ ", "", words)
 
 
 def _pbs(node_types: Sequence[NodeType]) -> tuple[Check, ...]:

@@ -24,6 +24,11 @@ NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 """Commands without which there is no block."""
 
 _TRY = "'gateway doctor --submit' tries it"
+_AGAIN = "run 'gateway doctor' again when Slurm answers"
+_POLICY = (
+    "either your jobs use up a limit now and later ones are taken, or the account or qos never allows a job of this "
+    "size or walltime: 'squeue --me' shows the former, 'sacctmgr show assoc' and 'show qos' the latter"
+)
 _UNUSABLE = ("down", "drain", "fail", "inval", "unk", "future", "maint", "power")
 
 
@@ -134,10 +139,12 @@ def limit_s(text: str) -> float | None:
     return float(((days * 24 + clock[0]) * 60 + clock[1]) * 60 + clock[2])
 
 
-def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool, str]) -> tuple[Check, ...]:
-    """Every check of one node type, each named ``TYPE: what``. ``tested``: ``sbatch --test-only``'s verdict and words.
+def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool | None, str]) -> tuple[Check, ...]:
+    """Every check of one node type, each named ``TYPE: what``. ``tested``: ``sbatch --test-only``'s verdict and words,
+    ``None`` where it gave no verdict.
 
-    A refusal is named by what it is about; it is no mistake of the site's where all that could take the job is down.
+    A refusal is named by what it is about; it is no mistake of the site's where all that could take the job is down,
+    or where a limit is reached that other jobs use up.
     """
     asked = slurm_asked(node_type.provider)
     named = asked.value("partition")
@@ -159,8 +166,12 @@ def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool, str]) -> t
     checks = []
     if fits:
         checks.append(Check(f"{node_type.name}: job", Verdict.OK, words))
-    elif "node configuration" in words and partitions and not up:
+    elif fits is None:
+        checks.append(Check(f"{node_type.name}: job", Verdict.WARN, f"cannot be judged now: {words}", _AGAIN))
+    elif "not available" in words and partitions and not up:
         checks.append(Check(f"{node_type.name}: job", Verdict.WARN, f"cannot be judged while none is up: {words}"))
+    elif "accounting/qos policy" in words.lower():
+        checks.append(Check(f"{node_type.name}: job", Verdict.WARN, f"cannot be judged now: {words}", _POLICY))
     else:
         what, advice = _about(words, cluster)
         checks.append(Check(f"{node_type.name}: {what}", Verdict.FAIL, f"{words}{_asks(asked, what)}", advice, True))

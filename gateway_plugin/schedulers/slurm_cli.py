@@ -216,6 +216,11 @@ def unknown_job(stderr: str) -> bool:
     return _UNKNOWN_JOB.search(stderr) is not None
 
 
+def no_verdict(exit_code: int, stderr: str) -> bool:
+    """Whether ``sbatch --test-only`` failed without a word of the controller's on the job."""
+    return exit_code != 0 and (not surely_refused(exit_code, stderr) or "contact slurm controller" in stderr.lower())
+
+
 def surely_refused(exit_code: int | None, stderr: str) -> bool:
     """Whether a failed ``sbatch`` left no job. One whose answer got lost, or could not be read, may have left one."""
     return exit_code not in (None, 0) and _UNCERTAIN.search(stderr) is None

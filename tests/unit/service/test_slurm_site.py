@@ -48,7 +48,7 @@ def node_type(gpus: int = 4, **options: Any) -> NodeType:
     )
 
 
-def complaints(found: NodeType, tested: tuple[bool, str] = TAKEN) -> dict[str, tuple[Verdict, str]]:
+def complaints(found: NodeType, tested: tuple[bool | None, str] = TAKEN) -> dict[str, tuple[Verdict, str]]:
     checks = judged(found, CLUSTER, tested)
     return {c.name.removeprefix("big: "): (c.verdict, c.found) for c in checks if c.verdict is not Verdict.OK}
 
@@ -100,6 +100,35 @@ def test_where_nothing_is_up_slurms_refusal_is_no_mistake_of_the_sites(options: 
         "job": (Verdict.WARN, f"cannot be judged while none is up: {NOT_AVAILABLE}"),
         "nodes up": (Verdict.WARN, said),
     }
+
+
+DRAINED = "Required partition not available (inactive or drain)"
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
+@pytest.mark.parametrize(
+    ("partition", "tested", "found", "advice"),
+    [
+        ("old", (False, DRAINED), f"cannot be judged while none is up: {DRAINED}", ""),
+        ("gpu", (False, POLICY), f"cannot be judged now: {POLICY}", "use up a limit now"),
+        ("gpu", (False, POLICY), f"cannot be judged now: {POLICY}", "never allows a job of this size"),
+        ("gpu", (None, "sbatch gave no answer within 30 s"), "cannot be judged now: sbatch gave no answer", "again"),
+    ],
+)
+@pytest.mark.process
+def test_what_may_be_otherwise_tomorrow_is_no_mistake_of_the_sites(
+    partition: str, tested: tuple[bool | None, str], found: str, advice: str
+) -> None:
+    checks = judged(node_type(partition=partition, walltime="01:00:00"), CLUSTER, tested)
+    assert not [check for check in checks if check.verdict is Verdict.FAIL]
+    (job,) = [check for check in checks if check.name == "big: job"]
+    assert job.found.startswith(found)
+    assert advice in job.advice
+
+
+@pytest.mark.process
+def test_a_partition_that_is_not_available_though_it_is_up_is_a_mistake() -> None:
+    assert complaints(node_type(), (False, DRAINED))["partition"][0] is Verdict.FAIL
 
 
 @pytest.mark.parametrize(
