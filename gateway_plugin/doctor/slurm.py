@@ -9,7 +9,7 @@ that cannot be. These two are looked at here; whether engines get what the site 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway_plugin.errors import ConfigError
@@ -48,6 +48,9 @@ class Node:
 
     name: str
     partition: str
+    memory_mib: int
+    """0 where the site has not said it."""
+    gpus: int
     features: frozenset[str]
     usable: bool
 
@@ -79,7 +82,7 @@ def partitions_argv(clusters: str | None) -> tuple[str, ...]:
 
 def nodes_argv(clusters: str | None) -> tuple[str, ...]:
     """Every node, once for each of its partitions."""
-    return ("sinfo", *on_cluster(clusters), "--noheader", "--all", "--Node", "-o", "%N|%P|%f|%T")
+    return ("sinfo", *on_cluster(clusters), "--noheader", "--all", "--Node", "-o", "%N|%P|%m|%G|%f|%T")
 
 
 def associations_argv(user: str) -> tuple[str, ...]:
@@ -110,10 +113,22 @@ def parse_partitions(text: str) -> tuple[Partition, ...]:
 def parse_nodes(text: str) -> tuple[Node, ...]:
     """From ``nodes_argv``'s answer."""
     found = []
-    for name, partition, features, state in (line.split("|") for line in text.splitlines() if line.count("|") == 3):
+    for line in text.splitlines():
+        if line.count("|") != 5:
+            continue
+        name, partition, memory, gres, features, state = line.split("|")
         usable = not any(word in state.lower() for word in _UNUSABLE) and not state.endswith("*")
-        found.append(Node(name, partition.rstrip("*"), frozenset(features.split(",")), usable))
+        memory_mib = int(memory.rstrip("+")) if memory.rstrip("+").isdigit() else 0
+        labels = frozenset(features.split(","))
+        found.append(
+            Node(name, partition.rstrip("*"), memory_mib if memory_mib > 1 else 0, gpus_in(gres), labels, usable)
+        )
     return tuple(found)
+
+
+def gpus_in(gres: str) -> int:
+    """How many GPUs ``gpu:a100:4(S:0-1),nvme:1`` has."""
+    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)*?:(\d+)", gres))
 
 
 def parse_associations(text: str) -> tuple[str, ...]:
@@ -178,8 +193,10 @@ def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool | None, str
     if partitions:
         advice = "" if up else "jobs wait until one is up: 'sinfo -R' says why they are not"
         checks.append(Check(f"{node_type.name}: nodes up", Verdict.OK if up else Verdict.WARN, state, advice))
-        checks.append(_walltime(node_type, asked, partitions, cluster))
-    return (*checks, *_gpus(node_type))
+        walltime = _walltime(node_type, asked, partitions, cluster)
+        checks = [check for check in checks if check.found != walltime.found]  # no script was made of such a walltime
+        checks.append(walltime)
+    return (*checks, *_memory(node_type, asked, nodes, place), *_gpus(node_type, nodes))
 
 
 def _about(words: str, cluster: Cluster) -> tuple[str, str]:
@@ -233,7 +250,21 @@ def _walltime(node_type: NodeType, asked: Directives, partitions: Iterable[Parti
     return Check(name, Verdict.OK, f"{provider.walltime}; {words}")
 
 
-def _gpus(node_type: NodeType) -> Iterable[Check]:
+def _memory(node_type: NodeType, asked: Directives, nodes: Sequence[Node], place: str) -> Iterable[Check]:
+    """Whether a node holds what engines are promised. Slurm is asked for other memory, or none."""
+    has_mib = max((node.memory_mib for node in nodes), default=0)
+    if has_mib and node_type.engine_memory_gib * 1024 > has_mib:
+        sure = asked.value("partition") is not None  # else the site may send the job to other nodes
+        found = (
+            f"{node_type.engine_memory_gib:g} GiB of memory for engines, and a node of {place} has {has_mib / 1024:.1f}"
+        )
+        advice = "lower engine_memory_gib= in the site file"
+        yield Check(
+            f"{node_type.name}: memory for engines", Verdict.FAIL if sure else Verdict.WARN, found, advice, sure
+        )
+
+
+def _gpus(node_type: NodeType, nodes: Sequence[Node]) -> Iterable[Check]:
     """Whether the job gets the GPUs that engines are promised."""
     gpus, name = gpus_of_job(node_type.provider.scheduler_options), f"{node_type.name}: GPUs of the job"
     if not node_type.gpus:
@@ -241,11 +272,11 @@ def _gpus(node_type: NodeType) -> Iterable[Check]:
     if gpus is None:
         found = f"gpus={node_type.gpus} for engines; how many the job asks for cannot be read from scheduler_options"
         yield Check(name, Verdict.WARN, found, _TRY)
-    elif gpus == 0:
+    elif gpus == 0 and not any(node.gpus for node in nodes):
         found = f"gpus={node_type.gpus} for engines, and the job asks for none: right where they come with the node"
         yield Check(name, Verdict.WARN, found, f"else gpus_per_node= of the provider; {_TRY}")
     elif node_type.gpus > gpus:
-        found = f"gpus={node_type.gpus} for engines, and the job asks for {gpus}"
+        found = f"gpus={node_type.gpus} for engines, and the job asks for {gpus or 'none'}"
         yield Check(name, Verdict.FAIL, found, "gpus_per_node= of the provider in the site file", True)
 
 
