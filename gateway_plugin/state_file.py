@@ -86,7 +86,7 @@ class State(BaseModel):
     """Base of what state files hold. Keys of a newer version are kept; one that an older version did not write has its
     default."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="constants")
 
 
 class LenientState(State):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import threading
 import time
@@ -92,13 +93,21 @@ def _rehearsed(node_type: str, command: str, text: str) -> str:
     return f"# ---- node type {node_type}: {command or 'run on this machine'}\n{text}"
 
 
+def _number(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    """``FloatRange`` lets ``nan`` pass, which is in no range."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is not a number of seconds.")
+    return value
+
+
 @click.command()
 @click.option(
     "--grace",
     default=30.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Seconds for requests in flight; 0: none.",
+    callback=_number,
+    help="Seconds for requests in flight; 0: none, inf: as long as they take.",
 )
 @click.option("--force", is_flag=True, help="Kill without asking; what is in flight is lost.")
 @click.option("--timeout", default=90.0, show_default=True, help="Seconds that an orderly end may take after that.")
