@@ -137,8 +137,8 @@ class StateFile(Generic[StateT]):
 
 
 def state_text(state: State) -> str:
-    """The JSON text of a state file."""
-    return state.model_dump_json(indent=1) + "\n"
+    """The JSON text of a state file, in ASCII: bytes of a path that are no UTF-8 are escaped, and read back."""
+    return json.dumps(state.model_dump(mode="json"), indent=1) + "\n"
 
 
 def with_copy(path: Path, copy: Path, name: str) -> dict[str, Any] | None:
