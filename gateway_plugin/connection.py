@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gateway_plugin.errors import ConfigError, GatewayUnreachable, InvalidKey
+from gateway_plugin.files import Garbled, with_copy
 from gateway_plugin.ownership import problem_with
 from gateway_plugin.paths import Layout, default_state_root
-from gateway_plugin.state_file import Garbled, with_copy
 
 PLAIN_HTTP = "GATEWAY_PLAIN_HTTP"
 """Environment variable: ``1`` lets a key go over plain HTTP."""

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_plugin.files import Garbled, read_object
 from gateway_plugin.processes import (
     Mark,
     alive,
@@ -20,7 +21,6 @@ from gateway_plugin.processes import (
     read_mark,
     writes_to,
 )
-from gateway_plugin.state_file import Garbled, read_object
 
 TERM_GRACE_S = 10.0
 """Between SIGTERM and SIGKILL of an engine."""

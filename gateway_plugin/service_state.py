@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import Field, StrictBool, StrictInt
 
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.files import Garbled, read_object, set_aside, with_copy
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark
-from gateway_plugin.state_file import Garbled, LenientState, StateFile, read_object, set_aside, with_copy
+from gateway_plugin.state_file import LenientState, StateFile
 
 
 class ServiceRecord(LenientState):

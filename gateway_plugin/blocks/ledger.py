@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.files import Garbled
 from gateway_plugin.phases import BlockPhase as BlockPhase
 from gateway_plugin.processes import Mark
-from gateway_plugin.state_file import Garbled, State, StateFile
+from gateway_plugin.state_file import State, StateFile
 
 _VERSION = 1
 _ENDED_KEPT = 50

@@ -13,8 +13,8 @@ from gateway_plugin import __version__
 from gateway_plugin.cli import authority, blocks, chat, controller, endpoint, keys, models, service
 from gateway_plugin.cli.output import Settings, put, report_error
 from gateway_plugin.errors import GatewayError, ServiceError
+from gateway_plugin.files import NO_ROOM
 from gateway_plugin.paths import default_state_root
-from gateway_plugin.state_file import NO_ROOM
 
 _EPILOG = """\b
 Exit codes:

@@ -22,11 +22,12 @@ from gateway_plugin.edge.admission import StillHeld, admit_only
 from gateway_plugin.edge.key import KEY_NAME, Key, Keys, Role, admitted, from_map, map_digest
 from gateway_plugin.edge.socket_protocol import ask, map_text, parse_map
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
+from gateway_plugin.files import Garbled, write_private
 from gateway_plugin.ownership import demand_own
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.service.discovery import edges_of
 from gateway_plugin.service_state import record_here
-from gateway_plugin.state_file import Garbled, StateFile, write_private
+from gateway_plugin.state_file import StateFile
 
 _PATIENCE_S = 5.0
 """For an edge that starts, and for the end of what a revoked key has in flight."""

@@ -28,8 +28,8 @@ from gateway_plugin.edge.socket_protocol import (
     show_servers,
 )
 from gateway_plugin.errors import EdgeAway, EdgeError
+from gateway_plugin.files import Copies
 from gateway_plugin.paths import Layout
-from gateway_plugin.state_file import Copies
 
 __all__ = ["EdgeError", "EdgeRuntime", "ServerStat"]
 

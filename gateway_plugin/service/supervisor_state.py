@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import StrictInt, field_validator
 
+from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark
 from gateway_plugin.service.restart_policy import Part, Phase, Plan
 from gateway_plugin.service_state import ServiceRecord
-from gateway_plugin.state_file import Garbled, LenientState, StateFile
+from gateway_plugin.state_file import LenientState, StateFile
 
 
 class PartState(LenientState):
