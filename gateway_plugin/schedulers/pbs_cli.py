@@ -94,12 +94,11 @@ def parse_jobs(text: str) -> tuple[Row, ...]:
     try:
         document = json.loads(plain, strict=False)
     except ValueError:
-        if not (jobs := _readable_jobs(plain)):
+        if not (document := {"Jobs": _readable_jobs(plain)})["Jobs"]:
             raise
-    else:
-        jobs = document.get("Jobs", {}) if isinstance(document, dict) else None
-        if not isinstance(jobs, dict):
-            raise ValueError("expected an object")
+    jobs = document.get("Jobs", {}) if isinstance(document, dict) else None
+    if not isinstance(jobs, dict):
+        raise ValueError("expected an object")
     rows = []
     for job_id, job in jobs.items():
         with contextlib.suppress(ValueError, TypeError, AttributeError):

@@ -13,7 +13,8 @@ from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.schedulers.base import Scheduler, script_folder, shared_script_place, walltime_s
 from gateway_plugin.schedulers.local import LocalScheduler
 from gateway_plugin.schedulers.pbs import PbsScheduler
-from gateway_plugin.schedulers.queue import QueueReader, QueueScheduler
+from gateway_plugin.schedulers.queue import QueueScheduler
+from gateway_plugin.schedulers.queue_reader import QueueReader
 from gateway_plugin.schedulers.slurm import SlurmScheduler
 from gateway_plugin.site import NodeType, what_went_wrong
 

@@ -129,9 +129,13 @@ def test_after_a_failure_that_is_no_silence_an_earlier_answer_is_not_shared(clus
     cluster.reader.answer("type1", ["1"])
     asked = len(cluster.asked)
     cluster.now += 100
-    with pytest.MonkeyPatch.context() as broken:
-        broken.setattr(cluster.reader, "_read", lambda _: {}[0])
-        with pytest.raises(KeyError):
+
+    def broken(_: frozenset[str]) -> Answer:
+        raise RuntimeError("broken")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cluster.reader, "_read", broken)
+        with pytest.raises(RuntimeError):
             cluster.reader.answer("type2", ["2"])
     cluster.reader.answer("type3", ["3"])
     assert len(cluster.asked) == asked + 1
