@@ -28,7 +28,7 @@ READY = "ready"
 FAILED = "failed"
 
 Prompt = str | Sequence[Mapping[str, Any]]
-"""A user's words, or messages in OpenAI's form."""
+"""A prompt, or messages in OpenAI's form."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ModelInfo:
     """Requests that wait for it."""
     nodes: tuple[str, ...] = ()
     reason: str | None = None
-    """Why it is not ready: how its engine failed, with its last words for administrators, or what it is queued for."""
+    """Why it is not ready: how its engine failed, with its last output for administrators, or what it is queued for."""
 
     @property
     def ready(self) -> bool:
@@ -109,7 +109,7 @@ def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
 
 
 def parse_models(answer: Mapping[str, Any]) -> list[ModelInfo]:
-    """The answer of ``GET /v1/models``: each model once, whatever other names it is listed under."""
+    """The answer of ``GET /v1/models``: each model once, without its aliases."""
     return [parse_model(entry) for entry in answer["data"] if entry.get("root", entry["id"]) == entry["id"]]
 
 
@@ -177,7 +177,7 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def chat_text(answer: Mapping[str, Any]) -> str:
-    """The words of a chat completion's first choice. Raises ``NothingSaid`` where it ended before the first of them."""
+    """The text of a chat completion's first choice. Raises ``NothingSaid`` where it has none."""
     return chat_words(answer["choices"][0])
 
 

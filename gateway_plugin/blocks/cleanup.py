@@ -15,8 +15,8 @@ from gateway_plugin.processes import block_processes, end
 
 
 def clean_up(records: Path, block: str, folder: Path) -> bool:
-    """End the engines of ``block`` recorded in ``records``, and whatever else runs in it, whose temporary folder is
-    ``folder``. Whether all of it has ended; what has not is named on stderr, an error as well."""
+    """End the engines of ``block`` recorded in ``records``, and every other process of the block, whose temporary
+    folder is ``folder``. Whether all of it has ended; what has not is named on stderr, an error as well."""
     clean = True
     try:
         for name in end_engines(records, block):

@@ -9,12 +9,12 @@ with its name lies in the state folder; (3) ``before_end_s`` before its walltime
 engine is left on it, at the latest ``notice_s`` later: meanwhile a notice lies in its folder for the agent.
 
 What ``scancel``, a preemption and the walltime do to it, seen on Slurm 22.05 (``tests/slurm/test_leaving.py``): SIGCONT
-and SIGTERM come together, SIGKILL follows after the site's ``KillWait``, whatever signal ``scancel`` was given. Of a
-partition's ``GraceTime`` a batch script hears nothing: it is over when SIGTERM comes (a job with ``--signal=B:USR1@60``
-is told, where the cluster has ``PreemptParameters=send_user_signal``). Under ``proctrack/cgroup``, Slurm's default,
-SIGTERM reaches this process alone and SIGKILL all that the job started. ``proctrack/pgid`` signals its process group:
-so Ray runs in a session of its own. ``proctrack/linuxproc`` signals every process at once, engines too: there is
-nothing left to drain.
+and SIGTERM come together, SIGKILL follows after the site's ``KillWait``, for any signal given to ``scancel``. A batch
+script gets no signal at the start of a partition's ``GraceTime``: it is over when SIGTERM comes (a job with
+``--signal=B:USR1@60`` gets SIGUSR1, where the cluster has ``PreemptParameters=send_user_signal``). Under
+``proctrack/cgroup``, Slurm's default, SIGTERM reaches this process alone and SIGKILL all that the job started.
+``proctrack/pgid`` signals its process group: so Ray runs in a session of its own. ``proctrack/linuxproc`` signals every
+process at once, engines too: there is nothing left to drain.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Host:
         except _Leave as leave:
             say(f"leaving: {leave}")
             return leave.code
-        finally:  # whatever happens, nothing of the block may outlive it
+        finally:  # nothing of the block may outlive it
             self._end_ray()
             clean_up(self._records, self._settings.name, self._folder)
             shutil.rmtree(self._folder, ignore_errors=True)

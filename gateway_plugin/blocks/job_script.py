@@ -23,8 +23,8 @@ RECONNECT_S = 600
 """How long blocks wait for a head that went away before they give up."""
 
 NO_MEMORY_MONITOR = {"RAY_memory_monitor_refresh_ms": "0"}
-"""Ray's monitor kills its own workers where a node's memory is nearly full, whoever fills it: on a shared node the
-controller, or an agent and with it every engine of the node. Neither is large, and the kernel chooses better."""
+"""Ray's monitor kills its own workers where a node's memory is nearly full, also of other users' processes: on a shared
+node the controller, or an agent and with it every engine of the node. Neither is large; the kernel chooses better."""
 
 
 _PATIENT = Leaving()
@@ -38,7 +38,7 @@ def block_resource(node_type: str) -> str:
 def block_settings(
     name: str, node_type: NodeType, layout: Layout, head_address: str, python: str, leaving: Leaving, report: str = ""
 ) -> Settings:
-    """What the program in the job of block ``name`` is told. See ``block_script``."""
+    """Settings of the program in the job of block ``name``. See ``block_script``."""
     return Settings(
         name=name,
         head=head_address,

@@ -1,4 +1,4 @@
-"""When a block leaves, and what its program is told. Pure."""
+"""When a block leaves, and the settings of its program. Pure."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def _known(kind: type[Settings | Leaving], said: Mapping[str, Any]) -> dict[str,
 
 @dataclass
 class Watch:
-    """When the block is to leave. Pure. ``now``: seconds on the machine's clock, which nobody sets; ``wall``: since the
-    epoch, as Slurm reports times and people read them."""
+    """When the block is to leave. Pure. ``now``: seconds on the machine's clock, which is never set; ``wall``: since
+    the epoch, as Slurm reports times and people read them."""
 
     leaving: Leaving
     ends: float | None = None

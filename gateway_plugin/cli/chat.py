@@ -73,7 +73,7 @@ def _read_line() -> str | None:
 
 
 def _ask(client: Client, model: str, options: dict[str, Any], messages: Messages) -> str:
-    """Print the answer, and return its words. Raises ``NothingSaid``; with ``--json`` the answer says that itself."""
+    """Print the answer, and return its text. Raises ``NothingSaid``; with ``--json`` the answer says that itself."""
     if client.streams and not settings().json:
         return _stream(client, model, options, messages)
     answer = client.submit("/v1/chat/completions", {"model": model, "messages": messages, **options}).result()

@@ -46,7 +46,7 @@ class QueueReader:
     """The queue of one cluster, read once for all its node types.
 
     In a round of polls the first node type runs the command and the others use its answer. A scheduler that does not
-    answer costs one timeout a round, whatever the number of node types.
+    answer costs one timeout a round, independent of the number of node types.
     """
 
     def __init__(self, read: Callable[[frozenset[str]], Answer], clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,7 +71,7 @@ class QueueReader:
 
     @property
     def away(self) -> bool:
-        """Whether it has just failed to answer after so long that the next command would wait in vain, too."""
+        """Whether it has just failed to answer after a timeout, which the next command would reach too."""
         return self.silent and self._slow
 
     def answer(self, reader: str, numbers: Iterable[str]) -> Answer:

@@ -60,7 +60,7 @@ class SlurmScheduler(QueueScheduler):
         return [row for row in self.queue_answer().rows.values() if belongs_to(row.name, name)]
 
     def _read(self, numbers: frozenset[str]) -> Answer:
-        """All jobs of this user that ``slurmctld`` remembers, whatever is asked for."""
+        """All jobs of this user that ``slurmctld`` remembers, independent of ``numbers``."""
         said = self._ask(cli.queue_argv(os.getuid(), self.provider.clusters))
         return Answer({row.id: row for row in cli.parse_queue(said)})
 

@@ -146,8 +146,8 @@ def let_finish(
 ) -> Drain:
     """``down``'s: have the supervisor drain and end all, and watch it drain; without one, drain.
 
-    Returns when nothing is in flight any more. ``hurry``: the user will not wait. Where the supervisor cannot be told
-    the grace, ``down`` drains all the same, and has the supervisor end the rest.
+    Returns when nothing is in flight any more. ``hurry``: the user will not wait. Where the grace cannot be passed to
+    the supervisor, ``down`` drains all the same, and has the supervisor end the rest.
     """
     began = time.monotonic()
     if any(alive(known) for known in supervisors):

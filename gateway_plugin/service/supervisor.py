@@ -147,7 +147,8 @@ class Supervisor:
     # --- looking ---
 
     def _adopt(self, now: float) -> Plan:
-        """What lives, whatever an earlier supervisor noted. Of several edges one is kept: they share the port."""
+        """The living parts, whether an earlier supervisor noted them or not. Of several edges one is
+        kept: they share the port."""
         end(deployments_of(self._layout), grace_s=0.5)  # an exit code could not be read; deploying again costs nothing
         edges, heads = edges_of(self._layout), heads_of(self._layout)
         end((*edges[1:], *heads[1:]), grace_s=0.5)
@@ -318,7 +319,7 @@ class Supervisor:
             self._write("stopping", self._plan, self._clock.now())
             self._pool.shutdown(wait=False, cancel_futures=True)
             drain_as_asked(self._layout, self._hurry)
-        except Exception:  # whatever it is, what follows ends the processes
+        except Exception:  # the processes must be ended after any error
             log.exception("drain failed")
         for child in self._children.values():
             child.poll()
