@@ -28,7 +28,7 @@ READY = "ready"
 FAILED = "failed"
 
 Prompt = str | Sequence[Mapping[str, Any]]
-"""A user's words, or messages in OpenAI's form."""
+"""A prompt, or messages in OpenAI's form."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ModelInfo:
     """Requests that wait for it."""
     nodes: tuple[str, ...] = ()
     reason: str | None = None
-    """Why it is not ready: how its engine failed, with its last words for administrators, or what it is queued for."""
+    """Why it is not ready: how its engine failed, with its last output for administrators, or what it is queued for."""
 
     @property
     def ready(self) -> bool:
@@ -81,6 +81,12 @@ class Status:
         """Whether requests are answered now. Those for an offline endpoint wait for it, up to two weeks."""
         return self.state in (READY, "online")
 
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """Of an endpoint: its last report, as it came; of a gateway: empty."""
+        found = self.document.get("details")
+        return found if isinstance(found, Mapping) else {}
+
     def model(self, name: str) -> ModelInfo | None:
         """The model with this name or alias."""
         return next((model for model in self.models if name == model.name or name in model.aliases), None)
@@ -103,7 +109,7 @@ def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
 
 
 def parse_models(answer: Mapping[str, Any]) -> list[ModelInfo]:
-    """The answer of ``GET /v1/models``: each model once, whatever other names it is listed under."""
+    """The answer of ``GET /v1/models``: each model once, without its aliases."""
     return [parse_model(entry) for entry in answer["data"] if entry.get("root", entry["id"]) == entry["id"]]
 
 
@@ -149,17 +155,29 @@ def raise_if_nothing_said(words: str, thought: bool, ended: str | None) -> None:
 
 
 def chat_body(prompt: Prompt, model: str, system: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A chat completion's request. ``extra_body`` among the options is merged into it, as ``openai`` does."""
+    """A chat completion's request; ``options`` as ``split_options`` leaves them."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(part) for part in prompt]
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
-    extra = options.get("extra_body") or {}
-    chosen = {name: value for name, value in options.items() if name != "extra_body"}
-    return {"model": model, "messages": messages, **chosen, **extra}
+    return {"model": model, "messages": messages, **options}
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What of a call's options is the request's body, ``extra_body`` merged into it as ``openai`` does; and its headers
+    (``extra_headers``), which may be credentials and are no business of an engine's. Raises ``InvalidRequest``.
+    """
+    body = dict(options)
+    extra, headers, query = (body.pop(f"extra_{kind}", None) or {} for kind in ("body", "headers", "query"))
+    if query:
+        raise InvalidRequest("extra_query: the gateway's paths take no query; put options into extra_body.")
+    for name, value in headers.items():
+        if not all(isinstance(part, str) and part.isascii() and part.isprintable() for part in (name, value)):
+            raise InvalidRequest(f"extra_headers: {name!r}: expected a name and a value of printable ASCII.")
+    return {**body, **extra}, {name.lower(): value for name, value in headers.items()}
 
 
 def chat_text(answer: Mapping[str, Any]) -> str:
-    """The words of a chat completion's first choice. Raises ``NothingSaid`` where it ended before the first of them."""
+    """The text of a chat completion's first choice. Raises ``NothingSaid`` where it has none."""
     return chat_words(answer["choices"][0])
 
 

@@ -49,6 +49,8 @@ class Apps:
         endpoint: a Globus Compute endpoint, instead of a gateway; the worker needs ``gateway-plugin[globus]``.
         function: of that endpoint, if the worker's environment shall not say it (``$GATEWAY_FUNCTION``).
         data_flow_kernel: Parsl's; by default the one that is loaded when an app is called.
+
+    Raises ``ConfigError`` for an endpoint together with a gateway's ``url``, ``state`` or ``ca``.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class Apps:
         function: str | None = None,
         data_flow_kernel: DataFlowKernel | None = None,
     ) -> None:
+        if endpoint is not None and any(value is not None for value in (url, state, ca)):
+            raise ConfigError("Apps: endpoint: a gateway's url, state or ca cannot be given with it.")
         self._executors: Any = executors if executors == "all" else list(executors)
         folder, authority = (None if path is None else str(path) for path in (state, ca))
         self._place = Place(url, folder, authority, endpoint, function)
@@ -73,7 +77,7 @@ class Apps:
         Args:
             prompt: text, messages, or a future of either.
             system: a system message put before it.
-            options: passed on to ``chat.completions.create``: ``temperature``, ``max_tokens``, ...
+            options: as of ``Client.chat``: ``temperature``, ``max_tokens``, ``extra_body``, ``timeout_s``, ...
         """
         return self._chat(prompt, model, {"system": system, **options}, self._place)
 

@@ -7,7 +7,7 @@ async with AsyncClient(endpoint=ID) as site:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
@@ -55,9 +55,14 @@ class AsyncClient:
         return await self.submit_chat(prompt, model, **options)
 
     async def embed(self, texts: str | Sequence[str], model: str, **options: Any) -> list[list[float]]:
-        """One vector a text, in order."""
-        parts = map(asyncio.wrap_future, self.sync.submit_embed(texts, model, **options))
-        return [vector for part in await asyncio.gather(*parts) for vector in part]
+        """One vector a text, in order. An error ends the other requests, too."""
+        parts = self.sync.submit_embed(texts, model, **options)
+        try:
+            return [vector for part in await asyncio.gather(*map(asyncio.wrap_future, parts)) for vector in part]
+        except BaseException:
+            for part in parts:
+                part.cancel()
+            raise
 
     def submit_chat(self, prompt: Prompt, model: str, **options: Any) -> asyncio.Future[str]:
         """A future of ``chat``'s answer, of the running loop; ``cancel()`` takes out a prompt that was not sent yet."""
@@ -87,8 +92,11 @@ class AsyncClient:
         finally:
             await asyncio.to_thread(self.sync.release, group)
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        """Any other method of ``Client``, in a thread: ``models``, ``wait_until_ready``, ``resume``, ..."""
+    def __getattr__(self, name: str) -> Any:
+        """Any other method of ``Client``, in a thread: ``models``, ``wait_until_ready``, ``resume``, ...; and its plain
+        attributes: ``url``, ``timeout_s``, ...
+        """
         if name.startswith("_") or name == "sync":
             raise AttributeError(name)
-        return partial(asyncio.to_thread, getattr(self.sync, name))
+        found = getattr(self.sync, name)
+        return partial(asyncio.to_thread, found) if callable(found) else found

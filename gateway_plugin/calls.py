@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 from urllib.parse import quote
 
@@ -16,8 +17,9 @@ from gateway_plugin.api_types import (
     parse_model,
     parse_models,
     parse_status,
+    whole,
 )
-from gateway_plugin.channel import Channel
+from gateway_plugin.channel import WAIT_HEADER, Channel, Item
 from gateway_plugin.errors import Forbidden, GatewayError
 from gateway_plugin.http_channel import not_a_gateway
 from gateway_plugin.readiness import wait_until_ready
@@ -59,7 +61,8 @@ class Calls:
     ) -> ModelInfo:
         """Have ``model`` loaded, and return when it is ready.
 
-        With an admin key the load is asked for; with a user's key, or through an endpoint, a one-token request.
+        With an admin key the load is asked for. A user's key keeps a one-token request waiting for the model, whose own
+        error ends the wait; through an endpoint such a request does not wait, and is repeated while the model is cold.
         ``report`` is called with each look that found it not ready.
 
         Raises:
@@ -75,21 +78,28 @@ class Calls:
             failed_s=failed_s, report=report,
         )  # fmt: skip
 
-    def _load(self, model: ModelInfo, within_s: float) -> None:
-        """Ask for it to be loaded, or for one token without waiting: that has it loaded, too."""
+    def _load(self, model: ModelInfo, within_s: float) -> Future[Any] | None:
+        """Ask for it to be loaded. With a key that may not: a request for one token, which waits for the model and is
+        worth a load as any other; through an endpoint one that does not wait, and asks for little.
+        """
         try:
-            return self.load(model.name)
+            self.load(model.name)
         except Forbidden:
             pass
+        else:
+            return None
         if model.task == "embed":
             path, asked = EMBEDDINGS, {"model": model.name, "input": "ready?"}
         else:
             path, asked = CHAT, chat_body("ready?", model.name, None, {"max_tokens": 1})
+        if not self._channel.look_s:
+            return self._channel.submit(Item(path, asked, whole, True, within_s))
         try:
-            self._call("POST", path, asked, timeout_s=self._within(within_s), headers={"x-gateway-wait": "0"})
+            self._call("POST", path, asked, timeout_s=self._within(within_s), headers={WAIT_HEADER: "0"})
         except GatewayError as error:
             if error.status != 503:
                 raise
+        return None
 
     def _within(self, seconds: float) -> float:
         """How long a look may take: over HTTP it takes no time that matters."""

@@ -1,6 +1,6 @@
-"""The catalog: which models there are. ``models.yaml``, parsed once, unknown keys refused.
+"""The catalog of models: ``models.yaml``, parsed once; unknown keys are refused.
 
-Used by the service and the CLI, and by the Serve application, which gets the same frozen values.
+Used by the service, the CLI and the Serve application, which receives the same frozen values.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gateway_plugin.engine_options import refusal
 from gateway_plugin.errors import ConfigError, ModelNotFound
 
 MODEL_NAME = re.compile(r"(?=[0-9._/:@+-]*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,127}")
-"""What a model may be called: safe in the edge's maps and on its socket, whose commands are separated by ``;``. It has
-a letter: a number in a body (``"model": 5``) is no name, and to the edge it would look like one."""
+"""Allowed names of a model: safe in the edge's maps and on its socket, whose commands are separated by ``;``. One
+letter is required: a number in a body (``"model": 5``) is no name, and the edge would read it as one."""
 
 LOCAL_SOURCES = ("prepared:", "/", "~", ".")
-"""How a ``source`` begins that is on this machine's disk."""
+"""Prefixes of a ``source`` on this machine's disk."""
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -50,14 +50,14 @@ def parse_duration_s(value: object) -> float:
 
 
 def _number(value: object) -> object:
-    """YAML's true is no 1."""
+    """Refuse YAML's ``true``, which Python takes for 1."""
     if isinstance(value, bool):
         raise ValueError(f"expected a number, got {value!r}")
     return value
 
 
 def _gib(value: object) -> object:
-    """Raises ``ValueError`` for a text with a unit: it would be guessed."""
+    """Raises ``ValueError`` for a text with a unit, which would have to be guessed."""
     if isinstance(value, str) and not re.fullmatch(r"\s*[0-9.eE+-]+\s*", value):
         raise ValueError(f"expected GiB as a number, such as 24 or 2.8, got {value!r}")
     return _number(value)
@@ -87,20 +87,20 @@ class Model(_Frozen):
     """Further arguments for vLLM."""
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     isolated: bool = True
-    """``False``: its engines see all that you see, whatever the site says. For programs that cannot be isolated."""
+    """``False``: its engines see all your files, for any setting of the site. For programs that cannot be isolated."""
     gpus: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=64)
     memory_gib: Annotated[float, BeforeValidator(_gib)] = Field(gt=0, le=100_000)
     """Per GPU when ``gpus`` > 0, else of the node's engine memory."""
     replicas_max: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=8)
     pinned: bool = False
     keep_alive_s: Duration = Field(default=-1.0, alias="keep_alive")
-    """Unload after so long without a request, even if nobody needs the room. ``-1``: never. ``0``: at once."""
+    """Unload after this time without a request, even if no model needs the room. ``-1``: never. ``0``: at once."""
     min_residency_s: Duration = Field(default=0.0, alias="min_residency")
     load_timeout_s: Duration = Field(default=900.0, alias="load_timeout")
     drain_timeout_s: Duration = Field(default=600.0, alias="drain_timeout")
     hang_after_s: Duration = Field(default=300.0, alias="hang_after")
-    """An engine that makes no progress for so long with requests in flight is ended: longer than its longest prompt
-    takes until the first token. ``0``: never."""
+    """End an engine that makes no progress for this long with requests in flight: longer than its longest prompt takes
+    until the first token. ``0``: never."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -178,7 +178,7 @@ def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> C
     """The catalog in a parsed YAML document ``{"models": {NAME: {...}}}``.
 
     Args:
-        in_force: it was taken before, maybe by an earlier version: what its entries tell engines is not judged again.
+        in_force: it was accepted before, maybe by an earlier version: its engine options are not checked again.
 
     Raises:
         ConfigError: one line that names ``origin``, the key and what was expected.
@@ -209,7 +209,7 @@ def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> C
 
 
 def _first_problem(error: ValidationError, entries: list[dict[str, Any]]) -> str:
-    # a misspelt key is told before the required one that is missing because of it
+    # a misspelt key is reported before the required one that is missing because of it
     problem = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")[0]
     path = list(problem["loc"])
     if len(path) >= 2 and path[0] == "models" and isinstance(path[1], int):
@@ -226,14 +226,14 @@ def _keys() -> set[str]:
 
 
 class _AsWritten(yaml.SafeLoader):
-    """YAML whose numbers and dates stay as they are written, and whose mappings have each key once.
+    """YAML that keeps numbers and dates as written, and refuses a mapping with the same key twice.
 
-    YAML makes 8 of ``010`` and 1.1 of ``1.10``; what stands in ``args`` and ``env`` is text, and numbers are read where
+    YAML reads ``010`` as 8 and ``1.10`` as 1.1; values in ``args`` and ``env`` are text, and numbers are parsed where
     one is expected. Of two entries with one name the first would be lost silently.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """As the parent's; raises ``ComposerError`` for a key that is there twice."""
+        """As the parent's; raises ``ComposerError`` for a duplicate key."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[object, int] = {}
         for key, _ in node.value:

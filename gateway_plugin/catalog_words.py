@@ -1,6 +1,6 @@
-"""Words of a catalog as they must be written: one text each, and nothing that a shell would make something of. Pure.
+"""Checks the arguments and texts of a catalog: one argument per item, and no shell syntax. Pure.
 
-People copy command lines. What YAML makes of them is refused with the list that was meant.
+Users copy command lines. What YAML would misread is refused, and the error shows the list that was meant.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import yaml
 
 _VARIABLE = r"\$[A-Za-z_]\w*(?=[/:,]|$)"
 _UNEXPANDED = re.compile(rf"\$[{{(]\w+|(?:^|[=:,/]){_VARIABLE}|(?:^|[=:,])~(?=/|$)|^\S*`[^`\s]+`\S*$")
-"""What a shell fills in: ``${SCRATCH}``, ``$(pwd)``, ``a=$HOME/x``, ``/data/$USER``, ``~/x``, backquotes."""
+"""Shell expansions: ``${SCRATCH}``, ``$(pwd)``, ``a=$HOME/x``, ``/data/$USER``, ``~/x``, backquotes."""
 _OF_A_SHELL = re.compile(r"(?:\d?|&)>>?(?:&\d|[\w./~-]\S*)?|<|\|\|?|&&?|;")
-"""Pipes, redirections and their like, as words of their own."""
+"""Pipes, redirections and the like, as separate arguments."""
 _TWO_WORDS = re.compile(r"\s+-\S*|\s*-[^\s=]*\s.*", re.DOTALL)
 _TYPOGRAPHIC = re.compile("[\u2010-\u2015\u2212].*|[\u2018-\u201f].*|.*[\u2018-\u201f]", re.DOTALL)
-"""It begins with a dash, or stands in quotes, that a web page or a word processor made of ``-`` and ``"``."""
+"""Typographic dashes and quotes, made of ``-`` and ``"`` by a web page or a word processor."""
 _SCRIPT_NEXT = re.compile(r"-[a-z]*c")
-"""``sh -c``, ``bash -lc``, ``python -c``: the word after it is a program, and has a language of its own."""
+"""``sh -c``, ``bash -lc``, ``python -c``: the next argument is a program, with a syntax of its own."""
 
 
 def text_of(value: object) -> str:
-    """A word as text: numbers as they read. Raises ``ValueError`` for what YAML makes no text of."""
+    """An argument as text: numbers as written. Raises ``ValueError`` for other types, into which YAML turned a text."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -34,7 +34,7 @@ def text_of(value: object) -> str:
 
 
 def words_of(value: object) -> tuple[str, ...]:
-    """``args`` and ``command``: a list of words and numbers. Raises ``ValueError`` that shows how to write it."""
+    """``args`` and ``command``: a list of texts and numbers. Raises ``ValueError`` that shows how to write it."""
     if isinstance(value, list | tuple):
         try:
             return tuple(text_of(word) for word in value)
@@ -61,7 +61,7 @@ def variables_of(value: object) -> dict[str, str]:
 
 
 def spelled(value: object) -> list[str]:
-    """The list of words that somebody meant who wrote one text, or a mapping, or nested ones."""
+    """The list of arguments that was meant by one text, a mapping, or nested lists."""
     if isinstance(value, str):
         return _after_serve(_split(value))
     if isinstance(value, Mapping):
@@ -77,7 +77,7 @@ def spelled(value: object) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    """As a shell does, with lines that go on after a backslash and comments at the ends of lines."""
+    """Split as a shell does, with continuation lines (backslash) and comments at the ends of lines."""
     joined = re.sub(r"\\\s*\n", " ", text)
     lines = "\n".join(re.sub(r"(^|\s)#.*$", "", line) for line in joined.split("\n"))
     try:
@@ -87,7 +87,7 @@ def _split(text: str) -> list[str]:
 
 
 def _after_serve(words: list[str]) -> list[str]:
-    """Without ``vllm serve MODEL``, where it is in front."""
+    """The arguments without a leading ``vllm serve MODEL``."""
     for place in range(len(words) - 1):
         if words[place].rpartition("/")[2] == "vllm" and words[place + 1] == "serve":
             left = words[place + 2 :]
@@ -101,7 +101,7 @@ def _option(name: str) -> str:
 
 def _value(value: object) -> list[str]:
     if isinstance(value, bool) or value is None:
-        return []  # a flag stands alone
+        return []  # a flag has no value
     if isinstance(value, str):
         return _split(value) if _TWO_WORDS.fullmatch(value) else [value]
     if isinstance(value, Mapping) and all(str(key).startswith("-") for key in value):
@@ -112,15 +112,15 @@ def _value(value: object) -> list[str]:
 
 
 def as_yaml(value: object) -> str:
-    """In one line, as it would stand in the file."""
+    """In one line, as written in the file."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
     return re.sub(r"\s*\n\s*", " ", str(text).removesuffix("\n...\n").strip())
 
 
 def one_word_each(words: Sequence[str]) -> str | None:
-    """What is wrong with a list of words; ``None``: nothing.
+    """The first problem of a list of arguments; ``None``: there is none.
 
-    (1) Several in one, or blanks before one. (2) What only a shell understands. (3) Dashes and quotes of a web page.
+    (1) Several in one, or leading blanks. (2) Shell syntax. (3) Typographic dashes and quotes.
     """
     for word in words:
         if _TWO_WORDS.fullmatch(word):  # (1)
@@ -133,12 +133,12 @@ def one_word_each(words: Sequence[str]) -> str | None:
 
 
 def no_scripts(words: Sequence[str]) -> Iterable[str]:
-    """Those of a command's words that are no program text."""
+    """The arguments of a command that are not program text."""
     return (word for before, word in zip(("", *words), words, strict=False) if not _SCRIPT_NEXT.fullmatch(before))
 
 
 def not_filled_in(text: str) -> str | None:
-    """Why ``text`` will not be what its author meant; ``None``: nothing in it is for a shell."""
+    """Why ``text`` will not mean what its author expects; ``None``: it has no shell expansion."""
     if _UNEXPANDED.search(text) is None:
         return None
     return f"{text!r}: no shell fills in variables here; write it out, or export it in the site's worker_init"

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from gateway_plugin.errors import GatewayError
 
+WAIT_HEADER = "x-gateway-wait"
+"""For how many seconds a request waits for its model; ``0``: not at all."""
+
 
 class Item(NamedTuple):
     """One request and how to send it."""
@@ -24,6 +27,8 @@ class Item(NamedTuple):
     wait: bool
     """Whether it waits for a model that is not ready."""
     timeout_s: float
+    headers: Mapping[str, str] | None = None
+    """More of them, with names in lower case; over HTTP only."""
 
 
 class File(NamedTuple):

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from gateway_plugin.api_types import Prompt, chat_body, chat_text, vectors, whole
+from gateway_plugin.api_types import Prompt, chat_body, chat_text, split_options, vectors, whole
 from gateway_plugin.calls import CHAT, EMBEDDINGS, Calls
-from gateway_plugin.channel import Channel, File, Item, Map, gathered, result_of
+from gateway_plugin.channel import WAIT_HEADER, Channel, File, Item, Map, gathered, result_of
 from gateway_plugin.errors import ConfigError, GatewayError, InvalidRequest
 from gateway_plugin.http_channel import HttpChannel, gateway_error, unreachable
 
@@ -37,8 +37,13 @@ REQUEST_TIMEOUT_S = 3600.0
 """Of one inference request: the gateway holds it while its model loads (half an hour, or as the site says)."""
 
 
+_How = tuple[bool, float, dict[str, str]]
+"""``wait``, ``timeout_s`` and ``headers`` of an ``Item``."""
+
+
 class Client(Calls):
     """One gateway, as a user or an administrator sees it, over HTTP or through Globus Compute. Thread-safe.
+    In a forked process it goes on over HTTP; through an endpoint each process needs one of its own.
 
     Args:
         base_url: such as ``https://127.0.0.1:8180``, with or without ``/v1``.
@@ -144,8 +149,8 @@ class Client(Calls):
         Args:
             wait: for a model that is not ready; otherwise an error with its ``state`` and ``eta_s`` comes at once, and
                 the model is loaded all the same.
-            timeout_s: until the answer, instead of the client's: from the call through an endpoint, from when it is
-                sent over HTTP. Then the future ends with ``WaitDeadline``.
+            timeout_s: from the call until the answer, instead of the client's (a map's prompt over HTTP: from when it
+                is sent). Then the future ends with ``WaitDeadline``.
 
         ``cancel()`` ends a request over HTTP; through an endpoint it is ``True`` only for one that was not sent yet.
         """
@@ -162,9 +167,8 @@ class Client(Calls):
         **options: Any,
     ) -> Future[str]:
         """A future of ``chat``'s answer."""
-        limit_s = self._limit(options.pop("timeout", timeout_s))
-        body = chat_body(prompt, model, system, options)
-        return self._channel.submit(Item(CHAT, body, chat_text, wait, limit_s))
+        chosen, how = self._how(options, wait, timeout_s)
+        return self._channel.submit(Item(CHAT, chat_body(prompt, model, system, chosen), chat_text, *how))
 
     def chat(self, prompt: Prompt, model: str, **options: Any) -> str:
         """The answer's text.
@@ -172,8 +176,9 @@ class Client(Calls):
         Args:
             prompt: text, or messages in OpenAI's form.
             options: ``system`` (a message put before it); ``wait`` and ``timeout_s`` as of ``submit``; the rest of the
-                chat completion: ``temperature``, ``max_tokens``, ``extra_body``, ... (``timeout``, as in ``openai``, is
-                ``timeout_s``). For streaming: ``openai``.
+                chat completion: ``temperature``, ``max_tokens``, ``extra_body``, ... As in ``openai``, ``timeout`` is
+                ``timeout_s``, and ``extra_headers`` are sent as headers: over HTTP; through an endpoint there is
+                ``x-gateway-wait: 0`` alone, which is ``wait=False`` everywhere. For streaming: ``openai``.
 
         Raises ``NothingSaid`` where the answer ended before its first word.
         """
@@ -191,18 +196,22 @@ class Client(Calls):
     ) -> list[Future[list[list[float]]]]:
         """Futures of ``embed``'s vectors, one for every 256 texts (through an endpoint: 32)."""
         members, many = [texts] if isinstance(texts, str) else list(texts), self._channel.texts
-        asked = {"model": model, "encoding_format": "base64", **options}  # base64: a quarter of the bytes
+        chosen, how = self._how(options, wait, timeout_s)
+        asked = {"model": model, "encoding_format": "base64", **chosen}  # base64: a quarter of the bytes
         chunks = [members[start : start + many] for start in range(0, len(members), many)]
-        limit_s = self._limit(timeout_s)
-        return [
-            self._channel.submit(Item(EMBEDDINGS, {**asked, "input": chunk}, vectors, wait, limit_s))
-            for chunk in chunks
-        ]
+        return [self._channel.submit(Item(EMBEDDINGS, {**asked, "input": chunk}, vectors, *how)) for chunk in chunks]
 
     def embed(self, texts: str | Sequence[str], model: str, **options: Any) -> list[list[float]]:
-        """One vector a text, in order; for a single text a list of one. Options: of ``submit``, and of the request."""
+        """One vector a text, in order; for a single text a list of one. Options: of ``submit``, and of the request.
+        An error or Ctrl-C ends the other requests, too.
+        """
         parts = self.submit_embed(texts, model, **options)
-        return [vector for part in parts for vector in result_of(part, self._channel)]
+        try:
+            return [vector for part in parts for vector in result_of(part, self._channel)]
+        except BaseException:
+            for part in parts:
+                part.cancel()
+            raise
 
     def map_chat(
         self,
@@ -239,8 +248,8 @@ class Client(Calls):
         """``map_chat``'s group and futures, for a caller that gathers them; then ``release`` the group."""
         if concurrency < 1:
             raise InvalidRequest(f"concurrency: expected 1 or more, got {concurrency}")
-        limit_s = self._limit(options.pop("timeout", timeout_s))
-        items = [Item(CHAT, chat_body(prompt, model, system, options), chat_text, wait, limit_s) for prompt in prompts]
+        chosen, how = self._how(options, wait, timeout_s)
+        items = [Item(CHAT, chat_body(prompt, model, system, chosen), chat_text, *how) for prompt in prompts]
         return self._channel.map(items, model, concurrency, task_group_id)
 
     def map_file(
@@ -293,6 +302,15 @@ class Client(Calls):
             InvalidRequest: over HTTP.
         """
         return self._channel.resume(task_group_id, self._limit(timeout_s), progress)
+
+    def _how(self, options: Mapping[str, Any], wait: bool, timeout_s: float | None) -> tuple[dict[str, Any], _How]:
+        """The body's options, and the rest of an ``Item``."""
+        body, headers = split_options(options)
+        limit_s = self._limit(body.pop("timeout", timeout_s))
+        if headers.get(WAIT_HEADER) == "0":
+            del headers[WAIT_HEADER]
+            wait = False
+        return body, (wait, limit_s, headers)
 
     def _limit(self, timeout_s: float | None) -> float:
         chosen, longest_s = self.timeout_s if timeout_s is None else timeout_s, self._channel.longest_s

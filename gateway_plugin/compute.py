@@ -1,4 +1,4 @@
-"""The name under which ``GlobusClient`` was documented first; see ``gateway_plugin.globus``."""
+"""The first documented module name of ``GlobusClient``; see ``gateway_plugin.globus``."""
 
 from __future__ import annotations
 

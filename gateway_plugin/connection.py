@@ -1,8 +1,9 @@
-"""Where the gateway is, with which key, and how it proves itself: what the client, the apps and the CLI agree on.
+"""Address, key and server verification of a gateway, common to the client, the apps and the CLI.
 
-A key is sent to no program that has not shown that it is the gateway. On a shared machine anybody may listen on a port
-that is free for a moment, so neither an address nor a file that says "it runs" is proof. There are two proofs: a Unix
-socket in a folder that only the gateway's own user can write to, and a certificate that an authority vouches for.
+A key is sent only to a program that has proved to be the gateway. On a shared machine any user may listen on a port
+that is free for a moment, so neither an address nor a file that reports a running gateway is proof. There are two
+proofs: a Unix socket in a folder that only the gateway's own user can write to, and a certificate signed by a trusted
+authority.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gateway_plugin.errors import ConfigError, GatewayUnreachable, InvalidKey
+from gateway_plugin.files import Garbled, with_copy
 from gateway_plugin.ownership import problem_with
 from gateway_plugin.paths import Layout, default_state_root
-from gateway_plugin.state_file import Garbled, with_copy
 
 PLAIN_HTTP = "GATEWAY_PLAIN_HTTP"
 """Environment variable: ``1`` lets a key go over plain HTTP."""
@@ -35,15 +36,15 @@ class Connection(NamedTuple):
     """How to reach one gateway."""
 
     url: str
-    """Without ``/v1``; what people are shown."""
+    """Without ``/v1``; for display."""
     key: str
     ca: Path | None = None
-    """Certificates of the authority that vouches for it; ``None``: those of the system."""
+    """Certificates of the authority that signed the gateway's certificate; ``None``: the system's."""
     door: Path | None = None
     """Unix socket of the gateway's own user, instead of ``url``."""
 
     def verify(self) -> ssl.SSLContext | bool:
-        """What ``httpx`` takes as ``verify``. Raises ``ConfigError`` if the file of certificates cannot be used."""
+        """The argument ``verify`` of ``httpx``. Raises ``ConfigError`` if the file of certificates cannot be used."""
         if self.ca is None or self.door is not None:
             return True
         try:
@@ -63,21 +64,21 @@ def find_gateway(
     """The gateway of the arguments, else of ``$GATEWAY_URL``, ``$GATEWAY_API_KEY`` and ``$GATEWAY_CA``, else the one
     that runs from the state folder ``state`` (``$GATEWAY_STATE`` and so on; its admin key).
 
-    A ``state`` that is given goes before the environment. The local admin key is taken for no URL but its own.
+    An explicit ``state`` takes precedence over the environment. The local admin key is used for no URL but its own.
     Without ``ca`` and ``$GATEWAY_CA`` a gateway elsewhere is verified with ``$SSL_CERT_FILE``, else with the system's.
-    ``plain_http`` (``$GATEWAY_PLAIN_HTTP`` if ``None``): the user accepts a gateway that cannot prove itself.
+    ``plain_http`` (``$GATEWAY_PLAIN_HTTP`` if ``None``): the user accepts a gateway that cannot prove its identity.
 
     Raises:
-        GatewayUnreachable: no gateway is known here, or the one that is known cannot be reached from this machine.
+        GatewayUnreachable: no gateway is known here, or the known one cannot be reached from this machine.
         InvalidKey: a URL is known, a key for it is not.
-        ConfigError: the URL is none, or is plain HTTP without leave.
+        ConfigError: the URL is invalid, or is plain HTTP without permission.
         ServiceError: the state folder, or one above it, is another user's or can be changed by one.
     """
     environment: Mapping[str, str] = {} if state is not None else os.environ
     place = (Path(state) if state is not None else default_state_root()).expanduser().absolute()
     elsewhere = base_url or environment.get("GATEWAY_URL")
     needed = state is not None or not (elsewhere and (api_key or os.environ.get("GATEWAY_API_KEY")))
-    # Nothing is wanted of a state folder where URL and key are given: one that cannot be trusted is not looked into.
+    # With URL and key given the state folder is not needed: an untrusted one is then not read.
     layout = Layout.of(place) if needed else Layout(place)
     record = _record(layout) if needed or problem_with(place) is None else None
     local = str(record["url"]).rstrip("/") if record is not None else None
@@ -110,20 +111,20 @@ def find_gateway(
 
 
 def demand_proof(url: str, plain_http: bool | None = None) -> None:
-    """Refuse an address whose server cannot prove itself, unless the user gives leave.
+    """Refuse an address whose server cannot prove its identity, unless the user permits it.
 
     Raises ``ConfigError``. ``plain_http``: as for ``find_gateway``.
     """
     if urlsplit(url).scheme == "http" and not (os.environ.get(PLAIN_HTTP) == "1" if plain_http is None else plain_http):
         raise ConfigError(
-            f"{url} is plain HTTP: whatever program listens there would be sent the key, and nothing shows that it is "
+            f"{url} is plain HTTP: the key would go to any program that listens there, and nothing shows that it is "
             f"the gateway. Use its https:// address with GATEWAY_CA (the file that 'gateway ca' prints); or, where "
             f"the site serves plain HTTP and the machine is your own, set {PLAIN_HTTP}=1 or plain_http=True."
         )
 
 
 def known_url(layout: Layout) -> str:
-    """The address of the gateway of a state folder, whether it runs or not. Raises ``GatewayUnreachable``."""
+    """The address of a state folder's gateway, running or not. Raises ``GatewayUnreachable``."""
     record = _record(layout)
     if record is None:
         raise GatewayUnreachable(_UNKNOWN.format(state=layout.state))
@@ -131,7 +132,7 @@ def known_url(layout: Layout) -> str:
 
 
 def _own_gateway(layout: Layout, host: str, found: Connection) -> Connection:
-    """Of this user's state folder: through the socket on its own machine, over verified TLS from another."""
+    """Connection to this user's own gateway: by the socket on its own machine, by verified TLS from another."""
     if host == socket.gethostname():
         return found._replace(door=_owner_door(layout, found.url))
     if on_loopback(found.url):
@@ -162,7 +163,7 @@ def _owner_door(layout: Layout, url: str) -> Path:
 
 
 def authority_of(layout: Layout, url: str) -> Path | None:
-    """The gateway's own authority, if it signed the certificate of the state folder's gateway and ``url`` is that's."""
+    """The gateway's own authority, if it signed the certificate of the state folder's gateway, at ``url``."""
     record = _record(layout)
     return _authority(layout, record) if record is not None and str(record["url"]).rstrip("/") == url else None
 
@@ -183,7 +184,7 @@ def _record(layout: Layout) -> Mapping[str, Any] | None:
 
 
 def _local_key(layout: Layout) -> str | None:
-    """``None`` too where what is there can be no header."""
+    """The admin key; ``None`` also if the file's content is not a valid header."""
     try:
         key = layout.admin_key.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -192,7 +193,7 @@ def _local_key(layout: Layout) -> str | None:
 
 
 def on_loopback(url: str) -> bool:
-    """Whether ``url`` is on this machine, where no proxy has a part."""
+    """Whether ``url`` is on this machine, where no proxy is involved."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

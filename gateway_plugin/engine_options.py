@@ -1,8 +1,9 @@
-"""What a catalog entry may tell its engine, and which options are the gateway's to give. Pure.
+"""Which engine options a catalog entry may set, and which are reserved for the gateway. Pure.
 
-vLLM takes ``args`` last, and of two options the later: one that the gateway gives itself would win, and the engine
-would listen elsewhere, ask for another key or take other GPUs. Such an option is refused in each spelling that vLLM's
-parser takes: ``--served_model_name``, ``--port=1``, beginnings such as ``--served``, and short ones such as ``-tp``.
+vLLM gets ``args`` last and uses the later of two equal options: an entry could override the gateway's own, and the
+engine would listen elsewhere, expect another key or take other GPUs. Such an option is refused in every spelling that
+vLLM's parser accepts: ``--served_model_name``, ``--port=1``, prefixes such as ``--served``, and short ones such as
+``-tp``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _TAKEN = {
     "revision": "say source: org/name@REVISION",
     "served-model-name": "say it by the entry's own name and aliases:",
     "hf-token": "every user of the node can read it there; say env: {HF_TOKEN: ...}",
-    "config": "a file that is not looked into here; put its options into args:",
+    "config": "a file that is not checked here; put its options into args:",
 }
 _TAKEN_FAMILIES = {"ssl-": _OWN, "data-parallel-": _ONE_NODE}
 _SHORT = {
@@ -52,17 +53,17 @@ _TAKEN_VARIABLES = {
 }
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _POOLS = re.compile(r"--(?:runner[= ]pooling|convert[= ]embed|task[= ]embed(?:ding)?)\b")
-"""Options for an engine that makes vectors; ``--task`` is an earlier vLLM's."""
+"""Options of an engine that makes vectors; ``--task`` is an earlier vLLM's."""
 _PLACEHOLDERS = frozenset(
     {"host", "port", "name", "model", "names", "source", "revision", "keyfile", "certfile", "cafile", "python"}
 )
-"""Of ``command``; see ``serve.agent.argv``."""
+"""Placeholders of ``command``; see ``serve.agent.argv``."""
 _BRACED = re.compile(r"(?<![{$])\{([A-Za-z_]+)\}(?!\})")
 _ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)([\w.-]+/[\w.-]+).*|https?://.*")
 
 
 class Entry(Protocol):
-    """What is looked at of a catalog entry (``gateway_plugin.catalog.Model``)."""
+    """The fields of a catalog entry that are checked (``gateway_plugin.catalog.Model``)."""
 
     @property
     def name(self) -> str: ...
@@ -85,11 +86,11 @@ class Entry(Protocol):
 
 
 def refusal(entry: Entry) -> tuple[str, str] | None:
-    """The key of an entry that cannot be, and why; ``None``: none.
+    """The first invalid key of an entry, and why; ``None``: all are valid.
 
-    (1) Words that are no words. (2) vLLM's options that are the gateway's, or another task's. (3) Adapters that nobody
-    could ask for. (4) Variables that are the gateway's, or are none. (5) What a shell would fill in: no shell reads a
-    catalog (a command may be one). (6) A command that is not told where to listen. (7) A source that is none.
+    (1) Malformed arguments. (2) vLLM's options that are the gateway's, or another task's. (3) Adapters that no request
+    could name. (4) Variables that are the gateway's, or invalid. (5) Shell expansions: no shell reads a catalog (a
+    command may be one). (6) A command without the port to listen on. (7) An invalid source.
     """
     for key, words in (("args", entry.args), ("command", tuple(no_scripts(entry.command)))):  # (1)
         if wrong := one_word_each(words):
@@ -129,12 +130,12 @@ def _other_task(entry: Entry) -> str:
 
 
 def adapters(words: Sequence[str]) -> tuple[str, ...]:
-    """The names of the LoRA adapters that a vLLM with these words loads beside its base (``--lora-modules``)."""
+    """Names of the LoRA adapters that vLLM with these arguments loads beside its base (``--lora-modules``)."""
     return tuple(name for option in _lora_options(words) for name in option)
 
 
 def _lora_options(words: Sequence[str]) -> list[list[str]]:
-    """For each time that the option is given, its adapters' names; what is no adapter is left to vLLM."""
+    """The adapters' names for each time that the option is given; other values are left to vLLM."""
     found: list[list[str]] = []
     taking = False
     for word in words:
@@ -150,7 +151,7 @@ def _lora_options(words: Sequence[str]) -> list[list[str]]:
 
 
 def _adapter(word: str) -> list[str]:
-    """``name=path``, or a JSON object with ``name``."""
+    """From ``name=path``, or a JSON object with ``name``."""
     if "=" in word and "," not in word:
         return [word.partition("=")[0]]
     try:
@@ -184,7 +185,7 @@ def _deaf(entry: Entry) -> tuple[str, str] | None:
         if any(name in _PLACEHOLDERS for name in _BRACED.findall(word)):
             return "args", f"{word!r}: args are given as they are; put it into command:"
     if not any("{port}" in word for word in entry.command):
-        return "command", "no word has '{port}' in it: the engine would listen where nobody asks"
+        return "command", "no word has '{port}' in it: the gateway could not reach the engine"
     return None
 
 
@@ -199,7 +200,7 @@ def _no_source(entry: Entry) -> tuple[str, str] | None:
 
 
 def _taken(args: Sequence[str], gpus: int) -> str:
-    """Every option of ``args`` that is the gateway's; those with the same reason stand together."""
+    """Every option of ``args`` that is reserved for the gateway, grouped by reason."""
     if args and not args[0].startswith("-"):
         return f"{args[0]!r} is no option; expected the options that come after 'vllm serve MODEL'"
     by_reason: dict[str, list[str]] = {}
@@ -216,12 +217,12 @@ def _taken(args: Sequence[str], gpus: int) -> str:
 
 
 def _reason(word: str, value: str) -> str | None:
-    """Why an option is the gateway's; ``None``: it is not, or is a value. ``word``: without ``=value``."""
+    """Why an option is reserved for the gateway; ``None``: it is not, or is a value. ``word``: without ``=value``."""
     if not re.match(r"--?[A-Za-z_]|--$", word):
         return None
     if not word.startswith("--"):
         name = word[1:]
-        if name[0] in "nr":  # -n2: these two take their value without a blank, and no other begins with them
+        if name[0] in "nr":  # -n2: these two take their value without a blank, and no other option has these initials
             return _ONE_NODE
         return None if name in _SHORT_FREE else _of(name, _SHORT)
     name = word[2:].partition(".")[0].replace("_", "-")
@@ -234,6 +235,6 @@ def _reason(word: str, value: str) -> str | None:
 
 
 def _of(name: str, options: Mapping[str, str]) -> str | None:
-    """By its whole name, or by a beginning: vLLM's parser takes one that only one option has."""
+    """By the full name, or a prefix: vLLM's parser accepts a prefix that only one option has."""
     beginnings: Iterable[str] = (reason for full, reason in options.items() if full.startswith(name))
     return options.get(name) or next(iter(beginnings), None)

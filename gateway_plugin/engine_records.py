@@ -6,10 +6,12 @@ block ends, no agent comes any more: then the block itself ends the recorded eng
 
 from __future__ import annotations
 
-import sys
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_plugin.files import Garbled, read_object
 from gateway_plugin.processes import (
     Mark,
     alive,
@@ -20,7 +22,6 @@ from gateway_plugin.processes import (
     read_mark,
     writes_to,
 )
-from gateway_plugin.state_file import Garbled, read_object
 
 TERM_GRACE_S = 10.0
 """Between SIGTERM and SIGKILL of an engine."""
@@ -37,6 +38,12 @@ class RecordedEngine:
     """The file that its output goes to, and that of its children."""
 
 
+def complain(words: str) -> None:
+    """A line on stderr. A full disk costs the line and nothing else: neither now, nor where a buffer is flushed."""
+    with suppress(OSError):
+        os.write(2, f"cleanup: {words}\n".encode(errors="replace"))
+
+
 def read_records(folder: Path) -> tuple[RecordedEngine, ...]:
     """Every readable record in ``folder``. A garbled one is named on stderr and skipped: the others count."""
     records = []
@@ -45,10 +52,10 @@ def read_records(folder: Path) -> tuple[RecordedEngine, ...]:
             document = read_object(path) or {}
             leader, block = read_mark(document), str(document["block"])
         except (OSError, Garbled, KeyError) as error:
-            print(f"cleanup: {path}: not an engine record: {type(error).__name__}: {error}", file=sys.stderr)
+            complain(f"{path}: not an engine record: {type(error).__name__}: {error}")
             continue
         if leader is None:
-            print(f"cleanup: {path}: not an engine record: it names no process", file=sys.stderr)
+            complain(f"{path}: not an engine record: it names no process")
             continue
         records.append(RecordedEngine(path, block, leader, str(document.get("log", ""))))
     return tuple(records)

@@ -1,7 +1,7 @@
-"""The errors of the gateway: each knows its HTTP status, its code, its exit code, and survives pickling.
+"""The errors of the gateway: each has its HTTP status, its code, its exit code, and can be pickled.
 
 A ``GatewayError`` crosses process borders (ingress, controller, CLI, Parsl workers), so every subclass is rebuilt from
-the arguments it was made with. ``code`` is stable and documented; the message is for people and says what to do next.
+its constructor's arguments. ``code`` is stable and documented; the message is for people, with what to do next.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class GatewayError(Exception):
         status: HTTP status of the answer that carries it.
         code: stable, machine-readable name (``error.code`` in OpenAI's form).
         exit_code: exit code of a CLI command that ends with it (sysexits.h where one fits).
-        retry_after_s: when a retry makes sense, in seconds; ``None`` when it does not.
-        state: of the model that was asked for, or of the gateway, where that says something.
-        eta_s: expected seconds until the model serves, where that can be said.
-        reason: what the model waits for, in the words of whoever it waits for (a scheduler's: ``Resources``).
-        detail: what an engine or an agent said, for administrators alone.
+        retry_after_s: seconds after which a retry makes sense; ``None``: it does not.
+        state: of the model of the request, or of the gateway, where relevant.
+        eta_s: expected seconds until the model serves, where known.
+        reason: what the model waits for, in the scheduler's terms where it is a job (``Resources``).
+        detail: output of an engine or an agent, for administrators only.
     """
 
     status: int = 500
@@ -51,8 +51,8 @@ class GatewayError(Exception):
         return _rebuild, (type(self), dict(self.__dict__))
 
     def body(self, *, detail: bool = False) -> dict[str, Any]:
-        """The error in OpenAI's form, with ours: ``{"error": {"message", "type", "code", "param", "state"?, "eta_s"?,
-        "reason"?}}``. ``detail``: for an administrator."""
+        """The error in OpenAI's form, with the gateway's fields: ``{"error": {"message", "type", "code", "param",
+        "state"?, "eta_s"?, "reason"?}}``. ``detail``: for an administrator."""
         message = f"{self.message} In full: {self.detail}" if detail and self.detail else self.message
         error: dict[str, Any] = {"message": message, "type": self.kind, "code": self.code, "param": None}
         if self.state is not None:
@@ -64,7 +64,7 @@ class GatewayError(Exception):
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        """Extra response headers: ``Retry-After`` in whole seconds, always there on a 503."""
+        """Extra response headers: ``Retry-After`` in whole seconds, always present on a 503."""
         if self.retry_after_s is not None:
             return {"Retry-After": str(max(1, round(self.retry_after_s)))}
         return {"Retry-After": "5"} if self.status == 503 else {}
@@ -84,19 +84,19 @@ class InvalidRequest(GatewayError):
 
 
 class ConfigError(GatewayError):
-    """A catalog, site or option is unknown or impossible. The message names the file, the key and what was expected."""
+    """A catalog, site or option is unknown or invalid. The message names the file, the key and what was expected."""
 
     status, code, kind, exit_code = 400, "invalid_configuration", "invalid_request_error", 2
 
 
 class InvalidKey(GatewayError):
-    """No API key, more than one, or one that the gateway does not know."""
+    """No API key, more than one, or one unknown to the gateway."""
 
     status, code, kind, exit_code = 401, "invalid_api_key", "authentication_error", 77
 
 
 class Forbidden(GatewayError):
-    """The key is known but its role may not do this."""
+    """The key is valid but its role may not do this."""
 
     status, code, kind, exit_code = 403, "forbidden", "permission_error", 77
 
@@ -129,7 +129,7 @@ class BodyTooLarge(GatewayError):
 
 
 class ModelQueueFull(GatewayError):
-    """Too many requests already wait: for this model, or in all."""
+    """Too many requests already wait: for this model, or in total."""
 
     status, code, exit_code = 503, "model_queue_full", 75
 
@@ -144,13 +144,13 @@ class ModelQueueFull(GatewayError):
 
 
 class ModelUnavailable(GatewayError):
-    """The model could not be made ready: its engine failed, and the message says how."""
+    """The model could not be made ready: its engine failed, and the message gives the reason."""
 
     status, code, exit_code = 503, "model_unavailable", 75
 
 
 class RelayFull(GatewayError):
-    """As many requests wait for models, or get their answers through the ingress, as may at a time."""
+    """The limit of requests that wait for models, or are answered through the ingress, is reached."""
 
     status, code, exit_code = 503, "relay_full", 75
 
@@ -165,41 +165,41 @@ class RelayFull(GatewayError):
 
 
 class NoRoom(GatewayError):
-    """The model is larger than anything this site could ever give it."""
+    """The model is larger than anything this site can provide."""
 
     status, code, exit_code = 503, "no_room", 75
 
 
 class NoBlocks(GatewayError):
-    """Blocks that could hold the model cannot be had for now: they end early again and again, or can never start."""
+    """No block that could hold the model is available: they end early repeatedly, or can never start."""
 
     status, code, exit_code = 503, "no_blocks", 75
 
 
 class WaitDeadline(GatewayError):
-    """The model was not ready within the time that the request may wait."""
+    """The model was not ready within the request's maximum waiting time."""
 
     status, code, exit_code = 503, "wait_deadline", 75
 
 
 class NotRouted(GatewayError):
-    """An engine that was said to be ready could not be reached through the edge."""
+    """An engine reported as ready could not be reached through the edge."""
 
     status, code, exit_code = 503, "not_routed", 75
 
 
 class RequestKilledEngine(GatewayError):
-    """Two engines died while they worked on this request and on nothing else; it is not given to another."""
+    """Two engines died while they worked on this request alone; it is not sent to another."""
 
     status, code, exit_code = 500, "request_killed_engine", 70
 
     def headers(self) -> dict[str, str]:
-        """As always, and the header by which OpenAI's clients know not to send it again by themselves."""
+        """The usual headers, and the one that stops OpenAI's clients from retrying by themselves."""
         return {**super().headers(), "x-should-retry": "false"}
 
 
 class EngineDiedOften(GatewayError):
-    """Engines died again and again while they had this request among others."""
+    """Engines died repeatedly while they worked on this request among others."""
 
     status, code, exit_code = 503, "engine_died_often", 75
 
@@ -211,7 +211,7 @@ class Unloaded(GatewayError):
 
 
 class GoingDown(GatewayError):
-    """The gateway is being ended: what is in flight may end, nothing new is begun."""
+    """The gateway shuts down: requests in flight may end, new ones are refused."""
 
     status, code, exit_code = 503, "going_down", 75
 
@@ -236,7 +236,7 @@ class EdgeError(GatewayError):
 
 
 class EdgeAway(EdgeError):
-    """The edge does not answer on its socket: it restarts, or hangs. Asking again makes sense."""
+    """The edge does not answer on its socket: it restarts, or hangs. A retry makes sense."""
 
 
 class ServiceError(GatewayError):
@@ -246,7 +246,7 @@ class ServiceError(GatewayError):
 
 
 class MethodNotAllowed(GatewayError):
-    """The path is served, with another method."""
+    """The path is served, but with another method."""
 
     status, code, kind = 405, "method_not_allowed", "invalid_request_error"
 
@@ -264,12 +264,12 @@ class ClientClosed(GatewayError):
 
 
 class UnsupportedMediaType(GatewayError):
-    """The request body is in a form that the gateway does not take: compressed."""
+    """The request body is in a form that the gateway does not accept: compressed."""
 
     status, code, kind, exit_code = 415, "unsupported_media_type", "invalid_request_error", 65
 
     def headers(self) -> dict[str, str]:
-        """Which form it does take (RFC 9110, 15.5.16)."""
+        """Names the accepted form (RFC 9110, 15.5.16)."""
         return {"Accept-Encoding": "identity"}
 
 
@@ -280,19 +280,19 @@ class RateLimited(GatewayError):
 
 
 class EngineBroke(GatewayError):
-    """The engine, or the ingress, broke off before it had answered."""
+    """The engine, or the ingress, closed the connection before its answer."""
 
     status, code = 502, "engine_broke_off"
 
 
 class Unavailable(GatewayError):
-    """Neither an engine nor the ingress takes requests now."""
+    """Neither an engine nor the ingress accepts requests now."""
 
     status, code = 503, "unavailable"
 
 
 class UpstreamTimeout(GatewayError):
-    """No answer within the edge's longest wait."""
+    """No answer within the edge's longest timeout."""
 
     status, code = 504, "timeout"
 
@@ -304,24 +304,24 @@ class EndpointUnavailable(GatewayError):
 
 
 class TaskFailed(GatewayError):
-    """A task ended at the endpoint without an answer of the gateway's."""
+    """A task ended at the endpoint without an answer from the gateway."""
 
     status, code, exit_code = 502, "task_failed", 70
 
 
 class PromptTooLarge(GatewayError):
-    """One prompt by itself is over what Globus Compute carries in a submission."""
+    """A single prompt is over the size limit of a submission to Globus Compute."""
 
     status, code, kind, exit_code = 413, "prompt_too_large", "invalid_request_error", 65
 
 
 class NothingSaid(GatewayError):
-    """The model reached ``max_tokens`` before the first word of its answer, or thought and said nothing."""
+    """The model reached ``max_tokens`` before any text of its answer, for example while reasoning."""
 
     status, code, kind, exit_code = 422, "nothing_said", "invalid_request_error", 65
 
 
 class AnswerTooLarge(GatewayError):
-    """The answer to one prompt is over what Globus Compute carries in a result."""
+    """The answer to one prompt is over the size limit of a Globus Compute result."""
 
     status, code, exit_code = 413, "result_too_large", 65

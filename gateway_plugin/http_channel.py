@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import os
+import random
 import ssl
 import threading
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from gateway_plugin.api_types import parse_error, understood
-from gateway_plugin.channel import File, Item, Map
+from gateway_plugin.channel import WAIT_HEADER, File, Item, Map
 from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import GatewayError, GatewayUnreachable, InvalidRequest, WaitDeadline
+from gateway_plugin.retrying import pause_s
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAIError
@@ -26,7 +30,8 @@ if TYPE_CHECKING:
 _LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 """Those of ``openai``'s own client."""
 _AT_ONCE = 64
-"""Submitted requests in flight; the rest wait here, where they cost the gateway nothing."""
+"""Submitted requests for one model in flight; the rest wait here, where they cost the gateway nothing. Those that wait
+for a model that is cold are in the way of no other model's, nor of those that do not wait."""
 _ONLY_GLOBUS = (
     "map_file(), resume() and task_group_id are there with Client(endpoint=ID) only: over HTTP no service keeps tasks "
     "and answers."
@@ -57,12 +62,27 @@ class HttpChannel:
         self.at_hand = self._gateway.door is not None
         self.base_url = "http://localhost" if self.at_hand else self.url
         self._verify = self._gateway.verify()
+        self._closed = False
+        self._begin_process()
+        _channels.add(self)
+
+    def _begin_process(self) -> None:
+        """What is of one process: its thread, which sends when there is a request, and what it has in flight."""
         self._lock = threading.Lock()
         self._sending: tuple[asyncio.AbstractEventLoop, AsyncOpenAI] | None = None
         self._stop: weakref.finalize[..., HttpChannel] | None = None
-        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._gates: weakref.WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = weakref.WeakValueDictionary()
+        """By model (or path) and whether a request waits; each as long as it has requests."""
         self._maps: dict[str, list[Future[Any]]] = {}
-        self._closed = False
+
+    def begin_after_fork(self) -> None:
+        """In a forked child, where the thread is not: leave to the parent what is its own, its connections above all,
+        and begin anew.
+        """
+        if self._stop is not None:
+            self._stop.detach()
+        _of_parent.append((self._sending, self._maps, self._gates))
+        self._begin_process()
 
     def options(self, *, asynchronous: bool) -> dict[str, Any]:
         door, kind = self._gateway.door, httpx.AsyncHTTPTransport if asynchronous else httpx.HTTPTransport
@@ -77,13 +97,16 @@ class HttpChannel:
         }
 
     def submit(self, item: Item) -> Future[Any]:
-        return self._begin(item, self._gate)
+        _check(item)
+        return self._begin(item)
 
     def map(
         self, items: Sequence[Item], label: str, concurrency: int, group: str | None, file: File | None = None
     ) -> Map:
         if group is not None or file is not None:
             raise InvalidRequest(_ONLY_GLOBUS)
+        for item in items:  # before the first is sent
+            _check(item)
         gate, name = asyncio.Semaphore(concurrency), uuid.uuid4().hex
         self._maps[name] = [self._begin(item, gate) for item in items]
         return name, self._maps[name]
@@ -110,41 +133,38 @@ class HttpChannel:
             if self._stop is not None:
                 self._stop()
 
-    def _begin(self, item: Item, gate: asyncio.Semaphore) -> Future[Any]:
-        if item.body is not None and item.body.get("stream"):
-            raise InvalidRequest("Answers come whole here: leave 'stream' out, or use Client().openai.")
+    def _begin(self, item: Item, gate: asyncio.Semaphore | None = None) -> Future[Any]:
+        """``gate``: of a map, whose prompts have their time from when they are sent."""
         with self._lock:
             if self._closed:
                 raise self.closed()
             if self._sending is None:
                 from openai import AsyncOpenAI
 
-                loop, http = asyncio.new_event_loop(), httpx.AsyncClient(**self.options(asynchronous=True))
-                threading.Thread(target=_run, args=(loop,), name="gateway-client", daemon=True).start()
                 # openai's 2 is made of httpx and its 3 of httpx2, of which it takes either client.
-                self._sending = loop, AsyncOpenAI(base_url=self.base_url, api_key=self.key, http_client=http)  # type: ignore[arg-type]
+                http: Any = httpx.AsyncClient(**self.options(asynchronous=True))
+                openai = AsyncOpenAI(base_url=self.base_url, api_key=self.key, http_client=http, max_retries=0)
+                self._sending = asyncio.new_event_loop(), openai
+                threading.Thread(target=_run, args=self._sending[:1], name="gateway-client", daemon=True).start()
                 # for a client that is not closed, too: when it is collected, or the program ends
                 self._stop = weakref.finalize(self, _stop, *self._sending)
             loop, openai = self._sending
-            return asyncio.run_coroutine_threadsafe(self._ask(openai, item, gate), loop)
+            single = gate is None
+            if gate is None:
+                label = str((item.body or {}).get("model", item.path))
+                gate = self._gates.setdefault((label, item.wait), asyncio.Semaphore(_AT_ONCE))
+            return asyncio.run_coroutine_threadsafe(self._ask(openai, item, gate, single), loop)
 
-    async def _ask(self, openai: AsyncOpenAI, item: Item, gate: asyncio.Semaphore) -> Any:
-        """One answer, read. Raises ``GatewayError``."""
-        from openai import OpenAIError
-
-        options: Any = {"timeout": item.timeout_s}
-        if not item.wait:
-            options |= {"headers": {"x-gateway-wait": "0"}, "max_retries": 0}
+    async def _ask(self, openai: AsyncOpenAI, item: Item, gate: asyncio.Semaphore, single: bool) -> Any:
+        """One answer, read; the time of a ``single`` one counts from now. Raises ``GatewayError``."""
+        clock = asyncio.get_running_loop().time
         try:
-            async with gate, asyncio.timeout(item.timeout_s):
-                if item.body is None:
-                    answer: object = await openai.get(item.path, cast_to=object, options=options)
-                else:
-                    answer = await openai.post(item.path, cast_to=object, body=item.body, options=options)
+            async with asyncio.timeout(item.timeout_s if single else None) as limit, gate:
+                if not single:
+                    limit.reschedule(clock() + item.timeout_s)
+                answer = await self._answer(openai, item, lambda: (limit.when() or clock()) - clock())
         except TimeoutError:
             raise WaitDeadline(f"No answer to {item.path} within {item.timeout_s:g} s.") from None
-        except OpenAIError as error:
-            raise gateway_error(error, self.url, self.at_hand) from None
         except asyncio.CancelledError:
             if self._closed:
                 raise self.closed() from None
@@ -155,6 +175,52 @@ class HttpChannel:
         if isinstance(found, GatewayError):
             raise found
         return found
+
+    async def _answer(self, openai: AsyncOpenAI, item: Item, left_s: Callable[[], float]) -> object:
+        """Send it, again where that makes sense (``retrying``), and not where it does not wait."""
+        from openai import OpenAIError
+
+        headers = {**(item.headers or {}), **({} if item.wait else {WAIT_HEADER: "0"})}
+        options: Any = {"timeout": item.timeout_s, "headers": headers}
+        repeats = 0
+        while True:
+            try:
+                if item.body is None:
+                    return await openai.get(item.path, cast_to=object, options=options)
+                return await openai.post(item.path, cast_to=object, body=item.body, options=options)
+            except OpenAIError as error:
+                failed = gateway_error(error, self.url, self.at_hand)
+            pause = pause_s(failed, repeats, left_s(), random.random()) if item.wait else None  # noqa: S311
+            if pause is None:
+                raise failed
+            await asyncio.sleep(pause)
+            repeats += 1
+
+
+_channels: weakref.WeakSet[HttpChannel] = weakref.WeakSet()
+_of_parent: list[object] = []
+"""Never collected: the end of a loop or a future would wake the parent's thread."""
+
+
+def _begin_after_fork() -> None:
+    for channel in _channels:
+        channel.begin_after_fork()
+
+
+# When a process has forked, not with the next request: the child has one thread now, and a lock may be held for ever.
+os.register_at_fork(after_in_child=_begin_after_fork)
+
+
+def _check(item: Item) -> None:
+    """Raises ``InvalidRequest`` for a body that cannot be sent, or not be answered whole."""
+    if item.body is None:
+        return
+    if item.body.get("stream"):
+        raise InvalidRequest("Answers come whole here: leave 'stream' out, or use Client().openai.")
+    try:
+        json.dumps(item.body, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"Prompts and options travel as JSON, which these are not: {error}.") from None
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,11 +1,11 @@
-"""Engines without sight of the gateway's secrets: bubblewrap around them, on nodes that have it.
+"""Isolation of engines from the gateway's secrets, by bubblewrap, on nodes that have it.
 
-An engine runs as the gateway's owner. Around it the file system is as it is (devices too), except that the state
-folder, the node's run folder and a few places where a person keeps credentials are empty, with exactly the files in
-them that an engine needs. It is in a user namespace of its own, without capabilities: so the kernel keeps it from
-undoing that, and from the memory, the environment and the root folder of the owner's other processes.
+An engine runs as the gateway's owner. Its file system is the node's (devices too), except that the state folder, the
+node's run folder and some folders with a user's credentials are empty, but for the files in them that the engine needs.
+It has a user namespace of its own, without capabilities: the kernel then keeps it from undoing this, and from the
+memory, the environment and the root folder of the owner's other processes.
 
-It does not keep an engine from the network, from signals to the owner's processes, nor from writing elsewhere.
+Not restricted: the network, signals to the owner's processes, and writing elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OF_THE_OWNER = (
 )
 """In the home folder: credentials that no engine needs."""
 _OF_THE_SYSTEM = ("/run/user/{uid}", "/run/munge", "/run/slurm", "/tmp/krb5cc_{uid}", "/tmp/tmux-{uid}")  # noqa: S108 - hidden, not used
-"""Ways to have something run in the owner's name: the session's bus, Slurm's sockets, Kerberos tickets."""
+"""Ways to run something as the owner: the session's bus, Slurm's sockets, Kerberos tickets."""
 _PROBE_S = 20.0
 _SEES = 'test -r "$1" && ! test -e "$2"'
 
@@ -39,14 +39,14 @@ class Isolation:
     """Whether engines can be isolated on this node."""
 
     program: str = ""
-    """bubblewrap's path; ``""``: they cannot."""
+    """bubblewrap's path; ``""``: not available."""
     reason: str = ""
-    """Why not."""
+    """Why it is not available."""
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """What engines do not see. Resolved paths, none below another."""
+    """Paths hidden from engines: resolved, none below another."""
 
     folders: tuple[Path, ...] = ()
     files: tuple[Path, ...] = ()
@@ -57,11 +57,11 @@ class Hidden:
 
 
 def wrapper(program: str, hidden: Hidden, shown: Iterable[Path], written: Iterable[Path] = ()) -> tuple[str, ...]:
-    """The words before an engine's command line: pure. Its process leads a session of its own.
+    """The arguments before an engine's command line: pure. Its process leads a session of its own.
 
     Args:
-        shown: files and folders that it reads; those that nothing hides are left out.
-        written: folders that it writes, likewise.
+        shown: files and folders that it reads; those that are not hidden are left out.
+        written: folders that it writes; likewise.
     """
     words = [program, "--unshare-user", "--cap-drop", "ALL", "--new-session", "--dev-bind", "/", "/"]
     for folder in hidden.folders:
@@ -78,7 +78,7 @@ def wrapper(program: str, hidden: Hidden, shown: Iterable[Path], written: Iterab
 
 
 def hidden_here(layout: Layout, home: Path | None = None) -> Hidden:
-    """What there is to hide on this machine now, under each path that leads to it."""
+    """The existing paths to hide on this machine, under each path that leads to them."""
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     system = (Path(place.format(uid=os.getuid())) for place in _OF_THE_SYSTEM)
     places = (
@@ -102,7 +102,7 @@ def _leads_to(alias: Path, place: Path) -> bool:
     try:
         return alias.samefile(place)
     except OSError:
-        return False  # something else is mounted over it, or nobody of ours gets there
+        return False  # something else is mounted over it, or this user has no access
 
 
 def aliases(path: Path, mountinfo: str) -> tuple[Path, ...]:
@@ -127,12 +127,12 @@ def _unescaped(field: str) -> str:
 
 
 def find_isolation(layout: Layout, program: str = "bwrap") -> Isolation:
-    """Try it on this node: whether a process in it reads what it should, and sees nothing else of the gateway."""
+    """Try it on this node: whether an isolated process can read its files, and nothing else of the gateway."""
     found = shutil.which(program)
     if found is None:
         return Isolation(reason=f"there is no {program} on PATH (package bubblewrap)")
     seen, unseen = layout.engine_key.resolve(), layout.agent_identity.resolve()
-    there = seen.is_file()  # not before the first 'up': then whether it starts at all is what can be told
+    there = seen.is_file()  # not before the first 'up': then only whether it starts at all can be tested
     trial = ("sh", "-c", _SEES, "sh", str(seen), str(unseen)) if there else ("true",)
     argv = (*wrapper(found, hidden_here(layout), [seen] if there else ()), "--", *trial)
     try:
@@ -148,15 +148,15 @@ def find_isolation(layout: Layout, program: str = "bwrap") -> Isolation:
 def isolated(
     found: Isolation, wanted: str, model: Model, layout: Layout, source: str, env: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """The words before the command line of ``model``'s engine; ``()``: it is not isolated.
+    """The arguments before the command line of ``model``'s engine; ``()``: it is not isolated.
 
     Args:
         wanted: ``Site.isolate_engines``.
         source: where its weights are.
-        env: its environment; folders that it names are written, wherever they lie.
+        env: its environment; folders in it are writable, wherever they are.
 
     Raises:
-        ServiceError: the site does not let an engine start without.
+        ServiceError: the site requires isolation, and it is not available.
     """
     if wanted == "required" and not (found.program and model.isolated):
         why = found.reason if model.isolated else "its entry says 'isolated: false'"

@@ -1,4 +1,4 @@
-"""Old logs make room for new ones: so many of those that are over are kept, and what is still written to stays."""
+"""Retention of logs: a fixed number of finished ones is kept, and those still written to stay."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 KEPT = 50
-"""Of engines, and of blocks, that ended."""
+"""Logs kept of ended engines, and of ended blocks."""
 
 
 def surplus(newest: Mapping[str, float], spared: Collection[str], keep: int = KEPT) -> tuple[str, ...]:
-    """Which of the names in ``newest`` (name -> time) to forget: all but the ``keep`` latest; none in ``spared``. Pure.
+    """Which of the names in ``newest`` (name -> time) to remove: all but the ``keep`` latest; none in ``spared``. Pure.
 
-    Oldest first; of the same time the one that sorts first.
+    Oldest first; at equal times in the order of the names.
     """
     over = sorted((when, name) for name, when in newest.items() if name not in spared)
     return tuple(name for _, name in over[: max(0, len(over) - keep)])
@@ -25,9 +25,9 @@ def surplus(newest: Mapping[str, float], spared: Collection[str], keep: int = KE
 def prune(
     files: Iterable[Path], owner_of: Callable[[Path], str], spared: Collection[str], keep: int = KEPT
 ) -> tuple[str, ...]:
-    """Remove the files of surplus owners (see ``surplus``), except of those who hold a lock on one.
+    """Remove the files of surplus owners (see ``surplus``), except of those that hold a lock on one.
 
-    A file that cannot be looked at or removed is left: this is housekeeping, and must not stop what is being started.
+    A file that cannot be inspected or removed is left: this is housekeeping, and must not block a start.
 
     Returns:
         The owners whose files were removed.
@@ -48,10 +48,10 @@ def prune(
 
 
 def mark_in_use(descriptor: int) -> None:
-    """Lock an open log for as long as anybody holds this descriptor: its writer, and whoever inherits it.
+    """Lock an open log while any process holds this descriptor: its writer, and each process that inherits it.
 
-    So an engine on another node, whose logs lie in the same shared folder, is known to live. Where the file system
-    has no locks nothing is marked, and ``prune``, which finds none either, removes nothing.
+    The lock shows that an engine on another node, whose logs are in the same shared folder, is alive. On a file system
+    without locks nothing is marked, and ``prune``, which finds no locks either, removes nothing.
     """
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
 """Log files of the gateway's own processes: one JSON line an event, with its fields. 0600, rotated.
 
-What cannot be written is lost, and said on stderr: a full disk stops nobody who logs.
+Lines that cannot be written are lost, with a message on stderr: a full disk stops no process that logs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _BYTES_MAX = 10_000_000
 
 
 class _PrivateFile(RotatingFileHandler):
-    """Opened with its first line: where that fails, the line is lost, as any that cannot be written."""
+    """Opens the file with its first line: if that fails, only the line is lost."""
 
     def _open(self) -> Any:
         def private(path: str, flags: int) -> int:
@@ -26,7 +26,7 @@ class _PrivateFile(RotatingFileHandler):
 
 
 def log_events(name: str, path: Path) -> None:
-    """Send what logger ``name`` says at INFO and above to ``path``. Once a process and file."""
+    """Write the events of logger ``name`` at INFO and above to ``path``. Once per process and file."""
     from pythonjsonlogger.json import JsonFormatter
 
     logger = logging.getLogger(name)

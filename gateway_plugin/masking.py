@@ -10,9 +10,9 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _LENGTH_MIN = 12
-"""Shorter values are settings (``1``, ``spawn``, ``bfloat16``), and stand in any text."""
+"""Shorter values are settings (``1``, ``spawn``, ``bfloat16``), which occur in any text."""
 _LENGTH_MIN_NAMED = 6
-"""Of a variable whose name says that it is a secret. Shorter: ``1`` and ``false`` of ``HF_HUB_DISABLE_..._TOKEN``."""
+"""For a variable with a secret's name. Shorter: ``1`` and ``false`` of ``HF_HUB_DISABLE_..._TOKEN``."""
 
 
 def speaks_of_a_secret(name: str) -> bool:
@@ -21,12 +21,12 @@ def speaks_of_a_secret(name: str) -> bool:
 
 
 def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The values that ``masked`` is to hide; of one with several lines, each line."""
+    """The values for ``masked`` to hide; of one with several lines, each line."""
     found = set()
     for name, value in environment.items():
         named = speaks_of_a_secret(name)
         if not named and value.startswith(("/", "~", ".")):
-            continue  # a path, such as HF_HOME: what is wrong with it must be said
+            continue  # a path, such as HF_HOME: errors about it must be readable
         least = _LENGTH_MIN_NAMED if named else _LENGTH_MIN
         found |= {part.strip() for part in (value, *value.splitlines()) if len(part.strip()) >= least}
     return tuple(sorted(found))

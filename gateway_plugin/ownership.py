@@ -1,10 +1,10 @@
-"""Whose a folder is: nothing is read from one that another user made, can write to, or can put in its place.
+"""Ownership of folders: nothing is read from one that another user made, can write to, or can replace.
 
 The rule is that of OpenSSH's ``StrictModes``, extended by links: the folder is a real one (no link), of this user, and
 not writable by others; every folder above it is root's or this user's and not writable by others, unless it has the
-sticky bit, under which users cannot rename each other's files. A link above it counts if it is root's or this user's
-and leads to a place under the same rule. A group in which the user is alone (the user's private group, under which many
-systems set the umask to 002) counts as the user.
+sticky bit, under which users cannot rename each other's files. A link above it is accepted if it is root's or this
+user's and leads to a place under the same rule. A group in which the user is alone (the user's private group, under
+which many systems set the umask to 002) counts as the user.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _LINKS = 40
 
 
 def problem_with(path: Path) -> str | None:
-    """Why ``path`` cannot be trusted, in words; ``None`` if it can, or if nothing is there yet.
+    """Why ``path`` cannot be trusted, as a message; ``None`` if it can, or if it does not exist yet.
 
-    A path that does not exist is looked at as far as it does: what is above it decides who may make it.
+    Of a path that does not exist, the existing part is checked: it decides which users may create the rest.
     """
     above = replaceable(path)
     if above is not None:
@@ -35,24 +35,24 @@ def problem_with(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        return f"{path} cannot be looked at: {error.strerror}"
+        return f"{path} cannot be inspected: {error.strerror}"
     if stat.S_ISLNK(found.st_mode):
         return f"{path} is a link, not a folder of this user"
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         return f"{path} is not a folder of this user (owner: uid {found.st_uid})"
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # even a group of the user's own: it is ours to make, 0700
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # even a group of the user's own: the gateway makes it 0700
         mode = f"{stat.S_IMODE(found.st_mode):o}"
         return f"{path} can be written to by others (mode {mode}); 'chmod go-w' it if all that is in it is yours"
     return None
 
 
 def replaceable(path: Path) -> str | None:
-    """Why another user than root could put something else in the place of ``path``; ``None`` if none could."""
+    """Why a user other than root could replace ``path``; ``None`` if none could."""
     return _problem_above(path, _LINKS)
 
 
 def demand_own(path: Path) -> Path:
-    """``path``, if it can be trusted or is not there. Raises ``ServiceError`` with what to do."""
+    """``path``, if it can be trusted or does not exist. Raises ``ServiceError`` with what to do."""
     problem = problem_with(path)
     if problem is not None:
         raise ServiceError(
@@ -62,7 +62,7 @@ def demand_own(path: Path) -> Path:
 
 
 def private_folder(path: Path) -> Path:
-    """Make ``path`` a 0700 folder of this user, and what is missing above it likewise, whatever the umask.
+    """Make ``path``, and missing folders above it, 0700 and of this user, with any umask.
 
     Raises:
         ServiceError: it, or a folder above it, is another user's or can be changed by one, or it is a link.
@@ -75,7 +75,7 @@ def private_folder(path: Path) -> Path:
             continue
         except OSError as error:
             if folder.is_dir():
-                continue  # a read-only or automounted place says EROFS or EACCES before it says that it is there
+                continue  # a read-only or automounted place may report EROFS or EACCES although the folder exists
             raise ServiceError(f"{folder} cannot be made: {error.strerror}.") from None
     demand_own(path)  # another user may have been faster
     if stat.S_IMODE(path.lstat().st_mode) != 0o700:
@@ -84,10 +84,10 @@ def private_folder(path: Path) -> Path:
 
 
 def first_own(candidates: tuple[Path, ...]) -> Path:
-    """Which of several names for one folder is in use: the first that is there and can be trusted, else the first free.
+    """Which of several names for one folder is in use: the first that exists and can be trusted, else the first free.
 
-    A name on which another user sits is passed over; so is one that was freed while a later one was in use. If every
-    name is taken, the first is returned, for ``private_folder`` to refuse with the reason.
+    A name taken by another user is skipped; so is one that was freed while a later one was in use. If every name is
+    taken, the first is returned, for ``private_folder`` to refuse with the reason.
     """
     usable = [path for path in candidates if problem_with(path) is None]
     return next((path for path in usable if path.is_dir()), (usable or list(candidates))[0])
@@ -100,7 +100,7 @@ def _problem_above(path: Path, links: int) -> str | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            return f"{folder} cannot be looked at: {error.strerror}"
+            return f"{folder} cannot be inspected: {error.strerror}"
         if found.st_uid not in (0, os.getuid(), _unmapped_owner()):
             return f"{folder} belongs to another user (uid {found.st_uid}), who can replace {path}"
         if stat.S_ISLNK(found.st_mode):
@@ -121,9 +121,10 @@ def _problem_above(path: Path, links: int) -> str | None:
 
 @cache
 def _unmapped_owner() -> int | None:
-    """The uid that stands for users outside this process's user namespace, as in most containers; ``None``: all are in.
+    """The uid of all users outside this process's user namespace, as in most containers; ``None``: there are none.
 
-    Above a folder of this user it counts as root's: the machine's root cannot be told there from its other users.
+    Above a folder of this user it counts as root's: the machine's root cannot be distinguished from its other users
+    there.
     """
     try:
         mapping = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
@@ -131,7 +132,7 @@ def _unmapped_owner() -> int | None:
             return None
         return int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii"))
     except OSError:
-        return None  # no Linux: there are no such namespaces
+        return None  # not Linux: there are no such namespaces
 
 
 def others_write(found: os.stat_result) -> bool:

@@ -11,9 +11,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_plugin.files import write_private as write_private  # likewise
 from gateway_plugin.ownership import demand_own, first_own
 from gateway_plugin.ownership import private_folder as private_folder  # part of this module's interface
-from gateway_plugin.state_file import write_private as write_private  # likewise
 
 
 def default_state_root() -> Path:

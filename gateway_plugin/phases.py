@@ -9,7 +9,7 @@ class BlockPhase(StrEnum):
     """Where a block is. Ended phases are final: the first one stays."""
 
     SUBMITTING = "submitting"
-    """In the ledger; the scheduler may or may not have its job, which is looked for before the block is given up."""
+    """In the ledger; the scheduler may or may not have its job, which is searched for before the block is given up."""
     PENDING = "pending"
     """In the scheduler's queue. Counts against ``max_blocks``."""
     RUNNING = "running"
@@ -29,7 +29,7 @@ class BlockPhase(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether the block holds nothing any more."""
+        """Whether the block holds no resources any more."""
         return self in _ENDED
 
     @property

@@ -1,9 +1,9 @@
-"""Processes of this machine: whether one is still the same, which of them are the gateway's, and how they are ended.
+"""Processes of this machine: whether one is still the same, which are the gateway's, and how to end them.
 
 A PID alone identifies nothing after a crash or a reboot. Together with the clock ticks between the boot and the start
-of the process, and the id of that boot, it names one process for good, whatever happens to the wall clock: a ``Mark``.
-``psutil`` tells the rest. Starts, children and parents are not taken from it: it orders processes by the wall clock,
-from a boot time that the kernel shifts, and so loses a child that started right after its parent.
+of the process, and the id of that boot, it identifies one process permanently, independent of the wall clock: a
+``Mark``. ``psutil`` supplies the rest, except starts, children and parents: it orders processes by the wall clock, from
+a boot time that the kernel shifts, and so loses a child that started right after its parent.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ _PROC = Path("/proc")
 BLOCK_MARK = "RAY_CLOUD_INSTANCE_ID"
 """The environment variable that carries a block's name into every process of the block."""
 START_TOLERANCE_S = 2.0
-"""For records of earlier versions, which have a start by the wall clock alone: the kernel tells the boot time in whole
-seconds and shifts it as the clock is corrected. No PID is given out again that fast."""
+"""For records of earlier versions, which have a start by the wall clock alone: the kernel reports the boot time in
+whole seconds and shifts it as the clock is corrected. No PID is reused that fast."""
 _POLL_S = 0.02
 
 
 @dataclass(frozen=True, order=True)
 class Mark:
-    """One process for good."""
+    """Identifies one process permanently."""
 
     pid: int
     started: float = field(compare=False)
-    """Start in seconds since the epoch, by the wall clock at the time of the look. For people, and for records of
-    earlier versions; ``ticks`` and ``boot`` identify the process."""
+    """Start in seconds since the epoch, by the wall clock when it was read. For people, and for records of earlier
+    versions; ``ticks`` and ``boot`` identify the process."""
     ticks: int = 0
     """Start in clock ticks since the boot."""
     boot: str = ""
     """The kernel's id of that boot; empty in records of earlier versions."""
 
     def document(self) -> dict[str, float | str]:
-        """As it stands in records: ``{"pid", "started", "ticks", "boot"}``."""
+        """The form in records: ``{"pid", "started", "ticks", "boot"}``."""
         return {"pid": self.pid, "started": self.started, "ticks": self.ticks, "boot": self.boot}
 
 
 def read_mark(document: object) -> Mark | None:
-    """The mark in ``{"pid", "started"}``, with ``ticks`` and ``boot`` where they are; ``None`` if it is not one."""
+    """The mark in ``{"pid", "started"}``, with ``ticks`` and ``boot`` where present; ``None`` if it is not one."""
     if not isinstance(document, dict):
         return None
     pid, started = document.get("pid"), document.get("started")
@@ -61,13 +61,15 @@ def read_mark(document: object) -> Mark | None:
 
 
 class Stat(NamedTuple):
-    """What ``/proc/PID/stat`` says of a process."""
+    """Fields of ``/proc/PID/stat``."""
 
     state: str
     parent: int
     threads: int
     ticks: int
     """Start in clock ticks since the boot."""
+    name: str
+    """Of its program, at most 15 characters."""
 
     @property
     def ended(self) -> bool:
@@ -77,8 +79,9 @@ class Stat(NamedTuple):
 
 def parse_stat(text: str) -> Stat:
     """Parse a line of ``/proc/PID/stat``. Raises ``ValueError`` or ``IndexError``."""
-    fields = text.rpartition(")")[2].split()  # the program's name may hold blanks and brackets
-    return Stat(fields[0], int(fields[1]), int(fields[17]), int(fields[19]))
+    head, _, rest = text.rpartition(")")  # the program's name may hold blanks and brackets
+    fields = rest.split()
+    return Stat(fields[0], int(fields[1]), int(fields[17]), int(fields[19]), head.partition("(")[2])
 
 
 def _stat_of(pid: int) -> Stat | None:
@@ -89,7 +92,7 @@ def _stat_of(pid: int) -> Stat | None:
 
 
 def boot_id() -> str:
-    """The kernel's id of this boot; empty where the kernel does not tell it."""
+    """The kernel's id of this boot; empty where the kernel has none."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -105,7 +108,7 @@ def mark(pid: int, *, dead_too: bool = False) -> Mark | None:
 
 
 def mark_of_dead(pid: int) -> Mark:
-    """The mark of a process of this boot that is gone already: it matches no later process with that PID."""
+    """The mark of a process of this boot that has ended: it matches no later process with that PID."""
     return Mark(pid, time.time(), 0, boot_id())
 
 
@@ -172,7 +175,7 @@ def _is_own(pid: int) -> bool:
         seen = os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return False
-    # One that the kernel protects looks like root's.
+    # A process that the kernel protects looks like root's.
     return seen == os.getuid() or (seen == 0 and _user(pid) == os.getuid())
 
 
@@ -193,7 +196,7 @@ def environment(pid: int) -> dict[str, str]:
 
 
 def find_own(words: tuple[str, ...]) -> tuple[Mark, ...]:
-    """This user's living processes whose arguments hold ``words``, one after the other, each a whole argument."""
+    """This user's living processes that have these consecutive arguments, each a whole argument."""
 
     def has_words(pid: int) -> bool:
         line = arguments(pid)
@@ -208,9 +211,16 @@ def descendants(pid: int) -> tuple[Mark, ...]:
     for other in psutil.pids():
         children.setdefault(parent_pid(other), []).append(other)
     found = [pid]
-    for known in found:  # it grows
+    for known in found:  # grows during the loop
         found += children.get(known, ())
     return _living(found[1:])
+
+
+def child(pid: int, name: str) -> Mark | None:
+    """A living child of ``pid`` whose program is called ``name``, if there is one."""
+    found = ((other, _stat_of(other)) for other in psutil.pids())
+    named = (other for other, stat in found if stat is not None and (stat.parent, stat.name) == (pid, name))
+    return next(iter(_living(named)), None)
 
 
 def parent_pid(pid: int) -> int | None:
@@ -222,8 +232,8 @@ def parent_pid(pid: int) -> int | None:
 def group_members(leader: Mark) -> tuple[Mark, ...]:
     """Living processes of the session and process group that ``leader`` leads or led, itself included.
 
-    The kernel gives a PID to no other process while a session of that number has members; so where another process has
-    the PID, nothing is left of the group. Where none has it, the leader is gone, and others may not be.
+    The kernel gives a PID to no other process while a session of that number has members; so if another process has the
+    PID, nothing is left of the group. If no process has it, the leader is gone, but others may live.
     """
     if has_its_pid(leader) is False:
         return ()
@@ -243,7 +253,7 @@ def carries_mark(pid: int, block: str) -> bool:
 
 
 def uses_folder(pid: int, folder: Path) -> bool:
-    """Whether ``pid`` names ``folder`` or something in it in its command line, or holds an open file there."""
+    """Whether ``pid`` has ``folder`` or a path in it in its command line, or holds an open file there."""
     inside = f"{folder}/"
     if any(inside in f"{argument}/" for argument in arguments(pid)):
         return True
@@ -260,7 +270,7 @@ def writes_to(pid: int, log: str | Path) -> bool:
 
 
 def block_processes(block: str, folder: Path) -> tuple[Mark, ...]:
-    """Everything that runs in block ``block`` on this machine, whose temporary folder is ``folder``."""
+    """Every process of block ``block`` on this machine; ``folder`` is the block's temporary folder."""
     return _living(pid for pid in own_pids() if carries_mark(pid, block) or uses_folder(pid, folder))
 
 
@@ -282,10 +292,10 @@ def end(
     """End processes: SIGTERM, SIGKILL after ``grace_s``. 0 s of grace kills at once. Children are not reaped.
 
     Args:
-        which: the processes, or a search, which is repeated until it finds none: what is killed may have forked.
+        which: the processes, or a search, repeated until it finds none: a killed process may have forked before.
 
     Returns:
-        What still lives ``kill_wait_s`` after the first SIGKILL: as a rule nothing.
+        The processes still alive ``kill_wait_s`` after the first SIGKILL: usually none.
     """
     fixed = None if callable(which) else tuple(which)
 
@@ -325,7 +335,7 @@ def _wait_for_end(marks: Iterable[Mark], wait_s: float) -> None:
 
 
 def end_words(code: int) -> str:
-    """How a child ended, for people; empty after exit code 0."""
+    """How a child ended, for messages; empty after exit code 0."""
     if code == 0:
         return ""
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

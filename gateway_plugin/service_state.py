@@ -1,4 +1,4 @@
-"""``service.json``: what ``gateway up`` was asked for, and which supervisor keeps it running."""
+"""``service.json``: the options of ``gateway up``, and the supervisor that keeps the gateway running."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 from pydantic import Field, StrictBool, StrictInt
 
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.files import Garbled, read_object, set_aside, with_copy
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark
-from gateway_plugin.state_file import Garbled, LenientState, StateFile, read_object, set_aside, with_copy
+from gateway_plugin.state_file import LenientState, StateFile
 
 
 class ServiceRecord(LenientState):
-    """``service.json``: what ``up`` was asked for, and the supervisor that keeps it running."""
+    """``service.json``: the options of ``up``, and the supervisor that keeps the gateway running."""
 
     site: str = ""
     site_reference: str = ""
-    """What ``load_site`` takes; a file's path is absolute."""
+    """The argument of ``load_site``; a file's path is absolute."""
     catalog: str = ""
-    """The file that the catalog came from; ``catalog.json`` holds what is in force."""
+    """The file that the catalog came from; ``catalog.json`` holds the catalog in force."""
     url: str = ""
     bind: str = ""
     port: StrictInt = 0
@@ -30,26 +31,26 @@ class ServiceRecord(LenientState):
     ray_port: StrictInt = 0
     serve_port: StrictInt = 0
     host: str = Field(default_factory=socket.gethostname)
-    """Name of the machine it runs on; PIDs mean nothing on another."""
+    """Name of the machine it runs on; PIDs have no meaning on another."""
     supervisor: Mark | None = None
     own_certificate: StrictBool = False
     """The front door's certificate is signed by the gateway's own authority."""
 
     def contradicts(self, other: ServiceRecord) -> bool:
-        """Whether it is of another gateway than ``other``: what it does not say contradicts nothing."""
+        """Whether it is of another gateway than ``other``: missing fields contradict nothing."""
         names = ("site_reference", "url", "bind", "port", "head_address", "ray_port", "serve_port", "host")
         return any(getattr(self, name) not in ("", 0, getattr(other, name)) for name in names)
 
 
 class RecordGarbled(ServiceError):
-    """``service.json`` is there and cannot be understood, nor is there a copy of it."""
+    """``service.json`` exists and cannot be parsed, and there is no copy of it."""
 
 
 def read_record(layout: Layout) -> ServiceRecord | None:
-    """The record in ``service.json``, or where that is garbled or missing the supervisor's copy of it; ``None`` if
-    there is neither.
+    """The record in ``service.json``, or if that is garbled or missing the supervisor's copy of it; ``None`` if there
+    is neither.
 
-    Raises ``RecordGarbled`` if neither can be understood, ``ServiceError`` if it cannot be read.
+    Raises ``RecordGarbled`` if neither can be parsed, ``ServiceError`` if it cannot be read.
     """
     try:
         document = with_copy(layout.service_json, layout.supervisor_status, "service")
@@ -61,11 +62,11 @@ def read_record(layout: Layout) -> ServiceRecord | None:
 
 
 def recover_record(layout: Layout) -> str:
-    """Where ``service.json`` is garbled: set it aside, and put the supervisor's copy in its place if there is one, else
-    the site that the Ray head was started for.
+    """Where ``service.json`` is garbled: set it aside, and replace it by the supervisor's copy if there is one, else
+    by the site that the Ray head was started for.
 
-    Returns what was done, for people; empty where nothing was. On a full disk the supervisor's copy serves where it is.
-    Raises ``ServiceError`` if nothing can be done.
+    Returns a message about what was done; empty if nothing was. On a full disk the supervisor's copy is used in place.
+    Raises ``ServiceError`` if no repair is possible.
     """
     path = layout.service_json
     try:
@@ -105,7 +106,7 @@ def write_record(layout: Layout, record: ServiceRecord) -> None:
 
 
 def mend_record(layout: Layout, record: ServiceRecord) -> Path | None:
-    """Write ``service.json`` where it is missing or garbled. Returns what a garbled one is called now.
+    """Write ``service.json`` if it is missing or garbled. Returns the new name of the garbled file.
 
     Raises ``OSError``; nothing was changed then.
     """

@@ -1,7 +1,7 @@
 """A site: one cluster (or laptop) that the plugin is installed on, as a Python value.
 
-A site file is ordinary Python with one module-level ``site = Site(...)``. It says what Parsl and Ray must know of the
-machines, and nothing about models.
+A site file is ordinary Python with one module-level ``site = Site(...)``. It contains what Parsl and Ray need to know
+of the machines, and nothing about models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ORIGIN = re.compile(
     r"(?:https?|app|capacitor|ionic|tauri|[a-z]{2,16}(?:-[a-z]{2,16})?-extension)"
     r"://(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(?::[0-9]{1,5})?"
 )
-"""Of web pages, of browsers' extensions, and of programs that are web pages in a window."""
+"""Schemes of web pages, of browser extensions, and of desktop programs built as web pages."""
 _SITE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
@@ -36,7 +36,7 @@ class _Frozen(BaseModel):
 
 
 class NodeType(_Frozen):
-    """One kind of block: the Parsl provider that gives it and what a node of it holds."""
+    """One node type: the Parsl provider of its blocks, and the resources of a node."""
 
     name: str
     provider: Any
@@ -44,23 +44,25 @@ class NodeType(_Frozen):
     cpus: int = Field(ge=1)
     gpus: int = Field(default=0, ge=0)
     gpu_memory_gib: float = Field(default=0.0, ge=0)
-    """Of one GPU, as far as engines may use it."""
+    """Memory of one GPU that engines may use."""
     engine_memory_gib: float = Field(default=0.0, ge=0)
     """Host memory that engines without a GPU may use together."""
     min_blocks: int = Field(default=0, ge=0)
     max_blocks: int = Field(default=1, ge=0)
-    """Where these two are not given, the provider's of the same names count."""
+    """If these two are not given, the provider's values of the same names count."""
     worker_init: str = ""
-    """Shell lines run on the node before Ray starts: modules, virtual environment."""
+    """Shell lines run on the node before Ray starts: modules, virtual environment. A trap on EXIT runs when
+    the block has ended."""
     engines_on_loopback: bool = False
     """Engines listen on 127.0.0.1: for blocks on the gateway's own machine."""
     node_address: str = "auto"
-    """``auto``: the address that routes to the head. Else a shell expression that prints it."""
+    """``auto``: the address that routes to the head. Else a shell expression that prints it, run after ``worker_init``;
+    both see ``$HEAD`` (``IP:port`` of the Ray head), ``$NAME`` (the block's) and ``$PYTHON``."""
 
     @model_validator(mode="before")
     @classmethod
     def _blocks_of_the_provider(cls, given: Any) -> Any:
-        """A site that says its number of blocks to the provider alone means it."""
+        """Take the number of blocks from the provider where the site does not set it."""
         provider = given.get("provider") if isinstance(given, Mapping) else None
         said = {name: getattr(provider, name, None) for name in ("min_blocks", "max_blocks")}
         taken = {name: number for name, number in said.items() if isinstance(number, int) and name not in given}
@@ -95,24 +97,24 @@ class NodeType(_Frozen):
 
 
 class Limits(_Frozen):
-    """Bounds that a refusal names."""
+    """Limits that a refusal names."""
 
     body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     held_bytes: int = Field(default=2 << 30, ge=1024)
-    """Of bodies in the ingress's memory: of requests that wait for models, or came cold and are being answered."""
+    """Request bodies in the ingress's memory: of requests that wait for models, and of cold ones being answered."""
     held_bytes_per_key: int = Field(default=512 << 20, ge=1024)
-    """The same of one key."""
+    """The same for one key."""
     waiting_requests: int = Field(default=1000, ge=1)
-    """Requests that may wait for models at a time, all models together."""
+    """Requests that may wait for models at a time, over all models."""
     relayed_requests: int = Field(default=1500, ge=1)
-    """Requests that came while their model was not ready, at a time: those that wait, and those whose answers go
-    through the ingress until they end. At most what fits into its open files: half of ``ulimit -Hn``."""
+    """Requests that came while their model was not ready, at a time: waiting ones, and those answered through the
+    ingress, until they end. At most what fits into its open files: half of ``ulimit -Hn``."""
     wait_s: float = Field(default=1800.0, gt=0)
     """How long one request may wait for its model."""
     in_flight_per_key: int = Field(default=512, ge=1)
     requests_per_key_10s: int = Field(default=100_000, ge=1)
     abandoned_load_grace_s: float = Field(default=2.0, ge=0)
-    """A load whose last waiter left so long ago may be stopped for a model that needs its room; else it goes on."""
+    """A load may be stopped for a model that needs its room this long after its last waiter left; else it continues."""
 
 
 class Site(_Frozen):
@@ -130,8 +132,9 @@ class Site(_Frozen):
     """Further names and addresses under which callers reach the front door (a DNS alias of several login nodes), for
     the certificate that the gateway makes."""
     plain_http: bool = False
-    """The front door speaks HTTP without TLS, on loopback only. Callers then cannot tell the gateway from another
-    program that took its port while it was down, and send it their keys and prompts: for a machine of your own."""
+    """The front door speaks HTTP without TLS, on loopback only. Callers then cannot distinguish the gateway from
+    another program that took its port while it was down, and send it their keys and prompts: for a single-user
+    machine."""
     cors_origins: tuple[str, ...] = ()
     """Web pages that may call the gateway from a browser: exact origins, as the browser writes them
     (``https://chat.example.org``, ``http://localhost:3000``). None by default. Each request still needs a key."""
@@ -147,25 +150,25 @@ class Site(_Frozen):
     block_idle_s: float = Field(default=200.0, ge=5)
     """How long a block without an engine and without demand is kept."""
     block_unused_s: float | None = Field(default=1800.0, ge=5)
-    """How long a block is kept whose models are loaded and not used: nothing in flight, nobody waiting, none pinned.
-    It is given back even if a model on it has a longer ``keep_alive`` (``-1``): a job is paid for whether it is used or
-    not. ``None``: never, for machines that cost nothing while they wait."""
+    """How long a block is kept whose models are loaded but not used: none in flight, no waiters, none pinned. It is
+    released even if a model on it has a longer ``keep_alive`` (``-1``): a job is paid for whether used or not.
+    ``None``: never, for machines without cost while idle."""
     last_block_idle_s: float = Field(default=3600.0, ge=0)
-    """The last block of all is kept so long, empty or unused, where the two above would give it back sooner: whoever
-    comes next then need not wait in the queue."""
+    """The last block of all is kept this long, empty or unused, where the two above would release it sooner: the next
+    request then need not wait in the queue."""
     pending_idle_s: float = Field(default=120.0, ge=0)
-    """How long a job that nobody needs any more keeps its place in the queue."""
+    """How long a job without demand keeps its place in the queue."""
     drain_before_end_s: float = Field(default=300.0, ge=1)
-    """So long before the walltime of a block leaves no more time, its engines take no new request: what is in flight
-    has this long to end. At most a quarter of the walltime is used."""
+    """Drain time: this long before a block leaves, its engines take no new request, and requests in flight have this
+    long to end. At most a quarter of the walltime is used."""
     leave_before_end_s: float = Field(default=30.0, ge=5)
-    """So long before its walltime ends a block has left, by itself: engines and Ray need this to end in peace."""
+    """A block leaves by itself this long before its walltime ends: time for engines and Ray to end cleanly."""
     notice_s: float = Field(default=20.0, ge=0)
-    """How long a block that somebody cancels or preempts lets requests end before it leaves: less than the time between
-    Slurm's SIGTERM and SIGKILL (``KillWait``, 30 s as a rule; before that a batch script hears nothing,
-    whatever a partition's ``GraceTime``)."""
+    """How long a block that is cancelled or preempted lets requests end before it leaves: less than the time between
+    Slurm's SIGTERM and SIGKILL (``KillWait``, usually 30 s; a batch script gets no earlier signal, regardless of a
+    partition's ``GraceTime``)."""
     isolate_engines: Literal["auto", "required", "off"] = "auto"
-    """Keep the gateway's secrets and yours from engines, by bubblewrap: where a node has it; ``required``: no engine
+    """Keep the gateway's secrets and yours from engines, by bubblewrap: on nodes that have it; ``required``: no engine
     starts without it."""
     queue_wait_max_s: float = Field(default=7 * 86400.0, ge=60)
     """Longest time a job may be pending before Ray gives it up."""
@@ -205,7 +208,7 @@ class Site(_Frozen):
         return self
 
     def demand_environment(self, environment: Mapping[str, str]) -> None:
-        """Refuse to go on without what ``needs_environment`` names. Raises ``ConfigError``."""
+        """Refuse to continue without the variables in ``needs_environment``. Raises ``ConfigError``."""
         for name in self.needs_environment:
             if not environment.get(name):
                 raise ConfigError(
@@ -238,7 +241,7 @@ def load_site(reference: str) -> Site:
         if problem["type"] == "extra_forbidden":
             what = "unknown key"
         raise ConfigError(f"{reference}: {error.title}{'.' + key if key else ''}: {what}") from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a site is a program: what it raises is a mistake in it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a site is a program: any exception is a mistake in it
         raise ConfigError(f"{reference}: {_where(reference, error)}{what_went_wrong(error)}") from None
     if not isinstance(site, Site):
         raise ConfigError(f"{reference}: expected a module-level 'site = Site(...)'")
@@ -261,7 +264,7 @@ def _is_site(file: str, reference: str) -> bool:
 
 
 def what_went_wrong(error: BaseException) -> str:
-    """The error in one line, with its type: a KeyError says nothing else but the key."""
+    """The error in one line, with its type: a KeyError's text is only the key."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg}"
     words = " ".join(str(error).split())

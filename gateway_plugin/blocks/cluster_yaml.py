@@ -10,14 +10,14 @@ from gateway_plugin.site import Site
 
 NODE_IDLE_S = 6.0
 """How long Ray keeps a node without an agent. How long a block is kept is the controller's policy (it keeps the agent
-there); Ray gives back what no agent holds, soon, because nobody is in charge of it."""
+there); Ray soon releases a node that no agent holds, because nothing controls it."""
 
 
 def cluster_yaml(site: Site, site_reference: str, layout: Layout, head_address: str) -> dict[str, Any]:
     """The autoscaler's configuration as a mapping to be written as YAML.
 
     Args:
-        site: what it may ask for: a node type each, with one ``gateway_TYPE`` resource that an agent takes.
+        site: source of the node types, each with one ``gateway_TYPE`` resource that an agent takes.
         site_reference: how the monitor's process loads the same site (``load_site``).
         head_address: ``IP:port`` of the Ray head, for the blocks.
     """
@@ -25,7 +25,7 @@ def cluster_yaml(site: Site, site_reference: str, layout: Layout, head_address: 
     for node_type in site.node_types:
         types[node_type.name] = {
             "resources": {"CPU": node_type.cpus, "GPU": node_type.gpus, block_resource(node_type.name): 1},
-            # min_blocks is the controller's to keep, by agents: Ray counts nodes, we count those with an agent.
+            # The controller maintains min_blocks, by agents: Ray counts nodes, the controller those with an agent.
             "min_workers": 0,
             "max_workers": node_type.max_blocks,
             "node_config": {},
@@ -33,7 +33,7 @@ def cluster_yaml(site: Site, site_reference: str, layout: Layout, head_address: 
     return {
         "cluster_name": site.name,
         "max_workers": sum(node_type.max_blocks for node_type in site.node_types),
-        "upscaling_speed": 1000,  # how fast to grow is the controller's policy too
+        "upscaling_speed": 1000,  # the controller's policy sets the growth rate too
         "idle_timeout_minutes": NODE_IDLE_S / 60,
         "provider": {
             "type": "external",

@@ -1,29 +1,34 @@
 """What runs in a block's job: start Ray, watch it, and leave nothing behind. ``python -m gateway_plugin.blocks.host``.
 
 The job's script (``job_script.py``) sets up the environment and becomes this process, so that it has the script's PID
-and its signals. When Ray is gone the block leaves at once, because ``ray start --block`` does not: an allocation would
-be held to its walltime.
+and its signals; or the script stays its parent, and passes them on. When Ray is gone the block leaves at once, because
+``ray start --block`` does not: an allocation would be held to its walltime.
 
 It leaves (1) when Ray released the node; (2) when the gateway cancelled it, or reports that its job has ended: a mark
 with its name lies in the state folder; (3) ``before_end_s`` before its walltime ends; (4) cancelled by others, once no
 engine is left on it, at the latest ``notice_s`` later: meanwhile a notice lies in its folder for the agent.
 
 What ``scancel``, a preemption and the walltime do to it, seen on Slurm 22.05 (``tests/slurm/test_leaving.py``): SIGCONT
-and SIGTERM come together, SIGKILL follows after the site's ``KillWait``, whatever signal ``scancel`` was given. Of a
-partition's ``GraceTime`` a batch script hears nothing: it is over when SIGTERM comes (a job with ``--signal=B:USR1@60``
-is told, where the cluster has ``PreemptParameters=send_user_signal``). Under ``proctrack/cgroup``, Slurm's default,
-SIGTERM reaches this process alone and SIGKILL all that the job started. ``proctrack/pgid`` signals its process group:
-so Ray runs in a session of its own. ``proctrack/linuxproc`` signals every process at once, engines too: there is
-nothing left to drain.
+and SIGTERM come together, SIGKILL follows after the site's ``KillWait``, for any signal given to ``scancel``. A batch
+script gets no signal at the start of a partition's ``GraceTime``: it is over when SIGTERM comes (a job with
+``--signal=B:USR1@60`` gets SIGUSR1, where the cluster has ``PreemptParameters=send_user_signal``). Under
+``proctrack/cgroup``, Slurm's default, SIGTERM reaches this process alone and SIGKILL all that the job started.
+``proctrack/pgid`` signals its process group: so Ray runs in a session of its own. ``proctrack/linuxproc`` signals every
+process at once, engines too: there is nothing left to drain.
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__":
+    # At once: the imports below take a while, seconds from a busy shared file system, and one of these would end it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP))
 
 import json
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -33,23 +38,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
-
 from gateway_plugin.blocks.cleanup import clean_up
-from gateway_plugin.blocks.leaving import CANCELLED, Settings, Watch
+from gateway_plugin.blocks.leaving import CANCELLED, NO_FOLDER, Settings, Watch
 from gateway_plugin.blocks.ray_tls import tls_environment
 from gateway_plugin.blocks.self_check import report
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout, block_folder, write_private
-from gateway_plugin.processes import Mark, age_s, alive, mark
-
-NO_FOLDER = 73
-"""Exit code where the node has no place for it (``EX_CANTCREAT``)."""
+from gateway_plugin.processes import Mark, age_s, alive, child, mark
 
 RAY_STOP_GRACE_S = 10
 """How long Ray has to end in a block before it is killed."""
 
+ANSWER_S = 60.0
+"""How long ``squeue`` may take: a hung one must not be the last question."""
 POLL_S = 0.5
 CALLED_S = 15.0
 """How long a node that looks at itself waits to be called."""
@@ -74,8 +76,8 @@ class _Leave(Exception):
 class Host:
     """One block on its node: processes, files and signals around ``Watch``."""
 
-    def __init__(self, settings: Settings, address: str, environ: Mapping[str, str]) -> None:
-        """Make the block's folder. Raises ``GatewayError``, ``OSError``: the node has no place for it."""
+    def __init__(self, settings: Settings, address: str, script: int, environ: Mapping[str, str]) -> None:
+        """Make its folder. ``script``: PID of the job's script. Raises ``GatewayError``, ``OSError``: no place."""
         self._settings = settings
         self._layout = Layout.of(Path(settings.state))
         run = private_folder(self._layout.run)
@@ -89,11 +91,12 @@ class Host:
         self._ray: subprocess.Popen[bytes] | None = None
         self._raylet: Mark | None = None
         self._slurm: subprocess.Popen[str] | None = None
+        self._slurm_until = 0.0
         self._watch = Watch(settings.leaving)
-        started = mark(os.getpid())
+        started = mark(script)
         now = time.monotonic()
         if settings.leaving.walltime_s is not None:
-            # This process was the job's script, and is as old.
+            # It counts from the start of the job's script, worker_init included.
             self._watch.ends = now - (age_s(started) if started is not None else 0) + settings.leaving.walltime_s
             if (end := environ.get("SLURM_JOB_END_TIME", "")).isdigit():
                 self._watch.told_end(int(end), now, time.time())
@@ -108,7 +111,7 @@ class Host:
         except _Leave as leave:
             say(f"leaving: {leave}")
             return leave.code
-        finally:  # whatever happens, nothing of the block may outlive it
+        finally:  # nothing of the block may outlive it
             self._end_ray()
             clean_up(self._records, self._settings.name, self._folder)
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -153,12 +156,8 @@ class Host:
 
     def _raylet_runs(self) -> bool:
         """Whether Ray's own process for this node, a child of ``ray start``, is there."""
-        try:
-            if self._raylet is None and self._ray is not None:
-                children = psutil.Process(self._ray.pid).children()
-                self._raylet = next((mark(child.pid) for child in children if child.name() == "raylet"), None)
-        except psutil.NoSuchProcess:
-            return False
+        if self._raylet is None and self._ray is not None:
+            self._raylet = child(self._ray.pid, "raylet")
         return alive(self._raylet)
 
     def _comes_back(self) -> bool:
@@ -183,7 +182,7 @@ class Host:
 
     def _wait(self, seconds: float) -> None:
         """For a signal, or ``seconds``. Signals are blocked otherwise: none is lost, and none interrupts."""
-        received = signal.sigtimedwait(_SIGNALS, seconds)
+        received = signal.sigtimedwait(_heard(), seconds)
         if received is None:
             return
         if received.si_signo == signal.SIGUSR1:
@@ -220,16 +219,26 @@ class Host:
             return
         if self._slurm is not None and self._slurm.poll() is not None:
             slurm, self._slurm = self._slurm, None
-            said, _ = slurm.communicate()
-            if slurm.returncode == 0:
-                self._answered(said.split())
+            with slurm:
+                if slurm.returncode == 0:
+                    self._answered(slurm.communicate()[0].split())
+        elif self._slurm is not None and time.monotonic() >= self._slurm_until:
+            with suppress(OSError):
+                os.killpg(self._slurm.pid, signal.SIGKILL)
         if self._slurm is None and time.monotonic() >= self._watch.ask_at:
             self._watch.asked(time.monotonic(), random.random())  # noqa: S311
+            self._slurm_until = time.monotonic() + ANSWER_S
             argv = ("squeue", "-h", "--all", "-t", "all", "-j", self._job, "-o", "%T %e")
             env = {**self._environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
             with suppress(OSError):  # there is no squeue on this node: its walltime counts
                 self._slurm = subprocess.Popen(
-                    argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                    argv,
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    start_new_session=True,
+                    preexec_fn=_hear_signals,
                 )
 
     def _answered(self, said: list[str]) -> None:
@@ -282,6 +291,13 @@ def say(words: str) -> None:
         os.write(sys.stdout.fileno(), f"{time.strftime('%FT%T%z')} {words}\n".encode())
 
 
+def _heard() -> tuple[signal.Signals, ...]:
+    """The signals that end a block. SIGINT and SIGHUP only where they were not ignored when it started: ``nohup`` does
+    that, and a shell for what it starts with ``&``, as Parsl does on the gateway's own machine."""
+    asked = (one for one in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN)
+    return (signal.SIGTERM, signal.SIGUSR1, *asked)
+
+
 def _hear_signals() -> None:
     """In a child before it becomes a program: it would inherit that signals are blocked."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -312,15 +328,15 @@ def _check_itself(settings: Settings, address: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Command line: ``SETTINGS ADDRESS SCRIPT``: ``Settings.text()``, this node's address if the site's expression
-    gave one, and the job's script, by which a local block is found. Returns the job's exit code."""
+    """Command line: ``SETTINGS ADDRESS PID SCRIPT``: ``Settings.text()``, this node's address if the site's expression
+    gave one, PID and path of the job's script, by which a local block is found. Returns the job's exit code."""
     settings = Settings.parse(argv[0])
     os.environ["GATEWAY_RUN_ROOT"] = settings.run_root
     try:
         if settings.report:
+            _hear_signals()  # nothing is left behind
             return _check_itself(settings, argv[1] or _address_to(settings.head))
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        host = Host(settings, argv[1], os.environ)
+        host = Host(settings, argv[1], int(argv[2]), os.environ)
     except (GatewayError, OSError) as error:
         say(f"no place for a block here: {error.message if isinstance(error, GatewayError) else error}")
         return NO_FOLDER

@@ -1,5 +1,7 @@
 """The text of a block's job: set up the node's environment, and become ``blocks/host.py``. Pure.
 
+Where ``worker_init`` sets a trap on EXIT it stays instead, passes its signals on, and runs the trap after all else.
+
 It carries the paths of secrets, never a secret; every value is quoted; it does not trust the environment that it was
 submitted from.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from gateway_plugin.blocks.leaving import Leaving, Settings
+from gateway_plugin.blocks.leaving import CANCELLED, NO_FOLDER, Leaving, Settings
 from gateway_plugin.blocks.ray_tls import before_ray_starts
 from gateway_plugin.paths import Layout, block_log
 from gateway_plugin.site import NodeType
@@ -21,8 +23,8 @@ RECONNECT_S = 600
 """How long blocks wait for a head that went away before they give up."""
 
 NO_MEMORY_MONITOR = {"RAY_memory_monitor_refresh_ms": "0"}
-"""Ray's monitor kills its own workers where a node's memory is nearly full, whoever fills it: on a shared node the
-controller, or an agent and with it every engine of the node. Neither is large, and the kernel chooses better."""
+"""Ray's monitor kills its own workers where a node's memory is nearly full, also of other users' processes: on a shared
+node the controller, or an agent and with it every engine of the node. Neither is large; the kernel chooses better."""
 
 
 _PATIENT = Leaving()
@@ -36,7 +38,7 @@ def block_resource(node_type: str) -> str:
 def block_settings(
     name: str, node_type: NodeType, layout: Layout, head_address: str, python: str, leaving: Leaving, report: str = ""
 ) -> Settings:
-    """What the program in the job of block ``name`` is told. See ``block_script``."""
+    """Settings of the program in the job of block ``name``. See ``block_script``."""
     return Settings(
         name=name,
         head=head_address,
@@ -91,23 +93,44 @@ def block_script(
     """
     settings = block_settings(name, node_type, layout, head_address, python, leaving, report)
     return _SCRIPT.format(
+        values=f"NAME={shlex.quote(name)} HEAD={shlex.quote(head_address)} PYTHON={shlex.quote(python)}",
         log=shlex.quote(str(block_log(layout, name))),
         path="" if bin_folder is None else f"export PATH={shlex.quote(bin_folder)}:$PATH",
         worker_init=node_type.worker_init,
-        address="" if node_type.node_address == "auto" else f"$({node_type.node_address})",
+        address=_address(node_type),
         python=shlex.quote(python),
         settings=shlex.quote(settings.text()),
+        cancelled=CANCELLED,
     )
+
+
+def _address(node_type: NodeType) -> str:
+    """Sets ``ADDRESS``; empty: the program finds it. An expression that fails must not look like ``auto``."""
+    if node_type.node_address == "auto":
+        return "ADDRESS="
+    failed = f"node_address= of node type {node_type.name} printed nothing on this node: {node_type.node_address}"
+    return f"""\
+ADDRESS=$({node_type.node_address}) || :
+[ -n "$ADDRESS" ] || {{ echo {shlex.quote(failed)} >&2; exit {NO_FOLDER}; }}"""
 
 
 _SCRIPT = """\
 umask 077
 ulimit -c 0  # core files hold prompts and keys
+{values}
 exec >>{log} 2>&1
 # What the submitting process had of Ray's settings (it is part of the head) must not reach this node.
 unset ${{!RAY_@}} ${{!SQUEUE_@}}
 {path}
 {worker_init}
-ADDRESS={address}
-exec {python} -m gateway_plugin.blocks.host {settings} "$ADDRESS" "$0"
+{address}
+set -- {python} -m gateway_plugin.blocks.host {settings} "$ADDRESS" $$ "$0"
+[ -n "$(trap -p EXIT)" ] || exec "$@"
+# worker_init wants to do something at the end (remove scratch files, stop a daemon), which exec would drop.
+HOST=
+pass() {{ [ -n "$HOST" ] || exit {cancelled}; kill -"$1" "$HOST" 2>/dev/null || :; }}
+trap 'pass TERM' TERM; trap 'pass USR1' USR1; trap 'pass HUP' INT HUP  # what runs with & ignores SIGINT
+"$@" & HOST=$!
+while kill -0 "$HOST" 2>/dev/null; do wait "$HOST" || :; done
+wait "$HOST"
 """

@@ -1,13 +1,17 @@
-"""When a block leaves, and what its program is told. Pure."""
+"""When a block leaves, and the settings of its program. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 CANCELLED = 143
 """Exit code of a block that was cancelled, as the shell has it for SIGTERM."""
+
+NO_FOLDER = 73
+"""Exit code where the node has no place for it (``EX_CANTCREAT``), or no address."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,23 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the job's script tells this program, as JSON. Paths of secrets, never a secret."""
+    """What the job's script tells this program, as JSON. Paths of secrets, never a secret.
+
+    A job may wait in a queue while the gateway is replaced by a later version or an earlier one: a new field has a
+    default, and fields that this version does not know are left out.
+    """
 
     name: str
     head: str
     """``IP:port`` of the Ray head."""
     state: str
     """The state folder."""
-    run_root: str
-    python: str
+    run_root: str = "/tmp"  # noqa: S108 - as in Layout.run
+    python: str = "python"
     """The interpreter with Ray."""
-    ray: tuple[str, ...]
+    ray: tuple[str, ...] = ()
     """Options of ``ray start``."""
-    environment: dict[str, str]
+    environment: dict[str, str] = field(default_factory=dict)
     """For Ray and all that runs in the block."""
     leaving: Leaving = Leaving()
     report: str = ""
@@ -53,15 +61,20 @@ class Settings:
 
     @classmethod
     def parse(cls, text: str) -> Settings:
-        """From ``text()``."""
+        """From ``text()``, of this version or another."""
         said = json.loads(text)
-        return cls(**{**said, "ray": tuple(said["ray"]), "leaving": Leaving(**said["leaving"])})
+        leaving = Leaving(**_known(Leaving, said.get("leaving", {})))
+        return cls(**{**_known(cls, said), "ray": tuple(said.get("ray", ())), "leaving": leaving})
+
+
+def _known(kind: type[Settings | Leaving], said: Mapping[str, Any]) -> dict[str, Any]:
+    return {one.name: said[one.name] for one in fields(kind) if one.name in said}
 
 
 @dataclass
 class Watch:
-    """When the block is to leave. Pure. ``now``: seconds on the machine's clock, which nobody sets; ``wall``: since the
-    epoch, as Slurm reports times and people read them."""
+    """When the block is to leave. Pure. ``now``: seconds on the machine's clock, which is never set; ``wall``: since
+    the epoch, as Slurm reports times and people read them."""
 
     leaving: Leaving
     ends: float | None = None

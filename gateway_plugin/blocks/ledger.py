@@ -1,8 +1,7 @@
-"""The ledger: which blocks were asked for, and where their jobs are. One JSON file, written before anything is done.
+"""The ledger: the requested blocks and their jobs. One JSON file, written before each action.
 
-Ray's autoscaler and Parsl's providers keep what they know in memory; the ledger is what is left when their process is
-gone. A block is written down as ``submitting`` before its job is submitted, so that no job can exist that the ledger
-does not name.
+Ray's autoscaler and Parsl's providers keep their state in memory; the ledger remains when their process has ended. A
+block is recorded as ``submitting`` before its job is submitted, so that no job can exist that the ledger does not name.
 """
 
 from __future__ import annotations
@@ -12,21 +11,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.files import Garbled
 from gateway_plugin.phases import BlockPhase as BlockPhase
 from gateway_plugin.processes import Mark
-from gateway_plugin.state_file import Garbled, State, StateFile
+from gateway_plugin.state_file import State, StateFile
 
 _VERSION = 1
 _ENDED_KEPT = 50
-"""Blocks that ended are kept for people to look at, and as evidence of a node type in trouble; so many of each type."""
+"""How many ended blocks of each type are kept, for display and as evidence for the back-off of a node type."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A scheduler's job, so that it can be recognised later.
+    """A scheduler's job, with what identifies it later.
 
     For a local job ``pid``, ``started``, ``ticks`` and ``boot`` name its process, as a ``Mark`` does. ``script`` is the
-    file that runs, where the scheduler tells.
+    file that runs, if the scheduler reports it.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Job:
 
     @property
     def mark(self) -> Mark | None:
-        """Its process; ``None`` if it is not a local job, or was over before anybody looked."""
+        """Its process; ``None`` if it is not a local job, or ended before it was first observed."""
         if self.pid is None or self.started is None:
             return None
         return Mark(self.pid, self.started, self.ticks, self.boot)
@@ -56,36 +56,37 @@ class Block:
     ended_at: float | None = None
     reason: str | None = None
     never_clears: bool = False
-    """Of a pending one: whether ``reason`` is one that does not clear by itself, as the scheduler's module judged."""
+    """For a pending block: whether ``reason`` is one that does not clear by itself, as the scheduler's module decided.
+    """
     node: str | None = None
-    """Where it runs or ran, where the scheduler says."""
+    """The node where it runs or ran, if the scheduler reports it."""
     starts_at: float | None = None
-    """When its job started; of a pending one, when the scheduler expects it to. ``None`` once it is certain that it
-    never started: an expectation must not be taken for a start."""
+    """When its job started; for a pending job, the scheduler's estimate. ``None`` once it is certain that it never
+    started: an estimate must not be taken for a start."""
     ends_at: float | None = None
     """When its walltime ends."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """Ray's tags, as its autoscaler set them."""
+    """Ray's tags, set by its autoscaler."""
 
     def ending(self, phase: BlockPhase, now: float, reason: str | None = None) -> Block:
-        """This block, ended; unchanged if it had ended before."""
+        """This block with its end recorded; unchanged if it had one."""
         return self if self.phase.ended else replace(self, phase=phase, ended_at=now, reason=reason or self.reason)
 
     def told_to_end(self) -> Block:
-        """This block, told to end. What was expected of one in the queue does not come any more."""
+        """This block, cancelled. The start estimate of a pending block no longer applies."""
         queued = self.phase in (BlockPhase.SUBMITTING, BlockPhase.PENDING)
         return replace(self, phase=BlockPhase.CANCELLING, starts_at=None if queued else self.starts_at)
 
 
 class LedgerState(State):
-    """The ledger's file. Of a block, keys of a later version are passed over."""
+    """The ledger's file. Keys of a block that a later version added are ignored."""
 
     version: int = _VERSION
     blocks: tuple[Block, ...]
 
 
 def pruned(blocks: Mapping[str, Block], keep: int = _ENDED_KEPT) -> dict[str, Block]:
-    """All blocks that have not ended, and of each type the ``keep`` that ended last."""
+    """All blocks that have not ended, and of each type the ``keep`` most recently ended ones."""
     ended: dict[str, list[Block]] = {}
     for block in sorted((b for b in blocks.values() if b.phase.ended), key=lambda b: (b.ended_at or 0.0, b.name)):
         ended.setdefault(block.type, []).append(block)
@@ -94,7 +95,7 @@ def pruned(blocks: Mapping[str, Block], keep: int = _ENDED_KEPT) -> dict[str, Bl
 
 
 class LedgerGarbled(ServiceError):
-    """The ledger's file is there and garbled."""
+    """The ledger's file exists and is garbled."""
 
 
 class Ledger:
@@ -105,7 +106,7 @@ class Ledger:
         self._file = StateFile(path, LedgerState)
 
     def read(self) -> dict[str, Block]:
-        """Every block written down, by name. Raises ``LedgerGarbled`` if the file is garbled."""
+        """Every recorded block, by name. Raises ``LedgerGarbled`` if the file is garbled."""
         try:
             found = self._file.read()
         except Garbled as error:
@@ -119,8 +120,8 @@ class Ledger:
         self._file.write(_state(blocks))
 
     def begin_anew(self, blocks: Mapping[str, Block]) -> Path:
-        """``write`` where the file is garbled. Returns what it is called now. Raises ``OSError``; it stays
-        where it is then: without it there would be no blocks."""
+        """``write`` where the file is garbled. Returns the garbled file's new path. Raises ``OSError``; the garbled
+        file then stays in place: a new one without it would have no blocks."""
         return self._file.replace_garbled(_state(blocks))
 
 

@@ -46,7 +46,7 @@ HEAD = "head"
 
 
 def block_name(node_type: str) -> str:
-    """A name nobody has had: ``gw-TYPE-xxxxxxxx``. It is the Ray instance id and part of the job's name."""
+    """A new, unique name: ``gw-TYPE-xxxxxxxx``. It is the Ray instance id and part of the job's name."""
     return f"gw-{node_type}-{secrets.token_hex(4)}"
 
 
@@ -64,7 +64,7 @@ def open_pool(site: Site, layout: Layout) -> BlockPool:
 
 
 def script_for(name: str, node_type: NodeType, layout: Layout, head_address: str, site: Site) -> str:
-    """The job's text. A block on this machine uses this very interpreter, any other what ``worker_init`` sets up."""
+    """The job's text. A block on this machine uses this interpreter, any other the one that ``worker_init`` sets up."""
     leaving = Leaving(walltime_s(node_type.provider), site.leave_before_end_s, site.notice_s)
     if isinstance(node_type.provider, LocalProvider):
         own = os.path.dirname(sys.executable)
@@ -73,7 +73,7 @@ def script_for(name: str, node_type: NodeType, layout: Layout, head_address: str
 
 
 def prune_blocks(layout: Layout, living: Collection[str], keep: int = KEPT) -> None:
-    """Remove logs, job files and marks of the oldest blocks that are over. ``living``: those that hold a place."""
+    """Remove logs, job files and marks of the oldest ended blocks. ``living``: names of blocks that hold a node."""
 
     def block_of(file: Path) -> str:
         return file.name.removeprefix("block-").partition(".")[0]
@@ -84,7 +84,7 @@ def prune_blocks(layout: Layout, living: Collection[str], keep: int = KEPT) -> N
 
 
 class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
-    """Ray's ``NodeProvider``. Nodes are named by their block; the head is ``head`` and never ours to end."""
+    """Ray's ``NodeProvider``. Nodes are named by their block; the head is ``head`` and is never ended here."""
 
     def __init__(self, provider_config: Mapping[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
@@ -92,7 +92,7 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
         self._site = load_site(provider_config["site"])
         self._head_address: str = provider_config["head_address"]
         self.pool = open_pool(self._site, self._layout)
-        # Ray reads cluster.yaml every two seconds and each time complains of two fields that it put there itself.
+        # Ray reads cluster.yaml every two seconds and warns each time about two fields that it added itself.
         logging.getLogger("ray.autoscaler._private.util").setLevel(logging.ERROR)
         self._head_tags = {
             TAG_RAY_NODE_KIND: NODE_KIND_HEAD,
@@ -102,22 +102,22 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
         }
 
     def non_terminated_nodes(self, tag_filters: Mapping[str, str]) -> list[str]:
-        """Head and every block that holds a place, one that is ending too: Ray must not think its room free."""
+        """The head and every block that holds a node, also one that is ending: Ray must not count its room as free."""
         names = [HEAD, *(block.name for block in self.pool.refresh())]
         return [name for name in names if tag_filters.items() <= self.node_tags(name).items()]
 
     def is_running(self, node_id: str) -> bool:
-        """Whether the job runs; Ray itself says whether the node has joined."""
+        """Whether the job runs; Ray itself determines whether the node has joined."""
         block = self.pool.find(node_id)
         return node_id == HEAD or (block is not None and block.phase is BlockPhase.RUNNING)
 
     def is_terminated(self, node_id: str) -> bool:
-        """Whether the job is gone."""
+        """Whether the job has ended."""
         block = self.pool.find(node_id)
         return node_id != HEAD and (block is None or block.phase.ended)
 
     def node_tags(self, node_id: str) -> dict[str, str]:
-        """Ray's tags; none for a block that is not known."""
+        """Ray's tags; none for an unknown block."""
         if node_id == HEAD:
             return dict(self._head_tags)
         block = self.pool.find(node_id)
@@ -139,8 +139,8 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
         return node_id
 
     def create_node(self, node_config: Mapping[str, Any], tags: Mapping[str, str], count: int) -> None:
-        """Submit ``count`` blocks of the type in ``tags``. Whatever it raises, Ray asks again later and tells nobody;
-        so what hinders a block before there is a job is in the ledger, as the scheduler's own refusals are.
+        """Submit ``count`` blocks of the type in ``tags``. Ray retries silently on any exception, so failures before
+        submission are recorded in the ledger, as the scheduler's rejections are.
 
         Raises:
             ServiceError: see ``BlockPool.submit``.
@@ -166,15 +166,15 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
         resources: Mapping[str, float],
         labels: Mapping[str, str],
     ) -> None:
-        """As ``create_node``: what a node holds is the site's word, from which ``resources`` was made."""
+        """Like ``create_node``: the site defines a node's resources, and ``resources`` was made from it."""
         self.create_node(node_config, tags, count)
 
     def terminate_node(self, node_id: str) -> None:
-        """Tell one block to end."""
+        """Cancel one block."""
         self.terminate_nodes([node_id])
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
-        """Tell blocks to end. Unknown ones and the head are left alone."""
+        """Cancel blocks. Unknown ones and the head are left alone."""
         self.pool.cancel(node_ids)
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""The blocks: one state, one ledger, one lock; what Ray's provider and ``down`` act on. No Ray in here.
+"""The blocks: one state, one ledger, one lock, used by Ray's provider and by ``down``. Independent of Ray.
 
-Every change is in the ledger before it is acted on. Where that cannot be written no block is asked for; what is known
-of those that are there counts, and is written when there is room. A scheduler's command runs outside the lock, so that
-a slow ``sbatch`` never hides the other blocks.
+Every change is in the ledger before it takes effect. While the ledger cannot be written, no block is submitted; the
+state of existing blocks is kept in memory and written once possible. A scheduler's command runs outside the lock, so
+that a slow ``sbatch`` never blocks queries for the other blocks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gateway_plugin.site import what_went_wrong
 log = logging.getLogger(__name__)
 
 CANCEL_GRACE_S = 40.0
-"""How long a block may clean up before it is ended without being asked: Ray 10 s, engines 10 s, and room."""
+"""Grace period of a cancelled block before it is killed: Ray 10 s, engines 10 s, and a margin."""
 
 SPACING_S = 10.0
-"""After a block failed early or was ended by hand no other of its type is submitted for so long: Ray asks every two
-seconds, and for one that was ended by hand until it has seen what was withdrawn with it. How long a type that keeps
-failing is left alone is the controller's to decide."""
+"""After a block failed early or was ended by an operator, the pause until another of its type is submitted: Ray asks
+every two seconds, after an operator's end until it has processed the withdrawn demand. The back-off of a type that
+keeps failing is the controller's decision."""
 
 _LIVED_S = 60.0
 _SUBMITS = BlockPhase.SUBMITTING
@@ -36,10 +36,10 @@ _FAILS = (BlockPhase.FAILED, BlockPhase.LOST)
 
 
 def after_look(block: Block, seen: JobStatus | None, now: float) -> Block:
-    """The block after one look at its job.
+    """The block after one poll of its job.
 
-    (1) ended: the first end stays. (2) nothing can be said: unchanged. (3) told to end and gone: cancelled, whatever
-    the scheduler calls it. (4) told to end and still there: unchanged. (5) gone. (6) pending or running: as seen.
+    (1) ended: the first end stays. (2) status unknown: unchanged. (3) cancelled and gone: cancelled, under any status
+    of the scheduler. (4) cancelled and still there: unchanged. (5) gone. (6) pending or running: as reported.
     """
     if block.phase.ended or seen is None:  # (1) (2)
         return block
@@ -59,8 +59,9 @@ def after_look(block: Block, seen: JobStatus | None, now: float) -> Block:
 
 
 def _over(block: Block, seen: JobStatus, phase: BlockPhase, now: float) -> Block:
-    """It ended. Its start is (1) what the scheduler says, if it ran: it was seen running, or has a node; (2) what it
-    was when it was told to end; (3) none, if it left the queue without having run: what is known is an estimate."""
+    """The ended block. Its start is (1) what the scheduler reports, if it ran: it was running before, or has a node;
+    (2) what was recorded when it was cancelled; (3) none, if it left the queue without having run: a known start is an
+    estimate."""
     node = seen.node or block.node
     if node is not None or block.phase is BlockPhase.RUNNING:  # (1)
         starts_at = seen.starts_at or block.starts_at
@@ -70,9 +71,9 @@ def _over(block: Block, seen: JobStatus, phase: BlockPhase, now: float) -> Block
 
 
 def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: float, now: float) -> Block:
-    """A block whose submit was cut short, after its job was looked for.
+    """A block with an interrupted submit, after a search for its job.
 
-    (1) found: it is that job. (2) not yet, and it may still show up: unchanged. (3) it never started.
+    (1) found: the block has this job. (2) not yet, and it may still appear: unchanged. (3) it never started.
     """
     if found is not None:  # (1)
         phase = _CANCELS if block.phase is _CANCELS else BlockPhase.PENDING
@@ -86,8 +87,8 @@ def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: f
 class BlockPool:
     """All blocks of a gateway. Thread-safe. A new pool over the same ledger takes over every block in it.
 
-    ``marks``: put before a block is cancelled, and when its job is seen to be over.
-    ``clock``: the wall clock, for what the ledger keeps. ``monotonic``: for what this pool waits for.
+    ``marks``: set before a block is cancelled, and when its job has ended.
+    ``clock``: the wall clock, for times in the ledger. ``monotonic``: for delays of this pool.
     """
 
     def __init__(
@@ -110,19 +111,19 @@ class BlockPool:
         self._lock = threading.RLock()
         self._blocks = ledger.read()
         self._submitting: set[str] = set()
-        """Being submitted by this very process: not in doubt."""
+        """Being submitted by this process: not in doubt."""
         self._adopted_at = monotonic()
         self._doubted_at: dict[str, float] = {}
         self._cancelled_at: dict[str, float] = {}
         self._late = False
-        """The ledger's file is not as it should be: it could not be written."""
+        """The ledger's file is out of date: it could not be written."""
         self._spaced: dict[str, tuple[str, float]] = {}
-        """By type: why, and until when, nothing is submitted."""
+        """By type: the reason for a pause of submits, and its end."""
         for block in self.holding():
             log.info("block adopted name=%s phase=%s job=%s", block.name, block.phase.value, block.job and block.job.id)
 
     def holding(self) -> tuple[Block, ...]:
-        """Every block that may hold a place: all that have not ended, oldest first."""
+        """Every block that may hold a node: all that have not ended, oldest first."""
         with self._lock:
             return tuple(
                 sorted((b for b in self._blocks.values() if not b.phase.ended), key=lambda b: (b.asked_at, b.name))
@@ -141,13 +142,12 @@ class BlockPool:
                 self._put(replace(block, tags={**block.tags, **tags}))
 
     def submit(self, name: str, node_type: str, script: str, tags: Mapping[str, str]) -> Block:
-        """Ask for one block: written down, then submitted, then its job written down.
+        """Submit one block: recorded, then submitted, then its job recorded.
 
         Raises:
-            ServiceError: it cannot be written down;
-                the type has its ``max_blocks`` already (one that is still ending counts); one of its blocks has just
-                failed or was ended by hand; or the scheduler refused: then this one has ended as ``failed`` with the
-                scheduler's words.
+            ServiceError: it cannot be recorded; the type has its ``max_blocks`` already (ending ones count); one of its
+                blocks has just failed or was ended by an operator; or the scheduler rejected it: then the block has
+                ended as ``failed`` with the scheduler's message.
         """
         with self._lock:
             self._admit(node_type)
@@ -162,23 +162,23 @@ class BlockPool:
             with self._lock:
                 self._put(self._blocks[name].ending(BlockPhase.FAILED, self._clock(), error.message))
             raise
-        except Exception as error:  # a command that timed out, or anything else: the job may be there or not
+        except Exception as error:  # a command that timed out, or another failure: there may be a job or not
             with self._lock:
                 self._put(replace(self._blocks[name], reason=what_went_wrong(error)))
             raise
-        finally:  # refresh looks for it
+        finally:  # refresh searches for it
             with self._lock:
                 self._submitting.discard(name)
                 self._doubted_at[name] = self._monotonic()
         with self._lock:
-            block = self._blocks[name]  # it may have been cancelled meanwhile: then the next refresh tells the job
+            block = self._blocks[name]  # it may have been cancelled meanwhile: then the next refresh cancels the job
             block = replace(block, job=job, phase=BlockPhase.PENDING if block.phase is _SUBMITS else block.phase)
             self._put(block)
             return block
 
     def refuse(self, name: str, node_type: str, reason: str, tags: Mapping[str, str]) -> None:
-        """Write down a block that cannot be submitted, as ``failed`` for ``reason``. Raises ``ServiceError`` where
-        ``submit`` would: no more of them than of blocks that the scheduler refuses."""
+        """Record a block that cannot be submitted, as ``failed`` for ``reason``. Raises ``ServiceError`` where
+        ``submit`` would: at most as many as blocks that the scheduler rejects."""
         with self._lock:
             self._admit(node_type)
             block = Block(name=name, type=node_type, phase=_SUBMITS, asked_at=self._clock(), tags=dict(tags))
@@ -193,7 +193,7 @@ class BlockPool:
             raise ServiceError(f"a block of type {node_type} {why}; the next can be submitted in {wait_s:.0f} s")
 
     def cancel(self, names: Iterable[str]) -> None:
-        """Tell blocks to end. They hold their place until their job is seen to be gone. Unknown or ended: nothing."""
+        """Cancel blocks. They hold their node until their job is gone. Unknown or ended: no effect."""
         told = []
         with self._lock:
             for name in names:
@@ -209,9 +209,9 @@ class BlockPool:
                 self._schedulers[block.type].cancel(block, forced=False)
 
     def refresh(self) -> tuple[Block, ...]:
-        """Look at every job, write down what changed, search for jobs in doubt, press those that do not end.
+        """Poll every job, record changes, search for jobs in doubt, cancel again those that do not end.
 
-        Blocks that somebody asked to be ended are told so first. Gives what holds a place after it.
+        Requested cancellations are processed first. Returns the blocks that hold a node afterwards.
         """
         with self._lock:
             if self._late:
@@ -225,7 +225,7 @@ class BlockPool:
                 waited_s = moment - self._doubted_at.get(block.name, self._adopted_at)
                 try:
                     found = scheduler.find(block.name)
-                except GatewayError as error:  # it could not be looked for: the others must be seen to all the same
+                except GatewayError as error:  # the search failed: the other blocks must be processed all the same
                     log.warning("block not looked for name=%s said=%s", block.name, error.message)
                     continue
                 self._change(block, after_search(block, found, waited_s, scheduler.in_doubt_s, now))
@@ -242,7 +242,7 @@ class BlockPool:
         return self.holding()
 
     def _cancel_asked(self) -> None:
-        """A request is dropped only when the ledger has it: after a crash in between it is read again."""
+        """A request is removed only when the ledger has it: after a crash in between it is read again."""
         if self._requests is None:
             return
         try:
@@ -251,7 +251,7 @@ class BlockPool:
             self.cancel(asked)
             for name in asked:
                 self._requests.done(name)
-        except OSError as error:  # read again at the next look; the jobs must be seen to all the same
+        except OSError as error:  # read again at the next refresh; the jobs must be polled all the same
             log.warning("requests unreadable error=%s", error)
 
     def _hold(self, names: Iterable[str]) -> None:
@@ -265,19 +265,19 @@ class BlockPool:
         self._spaced[node_type] = why, self._monotonic() + SPACING_S
 
     def _change(self, before: Block, after: Block) -> None:
-        """Take over what was learnt of a block while the lock was free; it may have been cancelled meanwhile."""
+        """Apply what was learnt about a block while the lock was free; it may have been cancelled meanwhile."""
         if after == before:
             return
         if after.phase.ended and after.phase is not BlockPhase.COMPLETED:
-            # Whoever killed its script did not clean up after it; it holds its place until nothing of it is left.
-            # And a job that Slurm gave up may still run, on a node whose slurmd died: its script looks for the mark.
+            # A killed script did not clean up; the block holds its node until none of its processes is left.
+            # And a job that Slurm gave up may still run, on a node whose slurmd died: its script checks the mark.
             self._mark(after)
             self._schedulers[after.type].cancel(after, forced=True)
         with self._lock:
             current = self._blocks[before.name]
             if current.phase is _CANCELS:
                 after = replace(after, phase=BlockPhase.CANCELLED) if after.phase.ended else after.told_to_end()
-            # Everything learnt by looking; its tags are Ray's, and may have changed meanwhile.
+            # The observed fields; its tags are Ray's, and may have changed meanwhile.
             self._put(replace(after, tags=current.tags))
 
     def _mark(self, block: Block) -> None:
@@ -316,9 +316,9 @@ class BlockPool:
 
 
 def end_all(pool: BlockPool, deadline_s: float, pause_s: float = 0.2) -> tuple[Block, ...]:
-    """Cancel every block and wait for them to be gone, without Ray: for ``down``, after the head has ended.
+    """Cancel every block and wait until they are gone, without Ray: for ``down``, after the head has ended.
 
-    Gives the blocks that were still there at the deadline: normally none.
+    Returns the blocks that were still there at the deadline: normally none.
     """
     until = time.monotonic() + deadline_s
     pool.cancel([block.name for block in pool.holding()])

@@ -1,8 +1,8 @@
-"""Ray's traffic over TLS, in both directions: the environment that asks for it, and the certificate that it needs.
+"""Ray's traffic over TLS, in both directions: the environment that enables it, and the certificate that it needs.
 
-Ray's gRPC servers demand a certificate of Ray's authority, and its clients refuse a server without one, before they
-send anything: whoever takes a port of Ray's first sees no token. The files lie on the node's own disk, since Ray reads
-them again for every connection.
+Ray's gRPC servers demand a certificate of Ray's authority, and its clients reject a server without one before they send
+anything: a process that takes one of Ray's ports first receives no token. The files lie on the node's own disk, since
+Ray reads them again for every connection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway_plugin.paths import Layout, write_private
 
 
 def tls_environment(folder: Path) -> dict[str, str]:
-    """What every process of one node of Ray needs: where in ``folder`` certificate, key and authority lie."""
+    """The environment for every process of one Ray node: the paths in ``folder`` of certificate, key and authority."""
     return {
         "RAY_USE_TLS": "1",
         "RAY_TLS_SERVER_CERT": str(folder / "node.crt"),
@@ -28,9 +28,9 @@ def tls_environment(folder: Path) -> dict[str, str]:
 def before_ray_starts(parameters: Any, head: bool) -> None:
     """Called by ``ray start`` (``RAY_START_HOOK``) with its parameters, before it connects to anything.
 
-    Makes this node's certificate, for the address that Ray was told. And leaves out Ray's client server: it is a
-    process of 100 MB that nobody here uses, on a port (10001) that a second gateway would want too, and no option of
-    ``ray start`` leaves it out.
+    Makes this node's certificate, for the address that Ray was given. Also disables Ray's client server: it is an
+    unused process of 100 MB, on a port (10001) that a second gateway would need too, and no option of ``ray start``
+    disables it.
     """
     parameters.ray_client_server_port = None
     make_identity(Layout(Path(os.environ["GATEWAY_STATE"])), parameters.node_ip_address, os.environ)
@@ -40,9 +40,9 @@ def make_identity(layout: Layout, address: str, environment: Any) -> None:
     """Write the files that ``environment`` names (``tls_environment``), 0600 in a 0700 folder.
 
     Raises:
-        ServiceError: the authority cannot be read, or the folder is somebody else's.
+        ServiceError: the authority cannot be read, or the folder belongs to another user.
     """
-    from gateway_plugin.tls import sign_for_ray  # not in blocks/host.py, which needs the names alone
+    from gateway_plugin.tls import sign_for_ray  # not in blocks/host.py, which needs the names only
 
     certificate = Path(environment["RAY_TLS_SERVER_CERT"])
     private_folder(certificate.parent)

@@ -1,4 +1,4 @@
-"""A ledger that cannot be understood, rebuilt from the jobs that live: they are found by their blocks' names."""
+"""Recovery of a garbled ledger from the live jobs, which are found by their blocks' names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def whole_ledger(layout: Layout, jobs: Mapping[str, Scheduler], others: Scheduler | None = None) -> Ledger:
-    """The ledger, one that can be read: where it is garbled it is set aside, and begun anew with the jobs found.
+    """A readable ledger: a garbled one is set aside, and a new one written with the jobs found.
 
-    Only where nobody else writes it. ``others``: the jobs of node types that are not in ``jobs``.
-    Raises ``OSError`` where it cannot be written; nothing was changed then.
+    Only while no other process writes it. ``others``: the jobs of node types that are not in ``jobs``.
+    Raises ``OSError`` if it cannot be written; nothing was changed then.
     """
     ledger = Ledger(layout.ledger)
     try:
@@ -31,7 +31,7 @@ def whole_ledger(layout: Layout, jobs: Mapping[str, Scheduler], others: Schedule
 
 
 def _found(layout: Layout, jobs: Mapping[str, Scheduler], others: Scheduler | None) -> list[Block]:
-    """A block for each job file whose job (1) is there, or (2) cannot be looked for now: then it is in doubt."""
+    """A block for each job file whose job (1) is there, or (2) cannot be searched for now: then it is in doubt."""
     asked_at = {_block_of(file): file.stat().st_mtime for file in sorted(script_place(layout).glob("gw-*.*"))}
     found = []
     for name, at in asked_at.items():

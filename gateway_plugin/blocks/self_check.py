@@ -1,4 +1,4 @@
-"""What a node says of itself to ``gateway doctor --submit``."""
+"""A node's report for ``gateway doctor --submit``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def report(head: str, address: str, port: int, environ: Mapping[str, str]) -> di
     """The fields of ``doctor.node_report.Report``.
 
     Args:
-        head: ``IP:port`` to call.
+        head: ``IP:port`` to connect to.
         address: this node's own.
-        port: where it can be called meanwhile.
+        port: where this node accepts connections meanwhile.
     """
     return {
         "host": platform.node(),
@@ -42,7 +42,7 @@ def report(head: str, address: str, port: int, environ: Mapping[str, str]) -> di
 
 
 def version(package: str) -> str:
-    """``missing`` where there is none."""
+    """The installed version; ``missing`` if there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def version(package: str) -> str:
 
 
 def call(address: str, port: str | int, timeout_s: float = _CALL_S) -> str:
-    """``reached``, or why it is not."""
+    """``reached``, or the reason for the failure."""
     try:
         socket.create_connection((address, int(port)), timeout=timeout_s).close()
     except OSError as error:
@@ -59,13 +59,13 @@ def call(address: str, port: str | int, timeout_s: float = _CALL_S) -> str:
 
 
 def _isolation() -> str:
-    """``works``: bubblewrap does; or why it does not."""
+    """``works``: bubblewrap works; or the reason why not."""
     code, _, complaint = _said(_ISOLATION)
     return "works" if code == 0 else complaint.partition("\n")[0] or "failed"
 
 
 def _said(argv: Sequence[str]) -> tuple[int, str, str]:
-    """Exit code and output of a command; one that is not there, or gives no answer, says so."""
+    """Exit code and output of a command; a missing one, or one without an answer, is reported in the same form."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=30, check=False)
     except (OSError, subprocess.SubprocessError) as error:

@@ -1,11 +1,12 @@
-"""Files that say that a block is to end, each named like the block: the controller's to the pool, the pool's to it.
+"""Files that request the end of a block, named like it: from the controller to the pool, and from the pool to the
+block.
 
 The pool alone writes the ledger and ends jobs, in Ray's monitor process, which cannot be called: the controller leaves
 a request, and the pool finds it at its next refresh, two seconds later, or after a restart.
 
-A block that gets SIGTERM looks for its mark: with it, the gateway cancelled it, and it leaves at once; without, others
-did, and it lets its requests end first. It looks every ten seconds, too: where Slurm gave up a job whose processes live
-on (its ``slurmd`` died), no signal reaches it any more.
+A block that receives SIGTERM checks for its mark: with it, the gateway cancelled the block, which ends at once;
+without, others did, and it drains its requests first. It also checks every ten seconds: if Slurm gave up a job whose
+processes live on (its ``slurmd`` died), signals no longer reach it.
 """
 
 from __future__ import annotations
@@ -26,29 +27,29 @@ class CancelRequests:
         self._folder = folder
 
     def ask(self, block: str) -> None:
-        """Ask for ``block`` to be ended. Raises ``OSError``, ``ServiceError`` where the folder cannot be written."""
+        """Request the end of ``block``. Raises ``OSError``, ``ServiceError`` if the folder cannot be written."""
         write_private(private_folder(self._folder) / block, f"{time.time():.0f}\n")
 
     def names(self) -> tuple[str, ...]:
-        """The blocks that are asked to end, by name. Raises ``OSError``."""
+        """The blocks with a request, by name. Raises ``OSError``."""
         try:
             return tuple(sorted(path.name for path in self._folder.iterdir() if not path.name.startswith(".")))
         except FileNotFoundError:
             return ()
 
     def done(self, block: str) -> None:
-        """The pool has written down that ``block`` is to end. Raises ``OSError``."""
+        """Remove a request: the pool has recorded that ``block`` is to end. Raises ``OSError``."""
         (self._folder / block).unlink(missing_ok=True)
 
 
 class LeaveMarks:
-    """The marks in ``folder``, which ``Layout.make`` makes. Old ones are removed with the logs of their blocks."""
+    """The marks in ``folder``, which ``Layout.make`` creates. Old ones are removed with the logs of their blocks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def put(self, block: str) -> None:
-        """Mark ``block``. Where that fails it is told by signal all the same, and only leaves later."""
+        """Mark ``block``. If that fails, it still receives the signal, and only drains first."""
         try:
             (self._folder / block).touch(mode=0o600)
         except OSError as error:

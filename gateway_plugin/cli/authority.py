@@ -1,4 +1,4 @@
-"""``gateway ca``: what a caller verifies the front door with."""
+"""``gateway ca``: the certificate by which callers verify the front door."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gateway blocks``: the jobs that hold nodes, and those that wait for one."""
+"""``gateway blocks``: running jobs that hold nodes, and pending ones."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def blocks() -> None:
 @click.option("--all", "ended", is_flag=True, help="Those that ended recently too, and how.")
 @json_option
 def list_blocks(ended: bool) -> None:
-    """Every block that holds a place, those in the queue too."""
+    """Every block of the gateway, pending ones too."""
     with connect() as client:
         found = client.blocks(ended=ended)
     show(found, lambda: table(_COLUMNS, [_cells(row) for row in found], whole=_WHOLE))
 
 
 def _cells(row: Row) -> tuple[object, ...]:
-    """Of one row of the table."""
+    """The cells of one row of the table."""
     until = None
     if row["ended_s"] is not None:
         until = f"ended {duration(row['ended_s'])} ago"
@@ -58,7 +58,7 @@ def _cells(row: Row) -> tuple[object, ...]:
 
 
 def _model(model: Row) -> str:
-    """``NAME``, with its state where it does not serve and its requests where there are any."""
+    """``NAME``, with its state unless it is ready, and its requests in flight, if any."""
     notes = [model["state"]] if model["state"] != "ready" else []
     notes += [f"{model['in_flight']} in flight"] if model["in_flight"] else []
     return f"{model['model']} ({', '.join(notes)})" if notes else str(model["model"])
@@ -69,7 +69,7 @@ def _model(model: Row) -> str:
 @click.option("--wait", is_flag=True, help="Wait until it has gone.")
 @json_option
 def drain(name: str, wait: bool) -> None:
-    """Give a block back as soon as nothing is in flight on it."""
+    """Release a block as soon as nothing is in flight on it."""
     with connect() as client:
         client.drain_block(name)
         if not wait:
@@ -88,7 +88,7 @@ def drain(name: str, wait: bool) -> None:
 
 
 def _until_gone(client: Client, name: str, began: float) -> Row | None:
-    """Show how ``name`` (of a block, or its node) drains; how it ended, where that is known."""
+    """Show the drain of ``name`` (of a block, or its node) until its end; return the ended block's row, if known."""
     block = name
     with Steps("draining") as steps:
         while True:
@@ -96,7 +96,7 @@ def _until_gone(client: Client, name: str, began: float) -> Row | None:
             row = next((row for row in found if block in (row["name"], row["node"])), None)
             if row is None or row["ended_s"] is not None:
                 return row
-            block = row["name"] or block  # a node is forgotten before its block is gone
+            block = row["name"] or block  # a node is removed before its block has ended
             steps.update([(block, row["state"], str(_cells(row)[-1] or ""))], time.monotonic() - began)
             time.sleep(_POLL_S)
 
@@ -106,7 +106,7 @@ def _until_gone(client: Client, name: str, began: float) -> Row | None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
 def cancel(names: Sequence[str], yes: bool) -> None:
-    """End blocks at once, in the queue or running. What is in flight on them is cut; 'drain' waits for it instead."""
+    """End blocks at once, in the queue or running. Requests in flight are cut; 'drain' waits for them instead."""
     with connect() as client:
         rows = {row["name"]: row for row in client.blocks(ended=True) if row["name"]}
         chosen = [rows[name] if name in rows else _unknown(name, rows) for name in dict.fromkeys(names)]
@@ -133,7 +133,7 @@ def _unknown(name: str, rows: Mapping[str, Row]) -> Row:
 
 
 def _cut(row: Row) -> str:
-    """What is lost with a block."""
+    """Message about the requests that cancelling a block cuts; empty if there are none."""
     count = row["in_flight"]
     requests = "1 request in flight is" if count == 1 else f"{count} requests in flight are"
     return f"; {requests} cut" if count else ""
@@ -145,7 +145,7 @@ def _cut(row: Row) -> str:
 @click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(0), help="Lines from each end.")
 @json_option
 def logs(name: str, follow: bool, lines: int) -> None:
-    """What a block and its job wrote, of one that ended too. Read from the state folder."""
+    """Show the output of a block and its job, ended ones too. Read from the state folder."""
     from gateway_plugin.paths import Layout
     from gateway_plugin.service import logs as log_files
 
@@ -178,7 +178,7 @@ def logs(name: str, follow: bool, lines: int) -> None:
 @click.argument("node_type", metavar="TYPE")
 @json_option
 def retry(node_type: str) -> None:
-    """Ask for blocks of a type again at once, when what kept them from starting has been put right."""
+    """Request blocks of a node type again at once, when the cause of their failures has been fixed."""
     with connect() as client:
         client.retry_blocks(node_type)
     show({"type": node_type, "done": "retry"}, lambda: say(f"blocks of type {node_type} are asked for again"))

@@ -73,18 +73,25 @@ def _read_line() -> str | None:
 
 
 def _ask(client: Client, model: str, options: dict[str, Any], messages: Messages) -> str:
-    """Print the answer, and return its words. Raises ``NothingSaid``; with ``--json`` the answer says that itself."""
+    """Print the answer, and return its text. Raises ``NothingSaid``; with ``--json`` the answer says that itself."""
     if client.streams and not settings().json:
         return _stream(client, model, options, messages)
     answer = client.submit("/v1/chat/completions", {"model": model, "messages": messages, **options}).result()
     if settings().json:
-        show(answer, lambda: None)
+        show(_without_nulls(answer), lambda: None)
         return str(answer["choices"][0]["message"].get("content") or "")
     content = chat_text(answer)
     shown = Answer()
     shown.write(content)
     shown.end()
     return content
+
+
+def _without_nulls(found: Any) -> Any:
+    """The answer's JSON without the keys that say nothing: engines send a null for every field of the API."""
+    if isinstance(found, dict):
+        return {name: _without_nulls(value) for name, value in found.items() if value is not None}
+    return [_without_nulls(value) for value in found] if isinstance(found, list) else found
 
 
 def _stream(client: Client, model: str, options: dict[str, Any], messages: Messages) -> str:
@@ -127,6 +134,7 @@ def embed(model: str, texts: tuple[str, ...], endpoint: str | None) -> None:
     if not chosen:
         raise InvalidRequest("There is nothing to embed: give texts, or pipe them in, one a line.")
     with connect(endpoint) as client:
-        vectors = client.embed(chosen, model)
+        # As numbers, not base64: 0.1 is printed as the engine wrote it, not as 0.10000000149011612.
+        vectors = client.embed(chosen, model, encoding_format="float")
     document = {"model": model, "data": [{"text": t, "embedding": v} for t, v in zip(chosen, vectors, strict=True)]}
     show(document, lambda: put("\n".join(json.dumps(vector) for vector in vectors)))

@@ -1,4 +1,4 @@
-"""Which gateway a command means: that in ``--state``, else that of ``GATEWAY_URL``, else the local one."""
+"""Which gateway a command addresses: that of ``--state``, else that of ``GATEWAY_URL``, else the local one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def connect(endpoint: str | None = None) -> Iterator[Client]:
 
 
 def elsewhere() -> str | None:
-    """The address in ``GATEWAY_URL``, if that is what a command means and it is not of the gateway in the state folder.
+    """The address in ``GATEWAY_URL``, if a command addresses it and it is not that of the state folder's gateway.
 
     Raises ``ConfigError`` if the state folder's record is damaged.
     """
@@ -45,7 +45,7 @@ def elsewhere() -> str | None:
 
 
 def demand_at_hand(what: str) -> None:
-    """Refuse a command that works on files of the gateway's machine, where ``GATEWAY_URL`` means another gateway.
+    """Refuse a command on files of the gateway's machine while ``GATEWAY_URL`` names another gateway.
 
     Raises ``ConfigError``.
     """
@@ -58,7 +58,7 @@ def demand_at_hand(what: str) -> None:
 
 
 def mind_elsewhere() -> None:
-    """Say which gateway other commands mean, where it is not the one that was just started or ended here."""
+    """Print which gateway other commands address, if not the one that was just started or ended here."""
     url = elsewhere()
     if url is not None:
         put(f"GATEWAY_URL is {url}: chat, models, blocks and status ask that gateway, not this one", err=True)

@@ -1,4 +1,4 @@
-"""``gateway controller replay``: go through a recorded event log again and show what was decided."""
+"""``gateway controller replay``: process a recorded event log again and show the decisions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def controller() -> None:
 @json_option
 def replay(log: Path) -> None:
     """Feed the events in LOG (controller/events.jsonl) to the core again; prints every event with its effects."""
-    # By name: this package never imports the application's (docs/design.md, who may import whom).
+    # By name: this package never imports the application's (docs/design.md, import rules).
     record: Any = importlib.import_module("serve.core.replay")
     try:
         with log.open(encoding="utf-8") as lines:

@@ -57,9 +57,9 @@ def endpoint() -> None:
 @click.option("--newest-only", is_flag=True, help="Allow older versions' functions no more; their callers are refused.")
 @json_option
 def configure(name: str, afresh: bool, newest_only: bool, **given: Any) -> None:
-    """Make an endpoint that can do one thing: ask this gateway. Prints its id and the function's.
+    """Make an endpoint that can do one thing: call this gateway. Prints its id and the function's.
 
-    Run again, it changes what it is told, and keeps its other options.
+    Run again, it changes the given options and keeps the others.
     """
     from gateway_plugin.globus.endpoint.store import Options
 
@@ -99,7 +99,7 @@ def start(name: str, timeout: float) -> None:
 @click.option("--host-is-gone", is_flag=True, help="The machine it was started on will not be back: forget it there.")
 @json_option
 def stop(name: str, host_is_gone: bool) -> None:
-    """End it, and remove the answers that it kept. Tasks that wait for it run when it is back."""
+    """Stop it, and remove its stored answers. Tasks that wait for it run when it is back."""
     stopped = _endpoints().stop(name, host_is_gone=host_is_gone)
     show({"name": name, "stopped": stopped}, lambda: put("stopped" if stopped else "it did not run"))
 
@@ -160,7 +160,7 @@ def _endpoints(pause: Pause = nullcontext) -> Endpoints:
 
 @contextmanager
 def _working(title: str) -> Iterator[tuple[Endpoints, Report]]:
-    """The endpoints, and where to report to; off the terminal while a user logs in there."""
+    """The endpoints, with progress output; off the terminal while a user logs in there."""
     began = time.monotonic()
     rows: dict[str, str] = {}
     with Steps(title) as steps:

@@ -1,5 +1,5 @@
-"""``gateway keys``: make, list and revoke API keys. Works on the state folder, whether the gateway is up or not; where
-it is up, on its machine."""
+"""``gateway keys``: make, list and revoke API keys. Works on the state folder, whether the gateway runs or not; if it
+runs, on its machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def create(name: str, role: Role) -> None:
 
 
 def _how_to_use(layout: Layout) -> tuple[str, str]:
-    """Where the key does not work yet, and what a caller sets beside it."""
+    """Where the key is not valid yet, and which settings a caller needs beside it."""
     from gateway_plugin.connection import PLAIN_HTTP, authority_of, known_url
     from gateway_plugin.service.discovery import edges_of
 

@@ -1,4 +1,4 @@
-"""``gateway``: the group, its options, and what happens to errors."""
+"""``gateway``: the command group, its options, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gateway_plugin import __version__
 from gateway_plugin.cli import authority, blocks, chat, controller, endpoint, keys, models, service
 from gateway_plugin.cli.output import Settings, put, report_error
 from gateway_plugin.errors import GatewayError, ServiceError
+from gateway_plugin.files import NO_ROOM
 from gateway_plugin.paths import default_state_root
-from gateway_plugin.state_file import NO_ROOM
 
 _EPILOG = """\b
 Exit codes:
@@ -58,7 +58,7 @@ class GatewayCommands(click.Group):
             report_error(told, as_json=isinstance(found := ctx.find_root().obj, Settings) and found.json)
             raise click.exceptions.Exit(told.exit_code) from None
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed once more while leaving: the exit code stays
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while leaving keeps the exit code
             put("interrupted", err=True)
             raise click.exceptions.Exit(130) from None
 

@@ -1,4 +1,4 @@
-"""``gateway models``: prepare weights, look at models, load and unload them."""
+"""``gateway models``: prepare weights, show models, load and unload them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def models() -> None:
 @click.argument("names", nargs=-1)
 @json_option
 def prepare(names: tuple[str, ...]) -> None:
-    """Build the weights of NAMES (default: all there are recipes for) into the cache folder, once."""
+    """Build the weights of NAMES (default: all with a recipe) into the cache folder, once."""
     from gateway_plugin import weights
 
     began = time.monotonic()
@@ -70,7 +70,7 @@ def show_model(name: str) -> None:
 @click.option("--timeout", default=1800.0, show_default=True, help="Seconds to wait with --wait.")
 @json_option
 def load(name: str, wait: bool, timeout: float) -> None:
-    """Have a model loaded."""
+    """Load a model."""
     began = time.monotonic()
     with connect() as client, Steps("loading") as steps:
 

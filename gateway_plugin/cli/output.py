@@ -1,6 +1,6 @@
-"""How the command line speaks: tables for people, JSON for programs, errors in one line, progress on stderr.
+"""Output of the command line: tables for people, JSON for programs, errors in one line, progress on stderr.
 
-Whatever is printed goes through here, and so through ``plain``: much of it is others' text (answers of models, words of
+All output goes through here, and so through ``plain``: much of it is untrusted text (answers of models, output of
 engines and schedulers, logs).
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway_plugin.api_types import ModelInfo
 
 TIMES = re.compile(r"[\d.]+ ((s|min|h|d)\b|%)")
-"""What goes on changing while the state does not."""
+"""The parts of a status line that change while the state does not."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,17 +41,17 @@ _COLOURS = {
 
 @dataclass
 class Settings:
-    """Of one run of ``gateway``."""
+    """Options of one run of ``gateway``."""
 
     state: Path
-    """State folder; where ``--state`` does not say one, the default."""
+    """State folder: that of ``--state``, else the default."""
     explicit_state: bool = False
-    """``--state`` was given: it goes before ``GATEWAY_URL``."""
+    """``--state`` was given: it takes precedence over ``GATEWAY_URL``."""
     json: bool = False
 
 
 def settings() -> Settings:
-    """Those of the running command."""
+    """Settings of the running command."""
     found = click.get_current_context().find_root().obj
     if not isinstance(found, Settings):
         raise TypeError("the group has not run")
@@ -71,7 +71,7 @@ def json_option(command: Command) -> Command:
 
 
 def show(document: Any, human: Callable[[], None]) -> None:
-    """Print ``document`` as JSON, or have ``human`` print what people read."""
+    """Print ``document`` as JSON, or call ``human``, which prints it for people."""
     if settings().json:
         put_json(document, indent=2)
     else:
@@ -84,18 +84,18 @@ def put(words: str, *, err: bool = False) -> None:
 
 
 def put_json(document: Any, indent: int | None = None, *, err: bool = False) -> None:
-    """Print JSON. Everything but ASCII is escaped, and so is every control character."""
+    """Print JSON. All characters but ASCII are escaped, and so are control characters."""
     click.echo(json.dumps(document, indent=indent, default=str).replace("\x7f", "\\u007f"), err=err)
 
 
 def say(words: str) -> None:
-    """One line for people; nothing where a program reads."""
+    """Print one line for people; nothing with ``--json``."""
     if not settings().json:
         put(words)
 
 
 class Answer:
-    """A model's words on stdout, as they come: plain on a terminal; elsewhere they are data, and left as they are."""
+    """A model's answer on stdout, as it arrives: plain on a terminal; elsewhere it is data, and left unchanged."""
 
     def __init__(self) -> None:
         self._stream = PlainStream() if sys.stdout.isatty() else None
@@ -105,11 +105,11 @@ class Answer:
         self._put(words if self._stream is None else self._stream.feed(words))
 
     def end(self) -> None:
-        """The last piece was written; ends the line."""
+        """End the line after the last piece."""
         self._put(("" if self._stream is None else self._stream.end()) + "\n")
 
     def _put(self, words: str) -> None:
-        # color: click would take colours out of what goes into a pipe. Half a surrogate pair cannot be encoded.
+        # color: click would strip colours when writing to a pipe. Half a surrogate pair cannot be encoded.
         click.echo(words.encode(errors="replace").decode(), nl=False, color=True)
 
 
@@ -124,7 +124,7 @@ def table(
 
 
 def put_parts(parts: Iterable[Any]) -> None:
-    """Print what ``rich`` can show: tables, and ``text``."""
+    """Print what ``rich`` can render: tables, and ``text``."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -135,7 +135,7 @@ def put_parts(parts: Iterable[Any]) -> None:
 
 
 def text(words: str) -> Any:
-    """``words`` for ``rich``, which finds no markup in it: a link, say."""
+    """Text for ``rich`` in which it finds no markup, such as a link."""
     from rich.text import Text
 
     return Text(plain(words))
@@ -164,7 +164,7 @@ def make_table(
 
 
 def duration(seconds: float | None) -> str:
-    """For people: ``40 s``, ``12 min``, ``3.5 h``, ``4.0 d``; nothing for ``None``."""
+    """For people: ``40 s``, ``12 min``, ``3.5 h``, ``4.0 d``; empty for ``None``."""
     if seconds is None:
         return ""
     if seconds < 120:
@@ -175,14 +175,14 @@ def duration(seconds: float | None) -> str:
 
 
 def outlook(model: ModelInfo) -> str:
-    """What a model that is not ready waits for, and for how long: ``job 7 waits: Resources, ready in about 40 s``."""
+    """Reason and expected wait of a model that is not ready: ``job 7 waits: Resources, ready in about 40 s``."""
     words = [model.reason] if model.reason else []
     words += [f"ready in about {duration(model.eta_s)}"] if model.eta_s is not None else []
     return ", ".join(words)
 
 
 def report_error(error: GatewayError, as_json: bool) -> None:
-    """``error: message`` on stderr; the body in OpenAI's form on stdout where a program reads."""
+    """``error: message`` on stderr; with ``--json`` the body in OpenAI's form on stdout."""
     if as_json:
         put_json(error.body())
     else:
@@ -190,7 +190,7 @@ def report_error(error: GatewayError, as_json: bool) -> None:
 
 
 class Steps:
-    """Steps that are being waited for, live on a terminal, a line for every change elsewhere. Writes to stderr."""
+    """Steps in progress: live on a terminal, else one line per change. Writes to stderr."""
 
     def __init__(self, title: str, quiet: bool | None = None) -> None:
         from rich.console import Console
@@ -217,7 +217,7 @@ class Steps:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave the terminal to another program meanwhile."""
+        """Hide the display while another program uses the terminal."""
         if self._live is None:
             yield
             return
@@ -228,7 +228,7 @@ class Steps:
             self._live.start()
 
     def update(self, rows: Sequence[tuple[str, str, str]], elapsed_s: float) -> None:
-        """Show ``(what, phase, note)`` rows as they are after ``elapsed_s`` seconds."""
+        """Show ``(what, phase, note)`` rows, their state after ``elapsed_s`` seconds."""
         if self._quiet:
             return
         if self._live is not None:

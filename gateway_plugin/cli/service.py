@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import threading
 import time
@@ -45,7 +46,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 def up(site: str | None, models: Path | None, port: int | None, timeout: float, dry_run: bool) -> None:
     """Start the gateway and wait until it serves.
 
-    Running again is safe: what is up stays, what lived through a crash is taken over.
+    Running again is safe: what is up stays, what survived a crash is taken over.
     """
     from gateway_plugin.service import up_down as lifecycle
     from gateway_plugin.service.dry_run import rehearse
@@ -66,7 +67,7 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float, 
                 report=lambda progress: steps.update(progress.parts, progress.elapsed_s),
             )  # fmt: skip
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over; a second Ctrl-C changes nothing
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # finished; a second Ctrl-C changes nothing
         put(f"ended what was started; logs: {Layout(chosen.state).logs}", err=True)
         raise
     words = {
@@ -82,7 +83,7 @@ def up(site: str | None, models: Path | None, port: int | None, timeout: float, 
 
 
 def interrupt_on_signals() -> None:
-    """A closed terminal or a time limit cleans up as Ctrl-C does; under ``nohup`` a closed terminal is nothing."""
+    """Make a closed terminal or a time limit clean up as Ctrl-C does; under ``nohup`` a closed terminal is ignored."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
@@ -92,13 +93,21 @@ def _rehearsed(node_type: str, command: str, text: str) -> str:
     return f"# ---- node type {node_type}: {command or 'run on this machine'}\n{text}"
 
 
+def _number(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    """``FloatRange`` lets ``nan`` pass, which is in no range."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is not a number of seconds.")
+    return value
+
+
 @click.command()
 @click.option(
     "--grace",
     default=30.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Seconds for requests in flight; 0: none.",
+    callback=_number,
+    help="Seconds for requests in flight; 0: none, inf: as long as they take.",
 )
 @click.option("--force", is_flag=True, help="Kill without asking; what is in flight is lost.")
 @click.option("--timeout", default=90.0, show_default=True, help="Seconds that an orderly end may take after that.")
@@ -141,7 +150,7 @@ def down(grace: float, force: bool, timeout: float) -> None:
 
 
 class _Patience:
-    """Ctrl-C while requests in flight are waited for: the first one says what a second one does."""
+    """Ctrl-C while requests in flight are waited for: the first one prints the effect of a second one."""
 
     def __init__(self) -> None:
         self.draining = True  # from the start: Ctrl-C may come before the first progress
@@ -159,7 +168,7 @@ class _Patience:
         signal.signal(signal.SIGINT, self._before)
 
     def said(self, rows: Sequence[tuple[str, str, str]]) -> Sequence[tuple[str, str, str]]:
-        """The rows of the display, with what another Ctrl-C does once one was pressed."""
+        """The rows of the display, with the effect of another Ctrl-C after the first."""
         if not self.draining or not self._pressed:
             return rows
         return [(what, phase, f"{note}; Ctrl-C once more cuts them") for what, phase, note in rows]
@@ -178,7 +187,7 @@ class _Patience:
 def status(watch: bool) -> None:
     """Show what runs. Exit code 3 if the gateway is not ready.
 
-    Of a gateway elsewhere (GATEWAY_URL): what it says of itself to your key.
+    Of a gateway elsewhere (GATEWAY_URL): the part of its status that your key may see.
     """
     from gateway_plugin.connection import find_gateway
     from gateway_plugin.service.status import report, report_elsewhere
@@ -280,7 +289,7 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
 def doctor(site: str | None, models: Path | None, submit: bool, wait: float) -> None:
     """Check everything that a start needs, the site's scheduler too. Exit code 1 if something forbids it.
 
-    With --submit nodes are looked at by jobs; they are always cleaned up, Ctrl-C cancels them.
+    With --submit, jobs check the nodes; they are always cleaned up, Ctrl-C cancels them.
     """
     from gateway_plugin.doctor.doctor import examine, not_elsewhere
     from gateway_plugin.service.preflight import failures
@@ -315,7 +324,7 @@ def doctor(site: str | None, models: Path | None, submit: bool, wait: float) -> 
 def logs(what: str | None, follow: bool, lines: int) -> None:
     """Show a log: controller, ingress, edge, usage, supervisor, ray, engine:NAME, block:NAME ...
 
-    Without WHAT, list what there is. The beginning of a NAME is enough: the newest of those is shown.
+    Without WHAT, list the logs. A prefix of a NAME is enough: the newest match is shown.
     """
     from gateway_plugin.service import logs as log_files
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from gateway_plugin.client import Client
 
 PATIENCE_S = 2.0
-"""Before anything is shown, and between two looks."""
+"""Delay before the first output, and poll interval."""
 
 
 class Waiting:
-    """From here until ``end``: the model's state. The answer's own stream carries it as comments, but ``openai`` does
-    not show them: it is asked for beside it.
+    """Shows the model's state until ``end``. The answer's own stream carries it as comments, but ``openai`` does not
+    expose them, so the state is polled separately.
     """
 
     def __init__(self, client: Client, model: str) -> None:
@@ -53,7 +53,7 @@ class Waiting:
             try:
                 found = self._client.model(self._model)
             except GatewayError:
-                return  # the request itself says what is wrong
+                return  # the request's own error explains it
             with self._lock:
                 if self._ended.is_set():
                     return

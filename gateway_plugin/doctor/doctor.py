@@ -1,4 +1,4 @@
-"""``gateway doctor``: everything that ``up`` checks, the site's scheduler, and what runs; each with what to do."""
+"""``gateway doctor``: all checks of ``up``, the site's scheduler, and the running parts; each with its remedy."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Checks = tuple[Check, ...]
 def examine(
     state: Path, site_reference: str | None, models: Path | None, trial: Callable[[Layout, Site], Checks] | None = None
 ) -> tuple[Check, ...]:
-    """All checks. Without ``site_reference`` and ``models``, those of the gateway in ``state`` are taken, else those
-    that ``up`` would take.
+    """All checks. Without ``site_reference`` and ``models``, those of the gateway in ``state`` are used, else the
+    defaults of ``up``.
 
-    ``trial``: what tries the site's nodes with jobs, where nothing forbids to submit one.
+    ``trial``: checks of the site's nodes by jobs, run if no failed check rules a job out.
     """
     layout = Layout.of(state)
     checks: list[Check] = []
@@ -67,16 +67,16 @@ def examine(
 
 
 def not_elsewhere(url: str) -> Check:
-    """That ``GATEWAY_URL`` names a gateway which these checks say nothing of."""
+    """That ``GATEWAY_URL`` names a gateway which these checks do not cover."""
     words = f"{url} is set, and these checks are of this machine and the gateway started here"
     return Check("GATEWAY_URL", Verdict.WARN, words, "for that gateway run 'gateway doctor' on its own machine")
 
 
 def _tried(trial: Callable[[Layout, Site], Checks], layout: Layout, site: Site, on_site: Checks) -> Checks:
-    """The trial's checks. It is not made where a job could not be submitted, or would pend for ever."""
+    """The trial's checks. It is skipped if a job could not be submitted, or would pend for ever."""
     if wrong := failures(on_site):
         words = f"not submitted: {', '.join(check.name for check in wrong)} first"
-        return (Check("trial jobs", Verdict.WARN, words, "mend that, and try again"),)
+        return (Check("trial jobs", Verdict.WARN, words, "fix the failed checks, then try again"),)
     try:
         return trial(layout, site)
     except GatewayError as error:
@@ -100,5 +100,5 @@ def _running(layout: Layout) -> Check:
     if found["state"] == "ready":
         return Check("service", Verdict.OK, f"ready at {found['url']}")
     problem = found["gateway_error"] or words
-    advice = "'gateway status' and 'gateway logs' say more; 'gateway up' takes over what lives"
+    advice = "'gateway status' and 'gateway logs' show more; 'gateway up' takes over what lives"
     return Check("service", Verdict.WARN, f"{found['state']}: {problem}", advice)

@@ -1,4 +1,4 @@
-"""``gateway doctor --submit``: a job of each node type, a block's own script, looks at its node and is cleaned up."""
+"""``gateway doctor --submit``: one job of each node type, with a block's script, checks its node and is cleaned up."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from gateway_plugin.service.teardown import shielded_from_signals
 from gateway_plugin.site import NodeType, Site
 
 WAIT_S = 600.0
-"""How long the jobs may wait in their queues."""
+"""How long the jobs may pend."""
 
 _POLL_S = 0.5
 _LATE_S = 10.0
-"""How long after its job's end a report may take to show up in a shared folder."""
+"""How long after its job's end a report may take to appear in a shared folder."""
 _END_S = 40.0
 _CALL_S = 5.0
 _FIND_S = 5.0
@@ -47,13 +47,13 @@ Progress = Callable[[tuple[tuple[str, str, str], ...], float], None]
 
 @dataclass
 class _Trial:
-    """One node type's job, and, when it is known, what came of it."""
+    """One node type's job, and its result once known."""
 
     node_type: NodeType
     scheduler: Scheduler
     block: Block
     file: Path
-    """Where its report shows up."""
+    """The path of its report."""
     status: JobStatus | None = None
     ended_at: float | None = None
     checks: list[Check] = field(default_factory=list)
@@ -108,14 +108,14 @@ def try_nodes(
             for file in (*scripts.glob(f"gwtrial-*-{token}.*"), *layout.logs.glob(f"block-gwtrial-*-{token}.log")):
                 file.unlink(missing_ok=True)
             for folder in fresh:
-                with contextlib.suppress(OSError):  # something else is in it by now
+                with contextlib.suppress(OSError):  # it holds something else by now
                     folder.rmdir()
     return (*(check for trial in trials for check in trial.checks), *checks)
 
 
 @contextlib.contextmanager
 def _listening(head: str, port: int) -> Iterator[None]:
-    """Nodes can call the address that blocks will use. Where the gateway runs, its own port is there to be called."""
+    """Listen on the address that blocks will use. If the gateway runs, its own port is there for the nodes to call."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(socket.create_server((head, port), backlog=64))
@@ -131,7 +131,8 @@ def _short(node_type: NodeType) -> NodeType:
 
 
 def _submit(trial: _Trial, layout: Layout, head: str) -> None:
-    """Raises ``ServiceError``, ``ConfigError``: there is no job. ``TimeoutError``: none was found, and one may come."""
+    """Raises ``ServiceError``, ``ConfigError``: there is no job. ``TimeoutError``: none was found, and one may still
+    appear."""
     name = trial.block.name
     script = block_script(name, trial.node_type, layout, head, report=str(trial.file))
     try:
@@ -143,10 +144,10 @@ def _submit(trial: _Trial, layout: Layout, head: str) -> None:
 
 
 def _find(trial: _Trial) -> None:
-    """Look for a job whose submit was cut short, for as long as one may take to show up on a quiet site."""
+    """Search for a job with an interrupted submit, for as long as one may take to appear on a quiet site."""
     until = time.monotonic() + _FIND_S
     while trial.block.job is None and time.monotonic() < until:
-        with contextlib.suppress(GatewayError):  # it cannot be asked now
+        with contextlib.suppress(GatewayError):  # the scheduler does not answer now
             trial.block = replace(trial.block, job=trial.scheduler.find(trial.block.name))
         time.sleep(_POLL_S)
 
@@ -156,7 +157,7 @@ def _ask(trial: _Trial) -> None:
 
 
 def _look(trial: _Trial, elapsed_s: float, wait_s: float) -> None:
-    """One look: (1) it reported: judged. (2) its job ended and no report came. (3) it waited too long."""
+    """One poll: (1) it reported: judged. (2) its job ended without a report. (3) it waited too long."""
     report = _read(trial.file)
     _ask(trial)
     name, status = f"{trial.node_type.name}: trial job", trial.status
@@ -184,7 +185,7 @@ def _row(trial: _Trial) -> tuple[str, str, str]:
 
 
 def _read(file: Path) -> Report | None:
-    """``None``: there is none yet."""
+    """The report; ``None``: there is none yet."""
     try:
         os.scandir(file.parent).close()  # opening the folder makes a client of NFS ask its server again
         return Report.model_validate_json(file.read_bytes()[:REPORT_BYTES])
@@ -193,7 +194,7 @@ def _read(file: Path) -> Report | None:
 
 
 def _cleaned_up(trials: list[_Trial]) -> tuple[Check, ...]:
-    """Every job is cancelled and seen to have ended; those that are not are told."""
+    """Every job is cancelled and its end awaited; jobs that have not ended are listed."""
     until = time.monotonic() + _END_S
     for trial in trials:
         _find(trial)

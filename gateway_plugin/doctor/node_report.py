@@ -1,4 +1,4 @@
-"""What the report of a node (``blocks/self_check.py``) means. Pure."""
+"""Checks of a node's report (``blocks/self_check.py``). Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.site import NodeType
 
 REPORT_BYTES = 65536
-"""No report is longer."""
+"""The maximum length of a report."""
 
 _CLOCK_OFF_S = 5.0
 
 
 class Report(BaseModel):
-    """What a node says of itself."""
+    """A node's report."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,9 +29,9 @@ class Report(BaseModel):
     head: str
     """``reached``, or why the head's address was not."""
     address: str
-    """Its own, on the way to the head."""
+    """Its own address, on the way to the head."""
     port: int
-    """Where it can be called for a while."""
+    """The port where it accepts connections for a while."""
     cpus: int
     memory_mib: int
     visible_gpus: str
@@ -39,18 +39,18 @@ class Report(BaseModel):
     gpu_mib: list[int]
     """The memory of each GPU that ``nvidia-smi`` shows; empty without it."""
     isolation: str
-    """``works``: bubblewrap does; or why it does not."""
+    """``works``: bubblewrap works; or the reason why not."""
 
 
 def judged(
     node_type: NodeType, report: Report, here: Mapping[str, str], called_back: str, now_s: float
 ) -> tuple[Check, ...]:
-    """What a node's report means.
+    """The checks of a node's report.
 
     Args:
         here: versions on this machine: ``python`` and packages.
         called_back: ``reached``, or why the node could not be called from here.
-        now_s: when the report was seen, in seconds since the epoch.
+        now_s: when the report was read, in seconds since the epoch.
     """
     return (
         Check(f"{node_type.name}: state folder", Verdict.OK, f"{report.host} sees it"),
@@ -70,7 +70,7 @@ def _versions(node_type: NodeType, report: Report, here: Mapping[str, str]) -> C
     for package in ("ray", "gateway-plugin", "cryptography"):  # the last for its certificate
         if there.get(package, "missing") == "missing":
             return Check(name, Verdict.FAIL, f"no {package} for python {report.python} on {report.host}", advice)
-    for package in ("python", "ray"):  # Ray refuses a node whose own version or Python's is another
+    for package in ("python", "ray"):  # Ray rejects a node with a different Ray or Python version
         if there[package] != here[package]:
             words = f"{package} {there[package]} on {report.host}, {here[package]} here"
             return Check(name, Verdict.FAIL, words, advice)
@@ -122,7 +122,7 @@ def _clock(node_type: NodeType, report: Report, now_s: float) -> Check:
     name, off_s = f"{node_type.name}: clock", report.time_s - now_s
     if abs(off_s) > _CLOCK_OFF_S:
         words = f"{report.host} is {abs(off_s):.0f} s {'ahead' if off_s > 0 else 'behind'}"
-        return Check(name, Verdict.WARN, words, "certificates and walltimes go by the clock: tell the site")
+        return Check(name, Verdict.WARN, words, "certificates and walltimes depend on the clock: report it to the site")
     return Check(name, Verdict.OK, f"{report.host} has the same time")
 
 

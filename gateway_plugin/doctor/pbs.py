@@ -1,4 +1,4 @@
-"""What PBS Pro says of a queue, and what that means for a site's node types. Pure."""
+"""A queue's attributes as PBS Pro reports them, and the checks of a site's node types against them. Pure."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.site import NodeType
 
 NEEDED = ("qsub", "qstat", "qdel", "qselect")
-"""Commands without which there is no block."""
+"""Commands that blocks require."""
 
 
 def queue_argv(queue: str) -> tuple[str, ...]:
-    """Everything about a queue."""
+    """The command that shows all attributes of a queue."""
     return ("qstat", "-Q", "-f", "-F", "json", queue)
 
 
 def parse_queue(text: str, queue: str) -> Mapping[str, Any] | None:
-    """The queue's attributes from ``queue_argv``'s answer; ``None`` if it has none in it or cannot be read."""
+    """The queue's attributes in the output of ``queue_argv``; ``None`` if there are none or they cannot be parsed."""
     try:
         document = json.loads(text, strict=False)
     except ValueError:
@@ -48,13 +48,13 @@ def judged(node_type: NodeType, queue: Mapping[str, Any]) -> tuple[Check, ...]:
         checks[0] = Check(name, Verdict.FAIL, found, "queue= in the site file: choose another", configuration=True)
     checks.append(_walltime(node_type, least, most))
     account = provider.account or pbs_asked(provider).value("A")
-    words = f"{account or 'your default project'}, GPUs and cores: PBS does not say beforehand"
+    words = f"{account or 'your default project'}, GPUs and cores: PBS does not report these before a job runs"
     checks.append(Check(f"{node_type.name}: account", Verdict.WARN, words, "'gateway doctor --submit' tries it"))
     return tuple(checks)
 
 
 def queue_of(provider: Any) -> str | None:
-    """Where its jobs go: the field counts for more than ``scheduler_options``. ``None``: the default queue."""
+    """The queue of its jobs: the field takes precedence over ``scheduler_options``. ``None``: the default queue."""
     return provider.queue or pbs_asked(provider).value("q")
 
 

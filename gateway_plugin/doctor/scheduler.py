@@ -1,4 +1,4 @@
-"""What can be checked of a site on the site, without a job: its scheduler, its account, its folders and addresses."""
+"""Checks of a site that need no job: its scheduler, its account, its folders and addresses."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _MEMORY = ("tmpfs", "ramfs")
 
 
 def every_site_check(layout: Layout, site: Site) -> tuple[Check, ...]:
-    """All of it. For a site whose blocks are all on this machine: only whether strangers reach Ray's ports."""
+    """All site checks. For a site with all blocks on this machine: only whether other users can reach Ray's ports."""
     queued = [node_type for node_type in site.node_types if is_queue(node_type.provider)]
     if not queued:
-        return tuple(check for check in (_head(site),) if check.verdict is Verdict.WARN)  # loopback will do
+        return tuple(check for check in (_head(site),) if check.verdict is Verdict.WARN)  # loopback is sufficient
     slurm = [node_type for node_type in queued if _is_slurm(node_type.provider)]
     pbs = [node_type for node_type in queued if not _is_slurm(node_type.provider)]
     return (
@@ -59,7 +59,7 @@ def _is_slurm(provider: Any) -> bool:
 
 
 def _ask(argv: Sequence[str], environ: dict[str, str]) -> str:
-    """What a command said. Raises ``SchedulerSilent``, also where it failed."""
+    """A command's output. Raises ``SchedulerSilent``, also if it failed."""
     done = run_command(argv, environ, _TIMEOUT_S)
     if done.returncode != 0:
         words = one_line(done.stderr or done.stdout)
@@ -99,7 +99,7 @@ def _cluster(clusters: str | None) -> slurm_site.Cluster | Check:
     except SchedulerSilent as silence:
         advice = "is this a login node of the cluster, and the controller up?"
         return Check("Slurm", Verdict.FAIL, silence.message, advice)
-    try:  # a site may have no accounting, or its database may be away
+    try:  # a site may have no accounting, or its database may be down
         user = pwd.getpwuid(os.getuid()).pw_name
         accounts = slurm_site.parse_associations(_ask(slurm_site.associations_argv(user), environ))
         qualities = slurm_site.parse_qualities(_ask(slurm_site.qualities_argv(), environ))
@@ -108,8 +108,8 @@ def _cluster(clusters: str | None) -> slurm_site.Cluster | Check:
     return slurm_site.Cluster(partitions, nodes, accounts, qualities)
 
 
-def _tested(node_type: NodeType, layout: Layout) -> tuple[bool, str]:
-    """Whether ``sbatch`` would take the node type's job, and its words."""
+def _tested(node_type: NodeType, layout: Layout) -> tuple[bool | None, str]:
+    """Whether ``sbatch`` would accept the node type's job, and its message; ``None``: no verdict."""
     try:
         job = rehearsed(node_type, "gw-test-0", "true", layout)
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
@@ -117,11 +117,14 @@ def _tested(node_type: NodeType, layout: Layout) -> tuple[bool, str]:
             file.flush()
             argv = ("sbatch", "--test-only", file.name)
             done = run_command(argv, slurm_cli.environment(os.environ), _TIMEOUT_S)
-    except (ConfigError, SchedulerSilent) as error:
+    except ConfigError as error:
         return False, error.message
+    except SchedulerSilent as silence:
+        return None, silence.message
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     words = (lines or [f"exit code {done.returncode}"])[0 if done.returncode else -1]
-    return done.returncode == 0, re.sub(r"^(sbatch: (error: )?|allocation failure: )|Job \d+ ", "", words)
+    fits = None if slurm_cli.no_verdict(done.returncode, done.stderr) else done.returncode == 0
+    return fits, re.sub(r"^(sbatch: (error: )?|allocation failure: )|Job \d+ ", "", words)
 
 
 def _pbs(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
@@ -131,7 +134,7 @@ def _pbs(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
     for node_type in node_types:
         queue, name = pbs_site.queue_of(node_type.provider), f"{node_type.name}: queue"
         if queue is None:
-            checks.append(Check(name, Verdict.WARN, "none asked for: the default one, which PBS does not tell"))
+            checks.append(Check(name, Verdict.WARN, "none asked for: the default one, which PBS does not report"))
             continue
         try:
             found = pbs_site.parse_queue(_ask(pbs_site.queue_argv(queue), pbs_cli.environment(os.environ)), queue)
@@ -152,7 +155,7 @@ def _versions() -> Check:
 
 
 def versions() -> dict[str, str]:
-    """Of what must be the same on the nodes: Python, Ray, and what submits."""
+    """Versions that must be the same on the nodes: Python, Ray, and Parsl."""
     found = {"python": ".".join(str(number) for number in sys.version_info[:3])}
     for package in ("ray", "parsl"):
         try:
@@ -183,7 +186,7 @@ def _head(site: Site) -> Check:
     if ip_address(address).is_global:
         chosen = site.head_address == "auto" and not site.head_interface
         how = "the default route's interface has it" if chosen else "the site says it"
-        words = f"{address} is an address of the internet ({how}): anybody can call Ray's ports there"
+        words = f"{address} is an address of the internet ({how}): any host can connect to Ray's ports there"
         return Check("address for nodes", Verdict.WARN, words, f"an interface of the cluster's own network: {advice}")
     return Check("address for nodes", Verdict.OK, f"{address}: whether nodes reach it, 'gateway doctor --submit' tries")
 

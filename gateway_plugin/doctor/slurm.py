@@ -1,15 +1,15 @@
-"""What Slurm says of a node type's job before there is one. Pure: ``scheduler.py`` runs the commands.
+"""Checks of a node type's job against Slurm before it is submitted. Pure: ``scheduler.py`` runs the commands.
 
-``sbatch --test-only`` judges the very script that would be submitted: partition, account and quality of service (where
-the site enforces them), constraint, GPUs, cores, memory, licenses. Seen on Slurm 22.05, it does not see a walltime over
-a limit where ``EnforcePartLimits`` is off (the job pends for ever), and it calls a job whose nodes are all down one
-that cannot be. These two are looked at here; whether engines get what the site promises them, too.
+``sbatch --test-only`` judges the script that would be submitted: partition, account and quality of service (where the
+site enforces them), constraint, GPUs, cores, memory, licenses. Slurm 22.05 was seen to miss a walltime over a limit if
+``EnforcePartLimits`` is off (the job pends for ever), and to call a job impossible if its nodes are all down. These two
+are checked here, and whether engines get the GPUs that the site configures.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway_plugin.errors import ConfigError
@@ -21,9 +21,14 @@ from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.site import NodeType
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
-"""Commands without which there is no block."""
+"""Commands that blocks require."""
 
 _TRY = "'gateway doctor --submit' tries it"
+_AGAIN = "run 'gateway doctor' again when Slurm answers"
+_POLICY = (
+    "either your jobs use up a limit now and later ones are taken, or the account or qos never allows a job of this "
+    "size or walltime: 'squeue --me' shows the former, 'sacctmgr show assoc' and 'show qos' the latter"
+)
 _UNUSABLE = ("down", "drain", "fail", "inval", "unk", "future", "maint", "power")
 
 
@@ -43,13 +48,16 @@ class Node:
 
     name: str
     partition: str
+    memory_mib: int
+    """0 where the site has not said it."""
+    gpus: int
     features: frozenset[str]
     usable: bool
 
 
 @dataclass(frozen=True)
 class Quality:
-    """A quality of service. ``over_partition``: it goes beyond the partition's time limit."""
+    """A quality of service. ``over_partition``: it overrides the partition's time limit."""
 
     name: str
     max_s: float | None
@@ -58,7 +66,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What Slurm said. Empty, where there is no accounting: ``accounts``, ``qualities``."""
+    """The cluster as Slurm reports it. Empty without accounting: ``accounts``, ``qualities``."""
 
     partitions: tuple[Partition, ...]
     nodes: tuple[Node, ...]
@@ -68,27 +76,27 @@ class Cluster:
 
 
 def partitions_argv(clusters: str | None) -> tuple[str, ...]:
-    """Every partition, hidden ones too."""
+    """The command that lists every partition, hidden ones too."""
     return ("scontrol", *on_cluster(clusters), "--all", "--oneliner", "show", "partition")
 
 
 def nodes_argv(clusters: str | None) -> tuple[str, ...]:
-    """Every node, once for each of its partitions."""
-    return ("sinfo", *on_cluster(clusters), "--noheader", "--all", "--Node", "-o", "%N|%P|%f|%T")
+    """The command that lists every node, once for each of its partitions."""
+    return ("sinfo", *on_cluster(clusters), "--noheader", "--all", "--Node", "-o", "%N|%P|%m|%G|%f|%T")
 
 
 def associations_argv(user: str) -> tuple[str, ...]:
-    """What accounting lets a user charge."""
+    """The command that lists the accounts that a user may charge."""
     return ("sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=account,qos")
 
 
 def qualities_argv() -> tuple[str, ...]:
-    """Every quality of service with its longest walltime."""
+    """The command that lists every quality of service with its longest walltime."""
     return ("sacctmgr", "-n", "-P", "show", "qos", "format=name,maxwall,flags")
 
 
 def parse_partitions(text: str) -> tuple[Partition, ...]:
-    """From ``partitions_argv``'s answer."""
+    """The partitions in the output of ``partitions_argv``."""
     lines = [dict(re.findall(r"(?:^|\s)([A-Za-z]\w*)=(\S*)", line)) for line in text.splitlines()]
     return tuple(
         Partition(
@@ -103,22 +111,34 @@ def parse_partitions(text: str) -> tuple[Partition, ...]:
 
 
 def parse_nodes(text: str) -> tuple[Node, ...]:
-    """From ``nodes_argv``'s answer."""
+    """The nodes in the output of ``nodes_argv``."""
     found = []
-    for name, partition, features, state in (line.split("|") for line in text.splitlines() if line.count("|") == 3):
+    for line in text.splitlines():
+        if line.count("|") != 5:
+            continue
+        name, partition, memory, gres, features, state = line.split("|")
         usable = not any(word in state.lower() for word in _UNUSABLE) and not state.endswith("*")
-        found.append(Node(name, partition.rstrip("*"), frozenset(features.split(",")), usable))
+        memory_mib = int(memory.rstrip("+")) if memory.rstrip("+").isdigit() else 0
+        labels = frozenset(features.split(","))
+        found.append(
+            Node(name, partition.rstrip("*"), memory_mib if memory_mib > 1 else 0, gpus_in(gres), labels, usable)
+        )
     return tuple(found)
 
 
+def gpus_in(gres: str) -> int:
+    """How many GPUs ``gpu:a100:4(S:0-1),nvme:1`` has."""
+    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)*?:(\d+)", gres))
+
+
 def parse_associations(text: str) -> tuple[str, ...]:
-    """From ``associations_argv``'s answer: ``Cluster.accounts``."""
+    """``Cluster.accounts`` from the output of ``associations_argv``."""
     rows = sorted({line.partition("|")[::2] for line in text.splitlines() if "|" in line})
     return tuple(f"{account} ({qualities.replace(',', ', ')})" if qualities else account for account, qualities in rows)
 
 
 def parse_qualities(text: str) -> tuple[Quality, ...]:
-    """From ``qualities_argv``'s answer."""
+    """The qualities of service in the output of ``qualities_argv``."""
     rows = (line.split("|") for line in text.splitlines() if line.count("|") == 2)
     return tuple(Quality(row[0], limit_s(row[1]), "PartitionTimeLimit" in row[2].split(",")) for row in rows)
 
@@ -134,10 +154,12 @@ def limit_s(text: str) -> float | None:
     return float(((days * 24 + clock[0]) * 60 + clock[1]) * 60 + clock[2])
 
 
-def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool, str]) -> tuple[Check, ...]:
-    """Every check of one node type, each named ``TYPE: what``. ``tested``: ``sbatch --test-only``'s verdict and words.
+def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool | None, str]) -> tuple[Check, ...]:
+    """Every check of one node type, each named ``TYPE: what``. ``tested``: verdict and message of
+    ``sbatch --test-only``, ``None`` where it gave no verdict.
 
-    A refusal is named by what it is about; it is no mistake of the site's where all that could take the job is down.
+    A rejection is named by its subject; it is no error of the site if all nodes that could run the job are down, or
+    if a limit is reached that other jobs use up.
     """
     asked = slurm_asked(node_type.provider)
     named = asked.value("partition")
@@ -146,7 +168,7 @@ def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool, str]) -> t
     place = f"partition {', '.join(wanted)}" if wanted else "the site's choice of partition"
     features = set(re.findall(r"[^&]+", asked.value("constraint") or ""))
     nodes = [node for node in cluster.nodes if node.partition in wanted]
-    if matching := [node for node in nodes if node.features >= features]:  # else a constraint in words of its own
+    if matching := [node for node in nodes if node.features >= features]:  # else the constraint is an expression
         nodes, place = matching, f"{place} with {'&'.join(sorted(features))}" if features else place
     usable = [node for node in nodes if node.usable]
     up = bool(usable) and any(each.up for each in partitions)
@@ -159,20 +181,26 @@ def judged(node_type: NodeType, cluster: Cluster, tested: tuple[bool, str]) -> t
     checks = []
     if fits:
         checks.append(Check(f"{node_type.name}: job", Verdict.OK, words))
-    elif "node configuration" in words and partitions and not up:
+    elif fits is None:
+        checks.append(Check(f"{node_type.name}: job", Verdict.WARN, f"cannot be judged now: {words}", _AGAIN))
+    elif "not available" in words and partitions and not up:
         checks.append(Check(f"{node_type.name}: job", Verdict.WARN, f"cannot be judged while none is up: {words}"))
+    elif "accounting/qos policy" in words.lower():
+        checks.append(Check(f"{node_type.name}: job", Verdict.WARN, f"cannot be judged now: {words}", _POLICY))
     else:
         what, advice = _about(words, cluster)
         checks.append(Check(f"{node_type.name}: {what}", Verdict.FAIL, f"{words}{_asks(asked, what)}", advice, True))
     if partitions:
         advice = "" if up else "jobs wait until one is up: 'sinfo -R' says why they are not"
         checks.append(Check(f"{node_type.name}: nodes up", Verdict.OK if up else Verdict.WARN, state, advice))
-        checks.append(_walltime(node_type, asked, partitions, cluster))
-    return (*checks, *_gpus(node_type))
+        walltime = _walltime(node_type, asked, partitions, cluster)
+        checks = [check for check in checks if check.found != walltime.found]  # no script was made of such a walltime
+        checks.append(walltime)
+    return (*checks, *_memory(node_type, asked, nodes, place), *_gpus(node_type, nodes))
 
 
 def _about(words: str, cluster: Cluster) -> tuple[str, str]:
-    """What a refusal of Slurm's is about, and what to do."""
+    """The subject of Slurm's rejection, and the remedy."""
     said = words.lower()
     if "account" in said:
         return "account", f"account= in the site file; yours are {_some(cluster.accounts)}"
@@ -195,13 +223,13 @@ _ASKED = {
 
 
 def _asks(asked: Directives, what: str) -> str:
-    """What of the job a refusal may mean."""
+    """The option of the job that a rejection may refer to."""
     found = [f"--{name}={asked.value(name)}" for name in _ASKED.get(what, ()) if asked.value(name)]
     return f" ({' '.join(found)})" if found else ""
 
 
 def _walltime(node_type: NodeType, asked: Directives, partitions: Iterable[Partition], cluster: Cluster) -> Check:
-    """Against the partition's limit, unless the quality of service goes beyond it, and against the latter's."""
+    """Check against the partition's limit, unless the quality of service overrides it, and against the latter's."""
     provider, name = node_type.provider, f"{node_type.name}: walltime"
     try:
         asked_s = walltime_s(provider) or 0
@@ -213,37 +241,52 @@ def _walltime(node_type: NodeType, asked: Directives, partitions: Iterable[Parti
         limits += [(f"partition {each.name}", each.max_s) for each in partitions if each.max_s is not None]
     for whose, limit in limits:
         if asked_s > limit:
-            # Without a partition of its own a job goes where the site's rules send it, maybe not to the default.
+            # Without a partition of its own, a job goes where the site's rules route it, maybe not to the default.
             sure = asked.value("partition") is not None or not whose.startswith("partition")
             found = f"{provider.walltime} is more than {whose} allows ({_clock(limit)}): its jobs would pend for ever"
             advice = "lower walltime= in the site file"
             return Check(name, Verdict.FAIL if sure else Verdict.WARN, found, advice, configuration=sure)
-    words = ", ".join(f"{whose} allows {_clock(limit)}" for whose, limit in limits) or "no limit is told"
+    words = ", ".join(f"{whose} allows {_clock(limit)}" for whose, limit in limits) or "no limit is reported"
     return Check(name, Verdict.OK, f"{provider.walltime}; {words}")
 
 
-def _gpus(node_type: NodeType) -> Iterable[Check]:
-    """Whether the job gets the GPUs that engines are promised."""
+def _memory(node_type: NodeType, asked: Directives, nodes: Sequence[Node], place: str) -> Iterable[Check]:
+    """Whether a node has ``engine_memory_gib``. The job may ask Slurm for other memory, or none."""
+    has_mib = max((node.memory_mib for node in nodes), default=0)
+    if has_mib and node_type.engine_memory_gib * 1024 > has_mib:
+        sure = asked.value("partition") is not None  # else the site may send the job to other nodes
+        found = (
+            f"{node_type.engine_memory_gib:g} GiB of memory for engines, and a node of {place} has {has_mib / 1024:.1f}"
+        )
+        advice = "lower engine_memory_gib= in the site file"
+        yield Check(
+            f"{node_type.name}: memory for engines", Verdict.FAIL if sure else Verdict.WARN, found, advice, sure
+        )
+
+
+def _gpus(node_type: NodeType, nodes: Sequence[Node]) -> Iterable[Check]:
+    """Whether the job gets the GPUs that engines are configured to use."""
     gpus, name = gpus_of_job(node_type.provider.scheduler_options), f"{node_type.name}: GPUs of the job"
     if not node_type.gpus:
         return
     if gpus is None:
         found = f"gpus={node_type.gpus} for engines; how many the job asks for cannot be read from scheduler_options"
         yield Check(name, Verdict.WARN, found, _TRY)
-    elif gpus == 0:
+    elif gpus == 0 and not any(node.gpus for node in nodes):
         found = f"gpus={node_type.gpus} for engines, and the job asks for none: right where they come with the node"
         yield Check(name, Verdict.WARN, found, f"else gpus_per_node= of the provider; {_TRY}")
     elif node_type.gpus > gpus:
-        found = f"gpus={node_type.gpus} for engines, and the job asks for {gpus}"
+        found = f"gpus={node_type.gpus} for engines, and the job asks for {gpus or 'none'}"
         yield Check(name, Verdict.FAIL, found, "gpus_per_node= of the provider in the site file", True)
 
 
 def gpus_of_job(directives: str) -> int | None:
-    """How many GPUs of its one node a job with these ``#SBATCH`` lines asks for, by whichever option; ``None``: it asks
-    in a way that is not understood here. Parsl's own lines (``gpus_per_node=``, ``gres=``) are among them.
+    """The number of GPUs on its one node that a job with these ``#SBATCH`` lines requests, by any option; ``None``: in
+    a form that is not supported here. Parsl's own lines (``gpus_per_node=``, ``gres=``) are among them.
 
-    (1) By name: ``--gpus-per-node=a100:4``, ``-G 4``. (2) Among other things of a node: ``--gres=gpu:a100:4,nvme:1``,
-    where no number is one. (3) For each task; it has one unless the lines say more.
+    (1) By name: ``--gpus-per-node=a100:4``, ``-G 4``. (2) Among other resources of a node:
+    ``--gres=gpu:a100:4,nvme:1``, where a missing number is one. (3) Per task; the job has one task unless the lines set
+    more.
     """
     said = slurm_directives(directives)
     asked = [0]
@@ -266,9 +309,9 @@ _GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "gr
 
 
 def _some(names: Iterable[str]) -> str:
-    """A few of them, in order."""
+    """The first few of them, in order."""
     known = sorted(names)
-    return ", ".join(known[:12]) + (" ..." if len(known) > 12 else "") if known else "not told"
+    return ", ".join(known[:12]) + (" ..." if len(known) > 12 else "") if known else "not reported"
 
 
 def _clock(seconds: float) -> str:
@@ -276,12 +319,12 @@ def _clock(seconds: float) -> str:
 
 
 _MEANT = re.compile(r"SBATCH_\w+|SLURM_(CLUSTERS|HINT)")
-"""Set by a person, to count. The other variables that are kept away are those of modules and jobs."""
+"""Variables that a person sets on purpose. The other removed ones come from modules and jobs."""
 
 
 def environment(environ: Mapping[str, str]) -> Check:
-    """Variables by which a user would change what ``sbatch`` submits: neither the gateway's jobs nor its questions ever
-    see them, nor anything else of that kind."""
+    """Variables by which a user would change what ``sbatch`` submits: they are removed from the gateway's jobs and
+    queries, with all similar ones."""
     name, job = "environment of sbatch", environ.get("SLURM_JOB_ID")
     found = [each for each in bends(environ) if _MEANT.fullmatch(each)]
     said, advice = [], []

@@ -1,7 +1,7 @@
-"""Which keys the running edge lets in, and the end of what other keys have in flight: said on its socket.
+"""Sets which keys the running edge admits, and cuts the requests in flight of other keys, over its socket.
 
-The edge notes every request that it lets in, under its key's digest and its own number, in the table ``held``
-(``frontends.py``). The list of its sessions has that number, and the pointer that ``shutdown session`` wants.
+For each admitted request the edge keeps an entry in the table ``held`` (``frontends.py``), under the digest of its key
+and the request's number. The session list has the same number, and the pointer that ``shutdown session`` takes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from gateway_plugin.edge.socket_protocol import map_changes, parse_map, refused
 from gateway_plugin.errors import EdgeError
 
 Say = Callable[[str], str]
-"""A command to the edge; its answer. Raises ``EdgeError`` if there is none."""
+"""Sends one command to the edge and returns the answer. Raises ``EdgeError`` if there is none."""
 
 _BATCH = 200
-"""Changes in one line: HAProxy takes 64 KiB."""
+"""Changes per line: HAProxy takes 64 KiB."""
 _PAUSE_S = 0.02
 _SHOW_HELD = "show table held data.conn_cur gt 0"
 _HELD = re.compile(r"\bkey=([0-9A-F]{64})/(\d+) ")
@@ -26,17 +26,17 @@ _SESSION = re.compile(r"^(0x[0-9a-f]+): \[[^]]*\] id=(\d+) ", re.MULTILINE)
 
 
 class StillHeld(EdgeError):
-    """The edge lets in the right keys, and has, or may have, requests of others in flight."""
+    """The edge admits the right keys, but requests of other keys are in flight, or may be."""
 
 
 def admit_only(say: Say, keys_map: Path, want: Mapping[str, str], revoked: Collection[str], within_s: float) -> None:
-    """Make the running edge let in the keys in ``want`` (digest -> value) and no others; returns when that is so.
+    """Make the running edge admit the keys in ``want`` (digest -> value) and no others; returns when it does.
 
-    Requests of keys that it let in until now, and of those in ``revoked``, are cut: streams, and what waits.
+    Requests of the keys removed by this, and of those in ``revoked``, are cut, streams and waiting requests included.
 
     Raises:
-        EdgeError: it did not answer, or refused.
-        StillHeld: it has requests of such keys in flight after ``within_s``, or cannot say.
+        EdgeError: the edge did not answer, or refused.
+        StillHeld: requests of such keys are in flight after ``within_s``, or their number is not known.
     """
     have = parse_map(say(f"show map {keys_map}"), numbered=True)
     changes = map_changes(keys_map, have, want)
@@ -50,9 +50,9 @@ def admit_only(say: Say, keys_map: Path, want: Mapping[str, str], revoked: Colle
 
 
 def cut(say: Say, digests: Collection[str] | None, within_s: float) -> None:
-    """Cut requests of these keys (``None``: of all) until none is left. Raises ``EdgeError``, ``StillHeld``.
+    """Cut the requests of these keys (``None``: of all keys). Raises ``EdgeError``, ``StillHeld``.
 
-    A pointer is looked up again just before: the next session may get it.
+    Each pointer is looked up again just before it is used, because HAProxy may reuse it for the next session.
     """
     deadline = time.monotonic() + within_s
     while numbers := held_by(digests, say(_SHOW_HELD)):
@@ -65,9 +65,9 @@ def cut(say: Say, digests: Collection[str] | None, within_s: float) -> None:
 
 
 def held_by(digests: Collection[str] | None, answer: str) -> frozenset[int]:
-    """Numbers of the requests in flight of these keys (``None``: of all), out of the table.
+    """Numbers of the requests in flight of these keys (``None``: of all keys), parsed from the table.
 
-    Raises ``StillHeld`` if ``answer`` is none.
+    Raises ``StillHeld`` if ``answer`` is not a table.
     """
     if not answer.startswith("# table: held,"):
         raise StillHeld(
@@ -78,5 +78,5 @@ def held_by(digests: Collection[str] | None, answer: str) -> frozenset[int]:
 
 
 def sessions(answer: str) -> dict[int, str]:
-    """Number -> pointer of each session in the answer of ``show sess all``."""
+    """Number -> pointer of each session in the output of ``show sess all``."""
     return {int(number): pointer for pointer, number in _SESSION.findall(answer)}

@@ -1,9 +1,9 @@
-"""Requests of a model that is kept apart: through the ingress, and round it while it is away. Pure text.
+"""Requests of a model kept apart: through the ingress, and around it while it is down. Pure text.
 
-Warm requests must not depend on Ray's head, so that the ingress is only the first choice here. Newcomers go round it
-when its check fails; a request that it had when it went away is sent again, and finds the way round when the connection
-is refused. There is no circle: round the ingress lies a slot, behind a slot without an engine the backend ``ingress``,
-and that one has no way round.
+Warm requests must not depend on Ray's head, so the ingress is only the first choice here. New requests bypass it when
+its health check fails; a request that it was handling is retried, and takes the bypass when the connection is refused.
+There is no loop: the bypass leads to a slot, a slot without an engine leads to the backend ``ingress``, and that
+backend has no bypass.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pathlib import Path
 from gateway_plugin.edge.error_pages import client_left
 
 CHECK = "/check"
-"""What the ingress is asked: without a controller it is of no use."""
+"""Health check of the ingress: it fails without a controller."""
 
 AROUND = "x-gateway-around"
-"""On a request that went round the ingress: an engine may have had it, though its model was kept apart."""
+"""Set on a request that bypassed the ingress: an engine may have received it, although its model is kept apart."""
 
 
 def around(door: Path, bind: str, models_map: Path, ingress_socket: Path, secret: str, counted: str) -> str:
-    """The way of requests that are kept apart. ``bind``: the around door's line; ``counted``: rules that bound them.
+    """Route of requests kept apart. ``bind``: line of the around door; ``counted``: rules that limit them.
 
-    A slow ingress is not a dead one, but nothing is lost round it: what is lost is only who was alone on an engine
-    (``serve.ingress.trials``).
+    A slow ingress may be taken for a dead one. No request is lost then, only the record of which request was alone on
+    an engine (``serve.ingress.trials``).
     """
     return f"""\
 backend apart

@@ -1,6 +1,6 @@
-"""The front door before its end: shut to new requests, while those in flight are counted. Said on the edge's socket.
+"""The front door during shutdown: closed to new requests, while those in flight are counted. By its socket.
 
-The table ``gate`` (``frontends.py``) has one entry while the door is shut; an edge that starts has none.
+The table ``gate`` (``frontends.py``) has one entry while the door is closed; an edge that starts has none.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _IN_FLIGHT = re.compile(r"\bconn_cur=(\d+)")
 
 
 def shut(say: Say) -> None:
-    """Refuse every request that comes from here on, but administration's. Raises ``EdgeError``."""
+    """Refuse every new request except administration's. Raises ``EdgeError``."""
     _demand(say("set table gate key down data.gpc0 1"))
 
 
 def open_again(say: Say) -> None:
-    """Take ``shut`` back. Raises ``EdgeError``."""
+    """Undo ``shut``. Raises ``EdgeError``."""
     _demand(say("clear table gate key down"))
 
 
 def in_flight(say: Say) -> int:
-    """Requests that were let in and have not ended, those that wait for a model too. Raises ``EdgeError``."""
+    """Number of admitted requests that have not ended, including those waiting for a model. Raises ``EdgeError``."""
     answer = say(_SHOW_IN_FLIGHT)
     if not answer.startswith("# table: limits,"):
         raise EdgeError(f"the edge cannot say what is in flight: {answer.strip()[:100] or 'no answer'}")

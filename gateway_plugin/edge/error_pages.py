@@ -1,4 +1,4 @@
-"""What the edge answers by itself: JSON in OpenAI's form, as HAProxy configuration. Pure."""
+"""Error answers that the edge gives itself: JSON in OpenAI's form, as HAProxy configuration. Pure."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from gateway_plugin.errors import (
 
 
 def own_errors() -> tuple[GatewayError, ...]:
-    """One error for every status that HAProxy may answer on its own account.
+    """One error for every status that HAProxy may answer by itself.
 
-    What is no HTTP at all never gets so far: HAProxy closes it with a few words of HTML.
+    Input that is not HTTP gets no JSON: HAProxy closes the connection with a short HTML page.
     """
     return (
         InvalidRequest("The request is malformed."),
@@ -50,12 +50,12 @@ def _with_message(error: GatewayError, message: str) -> GatewayError:
 
 
 NOT_ROUTED = "x-gateway-not-routed"
-"""On what the edge itself says where an engine broke off before its answer; the ingress says it too."""
+"""Message for an engine that closed the connection before its answer; the ingress uses it too."""
 
 
 def http_error(error: GatewayError, status: int | None = None) -> str:
-    """A configuration line that replaces HAProxy's own answer of ``status`` (by default the error's)."""
-    # In HAProxy's strong quotes, which take everything but themselves and ends of lines; JSON can do without both.
+    """A configuration line that replaces HAProxy's own answer for ``status`` (default: the error's status)."""
+    # HAProxy's strong quotes allow everything but a quote and a line end; JSON needs neither.
     body = json.dumps(error.body()).replace("'", r"\u0027")
     said = {**error.headers(), **({NOT_ROUTED: "1"} if isinstance(error, EngineBroke) else {})}
     headers = "".join(f" hdr {name} {value}" for name, value in said.items())
@@ -63,9 +63,10 @@ def http_error(error: GatewayError, status: int | None = None) -> str:
 
 
 def client_left() -> str:
-    """What a backend says instead of "malformed" to a caller that closed its sending half before the answer came.
+    """A backend's answer, not "malformed", to a caller that closed its sending half before the answer came.
 
-    HAProxy takes it for one that left (``option abortonclose``), and calls both 400; the front door makes 499 of it.
+    HAProxy treats it as a disconnected caller (``option abortonclose``) and answers 400 in both cases; the front door
+    makes 499 of it.
     """
     error = ClientClosed(
         "The client closed its connection, or its sending half, before the answer came: keep both open."
@@ -75,22 +76,22 @@ def client_left() -> str:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error that the front door gives by a rule of its own."""
+    """An error that a rule of the front door answers with."""
 
     name: str
-    """Of the service in ``refuse.lua``."""
+    """Name of the service in ``refuse.lua``."""
     error: GatewayError
     variants: tuple[tuple[str, GatewayError], ...] = ()
-    """Lua pattern of the request's path -> another message of the same status; the first that matches."""
+    """Lua pattern of the request's path -> another message with the same status; the first match counts."""
 
     def when(self, condition: str) -> str:
-        """The rule: refuse if ``condition`` holds, and look no further."""
+        """The rule: refuse if ``condition`` holds, and evaluate no further rule."""
         return f"  http-request use-service lua.refuse_{self.name} if {condition}"
 
     def at_once(self) -> str:
-        """The rule without its condition, for a request that has been read whole, or is not to be: HAProxy's own.
+        """HAProxy's own refusal, unconditional, for a request that was read whole or is not to be read.
 
-        Cheap; see ``refuse_script`` for what a caller reads that is still sending.
+        Cheap; see ``refuse_script`` for the effect on a caller that is still sending.
         """
         body = json.dumps(self.error.body()).replace("'", r"\u0027")
         headers = "".join(f" hdr {name} {value}" for name, value in _said_with(self.error).items())
@@ -99,20 +100,20 @@ class Refusal:
 
 
 DRAINED_BYTES_PER_S = 8 << 20
-"""How much is read of the refused bodies of one key, and of all callers without one, on all connections together.
+"""Read rate for refused bodies, per key, and for all callers without a key together, over all connections.
 
-Reading costs the thread that all requests share. Past this the senders are kept waiting.
+Reading costs time of the one thread that all requests share. Above this rate the senders wait.
 """
 
 
 def refuse_script(refusals: Iterable[Refusal]) -> str:
     """``refuse.lua``: one service for each refusal.
 
-    Why Lua: HAProxy's own ``return`` closes while the caller is still sending. Past some 200 KiB the system then resets
-    the connection, and the caller reads "connection reset" where "401" or "413" was written. This answers at once, and
-    reads on, keeping nothing, as slowly as ``DRAINED_BYTES_PER_S`` says. It must not return before the body's end:
-    HAProxy would read what is left, as fast as it comes. A body that comes by single bytes keeps its connection for as
-    long as its sender likes, so only so many are read (``floods.refuse_outsiders``).
+    Why Lua: HAProxy's own ``return`` closes the connection while the caller is still sending. Above some 200 KiB the
+    kernel then resets it, and the caller sees "connection reset" instead of 401 or 413. This script answers at once and
+    then reads and discards the body, at most at ``DRAINED_BYTES_PER_S``. It must not return before the end of the body:
+    HAProxy would read the rest at full speed. A sender of single bytes can hold its connection as long as it likes, so
+    the number of such connections is limited (``floods.refuse_outsiders``).
     """
     entries = "".join(
         f"refuse({_lua(r.name)}, {r.error.status}, {_headers(r.error)}, {_body(r.error)}{_variants(r)})\n"
@@ -174,7 +175,7 @@ def _variants(refusal: Refusal) -> str:
 
 
 def _lua(text: str) -> str:
-    """A Lua string. Raises ``ValueError`` for what JSON would have escaped anyway."""
+    """A Lua string. Raises ``ValueError`` for characters that JSON would have escaped."""
     if not text.isascii() or not text.isprintable():
         raise ValueError(f"cannot be written into the edge's script: {text!r}")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')

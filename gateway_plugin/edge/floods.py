@@ -1,4 +1,4 @@
-"""Rules of the doors against floods: of callers, of requests, of what waits for models. Pure; see ``places.py``."""
+"""Limits of the doors: for connections, requests, and requests that wait for models. Pure; see ``places.py``."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _MODEL_BUSY = Refusal(
 )
 _READY_BUSY = Refusal(
     "ready_busy",
-    Unavailable("Too many ask for /ready at a time. Try again.", retry_after_s=1, state="overloaded"),
+    Unavailable("Too many requests for /ready at a time. Try again.", retry_after_s=1, state="overloaded"),
 )
 REFUSALS = (_BUSY, _COLD_FULL, _MODEL_BUSY, _READY_BUSY)
-"""All that these rules may say."""
+"""All refusals of these rules."""
 _READY_AT_A_TIME = 32
 _COLD, _OTHERS, _REFUSED, _FIRST_SLOT = 2, 1, 3, 16
-"""Keys of the table ``busy``; the last one, and those after it, of the slots."""
+"""Keys of the table ``busy``; slots use the last one and those after it."""
 _WHOLE = "{ req.body_size le 16384 } !{ req.fhdr_cnt(transfer-encoding) gt 0 }"
-"""A body so short was read whole before any rule of a backend."""
+"""A body of this length has been read whole before any rule of a backend."""
 
 
 def tables() -> str:
-    """What the rules count in."""
+    """The tables that the rules count in."""
     return """\
 backend busy
   stick-table type integer size 1k store conn_cur
@@ -58,9 +58,9 @@ cache ready
 
 
 def sources(places: Places) -> str:
-    """Rules of the front door for connections, before anything is read."""
+    """Rules of the front door for connections, before any byte is read."""
     return f"""\
-  # A connection too many of one address is closed at once. This machine's own is that of all its users and tunnels.
+  # A connection over the limit of one address is closed at once. Users and tunnels of this machine share its own.
   acl here src 127.0.0.0/8 ::1
   tcp-request connection track-sc3 src table sources if !here
   tcp-request connection reject if !here {{ sc_conn_cur(3,sources) gt {places.per_source} }}
@@ -68,10 +68,11 @@ def sources(places: Places) -> str:
 
 
 def refuse_outsiders(places: Places, *refusals: tuple[Refusal, str]) -> str:
-    """Rules for who is not let in, each with its condition: strangers, and keys past their limits.
+    """Rules for requests not admitted, each with its condition: no valid key, or a key over its limits.
 
-    Nothing else bounds how many of them send at a time. A caller that goes on sending reads its refusal as far as there
-    are places for such; past them it is closed at once. The conditions must not cost much: they are tried twice.
+    They are also the only limit on how many such callers send at a time. A caller that is still sending can read its
+    refusal while there are free places for refused senders; beyond them the connection is closed at once. Conditions
+    must be cheap: each is evaluated twice.
     """
     crowded = f"{{ sc_conn_cur(2,busy) gt {places.refused} }}"
     rules = [f"  http-request track-sc2 int({_REFUSED}) table busy if {' or '.join(when for _, when in refusals)}"]
@@ -86,10 +87,10 @@ UNLIMITED = 1_000_000
 
 
 def in_slot(slot: int, places: Places) -> str:
-    """Rules of a slot's backend. A request is cold where ``cold`` is all that can take it, and warm else.
+    """Rules of a slot's backend. A request is cold if only the server ``cold`` can take it, else warm.
 
-    HAProxy counts the free places of usable servers, a backup's only where there is no other, and says -1 if one of
-    them has no ``maxconn``. ``srv_is_up`` is no such test: it holds for an engine that drains, which takes nothing.
+    HAProxy counts the free places of usable servers (of a backup only where there is no other), and returns -1 if one
+    of them has no ``maxconn``. ``srv_is_up`` does not serve: it is true for a draining engine, which takes no request.
     """
     cold = f"{{ be_conn_free(slot{slot}) ge 0 }}"
     return f"""\
@@ -100,13 +101,13 @@ def in_slot(slot: int, places: Places) -> str:
 
 
 def at_a_time(places: Places) -> str:
-    """Rules of a backend whose requests all pass the ingress, though their model may be ready."""
+    """Rules of a backend whose requests all pass the ingress, even if their model is ready."""
     return _counted("", places)
 
 
 def in_ingress(paths: str, places: Places) -> str:
-    """Rules of the ingress's backend. ``paths``: what ``inference`` is."""
-    # Not counted as cold so far: those whose engine died under them.
+    """Rules of the ingress's backend. ``paths``: definition of the ACL ``inference``."""
+    # Not yet counted as cold: requests whose engine died while it worked on them.
     full = f"inference {{ be_conn(ingress) gt {places.inside} }} !{{ req.fhdr_cnt(x-gateway-stamp) gt 0 }}"
     return f"""\
 {paths}
@@ -116,10 +117,10 @@ def in_ingress(paths: str, places: Places) -> str:
 
 
 def _counted(cold: str, places: Places) -> str:
-    """No more of callers' requests at a time than can be answered: of the cold ones, and of all others.
+    """Limits on callers' requests at a time: cold ones, and all others.
 
-    Counted before they go anywhere, so that a burst is refused at its first request too many. Not counted: what comes
-    by the inside doors.
+    Counted before they are routed, so that a burst is refused from the first request over the limit. Requests of the
+    internal doors are not counted.
     """
     caller = "{ fe_name front }"
     return f"""\
@@ -131,23 +132,22 @@ def _counted(cold: str, places: Places) -> str:
 
 
 def _refuse(refusal: Refusal, condition: str) -> str:
-    """Said by HAProxy itself where the whole body is here: the script would take several times as long."""
+    """Refused by HAProxy itself where the whole body is here: the script would take several times as long."""
     return f"  {refusal.at_once()} if {condition} {_WHOLE}\n{refusal.when(condition)}"
 
 
 def readiness() -> str:
-    """Rules of the backend of ``/ready``, which needs no key: a "yes" is cached for a second, for all callers.
-
-    And for the next one, while callers ask again.
+    """Rules of the backend of ``/ready``, which needs no key: a positive answer is cached for one second, for all
+    callers, and for one more second while callers keep asking.
     """
     yes = """return status 200 content-type application/json string '{"ready":true}'"""
     return f"""\
   http-request set-uri /ready
-  # All that the caller wrote: some headers pass by a cache, and none is of use here.
+  # Remove all of the caller's headers: some bypass a cache, and none is needed here.
   http-request del-header . -m reg
   http-request set-header host gateway
   http-request cache-use ready
-  # The cache knows nothing of HTTP/1.0, keeps no answer to HEAD, and lets everybody ask at once when it is out of date.
+  # The cache ignores HTTP/1.0, stores no answer to HEAD, and lets all requests through at once when it expires.
   http-request {yes} if {{ date,sub(proc.ready_asked) eq 0 }} {{ date,sub(proc.ready_at) le 1 }}
 {_READY_BUSY.when(f"{{ be_conn(ready) gt {_READY_AT_A_TIME} }}")}
   http-request set-var(proc.ready_asked) date

@@ -1,7 +1,7 @@
-"""The front door, through which requests come in: rules in the order in which they are tried. Pure text.
+"""The front door, the listener for callers: rules in the order of evaluation. Pure text.
 
-The order is the point. A caller without a key is refused before its body is awaited, a path that is not served
-before anything is looked up, and what a caller says about itself is forgotten before the edge says it.
+The order matters. A caller without a key is refused before its body is awaited, a path that is not served before any
+look-up, and identity headers that a caller sent are removed before the edge sets its own.
 """
 
 from __future__ import annotations
@@ -28,31 +28,33 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.site import Site
 
 BUFFER_BYTES = 65536
-"""A request's head and the part of its body that is looked at must fit in here."""
+"""A request's head and the part of its body that rules inspect must fit in here."""
 HEAD_BYTES = BUFFER_BYTES // 2
-"""Of the request's headers, so that some of the body always fits beside them."""
+"""Limit of the request's headers, so that some of the body always fits beside them."""
 
 APART = "/apart"
-"""Ends the slot of a model one of whose engines died recently: all of its requests go through the ingress, which knows
-what each of them did (``serve.ingress.trials``), and round it while it is away (``gateway_plugin.edge.apart``)."""
+"""Suffix of the slot of a model kept apart, one of whose engines died recently: all of its requests go through the
+ingress, which records what each of them did (``serve.ingress.trials``), and around it while it is down
+(``gateway_plugin.edge.apart``)."""
 
 _CARD = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._/:@+-]|%2[BbFf]|%3[Aa]|%40){0,200}\z"
-"""One model of the catalog; clients may escape what a name can hold beside letters, digits and ``._-``."""
+"""One model of the catalog; clients may escape characters of a name other than letters, digits and ``._-``."""
 _ADMIN = r"^/gateway/v1(?:/[a-z][a-z0-9_-]{0,40}){1,4}\z"
 _SECONDS = r"^[0-9]{1,6}\z"
 _CALLER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\z"
-"""Whom an endpoint asks for: a Globus identity."""
+"""On whose behalf an endpoint asks: a Globus identity."""
 _CREDENTIAL = r"[A-Za-z0-9._~+/=-]{1,256}\z"
 
 _LENGTH_DIGITS = 12
-"""Of a body's announced length. No site's limit is a terabyte."""
+"""Limit of digits in ``Content-Length``. No site's limit is a terabyte."""
 
 _USAGE = (
     '{"time":%Ts.%ms,"request":"%ID","key":"%[var(txn.key,-)]","caller":"%[var(txn.caller,-)]","model":"%[var(txn.model,-)]","method":"%HM",'
     '"path":"%[var(txn.route,-)]","status":%ST,"bytes_in":%U,"bytes_out":%B,"ms":%Ta,'
     '"first_byte_ms":%[var(sess.first,-1)],"where":"%b/%s","retries":"%rc","end":"%ts"}'
 )
-"""The usage log. Every field is a number, ours, or checked against a pattern: nothing a caller wrote needs escaping."""
+"""The usage log. Every field is a number, set by the gateway, or checked against a pattern, so no field from a caller
+needs escaping."""
 
 _FOUND_KEY = "{ var(txn.who) -m found }"
 _HAS_MODEL = "{ var(txn.model) -m found }"
@@ -70,7 +72,7 @@ _BOTH = (
     rf"{{ req.fhdr(authorization) -m reg -i '^bearer +{_CREDENTIAL}' }} "
     f"{{ req.fhdr(x-api-key) -m reg '^{_CREDENTIAL}' }}"
 )
-"""Some clients write their key into both headers: the same one twice is one key."""
+"""Some clients send their key in both headers: the same key twice counts as one."""
 
 _NOT_HTTP_1 = Refusal("version", InvalidRequest("The gateway speaks HTTP/1.1."))
 _NOT_A_PATH = Refusal("not_a_path", InvalidRequest("The request target is not a path."))
@@ -94,7 +96,7 @@ _NOT_A_WAIT = Refusal("wait", InvalidRequest("The header x-gateway-wait is one w
 
 @dataclass(frozen=True)
 class FrontSettings:
-    """What the front door depends on."""
+    """Input of the front door's configuration."""
 
     listen: str
     """Address, port and options."""
@@ -104,29 +106,29 @@ class FrontSettings:
 
     @property
     def in_flight_per_key(self) -> int:
-        """As many as the site and the open files allow."""
+        """Refusal: too many requests in all, by the site's limit and the open files."""
         return self.places.of_one_key(self.site.limits.in_flight_per_key)
 
     @property
     def too_fast(self) -> Refusal:
-        """The key's rate."""
+        """Refusal: the request rate of the key."""
         limit = f"This key made over {self.site.limits.requests_per_key_10s} requests within 10 s, its limit."
         return Refusal("too_fast", RateLimited(limit, retry_after_s=5))
 
     @property
     def too_many(self) -> Refusal:
-        """What the key has in flight."""
+        """Refusal: the requests in flight of the key."""
         limit = f"This key has over {self.in_flight_per_key} requests in flight, its limit."
         return Refusal("too_many", RateLimited(limit, retry_after_s=1))
 
     @property
     def too_large(self) -> Refusal:
-        """The body's announced length."""
+        """Refusal: the announced length of the body."""
         return Refusal("body_too_large", BodyTooLarge(self.site.limits.body_bytes))
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
-        """All that the doors may say."""
+        """All refusals of the doors."""
         fixed = (
             _NOT_A_PATH,
             _BODY_WITHOUT_POST,
@@ -145,7 +147,7 @@ class FrontSettings:
 
 
 def front_door(settings: FrontSettings) -> str:
-    """The frontend that callers reach, and the table of its limits."""
+    """The frontend that callers reach, and its tables of limits."""
     return "\n".join(
         (
             _begin(settings),
@@ -175,7 +177,7 @@ def _begin(settings: FrontSettings) -> str:
 frontend front
   bind {settings.listen}
   bind unix@{settings.layout.owner_door} mode 600 maxconn {settings.places.owner} proto h1
-  # Of a caller that is to shake hands, to send or to read; one that waits for an answer may wait longer.
+  # For a caller's handshake, sending and reading; waiting for an answer may take longer.
   timeout client 30s
 .if version_atleast(2.9)
   timeout client-hs 5s
@@ -186,15 +188,15 @@ frontend front
   unique-id-format %[uuid()]
   http-request set-var(txn.no_chunks) bool(true) if {{ req.ver 1.0 }}
   http-request set-var(txn.began) date(0,ms)
-  # Of the session: what is no HTTP has no transaction, and its line in the usage log must be JSON like all others.
+  # Session scope: input that is not HTTP has no transaction, and its line in the usage log must be JSON too.
   http-request set-var(sess.first) int(-1)
   http-response set-var(sess.first) date(0,ms),sub(txn.began)
 {plainer_words()}\
 {no_chunks("{ var(txn.no_chunks) -m found }")}\
   http-after-response set-header x-gateway-request %[unique-id]
-  # Who has shown no key, or is refused for want of room, keeps no place.
+  # A caller without a valid key, or refused for lack of room, keeps no connection.
   http-after-response set-header connection close if !{{ var(txn.who) -m found }} or {{ status 503 }}
-  # A caller that left before the answer, or closed its sending half: no mistake in its request (nginx's 499).
+  # A caller that disconnected before the answer, or closed its sending half: no bad request (nginx's 499).
   http-after-response set-status 499 if {{ status 400 }} !{{ be_name front }} {{ var(sess.first) -m int lt 0 }}
 {PATHS}
   acl list path /v1/models
@@ -204,14 +206,14 @@ frontend front
   acl metrics path /metrics /metrics/edge
   acl no_key_needed path /health /ready
   acl chunked req.fhdr_cnt(transfer-encoding) gt 0
-  # Not hdr_val(content-length), which is of 32 bits: of 4294967296 it makes 0. And HAProxy takes 2^64 for 0 itself.
+  # Not hdr_val(content-length), which has 32 bits: it reads 4294967296 as 0. And HAProxy itself reads 2^64 as 0.
   acl endless req.fhdr(content-length),length gt {_LENGTH_DIGITS}
   acl has_body req.body_size gt 0
 
   # 1. Not a plain request of this server.
   {_NOT_HTTP_1.at_once()} if !{{ req.ver 1.0 1.1 }}
   {_HEAD_TOO_LARGE.at_once()} if {{ req.hdrs,length gt {HEAD_BYTES} }}
-  # Or the gateway is being ended (closing.py). Administrators may look on.
+  # Or the gateway shuts down (closing.py). Administrators still have access.
 {plain}
 
 """
@@ -219,7 +221,7 @@ frontend front
 
 def _keyless() -> str:
     return """\
-  # 2. What needs no key.
+  # 2. Paths without a key.
   http-request set-log-level silent if is_get no_key_needed
   http-request return status 200 content-type application/json string '{"status":"ok"}' if is_get { path /health }
   http-request del-header x-gateway- -m beg if is_get no_key_needed
@@ -255,9 +257,9 @@ def _limits(settings: FrontSettings) -> str:
         (settings.too_many, f"{{ sc_conn_cur(0,limits) gt {settings.in_flight_per_key} }}"),
     )
     return f"""\
-  # 4. What one key may ask for.
+  # 4. Limits of one key.
   http-request track-sc0 var(txn.key) table limits
-  # Every request under its key's digest, so that a key's requests can be cut when it is revoked (admission.py).
+  # Track every request under its key's digest, so that a key's requests can be cut when it is revoked (admission.py).
   http-request set-var-fmt(txn.number) %rt
   http-request track-sc1 var(txn.digest),concat(/,txn.number) table held
 {past}
@@ -268,8 +270,8 @@ def _what(settings: FrontSettings) -> str:
     named = "{ req.fhdr_cnt(x-gateway-model) gt 0 }"
     hurried = "{ req.fhdr_cnt(x-gateway-wait) gt 0 }"
     return f"""\
-  # 5. An allow-list: engines have other paths that are nobody's business.
-  # (A warm request is an inference path: the rest is looked at only where it is none.)
+  # 5. An allow-list: engines have other paths, which must not be reachable.
+  # (A warm request has an inference path: the other rules are evaluated only for other paths.)
 {_WRONG_METHOD.when("inference !is_post")}
 {_WRONG_METHOD.when("!inference !is_get list or !inference !is_get metrics or !inference !is_get card !dots")}
 {_WRONG_METHOD.when("!inference !is_get !is_post admin or !inference no_key_needed")}
@@ -287,7 +289,7 @@ def _what(settings: FrontSettings) -> str:
 {_NOT_A_WAIT.when(f"{hurried} !{{ req.fhdr(x-gateway-wait) -m reg {_SECONDS} }}")}
 {_NOT_A_WAIT.when("{ req.fhdr_cnt(x-gateway-wait) gt 1 }")}
   http-request set-var(txn.wait) req.fhdr(x-gateway-wait) if inference {hurried}
-  # Only an endpoint's key may say for whom it asks.
+  # Only an endpoint's key may name the user on whose behalf it asks.
   acl for_another var(txn.role) -m str endpoint
   acl caller req.fhdr(x-gateway-caller) -m reg {_CALLER}
 {_NOT_A_CALLER.when("for_another { req.fhdr_cnt(x-gateway-caller) gt 0 } !caller")}
@@ -298,12 +300,12 @@ def _what(settings: FrontSettings) -> str:
 
 def _tell() -> str:
     return """\
-  # 6. What the caller said of itself is forgotten; what the edge knows is said.
+  # 6. Remove the caller's identity headers; set the edge's own.
   http-request del-header x-gateway- -m beg
   http-request del-header authorization
   http-request del-header x-api-key
   http-request del-header upgrade
-  # Who asks is not said with what may go to an engine.
+  # No identity on requests that may go to an engine.
   http-request set-header x-gateway-key %[var(txn.key)] if !inference
   http-request set-header x-gateway-role %[var(txn.role)] if !inference
   http-request set-header x-gateway-tag %[var(txn.digest),xxh64] if inference
@@ -321,14 +323,14 @@ def _tell() -> str:
 
 
 def _where(models_map: Path) -> str:
-    # A chunked body says its length only with its end. Past half the buffer (the head may take the other half) it may
-    # not have been seen whole, and only the ingress can hold it to the limit.
+    # A chunked body has no length until its end. Past half the buffer (the head may take the other half) it may
+    # not have been seen whole, and only the ingress can apply the limit.
     return f"""\
-  # 7. Which model, and so which slot; the body is awaited only here.
+  # 7. The model, and so the slot; the body is awaited only here.
   http-request wait-for-body time 30s if inference
 {STREAM_OF_HTTP_1_0.when("{ req.ver 1.0 } inference { req.body,json_query('$.stream') -m bool }")}
   http-request set-var(txn.model) req.body,json_query('$.model') if inference !{_HAS_MODEL}
-  # A name before it is anything: to a map, a name that goes on after a NUL is the name before it.
+  # Check the name before any use: a map compares only the part of a name before a NUL.
   http-request unset-var(txn.model) if {_HAS_MODEL} !{{ var(txn.model) -m reg {MODEL} }}
   http-request set-var(txn.slot) var(txn.model),map_str({models_map}) if {_HAS_MODEL}
   http-request set-var(txn.head) req.hdrs,length if chunked

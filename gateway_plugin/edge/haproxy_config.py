@@ -1,9 +1,9 @@
-"""The edge's configuration: pure text from settings. What it must refuse is in ``docs/design.md``, Security.
+"""The edge's configuration: pure text from settings. ``docs/design.md``, Security, lists what it must refuse.
 
 Four doors share one process: the front door (callers; over TCP, and over a Unix socket for the gateway's own user),
-the inner door (requests that the ingress sends back), and inside the cold door (where a slot without a usable engine
-hands its requests on) and the around door (``gateway_plugin.edge.apart``). A slot is a backend with room for several
-engines; which model is in which slot, and where its engines are, changes at run time over the socket.
+the inner door (requests that the ingress sends back), and internally the cold door (for requests of a slot without a
+usable engine) and the around door (``gateway_plugin.edge.apart``). A slot is a backend with room for several engines;
+the model of a slot and the addresses of its engines change at run time over the socket.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from gateway_plugin.site import Site
 from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME
 
 _STREAM_S = 3600
-"""Longest silence on a connection in use."""
+"""Idle timeout of a connection in use."""
 _INGRESS_TRIES = 30
 _HOT_BYTES = 128 * BUFFER_BYTES
-"""Of freed memory that the thread keeps at hand: 0.02 ms less for each request than fetching buffers anew."""
+"""Freed memory that the thread keeps for reuse: saves 0.02 ms a request over new buffers."""
 _PATH = re.compile(r"/[A-Za-z0-9._@=+/-]+")
 
 
 @dataclass(frozen=True)
 class EdgeSettings:
-    """Everything that the configuration depends on."""
+    """Input of the configuration."""
 
     layout: Layout
     site: Site
     secret: str
-    """What the edge shows to the ingress."""
+    """Secret by which the ingress recognises the edge."""
     places: Places
     slots: int = 64
     """With ``servers_per_slot`` as in ``serve.core``'s policy."""
@@ -48,7 +48,7 @@ class EdgeSettings:
 
     @property
     def certificate(self) -> Path | None:
-        """Of the front door; ``None``: it speaks plain HTTP."""
+        """TLS certificate of the front door; ``None``: plain HTTP."""
         return None if self.site.plain_http else self.site.certificate or self.layout.front_identity
 
 
@@ -103,9 +103,9 @@ def _defaults(settings: EdgeSettings) -> str:
     return f"""\
 defaults
   mode http
-  backlog 16384             # who comes while all places are taken is not to knock again a second later
-  option disable-h2-upgrade # a body of HTTP/2 need not say its length: no rule about bodies would see it
-  timeout connect 20s       # with the TLS handshake: an engine too busy to shake hands for a while is not a dead one
+  backlog 16384             # a caller need not retry its connection after a second while all places are taken
+  option disable-h2-upgrade # an HTTP/2 body needs no length: no rule about bodies would see it
+  timeout connect 20s       # with the TLS handshake: an engine too busy for it for a while is not dead
   timeout client {_STREAM_S}s
   timeout server {max(_STREAM_S, round(settings.site.limits.wait_s) + 600)}s
   timeout tunnel {_STREAM_S}s
@@ -117,9 +117,9 @@ defaults
   retry-on conn-failure empty-response
   option abortonclose
   option http-no-delay      # without it the first token of a stream waits up to 200 ms
-  option contstats          # bytes of a stream are counted while it runs: an engine that sends some does not hang
+  option contstats          # count a stream's bytes while it runs: an engine that sends some does not hang
   option dontlognull
-  option srvtcpka           # a node that lost its power closes nothing: what it was sending breaks off within 30 s
+  option srvtcpka           # a node that lost power closes nothing: end its streams within 30 s
   srvtcpka-idle 15s
   srvtcpka-intvl 5s
   srvtcpka-cnt 3
@@ -132,16 +132,16 @@ defaults
 def _listen(settings: EdgeSettings) -> str:
     host = {"localhost": "127.0.0.1"}.get(settings.site.bind, settings.site.bind)
     address = f"[{host}]:{settings.site.port}" if ":" in host else f"{host}:{settings.site.port}"
-    # HTTP/1.1 only, also for who begins with HTTP/2's preface unasked: see 'disable-h2-upgrade'.
+    # HTTP/1.1 only, also for a client that starts with HTTP/2's preface unasked: see 'disable-h2-upgrade'.
     tls = f" ssl crt {settings.certificate} alpn http/1.1" if settings.certificate else ""
     return f"{address}{tls} maxconn {settings.places.callers} proto h1"
 
 
 def _cold(settings: EdgeSettings) -> str:
-    """The ways to the ingress and to the desk.
+    """The backends of the ingress and of the desk.
 
-    While an ingress is replaced, no process listens on its socket: requests that it has not answered with a byte try
-    again once a second. What Serve's proxy says by itself is plain text: the edge says it in JSON.
+    While an ingress is replaced, no process listens on its socket: requests without any byte of an answer are retried
+    once a second. Answers of Serve's proxy itself are plain text; the edge replaces them by JSON.
     """
     return f"""\
 frontend cold_door
@@ -168,7 +168,7 @@ backend ready
 def _to_desk(settings: EdgeSettings) -> str:
     plain = "!{ res.hdr(content-type) -m sub json }"
     return f"""\
-  # Both sides are verified: on a shared node anybody may bind a port that is free for a moment, or ask there.
+  # Both sides are verified: on a shared node any user may bind a port that is free for a moment, or connect there.
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-edge {settings.secret}
@@ -198,11 +198,11 @@ def _apart(settings: EdgeSettings) -> str:
 
 
 def _slot(settings: EdgeSettings, number: int) -> str:
-    """One backend. A refused connection marks a server down at once; an engine that is silent is given half a minute.
+    """One backend. A refused connection marks a server down at once; a silent engine after half a minute.
 
-    ``inter`` also bounds a check's connection and handshake: a short one condemns an engine that is merely busy.
-    The servers have a name, never looked up, because HAProxy takes an address from its state file (``last``) only for
-    a server that has one; of all others it takes the port, and would look for it on the address written here.
+    ``inter`` also bounds a check's connection and handshake: a short one marks a merely busy engine down. The servers
+    have a name, never resolved, because HAProxy restores an address from its state file (``last``) only for a server
+    with a name; for others it restores the port alone, and would check that port at the address written here.
     """
     return f"""\
 backend slot{number}
@@ -210,7 +210,7 @@ backend slot{number}
 {in_slot(number, settings.places)}\
   balance leastconn
   http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.layout.slot_keys_map})]"
-  # What an engine says is for the caller: it controls neither the ingress nor what the edge says itself.
+  # An engine's headers must control neither the ingress nor headers of the edge.
   http-response del-header x-gateway- -m beg if !{{ srv_name cold }}
   option httpchk GET /health
   http-check expect status 200

@@ -1,4 +1,4 @@
-"""Refusals that tell a client what to do otherwise: base URLs as people type them, forms that are not taken. Pure."""
+"""Refusals with a correction for the client: mistyped base URLs, forms that are not accepted. Pure."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ NO_PATH = Refusal(
         ),
     ),
 )
-"""What it says depends on the path, and is chosen by the refusal itself: a path that is served pays nothing for it."""
+"""The message depends on the path, and is chosen by the refusal itself, at no cost to paths that are served."""
 
 TWO_KEYS = Refusal(
     "two_keys",
@@ -71,15 +71,15 @@ STREAM_OF_HTTP_1_0 = Refusal(
     "stream_of_http_1_0",
     InvalidRequest("A stream needs HTTP/1.1, and this request is HTTP/1.0: speak 1.1, or leave 'stream' out."),
 )
-"""HAProxy would send it in chunks, which HTTP/1.0 does not know: the client would take their lengths for text."""
+"""HAProxy would send it chunked, which HTTP/1.0 does not have: the client would take chunk sizes for text."""
 
 _SHORT_BYTES = 512
 
 
 def plainer_words() -> str:
-    """Rules of a door for two answers of vLLM: one not in OpenAI's form, one that says too little.
+    """Rules of a door that replace two answers of vLLM: one not in OpenAI's form, one too terse.
 
-    Only short answers of these two statuses are looked into, and not the doors' own refusals, which end no sooner than
+    Only short answers of these two statuses are inspected, and not the refusals of the doors, which end no sooner than
     the request's body.
     """
     no_path = NotFound(
@@ -92,7 +92,7 @@ def plainer_words() -> str:
 
 
 def _no_plain_text() -> str:
-    """A failure in anything but JSON, from any backend: the backend broke, and answered in its own format."""
+    """Replaces a failure that is not JSON, from any backend: the backend broke, and answered in its own format."""
     plain = "{ srv_id -m found } !{ res.hdr(content-type) -m sub json }"
     return "".join(
         f"  http-response return status {status} default-errorfiles if {{ status {status} }} {plain}\n"
@@ -101,9 +101,9 @@ def _no_plain_text() -> str:
 
 
 def no_chunks(old: str) -> str:
-    """Rules of a door for an answer in chunks to a caller that does not know them (``old``: the condition).
+    """Rules of a door for a chunked answer to a caller that does not support chunks (``old``: the condition).
 
-    ``STREAM_OF_HTTP_1_0`` refuses before an engine works, where the edge sees ``stream`` in the body; this sees all.
+    ``STREAM_OF_HTTP_1_0`` refuses before an engine works, if the edge sees ``stream`` in the body; this one sees all.
     """
     error = STREAM_OF_HTTP_1_0.error
     return f"  http-response return {_answer(error)} if {old} {{ res.fhdr_cnt(transfer-encoding) gt 0 }}\n"

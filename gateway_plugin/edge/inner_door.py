@@ -1,4 +1,4 @@
-"""The door through which the ingress sends requests back to the edge. Pure text."""
+"""The inner door, through which the ingress sends requests back to the edge. Pure text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway_plugin.edge.served import MODEL, PATHS
 
 
 def inner_door(socket: Path, models_map: Path, places: Places) -> str:
-    """Where the ingress sends a request back through the edge, naming its model: stamped, so that it cannot circle."""
+    """The frontend for requests from the ingress, which name their model; stamped, so that they cannot loop."""
     one = "{ req.fhdr_cnt(x-gateway-model) eq 1 }"
     pattern = f"{{ req.fhdr(x-gateway-model) -m reg {MODEL} }}"
     return f"""\
@@ -24,7 +24,7 @@ frontend inner_door
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-stamp 1
-  # The ingress has the request still, and finds out first whether it killed the engine (serve.ingress.trials).
+  # The ingress still has the request, and first finds out whether it killed the engine (serve.ingress.trials).
   http-request disable-l7-retry
   http-request wait-for-body time 30s
   http-request set-var(txn.slot) 'req.fhdr(x-gateway-model),map_str({models_map}),field(1,/)'

@@ -1,4 +1,4 @@
-"""One API key without its secret, as the store and the edge's map have it. Pure."""
+"""One API key without its secret, as stored and as in the edge's map. Pure."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pydantic import Field, StringConstraints
 from gateway_plugin.state_file import State
 
 Role = Literal["user", "endpoint", "admin"]
-"""``endpoint``: a user whose word for whom it asks (``x-gateway-caller``) goes into the usage log."""
+"""``endpoint``: its header ``x-gateway-caller``, on whose behalf it asks, is trusted for the usage log."""
 
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-"""What a key may be called: it goes into headers, maps and the usage log."""
+"""Allowed names of a key: they go into headers, maps and the usage log."""
 
 _CREATED_MAX = 2.5e11
-"""Seconds since 1970: within the years that a date can have."""
+"""Seconds since 1970, within the range of a date."""
 
 
 class Key(State):
     """One key without its secret."""
 
-    # In pydantic's regular expressions ``$`` is the end of the text, and not the place before a last newline.
+    # In pydantic's regular expressions ``$`` is the end of the text, not the place before a last newline.
     name: Annotated[str, StringConstraints(pattern=f"^{KEY_NAME.pattern}$")]
     role: Role
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -30,7 +30,7 @@ class Key(State):
     created: Annotated[float, Field(ge=0, lt=_CREATED_MAX, strict=True)]
     """Seconds since 1970."""
     revoked: bool = False
-    """No edge that starts lets it in; that the running one does not either is not confirmed yet."""
+    """An edge that starts does not admit it; the running edge has not confirmed yet that it does not."""
 
 
 def map_digest(key: Key) -> str:
@@ -43,7 +43,7 @@ def _value(key: Key) -> str:
 
 
 def admitted(keys: tuple[Key, ...]) -> dict[str, str]:
-    """What the edge's map holds."""
+    """The value in the edge's map."""
     return {map_digest(key): _value(key) for key in keys if not key.revoked}
 
 
@@ -54,6 +54,6 @@ class Keys(State):
 
 
 def from_map(digest: str, value: str, created: float) -> Key:
-    """As the map has it. Raises ``ValueError``."""
+    """Parse a value of the map. Raises ``ValueError``."""
     role, _, name = value.partition(":")
     return Key.model_validate({"name": name, "role": role, "sha256": digest.lower(), "created": created})

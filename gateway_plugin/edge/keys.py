@@ -1,9 +1,9 @@
-"""API keys: made, listed, revoked. Only their SHA-256 is kept.
+"""API keys: made, listed, revoked. Only their SHA-256 is stored.
 
-``keys.json`` is the store; ``keys.map`` is the same for the edge, which looks up the hash of what a caller sends. A
-running edge is told over its socket, and what it says counts: a key is made when the edge lets it in and the store has
-it; it is revoked when the edge no longer lets it in and has nothing of it in flight. Until then the store keeps it, as
-revoked, and the supervisor goes on trying.
+``keys.json`` is the store; ``keys.map`` is its copy for the edge, which looks up the hash of a caller's key. A running
+edge is changed over its socket, and its answer counts: a key is made when the edge admits it and the store has it; it
+is revoked when the edge no longer admits it and has no request of it in flight. Until then the store keeps it as
+revoked, and the supervisor retries.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from gateway_plugin.edge.admission import StillHeld, admit_only
 from gateway_plugin.edge.key import KEY_NAME, Key, Keys, Role, admitted, from_map, map_digest
 from gateway_plugin.edge.socket_protocol import ask, map_text, parse_map
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
+from gateway_plugin.files import Garbled, write_private
 from gateway_plugin.ownership import demand_own
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.service.discovery import edges_of
 from gateway_plugin.service_state import record_here
-from gateway_plugin.state_file import Garbled, StateFile, write_private
+from gateway_plugin.state_file import StateFile
 
 _PATIENCE_S = 5.0
-"""For an edge that starts, and for the end of what a revoked key has in flight."""
+"""Wait for an edge that starts, and for the end of a revoked key's requests in flight."""
 _PAUSE_S = 0.1
 
 CLI_KEY_NAME = "admin-cli"
-"""The command line's own admin key, in the clear in ``admin.key``. Never without one: it is how keys are made."""
+"""The command line's own admin key, in plain text in ``admin.key``. Always present: other keys are made with it."""
 
 
 class KeysGarbled(ServiceError):
-    """The store is there and cannot be understood."""
+    """The store exists and cannot be parsed."""
 
 
 class KeyStore:
@@ -50,13 +51,12 @@ class KeyStore:
         self._file = StateFile(layout.keys_json, Keys)
 
     def create(self, name: str, role: Role) -> str:
-        """A new key; its secret is returned and cannot be read again.
+        """Make a key; its secret is returned and cannot be read again.
 
         Raises:
-            InvalidRequest: the name or role is not possible, or the name is taken.
-            ServiceError: the gateway runs on another machine, or the store is lost or cannot be written; it was not
-                made.
-            EdgeError: the edge runs and did not take it; it was not made.
+            InvalidRequest: the name or role is invalid, or the name is taken.
+            ServiceError: the gateway runs elsewhere, or the store is lost or cannot be written; the key was not made.
+            EdgeError: the edge runs and did not take it; the key was not made.
         """
         if not KEY_NAME.fullmatch(name):
             raise InvalidRequest(f"A key's name matches {KEY_NAME.pattern}, got {name!r}.")
@@ -69,7 +69,7 @@ class KeyStore:
             keys = self.list()
             if any(other.name == name and not other.revoked for other in keys):
                 raise InvalidRequest(f"There is a key called '{name}' already; revoke it first or choose another name.")
-            # The edge first: what it has and the store does not goes again by itself, whatever happens here.
+            # The edge first: a key that it has and the store lacks is removed later, even if this command fails.
             try:
                 self._tell_edge((*keys, key), _PATIENCE_S, others_may_end=True)
             except EdgeError as error:
@@ -77,7 +77,7 @@ class KeyStore:
             try:
                 self._write((*keys, key))
             except OSError as error:
-                with contextlib.suppress(EdgeError):  # the supervisor tells it again every second
+                with contextlib.suppress(EdgeError):  # the supervisor repeats it every second
                     self._tell_edge(keys, 0.0, others_may_end=True)
                 raise ServiceError(f"The key '{name}' was not made: {_unwritten(error)}, then try again.") from None
         return secret
@@ -95,14 +95,14 @@ class KeyStore:
             ) from error
 
     def recover(self) -> str:
-        """Where the store cannot be understood: set it aside and take the keys from ``keys.map``, the edge's copy.
+        """Where the store cannot be parsed: set it aside and restore the keys from ``keys.map``, the edge's copy.
 
-        Returns what was done, for people; empty where nothing was. Only where no edge runs.
+        Only while no edge runs. Returns a message about what was done; empty if nothing was.
 
         Raises:
-            ServiceError: that has no keys either, or the store is missing and there were keys. Nothing was changed: a
-                gateway never starts without the keys it had.
-            OSError: the store cannot be written; likewise.
+            ServiceError: the copy has no keys either, or the store is missing although keys existed. Nothing changed: a
+                gateway never starts without its earlier keys.
+            OSError: the store cannot be written; nothing was changed.
         """
         path, copy = self._layout.keys_json, self._layout.keys_map
         with self._locked():
@@ -127,7 +127,7 @@ class KeyStore:
         return ""
 
     def _demand_store(self) -> None:
-        """Raises ``ServiceError`` where the store is missing and there were keys: that is no new one."""
+        """Raises ``ServiceError`` if the store is missing although keys existed: it is no new gateway."""
         path, copy = self._layout.keys_json, self._layout.keys_map
         traces = [*path.parent.glob(f"{path.name}.garbled*"), *([copy] if self._mapped() else ())]
         if traces and not path.exists():
@@ -140,13 +140,12 @@ class KeyStore:
         return parse_map((_text(self._layout.keys_map) or b"").decode(errors="replace"), numbered=False)
 
     def revoke(self, name: str) -> None:
-        """Refuse a key from now on, and cut what it has in flight. That of the command line is replaced by a new one.
+        """Refuse a key from now on, and cut its requests in flight. The command line's own is replaced.
 
         Raises:
             NotFound: there is no such key.
             ServiceError: the gateway runs on another machine, or the store cannot be written: nothing was changed.
-            EdgeError: the running edge did not confirm it. It is tried again every second, and when this is called
-                again.
+            EdgeError: the running edge did not confirm it. The supervisor retries every second; so does a further call.
         """
         record_here(self._layout)
         with self._locked():
@@ -164,12 +163,12 @@ class KeyStore:
             except EdgeError as error:
                 raise EdgeError(
                     f"The key '{name}' may still be in use: {error.message.rstrip('.')}. An edge that starts refuses "
-                    "it, and the one that runs is told again every second; until it has taken it, 'gateway keys list' "
-                    "shows the key as revoked, not confirmed. 'gateway down' ends all."
+                    "it, and the change is sent to the running one every second; until it confirms, 'gateway keys "
+                    "list' shows the key as revoked, not confirmed. 'gateway down' ends all."
                 ) from error
 
     def keep_cli_key(self) -> None:
-        """See to it that ``admin.key`` holds a key that the store knows as an administrator's; else make it anew.
+        """Ensure that ``admin.key`` holds an administrator's key of the store; otherwise make a new one.
 
         Raises:
             ServiceError: the store is damaged.
@@ -185,7 +184,7 @@ class KeyStore:
                 self._renew_cli_key(keys, others_may_end=True)
 
     def _renew_cli_key(self, keys: tuple[Key, ...], *, others_may_end: bool = False) -> None:
-        """The new one is in ``admin.key`` before the edge forgets the old one."""
+        """The new key is in ``admin.key`` before the edge drops the old one."""
         secret, key = _made(CLI_KEY_NAME, "admin")
         fresh = self._layout.admin_key.with_suffix(".new")
         write_private(fresh, secret)  # the store and this file change together, or not at all on a full disk
@@ -199,14 +198,14 @@ class KeyStore:
             self._write_map(self.list())
 
     def keep_in_force(self) -> None:
-        """Make ``keys.map`` and the running edge equal to the store, and finish what ``revoke`` could not.
+        """Make ``keys.map`` and the running edge equal to the store, and complete unfinished calls of ``revoke``.
 
         Does nothing while another command changes the keys: that command does this itself.
 
         Raises:
             ServiceError: the store is missing or damaged.
             EdgeError: an edge runs and does not confirm.
-            OSError: ``keys.map`` cannot be written; the edge was told.
+            OSError: ``keys.map`` cannot be written; the edge was updated.
         """
         with self._locked(wait=False) as alone:
             if not alone:
@@ -217,24 +216,24 @@ class KeyStore:
             self._write_map(self.list())
 
     def _put_in_force(self, patience_s: float, *, others_may_end: bool = False) -> None:
-        """Store -> ``keys.map`` -> running edge; then forget what was revoked.
+        """Store -> ``keys.map`` -> running edge; then delete what was revoked.
 
         Args:
-            patience_s: with an edge that starts.
-            others_may_end: requests of keys revoked earlier are no failure; they are cut by the next look.
+            patience_s: how long to wait for an edge that starts.
+            others_may_end: requests in flight of keys revoked earlier are no failure; the next pass cuts them.
         """
         keys = self.list()
-        # What is on disk follows at the latest with ``keep_in_force``; what the edge does may not wait for it.
+        # The copy on disk follows with ``keep_in_force`` at the latest; the edge's change must not wait for it.
         with contextlib.suppress(OSError):
-            self._write_map(keys)  # first: an edge that starts meanwhile starts right
+            self._write_map(keys)  # first: an edge that starts meanwhile starts with the right keys
         if self._tell_edge(keys, patience_s, others_may_end=others_may_end) and any(key.revoked for key in keys):
             with contextlib.suppress(OSError):
                 self._write(tuple(key for key in keys if not key.revoked))
 
     def _tell_edge(self, keys: tuple[Key, ...], patience_s: float, *, others_may_end: bool) -> bool:
-        """Have a running edge let in these keys and no others; where none runs there is nothing to do.
+        """Make a running edge admit these keys and no others; without one there is nothing to do.
 
-        Returns whether nothing of others is in flight. Arguments and errors as for ``_put_in_force``.
+        Returns whether no request of other keys is in flight. Arguments and errors as for ``_put_in_force``.
         """
         want = admitted(keys)
         revoked = {map_digest(key) for key in keys if key.revoked}
@@ -264,8 +263,8 @@ class KeyStore:
         return ask(self._layout.edge_socket, command)
 
     def _write(self, keys: tuple[Key, ...]) -> None:
-        """Store and map. Raises ``OSError`` if the store cannot be written; the map is, at the latest, a second after
-        there is room (``keep_in_force``)."""
+        """Write store and map. Raises ``OSError`` if the store cannot be written; the map is written at the latest a
+        second after there is room (``keep_in_force``)."""
         self._file.write(self._stored().model_copy(update={"keys": keys}))
         with contextlib.suppress(OSError):
             self._write_map(keys)
@@ -278,7 +277,7 @@ class KeyStore:
 
     @contextmanager
     def _locked(self, *, wait: bool = True) -> Iterator[bool]:
-        """Two ``gateway keys`` at a time write one after the other. Yields whether it is this one's turn."""
+        """Lock against other ``gateway keys`` commands. Yields whether the lock was acquired."""
         private_folder(self._layout.state)
         path = self._layout.keys_json.with_suffix(".lock")
         with path.open("a") as lock:
@@ -306,7 +305,7 @@ def _digest(secret: str) -> str:
 
 
 def _unwritten(error: OSError) -> str:
-    """The path is in it: who makes keys is the owner."""
+    """Reason of a failed write, with the path: only the owner makes keys."""
     return f"{error.filename or 'the state folder'} cannot be written ({error.strerror or error}); make room there"
 
 

@@ -1,8 +1,8 @@
 """Web pages that call from a browser (CORS): rules for the front door. Pure text.
 
-A page may read answers if its origin is one of the site's, exactly. Nothing is ever allowed "with credentials": a
-browser adds no key by itself, a page has to know one. A preflight carries no key; its answer says what pages may ask,
-and nothing of the gateway.
+A page may read answers if its origin is exactly one of the site's. Credentials are never allowed: a browser adds no key
+by itself, the page must have one. A preflight carries no key; its answer lists what pages may send, and nothing else
+about the gateway.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ METHODS = "GET, HEAD, POST"
 EXPOSED = "x-gateway-request, retry-after"
 _MAX_AGE_S = 600
 _ASKED_FOR = r"^[A-Za-z0-9_-]{1,64}(?: ?, ?[A-Za-z0-9_-]{1,64}){0,63}\z"
-"""The headers that a page is going to send, as its browser lists them: said back, so nothing else may be in it."""
+"""The headers that a page will send, as its browser lists them: echoed, so no other characters may be in it."""
 
-# An engine does not decide which pages may read its answers: vLLM says "all".
+# Engines must not decide which pages may read their answers: vLLM allows all.
 _FORGET = "  http-after-response del-header access-control- -m beg"
 
 
 def pages(origins: Sequence[str]) -> str:
-    """The rules, to stand before the key is asked for. ``origins``: checked by ``Site``; none: no page may."""
+    """The rules, placed before the check of the key. ``origins``: checked by ``Site``; empty: no page may call."""
     if not origins:
         return f"{_FORGET}\n"
     one = "{{ req.fhdr_cnt({0}) eq 1 }}".format
     headers = "access-control-request-headers"
     plain = f"{{ req.fhdr({headers}) -m reg '{_ASKED_FOR}' }}"
     return f"""\
-  # Web pages of the site's choice.
+  # Web pages that the site allows.
   acl origin req.fhdr(origin) -m str {" ".join(origins)}
   http-request set-var(txn.origin) req.fhdr(origin) if {one("origin")} origin
   acl from_page var(txn.origin) -m found

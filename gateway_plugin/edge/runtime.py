@@ -1,8 +1,8 @@
-"""Routes at run time, over the edge's socket: no reload, so no old process with uncounted streams.
+"""Routes at run time, over the edge's socket: no reload, which would leave an old process with uncounted streams.
 
-Every change is followed by the map files and ``servers.state`` on disk, so that an edge that was killed comes up with
-the routes it had, whichever other part is away. A change counts though its copy cannot be written: that follows when
-there is room (``Copies.retry``).
+After every change the map files and ``servers.state`` are written, so that a killed edge restarts with its routes
+without any other part. A change is valid even if its copy cannot be written: the copy follows when there is room
+(``Copies.retry``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from gateway_plugin.edge.socket_protocol import (
     show_servers,
 )
 from gateway_plugin.errors import EdgeAway, EdgeError
+from gateway_plugin.files import Copies
 from gateway_plugin.paths import Layout
-from gateway_plugin.state_file import Copies
 
 __all__ = ["EdgeError", "EdgeRuntime", "ServerStat"]
 
@@ -37,7 +37,7 @@ _TIMEOUT_S = 5.0
 
 
 class EdgeRuntime:
-    """The edge of one gateway. Changes of one slot are made one after the other, whatever the caller."""
+    """The edge of one gateway. Changes of one slot are serialised over all callers."""
 
     def __init__(self, layout: Layout, copies: Copies | None = None) -> None:
         self._layout = layout
@@ -45,24 +45,24 @@ class EdgeRuntime:
         self._syncing = asyncio.Lock()
         self._saving = asyncio.Lock()
         self._keys: dict[str, str] | None = None
-        """Slot -> key, as the edge is to have it; ``None``: not asked for yet."""
+        """Slot -> key that the edge should have; ``None``: not read yet."""
 
     async def open(self, slot: int, server: int, address: str) -> None:
         """Let ``server`` of ``slot`` take requests for the engine at ``address`` (``IP:PORT``).
 
-        Also takes a drain back; what is in flight goes on. Raises ``EdgeAway`` if the edge does not answer,
+        Also cancels a drain; requests in flight continue. Raises ``EdgeAway`` if the edge does not answer,
         ``EdgeError`` if it refused.
         """
         await self._change(open_commands(slot, server, address))
         await self._save_servers()
 
     async def drain(self, slot: int, server: int) -> None:
-        """No new request for this server; what is in flight goes on."""
+        """Drain this server: no new request; requests in flight continue."""
         await self._change((f"set server {server_name(slot, server)} state drain",))
         await self._save_servers()
 
     async def close(self, slot: int, server: int) -> None:
-        """Take the server out of use (``maint``). Streams still on it are not cut."""
+        """Take the server out of use (``maint``). Streams on it are not cut."""
         await self._change((f"set server {server_name(slot, server)} state maint",))
         await self._save_servers()
 
@@ -74,21 +74,21 @@ class EdgeRuntime:
         return parse_servers(await self._ask(show_servers(wanted)))
 
     async def adopt_keys(self) -> None:
-        """Take over the engine keys that the running edge has, or that lie on disk. Raises ``EdgeAway``."""
+        """Load the engine keys from the running edge, or from disk. Raises ``EdgeAway``."""
         running = await self._running_map(self._layout.slot_keys_map)
         self._keys = {**_read_map(self._layout.slot_keys_map), **running}
 
     def renew_keys(self, fresh: Iterable[int]) -> None:
-        """Give slots new engine keys. ``slot_key`` tells them from now on; the edge has them with ``sync_slots``."""
+        """Give slots new engine keys. ``slot_key`` returns them at once; ``sync_slots`` sets them in the edge."""
         self._keys = {**self._known_keys(), **{_slot(slot): secrets.token_urlsafe(32) for slot in fresh}}
 
     async def sync_slots(self, names: Mapping[str, int], fresh: Iterable[int], apart: Container[str] = ()) -> None:
-        """These names, and no others, lead to these slots; slots in ``fresh``, and those without, get a new engine key.
+        """Route these names, and no others, to these slots; slots in ``fresh`` or without a key get a new one.
 
-        Names in ``apart`` lead there from the inner door alone: the front door hands their requests to the ingress.
+        Names in ``apart`` lead there from the inner door alone: the front door passes their requests to the ingress.
 
-        On disk first, where that can be: an edge that starts meanwhile starts right. Raises ``EdgeAway`` if the edge
-        does not answer, ``EdgeError`` if it refused.
+        Written to disk first, where possible: an edge that starts meanwhile starts with the right routes. Raises
+        ``EdgeAway`` if the edge does not answer, ``EdgeError`` if it refused.
         """
         wanted = {model_name(name): _slot(slot) + (APART if name in apart else "") for name, slot in names.items()}
         async with self._syncing:
@@ -102,23 +102,23 @@ class EdgeRuntime:
             await self._sync_map(self._layout.models_map, wanted)
 
     def slot_key(self, slot: int) -> str:
-        """The key of the engines in ``slot``, for their environment. Raises ``EdgeError`` if it never had a tenant."""
+        """Key of the engines in ``slot``, for their environment. Raises ``EdgeError`` if it never had one."""
         try:
             return self._known_keys()[_slot(slot)]
         except KeyError:
             raise EdgeError(f"Slot {slot} has no engine key: sync_slots was never called for it.") from None
 
     async def keys_in_force(self) -> bool:
-        """Whether the running edge has the engine keys that ``slot_key`` tells."""
+        """Whether the running edge has the engine keys that ``slot_key`` returns."""
         return await self._running_map(self._layout.slot_keys_map) == self._known_keys()
 
     async def tenants(self) -> dict[str, int]:
-        """Name or alias -> slot, as the running edge has it."""
+        """Name or alias -> slot, as in the running edge."""
         found = await self._running_map(self._layout.models_map)
         return {name: int(slot.removeprefix("slot").removesuffix(APART)) for name, slot in found.items()}
 
     async def apart(self) -> frozenset[str]:
-        """Names whose requests the front door hands to the ingress though their slot has engines."""
+        """Names whose requests the front door passes to the ingress although their slot has engines."""
         found = await self._running_map(self._layout.models_map)
         return frozenset(name for name, slot in found.items() if slot.endswith(APART))
 
@@ -141,7 +141,7 @@ class EdgeRuntime:
             raise EdgeError(f"The edge refused a change of routes: {reason}")
 
     async def _save_servers(self) -> None:
-        async with self._saving:  # an older state must not be written over a newer one
+        async with self._saving:  # an older state must not overwrite a newer one
             state = kept_state(await self._ask("show servers state"))
             await asyncio.to_thread(self._copies.keep, self._layout.servers_state, state)
 

@@ -1,4 +1,4 @@
-"""Which requests engines are asked: paths, and names of models, as HAProxy's rules have them."""
+"""Which requests go to engines: paths and names of models, as HAProxy's rules write them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ INFERENCE = (
     "/tokenize",
     "/detokenize",
 )
-"""What goes through to an engine, with POST: these paths and no other."""
+"""Paths that are passed to an engine, with POST; no others."""
 
-# \z, not $: that would let a name end in a newline, and a header with it.
+# \z, not $: $ would let a name end in a newline, and so inject a header.
 MODEL = rf"^{MODEL_NAME.pattern}\z"
 
 PATHS = f"""\

@@ -1,6 +1,6 @@
-"""What is said on the edge's socket, and what its answers mean. Pure, but for ``ask``.
+"""Commands on the edge's socket, and the parsers of their answers. Pure, except ``ask``.
 
-HAProxy separates commands by ``;`` and arguments by blanks, so nothing goes into a command that was not checked here:
+HAProxy separates commands by ``;`` and arguments by blanks, so every part of a command is checked here:
 ``add map ... x slot1;set server ...`` would change a server's weight.
 """
 
@@ -18,7 +18,7 @@ from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.errors import EdgeAway, EdgeError
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:@/+=-]+")
-"""What a path, a hash, a key or a map's value may be made of."""
+"""Allowed characters of a path, a hash, a key or a map's value."""
 _SERVER = re.compile(r"e(\d+)")
 _SLOT = re.compile(r"slot(\d+)")
 
@@ -36,9 +36,9 @@ class ServerStat:
     idle_s: float
     """Seconds since its last session began; -1 if there was none."""
     total: int
-    """Requests given to this place since the edge started, whichever engines it held."""
+    """Requests sent to this server since the edge started, over all engines that it held."""
     bytes_out: int = 0
-    """What came out of it, counted every 5 s while a stream runs."""
+    """Bytes received from it, updated every 5 s while a stream runs."""
 
 
 def server_name(slot: int, server: int) -> str:
@@ -74,7 +74,7 @@ def open_commands(slot: int, server: int, address: str) -> tuple[str, ...]:
 
 
 def add_to_map(path: Path, key: str, value: str) -> str:
-    """``add map``; a key that is there already would then be there twice: delete it first."""
+    """``add map``; an existing key would be there twice: delete it first."""
     return f"add map {_plain(str(path))} {_plain(key)} {_plain(value)}"
 
 
@@ -89,7 +89,7 @@ def delete_from_map(path: Path, key: str) -> str:
 
 
 def map_changes(path: Path, have: Mapping[str, str], want: Mapping[str, str]) -> tuple[str, ...]:
-    """The commands that make a running map equal to ``want``: (1) what goes, (2) what changes, (3) what comes."""
+    """The commands that make a running map equal to ``want``: (1) removals, (2) changes, (3) additions."""
     return (
         *(delete_from_map(path, key) for key in have if key not in want),  # (1)
         *(set_in_map(path, key, want[key]) for key in want if key in have and have[key] != want[key]),  # (2)
@@ -118,7 +118,7 @@ def show_servers(slots: Iterable[int] | None) -> str:
 
 
 def parse_servers(answer: str) -> tuple[ServerStat, ...]:
-    """The answer of ``show_servers``. Raises ``EdgeError`` if it is none."""
+    """Parse the answer to ``show_servers``. Raises ``EdgeError`` if it is malformed."""
     if not answer.startswith("# pxname,"):
         raise EdgeError(f"The edge did not list its servers: {answer.strip()[:200] or 'no answer'}")
     columns: list[str] = []
@@ -150,7 +150,7 @@ def parse_servers(answer: str) -> tuple[ServerStat, ...]:
 
 
 def parse_map(text: str, *, numbered: bool) -> dict[str, str]:
-    """Key and value of each line: of a map file, or (``numbered``) of ``show map``, whose lines have a number first."""
+    """Key and value of each line: of a map file, or (``numbered``) of ``show map``, with numbered lines."""
     entries: dict[str, str] = {}
     for line in text.splitlines():
         words = line.split()
@@ -169,9 +169,9 @@ def map_text(entries: Mapping[str, str]) -> str:
 
 
 def kept_state(answer: str) -> str:
-    """What ``servers.state`` keeps of ``show servers state``: two head lines, and engines that are not in ``maint``.
+    """The part of ``show servers state`` that ``servers.state`` keeps: two head lines, and engines not in ``maint``.
 
-    Raises ``EdgeError`` if the answer is no such list: an empty file would make a restarted edge forget its routes.
+    Raises ``EdgeError`` if the answer is no such list: an empty file would remove the routes of a restarted edge.
     """
     lines = answer.splitlines()
     if len(lines) < 2 or not lines[1].startswith("# be_id"):
@@ -187,7 +187,7 @@ def kept_state(answer: str) -> str:
 
 
 def refused(answer: str) -> str | None:
-    """Why the edge refused ``set server`` or a map command; ``None`` if it did it, saying nothing or what changed."""
+    """Why the edge refused ``set server`` or a map command; ``None`` if it did it."""
     text = answer.strip()
     said = [
         line for line in text.splitlines() if line and not line.startswith(("IP changed", "port changed", "no need"))

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.files import Garbled
 from gateway_plugin.paths import private_folder
-from gateway_plugin.state_file import Garbled, State, StateFile
+from gateway_plugin.state_file import State, StateFile
 
 ENTRY_POINT = "infer"
 _SOURCE = Path(__file__).with_name("function.py")

@@ -1,6 +1,6 @@
-"""The seam to a scheduler: submit a job, read its status, cancel it, and find it again. Knows no implementation.
+"""The scheduler interface: submit a job, read its status, cancel it, and find it again. Independent of implementations.
 
-Parsl's providers submit well but know only the jobs of their own process, so everything that must survive a restart
+Parsl's providers submit well but track only the jobs of their own process, so everything that must survive a restart
 is behind ``Scheduler``: ``local.py`` finds jobs by PID and start, a queue's (``queue.py``) by name. ``select.py``
 chooses the implementation for a provider.
 """
@@ -54,8 +54,8 @@ class Scheduler(Protocol):
         """Submit ``script`` as a job with ``name`` in its job name.
 
         Raises:
-            ServiceError: the scheduler refused, in its own words: there is no job. Any other exception leaves the
-                submit in doubt.
+            ServiceError: the scheduler rejected the job, with its message: there is no job. Any other exception
+                leaves the submit in doubt.
         """
 
     def status(self, blocks: Sequence[Block]) -> Mapping[str, JobStatus]:
@@ -119,7 +119,7 @@ def walltime_s(provider: Any) -> int | None:
 
 
 def script_folder(layout: Layout) -> Path:
-    """Where job scripts lie, made if it is not there."""
+    """The folder of job scripts, created if missing."""
     return private_folder(script_place(layout))
 
 
@@ -130,9 +130,10 @@ def script_place(layout: Layout) -> Path:
 
 
 def shared_script_place(layout: Layout) -> Path:
-    """Where scripts of jobs on other machines lie: in the state folder. Raises ``ConfigError`` if it needs quoting.
+    """The folder for scripts of jobs on other machines: in the state folder. Raises ``ConfigError`` if it needs
+    quoting.
 
-    The run folder exists on this node only: what a job writes there would never be seen here.
+    The run folder exists on this node only: output that a job writes there would not be visible here.
     """
     scripts = layout.block_scripts
     if shlex.quote(str(scripts)) != str(scripts):
@@ -144,7 +145,8 @@ def shared_script_place(layout: Layout) -> Path:
 
 
 def last_words(*outputs: Path) -> str:
-    """``: LINE``, the last line of the first of ``outputs`` that has one, for the end of a message; else nothing."""
+    """``: LINE``, the last line of the first non-empty file of ``outputs``, as the end of a message; else an empty
+    string."""
     for output in outputs:
         try:
             lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -1,8 +1,8 @@
-"""What the lines of a job script say to its scheduler, read as ``sbatch`` and ``qsub`` read them. Pure.
+"""Scheduler directives of a job script, parsed as ``sbatch`` and ``qsub`` parse them. Pure.
 
-Both take all words of the lines with their sign (``#SBATCH``, ``#PBS``) for one command line, several options of a
-line and values on the next line included, until the first line that is a command. Each rule of ``sbatch`` is as its
-version 22.05 showed it.
+Both join the arguments of all directive lines (``#SBATCH``, ``#PBS``) into one command line, including several options
+in a line and values on the next line, until the first line that is a command. Each rule of ``sbatch`` is as observed
+in version 22.05.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ class Option:
     """One option of a job script."""
 
     name: str
-    """The long name without its dashes (``job-name``), of PBS the letter, whatever the spelling."""
+    """The long name without its dashes (``job-name``); for PBS the letter. Independent of the spelling."""
     value: str
     """Empty if it has none."""
     said: str
-    """As it is written: ``-J``, ``--job-na``."""
+    """As written in the script: ``-J``, ``--job-na``."""
 
 
 @dataclass(frozen=True)
 class Directives:
-    """What the head of a job script says."""
+    """The directives at the head of a job script."""
 
     options: tuple[Option, ...]
     foreign: tuple[str, ...] = ()
-    """Lines with the sign of another scheduler, which ``sbatch`` obeys too."""
+    """Lines with another scheduler's prefix, which ``sbatch`` obeys too."""
     unread: tuple[str, ...] = ()
-    """Lines that look like directives and are comments to the scheduler: with another sign, or a blank before it."""
+    """Lines that look like directives and are comments to the scheduler: another prefix, or a blank before it."""
     stray: tuple[str, ...] = ()
-    """Words that belong to no option: the scheduler refuses the script, or passes them over."""
+    """Arguments that belong to no option: the scheduler rejects the script, or ignores them."""
     repeated: tuple[str, ...] = ()
-    """Lines with a second sign: the rest of such a line is a comment."""
+    """Lines with a second prefix: the rest of such a line is a comment."""
     command: str = ""
     """The line that ends the head."""
     several_jobs: bool = False
-    """A line says ``hetjob``: the options after it are another job's."""
+    """A line contains ``hetjob``: the options after it belong to another job."""
 
     def value(self, name: str) -> str | None:
-        """Of several the last counts. ``None``: not asked for."""
+        """The value of an option; the last one counts. ``None``: not requested."""
         return next((option.value for option in reversed(self.options) if option.name == name), None)
 
     def all(self, *names: str) -> tuple[Option, ...]:
@@ -57,7 +57,7 @@ _SHORT = {
     **{"L": "licenses", "M": "clusters", "m": "distribution", "N": "nodes", "n": "ntasks", "o": "output"},
     **{"p": "partition", "q": "qos", "S": "core-spec", "t": "time", "w": "nodelist", "x": "exclude"},
 }
-"""Those of ``sbatch`` that take a value."""
+"""Options of ``sbatch`` that take a value."""
 _SHORT_ALONE = {
     **{"H": "hold", "h": "help", "k": "no-kill", "O": "overcommit", "Q": "quiet", "s": "oversubscribe"},
     **{"u": "usage", "v": "verbose", "V": "version", "W": "wait", "I": "immediate"},
@@ -78,7 +78,7 @@ _LONG_NAMES_ALONE = """
 _LONG = frozenset(_SHORT.values()) | frozenset(_LONG_NAMES.split())
 """The long options of ``sbatch`` that take a value."""
 _LONG_ALONE = frozenset(_SHORT_ALONE.values()) | frozenset(_LONG_NAMES_ALONE.split())
-"""Those that take none, or only after ``=``."""
+"""Options that take no value, or only after ``=``."""
 _SAME = {"cluster": "clusters", "tasks": "ntasks", "tasks-per-node": "ntasks-per-node", "workdir": "chdir"}
 
 _PBS_VALUED = "aAceijJklmMNopPqrRSuvW"
@@ -89,8 +89,8 @@ _SECOND_SIGN = re.compile(r".#(SBATCH|PBS)\b")
 
 
 def slurm_directives(head: str) -> Directives:
-    """The options of ``head``, the beginning of a job script, as ``sbatch`` takes them."""
-    words: list[str] = []
+    """The options of ``head``, the beginning of a job script, as ``sbatch`` parses them."""
+    arguments: list[str] = []
     foreign, unread, repeated, several = [], [], [], False
     lines = head.splitlines()
     for line in lines:
@@ -98,7 +98,7 @@ def slurm_directives(head: str) -> Directives:
             if re.search("hetjob|packjob", line, re.IGNORECASE) is not None:
                 several = True
                 continue
-            words += _words(line.removeprefix("#SBATCH").removeprefix("#SLURM"))
+            arguments += _arguments(line.removeprefix("#SBATCH").removeprefix("#SLURM"))
             if _SECOND_SIGN.search(line):
                 repeated.append(line)
         elif line.startswith(("#PBS", "#BSUB")):
@@ -107,26 +107,26 @@ def slurm_directives(head: str) -> Directives:
             unread.append(line.strip())
         elif _is_command(line):
             break
-    options, stray = _options(words, _SHORT, _SHORT_ALONE)
+    options, stray = _options(arguments, _SHORT, _SHORT_ALONE)
     obeyed = () if any(option.name == "ignore-pbs" for option in options) else tuple(foreign)
     return Directives(options, obeyed, tuple(unread), stray, tuple(repeated), _command(lines), several)
 
 
 def pbs_directives(head: str) -> Directives:
-    """The options of ``head`` as ``qsub`` takes them: short ones only, and blanks may stand before the sign."""
-    words: list[str] = []
+    """The options of ``head`` as ``qsub`` parses them: short ones only; blanks may precede the prefix."""
+    arguments: list[str] = []
     unread, repeated = [], []
     lines = head.splitlines()
     for line in lines:
         if (found := re.match(r"\s*#PBS", line)) is not None:
-            words += _words(line[found.end() :])
+            arguments += _arguments(line[found.end() :])
             if _SECOND_SIGN.search(line.strip()):
                 repeated.append(line.strip())
         elif _OTHER_SIGN.match(line):
             unread.append(line.strip())
         elif _is_command(line):
             break
-    options, stray = _options(words, {letter: letter for letter in _PBS_VALUED}, {})
+    options, stray = _options(arguments, {letter: letter for letter in _PBS_VALUED}, {})
     return Directives(options, (), tuple(unread), stray, tuple(repeated), _command(lines))
 
 
@@ -138,9 +138,10 @@ def _command(lines: Sequence[str]) -> str:
     return next((line.strip() for line in lines if _is_command(line)), "")
 
 
-def _words(text: str) -> list[str]:
-    """The words of a line: quotes keep blanks, a backslash keeps the next sign, and a comment may begin in a word."""
-    words: list[str] = []
+def _arguments(text: str) -> list[str]:
+    """The arguments of a line: quotes keep blanks, a backslash escapes the next character, a comment may begin in an
+    argument."""
+    arguments: list[str] = []
     word: str | None = None
     quote, kept = "", False
     for sign in text:
@@ -157,16 +158,17 @@ def _words(text: str) -> list[str]:
         elif not sign.isspace():
             word = (word or "") + sign
         elif word is not None:
-            words.append(word)
+            arguments.append(word)
             word = None
-    return words if word is None else [*words, word]
+    return arguments if word is None else [*arguments, word]
 
 
 def _options(
-    words: Iterable[str], valued: Mapping[str, str], alone: Mapping[str, str]
+    arguments: Iterable[str], valued: Mapping[str, str], alone: Mapping[str, str]
 ) -> tuple[tuple[Option, ...], tuple[str, ...]]:
-    """As ``getopt_long`` takes them; and what is no option: the scheduler refuses the script for it."""
-    left = list(words)
+    """Options as ``getopt_long`` parses them; and arguments that belong to no option: the scheduler rejects the script
+    for them."""
+    left = list(arguments)
     options: list[Option] = []
     stray: list[str] = []
     while left:
@@ -198,7 +200,7 @@ def _cluster(word: str, left: list[str], valued: Mapping[str, str], alone: Mappi
 
 
 def _long_name(name: str) -> str:
-    """In full: ``getopt_long`` takes any beginning that only one option has."""
+    """The full name: ``getopt_long`` accepts any unique prefix."""
     if name in _LONG | _LONG_ALONE:
         return name
     meant = {_SAME.get(full, full) for full in _LONG | _LONG_ALONE if full.startswith(name)}

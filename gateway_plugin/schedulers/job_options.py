@@ -1,8 +1,7 @@
-"""Which options of a site's own lines for the scheduler the gateway cannot honour, and what to say instead. Pure.
+"""Options in a site's own scheduler lines that the gateway cannot honour, and what to use instead. Pure.
 
-A job is the gateway's: it has its name, its output, one node and the provider's walltime, and questions about it go
-where the provider's fields say. An option that changes one of these is refused, in whatever spelling; the rest is the
-site's.
+A gateway job has a name, an output, one node and the provider's walltime set by the gateway, and is queried where the
+provider's fields point. An option that changes one of these is rejected, in any spelling; all others are the site's.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 from gateway_plugin.schedulers.directives import Directives, Option, pbs_directives, slurm_directives
 
 _OWN = "the gateway's to give (a job is found by its name, and its script by its output); leave it out"
-_WALLTIME = "say walltime= of the provider: a block's end is counted from it"
+_WALLTIME = "set walltime= of the provider: a block's end is computed from it"
 _ANSWER = "then the job's number is not what comes back, or not at once; leave it out"
 _USER = "the gateway looks for jobs of its own user; leave it out"
 _REQUEUE = "{} would start a block again under the name of a node that is gone; leave it out"
@@ -23,8 +22,8 @@ _REPEATED = "only the first sign of a line counts; begin another line"
 _UNREAD = "a comment; say it as {}, without blanks before it"
 _UNFILLED = "no variables are filled in here; write it out, or have Python do it"
 _SHELL = "blocks are started by bash; leave it out"
-_ONE_SERVER = "jobs are looked for on the default server only; say queue= of the provider, without a server"
-_CHUNKS = "one block is one node: say cpus_per_node= and select_options= of the provider, without 'select=' and '+'"
+_ONE_SERVER = "jobs are searched for on the default server only; set queue= of the provider, without a server"
+_CHUNKS = "one block is one node: set cpus_per_node= and select_options= of the provider, without 'select=' and '+'"
 
 _SLURM = {
     **dict.fromkeys(("job-name", "output", "error", "array"), _OWN),
@@ -41,50 +40,51 @@ _PBS = {
 
 
 def slurm_asked(provider: Any) -> Directives:
-    """All that the job of a ``SlurmProvider`` says to ``sbatch``: its fields are lines of ``scheduler_options``, too,
-    and the lines that ``worker_init`` begins with are read like them."""
+    """All options that the job of a ``SlurmProvider`` passes to ``sbatch``: its fields are lines of
+    ``scheduler_options``, too, and the lines that ``worker_init`` begins with are parsed like them."""
     return slurm_directives(f"{provider.scheduler_options}\n{provider.worker_init}")
 
 
 def pbs_asked(provider: Any) -> Directives:
-    """All that the job of a ``PBSProProvider`` says to ``qsub``, but for its fields."""
+    """All options that the job of a ``PBSProProvider`` passes to ``qsub``, except its fields."""
     return pbs_directives(f"{provider.scheduler_options}\n{provider.worker_init}")
 
 
 def slurm_refusal(provider: Any) -> str | None:
-    """What of a ``SlurmProvider``'s lines cannot be honoured, each by its name as written; ``None``: nothing."""
+    """The options of a ``SlurmProvider`` that cannot be honoured, each by its name as written; ``None``: there are
+    none."""
     asked = slurm_asked(provider)
     wrong = [(option.said, _slurm_wrong(option, provider)) for option in asked.options]
     if asked.several_jobs:
         wrong.append(("hetjob", "one block is one job of one node; leave it out"))
     wrong += [(f"'{line}'", "Slurm obeys it, too; say it as #SBATCH") for line in asked.foreign]
     wrong += _odd(slurm_directives(provider.scheduler_options), asked, "#SBATCH")
-    return _told(wrong)
+    return _joined(wrong)
 
 
 def _slurm_wrong(option: Option, provider: Any) -> str | None:
     if option.name == "clusters":
-        instead = f"say clusters={option.value!r} of the provider: the job's state is asked of that cluster"
+        instead = f"set clusters={option.value!r} of the provider: the job's state is queried from that cluster"
         return None if option.value == provider.clusters else instead
     if option.name == "nodes":
         one = re.fullmatch(r"1(-1)?", option.value) is not None
-        return None if one else "one block is one node; leave it out, and say max_blocks= of the node type"
+        return None if one else "one block is one node; leave it out, and set max_blocks= of the node type"
     return _SLURM.get(option.name)
 
 
 def pbs_refusal(provider: Any) -> str | None:
-    """As ``slurm_refusal``, of a ``PBSProProvider``."""
+    """Like ``slurm_refusal``, for a ``PBSProProvider``."""
     wrong = [(f"-{option.name}{word}", why) for option in pbs_asked(provider).options for word, why in _pbs(option)]
     if "@" in (provider.queue or ""):
         wrong.append((f"queue={provider.queue!r}", _ONE_SERVER))
     if "+" in provider.select_options:
         wrong.append((f"select_options={provider.select_options!r}", _CHUNKS))
     wrong += _odd(pbs_directives(provider.scheduler_options), pbs_asked(provider), "#PBS")
-    return _told(wrong)
+    return _joined(wrong)
 
 
 def _pbs(option: Option) -> Iterable[tuple[str, str]]:
-    """What is wrong with an option: the words to show after its letter, and why."""
+    """The reasons to reject an option: the text to show after its letter, and why."""
     if option.name in _PBS:
         yield "", _PBS[option.name]
     elif option.name == "l":
@@ -107,7 +107,8 @@ def _pbs(option: Option) -> Iterable[tuple[str, str]]:
 
 
 def _odd(lines: Directives, asked: Directives, sign: str) -> Iterable[tuple[str, str]]:
-    """What is silently passed over. ``lines``: what stands in ``scheduler_options``; ``asked``: that and all else."""
+    """Directives that the scheduler silently ignores. ``lines``: those of ``scheduler_options``; ``asked``: all of the
+    job."""
     yield from ((f"'{line}'", _UNREAD.format(sign)) for line in lines.unread)
     yield from ((f"'{line}'", _REPEATED) for line in asked.repeated)
     yield from ((f"'{word}'", _STRAY) for word in asked.stray)
@@ -120,8 +121,8 @@ def _unfilled(option: Option) -> bool:
     return option.name != "comment" and re.search(r"\$[A-Za-z_{(]", option.value) is not None
 
 
-def _told(wrong: Iterable[tuple[str, str | None]]) -> str | None:
-    """One line; names with the same reason stand together."""
+def _joined(wrong: Iterable[tuple[str, str | None]]) -> str | None:
+    """One line; names with the same reason are grouped."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in wrong:
         if reason is not None and name not in by_reason.setdefault(reason, []):

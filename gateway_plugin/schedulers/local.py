@@ -1,8 +1,8 @@
 """Blocks on the gateway's own machine, over Parsl's ``LocalProvider``.
 
 Parsl starts a small shell (the *keeper*: its PID is the job id) which runs the block's script and then writes its exit
-code. The keeper's PID and start name the job, in this process and after it. To cancel, the script is told, not the
-keeper: it cleans up, and the keeper outlives it, so that a keeper that is gone means a script that is gone.
+code. The keeper's PID and start time identify the job, in this process and after it. A cancel signals the script, not
+the keeper: the script cleans up, and the keeper outlives it, so that a missing keeper means that the script has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway_plugin.processes import Mark, alive, arguments, block_processes, en
 from gateway_plugin.schedulers.base import JobStatus, last_words
 
 HOST = "gateway_plugin.blocks.host"
-"""An argument of a block's own program."""
+"""An argument of the block's own process."""
 
 
 class LocalScheduler:
@@ -45,7 +45,7 @@ class LocalScheduler:
         pid, script = int(job_id), str(self._provider.resources[job_id]["script_path"])
         keeper = mark(pid, dead_too=True)
         if keeper is None:
-            return Job(id=job_id, pid=pid, script=script)  # over already; its exit code tells the rest
+            return Job(id=job_id, pid=pid, script=script)  # ended already; its exit code gives the result
         return _job(keeper, script)
 
     def status(self, blocks: Sequence[Block]) -> Mapping[str, JobStatus]:
@@ -73,7 +73,7 @@ class LocalScheduler:
             return None
         path = arguments(script.pid)[-1:]
         if not path:
-            return None  # it ended meanwhile: the next look finds none either
+            return None  # it ended meanwhile: the next search finds none either
         above = mark(parent_pid(script.pid) or 0)
         return _job(above if above is not None and path[0] in " ".join(arguments(above.pid)) else script, path[0])
 
@@ -89,13 +89,13 @@ class LocalScheduler:
         return min((known for known in found if known is not None), key=lambda one: (one.ticks, one.pid), default=None)
 
     def cancel(self, block: Block, forced: bool) -> None:
-        if forced:  # also after a script that was killed: nobody cleaned up, and what it started holds memory
+        if forced:  # also after a script that was killed: there was no cleanup, and its processes hold memory
             self._clear(block.name)
         elif (script := self._script_process(block.name)) is not None:
             terminate(script)
 
     def _clear(self, name: str) -> None:
-        """Kill everything of block ``name``: keeper, script, what carries its mark, and its recorded engines."""
+        """Kill all processes of block ``name``: keeper, script, those that carry its mark, and its recorded engines."""
 
         def found() -> tuple[Mark, ...]:
             script = self._script_process(name)

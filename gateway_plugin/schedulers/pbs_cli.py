@@ -1,12 +1,13 @@
-"""PBS Pro's commands and what they answer. Pure: nothing is run here; ``pbs.py`` runs it.
+"""PBS Pro's commands and parsers of their output. Pure: ``pbs.py`` runs the commands.
 
-``qstat -F json`` says everything, and says it crookedly: times as ``ctime`` has them, in the time zone of whoever asks
-(so we ask in UTC), and JSON that no parser takes where a job's environment has backslashes or leading zeros (openpbs
-issues 2541 and 1255). The environment is nobody's business here, so it is cut out first.
+``qstat -F json`` reports every field, with two defects: times in ``ctime`` format in the caller's time zone (so the
+query sets UTC), and invalid JSON where a job's environment has backslashes or leading zeros (openpbs issues 2541 and
+1255). The environment is not needed, so it is removed before parsing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,7 @@ _RUNNING = {"R": None, "E": "exiting", "S": "suspended", "U": "suspended", "B": 
 _ENDED = frozenset({"F", "X"})
 
 _DELETED = 91
-"""The substate of a finished job that was deleted, before it ran or while it did."""
+"""The substate of a finished job that was deleted, before or while it ran."""
 
 _LIMITS = {-24: "cores", -25: "cores", -26: "memory", -27: "memory", -28: "processor time"}
 _OUT_OF_TIME = -29
@@ -33,6 +34,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _CTIME = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) +(\d+) (\d+):(\d+):(\d+) (\d{4})")
 _ENVIRONMENT = re.compile(r'"Variable_List"\s*:\s*\{.*?\n\s*\}', re.DOTALL)
 _JOB_ID = re.compile(r"\d+(\.[\w.-]+)?")
+_JOB = re.compile(r'^\s*"(\d+(?:\.[\w.-]+)?)"\s*:\s*\{', re.MULTILINE)
 _UNKNOWN_JOB = re.compile(r"Unknown Job Id(?: Error)?\s+(\d+)", re.IGNORECASE)
 _OVER = re.compile(
     r"unknown job id|job has finished|request invalid for (state|finished)|history job|invalid state", re.IGNORECASE
@@ -44,7 +46,7 @@ _UNCERTAIN = re.compile(
 
 @dataclass(frozen=True)
 class Row:
-    """What PBS says of one job. Times are seconds since the epoch; of a pending job ``starts_at`` is an estimate."""
+    """One job as PBS reports it. Times are seconds since the epoch; for a pending job ``starts_at`` is an estimate."""
 
     id: str
     name: str
@@ -55,43 +57,62 @@ class Row:
     starts_at: float | None = None
     ends_at: float | None = None
     exit_status: int | None = None
-    """The script's; above 256 a signal, below 0 one of PBS's own reasons."""
+    """The script's exit code; above 256 a signal, below 0 one of PBS's own reasons."""
     deleted: bool = False
     walltime_used_up: bool = False
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment for asking: that of the process, with times in UTC."""
+    """The environment of a query: that of the process, with times in UTC."""
     return {**environ, "TZ": "UTC0", "LC_ALL": "C"}
 
 
 def status_argv(job_ids: Iterable[str], history: bool = True) -> tuple[str, ...]:
-    """These jobs, with ``history`` those that are over too."""
+    """The command that shows these jobs, with ``history`` ended ones too."""
     return ("qstat", *(("-x",) if history else ()), "-f", "-F", "json", *job_ids)
 
 
 def own_jobs_argv(user: str, history: bool = True) -> tuple[str, ...]:
-    """The ids of a user's jobs."""
+    """The command that lists the ids of a user's jobs."""
     return ("qselect", *(("-x",) if history else ()), "-u", user)
 
 
 def cancel_argv(job_id: str, by_force: bool) -> tuple[str, ...]:
-    """End a job: SIGTERM to all of it, SIGKILL after the site's ``kill_delay`` (10 s as a rule). ``by_force``: also if
-    its node cannot be reached; PBS then forgets what may still run there."""
+    """End a job: SIGTERM to all of it, SIGKILL after the site's ``kill_delay`` (10 s by default). ``by_force``: also if
+    its node cannot be reached; PBS then forgets processes that may still run there."""
     return ("qdel", *(("-W", "force") if by_force else ()), job_id)
 
 
 def job_ids(lines: Iterable[str]) -> tuple[str, ...]:
-    """What of these lines is a job's id: sites let ``qsub`` say other things besides."""
+    """The job ids in these lines: sites let ``qsub`` print other text, too."""
     return tuple(line.strip() for line in lines if _JOB_ID.fullmatch(line.strip()))
 
 
 def parse_jobs(text: str) -> tuple[Row, ...]:
-    """The rows of ``status_argv``'s answer. Raises ``ValueError`` if it cannot be read."""
-    document = json.loads(_ENVIRONMENT.sub('"Variable_List":{}', text), strict=False)
-    if not isinstance(document, dict):
+    """The rows of ``status_argv``'s answer, without jobs that cannot be read. Raises ``ValueError`` if nothing can."""
+    plain = _ENVIRONMENT.sub('"Variable_List":{}', text)
+    try:
+        document = json.loads(plain, strict=False)
+    except ValueError:
+        if not (document := {"Jobs": _readable_jobs(plain)})["Jobs"]:
+            raise
+    jobs = document.get("Jobs", {}) if isinstance(document, dict) else None
+    if not isinstance(jobs, dict):
         raise ValueError("expected an object")
-    return tuple(_row(job_id, job) for job_id, job in document.get("Jobs", {}).items())
+    rows = []
+    for job_id, job in jobs.items():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            rows.append(_row(job_id, job))
+    return tuple(rows)
+
+
+def _readable_jobs(text: str) -> dict[str, Any]:
+    """The jobs of an answer that is no JSON as a whole, each read by itself."""
+    decoder, found = json.JSONDecoder(strict=False), {}
+    for start in _JOB.finditer(text):
+        with contextlib.suppress(ValueError):
+            found[start[1]] = decoder.raw_decode(text, start.end() - 1)[0]
+    return found
 
 
 def _row(job_id: str, job: Mapping[str, Any]) -> Row:
@@ -130,7 +151,7 @@ def duration_s(text: object) -> float | None:
 
 
 def _time(value: object) -> float | None:
-    """Seconds since the epoch, from those or from ``ctime``'s words in UTC."""
+    """Seconds since the epoch, from a number or from a ``ctime`` text in UTC."""
     text = str(value)
     if text.isdigit():
         return float(text) or None
@@ -147,10 +168,10 @@ def _node(exec_host: str) -> str | None:
 
 
 def status_in(row: Row) -> JobStatus | None:
-    """What a row means for a block; ``None``: a state of which nothing can be said.
+    """The block status that a row means; ``None``: an unknown state.
 
-    (1) waiting, with PBS's comment and its estimate. (2) on a node; it holds that while it exits, too. (3) over:
-    (3a) its walltime ended. (3b) in peace, told to or not. (3c) deleted. (3d) any other way.
+    (1) pending, with PBS's comment and its estimate. (2) running; a job that exits still holds its node. (3) ended:
+    (3a) at its walltime. (3b) with exit code 0, cancelled or not. (3c) deleted. (3d) any other way.
     """
     if row.state in _PENDING:  # (1)
         reason = row.comment or _PENDING[row.state]
@@ -166,7 +187,7 @@ def status_in(row: Row) -> JobStatus | None:
 
 def _end(row: Row) -> tuple[BlockPhase, str | None]:
     status = row.exit_status
-    if status == _OUT_OF_TIME or (row.walltime_used_up and status != 0):  # (3a) older ones say SIGTERM and no more
+    if status == _OUT_OF_TIME or (row.walltime_used_up and status != 0):  # (3a) older versions report SIGTERM only
         return BlockPhase.EXPIRED, "its walltime ended"
     if status == 0:  # (3b)
         return BlockPhase.COMPLETED, None
@@ -184,20 +205,20 @@ def _end(row: Row) -> tuple[BlockPhase, str | None]:
 
 
 def unknown_jobs(stderr: str) -> frozenset[str]:
-    """The numbers of the jobs that ``qstat`` says PBS does not know (any more): an answer, where others are silence."""
+    """The numbers of the jobs that ``qstat`` reports as unknown: a definite answer, unlike other failures."""
     return frozenset(_UNKNOWN_JOB.findall(stderr))
 
 
 def without_history(stderr: str) -> bool:
-    """Whether this PBS keeps no history of jobs, and answers nothing at all to who asks for it (with exit code 0)."""
+    """Whether this PBS keeps no job history, and answers a query for it with no rows (and exit code 0)."""
     return "job_history_enable" in stderr
 
 
 def over_already(stderr: str) -> bool:
-    """Whether ``qdel`` failed because there is nothing to end."""
+    """Whether ``qdel`` failed because the job has ended."""
     return _OVER.search(stderr) is not None
 
 
 def surely_refused(stderr: str) -> bool:
-    """Whether a failed ``qsub`` left no job. One whose connection broke in the middle may have left one."""
+    """Whether a failed ``qsub`` left no job. If its connection broke in the middle, it may have left one."""
     return _UNCERTAIN.search(stderr) is None

@@ -1,14 +1,14 @@
-"""Schedulers' words for why a job pends, and which of them never clear by themselves.
+"""Schedulers' reasons for pending jobs, and which of them never clear by themselves.
 
-PBS says so itself: its scheduler's comment begins with ``Can Never Run`` where the machine as a whole, or a limit for
-one job, will not do, and with ``Not Running`` where waiting helps. Slurm has a word for each reason, and sentences for
-some, whose words newer versions join by ``_``: a job that is held after its launch failed stays held until released.
+PBS reports this itself: the comment begins with ``Can Never Run`` if the job exceeds the whole machine or a limit per
+job, and with ``Not Running`` if waiting helps. Slurm has a code for each reason, and sentences for some, which newer
+versions join by ``_``: a job that is held after a failed launch stays held until released.
 
-Those below are from Slurm's list, https://slurm.schedmd.com/job_reason_codes.html: what a job asks for is over a limit
-that holds for every single job, is not allowed, or comes out of a budget that past jobs have used up. Left out are
-limits that running jobs fill and free again (``AssocGrpGRES``, ``QOSMaxJobsPerUserLimit``, ``...RunMinutes``), what
-waits for a node or a partition to come back (``PartitionDown``, ``ReqNodeNotAvail``), and ``PartitionNodeLimit`` and
-``PartitionConfig``, which Slurm also says while nodes are down.
+The reasons below are from Slurm's list, https://slurm.schedmd.com/job_reason_codes.html: the request is over a limit
+that holds for every single job, is not allowed, or draws on a budget that past jobs have used up. Left out are
+limits that running jobs fill and free again (``AssocGrpGRES``, ``QOSMaxJobsPerUserLimit``, ``...RunMinutes``), waits
+for a node or a partition to come back (``PartitionDown``, ``ReqNodeNotAvail``), and ``PartitionNodeLimit`` and
+``PartitionConfig``, which Slurm also reports while nodes are down.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _FAMILIES = re.compile(
     r"|(Assoc|QOS)Grp\w+(?<!Run)Minutes(Limit)?"  # the budget of past, present and future jobs is used up
 )
 _SENTENCES = re.compile(
-    r"\b(requeued? held|requeued in held state|requeue hold|resv del hold)\b"  # after a launch that failed, say
+    r"\b(requeued? held|requeued in held state|requeue hold|resv del hold)\b"  # after a failed launch, for example
     r"|^job's \w+ not permitted to use this partition",
     re.IGNORECASE,
 )
-"""What Slurm says in words, with blanks or ``_`` between them."""
+"""Slurm's reasons in sentences, with blanks or ``_`` between the parts."""
 
 
 def never_clears(reason: str | None) -> bool:
-    """Whether a job that pends for ``reason`` waits for ever, unless somebody changes it or the site's rules."""
+    """Whether a job that pends for ``reason`` pends until a person changes the job or a limit of the site."""
     said = reason or ""
     if said.casefold().startswith(_PBS_NEVER):
         return True

@@ -1,8 +1,8 @@
-"""What the batch queues have in common: Parsl submits, and everything else is asked of the scheduler here.
+"""Common part of the batch queues: Parsl submits; everything else is queried from the scheduler here.
 
-Parsl's own answers are not used (each has a test in ``tests/slurm/test_parsl_traps.py`` and ``tests/pbs``): it takes
-absence for completion, forgets a job's end on the next poll, knows only the jobs of its own process, and gives no
-reasons. The job's name carries the block's, and is how it is found again. ``slurm.py`` and ``pbs.py`` fill in the
+Parsl's own status is not used (each reason has a test in ``tests/slurm/test_parsl_traps.py`` and ``tests/pbs``): it
+takes absence for completion, forgets a job's end on the next poll, tracks only the jobs of its own process, and gives
+no reasons. The job's name contains the block's, by which it is found again. ``slurm.py`` and ``pbs.py`` supply the
 commands.
 """
 
@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import logging
 import subprocess
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from parsl.launchers import SimpleLauncher
 from parsl.providers.errors import SchedulerMissingArgs, ScriptPathError, SubmitException
@@ -26,11 +25,12 @@ from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout, block_log
 from gateway_plugin.phases import BlockPhase
 from gateway_plugin.schedulers.base import JobStatus, PollLimiter, SchedulerSilent, last_words
+from gateway_plugin.schedulers.queue_reader import Answer, QueueReader, Row, Rows
 
 log = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT_S = 30
-"""A busy controller needs more than Parsl's 10 s; one that is away is given up after 9 to 18 s by the commands."""
+"""A busy controller needs more than Parsl's 10 s; if it is down, the commands give up after 9 to 18 s."""
 
 GONE_AFTER_S = 30.0
 """How long the scheduler must report a job as unknown before the job counts as gone."""
@@ -38,87 +38,22 @@ GONE_AFTER_S = 30.0
 TELL_AGAIN_S = 15.0
 """Interval at which a job that does not end is cancelled again."""
 
-SHARED_S = 2.0
-"""How long one answer of the queue serves the other node types, and one silence all of them."""
-
 _KEPT = 1000
-
-
-class Row(Protocol):
-    """What a scheduler reports of one job."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-
-
-Rows = Mapping[str, Any]
-"""``Row`` by job number."""
-
-
-class QueueReader:
-    """The queue of one cluster, read once for all its node types.
-
-    In a round of polls the first node type runs the command and the others use its answer. A scheduler that does not
-    answer costs one timeout a round, whatever the number of node types.
-    """
-
-    def __init__(self, read: Callable[[frozenset[str]], Rows], clock: Callable[[], float] = time.monotonic) -> None:
-        """``read``: the rows of the jobs with these numbers, and maybe of more; raises ``SchedulerSilent``."""
-        self._read = read
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._wanted: dict[str, frozenset[str]] = {}
-        self._used: set[str] = set()
-        """The node types that had the latest answer: none gets the same answer twice."""
-        self._covered: frozenset[str] = frozenset()
-        self._rows: Rows = {}
-        self._silence: SchedulerSilent | None = None
-        self._at = float("-inf")
-
-    @property
-    def silent(self) -> bool:
-        """Whether the scheduler has just failed to answer."""
-        return self._silence is not None and self._clock() < self._at + SHARED_S
-
-    def rows(self, reader: str, numbers: Iterable[str]) -> Rows:
-        """The rows of the jobs ``numbers``, and maybe of more. ``reader``: who asks. Raises ``SchedulerSilent``."""
-        with self._lock:
-            self._wanted[reader] = wanted = frozenset(numbers)
-            if self.silent and self._silence is not None:
-                raise self._silence
-            fresh = self._clock() < self._at + SHARED_S and self._silence is None
-            if not (fresh and reader not in self._used and wanted <= self._covered):
-                self._ask()
-            self._used.add(reader)
-            return self._rows
-
-    def _ask(self) -> None:
-        covered = frozenset[str]().union(*self._wanted.values())
-        try:
-            self._rows, self._covered, self._silence = self._read(covered), covered, None
-        except SchedulerSilent as silence:
-            self._silence = silence
-            raise
-        finally:
-            self._at = self._clock()
-            self._used.clear()
 
 
 class QueueScheduler(ABC):
     """``Scheduler`` of a queue's provider. ``scripts``: a folder on the shared file system, a path without quoting."""
 
     kind: ClassVar[str]
-    """What people call it: ``Slurm``."""
+    """Its name in messages: ``Slurm``."""
 
     in_doubt_s = 120.0
-    """A submit command left behind goes on by itself, for Slurm's ``MessageTimeout`` (10 s to 100 s)."""
+    """An interrupted submit command continues by itself, for Slurm's ``MessageTimeout`` (10 s to 100 s)."""
 
     def __init__(
         self, provider: Any, scripts: Path, layout: Layout, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Make ``provider`` fit for blocks. Raises ``ConfigError`` for one whose jobs could not be what a block is."""
+        """Prepare ``provider`` for blocks. Raises ``ConfigError`` if its jobs could not be blocks."""
         name = type(provider).__name__
         if not isinstance(provider.launcher, SimpleLauncher):
             raise ConfigError(
@@ -135,7 +70,8 @@ class QueueScheduler(ABC):
         self.reader = QueueReader(self._read, clock)
         self._reader_name = f"{id(self)}"
         self._ends: dict[str, JobStatus] = {}
-        """How blocks ended, by name (an id may be another job's later): the scheduler forgets, and the first counts."""
+        """How blocks ended, by name (an id may be another job's later): the scheduler forgets, and the first end
+        counts."""
         self._absent_since: dict[str, float] = {}
         self._cancelled_at: dict[tuple[str, bool], float] = {}
         self._first_cancelled_at: dict[str, float] = {}
@@ -150,11 +86,12 @@ class QueueScheduler(ABC):
 
     @abstractmethod
     def refusal(self, provider: Any) -> str | None:
-        """What of ``provider`` no block's job can have, as ``FIELD: why``; ``None``: nothing. Adds what is needed."""
+        """The settings of ``provider`` that a block's job cannot have, as ``FIELD: why``; ``None``: none. Adds required
+        ones."""
 
     @abstractmethod
     def plain(self, command: str) -> str:
-        """Parsl's command line, without what the user's environment would change in it."""
+        """Parsl's command line, protected from the user's environment."""
 
     @abstractmethod
     def surely_refused(self, error: SubmitException) -> bool:
@@ -162,7 +99,7 @@ class QueueScheduler(ABC):
 
     @abstractmethod
     def job_ids(self, said: Iterable[str]) -> Sequence[str]:
-        """Those of the lines that the submit command said which are job ids."""
+        """The job ids among the lines of the submit command's output."""
 
     @abstractmethod
     def named(self, name: str) -> Sequence[Row]:
@@ -170,14 +107,14 @@ class QueueScheduler(ABC):
 
     @abstractmethod
     def status_of(self, row: Any) -> JobStatus | None:
-        """``None``: a state of a later version. Raises ``SchedulerSilent``."""
+        """The status that a row means; ``None``: a state of a later version. Raises ``SchedulerSilent``."""
 
     @abstractmethod
     def delete(self, block: Block, job: Job, forced: bool, cancelled_for_s: float) -> None:
-        """End the job, unless its id is another's by now. Raises ``SchedulerSilent``."""
+        """End the job, unless its id belongs to another job by now. Raises ``SchedulerSilent``."""
 
     @abstractmethod
-    def _read(self, numbers: frozenset[str]) -> Rows: ...
+    def _read(self, numbers: frozenset[str]) -> Answer: ...
 
     def outlived(self, jobs: Mapping[str, Job]) -> Mapping[str, Any]:
         """The rows, by block name, of jobs that have left the queue, from longer-lived records."""
@@ -186,7 +123,7 @@ class QueueScheduler(ABC):
     # What does not.
 
     def _run_plain(self, command: str, timeout: int | None = None) -> tuple[int, str, str]:
-        """Parsl's way to run a command, with what the site file says and nothing else."""
+        """Run a command as Parsl does, with the settings of the site file only."""
         code, said, complained = self._runs(self.plain(command), timeout)
         return int(code), str(said), str(complained)
 
@@ -216,8 +153,8 @@ class QueueScheduler(ABC):
         return Job(id=row.id, script=str(self._scripts / row.name))
 
     def status(self, blocks: Sequence[Block]) -> Mapping[str, JobStatus]:
-        """For each job: (1) the end that was seen. (2) what the queue says. (3) what the records say that outlive it.
-        (4) unknown to all of them, again and again: gone, at the end of its walltime or before."""
+        """For each job: (1) the recorded end. (2) its row in the queue. (3) its row in longer-lived records. (4)
+        unknown to all of them, repeatedly: gone, at the end of its walltime or before."""
         jobs = {block.name: block.job for block in blocks if block.job is not None}
         found = {name: self._ends[name] for name in jobs if name in self._ends}  # (1)
         asked = {name: job for name, job in jobs.items() if name not in found}
@@ -225,7 +162,8 @@ class QueueScheduler(ABC):
         if not asked or not self._limiter.due(blocks, time.time()):
             return found
         try:
-            rows = self.queue_rows(number_of(job.id) for job in asked.values())
+            answer = self.queue_answer(number_of(job.id) for job in asked.values())
+            rows, asked = answer.rows, self._answered(asked, answer)
             here = {name: rows[number_of(job.id)] for name, job in asked.items() if _is_of(rows, job, name)}  # (2)
             here |= self.outlived({name: job for name, job in asked.items() if name not in here})  # (3)
             for name, row in here.items():
@@ -239,14 +177,21 @@ class QueueScheduler(ABC):
             log.warning("scheduler silent kind=%s said=%s", self.kind, silence.message)
         return found
 
-    def queue_rows(self, numbers: Iterable[str] = ()) -> Rows:
+    def queue_answer(self, numbers: Iterable[str] = ()) -> Answer:
         """The cluster's queue. Raises ``SchedulerSilent``."""
-        return self.reader.rows(self._reader_name, numbers)
+        return self.reader.answer(self._reader_name, numbers)
+
+    def _answered(self, asked: Mapping[str, Job], answer: Answer) -> dict[str, Job]:
+        """The jobs of ``asked`` of which something was said; the others are as they were."""
+        for name, job in asked.items():
+            if number_of(job.id) in answer.unanswered:
+                log.warning("scheduler silent about a job kind=%s block=%s job=%s", self.kind, name, job.id)
+        return {name: job for name, job in asked.items() if number_of(job.id) not in answer.unanswered}
 
     def cancel(self, block: Block, forced: bool) -> None:
-        """Where the scheduler does not answer, the pool calls again at its next refresh."""
+        """If the scheduler does not answer, the pool calls again at its next refresh."""
         job, now = block.job, self._clock()
-        if job is None or block.name in self._ends or self.reader.silent:
+        if job is None or block.name in self._ends or self.reader.away:
             return
         if now - self._cancelled_at.get((block.name, forced), float("-inf")) < TELL_AGAIN_S:
             return
@@ -288,15 +233,15 @@ class QueueScheduler(ABC):
                 del notes[next(iter(notes))]
 
     def run(self, argv: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run one of the scheduler's commands, whatever its exit code. Raises ``SchedulerSilent``."""
+        """Run one of the scheduler's commands and accept any exit code. Raises ``SchedulerSilent``."""
         return run_command(argv, environ, self.provider.cmd_timeout)
 
 
 def run_command(argv: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run a scheduler's command, whatever its exit code.
+    """Run a scheduler's command and accept any exit code.
 
     Raises:
-        SchedulerSilent: there is no such command, or it gave no answer within ``timeout_s``.
+        SchedulerSilent: there is no such command, it cannot be run, or it gave no answer within ``timeout_s``.
     """
     try:
         return subprocess.run(
@@ -311,22 +256,24 @@ def run_command(argv: Sequence[str], environ: Mapping[str, str], timeout_s: floa
         )
     except FileNotFoundError:
         raise SchedulerSilent(f"{argv[0]}: no such command; is the scheduler's module loaded?") from None
+    except OSError as error:  # no process or file descriptor left, or it may not be executed
+        raise SchedulerSilent(f"{argv[0]} cannot be run: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
         raise SchedulerSilent(f"{argv[0]} gave no answer within {timeout_s:.0f} s") from None
 
 
 def belongs_to(job_name: str, block: str) -> bool:
-    """Whether a job is block's: Parsl calls it ``BLOCK.<seconds>.<fraction>``."""
+    """Whether a job belongs to ``block``: Parsl names it ``BLOCK.<seconds>.<fraction>``."""
     return job_name == block or job_name.startswith(f"{block}.")
 
 
 def number_of(job_id: str) -> str:
-    """``123`` of PBS's ``123.server.domain``: its commands disagree about how much of the server's name is in it."""
+    """``123`` of PBS's ``123.server.domain``: its commands disagree on how much of the server's name to include."""
     return job_id.partition(".")[0]
 
 
 def one_line(text: str) -> str:
-    """A command's words in one line."""
+    """A command's output in one line."""
     return "; ".join(line.strip() for line in text.strip().splitlines())
 
 

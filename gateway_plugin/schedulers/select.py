@@ -13,7 +13,8 @@ from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.schedulers.base import Scheduler, script_folder, shared_script_place, walltime_s
 from gateway_plugin.schedulers.local import LocalScheduler
 from gateway_plugin.schedulers.pbs import PbsScheduler
-from gateway_plugin.schedulers.queue import QueueReader, QueueScheduler
+from gateway_plugin.schedulers.queue import QueueScheduler
+from gateway_plugin.schedulers.queue_reader import QueueReader
 from gateway_plugin.schedulers.slurm import SlurmScheduler
 from gateway_plugin.site import NodeType, what_went_wrong
 
@@ -21,7 +22,7 @@ _VERBS = ("submit", "status", "find", "cancel", "in_doubt_s")
 
 
 def schedulers_for(node_types: Iterable[NodeType], layout: Layout) -> dict[str, Scheduler]:
-    """The scheduler of each node type, by its name. Those of one cluster share one reader of its queue.
+    """The scheduler of each node type, by its name. Node types on one cluster share one reader of its queue.
 
     Raises ``ConfigError``.
     """
@@ -36,9 +37,9 @@ def schedulers_for(node_types: Iterable[NodeType], layout: Layout) -> dict[str, 
 
 
 def scheduler_for(provider: Any, layout: Layout) -> Scheduler:
-    """The scheduler of one provider. Raises ``ConfigError`` where its jobs could not be submitted or found again.
+    """The scheduler of one provider. Raises ``ConfigError`` if its jobs could not be submitted or found again.
 
-    (1) A site's own provider may bring one, with a method ``gateway_jobs(layout) -> Scheduler``. (2) A batch queue.
+    (1) A site's own provider may supply one, with a method ``gateway_jobs(layout) -> Scheduler``. (2) A batch queue.
     (3) This machine.
     """
     demand_known(provider)
@@ -50,7 +51,7 @@ def scheduler_for(provider: Any, layout: Layout) -> Scheduler:
 
 
 def demand_known(provider: Any) -> None:
-    """Raises ``ConfigError`` for a provider that has no scheduler here, or whose walltime cannot be read."""
+    """Raises ``ConfigError`` for a provider without a scheduler here, or with an invalid walltime."""
     walltime_s(provider)
     own = callable(getattr(provider, "gateway_jobs", None))
     if not (own or is_queue(provider) or isinstance(provider, LocalProvider)):
@@ -61,7 +62,7 @@ def demand_known(provider: Any) -> None:
 
 
 def _brought(provider: str, bring: Callable[[Layout], Any], layout: Layout) -> Scheduler:
-    """The scheduler that a site's own provider brings. Whatever that code raises is a mistake in the site."""
+    """The scheduler that a site's own provider supplies. Any exception of that code is an error in the site."""
     try:
         scheduler: Scheduler = bring(layout)
     except GatewayError:
@@ -78,11 +79,11 @@ def _brought(provider: str, bring: Callable[[Layout], Any], layout: Layout) -> S
 
 
 def is_queue(provider: Any) -> bool:
-    """Whether this is a Parsl provider of a batch queue that the gateway knows."""
+    """Whether this is a Parsl provider of a supported batch queue."""
     return isinstance(provider, (SlurmProvider, PBSProProvider))
 
 
 def queue_scheduler(provider: Any, scripts: Path, layout: Layout) -> QueueScheduler:
-    """The scheduler of a queue's provider, whose scripts lie in ``scripts``. Raises ``ConfigError``."""
+    """The scheduler of a queue's provider, with its scripts in ``scripts``. Raises ``ConfigError``."""
     kind = SlurmScheduler if isinstance(provider, SlurmProvider) else PbsScheduler
     return kind(provider, scripts, layout)

@@ -1,4 +1,4 @@
-"""Blocks in a Slurm queue, over Parsl's ``SlurmProvider``: its commands run, ``slurm_cli.py`` reads the answers."""
+"""Blocks in a Slurm queue, over Parsl's ``SlurmProvider``: runs its commands; ``slurm_cli.py`` parses the output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from gateway_plugin.blocks.ledger import Block, Job
 from gateway_plugin.schedulers import slurm_cli as cli
 from gateway_plugin.schedulers.base import JobStatus, SchedulerSilent, walltime_s
 from gateway_plugin.schedulers.job_options import slurm_refusal
-from gateway_plugin.schedulers.queue import QueueScheduler, Rows, belongs_to, one_line
+from gateway_plugin.schedulers.queue import QueueScheduler, belongs_to, one_line
+from gateway_plugin.schedulers.queue_reader import Answer
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,12 @@ class SlurmScheduler(QueueScheduler):
                 "expected a minute or more: '00:01:00'"
             )
         if _NO_REQUEUE not in provider.scheduler_options:
-            # Slurm would start a block again, by itself, whose node failed: its name is a Ray node that is dead.
+            # Slurm would requeue a block after a node failure, under the name of a Ray node that is dead.
             provider.scheduler_options += _NO_REQUEUE
         return None
 
     def plain(self, command: str) -> str:
-        """To ``sbatch`` variables like ``SBATCH_PARTITION`` count for more than the script's lines."""
+        """For ``sbatch``, variables like ``SBATCH_PARTITION`` take precedence over the script's lines."""
         bent = cli.bends(os.environ)
         if not bent:
             return command
@@ -53,14 +54,15 @@ class SlurmScheduler(QueueScheduler):
         return cli.surely_refused(error.retcode, error.stderr or "")
 
     def job_ids(self, said: Iterable[str]) -> Sequence[str]:
-        return tuple(said)  # Parsl found the number in sbatch's words
+        return tuple(said)  # Parsl parsed the number from sbatch's output
 
     def named(self, name: str) -> Sequence[cli.Row]:
-        return [row for row in self.queue_rows().values() if belongs_to(row.name, name)]
+        return [row for row in self.queue_answer().rows.values() if belongs_to(row.name, name)]
 
-    def _read(self, numbers: frozenset[str]) -> Rows:
-        """All jobs of this user that ``slurmctld`` remembers, whatever is asked for."""
-        return {row.id: row for row in cli.parse_queue(self._ask(cli.queue_argv(os.getuid(), self.provider.clusters)))}
+    def _read(self, numbers: frozenset[str]) -> Answer:
+        """All jobs of this user that ``slurmctld`` remembers, independent of ``numbers``."""
+        said = self._ask(cli.queue_argv(os.getuid(), self.provider.clusters))
+        return Answer({row.id: row for row in cli.parse_queue(said)})
 
     def outlived(self, jobs: Mapping[str, Job]) -> Mapping[str, cli.Row]:
         """The controller's own record first, then accounting."""
@@ -75,14 +77,14 @@ class SlurmScheduler(QueueScheduler):
             try:
                 rows = cli.parse_accounting(self._ask(cli.accounting_argv(left, clusters)))
             except SchedulerSilent:
-                rows = ()  # a site without accounting, or its database is away
-            # Accounting lags: a job that runs there and is not in the queue does not run.
+                rows = ()  # a site without accounting, or its database is down
+            # Accounting lags: a job that is running there but not in the queue does not run.
             ended = [row for row in rows if row.ended and row.id in left]
             found |= {left[row.id]: row for row in ended if belongs_to(row.name, left[row.id]) or cli.nameless(row)}
         return found
 
     def status_of(self, row: cli.Row) -> JobStatus | None:
-        if row.state == "FAILED" and row.exit_code is None:  # squeue does not tell it
+        if row.state == "FAILED" and row.exit_code is None:  # squeue does not report it
             with_code = cli.parse_record(self._ask(cli.record_argv(row.id, self.provider.clusters)))
             row = row if with_code is None else replace(row, exit_code=with_code.exit_code)
         return cli.status_in(row)
@@ -92,7 +94,7 @@ class SlurmScheduler(QueueScheduler):
         self._ask(cli.cancel_argv(job.id, job_name, forced, self.provider.clusters))
 
     def _ask(self, argv: Sequence[str]) -> str:
-        """A command's answer; empty if Slurm does not know the job. Raises ``SchedulerSilent``."""
+        """A command's output; empty if Slurm does not have the job. Raises ``SchedulerSilent``."""
         done = self.run(argv, cli.environment(os.environ))
         if done.returncode == 0 or cli.unknown_job(done.stderr):
             return done.stdout

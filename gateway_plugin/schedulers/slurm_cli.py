@@ -1,7 +1,7 @@
-"""Slurm's commands and what they answer. Pure: nothing is run here; ``slurm.py`` runs it.
+"""Slurm's commands and parsers of their output. Pure: ``slurm.py`` runs the commands.
 
-A question is asked so that the site and the user's environment cannot change the answer: every state, hidden
-partitions too, times in seconds since the epoch, and none of ``SQUEUE_STATES``, ``SACCT_FORMAT`` and their like.
+Queries are independent of the site's and the user's environment: every state, hidden partitions too, times in seconds
+since the epoch, and without ``SQUEUE_STATES``, ``SACCT_FORMAT`` and similar variables.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNCERTAIN = re.compile(
 )
 
 _WHERE = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
-"""Which Slurm is asked, and as whom."""
+"""Variables that select the Slurm cluster and the identity for it."""
 
 _PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"})
@@ -59,18 +59,18 @@ _END_WORDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What Slurm says of one job. Times are seconds since the epoch; of a pending job they are the queue's estimate."""
+    """One job as Slurm reports it. Times are seconds since the epoch; for a pending job the queue's estimate."""
 
     id: str
     name: str
     state: str
-    """In full and alone: ``CANCELLED``, not ``CA`` or ``CANCELLED by 0``."""
+    """The full name, without additions: ``CANCELLED``, not ``CA`` or ``CANCELLED by 0``."""
     reason: str | None = None
     node: str | None = None
     starts_at: float | None = None
     ends_at: float | None = None
     exit_code: str | None = None
-    """``code:signal``; ``None`` where not asked for."""
+    """``code:signal``; ``None`` where not requested."""
 
     @property
     def ended(self) -> bool:
@@ -79,22 +79,23 @@ class Row:
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment for asking: that of the process, without what would bend an answer."""
+    """The environment of a query: that of the process, without variables that change the output."""
     bending = {*bends(environ), *(key for key in environ if key.startswith(("SQUEUE_", "SACCT_", "SCANCEL_")))}
     kept = {key: value for key, value in environ.items() if key not in bending}
     return {**kept, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
 
 
 def bends(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The variables of ``environ`` that would bend a submit: to ``sbatch`` they count for more than a script's lines.
+    """The variables of ``environ`` that would change a submit: for ``sbatch`` they take precedence over a script's
+    lines.
 
-    A shell's profile may set some (``SBATCH_ACCOUNT``), and a gateway that is started inside a job has that job's.
+    A shell's profile may set some (``SBATCH_ACCOUNT``), and a gateway that is started inside a job inherits that job's.
     """
     return tuple(sorted(key for key in environ if key.startswith(("SBATCH_", "SLURM_")) and key not in _WHERE))
 
 
 def queue_argv(user: int, clusters: str | None = None) -> tuple[str, ...]:
-    """All jobs of a user that ``slurmctld`` remembers, ended ones too (for ``MinJobAge``, 300 s as a rule)."""
+    """All jobs of a user that ``slurmctld`` remembers, ended ones too (for ``MinJobAge``, 300 s by default)."""
     return ("squeue", *on_cluster(clusters), "--noheader", "--all", "-t", "all", "-u", str(user), "-o", _QUEUE_FORMAT)
 
 
@@ -104,7 +105,7 @@ def record_argv(job_id: str, clusters: str | None = None) -> tuple[str, ...]:
 
 
 def accounting_argv(job_ids: Iterable[str], clusters: str | None = None) -> tuple[str, ...]:
-    """What accounting, where there is one, says of jobs that ``slurmctld`` has forgotten."""
+    """Accounting's record, where there is accounting, of jobs that ``slurmctld`` has forgotten."""
     jobs = ("-j", ",".join(job_ids))
     return ("sacct", *on_cluster(clusters), "-X", "--noheader", "--parsable2", *jobs, "-o", _ACCOUNTING_FORMAT)
 
@@ -112,21 +113,22 @@ def accounting_argv(job_ids: Iterable[str], clusters: str | None = None) -> tupl
 def cancel_argv(job_id: str, job_name: str | None, forced: bool, clusters: str | None = None) -> tuple[str, ...]:
     """End a job: SIGTERM to its batch shell, SIGKILL to all of it after the site's ``KillWait``.
 
-    ``forced``: to its steps too; it is SIGTERM and ``KillWait`` all the same, whatever signal is named.
+    ``forced``: to its steps too; Slurm sends SIGTERM and waits ``KillWait`` in any case, independent of the signal
+    given.
 
-    With ``job_name`` only if the job still has this name: ids begin again when a controller loses its state.
+    With ``job_name`` only if the job still has this name: ids start again when a controller loses its state.
     """
     name = () if job_name is None else (f"--name={job_name}",)
     return ("scancel", *on_cluster(clusters), *name, *(("--signal=KILL", "--full") if forced else ()), job_id)
 
 
 def on_cluster(clusters: str | None) -> tuple[str, ...]:
-    """The option of every command that names the cluster."""
+    """The option that names the cluster, for every command."""
     return () if clusters is None else (f"--clusters={clusters}",)
 
 
 def parse_queue(text: str) -> tuple[Row, ...]:
-    """The rows of ``queue_argv``'s answer; a line that is none (``CLUSTER: x``) is passed over."""
+    """The rows in the output of ``queue_argv``; other lines (``CLUSTER: x``) are skipped."""
     rows = []
     for line in text.splitlines():
         fields = line.strip().split("|", 6)
@@ -137,7 +139,7 @@ def parse_queue(text: str) -> tuple[Row, ...]:
 
 
 def parse_record(text: str) -> Row | None:
-    """The row of ``record_argv``'s answer; ``None`` if there is none in it."""
+    """The row in the output of ``record_argv``; ``None`` if it has none."""
     found = dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)=(\S*)", text))
     if not {"JobId", "JobName", "JobState"} <= found.keys():
         return None
@@ -154,7 +156,7 @@ def parse_record(text: str) -> Row | None:
 
 
 def parse_accounting(text: str) -> tuple[Row, ...]:
-    """The rows of ``accounting_argv``'s answer."""
+    """The rows in the output of ``accounting_argv``."""
     rows = []
     for line in text.splitlines():
         fields = line.strip().split("|", 7)
@@ -175,9 +177,10 @@ def _time(text: str) -> float | None:
 
 
 def status_in(row: Row) -> JobStatus | None:
-    """What a row means for a block; ``None``: a state of a later Slurm, of which nothing can be said.
+    """The block status that a row means; ``None``: an unknown state of a later Slurm.
 
-    (1) waiting, with Slurm's reason and its estimate. (2) on a node; it holds that while it completes, too. (3) over.
+    (1) pending, with Slurm's reason and its estimate. (2) running; a job that completes still holds its node. (3)
+    ended.
     """
     if row.state in _PENDING:  # (1)
         held = row.state.endswith("_HOLD")  # the reason says why; there may be none
@@ -201,21 +204,27 @@ def _why_ended(row: Row) -> str | None:
     elif row.state == "FAILED" and code not in ("", "0"):
         words = f"its script left with exit code {code}"
     elif row.reason is not None and (row.state != "CANCELLED" or row.reason.startswith("by ")):
-        # The queue goes on giving the reason why a cancelled job had been waiting.
+        # The queue keeps the pending reason of a cancelled job.
         words = f"{words} ({row.reason})"
     return f"{words} on {row.node}" if row.node is not None else words
 
 
 def nameless(row: Row) -> bool:
-    """Whether accounting lost the job's name: it does where a short job's end is told before its start."""
+    """Whether accounting lost the job's name, which happens if a short job's end is recorded before its start."""
     return row.name in ("allocation", "")
 
 
 def unknown_job(stderr: str) -> bool:
-    """Whether a command failed because Slurm does not know the job (any more): an answer, where others are silence."""
+    """Whether a command failed because Slurm does not have the job (any more): a definite answer, unlike other
+    failures."""
     return _UNKNOWN_JOB.search(stderr) is not None
 
 
+def no_verdict(exit_code: int, stderr: str) -> bool:
+    """Whether ``sbatch --test-only`` failed without a word of the controller's on the job."""
+    return exit_code != 0 and (not surely_refused(exit_code, stderr) or "contact slurm controller" in stderr.lower())
+
+
 def surely_refused(exit_code: int | None, stderr: str) -> bool:
-    """Whether a failed ``sbatch`` left no job. One whose answer got lost, or could not be read, may have left one."""
+    """Whether a failed ``sbatch`` left no job. If its output was lost, or could not be parsed, it may have left one."""
     return exit_code not in (None, 0) and _UNCERTAIN.search(stderr) is None

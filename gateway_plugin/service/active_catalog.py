@@ -1,4 +1,5 @@
-"""Which catalog ``up`` takes when it is given none: the file of before, or what ``models apply`` made of it since."""
+"""The catalog of an ``up`` without ``--models``: the last ``up``'s file, or the catalog that ``models apply`` made
+since."""
 
 from __future__ import annotations
 
@@ -15,24 +16,25 @@ from gateway_plugin.paths import Layout, write_private
 
 @dataclass(frozen=True)
 class Chosen:
-    """A catalog, and where it comes from."""
+    """A catalog and its source."""
 
     file: Path
-    """The user's file, also where the catalog is not read from it."""
+    """The user's file, also if the catalog is not read from it."""
     catalog: Catalog
     from_file: bool
     note: str = ""
-    """For people: the file says something else. Empty if it does not."""
+    """A message for the user if the file differs; empty otherwise."""
 
 
 def choose(layout: Layout, file: Path, lives: bool) -> Chosen:
-    """The catalog of an ``up`` without ``--models``, where ``file`` was the last one's.
+    """The catalog of an ``up`` without ``--models``; ``file`` is the last one's.
 
-    (1) Nothing lives and the catalog is as the file was read: the file is read again. (2) A living gateway keeps what
-    is in force. (3) So does the next one after ``models apply`` changed it. Where the file differs, (2) and (3) say so.
+    (1) The gateway is down and its catalog is the file as last read: the file is read again. (2) A live gateway keeps
+    the catalog in force. (3) So does the next one if ``models apply`` changed it. If the file differs, (2) and (3) add
+    a note.
 
     Raises:
-        ConfigError: what is to be read is wrong.
+        ConfigError: the catalog to be read is invalid.
     """
     present = _read(layout.catalog_json)
     if present is None or (not lives and present == _read(layout.catalog_of_file)):  # (1)
@@ -68,12 +70,12 @@ def own_catalog() -> Path:
 
 
 def in_force(layout: Layout) -> Catalog | None:
-    """The catalog that the application has, or had last; ``None`` if there is none that can be read."""
+    """The application's current or last catalog; ``None`` if there is none that can be read."""
     return _read(layout.catalog_json)
 
 
 def remember(layout: Layout, chosen: Chosen) -> None:
-    """Note what the file said, so that the next ``up`` sees whether ``models apply`` changed it."""
+    """Record the file's content, so that the next ``up`` detects whether ``models apply`` changed the catalog."""
     if chosen.from_file:
         write_private(layout.catalog_of_file, json.dumps(catalog_document(chosen.catalog), indent=1))
 

@@ -8,10 +8,11 @@ from gateway_plugin.site import NodeType, Site
 
 
 def fit(site: Site, catalog: Catalog) -> tuple[Check, ...]:
-    """Every model fits on an empty node of some type, and all pinned ones together into what there may be of nodes.
+    """Every model fits on an empty node of some type, and all pinned ones together into the largest possible set of
+    nodes.
 
-    The rule for one model is that of the controller's placement (``serve.core.room.holds``, in whole MiB). Pins
-    are only added up: that they fit together is not promised, that they cannot is.
+    The rule for one model is that of the controller's placement (``serve.core.room.holds``, in whole MiB). Pins are
+    only added up: an excess proves that they do not fit; a sum within the limit does not prove that they do.
     """
     advice = "lower its memory_gib or gpus in the catalog if it needs less, or give a node type more in the site file"
     checks = [
@@ -45,7 +46,7 @@ def _too_large(site: Site, model: Model) -> str:
 
 
 def _pins(site: Site, catalog: Catalog) -> tuple[Check, ...]:
-    """The sum of what pinned models need, of host and of GPU memory, against all blocks at their most."""
+    """The sum of the host and GPU memory of pinned models, against all node types at ``max_blocks``."""
     pinned = [model for model in catalog.models if model.pinned]
     sums = (
         (

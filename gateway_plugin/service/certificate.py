@@ -1,4 +1,4 @@
-"""The front door's certificate where the site gives one: what HAProxy would refuse, and what callers would."""
+"""Checks of a certificate that the site sets for the front door, from HAProxy's side and from the clients'."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SOON = datetime.timedelta(days=21)
 
 
 def certificate(site: Site, now: datetime.datetime | None = None) -> tuple[Check, ...]:
-    """What is wrong with ``site.certificate``, or that it is well; nothing where the gateway makes its own.
+    """The problems of ``site.certificate``, or that it has none; nothing if the gateway makes its own.
 
-    (1) It can be read and holds a certificate; (2) and its key, here or in ``FILE.key`` beside it, as HAProxy looks;
-    (3) other users cannot read the key; (4) it is valid, and for a while yet; (5) what follows it is its chain; (6) it
-    is for the name in the gateway's address.
+    (1) It can be read and holds a certificate; (2) and its key, here or in ``FILE.key`` beside it, as HAProxy searches;
+    (3) other users cannot read the key; (4) it is valid, and not about to expire; (5) the certificates after it are its
+    chain; (6) it is for the name in the gateway's address.
     """
     file = site.certificate
     if file is None:
@@ -80,7 +80,7 @@ def _key(file: Path, own: x509.Certificate) -> list[Check]:
 
 
 def _key_block(text: bytes) -> bytes:
-    """From the first private key on: what comes before it is certificates."""
+    """From the first private key on: only certificates precede it."""
     for line in text.splitlines():
         if line.startswith(b"-----BEGIN") and b"PRIVATE KEY" in line:
             return text[text.index(line) :]
@@ -144,7 +144,7 @@ def _fits(host: str, name: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         wanted, offered = host.lower().split("."), name.lower().split(".")
-        if offered[0] == "*":  # one label, as RFC 6125 has it
+        if offered[0] == "*":  # one label, as in RFC 6125
             return len(wanted) == len(offered) and wanted[1:] == offered[1:]
         return wanted == offered
     try:

@@ -1,4 +1,4 @@
-"""What a check before the start says."""
+"""The result of a check before the start."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What a check found."""
+    """The result of a check."""
 
     OK = "ok"
     WARN = "warn"
-    """It will run, but not as it should."""
+    """It will run, with a limitation."""
     FAIL = "fail"
     """It cannot run."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was looked at, what was found, and what to do if it is not well."""
+    """One check: what was checked, the result, and the remedy for a problem."""
 
     name: str
     verdict: Verdict
     found: str
     advice: str = ""
     configuration: bool = False
-    """Site or catalog is wrong, not the machine."""
+    """The problem is in the site or catalog, not in the machine."""

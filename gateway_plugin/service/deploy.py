@@ -1,6 +1,6 @@
-"""Deploy the Serve application on the head that runs, then leave: a short-lived driver of the supervisor's.
+"""Deploy the Serve application on the running head, then exit: a short-lived driver of the supervisor.
 
-Ray keeps the application from then on, also over a restart of the head, so that this does nothing when it is there.
+Ray keeps the application from then on, also over a restart of the head; if it is there, this does nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gateway_plugin.service.serve_proxy import answers_strangers
 APPLICATION = "gateway"
 NAMESPACE = "gateway"
 _KEPT_BY_SERVE = frozenset({"RUNNING", "DEPLOYING", "UNHEALTHY"})
-"""States in which Serve itself brings the application back; deploying again would replace every replica."""
+"""States in which Serve itself recovers the application; deploying again would replace every replica."""
 
 
 def main() -> int:

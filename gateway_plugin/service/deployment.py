@@ -1,4 +1,4 @@
-"""One gateway as a value: where its files lie, its site with the ports in force, and what ``up`` noted of it.
+"""One gateway as a value: the paths of its files, its site with the ports in force, and the record that ``up`` wrote.
 
 Every process of the service builds it once and passes it on: ``up`` and ``doctor`` from their arguments, the supervisor
 and the drivers it starts from ``service.json``.
@@ -35,11 +35,11 @@ class Deployment:
 
     layout: Layout
     site: Site
-    """With the port that ``up`` was given."""
+    """The site with the port given to ``up``."""
     record: ServiceRecord
 
     def with_catalog(self, file: Path) -> Deployment:
-        """The same, with the file that its catalog came from."""
+        """The same, with the file of its catalog."""
         return replace(self, record=self.record.model_copy(update={"catalog": str(file.expanduser().resolve())}))
 
     @property
@@ -49,7 +49,7 @@ class Deployment:
 
 
 def noted(layout: Layout) -> Deployment:
-    """The gateway that ``up`` noted in ``layout``. Raises ``ServiceError`` if there is none, ``ConfigError`` if its
+    """The gateway that ``up`` recorded in ``layout``. Raises ``ServiceError`` if there is none, ``ConfigError`` if its
     site cannot be loaded."""
     record = read_record(layout)
     if record is None:
@@ -58,7 +58,7 @@ def noted(layout: Layout) -> Deployment:
 
 
 def deployment_of(layout: Layout, record: ServiceRecord) -> Deployment:
-    """The gateway that ``record`` is of. Raises ``ConfigError`` if its site cannot be loaded."""
+    """The gateway of ``record``. Raises ``ConfigError`` if its site cannot be loaded."""
     return Deployment(layout, site_with_port(record.site_reference, record.port or None), record)
 
 
@@ -69,7 +69,7 @@ def planned(
     port: int | None,
     address_of: Callable[[Site], str] = ray_head.head_address,
 ) -> Deployment:
-    """The gateway that ``up`` with these arguments starts; what they do not say is as ``known``, the last one's.
+    """The gateway that ``up`` with these arguments starts; missing ones are taken from ``known``, the last record.
 
     Raises ``ConfigError``: the site cannot be loaded, or lacks its environment.
     """
@@ -90,7 +90,7 @@ def with_port(site: Site, port: int | None) -> Site:
 
 
 def site_with_port(reference: str, port: int | None) -> Site:
-    """The site called ``reference``, with ``port`` for the front door if one is given. Raises ``ConfigError``."""
+    """The site loaded from ``reference``, with ``port`` for the front door if one is given. Raises ``ConfigError``."""
     try:
         return with_port(load_site(reference), port)
     except ValidationError as error:
@@ -121,19 +121,19 @@ def record_of(site: Site, site_reference: str, catalog: Path, head_address: str)
 
 
 def _own_name() -> str:
-    """This machine's full name; the short one where it has no other but ``localhost``."""
+    """This machine's full name; the short one if the full name is ``localhost``."""
     name = socket.getfqdn()
     return socket.gethostname() if name.startswith("localhost") else name
 
 
 def provision(gateway: Deployment, catalog: Catalog, keep: bool) -> str:
-    """Write all that the parts read. ``keep``: routes, Ray's tables, token and authority of what lives on stay.
+    """Write all files that the parts read. ``keep``: routes, Ray's tables, token and authority of live parts stay.
 
-    Returns what was garbled and what was done about it, for people; as a rule nothing.
+    Returns a message for the user on garbled files and their handling; normally empty.
 
     Raises:
         OSError: the disk is full.
-        ServiceError: a folder is another user's, or HAProxy refuses the edge's configuration.
+        ServiceError: a folder is another user's, or HAProxy rejects the edge's configuration.
     """
     layout = gateway.layout
     layout.make()
@@ -155,11 +155,11 @@ def provision(gateway: Deployment, catalog: Catalog, keep: bool) -> str:
 
 
 def forget(layout: Layout) -> None:
-    """What the parts remember of a run that is over: Ray's tables and folder, routes, the supervisor's status."""
+    """Remove the state of a run that has ended: Ray's tables and folder, routes, the supervisor's status."""
     ray_head.forget(layout)
     for path in (layout.servers_state, layout.models_map, layout.slot_keys_map, layout.supervisor_status):
         path.unlink(missing_ok=True)
-    # On a full disk the mark of a process that has ended stays, which says nothing; so does a garbled record.
+    # On a full disk the mark of an ended process stays, which has no effect; so does a garbled record.
     with contextlib.suppress(OSError, RecordGarbled):
         record = read_record(layout)
         if record is not None and record.supervisor is not None:

@@ -1,4 +1,4 @@
-"""Living parts of one gateway, found among the processes and not in state files, which may be missing or stale.
+"""Discovery of the live parts of a gateway, among the processes and not in state files, which may be missing or stale.
 
 Every part names a file or folder of its own gateway in its command line, so that another gateway's are never found.
 """
@@ -17,11 +17,12 @@ _ACTORS = (
     "ray::ProxyActor",
     *(f"ray::ServeReplica:gateway:{name}" for name in ("controller", "desk", "ingress")),
 )
-"""As Ray names their processes; what an actor does just then may stand behind."""
+"""As Ray names their processes; an actor's current method may follow."""
 
 
 def has_parts(programs: Collection[str]) -> bool:
-    """Whether GCS and raylet are among the head's programs: ``ray start --block`` goes on when one ended on SIGTERM."""
+    """Whether GCS and raylet are among the head's programs: ``ray start --block`` keeps running if one ended on
+    SIGTERM."""
     return {Path(program).name for program in programs} >= set(_HEAD_PROGRAMS)
 
 
@@ -31,30 +32,30 @@ def has_application(programs: Collection[str]) -> bool:
 
 
 def programs_below(head: Mark) -> tuple[str, ...]:
-    """The first words of the command lines below ``ray start``: paths, and the names that Ray gives to actors."""
+    """The first arguments of the command lines below ``ray start``: paths, and Ray's names for actors."""
     return tuple(line[0] for child in descendants(head.pid) if (line := arguments(child.pid)))
 
 
 def supervisors_of(layout: Layout) -> tuple[Mark, ...]:
-    """Living supervisors of this state folder."""
+    """Live supervisors of this state folder."""
     return _of_module("supervisor", layout)
 
 
 def deployments_of(layout: Layout) -> tuple[Mark, ...]:
-    """Living drivers that deploy the application."""
+    """Live drivers that deploy the application."""
     return _of_module("deploy", layout)
 
 
 def edges_of(layout: Layout) -> tuple[Mark, ...]:
-    """Living HAProxy processes that serve with this gateway's configuration, the youngest first.
+    """Live HAProxy processes that serve this gateway's configuration, the youngest first.
 
-    The youngest has the sockets: each one that starts takes their names. One that checks the file is none of them.
+    The youngest has the sockets: each new process takes over their names. One that only checks the file is left out.
     """
     return _youngest_first(find_own(("-db", "-f", str(layout.edge_config))))
 
 
 def heads_of(layout: Layout) -> tuple[Mark, ...]:
-    """Living ``ray start --head`` of this gateway, the youngest first: the tables are that one's."""
+    """Live ``ray start --head`` processes of this gateway, the youngest first: the tables belong to the youngest."""
     found = find_own((f"--temp-dir={layout.ray_temp}",))
     return _youngest_first(tuple(known for known in found if {"start", "--head"} <= set(arguments(known.pid))))
 

@@ -21,11 +21,12 @@ from gateway_plugin.edge import closing
 from gateway_plugin.edge.admission import Say, cut
 from gateway_plugin.edge.socket_protocol import ask
 from gateway_plugin.errors import EdgeError
+from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive
 from gateway_plugin.service.discovery import edges_of
 from gateway_plugin.service.supervisor_state import read_status
-from gateway_plugin.state_file import Garbled, LenientState, StateFile, StateT
+from gateway_plugin.state_file import LenientState, StateFile, StateT
 
 log = logging.getLogger("gateway.drain")
 
@@ -145,8 +146,8 @@ def let_finish(
 ) -> Drain:
     """``down``'s: have the supervisor drain and end all, and watch it drain; without one, drain.
 
-    Returns when nothing is in flight any more. ``hurry``: the user will not wait. Where the supervisor cannot be told
-    the grace, ``down`` drains all the same, and has the supervisor end the rest.
+    Returns when nothing is in flight any more. ``hurry``: the user will not wait. Where the grace cannot be passed to
+    the supervisor, ``down`` drains all the same, and has the supervisor end the rest.
     """
     began = time.monotonic()
     if any(alive(known) for known in supervisors):

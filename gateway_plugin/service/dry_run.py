@@ -1,8 +1,8 @@
-"""``gateway up --dry-run``: the very job script of each node type, as Parsl's provider writes it. Nothing is started,
-made or submitted.
+"""``gateway up --dry-run``: the job script of each node type, exactly as Parsl's provider writes it. Nothing is
+started, created or submitted.
 
-Only the provider knows its scheduler's directives, so a copy of it is asked to submit with a scheduler that does not
-exist: the one method through which Parsl's cluster providers run commands is replaced by one that only notes them.
+Only the provider has its scheduler's directives, so a copy of it submits to a scheduler that does not exist: the one
+method through which Parsl's cluster providers run commands is replaced by one that only records them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gateway_plugin.service_state import record_here
 from gateway_plugin.site import NodeType, Site
 
 _ACCEPTED = "Submitted batch job 0"
-"""As ``sbatch`` says it; other providers take the whole line for the job's id."""
+"""The output of ``sbatch``; other providers take the whole line for the job's id."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,23 @@ class RehearsedJob:
 
     node_type: str
     block: str
-    """A block's name; every block has its own."""
+    """The block's name; every block has its own."""
     command: str
-    """What would hand the script to the scheduler; empty for a block that is a process on this machine."""
+    """The command that would submit the script; empty for a block that is a process on this machine."""
     text: str
-    """The script, whole."""
+    """The complete script."""
 
 
 def rehearsed(node_type: NodeType, name: str, script: str, layout: Layout) -> RehearsedJob:
-    """The job of block ``name``: (1) of a queue's provider, with its directives; (2) of any other, the script as it is.
-    What ``up`` would refuse is refused here too.
+    """The job of block ``name``: (1) of a queue's provider, with its directives; (2) of any other, the script
+    unchanged. Rejects what ``up`` would reject.
 
     Args:
-        script: ``block_script``'s text.
-        layout: where the script would lie.
+        script: the text from ``block_script``.
+        layout: determines the script's path.
 
     Raises:
-        ConfigError: the provider's jobs could not be a block's, or the path of the state folder needs quoting.
+        ConfigError: the provider's jobs could not be blocks, or the path of the state folder needs quoting.
     """
     demand_known(node_type.provider)
     if not is_queue(node_type.provider):  # (2)
@@ -65,7 +65,7 @@ def rehearsed(node_type: NodeType, name: str, script: str, layout: Layout) -> Re
         provider: Any = copy.copy(node_type.provider)  # (1)
         provider.resources = {}
         provider.script_dir = scratch
-        queue_scheduler(provider, Path(scratch), layout)  # what it adds to the job and what it refuses
+        queue_scheduler(provider, Path(scratch), layout)  # its additions to the job and its checks
         provider.execute_wait = note
         provider.submit(script, 1, name)
         written = [path for path in Path(scratch).iterdir() if path.is_file()]
@@ -79,10 +79,10 @@ def rehearsed(node_type: NodeType, name: str, script: str, layout: Layout) -> Re
 def rehearse(
     state: Path, site_reference: str | None, models: Path | None, *, port: int | None = None
 ) -> tuple[tuple[RehearsedJob, ...], str]:
-    """The job of each node type, as ``up`` with the same arguments would have it, and what of it is not known here.
+    """The job of each node type, as ``up`` with the same arguments would submit it, and a note on values unknown here.
 
     Raises:
-        ConfigError: site, catalog (if one is given) or environment are wrong.
+        ConfigError: site, catalog (if one is given) or environment are invalid.
     """
     from gateway_plugin.blocks.node_provider import block_name, script_for
 
@@ -92,7 +92,7 @@ def rehearse(
     notes: list[str] = []
 
     def address_of(site: Site) -> str:
-        """The head's, and a note if this is not the machine that has it: a site may be looked at from anywhere."""
+        """The head's address, and a note if this is another machine: a dry run works on any machine."""
         try:
             return head_address(site)
         except ConfigError as error:

@@ -15,7 +15,7 @@ _EVERY_S = 1.0
 
 
 def keep_keys_in_force(layout: Layout, stop: threading.Event) -> None:
-    """Keep ``keys.map`` and the running edge equal to the store, until ``stop`` is set. A line in the log a change."""
+    """Keep ``keys.map`` and the running edge equal to the store, until ``stop`` is set. Logs one line per change."""
     store = KeyStore(layout)
     said = ""
     while not stop.wait(_EVERY_S):

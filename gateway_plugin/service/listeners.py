@@ -1,4 +1,4 @@
-"""Listening sockets of this machine: a port that the gateway is about to take may be another user's."""
+"""Listening sockets of this machine: a port that the gateway needs may be in use by another user."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Listener:
     """A listening socket."""
 
     uid: int
-    """Whose it is; the kernel tells that of everybody's."""
+    """Its owner; the kernel reports it for the sockets of all users."""
     pid: int | None
-    """Its process, if this user may see it."""
+    """Its process, if visible to this user."""
 
     def __str__(self) -> str:
         name = f"uid {self.uid}"
@@ -34,7 +34,7 @@ class Listener:
 
 
 def listener_on(port: int, host: str) -> Listener | None:
-    """What listens on ``port`` where it keeps others from listening on ``host``, an IPv4 address."""
+    """The socket on ``port`` that prevents listening on ``host``, an IPv4 address."""
     found: dict[str, int] = {}
     for table in _TABLES:
         with contextlib.suppress(FileNotFoundError):  # no IPv6
@@ -46,13 +46,13 @@ def listener_on(port: int, host: str) -> Listener | None:
 
 
 def taken_by_another_user(what: str, port: int, host: str) -> str:
-    """What is wrong where another user listens on a port of ours, in the way of ``host``; empty otherwise."""
+    """The problem, if another user listens on a port of the gateway and blocks ``host``; empty otherwise."""
     holder = listener_on(port, host)
     return "" if holder is None or holder.uid == os.getuid() else f"port {port} ({what}): in use by {holder}"
 
 
 def listening(table: str, port: int, host: str) -> dict[str, int]:
-    """Sockets of ``/proc/net/tcp`` that listen on ``port`` in the way of ``host``: inode and uid. Pure."""
+    """Sockets of ``/proc/net/tcp`` that listen on ``port`` and block ``host``: inode and uid. Pure."""
     found: dict[str, int] = {}
     for line in table.splitlines()[1:]:
         fields = line.split()
@@ -63,10 +63,10 @@ def listening(table: str, port: int, host: str) -> dict[str, int]:
 
 
 def in_the_way(other: IPv4Address | IPv6Address, host: str) -> bool:
-    """Whether a socket that listens on ``other`` keeps one from listening on ``host``, at the same port. Pure.
+    """Whether a socket that listens on ``other`` prevents listening on ``host``, at the same port. Pure.
 
-    One on ``::`` takes IPv4 too, unless it is configured otherwise, which cannot be seen. One on another address of
-    its own is not in the way: it may stay there for good, and is not the holder of our port.
+    One on ``::`` takes IPv4 too, unless configured otherwise, which cannot be seen. One on a different address does not
+    block: it may stay there for good, and is not the holder of the gateway's port.
     """
     own = ip_address(host)
     if isinstance(other, IPv6Address) and other.ipv4_mapped is not None:
@@ -77,14 +77,14 @@ def in_the_way(other: IPv4Address | IPv6Address, host: str) -> bool:
 
 
 def _address(digits: str) -> IPv4Address | IPv6Address:
-    """The kernel writes each four bytes as one number of the machine's byte order."""
+    """The kernel writes each four bytes as one number in the machine's byte order."""
     raw = bytes.fromhex(digits)
     words = [int.from_bytes(raw[at : at + 4], "big").to_bytes(4, sys.byteorder) for at in range(0, len(raw), 4)]
     return ip_address(b"".join(words))
 
 
 def _holder(port: int, host: str) -> int | None:
-    """PIDs that this user may not see are left out."""
+    """PIDs that are not visible to this user are left out."""
     seen = (one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
     at_port = ((one.pid, one.laddr.ip) for one in seen if one.laddr and one.laddr.port == port)
     return next((pid for pid, address in at_port if pid and in_the_way(ip_address(address), host)), None)
@@ -107,5 +107,5 @@ def bind_problem(host: str, port: int) -> str | None:
 
 
 def probe_address(host: str) -> str:
-    """``host`` as an address; a name's own, as it is looked up now. Raises ``OSError`` for a name without one."""
+    """``host`` as an address; a name is resolved now. Raises ``OSError`` if the name has no address."""
     return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])

@@ -1,4 +1,4 @@
-"""The gateway's logs: which there are, their last lines, and following them."""
+"""The gateway's logs: list them, read their last lines, follow them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gateway_plugin.service.active_catalog import in_force
 
 _TAIL_BYTES = 256 * 1024
 _JOB_OUTPUTS = (".out", ".err", ".stdout", ".stderr")
-"""Parsl's providers differ."""
+"""The suffixes of several Parsl providers."""
 
 
 def find_logs(layout: Layout) -> dict[str, Path]:
     """Name -> file of every log that exists: the parts, ``engine:NAME``, ``block:NAME``, Serve's, Ray's own.
 
-    ``serve:NAME`` is what Ray Serve says of its processes; of several replicas' logs the newest.
+    ``serve:NAME`` is the log of a Ray Serve process; the newest of several replicas.
     """
     candidates: dict[str, Path] = {
         "supervisor": layout.supervisor_log,
@@ -54,7 +54,7 @@ def find_logs(layout: Layout) -> dict[str, Path]:
 
 
 def log_named(layout: Layout, name: str) -> Path:
-    """The log called ``name``; ``engine:NAME`` finds the latest engine whose log begins so. Raises ``NotFound``."""
+    """The log called ``name``; ``engine:NAME`` finds the latest engine log with that prefix. Raises ``NotFound``."""
     logs = find_logs(layout)
     if name in logs:
         return logs[name]
@@ -66,9 +66,9 @@ def log_named(layout: Layout, name: str) -> Path:
 
 
 def block_logs(layout: Layout, name: str) -> dict[str, Path]:
-    """Label -> file of what block ``name`` and its job have written so far: ``block``, ``job stdout``, ``job stderr``.
+    """Label -> file of the output so far of block ``name`` and its job: ``block``, ``job stdout``, ``job stderr``.
 
-    Empty for a block that waits in the queue. Raises ``NotFound`` for a name that neither a log nor the ledger has.
+    Empty for a pending block. Raises ``NotFound`` for a name that neither a log nor the ledger has.
     """
     found = {"block": log} if (log := block_log(layout, name)).is_file() else {}
     for path in sorted(script_place(layout).glob("gw-*")):
@@ -89,7 +89,7 @@ def _blocks_known(layout: Layout) -> list[str]:
 
 
 def secrets_in_force(layout: Layout) -> tuple[str, ...]:
-    """Values of the environments in the catalog in force, which engines may have printed; none where it is damaged."""
+    """Values of the environments in the catalog in force, which engines may have printed; none if it is damaged."""
     catalog = in_force(layout)
     return tuple(secret for model in catalog.models for secret in secrets_of(model.env)) if catalog is not None else ()
 
@@ -107,12 +107,12 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def follow(path: Path, poll_s: float = 0.2) -> Iterator[str]:
-    """Lines that are added to ``path`` from now on, for ever; a file that is replaced is opened anew."""
+    """Lines added to ``path`` from now on, without end; a replaced file is opened anew."""
     return (line for _, line in follow_all(lambda: {"": path}, poll_s))
 
 
 def follow_all(files: Callable[[], Mapping[str, Path]], poll_s: float = 0.2) -> Generator[tuple[str, str], None, None]:
-    """``(label, line)`` for what is added from now on, for ever; a file that ``files`` names later is read whole."""
+    """``(label, line)`` for lines added from now on, without end; a file that ``files`` names later is read whole."""
     followed = {label: _Followed(path, from_end=True) for label, path in files().items()}
     try:
         while True:
@@ -143,7 +143,7 @@ class _Followed:
         self._inode = os.fstat(self._stream.fileno()).st_ino
 
     def new_lines(self) -> Iterator[str]:
-        """What was added since the last call."""
+        """The lines added since the last call."""
         while line := self._stream.readline():
             yield line.rstrip("\n")
         try:

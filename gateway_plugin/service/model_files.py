@@ -1,4 +1,4 @@
-"""Whether a model can be served by what there is: its kind, and its weights' size against ``memory_gib``."""
+"""Whether a model can be served: its architecture, and its weights' size against ``memory_gib``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _TRANSCRIBES_ONLY = frozenset(
 """Architectures that vLLM serves on ``/v1/audio/transcriptions`` alone (``supports_transcription_only``)."""
 _WHISPER = re.compile(r"(^|[/_-])whisper-(tiny|base|small|medium|large|turbo)|distil-whisper/|faster-whisper", re.I)
 _SMALLER_AT_LOAD = ("--quantization", "-q", "--cpu-offload-gb", "--load-format")
-"""With these, weights in memory are not what they are on disk."""
+"""With these options, weights in memory differ from those on disk."""
 _WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin", "*.gguf")
-"""The first pattern that finds anything: some folders hold the same weights twice."""
+"""The first pattern with a match counts: some folders hold the same weights twice."""
 
 
 def kind(model: Model, found: str) -> Check | None:
-    """A model that no path of the gateway can use; ``None`` where nothing speaks against it.
+    """A failed check for a model that no route of the gateway can use; ``None`` if there is no objection.
 
-    ``found``: its folder, or its hub name, which then is all there is to go by.
+    ``found``: its folder, or its hub name, which is then the only evidence.
     """
     name = f"kind of {model.name}"
     if not is_local(model.source):
@@ -45,13 +45,13 @@ def _never_served(folder: Path) -> str:
     try:
         said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     except (OSError, ValueError, AttributeError):
-        return ""  # vLLM says what is wrong with it
+        return ""  # vLLM reports what is wrong with it
     only = [str(one) for one in said if str(one) in _TRANSCRIBES_ONLY]
     return f"a model that writes down what is spoken ({only[0]})" if only else ""
 
 
 def size(model: Model, folder: Path) -> Check | None:
-    """Weights larger than all that the engine may take; ``None`` where they fit, or that cannot be said."""
+    """A failed check for weights larger than the engine's whole memory; ``None`` if they fit, or that is unknown."""
     if any(word.partition("=")[0].replace("_", "-") in _SMALLER_AT_LOAD for word in model.args):
         return None
     held = next((files for pattern in _WEIGHTS if (files := list(folder.glob(pattern)))), [])

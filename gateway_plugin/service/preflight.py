@@ -1,4 +1,4 @@
-"""What must be true before anything starts, each a check with what to do about it. Used by ``up`` and ``doctor``."""
+"""Preconditions of a start, each as a check with its remedy. Used by ``up`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _DISK_FAIL_MIB = 500
 _DISK_WARN_MIB = 3000
 _SOCKET_PATH_MAX = 107
 _RAY_TEMP_MAX = 44
-"""Ray makes socket paths of 63 characters more below its folder."""
+"""Ray appends up to 63 characters to its folder for socket paths."""
 
 
 def before_start(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
-    """Every check that ``up`` wants passed. ``ours``: ports that the gateway's own living parts hold.
+    """Every check that ``up`` requires. ``ours``: ports that the gateway's own live parts hold.
 
     Raises:
-        ConfigError: site or catalog cannot work, whatever the machine is like.
+        ConfigError: site or catalog cannot work, on any machine.
     """
     checks = every_check(layout, site, catalog, ours)
     wrong = [check for check in failures(checks) if check.configuration]
@@ -51,7 +51,7 @@ def before_start(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[i
 
 
 def every_check(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
-    """All checks, for showing: of site, catalog and machine. ``ours`` as for ``before_start``."""
+    """All checks, for display: of site, catalog and machine. ``ours`` as for ``before_start``."""
     return (
         python_version(),
         *packages(site, catalog),
@@ -83,7 +83,7 @@ def _installed(module: str) -> bool:
 
 
 def packages(site: Site, catalog: Catalog, installed: Callable[[str], bool] = _installed) -> tuple[Check, ...]:
-    """The service's packages, and vLLM where engines run on this machine in this environment. Nothing is imported."""
+    """The service's packages, and vLLM if engines run on this machine in this environment. Nothing is imported."""
     checks = [
         Check("package " + module, Verdict.OK, "installed")
         if installed(module)
@@ -101,9 +101,9 @@ def packages(site: Site, catalog: Catalog, installed: Callable[[str], bool] = _i
 
 
 def providers(site: Site) -> tuple[Check, ...]:
-    """The blocks of each node type's provider can be run and found again."""
+    """Each node type's provider can run blocks and find them again."""
     checks: list[Check] = []
-    with tempfile.TemporaryDirectory(prefix="gw-") as scratch:  # nothing is made in the state folder by looking
+    with tempfile.TemporaryDirectory(prefix="gw-") as scratch:  # a check creates nothing in the state folder
         for node_type in site.node_types:
             name = f"provider of {node_type.name}"
             try:
@@ -117,7 +117,7 @@ def providers(site: Site) -> tuple[Check, ...]:
 
 
 def edge_binary() -> Check:
-    """HAProxy is there and can be the edge; which one, and with which OpenSSL."""
+    """HAProxy exists and can be the edge; its version, and that of its OpenSSL."""
     advice = f"install haproxy 2.8 or newer, or pip install 'gateway-plugin[serve]'; {program.CHOICE} names another"
     try:
         found = program.look(program.binary())
@@ -129,7 +129,7 @@ def edge_binary() -> Check:
 
 
 def ports(site: Site, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
-    """The front door's, Ray's and Serve's port are free, or held by this gateway."""
+    """The ports of the front door, Ray and Serve are free, or held by this gateway."""
     checks: list[Check] = []
     for what, host, port in (
         ("front door", site.bind, site.port),
@@ -178,7 +178,7 @@ def folders(layout: Layout) -> tuple[Check, ...]:
 
 
 def job_scripts(layout: Layout, site: Site) -> tuple[Check, ...]:
-    """Where jobs in a queue have their scripts: Parsl takes the path as it is. Nothing to say where it will do."""
+    """Where jobs in a queue have their scripts: Parsl does not quote the path. No check if it needs no quoting."""
     if not any(is_queue(node_type.provider) for node_type in site.node_types):
         return ()
     try:
@@ -190,7 +190,7 @@ def job_scripts(layout: Layout, site: Site) -> tuple[Check, ...]:
 
 
 def disk(layout: Layout) -> tuple[Check, ...]:
-    """Room where state and run folder lie."""
+    """Free space where state and run folder lie."""
     checks: list[Check] = []
     for name, folder in (("disk of state", layout.state), ("disk of run", layout.run)):
         place = next(path for path in (folder, *folder.parents) if path.exists())
@@ -206,7 +206,7 @@ def disk(layout: Layout) -> tuple[Check, ...]:
 
 
 def open_files(limits: Limits | None = None, hard: int | None = None) -> Check:
-    """What the limit of open files allows the edge, and whether it is what the site asks for.
+    """The connections that the limit of open files allows the edge, and whether they meet the site's setting.
 
     ``limits``: the site's; the defaults if there is no site. ``hard``: the limit; this process's.
     """
@@ -236,13 +236,13 @@ def open_files(limits: Limits | None = None, hard: int | None = None) -> Check:
 
 
 def few_files(limits: Limits, hard: int | None = None) -> str:
-    """What ``up`` says where the open files do not allow what the site asks for; empty where they do."""
+    """The message of ``up`` if the limit of open files is below the site's setting; empty otherwise."""
     found = open_files(limits, hard)
     return f"Open files {found.found}. To have more, {found.advice}." if found.verdict is Verdict.WARN else ""
 
 
 def weights(catalog: Catalog) -> tuple[Check, ...]:
-    """Weights that are said to be on this machine's disk are there; those of a hub are of one revision."""
+    """Weights with a path on this machine's disk exist; those of a hub are of one revision."""
     checks: list[Check] = []
     for model in catalog.models:
         if model.engine == "command":
@@ -283,7 +283,7 @@ def memory(site: Site) -> tuple[Check, ...]:
 
 
 def engine_isolation(site: Site, found: Isolation) -> Check:
-    """Whether engines on this machine are kept from the gateway's secrets. Each node looks for itself."""
+    """Whether engines on this machine are isolated from the gateway's secrets. Each node checks for itself."""
     name = "engine isolation"
     if site.isolate_engines == "off":
         return Check(name, Verdict.WARN, "off: engines read what you read", "isolate_engines='auto' in the site file")
@@ -297,5 +297,5 @@ def engine_isolation(site: Site, found: Isolation) -> Check:
 
 
 def failures(checks: Iterable[Check]) -> tuple[Check, ...]:
-    """The checks that forbid a start."""
+    """The checks that prevent a start."""
     return tuple(check for check in checks if check.verdict is Verdict.FAIL)

@@ -1,4 +1,4 @@
-"""What a gateway's doors answer, asked over the network."""
+"""Probes of a gateway's doors over the network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - where Ray listens
 
 
 def answers(layout: Layout, path: str, timeout_s: float) -> bool:
-    """Whether ``GET path`` at the front door says 200."""
+    """Whether ``GET path`` at the front door returns 200."""
     return asked(layout, path, timeout_s) == 200
 
 
 def asked(layout: Layout, path: str, timeout_s: float) -> int | None:
-    """The status of ``GET path`` at the front door, asked over the owner's socket: no other program can answer there.
+    """The status of ``GET path`` at the front door, over the owner's socket: no other program can answer there.
 
     ``None``: no answer.
     """
@@ -35,7 +35,7 @@ def asked(layout: Layout, path: str, timeout_s: float) -> int | None:
 
 
 def connects(address: str, port: int, timeout_s: float) -> bool:
-    """Whether something accepts a TCP connection there."""
+    """Whether the address accepts a TCP connection."""
     try:
         socket.create_connection((address, port), timeout=timeout_s).close()
     except OSError:
@@ -45,7 +45,7 @@ def connects(address: str, port: int, timeout_s: float) -> bool:
 
 @dataclass(frozen=True)
 class Probes:
-    """What was asked over the network, in a thread: it may take longer than a look may."""
+    """Results of network probes, made in a thread: they may take longer than one look of the supervisor."""
 
     edge_answers: bool = False
     head_answers: bool = False
@@ -57,7 +57,7 @@ class Probes:
 
 
 def probe(layout: Layout, record: ServiceRecord, head: Mark | None, *, starting: bool) -> Probes:
-    """Ask all of them. ``starting``: the head is, and another user may have its port."""
+    """Run all probes. ``starting``: the head starts, and another user may have its port."""
     edge = answers(layout, "/health", 1.0)
     programs = programs_below(head) if head is not None else ()
     whole = has_parts(programs)

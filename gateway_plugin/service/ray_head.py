@@ -1,7 +1,7 @@
-"""The Ray head: its command line, its environment, and what is left of an earlier one.
+"""The Ray head: its command line, its environment, and the remains of an earlier one.
 
-No port but ``ray_port`` is fixed, so that two gateways can share a machine. Ray's traffic is authenticated by token and
-by certificates on both sides (``blocks/ray_tls.py``).
+Only ``ray_port`` is fixed, so that two gateways can share a machine. Ray's traffic is authenticated by token and by
+certificates on both sides (``blocks/ray_tls.py``).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from gateway_plugin.tls import make_ray_authority
 
 _AF_UNIX_MAX = 107
 _SESSION_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-"""What Ray puts below its temporary folder, with the longest PID."""
+"""The longest path that Ray appends to its temporary folder, with the longest PID."""
 
 PENDING_UNWANTED_S = 30
-"""How long a pending block is kept after its demand is gone."""
+"""How long a pending block is kept after its demand has ended."""
 
 
 def head_address(site: Site) -> str:
     """The IP address of this machine that blocks can reach.
 
-    (0) the site says which interface; (1) the site says it (a name is looked up). (2) The interface of the default
-    route (no packet is sent). (3) Without a route: an interface that is up and not loopback. (4) None: 127.0.0.1, for
-    blocks on this machine.
+    (0) The site names the interface; (1) the site sets the address (a name is resolved). (2) The interface of the
+    default route (no packet is sent). (3) Without a route: an interface that is up and not loopback. (4) None:
+    127.0.0.1, for blocks on this machine.
 
     Raises:
         ConfigError: the site's name or interface has no address.
@@ -77,7 +77,7 @@ def _address_of(site: Site) -> str:
 
 
 def head_argv(layout: Layout, site: Site, head_ip: str, python: str) -> tuple[str, ...]:
-    """``ray start --head --block``; it stays, and leaves when a part of the head dies.
+    """``ray start --head --block``; it stays in the foreground, and exits when a part of the head dies.
 
     Args:
         python: the interpreter with Ray in it (``sys.executable``).
@@ -97,7 +97,7 @@ def head_argv(layout: Layout, site: Site, head_ip: str, python: str) -> tuple[st
         f"--node-ip-address={head_ip}",
         f"--temp-dir={layout.ray_temp}",
         f"--autoscaling-config={layout.cluster_yaml}",
-        "--num-cpus=0",  # nothing of a model's runs on the head
+        "--num-cpus=0",  # no part of a model runs on the head
         "--num-gpus=0",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         "--include-dashboard=false",
@@ -111,16 +111,16 @@ def head_argv(layout: Layout, site: Site, head_ip: str, python: str) -> tuple[st
 
 
 def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[str, str]:
-    """The head's environment: ``base_env`` without any of Ray's settings in it, and ours.
+    """The head's environment: ``base_env`` with all Ray settings replaced by the gateway's.
 
-    A driver needs of these ``driver_env`` only.
+    A driver needs only ``driver_env``.
     """
     return {
         **driver_env(layout, base_env),
         "RAY_CLOUD_INSTANCE_ID": "head",
         "RAY_NODE_TYPE_NAME": "head",
         serve_proxy.CALLBACK: f"{serve_proxy.__name__}.{serve_proxy.demand_certificates.__name__}",
-        # A proxy that is starved by its machine is not a dead one; the end of its process is noticed at once.
+        # A proxy that is short of CPU time is not dead; the end of its process is detected at once.
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_START_HOOK": f"{before_ray_starts.__module__}.{before_ray_starts.__name__}",
         "RAY_enable_autoscaler_v2": "1",
@@ -130,8 +130,8 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": str(PENDING_UNWANTED_S),
         "AUTOSCALER_UPDATE_INTERVAL_S": "2",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # there is no other head to drain to
-        # Metrics without authentication, on every interface. Ray has no switch for these two: it goes on without them
-        # where they cannot listen, and -1 is no port.
+        # Metrics without authentication, on every interface. Ray has no switch for these two: it continues without them
+        # if they cannot listen, and -1 is no port.
         "AUTOSCALER_METRIC_PORT": "-1",
         "DASHBOARD_METRIC_PORT": "-1",
         "RAY_enable_metrics_collection": "0",
@@ -140,7 +140,7 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
 
 
 def driver_env(layout: Layout, base_env: Mapping[str, str]) -> dict[str, str]:
-    """What a process needs to join this gateway's Ray, and nothing that points it to another."""
+    """The environment for a process to join this gateway's Ray, without settings that lead to another."""
     return {
         **{key: value for key, value in base_env.items() if not key.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
@@ -153,15 +153,15 @@ def driver_env(layout: Layout, base_env: Mapping[str, str]) -> dict[str, str]:
 
 
 def make_secrets(layout: Layout, keep: bool) -> None:
-    """Ray's token and the authority of its traffic, new ones. ``keep``: only what is missing, since living parts have
-    the others."""
+    """Create Ray's token and the authority of its traffic. ``keep``: only what is missing, since live parts use the
+    existing ones."""
     if not (keep and layout.ray_token.exists() and layout.ray_token.stat().st_size > 0):
         write_private(layout.ray_token, secrets.token_hex(32))
     make_ray_authority(layout, keep)
 
 
 def prepare(layout: Layout, site: Site, site_reference: str, head_ip: str) -> None:
-    """Write what the head reads: secrets (kept if there are some: blocks have them) and the autoscaler's file."""
+    """Write the head's input: secrets (existing ones are kept: blocks have them) and the autoscaler's file."""
     make_secrets(layout, keep=True)
     document = cluster_yaml(site, site_reference, layout, f"{head_ip}:{site.ray_port}")
     write_private(layout.cluster_yaml, json.dumps(document, indent=1))  # JSON is YAML
@@ -169,24 +169,24 @@ def prepare(layout: Layout, site: Site, site_reference: str, head_ip: str) -> No
 
 
 def clear_leftovers(layout: Layout) -> None:
-    """Before the head starts: forget the note of an earlier head.
+    """Before the head starts: remove the address file of an earlier head.
 
-    ``ray start`` believes it when it finds the address in it in some process's command line, and a block's has it.
+    ``ray start`` trusts it if some process's command line contains the address in it, and a block's does.
     """
     (layout.ray_temp / "ray_current_cluster").unlink(missing_ok=True)
 
 
 def leftover_processes(layout: Layout) -> tuple[Mark, ...]:
-    """What is left of this gateway's earlier head: every process of this user that uses the head's temporary folder.
+    """Processes of this gateway's earlier head: every process of this user that uses the head's temporary folder.
 
-    This process and its ancestors are never among them; blocks are not either, they have folders of their own.
-    A driver that is still connected to that head is.
+    Excludes this process, its ancestors, and blocks, which have folders of their own. Includes a driver that is still
+    connected to that head.
     """
     return folder_processes(layout.ray_temp)
 
 
 def end_leftovers(layout: Layout, grace_s: float = 0.0) -> tuple[Mark, ...]:
-    """End them all. Returns those that could not be ended: normally none."""
+    """End all leftover processes. Returns those that could not be ended: normally none."""
     return end(lambda: leftover_processes(layout), grace_s)
 
 
@@ -198,7 +198,7 @@ def ray_sessions(layout: Layout) -> list[Path]:
 def forget(layout: Layout) -> None:
     """After ``down``, when head and blocks are gone: remove Ray's tables, its temporary folder and its logs.
 
-    A head that found the old tables would believe in actors and applications whose blocks are gone.
+    A head with the old tables would expect actors and applications whose blocks are gone.
     """
     shutil.rmtree(layout.ray_tables, ignore_errors=True)
     shutil.rmtree(layout.ray_temp, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""What the supervisor does next: pure. It looks (``Seen``), decides, and says what is to be started or ended.
+"""The supervisor's next step: pure. From an observation (``Seen``) it decides which parts to start or end.
 
 Three parts, each kept alive: the edge, the Ray head, and the Serve application that is deployed on the head. A part
-that dies is started again: at once the first time, later and later when it dies again and again.
+that dies is restarted: at once the first time, then with increasing back-off while it dies repeatedly.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ BACK_OFF_FIRST_S = 0.5
 BACK_OFF_MAX_S = 30.0
 HEAD_START_LIMIT_S = 120.0
 DEPLOY_LIMIT_S = 120.0
-"""Well below the 300 s that ``up`` waits, so that a hanging deployment is tried again before ``up`` gives up."""
+"""Well below the 300 s that ``up`` waits, so that a hanging deployment is retried before ``up`` gives up."""
 NOT_READY_LIMIT_S = 60.0
 """A deployed application that is not ready for this long is checked, and deployed again if it is gone."""
 BUSY_LIMIT_S = 600.0
-"""How long an application counts as busy that says nothing while all its processes live. One that hangs for good Serve
-itself replaces within this time (``serve.app``)."""
+"""How long an application without answers counts as busy while all its processes live. Serve itself replaces one that
+hangs for good within this time (``serve.app``)."""
 
 
 class Phase(StrEnum):
-    """What a part is doing."""
+    """The phase of a part."""
 
     DOWN = "down"
-    """Not running; started when ``retry_at`` is due and what it needs is there."""
+    """Not running; started when ``retry_at`` is due and the parts it depends on are there."""
     STARTING = "starting"
     """Its process runs and does not answer yet."""
     RUNNING = "running"
@@ -45,20 +45,20 @@ class PartName(StrEnum):
 
 
 class Action(StrEnum):
-    """What the shell has to do."""
+    """An action for the shell."""
 
     START_EDGE = "start edge"
     START_HEAD = "start head"
-    """Clear what an earlier head left, then start one."""
+    """Remove the remains of an earlier head, then start one."""
     END_HEAD = "end head"
-    """End what is left of a head that does not work any more."""
+    """End the remains of a head that has failed."""
     START_DEPLOY = "start deploy"
     END_DEPLOY = "end deploy"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part as far as the supervisor knows."""
+    """One part as the supervisor last observed it."""
 
     phase: Phase = Phase.DOWN
     mark: Mark | None = None
@@ -66,13 +66,13 @@ class Part:
     since: float = 0.0
     """When the phase began."""
     deaths: int = 0
-    """In a row, without ``HEALTHY_S`` of life between them."""
+    """Deaths in a row, without ``HEALTHY_S`` of life between them."""
     restarts: int = 0
     retry_at: float = 0.0
     error: str = ""
-    """Why it died last."""
+    """The reason for the last death."""
     silent_since: float | None = None
-    """Of the application: since when it has been too busy to answer."""
+    """For the application: since when it has been too busy to answer."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Seen:
-    """One look at the processes. ``*_end`` is the reason when one is gone, else empty."""
+    """One observation of the processes. ``*_end`` is the reason when one is gone, else empty."""
 
     edge_alive: bool = False
     edge_answers: bool = False
@@ -100,26 +100,26 @@ class Seen:
     """The last driver that ended was successful."""
     deploy_end: str = ""
     ready: bool = False
-    """``GET /ready`` through the edge says 200."""
+    """``GET /ready`` through the edge returns 200."""
     busy: bool = False
-    """``GET /ready`` gets no answer at all, and every process of the application lives."""
+    """``GET /ready`` gets no answer, and every process of the application lives."""
 
 
 def back_off_s(deaths: int) -> float:
-    """Seconds to wait before the next start after so many deaths in a row: 0, 0.5, 1, 2 ... 30."""
+    """Seconds to wait before the next start after ``deaths`` in a row: 0, 0.5, 1, 2 ... 30."""
     if deaths <= 1:
         return 0.0
     return float(min(BACK_OFF_MAX_S, BACK_OFF_FIRST_S * 2 ** min(deaths - 2, 16)))
 
 
 def decide(plan: Plan, seen: Seen, now: float) -> tuple[Plan, tuple[Action, ...]]:
-    """The next plan and what to do for it.
+    """The next plan and the actions for it.
 
     Edge: (1) due: start, (2) died: count it, (3) answers: running.
     Head: (4) due: start, (5) died or lost a process: end the rest, count it, and the application waits for the next,
-    (6) answers: running, (7) never answers: as if it had died.
-    Application: (8) head runs and due: deploy, (9) the driver failed or hangs: count it, (10) ready: running,
-    (11) busy: still running; (12) deployed and not ready for long: look again.
+    (6) answers: running, (7) never answers: treated as dead. Application: (8) head runs and due: deploy, (9) the driver
+    failed or hangs: count it, (10) ready: running, (11) busy: still running; (12) deployed and not ready for long:
+    check again.
     """
     edge, edge_actions = _edge(plan.edge, seen, now)
     head, head_actions = _head(plan.head, seen, now)
@@ -201,7 +201,7 @@ def _answering(part: Part, answers: bool, now: float) -> Part:
 
 
 def with_mark(plan: Plan, name: PartName, mark: Mark | None) -> Plan:
-    """The plan with the process that a start action made."""
+    """The plan with the process that a start action created."""
     part: Part = getattr(plan, name.value)
     return replace(plan, **{name.value: replace(part, mark=mark)})
 
@@ -213,7 +213,7 @@ def could_not_start(plan: Plan, name: PartName, error: str, now: float) -> Plan:
 
 
 def adopted(edge: Mark | None, head: Mark | None, now: float) -> Plan:
-    """The plan of a supervisor that finds the edge or the head of an earlier one still alive."""
+    """The plan of a supervisor that adopts a live edge or head of an earlier one."""
     edge_part = Part() if edge is None else Part(phase=Phase.STARTING, mark=edge, since=now)
     head_part = Part() if head is None else Part(phase=Phase.STARTING, mark=head, since=now)
     return Plan(edge=edge_part, head=head_part)

@@ -1,7 +1,7 @@
 """Serve's HTTP proxy answers only callers with a certificate of the gateway's authority.
 
-Serve hands uvicorn an authority (``ssl_ca_certs``), and never the demand for a certificate. What it does offer is a
-function of the user's, called in the proxy's process before the server is made (``CALLBACK``).
+Serve passes an authority to uvicorn (``ssl_ca_certs``), but not the demand for a client certificate. Serve does offer a
+user-defined hook, called in the proxy's process before the server is created (``CALLBACK``).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import ssl
 from typing import Any
 
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-"""The environment variable, of the Ray head's processes."""
+"""The environment variable of the hook, for the Ray head's processes."""
 
 
 def demand_certificates() -> list[Any]:
-    """Called by Serve: no server without the demand. Without an authority every caller is refused. No middlewares."""
+    """Called by Serve: no server without the demand. Without an authority every caller is rejected. No middlewares."""
     import uvicorn
 
     class Demanding(uvicorn.Config):
@@ -27,7 +27,7 @@ def demand_certificates() -> list[Any]:
 
 
 def answers_strangers(port: int, timeout_s: float = 5.0) -> bool:
-    """Whether the proxy on this machine's ``port`` says anything to a caller without a certificate."""
+    """Whether the proxy on this machine's ``port`` answers a caller without a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""Waiting until the gateway serves: what is shown meanwhile, and when ``up`` gives up."""
+"""Waiting until the gateway serves: the progress display, and when ``up`` gives up."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Progress:
-    """What is being waited for, for a display: part -> (phase, what it says). ``done``: it serves, or has ended."""
+    """The state of a wait, for a display: part -> (phase, message). ``done``: the gateway serves, or has ended."""
 
     parts: tuple[tuple[str, str, str], ...]
     elapsed_s: float
     done: bool = False
     drain: Drain | None = None
-    """While requests in flight are waited for."""
+    """While requests in flight drain."""
 
 
 Report = Callable[[Progress], None]
@@ -46,10 +46,11 @@ def wait_until_ready(
     """Return once the gateway serves. ``began``: by ``time.monotonic()``.
 
     Args:
-        started: the supervisor, if it was started just now; else one that lives already is waited for.
+        started: the supervisor, if it was started just now; else a live one is waited for.
 
     Raises:
-        ServiceError: it ends, or does not come up within ``timeout_s``; says why, with the end of the log that tells.
+        ServiceError: it ends, or does not come up within ``timeout_s``; gives the reason and the end of the relevant
+            log.
     """
     own = mark(started.pid) if started is not None else None
     while True:
@@ -77,7 +78,7 @@ def wait_until_ready(
 
 
 def log_of_part(layout: Layout, part: str) -> Path:
-    """The log in which a part says why it does not come up."""
+    """The log with the reason why a part does not come up."""
     logs = {"edge": layout.edge_log, "head": layout.head_log, "serve": layout.deploy_log}
     return logs.get(part, layout.supervisor_log)
 

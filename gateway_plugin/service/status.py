@@ -1,5 +1,5 @@
-"""``gateway status``: the truth from three sources: the supervisor's notes checked against living processes, the
-gateway's own status over HTTP, and, where that is silent, the edge's routes.
+"""``gateway status`` from three sources: the supervisor's status checked against live processes, the gateway's own
+status over HTTP, and, if that does not answer, the edge's routes.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def _get(found: Connection, path: str) -> Mapping[str, Any]:
 
 
 def report_elsewhere(found: Connection) -> dict[str, Any]:
-    """The same document of a gateway whose machine is not at hand: what it says of itself to this key.
+    """The same document for a gateway on another machine: the status that it reports to this key.
 
-    ``state``: ``ready``, ``starting``, ``stopping``, ``unreachable``, or ``degraded``: its edge answers, nothing else.
-    Raises ``InvalidKey``.
+    ``state``: ``ready``, ``starting``, ``stopping``, ``unreachable``, or ``degraded``: only its edge answers. Raises
+    ``InvalidKey``.
     """
     head: dict[str, Any] = {"url": found.url, "site": None, "host": None, "parts": {}}
     try:
@@ -76,19 +76,18 @@ def report_elsewhere(found: Connection) -> dict[str, Any]:
 
 
 def is_ready(layout: Layout) -> bool:
-    """Whether ``gateway status`` says ``ready``. Cheap while it does not."""
+    """Whether ``gateway status`` reports ``ready``. Cheap while it does not."""
     return answers(layout, "/ready", 1.0) and report(layout.state)["state"] == "ready"
 
 
 def report(state: Path, ask: Ask = ask_gateway) -> dict[str, Any]:
-    """All there is to say of the gateway in ``state``.
+    """The full status of the gateway in ``state``.
 
     Returns ``{"state", "note"?, "url", "site", "host", "parts": {NAME: {"state","pid","age_s","restarts",
-    "last_error"}}, "gateway": status over HTTP or None, "gateway_error", "routes": edge's servers when the gateway is
-    silent}``.
-    ``state`` is one of: ``down``; ``ready``; ``starting``; ``degraded`` (something is not there, warm requests may
-    pass); ``stopping`` (with ``drain``: requests in flight and seconds left to them); ``remote`` (it runs on another
-    machine, whose processes cannot be seen from here).
+    "last_error"}}, "gateway": status over HTTP or None, "gateway_error", "routes": edge's servers if the gateway does
+    not answer}``. ``state`` is one of: ``down``; ``ready``; ``starting``; ``degraded`` (a part is missing, warm
+    requests may pass); ``stopping`` (with ``drain``: requests in flight and seconds left to them); ``remote`` (it runs
+    on another machine, whose processes cannot be seen from here).
     """
     layout = Layout.of(state)
     record, note = _record(layout)
@@ -118,7 +117,7 @@ def _stopping(layout: Layout) -> bool:
 
 
 def _record(layout: Layout) -> tuple[ServiceRecord | None, str | None]:
-    """The record, and what is wrong with it; one that cannot be understood is rebuilt from what lives."""
+    """The record, and its problem; a garbled one is rebuilt from live processes."""
     if not layout.state.is_dir():
         return None, None
     try:
@@ -132,7 +131,7 @@ def _silent(error: str | None) -> dict[str, Any]:
 
 
 def word(parts: Mapping[str, Mapping[str, Any]], gateway: Mapping[str, Any] | None) -> str:
-    """(1) All runs and the gateway says that it is ready; (2) a part is gone, or came again; (3) else it comes up."""
+    """(1) All parts run and the gateway reports ready; (2) a part is gone, or was restarted; (3) else it starts."""
     states = {part["state"] for part in parts.values()}
     if gateway is not None and gateway.get("state") == "ready" and states == {"running"}:  # (1)
         return "ready"
@@ -151,11 +150,11 @@ def _parts(layout: Layout, record: ServiceRecord) -> dict[str, dict[str, Any]]:
     for name, living in (("edge", edges_of), ("head", heads_of)):
         known = status.part(name).mark
         state = status.part(name).phase.value if alive(known) else "dead" if known is not None else "down"
-        if not alive(known) and (found := living(layout)):  # the notes are gone, or older than it
+        if not alive(known) and (found := living(layout)):  # the record is gone, or older than the supervisor
             known, state = found[0], "running"
         if not supervised and state == "starting":
-            state = "running"  # no supervisor is left to note that it answers
-        shut = _stopping(layout)  # and says so to everybody
+            state = "running"  # no supervisor is left to record that it answers
+        shut = _stopping(layout)  # and reports so to every caller
         if name == "edge" and state == "running" and not shut and not answers(layout, "/health", 1.0):
             state = "silent"
         parts[name] = _part(state, known if alive(known) else None, status.part(name))
@@ -179,7 +178,7 @@ def _part(state: str, known: Mark | None, noted: PartState) -> dict[str, Any]:
 
 
 def _routes(layout: Layout) -> list[dict[str, Any]]:
-    """The edge's open routes, asked over its socket; empty if it is silent too."""
+    """The edge's open routes, read over its socket; empty if the edge does not answer either."""
     from gateway_plugin.edge.runtime import EdgeRuntime
 
     async def servers() -> list[dict[str, Any]]:

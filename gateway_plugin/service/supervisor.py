@@ -8,6 +8,7 @@ supervisor finds them among the processes and takes them over.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import logging
 import os
@@ -57,8 +58,8 @@ from gateway_plugin.service_state import mend_record, write_record
 log = logging.getLogger("gateway.supervisor")
 
 _HEAD_NICE = 5
-"""Of the Ray head. On a machine of few processors a flood keeps the ingress and the controller busy, and the edge would
-get one share of many."""
+"""Of the Ray head, or the supervisor's own niceness where that is higher: lowering it takes a privilege. On a machine
+of few processors a flood keeps the ingress and the controller busy, and the edge would get one share of many."""
 _LOOK_S = 0.1
 _PROBE_S = 0.5
 
@@ -146,7 +147,8 @@ class Supervisor:
     # --- looking ---
 
     def _adopt(self, now: float) -> Plan:
-        """What lives, whatever an earlier supervisor noted. Of several edges one is kept: they share the port."""
+        """The living parts, whether an earlier supervisor noted them or not. Of several edges one is
+        kept: they share the port."""
         end(deployments_of(self._layout), grace_s=0.5)  # an exit code could not be read; deploying again costs nothing
         edges, heads = edges_of(self._layout), heads_of(self._layout)
         end((*edges[1:], *heads[1:]), grace_s=0.5)
@@ -250,7 +252,8 @@ class Supervisor:
         environment = ray_head.head_env(self._layout, site, os.environ)
         child = self._spawn(argv, environment, self._layout.head_log, self._layout.head_log)
         # All that Ray starts here inherits it: loaded models, health and refusals need the edge alone.
-        os.setpriority(os.PRIO_PROCESS, child.pid, _HEAD_NICE)
+        with contextlib.suppress(OSError):  # it ended at once, or a limit forbids it; the head serves without it
+            os.setpriority(os.PRIO_PROCESS, child.pid, max(_HEAD_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
         return child
 
     def _start_deploy(self) -> subprocess.Popen[bytes]:
@@ -316,7 +319,7 @@ class Supervisor:
             self._write("stopping", self._plan, self._clock.now())
             self._pool.shutdown(wait=False, cancel_futures=True)
             drain_as_asked(self._layout, self._hurry)
-        except Exception:  # whatever it is, what follows ends the processes
+        except Exception:  # the processes must be ended after any error
             log.exception("drain failed")
         for child in self._children.values():
             child.poll()

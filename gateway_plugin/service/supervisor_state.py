@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import StrictInt
+from pydantic import StrictInt, field_validator
 
+from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark
 from gateway_plugin.service.restart_policy import Part, Phase, Plan
 from gateway_plugin.service_state import ServiceRecord
-from gateway_plugin.state_file import Garbled, LenientState, StateFile
+from gateway_plugin.state_file import LenientState, StateFile
 
 
 class PartState(LenientState):
@@ -47,6 +48,14 @@ class SupervisorState(LenientState):
     parts: Mapping[str, PartState] = {}
     service: Mapping[str, Any] = {}
     """A copy of ``service.json``, on another disk than that."""
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _without_malformed(cls, value: Any) -> Any:
+        """One malformed part takes no other with it."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: part for name, part in value.items() if isinstance(part, (Mapping, PartState))}
 
     def part(self, name: str) -> PartState:
         """The part called ``name``; one that is down if it is not noted."""

@@ -1,7 +1,8 @@
-"""End what is ours and nothing else: head, blocks, engines, edge. Used by the supervisor, and by ``down`` without one.
+"""End the processes of this gateway and no others: head, blocks, engines, edge. Used by the supervisor, and by ``down``
+without one.
 
-The head goes first: a living autoscaler would replace the blocks that are cancelled. Every process is known by PID and
-start, by our own state folder in its arguments, or by Ray's folder; no other process is touched.
+The head goes first: a live autoscaler would replace cancelled blocks. Every process is identified by PID and start, by
+the gateway's state folder in its arguments, or by Ray's folder.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ Tell = Callable[[str], None]
 
 @contextlib.contextmanager
 def shielded_from_signals() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM: cleaning up goes on when Ctrl-C is pressed once more."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+    """Ignore SIGINT and SIGTERM, so that a second Ctrl-C does not interrupt the cleanup."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -54,13 +55,13 @@ def shielded_from_signals() -> Iterator[None]:
 def end_everything(
     layout: Layout, site: Site | None, tell: Tell, *, keep: Mark | None = None, forced: bool = False
 ) -> tuple[str, ...]:
-    """End all that belongs to this gateway, but ``keep``, the supervisor that calls.
+    """End all processes of this gateway, except ``keep``, the supervisor that calls.
 
-    ``site`` is needed to cancel blocks. Without it (``None``: it cannot be loaded any more) they are left, and named;
-    ``forced`` ends those of this machine all the same. ``forced`` kills without asking first.
+    ``site`` is needed to cancel blocks. Without it (``None``: it can no longer be loaded) blocks are left, and named;
+    ``forced`` ends those of this machine all the same. ``forced`` kills without a grace period.
 
     Returns:
-        What could not be ended, in words: normally nothing.
+        Messages on what could not be ended: normally none.
     """
     left: list[str] = []
     tell("supervisor")
@@ -85,19 +86,20 @@ def end_everything(
 
 
 def head_runs(layout: Layout) -> bool:
-    """Whether anything of this gateway's Ray head lives."""
+    """Whether any process of this gateway's Ray head lives."""
     return bool(ray_head.leftover_processes(layout))
 
 
 def end_head(layout: Layout, head: Mark | None, *, grace_s: float) -> tuple[int, ...]:
-    """End ``ray start --head`` and whatever uses its folder; blocks live on. Returns PIDs of what still lives."""
+    """End ``ray start --head`` and all processes that use its folder; blocks live on. Returns PIDs of those that still
+    live."""
     if head is not None and alive(head) and "--head" in arguments(head.pid):
         end([head], grace_s=grace_s)
     return tuple(process.pid for process in ray_head.end_leftovers(layout, grace_s))
 
 
 def open_pool(layout: Layout, site: Site) -> BlockPool:
-    """The blocks of the ledger, without Ray. Only where no autoscaler lives: the ledger has one writer."""
+    """The blocks of the ledger, without Ray. Only while no autoscaler lives: the ledger has one writer."""
     schedulers = _schedulers(layout, site)
     return BlockPool(
         whole_ledger(layout, schedulers),
@@ -108,14 +110,15 @@ def open_pool(layout: Layout, site: Site) -> BlockPool:
 
 
 def has_blocks(layout: Layout, site: Site | None) -> bool:
-    """Whether the ledger names a block whose job is pending or running, or cannot be asked for. Changes nothing.
+    """Whether the ledger names a block whose job is pending or running, or cannot be queried. Changes nothing.
 
-    One that cannot be understood may name any."""
+    A garbled ledger may name any.
+    """
     try:
         ours, orphans = _held(layout, site)
     except LedgerGarbled:
         return True
-    if site is None or orphans:
+    if site is None or orphans or not ours:
         return bool(orphans)
     schedulers = _schedulers(layout, site)
     for block in ours:
@@ -126,9 +129,9 @@ def has_blocks(layout: Layout, site: Site | None) -> bool:
 
 
 def end_blocks(layout: Layout, site: Site | None, forced: bool) -> list[str]:
-    """Cancel every block that the ledger names and wait. Returns what could not be ended, in words.
+    """Cancel every block that the ledger names and wait. Returns messages on what could not be ended.
 
-    Blocks that the site does not know (any more) are left, and with ``forced`` ended if they are of this machine.
+    Blocks that the site does not list (any more) are left, and with ``forced`` ended if they are of this machine.
     """
     try:
         schedulers = _schedulers(layout, site)
@@ -161,7 +164,7 @@ def _held(layout: Layout, site: Site | None) -> tuple[list[Block], list[Block]]:
 
 
 def _end_orphans(layout: Layout, orphans: list[Block]) -> list[str]:
-    """End blocks of this machine by PID, start and mark, without their site, and note them as lost.
+    """End blocks of this machine by PID, start and mark, without their site, and record them as lost.
 
     A job in a queue cannot be cancelled without its provider: it is named, and stays in the ledger.
     """

@@ -1,8 +1,8 @@
-"""``gateway up`` and ``gateway down``: from nothing to serving, and back to nothing.
+"""``gateway up`` and ``gateway down``: start all parts, and end all parts.
 
-``up`` numbers its cases: (1) nothing can start from a wrong catalog or site; (2) a supervisor lives: it is up, or will
-be, or was started for something else; (3) its supervisor died and parts live on: adopted; (4) nothing lives: a fresh
-start; (5) it does not come up: everything that this ``up`` started is ended, and the reason given.
+``up`` numbers its cases: (1) an invalid catalog or site: no start; (2) a supervisor lives: it is up, or will be, or was
+started for something else; (3) its supervisor died and parts live on: adopted; (4) nothing lives: a fresh start; (5) it
+does not come up: all parts that this ``up`` started are ended, and the reason given.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ class Outcome(StrEnum):
     STARTED = "started"
     ALREADY_UP = "already up"
     ADOPTED = "adopted"
-    """The supervisor is new; what lived on was taken over."""
+    """The supervisor is new; live parts were taken over."""
     ENDED = "ended"
     NOTHING_RAN = "nothing ran"
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of ``up`` and ``down``."""
+    """The result of ``up`` or ``down``."""
 
     outcome: Outcome
     url: str
     seconds: float
     note: str = ""
-    """What the user should know besides."""
+    """A further message for the user."""
     drain: Drain | None = None
-    """Of ``down``: what became of the requests in flight."""
+    """Of ``down``: the outcome of the requests in flight."""
 
 
 def up(
@@ -76,11 +76,11 @@ def up(
 ) -> Result:
     """Start the gateway and wait until it serves.
 
-    Without ``site_reference`` and ``models`` those of the last ``up`` in this state folder are taken, else ``local``
+    Without ``site_reference`` and ``models``, those of the last ``up`` in this state folder are used, else ``local``
     and ``models.yaml``.
 
     Raises:
-        ConfigError: catalog or site are wrong; nothing was started.
+        ConfigError: catalog or site are invalid; nothing was started.
         ServiceError: a check failed, something else runs, or it did not come up (and was ended again).
     """
     began = time.monotonic()
@@ -151,8 +151,8 @@ def down(
 ) -> Result:
     """End everything that belongs to the gateway in ``state``, with or without its supervisor.
 
-    Requests in flight have ``grace_s`` to end, or until ``hurry`` is set; new ones are refused meanwhile. ``forced``
-    gives them nothing. ``timeout_s`` counts from there.
+    Requests in flight have ``grace_s`` to end, or until ``hurry`` is set; new ones are rejected meanwhile. ``forced``
+    ends them at once. ``timeout_s`` counts from there.
 
     Raises:
         ServiceError: something could not be ended; names it.
@@ -170,14 +170,14 @@ def down(
         report(Progress((("requests", "draining", note),), time.monotonic() - began, drain=found))
 
     with _locked(layout):
-        private_folder(layout.run)  # this user's own from here on: what is removed below lies in no other's
+        private_folder(layout.run)  # this user's own from here on: files removed below are in no other user's folder
         mended = recover_record(layout)
         record = record_here(layout)
         url = record.url if record is not None else ""
         site = _site_or_none(layout, record)
         supervisors = supervisors_of(layout)
         if not _anything_lives(layout, site):
-            # Engines without anybody, sockets.
+            # Engines without an agent, sockets.
             _all_ended(end_everything(layout, site, lambda what: None, forced=True), forced)
             forget(layout)
             shutil.rmtree(layout.run, ignore_errors=True)
@@ -197,7 +197,7 @@ def down(
 
 
 def _all_ended(left: tuple[str, ...], forced: bool) -> None:
-    """Raises ``ServiceError`` if something is left: then the records of it must stay, so that it is found again."""
+    """Raises ``ServiceError`` if anything is left: then its records must stay, so that it is found again."""
     if left:
         advice = "End that by hand, then run it again." if forced else "Try 'gateway down --force'."
         raise ServiceError(f"could not be ended: {', '.join(left)}. {advice}")
@@ -215,7 +215,7 @@ def _anything_lives(layout: Layout, site: Site | None) -> bool:
 
 
 def ports_held(layout: Layout, site: Site) -> frozenset[int]:
-    """The site's ports that living parts of this gateway hold."""
+    """The site's ports that live parts of this gateway hold."""
     edge = {site.port} if edges_of(layout) else set()
     head = {site.ray_port, site.serve_port} if head_runs(layout) else set()
     return frozenset(edge | head)
@@ -245,7 +245,7 @@ def _start_supervisor(layout: Layout) -> subprocess.Popen[bytes]:
 
 
 def _undo(layout: Layout, site: Site, started: subprocess.Popen[bytes] | None, everything: bool) -> None:
-    """End what this ``up`` started. What lived before stays: streams may pass through it."""
+    """End the parts that this ``up`` started. Earlier ones stay: streams may pass through them."""
     if started is not None and (own := mark(started.pid)) is not None:
         end((own,), grace_s=0.0)
     if everything:
@@ -255,7 +255,7 @@ def _undo(layout: Layout, site: Site, started: subprocess.Popen[bytes] | None, e
 
 @contextlib.contextmanager
 def _locked(layout: Layout) -> Iterator[None]:
-    """One ``up`` or ``down`` at a time. Raises ``ServiceError`` if another is at work."""
+    """One ``up`` or ``down`` at a time. Raises ``ServiceError`` if another is running."""
     descriptor = os.open(layout.service_lock, os.O_RDWR | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "w") as lock:
         try:

@@ -19,10 +19,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_plugin.files import NO_ROOM
 from gateway_plugin.log_retention import KEPT, mark_in_use, prune
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive, group_members, mark, mark_of_dead
-from gateway_plugin.state_file import NO_ROOM
 
 logger = logging.getLogger(__name__)
 

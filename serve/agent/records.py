@@ -14,9 +14,10 @@ from pathlib import Path
 from pydantic import Field
 
 from gateway_plugin.errors import GatewayError
+from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.processes import Mark, carries_mark, end, mark, own_pids, writes_to
-from gateway_plugin.state_file import Garbled, State, StateFile
+from gateway_plugin.state_file import State, StateFile
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import logging
 
 from gateway_plugin.catalog import Catalog, parse_catalog
 from gateway_plugin.errors import ConfigError
+from gateway_plugin.files import set_aside
 from gateway_plugin.paths import Layout
-from gateway_plugin.state_file import set_aside
 
 log = logging.getLogger("gateway.controller")
 

@@ -16,9 +16,9 @@ from gateway_plugin.catalog import Catalog, parse_catalog
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge.runtime import EdgeRuntime
 from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound, ServiceError
+from gateway_plugin.files import Copies, why_unwritten, write_private
 from gateway_plugin.logs import log_events
 from gateway_plugin.paths import Layout
-from gateway_plugin.state_file import Copies, why_unwritten, write_private
 from serve.controller.agents import Agents, MakeAgent, agents_alive
 from serve.controller.blocks import LedgerWatch
 from serve.controller.calls import Calls

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.state_file import Copies, Garbled, State, StateFile, read_object, set_aside, state_text
+from gateway_plugin.files import Copies, Garbled, read_object, set_aside
+from gateway_plugin.state_file import State, StateFile, state_text
 from serve.core.events import CatalogChanged, Event
 from serve.core.replay import event_to_json, fleet_to_json
 from serve.core.state import Fleet

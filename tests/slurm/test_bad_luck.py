@@ -122,7 +122,7 @@ def controller_away(slurm: VirtualSlurm) -> Iterator[None]:
     try:
         yield
     finally:
-        slurm.mend()
+        slurm.repair()
 
 
 def test_all_of_the_gateway_killed_and_up_again_with_its_blocks_running(

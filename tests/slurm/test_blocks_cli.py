@@ -79,7 +79,7 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
         assert serving is not None
         assert (pending["reason"], pending["host"]) == ("Resources", None)
         assert 0 < pending["starts_in_s"] <= 600  # when somebody's walltime ends
-        assert said.startswith(f"queued: job {pending['job']} waits")
+        assert f"b: queued (job {pending['job']} waits" in said
         assert (serving["host"], serving["models"][0]["model"]) == (host, "a")
         assert 0 < serving["ends_in_s"] <= 1800
         assert {job.block: job.id for job in queued(slurm)} == {row["name"]: row["job"] for row in (pending, serving)}

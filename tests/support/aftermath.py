@@ -1,4 +1,4 @@
-"""What a failed test leaves: what its gateways say, for its report; and nothing of it for the next test."""
+"""After a failed test: the state of its gateways, for its report; and cleanup for the next test."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class AtOnce:
 
 
 def state_of(gateway: Gateway) -> str:
-    """What ``gateway status`` says, and the last lines of the logs that tell most."""
+    """The output of ``gateway status``, and the last lines of the most relevant logs."""
     try:
         done = gateway.cli("status", timeout=STATUS_WITHIN_S, check=False)
         said = f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
@@ -50,7 +50,7 @@ def state_of(gateway: Gateway) -> str:
 
 
 def last_lines(path: Path) -> str:
-    """The end of a log; says so where there is none."""
+    """The end of a log, or a note that it is missing."""
     try:
         return "\n".join(path.read_text(errors="replace").splitlines()[-LINES:])
     except FileNotFoundError:

@@ -132,17 +132,17 @@ class AgentHost:
         self.call(self.agent.stop(StopEngine(engine, self.node, epoch, reason)))
 
     def describe(self) -> NodeJoined:
-        """What the agent says of its node."""
+        """The agent's report of its node."""
         return self.call(self.agent.describe())[0]
 
     def poll(self, wait_s: float = 0.0) -> None:
-        """Take in what the agent reported since the last time."""
+        """Receive the agent's reports since the last call."""
         self._last, events = self.call(self.agent.events(self._last, wait_s), wait_s + 30)
         self.seen += [event for event in events if not isinstance(event, NodeLeaves)]
         self.notices += [event for event in events if isinstance(event, NodeLeaves)]
 
     def wait(self, kind: type[T], engine: str = "e1", timeout_s: float = 15.0) -> T:
-        """Wait for an event of this kind about this engine; what is seen is kept. An unexpected exit fails at once."""
+        """Wait for an event of this type about this engine; all events are kept. An unexpected exit fails at once."""
         deadline = time.monotonic() + timeout_s * SLACK
         while time.monotonic() < deadline:
             for event in self.seen:
@@ -155,7 +155,7 @@ class AgentHost:
         raise AssertionError(f"no {kind.__name__} of {engine} within {timeout_s * SLACK} s; seen: {self.seen}")
 
     def crash(self) -> None:
-        """The agent is gone from one moment to the next, and another is made on the same node."""
+        """The agent dies suddenly, and another is created on the same node."""
         for engine in self.agent._engines.values():  # still children of this process: kept, to be reaped
             if engine._child is not None:
                 self._children.append(engine._child)

@@ -48,7 +48,7 @@ def answering(state: Path, **answers: Any) -> Iterator[Answering]:
         do_POST = do_GET
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing: a test says what it wants to see."""
+            """No log: a test chooses its output."""
 
     with owner_door(state, Handler):
         yield made

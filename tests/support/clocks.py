@@ -13,7 +13,7 @@ _boot_time = identity._boot_time_s
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
-    """Set the wall clock by ``step_s`` against the real one; the kernel's word for when it booted goes along."""
+    """Set the wall clock by ``step_s`` against the real one; the kernel's boot time moves with it."""
     monkeypatch.setattr(time, "time", lambda: _wall_clock() + step_s)
     monkeypatch.setattr(identity, "_boot_time_s", lambda: _boot_time() + step_s)
 

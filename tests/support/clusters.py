@@ -1,9 +1,10 @@
-"""A private, real Ray head with our node provider, exactly as the product starts it, on free ports and tmp folders.
+"""A private, real Ray head with the gateway's node provider, started exactly as in production, on free ports and tmp
+folders.
 
     with local_cluster() as cluster:
         print(cluster.drive("import ray; print(ray.cluster_resources())"))
 
-Everything is ended by PID and the folders are removed when the context ends, whatever happened in it.
+Everything is ended by PID and the folders are removed when the context ends, also after a failure.
 """
 
 from __future__ import annotations
@@ -120,9 +121,9 @@ class LocalCluster:
         return f"{self.head_ip}:{self.site.ray_port}"
 
     def start(self) -> LocalCluster:
-        """Start the head and wait until it says that it has started; as the supervisor, try again if it does not.
+        """Start the head and wait until it reports its start; retry as the supervisor does.
 
-        Ray's node gives up where its helpers take 15 s to import, which they do on a machine under load.
+        Ray's node gives up if its helper processes take 15 s to import, which happens on a machine under load.
         """
         for _ in range(2):
             with contextlib.suppress(RuntimeError):
@@ -154,11 +155,11 @@ class LocalCluster:
         raise RuntimeError(f"the head ended with {self.head.returncode}:\n{self.log_text()}")
 
     def log_text(self, last: int = 4000) -> str:
-        """The end of what ``ray start --head`` said."""
+        """The end of the output of ``ray start --head``."""
         return (self.layout.logs / "ray-head.log").read_text(errors="replace")[-last:]
 
     def monitor_log(self) -> str:
-        """What the autoscaler and our provider said, over all starts of the head."""
+        """The log of the autoscaler and the node provider, over all starts of the head."""
         files = [path for folder in ray_head.ray_sessions(self.layout) for path in folder.glob("logs/monitor.*")]
         return "".join(path.read_text(errors="replace") for path in files)
 
@@ -183,7 +184,7 @@ class LocalCluster:
             self.head.wait(10)
 
     def restart_head(self) -> LocalCluster:
-        """What the supervisor does after the head died: clear what is left, start it on the same port and folder."""
+        """As the supervisor after the head's death: remove the remains, start it on the same port and folder."""
         left = ray_head.end_leftovers(self.layout)
         if left:
             raise RuntimeError(f"could not be ended: {left}")
@@ -192,7 +193,7 @@ class LocalCluster:
         return self.start()
 
     def blocks(self, ended: bool = False) -> list[Block]:
-        """The blocks in the ledger that hold a place (or all of them)."""
+        """The blocks in the ledger that hold a node (or all of them)."""
         return [block for block in Ledger(self.layout.ledger).read().values() if ended or not block.phase.ended]
 
     def env(self) -> dict[str, str]:
@@ -212,7 +213,7 @@ class LocalCluster:
         )
 
     def drive(self, code: str, timeout_s: float = 60.0) -> str:
-        """What ``code`` printed, run as in ``driver``. Raises ``RuntimeError`` with its stderr if it failed."""
+        """The output of ``code``, run as in ``driver``. Raises ``RuntimeError`` with its stderr if it failed."""
         process = self.driver(code)
         try:
             out, err = process.communicate(timeout=timeout_s)

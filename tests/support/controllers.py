@@ -1,4 +1,4 @@
-"""A controller's handle as the ingress sees it, played by a script: what ``acquire`` answers, in order."""
+"""A controller's handle as the ingress uses it, with scripted results of ``acquire``, in order."""
 
 from __future__ import annotations
 

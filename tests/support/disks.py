@@ -16,7 +16,7 @@ def _no_room(_descriptor: int) -> None:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Nothing gets onto a disk; renaming goes on."""
+    """No write succeeds; renaming still works."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", _no_room)
         yield

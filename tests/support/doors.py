@@ -1,4 +1,4 @@
-"""What a port says to somebody without credentials, and to somebody with a certificate of Ray's."""
+"""The answer of a port to a client without credentials, and to one with a certificate of Ray's."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 import psutil
 
 MUTUAL_TLS = "mutual TLS"
-"""Answers those alone that have a certificate of Ray's."""
+"""Answers only clients with a certificate of Ray's."""
 PLAIN_HTTP = "plain HTTP"
-"""Answers 401 to whoever has no token."""
+"""Answers 401 to clients without a token."""
 OPEN = "open"
 CLOSED = "closed"
 """Nothing listens there any more."""
 
 _PATHS = ("/", "/metrics", "/api/jobs/", "/api/serve/applications/", "/get_runtime_envs_info")
 _ALERT = 0x15
-"""The first byte of what a TLS server says to somebody who does not speak TLS."""
+"""The first byte of a TLS server's answer to a client without TLS."""
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 

@@ -61,7 +61,7 @@ def edge_site(
     certificate: Path | None = None,
     cors_origins: tuple[str, ...] = (),
 ) -> Site:
-    """A site with what the edge reads of one."""
+    """A site with the settings that the edge reads."""
     return Site(
         name="edge",
         node_types=(NodeType(name="cpu", provider=NoProvider(), cpus=1, engine_memory_gib=1),),
@@ -98,7 +98,7 @@ class FakeEngine:
         self.child.wait()
 
     def seen(self) -> list[dict[str, Any]]:
-        """What it received: path, headers, body size of each request but health checks."""
+        """The requests that it received: path, headers, body size of each, without health checks."""
         return [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []
 
 
@@ -125,7 +125,7 @@ class Edge:
     loaded: asyncio.Event | None = None
     """The ingress lets inference wait for this, and sends it back by the inner door then."""
     ready_status: int = 200
-    """What the ingress says to ``/ready``, after ``ready_takes_s``."""
+    """The ingress's answer to ``/ready``, after ``ready_takes_s``."""
     ready_takes_s: float = 0.0
     open_files: int | None = None
     """The edge's limit; that of the test if there is none."""
@@ -141,14 +141,14 @@ class Edge:
         self.ingress = await listen(self._ingress, "", 0, uds=str(self.layout.ingress_socket))
 
     def kill_ingress(self) -> None:
-        """As ``kill -9`` of its process: what it had is cut."""
+        """As ``kill -9`` of its process: its connections are cut."""
         self.stop_ingress()
         for connection in self.cold_connections:
             connection.abort()
         self.cold_connections.clear()
 
     def stop_ingress(self) -> None:
-        """Nobody listens on the ingress's socket any more."""
+        """Close the ingress's socket."""
         if self.ingress is not None:
             self.ingress.close()
         self.ingress = None
@@ -236,7 +236,7 @@ class Edge:
         return stat is not None and stat.up
 
     async def stat(self, engine: FakeEngine) -> ServerStat | None:
-        """The edge's word on an engine; ``None`` in ``maint``."""
+        """The edge's statistics of an engine; ``None`` in ``maint``."""
         found = await self.runtime.servers((engine.slot,))
         return next((stat for stat in found if stat.server == engine.server), None)
 
@@ -272,7 +272,7 @@ class Edge:
         except TimeoutError:
             return 0, ""
         except ConnectionError:
-            pass  # refused while we were still sending: what counts is what it said before
+            pass  # rejected while the request was still being sent: the answer before that counts
         finally:
             writer.close()
         return int(got.split(b" ", 2)[1]) if got else 0, got.decode("latin-1")
@@ -282,7 +282,7 @@ class Edge:
         return ask(self.layout.edge_socket, command)
 
     def _ingress(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
-        """Stands for Serve: says what it got, and keeps it."""
+        """Stands for Serve: reports what it received, and keeps it."""
         self.cold_connections.add(exchange.connection)
         if exchange.request.target == CHECK:
             exchange.send(self.check_status, b"{}")

@@ -1,6 +1,6 @@
-"""A transport with the site's function behind it in this process: answers when told to, fails as told to.
+"""A transport with the site's function behind it in this process: answers and failures are set by the test.
 
-The contract with Globus Compute itself: tests/globus/test_client.py runs the same stories over the real chain.
+The contract with Globus Compute itself: tests/globus/test_client.py runs the same cases over the real chain.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Infer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def echo(request: dict[str, Any]) -> dict[str, Any]:
-    """As the function does: each prompt's own words, and the key."""
+    """As the function does: each prompt's own text, and the key."""
     items = request.get("items")
     if items is None:
         place = request["input"]
@@ -40,7 +40,7 @@ def answer_to(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class FakeTransport:
-    """``sent``: every request with its group, in order. ``failures``: what the next submissions fail with."""
+    """``sent``: every request with its group, in order. ``failures``: the errors of the next submissions."""
 
     def __init__(self, infer: Infer = echo, *, held: bool = False) -> None:
         self.infer = infer

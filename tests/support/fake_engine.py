@@ -248,7 +248,7 @@ def _prompt(body: dict[str, Any]) -> str:
 
 
 def _answer(path: str, model: str, number: int, words: list[str], likely: float | None = None) -> dict[str, Any]:
-    """``likely``: the log probability of its only word, said as vLLM says it."""
+    """``likely``: the log probability of its only token, in vLLM's form."""
     text = "".join(words)
     usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": len(words) + 1}
     base = {"id": f"fake-{number}", "created": int(time.time()), "model": model, "usage": usage}

@@ -31,7 +31,7 @@ def claim(folder: Path, mib: int, room_mib: int = 0) -> bool:
 
 
 def held_mib(folder: Path) -> int:
-    """What living processes hold now, in MiB."""
+    """The memory that live processes hold now, in MiB."""
     records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     return sum(r["mib"] for r in records if _start_ticks(r["pid"]) == r["started"])
 

@@ -1,9 +1,9 @@
-"""A fake engine's sleep, with vLLM's development endpoints, and the ways in which it goes wrong on command.
+"""A fake engine's sleep, with vLLM's development endpoints, and its faults on demand.
 
 ``--sleep-fault`` (repeatable): ``leak`` (asleep it frees nothing), ``leak-awake`` (awake it takes twice as much),
-``gibberish`` (awake it answers other words), ``weights`` (awake it answers the same word, not as likely), ``nan``,
+``gibberish`` (awake it answers other text), ``weights`` (awake it answers the same text, not as likely), ``nan``,
 ``sleep-500``, ``wake-500``, ``sleep-hangs``, ``wake-hangs``, ``never-sleeps``, ``never-wakes`` (200, and nothing done),
-``canary-hangs`` (awake it answers no request), ``nonsense`` (what ``/is_sleeping`` says is no JSON).
+``canary-hangs`` (awake it answers no request), ``nonsense`` (the answer of ``/is_sleeping`` is no JSON).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FAULTS = (
     *("never-sleeps", "never-wakes", "canary-hangs", "nonsense"),
 )
 KEPT_MIB = 100
-"""What a sleeper keeps of its GPU."""
+"""The GPU memory that a sleeping engine keeps."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ class Sleep:
         self._can = given.enable_sleep_mode and os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
 
     def takes(self, exchange: Exchange) -> bool:
-        """Whether this is one of its paths. They ask for no key, as vLLM's."""
+        """Whether this is one of its paths. They require no key, as vLLM's."""
         return self._can and exchange.request.path in ("/sleep", "/wake_up", "/is_sleeping")
 
     def __call__(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:

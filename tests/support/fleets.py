@@ -23,7 +23,7 @@ GIB = 1024
 
 
 def a_model(name: str, memory_gib: float = 4, **fields: Any) -> Model:
-    """A model on the host's memory unless ``gpus`` says otherwise."""
+    """A model in host memory unless ``gpus`` is set."""
     return Model(name=name, source="prepared:x", memory_gib=memory_gib, **fields)
 
 
@@ -39,7 +39,7 @@ def a_policy(*node_types: NodeTypeSpec, **fields: Any) -> Policy:
 
 
 def a_block(node: str, starts: float | None = 900.0, ends: float | None = None, **fields: Any) -> ev.SeenBlock:
-    """The block of ``node``, running unless ``phase`` says otherwise; asked for at 880."""
+    """The block of ``node``, running unless ``phase`` is set; requested at 880."""
     phase = BlockPhase(fields.pop("phase", "running"))
     said = {"asked_at": 880.0, "job": "123", "starts_at": starts, "ends_at": ends, **fields}
     return ev.SeenBlock(name=f"block-{node}", type=node.split("-")[0], phase=phase, **said)
@@ -71,11 +71,11 @@ class Story:
         return self.effects
 
     def said(self, kind: type[E]) -> tuple[E, ...]:
-        """Effects of one kind of the last event."""
+        """Effects of one type of the last event."""
         return tuple(effect for effect in self.effects if isinstance(effect, kind))
 
     def ever(self, kind: type[E]) -> tuple[E, ...]:
-        """Effects of one kind of all events."""
+        """Effects of one type of all events."""
         return tuple(effect for _, _, effects in self.log for effect in effects if isinstance(effect, kind))
 
     def answers(self) -> dict[str, Answer]:
@@ -96,13 +96,13 @@ class Story:
 
     # --- nodes ---
     def join(self, node: str = "cpu-0-0", host_gib: int = 6, gpus: tuple[int, ...] = (), **fields: Any) -> None:
-        """An agent says what it has."""
+        """An agent reports its resources."""
         totals = tuple(gib * GIB for gib in gpus)
         kind = node.split("-")[0]
         self.on(ev.NodeJoined(node, kind, f"block-{node}", "10.0.0.1", host_gib * GIB, totals, **fields))
 
     def blocks(self, *blocks: ev.SeenBlock, after: float = 0.0) -> None:
-        """The ledger was read, and says this and no more."""
+        """The ledger was read, with exactly these blocks."""
         self.on(ev.BlocksSeen(blocks), after)
 
     # --- engines ---
@@ -122,7 +122,7 @@ class Story:
         self.opened(model)
 
     def seen(self, model: str, in_flight: int = 0, up: bool = True, after: float = 0.1, **fields: Any) -> None:
-        """The edge's counters; ``read_age_s``: how long ago they were asked for."""
+        """The edge's counters; ``read_age_s``: their age."""
         read_at = self.now + after - fields.pop("read_age_s", 0.0)
         seen = ev.ServerSeen(self.engine(model).id, up, in_flight, fields.pop("last_used", 0.0))
         self.on(ev.EdgeSeen((seen,), read_at), after)
@@ -133,7 +133,7 @@ class Story:
         self.seen(model, in_flight=0, after=after)
 
     def drained(self, model: str, after: float = 0.01) -> None:
-        """The edge acknowledges the drain, then says that nothing is in flight."""
+        """The edge acknowledges the drain, then reports nothing in flight."""
         self.on(ev.RouteDrained(self.engine(model).id), after)
         self.seen(model, in_flight=0, after=after)
 

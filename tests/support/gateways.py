@@ -169,7 +169,7 @@ def chat_body(model: str, prompt: str = "hello", **options: Any) -> dict[str, An
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str | Callable[[], str]) -> Any:
-    """Poll until ``condition`` is true; its value. Fails with ``what`` (or what it then says) after ``SLACK`` times
+    """Poll until ``condition`` is true; its value. Fails with ``what`` (or its result) after ``SLACK`` times
     ``timeout_s``."""
     deadline = time.monotonic() + timeout_s * SLACK
     while True:
@@ -191,7 +191,7 @@ def gateway(
     limits: Mapping[str, Any] | None = None,
     start: bool = True,
 ) -> Iterator[Gateway]:
-    """A gateway with these models; brought down at the end, by force if it must be, and looked for leftovers."""
+    """A gateway with these models; ended afterwards, by force if necessary, and checked for leftovers."""
 
     def site(port: int, ray_port: int, serve_port: int) -> str:
         return _SITE.format(
@@ -211,7 +211,7 @@ def gateway_of(
     start: bool = True,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Gateway]:
-    """A gateway of a site written for three free ports (front door, Ray, Serve); ended as ``gateway`` says.
+    """A gateway of a site written for three free ports (front door, Ray, Serve); ended as by ``gateway``.
 
     ``environment``: instead of this process's own.
     """

@@ -1,4 +1,4 @@
-"""HTTP/2 by hand, as somebody speaks it whom nobody asked to: preface, frames, headers without compression."""
+"""Hand-written HTTP/2 of an unauthenticated client: preface, frames, headers without compression."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
 async def flood(
     port: int, headers: Iterable[tuple[str, str]], body: bytes, tls: ssl.SSLContext | None = None, within_s: float = 3.0
 ) -> tuple[int, bytes]:
-    """Send ``headers``, then ``body`` and what looks like its sequel, for ``within_s`` or until the peer closes.
+    """Send ``headers``, then ``body`` and further data frames, for ``within_s`` or until the peer closes.
 
-    Returns how many bytes of body could be sent, and what the peer said.
+    Returns how many bytes of body could be sent, and the peer's answer.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
     sent = 0

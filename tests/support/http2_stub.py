@@ -1,4 +1,4 @@
-"""A stranger who listens on a port that Ray's processes call, and keeps every byte that they send."""
+"""Another user's listener on a port that Ray's processes call, which keeps every byte that they send."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _HANDSHAKE = 0x16
 
 @dataclass
 class Stub:
-    """What came in, a connection each."""
+    """The received data, one entry per connection."""
 
     raw: list[bytes] = field(default_factory=list)
     """As it was on the wire."""
     read: list[bytes] = field(default_factory=list)
-    """What could be read of it: with TLS only after a handshake that the client finished."""
+    """The readable part: with TLS only after a handshake that the client finished."""
     trusted: int = 0
     """Handshakes that the client finished."""
 
@@ -102,7 +102,7 @@ def _talk(connection: socket.socket, stop: threading.Event, tls: ssl.SSLContext 
                         read += session.read(65536)
                 except ssl.SSLWantReadError:
                     pass
-                except ssl.SSLError:  # the client says why it does not trust us
+                except ssl.SSLError:  # the client reports why it does not trust this certificate
                     break
                 finally:
                     if outgoing.pending:

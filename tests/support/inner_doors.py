@@ -1,4 +1,4 @@
-"""A program behind a Unix socket in place of the edge's inner door: answers as it is told, keeps what it was sent."""
+"""A server on a Unix socket in place of the edge's inner door: gives scripted answers, keeps the requests."""
 
 from __future__ import annotations
 

@@ -29,12 +29,12 @@ ENDING_S = 120.0
 
 
 def folder_of(nodeid: str) -> str:
-    """``slurm`` of ``tests/slurm/test_jobs.py::test_x``."""
+    """The top folder of a test id: ``slurm`` of ``tests/slurm/test_jobs.py::test_x``."""
     return nodeid.split("/")[1] if nodeid.startswith("tests/") else ""
 
 
 def ordered(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """As ``ORDER`` says, otherwise as collected."""
+    """In the order of ``ORDER``, otherwise as collected."""
 
     def place(item: pytest.Item) -> int:
         path = item.nodeid.removeprefix("tests/")

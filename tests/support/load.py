@@ -1,7 +1,7 @@
 """Clients of a running gateway, in a thread of their own, that account for every request they send.
 
 with load(gateway, ("a", "b")) as account:
-    ...                                       # whatever is to happen meanwhile
+    ...                                       # the events under test
 assert not account.failed and not account.cut
 """
 
@@ -42,11 +42,11 @@ class Account:
     answered: list[tuple[str, bool, float]] = field(default_factory=list)
     """Whole answers: model, whether it streamed, when it was there (monotonic seconds)."""
     failed: list[Trouble] = field(default_factory=list)
-    """Errors in words, and, worse, answers that end without their end: silently."""
+    """Error messages, and, worse, streams that end without their terminator: silently."""
     cut: list[Trouble] = field(default_factory=list)
-    """Transfers that broke off, as the client's own library says."""
+    """Broken transfers, as reported by the client's own library."""
     refused: list[Trouble] = field(default_factory=list)
-    """Nobody listened at the front door."""
+    """Nothing listened at the front door."""
 
     def answers(self, model: str | None = None, since: float = 0.0) -> int:
         """How many whole answers came, of one model, after a moment."""

@@ -1,4 +1,4 @@
-"""An HTTP server in the place of a gateway's owner socket: what the clients of its own user reach."""
+"""An HTTP server in place of a gateway's owner socket, for clients of its own user."""
 
 from __future__ import annotations
 

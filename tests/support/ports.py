@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ones."""
+    """``count`` different free ports."""
     found: set[int] = set()
     while len(found) < count:
         found.add(free_port())

@@ -1,7 +1,7 @@
-"""A batch queue without a machine, and a Parsl-like provider over it: as forgetful as Parsl's own.
+"""A batch queue without a machine, and a Parsl-like provider over it, with the limits of Parsl's own.
 
-``Scheduler`` is the truth and outlives providers, as ``slurmctld`` does; ``QueueProvider`` knows only what it submitted
-itself and raises ``KeyError`` for the rest; ``QueueJobs`` finds jobs by name, as one over ``squeue`` would.
+``Scheduler`` is the truth and outlives providers, as ``slurmctld`` does; ``QueueProvider`` has only the jobs that it
+submitted itself and raises ``KeyError`` for others; ``QueueJobs`` finds jobs by name, as one over ``squeue`` would.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from gateway_plugin.schedulers.base import JobStatus
 
 @dataclass
 class Scheduler:
-    """Jobs by id: ``[name, phase]``. Tests move them on; ``refuse`` is what it says to the next submit."""
+    """Jobs by id: ``[name, phase]``. Tests change them; ``refuse`` is its error for the next submit."""
 
     jobs: dict[str, tuple[str, BlockPhase]] = field(default_factory=dict)
     refuse: str | None = None
     silent: bool = False
-    """It answers no question, as a busy controller does."""
+    """It answers no query, as a busy controller."""
     submits: int = 0
 
     def put(self, name: str) -> str:
@@ -68,7 +68,7 @@ class QueueProvider:
 
 
 class QueueJobs:
-    """A ``schedulers.base.Scheduler`` over a ``QueueProvider``: what the provider forgot, the queue still knows."""
+    """A ``schedulers.base.Scheduler`` over a ``QueueProvider``: the queue keeps jobs that the provider forgot."""
 
     in_doubt_s = 30.0
 

@@ -1,4 +1,4 @@
-"""A stand-in for Python and Ray in a block's script, for tests of the script itself: it does as each story says."""
+"""A stand-in for Python and Ray in a block's script, for tests of the script itself: each test sets its behaviour."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ esac
 """
 STARTS = 'touch "{folder}/ray_current_cluster"'
 RUNS = "{raylet} 300 & child=$!; trap 'echo Ray was told; kill $child; exit 0' TERM; " + STARTS + "; wait"
-"""Ray that runs until it is told to end."""
+"""Ray that runs until it receives SIGTERM."""
 
 
 def stand_in(place: Path, folder: Path, ray: str) -> Path:
-    """An interpreter in ``place`` that notes its calls in ``calls`` and, asked to start Ray, runs ``ray``.
+    """An interpreter in ``place`` that records its calls in ``calls`` and, instead of starting Ray, runs ``ray``.
 
     Args:
         folder: the block's, ``{folder}`` in ``ray``; ``{raylet}`` is a process that the script takes for Ray's.
     """
-    raylet = place / "raylet"  # known by this name
+    raylet = place / "raylet"  # found by this name
     if not raylet.exists():
         shutil.copy("/bin/sleep", raylet)
     python = place / "my python"

@@ -1,4 +1,4 @@
-"""Another user of this machine, for tests that run as root: what that user tries, and what comes of it."""
+"""Another user of this machine, for tests that run as root: that user's attempts, and their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 UID = 65534
-"""``nobody``: owns nothing of the gateway's."""
+"""The unprivileged system user, which owns no file of the gateway's."""
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 
@@ -73,7 +73,8 @@ def attempt(program: str, timeout_s: float = 30.0) -> subprocess.CompletedProces
 
 @dataclass
 class Squatter:
-    """A process of the other user that takes each of its ports whenever it is free, and keeps all that it is sent."""
+    """A process of the other user that takes each of its ports whenever it is free, and keeps all data that it
+    receives."""
 
     folder: Path
     child: subprocess.Popen[bytes]
@@ -86,7 +87,7 @@ class Squatter:
         return [e for e in found if e["event"] == what and port in (None, e["port"])]
 
     def heard(self, port: int | None = None) -> str:
-        """Every byte that it was sent, as Latin-1."""
+        """Every byte that it received, as Latin-1."""
         return "".join(str(event["data"]) for event in self.events("got", port))
 
     def leave(self, port: int) -> None:

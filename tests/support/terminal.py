@@ -16,7 +16,7 @@ class Terminal:
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str], **more: Any) -> None:
         self._side, other = pty.openpty()
-        # a shell's foreground program hears Ctrl-C, even where these tests are a background job and do not
+        # a shell's foreground program receives Ctrl-C, even if these tests are a background job and do not
         begin = f"signal.signal(signal.SIGINT, signal.SIG_DFL); os.login_tty({other})"
         self.child = subprocess.Popen(
             [argv[0], "-c", f"import os, signal; {begin}; os.execv({argv[0]!r}, {list(argv)!r})"],
@@ -28,14 +28,14 @@ class Terminal:
         self.shown = ""
 
     def read_until(self, words: str, within_s: float = 30.0) -> None:
-        """Read what it shows until that has ``words``."""
+        """Read the output until it contains ``words``."""
         deadline = time.monotonic() + within_s
         while words not in self.shown and not self.quiet_for(deadline - time.monotonic()) and self._read():
             pass
         assert words in self.shown, self.shown
 
     def quiet_for(self, seconds: float) -> bool:
-        """Whether it shows nothing for so long."""
+        """Whether there is no output for ``seconds``."""
         return not select.select([self._side], [], [], max(0.0, seconds))[0]
 
     def type(self, words: str) -> None:
@@ -58,7 +58,7 @@ class Terminal:
     def _read(self) -> bool:
         try:
             read = os.read(self._side, 65536).decode(errors="replace")
-        except OSError:  # nobody has it open any more
+        except OSError:  # no process has it open any more
             return False
         self.shown += read
         return bool(read)

@@ -185,6 +185,12 @@ def test_tasks_of_a_process_share_one_client_of_an_endpoint_from_the_first_on(mo
     made[0].close()
 
 
+@pytest.mark.parametrize("beside", [{"url": "https://127.0.0.1:9"}, {"state": "/s"}, {"ca": "/ca.pem"}])
+def test_an_endpoint_beside_a_gateway_is_refused_when_the_apps_are_made(beside: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="cannot be given with it"):
+        apps.Apps(endpoint="11111111-aaaa-4444-8888-000000000003", **beside)
+
+
 @pytest.mark.process
 @pytest.mark.integration
 def test_worker_processes_find_the_gateway_and_bring_errors_back(

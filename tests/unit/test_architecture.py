@@ -303,3 +303,14 @@ def test_no_module_of_the_plugin_imports_in_a_circle() -> None:
     while ready := {name for name, needs in graph.items() if not needs & graph.keys()}:
         graph = {name: needs for name, needs in graph.items() if name not in ready}
     assert {name: sorted(needs & graph.keys()) for name, needs in graph.items()} == {}
+
+
+@pytest.mark.process
+def test_a_blocks_script_starts_without_what_takes_long_to_import() -> None:
+    """Until it has its signal handlers, a SIGTERM of the scheduler ends it, and nothing cleans up after it."""
+    code = (
+        "import sys; sys.modules['pydantic'] = sys.modules['ray'] = sys.modules['parsl'] = None\n"
+        "import gateway_plugin.blocks.host\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
+import multiprocessing
 import os
 import pickle
 import socket
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +25,7 @@ import openai
 import pytest
 
 from gateway_plugin.api_types import parse_error, parse_status
+from gateway_plugin.asyncio_client import AsyncClient
 from gateway_plugin.client import Client, gateway_error, unreachable
 from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import (
@@ -37,6 +41,7 @@ from gateway_plugin.errors import (
     ServiceError,
     WaitDeadline,
 )
+from gateway_plugin.http_channel import HttpChannel
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout
 from gateway_plugin.tls import make_authority
@@ -78,7 +83,7 @@ def model(state: str = "ready", name: str = "tiny", **more: Any) -> dict[str, An
     return {"id": name, "object": "model", "task": "generate", "aliases": ["t"], "state": state, **more}
 
 
-def client(answer: Callable[[httpx.Request], httpx.Response]) -> Client:
+def client(answer: Callable[[httpx.Request], Any]) -> Client:
     return Client(URL, "secret", transport=httpx.MockTransport(answer))
 
 
@@ -432,13 +437,57 @@ def test_a_cold_model_is_asked_for_once_and_waited_for() -> None:
     assert [request.url.path for request in sent].count("/gateway/v1/models/load") == 1
 
 
+class Loading:
+    """A gateway with a user's key and one model: not ready (``state``) until ``ready`` is set. A request for it stays
+    open until then, or gets ``error``.
+    """
+
+    def __init__(self, task: str, state: str = "cold", error: GatewayError | None = None) -> None:
+        self._task, self._state, self._error = task, state, error
+        self.sent: list[httpx.Request] = []
+        self.asked, self.cut, self.ready = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, request: httpx.Request) -> Any:
+        if request.method == "GET":
+            state = "ready" if self.ready.is_set() else self._state
+            return httpx.Response(200, json=model(state, reason="an hour ago") | {"task": self._task})
+        if request.url.path == "/gateway/v1/models/load":
+            return httpx.Response(403, json=Forbidden("no").body())
+        self.sent.append(request)
+        return self._hold()
+
+    async def _hold(self) -> httpx.Response:
+        if self._error is not None:
+            return httpx.Response(self._error.status, json=self._error.body())
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cut.set()
+        raise AssertionError("it waits until it is cancelled")
+
+
 @pytest.mark.parametrize(("task", "path"), [("generate", "/v1/chat/completions"), ("embed", "/v1/embeddings")])
-def test_a_users_key_touches_the_model_instead(task: str, path: str) -> None:
-    gateway, sent = scripted(
-        (200, model("cold") | {"task": task}), (403, Forbidden("no").body()), (200, {"choices": []}), (200, model())
-    )
-    assert gateway.wait_until_ready("tiny", poll_s=0).ready
-    assert sent[2].url.path == path
+def test_a_users_key_keeps_a_request_waiting_for_the_model(task: str, path: str) -> None:
+    loading = Loading(task, "failed")
+    with client(loading) as gateway, ThreadPoolExecutor(1) as thread:
+        found = thread.submit(gateway.wait_until_ready, "tiny", 60.0, poll_s=0.01, failed_s=0.05)
+        assert loading.asked.wait(10)
+        with pytest.raises(TimeoutError):
+            found.result(0.3)  # an old failure does not end it meanwhile
+        assert not loading.cut.is_set()
+        loading.ready.set()
+        assert found.result(10).ready
+        assert loading.cut.wait(10)
+    (request,) = loading.sent
+    assert request.url.path == path
+    assert "x-gateway-wait" not in request.headers
+
+
+def test_the_error_of_the_request_that_waits_for_a_model_is_the_wait_s() -> None:
+    with client(Loading("generate", "queued", InvalidRequest("as it was told"))) as gateway:
+        with pytest.raises(InvalidRequest, match="as it was told"):
+            gateway.wait_until_ready("tiny", 30.0, poll_s=0.01)
 
 
 def test_an_old_failure_does_not_end_the_wait() -> None:
@@ -489,6 +538,24 @@ def test_a_client_that_is_dropped_ends_its_thread() -> None:
 
 
 @pytest.mark.process
+def test_a_forked_process_sends_by_itself_and_its_parent_goes_on() -> None:
+    gateway, _ = scripted((200, ANSWER))
+    assert gateway.chat("a", "tiny") == "hello"
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=lambda: theirs.send(gateway.map_chat(["a", "b"], "tiny")))
+    child.start()
+    try:
+        assert ours.poll(20), "the child has no answer"
+        assert ours.recv() == ["hello", "hello"]
+        assert gateway.chat("a", "tiny") == "hello"
+    finally:
+        child.kill()
+        child.join()
+        gateway.close()
+
+
+@pytest.mark.process
 def test_a_program_that_forgets_to_close_ends() -> None:
     program = (
         "import socket; from gateway_plugin import Client\n"
@@ -500,6 +567,88 @@ def test_a_program_that_forgets_to_close_ends() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "sent\n", "")
 
 
+class Half:
+    """Answers no request but those that have ``fail`` in them: with a 400, once another one hangs."""
+
+    def __init__(self) -> None:
+        self.sent: list[httpx.Request] = []
+        self.hanging, self.cut = threading.Event(), threading.Event()
+        """``cut``: a request that hung was cancelled."""
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.sent.append(request)
+        if b"fail" in request.content:
+            await asyncio.to_thread(self.hanging.wait, 10)
+            return httpx.Response(400, json=InvalidRequest("as it was told").body())
+        self.hanging.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cut.set()
+        raise AssertionError("it hangs until it is cancelled")
+
+
+def test_an_error_of_embed_ends_its_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HttpChannel, "texts", 1)
+    half = Half()
+    with Client(URL, "secret", transport=httpx.MockTransport(half)) as gateway:
+        with pytest.raises(InvalidRequest):
+            gateway.embed(["fail", "hang"], "vectors")
+        assert half.cut.wait(10)
+
+
+@pytest.mark.parametrize("options", [{"stop": {1, 2}}, {"temperature": float("nan")}, {"user": "\ud800"}])
+def test_what_is_no_json_is_an_invalid_request_and_not_sent(options: dict[str, Any]) -> None:
+    gateway, sent = scripted((200, {}))
+    with pytest.raises(InvalidRequest, match="JSON"):
+        gateway.chat("hello", "tiny", **options)
+    with pytest.raises(InvalidRequest, match="JSON"):
+        gateway.map_chat(["hello"], "tiny", **options)
+    assert sent == []
+
+
+ANSWER = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "hello"}}]}
+
+
+def test_extra_headers_are_headers_and_never_in_the_body() -> None:
+    gateway, sent = scripted((200, ANSWER))
+    assert gateway.chat("a", "tiny", extra_headers={"X-Trace": "t", "x-gateway-wait": "9"}) == "hello"
+    assert gateway.map_chat(["a"], "tiny", extra_headers={"X-Gateway-Wait": "0"}) == ["hello"]
+    assert [request.headers.get("x-gateway-wait") for request in sent] == ["9", "0"]
+    assert sent[0].headers["x-trace"] == "t"
+    assert all(sorted(json.loads(request.content)) == ["messages", "model"] for request in sent)
+    scripted_vectors, asked = scripted((200, {"data": [{"index": 0, "embedding": [0.5]}]}))
+    options = {"extra_headers": {"X-Trace": "t"}, "extra_body": {"dimensions": 1}, "timeout": 9}
+    assert scripted_vectors.embed("a", "vectors", **options) == [[0.5]]
+    assert sorted(json.loads(asked[0].content)) == ["dimensions", "encoding_format", "input", "model"]
+    for wrong in ({"extra_query": {"a": 1}}, {"extra_headers": {"a": "b\nc"}}, {"extra_headers": {"a": 1}}):
+        with pytest.raises(InvalidRequest, match="extra_"):
+            gateway.chat("a", "tiny", **wrong)
+
+
+def test_requests_that_wait_for_a_model_are_in_the_way_of_no_others() -> None:
+    full, waiting = threading.Event(), []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if b"cold" in request.content and request.headers.get("x-gateway-wait") != "0":
+            waiting.append(request)
+            if len(waiting) == 64:
+                full.set()
+            await asyncio.Event().wait()
+        return httpx.Response(200, json=ANSWER)
+
+    with Client(URL, "secret", transport=httpx.MockTransport(answer)) as gateway:
+        for _ in range(64):
+            gateway.submit_chat("a", "cold")
+        assert full.wait(30)
+        late = gateway.submit_chat("a", "cold", timeout_s=0.2)
+        with pytest.raises(WaitDeadline):
+            late.result(10)
+        assert gateway.submit_chat("a", "warm").result(10) == "hello"
+        assert gateway.submit_chat("a", "cold", wait=False).result(10) == "hello"
+    assert len(waiting) == 64, "the 65th waits here"
+
+
 def test_what_is_sent_again_is_what_openai_sends_again() -> None:
     gateway, sent = scripted((503, ModelQueueFull("tiny", 1).body()))
     with pytest.raises(ModelQueueFull):
@@ -509,3 +658,34 @@ def test_what_is_sent_again_is_what_openai_sends_again() -> None:
         gateway.chat("a", "tiny", wait=False)
     assert len(sent) == 4, "with the state at once"
     assert sent[-1].headers["x-gateway-wait"] == "0"
+
+
+def test_an_error_whose_retry_after_is_past_the_time_limit_is_raised_at_once() -> None:
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        error = ModelQueueFull("tiny", 1, retry_after_s=30.0)
+        return httpx.Response(error.status, json=error.body(), headers=error.headers())
+
+    with pytest.raises(ModelQueueFull) as caught:
+        client(answer).chat("a", "tiny", timeout_s=1.0)
+    assert (caught.value.state, caught.value.retry_after_s, len(sent)) == ("queue_full", 30.0, 1)
+
+
+# --- asyncio ---
+
+
+async def test_asyncio_s_embed_ends_the_other_requests_at_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HttpChannel, "texts", 1)
+    half = Half()
+    async with AsyncClient(URL, "secret", transport=httpx.MockTransport(half)) as both:
+        with pytest.raises(InvalidRequest):
+            await both.embed(["fail", "hang"], "vectors")
+        assert await asyncio.to_thread(half.cut.wait, 10)
+
+
+async def test_asyncio_s_client_has_the_plain_attributes_of_the_other() -> None:
+    async with AsyncClient(URL, "secret", transport=httpx.MockTransport(lambda _: httpx.Response(200))) as both:
+        assert (both.url, both.at_hand, both.streams) == (URL, False, True)
+        assert both.timeout_s == both.sync.timeout_s

@@ -16,8 +16,8 @@ import pytest
 
 from gateway_plugin.edge.keys import CLI_KEY_NAME, KeyStore
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
+from gateway_plugin.files import write_private
 from gateway_plugin.paths import Layout
-from gateway_plugin.state_file import write_private
 from tests.support.disks import full_disk
 
 

@@ -65,7 +65,7 @@ def found(pid: int) -> Mark:
 
 def test_a_programs_name_may_hold_blanks_and_brackets() -> None:
     line = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 20 0 12345 99 1"
-    assert parse_stat(line) == ("S", 1, 20, 12345)
+    assert parse_stat(line) == ("S", 1, 20, 12345, "a) b (c)")
 
 
 def test_a_mark_says_when_the_process_started_as_psutil_does() -> None:

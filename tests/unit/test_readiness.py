@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
 from gateway_plugin.api_types import ModelInfo
-from gateway_plugin.errors import ModelUnavailable, WaitDeadline
+from gateway_plugin.errors import ModelUnavailable, NoRoom, WaitDeadline
 from gateway_plugin.readiness import wait_until_ready
 
 
@@ -21,6 +23,8 @@ class World:
         self.budgets: list[float] = []
         self.touched: list[float] = []
         self.reported: list[ModelInfo] = []
+        self.request: Future[Any] | None = None
+        """What a touch leaves open."""
         self._last = states[-1]
         self._states: Iterator[str] = iter(states)
 
@@ -29,9 +33,10 @@ class World:
         self.now += min(self.look_s, within_s)
         return ModelInfo("m", "generate", next(self._states, self._last), eta_s=self.eta_s, reason="out of memory")
 
-    def touch(self, model: ModelInfo, within_s: float) -> None:
+    def touch(self, model: ModelInfo, within_s: float) -> Future[Any] | None:
         self.touched.append(within_s)
         self.now += min(self.look_s, within_s)
+        return self.request
 
     def sleep(self, seconds: float) -> None:
         assert seconds >= 0
@@ -79,3 +84,40 @@ def test_a_model_that_goes_on_failing_is_given_up_with_its_last_words() -> None:
     with pytest.raises(ModelUnavailable, match="out of memory"):
         World("failed").wait(600.0)
     assert World("failed", "loading", "ready").wait(600.0).ready
+
+
+def test_a_failure_ends_nothing_while_a_request_waits_for_the_model() -> None:
+    world = World("cold", *["failed"] * 20, "ready")
+    world.request = Future()
+    assert world.wait(600.0).ready
+    assert len(world.touched) == 1
+    assert world.request.cancelled()
+
+
+def test_the_error_of_the_request_that_waits_ends_the_wait_unless_the_model_is_ready() -> None:
+    error = NoRoom("larger than any node")
+    for states in (("queued",), ("queued", "ready")):
+        world = World(*states)
+        world.request = Future()
+        world.request.set_exception(error)
+        if states[-1] == "ready":
+            assert world.wait(600.0).ready
+            continue
+        with pytest.raises(NoRoom, match="larger than any node"):
+            world.wait(600.0)
+
+
+def test_a_request_that_waits_is_cancelled_at_the_deadline_and_its_end_there_is_no_error_of_its_own() -> None:
+    world = World("queued")
+    world.request = Future()
+    with pytest.raises(WaitDeadline, match="is queued"):
+        world.wait(30.0)
+    assert world.request.cancelled()
+
+
+def test_the_answer_of_a_model_that_is_gone_again_has_it_asked_for_again() -> None:
+    world = World("cold", "loading", "ready")
+    world.request = Future()
+    world.request.set_result({})
+    assert world.wait(600.0).ready
+    assert len(world.touched) == 2

@@ -95,6 +95,7 @@ class GlobusChannel:
         self._loop.set_exception_handler(self._broken)
         self._timer: asyncio.Handle | None = None
         self._closed = False
+        self._process = os.getpid()
         threading.Thread(target=self._run, name="globus-client", daemon=True).start()
         close_at_exit(self)
 
@@ -106,6 +107,7 @@ class GlobusChannel:
         call = _call(_content(item), item)
         label = item.path if item.body is None else str(item.body.get("model", item.path))
         kind = (label, item.wait, item.timeout_s)
+        self._check_process()
         with self._lock:
             self._check_open()
             if kind not in self._keys:
@@ -123,6 +125,7 @@ class GlobusChannel:
             calls = [_call(_content(item), item) for item in items]
         else:
             calls = [_call({"line": number}, item) for number, item in enumerate(items, file.first)]
+        self._check_process()
         with self._lock:
             self._check_open()
             found = _group(group)
@@ -161,6 +164,8 @@ class GlobusChannel:
 
     def _on_loop(self, work: Callable[[], None], closing: bool = False) -> None:
         """Have the loop's thread do it (in a moment), after all that was submitted; nothing once it is closed."""
+        if self._process != os.getpid():
+            return  # the loop, and all that was sent, is the parent's
         done = threading.Event()
 
         def do() -> None:
@@ -213,6 +218,14 @@ class GlobusChannel:
         self._last_ms = max(int(time.time() * 1000), self._last_ms + 1)
         return f"{self._last_ms:011x}{uuid.uuid4().hex[:5]}"
 
+    def _check_process(self) -> None:
+        """Before the lock is taken: in a forked child it may be held for ever."""
+        if self._process != os.getpid():
+            raise EndpointUnavailable(
+                "This client was made in another process and has no connection to Globus Compute in this one: make a "
+                "client in each process."
+            )
+
     def _check_open(self) -> None:
         if self._closed:
             raise self.closed()
@@ -251,7 +264,12 @@ def _group(given: str | None) -> str:
 
 
 def _content(item: Item) -> dict[str, Any]:
-    """``{"path", "body"?}``. Raises ``InvalidRequest`` for ``stream``."""
+    """``{"path", "body"?}``. Raises ``InvalidRequest`` for ``stream`` and headers."""
+    if item.headers:
+        names = ", ".join(sorted(item.headers))
+        raise InvalidRequest(
+            f"extra_headers: through Globus Compute only 'x-gateway-wait: 0' can be sent, got {names}."
+        )
     if item.body is None:
         return {"path": item.path}
     if item.body.get("stream"):

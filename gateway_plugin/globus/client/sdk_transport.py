@@ -3,7 +3,7 @@
 What the SDK's ``Executor`` does that a client must know (4.19; each is a test in tests/globus/):
 
 - any failed submission ends it, and cancels what was queued in it: it is made anew for the next one;
-- it coalesces tasks into one submission whatever they weigh: so ``batch_size=1``, a task is a submission here;
+- it coalesces tasks into one submission of any size: so ``batch_size=1``, a task is a submission here;
 - its result watcher and its exit hook wait for results without end: ``release`` and ``close`` make them let go;
 - every executor made later, anybody's, takes over the task group of the last one: ours are taken back out of there.
 """

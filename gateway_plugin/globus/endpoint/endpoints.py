@@ -59,7 +59,7 @@ class EndpointStatus:
 
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
-        return asdict(self)
+        return {**asdict(self), "functions": [function.model_dump(mode="json") for function in self.functions]}
 
 
 class Endpoints:

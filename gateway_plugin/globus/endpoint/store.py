@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway_plugin.errors import NotFound, ServiceError
+from gateway_plugin.files import Garbled
 from gateway_plugin.globus.endpoint import config_files as config
 from gateway_plugin.paths import private_folder
 from gateway_plugin.processes import Mark
-from gateway_plugin.state_file import Garbled, State, StateFile
+from gateway_plugin.state_file import State, StateFile
 
 _PATIENCE_S = 40.0
 """Longer than ``stop`` takes at worst: nothing else holds the lock for more than a moment."""

@@ -1,4 +1,4 @@
-"""Whom the chain runs as: where tests run as root, a user without privileges; else whoever runs the tests."""
+"""The user that runs the chain: if tests run as root, a user without privileges; else the user that runs the tests."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Account:
 
     @property
     def switches(self) -> bool:
-        """Its processes are started as another user than the tests' own."""
+        """Whether its processes are started as another user than the tests' own."""
         return self.uid != os.getuid()
 
     def environment(self, **more: str) -> dict[str, str]:
-        """The little that a process of this user gets from the tests."""
+        """The minimal environment for a process of this user."""
         kept = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
         return {**kept, "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(self.home), "USER": self.name, **more}
 
@@ -82,7 +82,7 @@ def reachable_python() -> Path | None:
 
 
 def end(child: subprocess.Popen[bytes], patience_s: float = 15.0) -> None:
-    """End a program of ours and its session: asked first, then killed."""
+    """End a program of the tests and its session: first by SIGTERM, then killed."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, sent)

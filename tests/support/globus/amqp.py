@@ -1,4 +1,4 @@
-"""The stand-in's one connection to RabbitMQ: a thread that owns it, and makes it anew when the broker restarts."""
+"""The stand-in's one connection to RabbitMQ: a thread that owns it, and reconnects when the broker restarts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Channel = Any
 
 
 class Amqp(threading.Thread):
-    """Consumes the service's own queues, and runs what others want done on its channel."""
+    """Consumes the service's own queues, and runs calls of other threads on its channel."""
 
     def __init__(self, url: str, consumers: Mapping[str, Callable[[Channel, bytes], None]]) -> None:
-        """``consumers``: topic exchange -> what to do with each message of it."""
+        """``consumers``: topic exchange -> the handler of its messages."""
         super().__init__(daemon=True, name="amqp")
         self.url = url
         self._consumers = consumers

@@ -34,7 +34,7 @@ NAME = "gateway"
 
 @dataclass
 class Chain:
-    """What runs, and ways to use it."""
+    """The running parts, and methods to use them."""
 
     folder: Path
     account: Account
@@ -42,7 +42,7 @@ class Chain:
     venv: Path
     service_port: int
     operator: Account
-    """Who configures and starts the endpoint."""
+    """The account that configures and starts the endpoint."""
     name: str = NAME
     """Of the endpoint."""
     configured: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +57,8 @@ class Chain:
 
     @property
     def service_environment(self) -> dict[str, str]:
-        """Leads Globus's SDK to the stand-in, clients' too: its 'local' service is localhost:5000, by a proxy ours."""
+        """Directs Globus's SDK to the stand-in, that of clients too: its 'local' service is localhost:5000, reached by
+        a proxy."""
         here = f"http://127.0.0.1:{self.service_port}"
         return {
             "GLOBUS_SDK_ENVIRONMENT": "local",
@@ -116,7 +117,7 @@ class Chain:
         self.cli("stop", self.name, "--json")
 
     def executor(self, **options: Any) -> Any:
-        """The real ``Executor``, JSON both ways unless ``options`` say otherwise; set ``service_environment`` first."""
+        """The real ``Executor``, JSON both ways unless ``options`` differ; set ``service_environment`` first."""
         from globus_compute_sdk import Executor
         from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
 
@@ -141,14 +142,14 @@ class Chain:
             made.shutdown(wait=future.done(), cancel_futures=True)
 
     def fail(self, *statuses: int) -> None:
-        """Have the stand-in refuse its next submissions with these HTTP statuses."""
+        """Make the stand-in reject its next submissions with these HTTP statuses."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         body = json.dumps(statuses).encode()
         with opener.open(f"http://127.0.0.1:{self.service_port}/standin/fail", body):
             return
 
     def counts(self) -> dict[str, int]:
-        """What the stand-in counted: requests, tasks, payload_bytes, refused."""
+        """The stand-in's counters: requests, tasks, payload_bytes, refused."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"http://127.0.0.1:{self.service_port}/standin/counts") as answer:
             return dict(json.load(answer))
@@ -173,10 +174,10 @@ def _venv(folder: Path) -> Path:
 
 @contextmanager
 def chain(url: str, key: str, *options: str, ca: Path | None = None, standin: tuple[str, ...] = ()) -> Iterator[Chain]:
-    """All of it, the endpoint configured for the gateway at ``url`` and not started yet; ended, and nothing is left.
+    """The whole chain, the endpoint configured for the gateway at ``url`` and not started yet; all ended afterwards.
 
-    ``ca``: who vouches for that gateway; ``options``: more for ``gateway endpoint configure``; ``standin``: more for
-    the stand-in.
+    ``ca``: the certificate authority of that gateway; ``options``: more for ``gateway endpoint configure``;
+    ``standin``: more for the stand-in.
     """
     folder = Path(tempfile.mkdtemp(prefix="gwg-", dir="/tmp"))
     folder.chmod(0o755)
@@ -282,7 +283,7 @@ def multi_user(base: Chain, url: str, key: str) -> Iterator[Chain]:
 
 
 def _end_watchers() -> None:
-    """The SDK's threads outlive their executors, and would look for a broker that is gone."""
+    """The SDK's threads outlive their executors, and would search for a broker that is gone."""
     if "globus_compute_sdk" in sys.modules:
         from globus_compute_sdk.sdk import executor
 

@@ -59,6 +59,6 @@ def make(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of a command that finds the stand-ins, on a machine where nobody set a client's secret."""
+    """The environment of a command that finds the stand-ins, on a machine without a client's secret."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GLOBUS_COMPUTE_")}
     return {**kept, "PYTHONPATH": str(folder / "sdk"), "TERM": "xterm"}

@@ -1,4 +1,4 @@
-"""What the endpoint asks, where a test is about the endpoint: one fake engine with a key, in the gateway's place."""
+"""A stand-in for the gateway in tests of the endpoint: one fake engine with a key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass
 class EngineAsGateway:
-    """A fake engine over plain HTTP, and what it saw."""
+    """A fake engine over plain HTTP, and the requests that it received."""
 
     url: str
     key: str

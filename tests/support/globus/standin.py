@@ -1,7 +1,7 @@
 """A stand-in for Globus Compute's web service and Globus Auth, with the limits that the real one documents.
 
-It knows one person. Written from what globus-compute-sdk and -endpoint 4.19 ask of the service; everything beyond
-HTTP (queues, agents, workers, serialisation) is the real thing.
+It has one user. Written from the requests of globus-compute-sdk and -endpoint 4.19; everything beyond HTTP (queues,
+agents, workers, serialisation) is the real thing.
 
     python -m tests.support.globus.standin --amqp URL --port N
 """
@@ -44,7 +44,7 @@ _SCOPE = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/al
 _SCOPES = (_SCOPE, "openid", "urn:globus:auth:scope:auth.globus.org:manage_projects")
 _NAMESPACE = uuid.UUID(int=0)
 CODE = "the-code"
-"""What Globus Auth shows to a person who logs in."""
+"""The code that Globus Auth shows to a user at login."""
 
 Document = dict[str, Any]
 
@@ -58,7 +58,7 @@ class Refused(Exception):
 
 
 class Service:
-    """What the service knows: endpoints, functions, tasks, task groups. In memory; its queues are RabbitMQ's."""
+    """The service's state: endpoints, functions, tasks, task groups. In memory; its queues are RabbitMQ's."""
 
     def __init__(self, amqp_url: str, requests_per_10s: int, trusts_agents: bool) -> None:
         self._lock = threading.RLock()
@@ -71,10 +71,10 @@ class Service:
         self.groups: dict[str, Document] = {}
         self.counts = collections.Counter[str]()
         self.failures: collections.deque[int] = collections.deque()
-        """HTTP status of the next submissions, which are refused with it."""
+        """HTTP statuses with which the next submissions are rejected."""
         self.amqp = Amqp(amqp_url, {"results": self._result, "heartbeats": self._heartbeat})
 
-    # --- what agents tell ---
+    # --- reports of agents ---
     def _result(self, channel: Channel, body: bytes) -> None:
         self._finish(channel, unpack(body))
 
@@ -266,14 +266,14 @@ class Service:
 
 
 class Signer:
-    """Globus Auth's key: it signs who somebody is."""
+    """Globus Auth's key, which signs identities."""
 
     def __init__(self) -> None:
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.public = RSAAlgorithm.to_jwk(self._key.public_key(), as_dict=True) | {"alg": "RS512"}
 
     def identity(self, client: str) -> str:
-        """What a person's tokens for ``client`` say of that person."""
+        """The claims of a user's tokens for ``client``."""
         claims = {**PERSON, "aud": client, "iat": int(time.time()), "exp": int(time.time()) + 3600}
         return jwt.encode(claims, self._key, algorithm="RS512")
 
@@ -289,7 +289,7 @@ def application(service: Service) -> Starlette:
             service.count_request(time.monotonic())
 
     async def token(request: Request) -> Response:
-        """Globus Auth: a client's own credentials, the code that a person typed, or a token's renewal."""
+        """Globus Auth: a client's own credentials, the code that a user typed, or a token's renewal."""
         form = parse_qs((await request.body()).decode())
         grant = form["grant_type"][0]
         if grant == "authorization_code" and form["code"] != [CODE]:
@@ -408,7 +408,7 @@ def application(service: Service) -> Starlette:
 
 
 class AbsoluteForm:
-    """What is asked of a proxy: ``http_proxy`` leads ``http://localhost:5000``, fixed in the SDK, to any port."""
+    """A proxy's request form: ``http_proxy`` leads ``http://localhost:5000``, fixed in the SDK, to any port."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,8 +1,8 @@
-"""``qsub``, ``qstat``, ``qselect`` and ``qdel`` of a PBS that is not there: jobs are processes of this machine.
+"""``qsub``, ``qstat``, ``qselect`` and ``qdel`` without a PBS: jobs are processes of this machine.
 
-It is called by the name of the command, with ``PBS_STANDIN`` naming the folder that it keeps everything in, and answers
-in the words and with the exit codes of OpenPBS's own sources: its flaws too (JSON that no parser takes, times in the
-caller's time zone, silence with exit code 0 about a history that is not kept). ``keep`` looks after one job.
+It is called by the name of the command, with ``PBS_STANDIN`` naming the folder of its state, and answers with the texts
+and exit codes of OpenPBS's own sources: its flaws too (invalid JSON, times in the caller's time zone, no output and
+exit code 0 for a history that is not kept). ``keep`` supervises one job.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def folder() -> Path:
 
 
 def settings() -> dict[str, Any]:
-    """``slots`` jobs run at a time; ``history``; ``away``; ``banner``: what qsub says besides; ``queues``: limits."""
+    """``slots`` jobs run at a time; ``history``; ``away``; ``banner``: extra output of qsub; ``queues``: limits."""
     loaded: dict[str, Any] = json.loads((folder() / "settings.json").read_text())
     return loaded
 

@@ -1,4 +1,4 @@
-"""A PBS of one's own, in a folder: its commands on PATH, nothing of it left afterwards."""
+"""A private PBS, in a folder: its commands on PATH, all of it removed afterwards."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class VirtualPbs:
         )
 
     def set(self, **values: Any) -> None:
-        """Change what the stand-in is like, from now on."""
+        """Change the stand-in's settings, from now on."""
         file = self.folder / "settings.json"
         known = json.loads(file.read_text()) if file.exists() else {}
         new = file.with_suffix(".new")
@@ -59,7 +59,7 @@ class VirtualPbs:
         return known
 
     def forget(self) -> None:
-        """Lose every job that is over, as a server whose history is a fortnight old."""
+        """Lose every ended job, as a server whose history is a fortnight old."""
         kept = {number: job for number, job in self.jobs().items() if job["job_state"] != "F"}
         (self.folder / "jobs.json").write_text(json.dumps(kept))
 

@@ -13,7 +13,7 @@ from gateway_plugin.schedulers.base import JobStatus, Scheduler
 from tests.support.clusters import wait_for
 
 ENDLESS = "trap 'exit 0' TERM\nwhile true; do sleep 0.1 & wait $!; done"
-"""A job that runs until it is told to end."""
+"""A job that runs until SIGTERM."""
 
 
 def slurm_provider(**options: Any) -> SlurmProvider:
@@ -32,7 +32,7 @@ def look(jobs: Scheduler, block: Block) -> JobStatus | None:
 
 
 def reaches(jobs: Scheduler, block: Block, phase: BlockPhase, timeout_s: float = 30) -> JobStatus:
-    """What is seen when ``block`` has come to ``phase``."""
+    """The status of ``block`` when it has reached ``phase``."""
 
     def there() -> JobStatus | None:
         seen = look(jobs, block)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Shape:
-    """What kind of cluster: so many nodes, all alike."""
+    """The cluster: the number of nodes, all alike, and their resources."""
 
     nodes: int = 2
     cpus: int = 2

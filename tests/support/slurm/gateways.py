@@ -44,7 +44,7 @@ class QueuedJob:
 
 
 def model_of_a_node(memory: Path, *options: str, **entry: Any) -> dict[str, Any]:
-    """A catalog entry of which one fits on a node: 20 tokens a second, eight an answer, unless ``options`` say else."""
+    """A catalog entry of which one fits on a node: 20 tokens a second, eight an answer, unless ``options`` differ."""
     several_nodes = ("--memory-room-mib", "1000000")
     return fake_model(memory, *several_nodes, "--token-rate", "20", "--load-delay-s", "0.3", *options, **entry)
 
@@ -91,7 +91,7 @@ def queued(slurm: VirtualSlurm, state: str = "") -> tuple[QueuedJob, ...]:
 
 
 def ever_submitted(slurm: VirtualSlurm) -> frozenset[str]:
-    """The ids of every job of a gateway that this Slurm was ever given: those it remembers and those accounted for."""
+    """The ids of every gateway job that this Slurm ever received: those it remembers and those accounted for."""
     rows = slurm.run("squeue", "-h", "--all", "-t", "all", "-o", "%A|%j").splitlines()
     rows += slurm.run("sacct", "-X", "-n", "-P", "-S", "now-1day", "-o", "JobIDRaw,JobName").splitlines()
     return frozenset(number for number, name in (row.split("|", 1) for row in rows) if _block_in(name))
@@ -102,17 +102,17 @@ def _fields(row: str) -> list[str]:
 
 
 def _block_in(job_name: str) -> str:
-    """``gw-TYPE-xxxxxxxx`` in the name that Parsl gave a job; empty for somebody else's job."""
+    """``gw-TYPE-xxxxxxxx`` in the name that Parsl gave a job; empty for another user's job."""
     return next((part for part in job_name.split(".") if part.startswith("gw-")), "")
 
 
 def blocks_of(gateway: Gateway) -> tuple[Block, ...]:
-    """The blocks in the gateway's ledger that hold a place."""
+    """The blocks in the gateway's ledger that hold a node."""
     return tuple(block for block in Ledger(gateway.layout.ledger).read().values() if not block.phase.ended)
 
 
 def engine_nodes(gateway: Gateway) -> dict[str, str]:
-    """Model -> name of the Slurm node that its one ready engine is on."""
+    """Model -> name of the Slurm node of its one ready engine."""
     status = gateway.status()
     hosts = {block.name: block.node or "" for block in blocks_of(gateway)}
     nodes = {node["id"]: hosts.get(node["block"], "") for node in status["nodes"]}
@@ -145,7 +145,7 @@ def emptied(gateway: Gateway, slurm: VirtualSlurm) -> None:
 
 
 def at_rest(gateway: Gateway, slurm: VirtualSlurm) -> None:
-    """Wait until a shared gateway is as the next test may expect it: ready, nobody waits, Slurm well, no job pends."""
+    """Wait until a shared gateway is idle for the next test: ready, no waiters, Slurm repaired, no pending job."""
 
     def restless() -> list[str]:
         status = gateway.status()
@@ -158,8 +158,8 @@ def at_rest(gateway: Gateway, slurm: VirtualSlurm) -> None:
             *(f"job {job.id} of {job.block} pends" for job in pending),
         ]
 
-    slurm.mend()
-    # Nodes that died young one after the other, each in a test of its own, are no reason to ask for no more.
+    slurm.repair()
+    # Nodes that died early one after the other, each in a test of its own, must not cause a back-off.
     with gateway.client() as client:
         client.post("/gateway/v1/blocks/retry", json={"type": "node"}).raise_for_status()
     wait_for(lambda: not restless(), 90, lambda: f"the gateway and Slurm at rest; still: {', '.join(restless())}")
@@ -167,7 +167,7 @@ def at_rest(gateway: Gateway, slurm: VirtualSlurm) -> None:
 
 @contextmanager
 def all_nodes_taken(slurm: VirtualSlurm) -> Iterator[None]:
-    """Somebody else's job on every node, until the end of this context."""
+    """Another user's job on every node, until the end of this context."""
     count = slurm.shape.nodes
     script = "#!/bin/sh\ntrap 'exit 0' TERM\nwhile true; do sleep 0.2 & wait $!; done\n"
     argv = ("sbatch", "--parsable", "--exclusive", f"--nodes={count}", "--job-name=somebody", "--output=/dev/null")

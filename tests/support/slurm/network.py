@@ -14,7 +14,7 @@ from tests.support.slurm.configuration import Places
 
 
 def ip(*arguments: str) -> str:
-    """What ``ip`` said. Raises ``CalledProcessError``."""
+    """The output of ``ip``. Raises ``CalledProcessError``."""
     return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 

@@ -1,4 +1,4 @@
-"""A whole Slurm, started and ended by PID; nothing of it is left, and two of them never meet.
+"""A whole Slurm, started and ended by PID; all of it is removed afterwards, and two of them share nothing.
 
 with virtual_slurm() as slurm:
     os.environ["SLURM_CONF"] = str(slurm.places.conf)
@@ -36,7 +36,7 @@ from tests.support.slurm.configuration import (
 )
 
 PACKAGES = ("slurm-wlm", "munge", "slurmdbd", "mariadb-server", "iproute2")
-"""Debian's and Ubuntu's names of what is needed."""
+"""The required packages in Debian and Ubuntu."""
 
 _COMMANDS = (
     *("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "mariadb-install-db"),
@@ -88,7 +88,7 @@ class VirtualSlurm:
         wait_for(self._registered, f"{self.shape.nodes} nodes to register", timeout_s=30)
 
     def run(self, *argv: str, check: bool = True) -> str:
-        """What a Slurm command on this cluster printed. Raises ``RuntimeError`` with its own words."""
+        """The output of a Slurm command on this cluster. Raises ``RuntimeError`` with its error message."""
         done = subprocess.run(argv, env=self.env(), capture_output=True, text=True, timeout=60)
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(argv)}: exit code {done.returncode}: {done.stdout}{done.stderr}")
@@ -99,7 +99,7 @@ class VirtualSlurm:
         return {**os.environ, "SLURM_CONF": str(self.places.conf)}
 
     def start_controller(self, *options: str) -> None:
-        """``-c``: without the memory of its last life."""
+        """``-c``: without its saved state."""
         self.run("slurmctld", "-f", str(self.places.conf), *options)
         wait_for(lambda: " UP" in self.run("scontrol", "ping", check=False), "slurmctld", timeout_s=30)
 
@@ -129,20 +129,20 @@ class VirtualSlurm:
         network.plug(self.places, number, "down")
         network.kill_all(self.places, number)
 
-    def mend(self) -> None:
-        """Undo what a test that failed in the middle may have left: start absent daemons, take nodes back into use."""
+    def repair(self) -> None:
+        """Undo what a test that failed in the middle may have left: start absent daemons, resume nodes."""
         if self._pid("slurmctld") is None:
             self.start_controller()
         for number in range(1, self.shape.nodes + 1):
             if self._pid(f"slurmd.{node_name(number)}") is None:
                 self.start_node(number)
-            if not self._usable(number):  # refused where there is nothing to resume from: it has a job, say
+            if not self._usable(number):  # rejected if there is nothing to resume from: it has a job, for example
                 self.run("scontrol", "update", f"nodename={node_name(number)}", "state=resume", check=False)
         self.run("scontrol", "update", "partitionname=debug", "state=up")
 
     def clear(self) -> None:
         """Cancel every job and wait for the queue to be empty and every node to be up again."""
-        self.mend()  # first: without its controller Slurm tells of no job
+        self.repair()  # first: without its controller Slurm lists no job
         jobs = self.run("squeue", "-h", "--all", "-o", "%A").split()
         if jobs:
             self.run("scancel", "--quiet", *jobs, check=False)
@@ -150,7 +150,7 @@ class VirtualSlurm:
         wait_for(self._registered, "all nodes to be up", timeout_s=30)
 
     def stop(self) -> None:
-        """End every job and daemon, remove namespaces and folder. Whatever state it is in."""
+        """End every job and daemon, remove namespaces and folder, in any state."""
         if self._pid("slurmctld") is not None:
             with contextlib.suppress(RuntimeError, TimeoutError, subprocess.TimeoutExpired):
                 self.clear()
@@ -231,7 +231,7 @@ class VirtualSlurm:
         return subprocess.run(argv, env=self.env(), capture_output=True, timeout=20).returncode == 0
 
     def _usable(self, number: int) -> bool:
-        """Idle and registered: "idle" alone is said of a node that was never there, until its first ping fails."""
+        """Idle and registered: Slurm also reports "idle" for an unregistered node until its first ping fails."""
         said = self.run("scontrol", "-o", "show", "node", node_name(number), check=False)
         return "State=IDLE " in said and "SlurmdStartTime=2" in said
 

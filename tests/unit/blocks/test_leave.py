@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gateway_plugin.blocks import cleanup
 from gateway_plugin.blocks.cleanup import clean_up
 from gateway_plugin.engine_records import end_engines, read_records
 from gateway_plugin.processes import BLOCK_MARK, Mark, alive, carries_mark, end, mark, uses_folder
@@ -180,14 +182,14 @@ def test_an_engine_is_ended_after_the_clock_was_set(
     assert not record.exists()
 
 
-def test_a_broken_record_saves_nobody(engines: Engines, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_record_saves_nobody(engines: Engines, capfd: pytest.CaptureFixture[str]) -> None:
     mine = engines.start("b1")
     (engines.folder / "a.json").write_text("{")
     (engines.folder / "b.json").write_text('{"block": "b1"}')
     engines.record("c", "b1", marked(mine))
     assert clean_up(engines.folder, "b1", engines.folder / "none")
     assert gone(mine.pid)
-    assert capsys.readouterr().err.count("not an engine record") >= 2
+    assert capfd.readouterr().err.count("not an engine record") >= 2
     assert [record.path.name for record in read_records(engines.folder)] == []
 
 
@@ -198,6 +200,24 @@ def test_what_carries_the_block_s_mark_goes_too(engines: Engines) -> None:
     assert clean_up(engines.folder, "gw-a-0000aaaa", engines.folder / "none")
     assert gone(orphan.pid)
     assert not gone(other.pid)
+
+
+def test_an_error_with_its_engines_does_not_save_the_rest(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The caller's exit code and what it removes next depend on it: it raises nothing."""
+
+    def fails(*_: object) -> tuple[str, ...]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    orphan = engines.start("b1")
+    said(orphan)
+    monkeypatch.setattr(cleanup, "end_engines", fails)
+    assert not clean_up(engines.folder, "b1", engines.folder / "none")
+    assert gone(orphan.pid)
+    assert "Input/output error" in capfd.readouterr().err
+    monkeypatch.setattr(cleanup, "block_processes", fails)
+    assert not clean_up(engines.folder, "b1", engines.folder / "none")
 
 
 def test_ours_by_start_time_mark_and_folder(engines: Engines, tmp_path: Path) -> None:

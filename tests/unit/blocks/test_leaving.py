@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -85,3 +86,12 @@ def test_slurm_is_asked_rarely_and_once_more_before_the_end() -> None:
 def test_settings_are_read_as_they_were_written() -> None:
     settings = Settings("gw-a-1", "h:1", "/s", "/tmp", "python", ("--num-cpus=1",), {"A": "'\"$"}, Leaving(60), "/r")
     assert Settings.parse(settings.text()) == settings
+
+
+def test_settings_of_another_version_are_read() -> None:
+    settings = Settings("gw-a-1", "h:1", "/s", leaving=Leaving(notice_s=5))
+    said = json.loads(settings.text())
+    later = {**said, "new": 1, "leaving": {**said["leaving"], "new": 1}}
+    assert Settings.parse(json.dumps(later)) == settings
+    earlier = {"name": "gw-a-1", "head": "h:1", "state": "/s", "leaving": {"notice_s": 5}}
+    assert Settings.parse(json.dumps(earlier)) == settings

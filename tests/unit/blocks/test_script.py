@@ -29,7 +29,7 @@ def layout(tmp_path: Path) -> Layout:
 
 def told(script: str) -> Settings:
     """What the block's program is told."""
-    words = shlex.split(script.splitlines()[-1])
+    words = shlex.split(next(line for line in script.splitlines() if line.startswith("set -- ")))
     return Settings.parse(words[words.index("gateway_plugin.blocks.host") + 1])
 
 
@@ -47,7 +47,7 @@ def test_values_reach_the_job_as_they_are(tmp_path: Path) -> None:
     shown = subprocess.run(
         ["bash"],
         input=script.replace("exec >>", "true >>/dev/null #").replace(
-            "exec python", """exec printf '%s\\n' "$SITE/$RAY_gcs" """
+            'exec "$@"', """exec printf '%s\\n' "$SITE/$RAY_gcs" "$@" """
         ),
         text=True,
         check=True,
@@ -55,8 +55,8 @@ def test_values_reach_the_job_as_they_are(tmp_path: Path) -> None:
         env={"RAY_gcs": "rocksdb", "PATH": "/usr/bin:/bin"},
     ).stdout.splitlines()
     # The head's own settings, which a local block inherits, are gone.
-    assert shown[:3] == ["1/", "-m", "gateway_plugin.blocks.host"]
-    assert Settings.parse(shown[3]) == told(script)
+    assert shown[:3] == ["1/", "python", "-m"]
+    assert Settings.parse(shown[4]) == told(script)
     assert told(script).state == str(place.state)
     assert told(script).environment["RAY_AUTH_TOKEN_PATH"] == str(place.ray_token)
 

@@ -7,16 +7,23 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from parsl.launchers import SimpleLauncher
+from parsl.providers import LocalProvider
 
+from gateway_plugin.blocks import host
 from gateway_plugin.blocks.job_script import block_script
-from gateway_plugin.blocks.leaving import CANCELLED, Leaving
+from gateway_plugin.blocks.leaving import CANCELLED, NO_FOLDER, Leaving, Settings
+from gateway_plugin.blocks.ledger import Block
 from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
-from gateway_plugin.processes import carries_mark, own_pids
+from gateway_plugin.phases import BlockPhase
+from gateway_plugin.processes import arguments, carries_mark, own_pids
+from gateway_plugin.schedulers.select import scheduler_for
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
 from tests.support.queue import QueueProvider, Scheduler
@@ -27,6 +34,8 @@ pytestmark = pytest.mark.process
 NAME = "gw-a-0123abcd"
 
 PATIENT = Leaving()
+ANY_NODE: Mapping[str, Any] = {}
+"""What a site says of it: ``worker_init``, ``node_address``."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -38,9 +47,11 @@ def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     layout = Layout(tmp_path / "state")
     layout.make()
 
-    def start(ray: str, leaving: Leaving = PATIENT, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        ray: str, leaving: Leaving = PATIENT, node: Mapping[str, Any] = ANY_NODE, **environment: str
+    ) -> subprocess.Popen[str]:
         python = stand_in(tmp_path, block_folder(layout.run, NAME), ray)
-        node_type = NodeType(name="a", provider=QueueProvider(Scheduler()), cpus=1, engine_memory_gib=1)
+        node_type = NodeType(name="a", provider=QueueProvider(Scheduler()), cpus=1, engine_memory_gib=1, **node)
         script = block_script(NAME, node_type, layout, "127.0.0.1:1", str(python), leaving=leaving)
         env = {**os.environ, **environment}
         blocks.append(subprocess.Popen(["bash", "-c", script], text=True, start_new_session=True, env=env))
@@ -106,6 +117,7 @@ def test_a_full_disk_costs_its_log_and_nothing_else(tmp_path: Path, block: Start
     process = block(RUNS)
     folder = has_joined(tmp_path)
     own = record(tmp_path)
+    own.with_name("broken.json").write_text("{")
     process.send_signal(signal.SIGTERM)
     assert eventually((folder / "notice").exists)
     own.unlink()
@@ -266,6 +278,41 @@ def test_it_leaves_when_slurm_says_that_its_job_is_over(
     left_cleanly(tmp_path)
 
 
+def test_slurm_is_asked_again_after_it_gave_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``squeue`` is a site's wrapper that hangs, and hears signals."""
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    monkeypatch.setattr(host, "ANSWER_S", 0.2)
+    squeue, asked, hangs = tmp_path / "squeue", tmp_path / "asked", f"{tmp_path}/hangs"
+    squeue.write_text(
+        f'#!/bin/bash\ngrep SigBlk /proc/$$/status >>"{asked}"\n'
+        f'[ -e "{hangs}" ] || {{ touch "{hangs}"; sleep 300; }}\necho RUNNING 2000000000\n'
+    )
+    squeue.chmod(0o755)
+    settings = Settings(NAME, "127.0.0.1:1", str(tmp_path / "state"), str(tmp_path), leaving=Leaving(walltime_s=3600))
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    block = host.Host(settings, "127.0.0.1", os.getpid(), environ)
+    told: list[list[str]] = []
+    monkeypatch.setattr(block, "_answered", told.append)
+
+    def answered() -> bool:
+        block._watch.ask_at = 0
+        block._ask_slurm()
+        return bool(told)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        assert eventually(answered, 10)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert told == [["RUNNING", "2000000000"]]
+    blocked = [int(line.split()[1], 16) for line in asked.read_text().splitlines()]
+    assert len(blocked) > 1
+    assert not any(mask >> (number - 1) & 1 for mask in blocked for number in (signal.SIGTERM, signal.SIGUSR1))
+    if block._slurm is not None:
+        block._slurm.communicate(timeout=10)
+    assert not [pid for pid in own_pids() if f"{squeue}" in arguments(pid)]
+
+
 def test_a_block_without_a_queue_asks_nobody(
     tmp_path: Path, block: Start, slurm_says: Callable[[str], dict[str, str]]
 ) -> None:
@@ -356,3 +403,148 @@ def test_an_end_that_slurm_tells_after_the_clock_was_set_counts_from_then(
     assert process.wait(20) == 0
     assert "leaving: its walltime ends" in said(tmp_path)
     left_cleanly(tmp_path)
+
+
+@pytest.fixture
+def patched(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """The environment of a block whose own Python runs these lines first."""
+
+    def first(lines: str) -> dict[str, str]:
+        site = tmp_path / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(lines)
+        return {"PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}"}
+
+    return first
+
+
+HIDDEN = """
+import builtins, io
+for module in (builtins, io):
+    def opened(file, *rest, told=module.open, **named):
+        if str(file).startswith("/proc/1/"):
+            raise PermissionError(1, "Operation not permitted", str(file))
+        return told(file, *rest, **named)
+    module.open = opened
+"""
+
+
+def test_it_sees_ray_where_other_users_processes_are_hidden(
+    tmp_path: Path, block: Start, patched: Callable[[str], dict[str, str]]
+) -> None:
+    """``/proc`` mounted with ``hidepid=1``: their folders are listed and what is in them is not to be read."""
+    process = block(RUNS, **patched(HIDDEN))
+    has_joined(tmp_path)
+    mark(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == CANCELLED
+    assert "Traceback" not in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_signals_that_were_ignored_when_it_started_do_not_end_it(tmp_path: Path, block: Start) -> None:
+    """As under ``nohup``, and for a job that a shell starts with ``&``: an interrupt is not meant for it."""
+    process = block(RUNS, node={"worker_init": "trap '' HUP INT"})
+    has_joined(tmp_path)
+    for number in (signal.SIGHUP, signal.SIGINT):
+        process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == CANCELLED
+    left_cleanly(tmp_path)
+
+
+def test_an_interrupt_ends_it_otherwise(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS)
+    has_joined(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == CANCELLED
+    left_cleanly(tmp_path)
+
+
+DURING_IMPORTS = """
+import builtins, os, signal
+told = builtins.__import__
+def imported(name, *rest, **named):
+    if name == "gateway_plugin.blocks.leaving":
+        builtins.__import__ = told
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return told(name, *rest, **named)
+builtins.__import__ = imported
+"""
+
+
+def test_a_signal_that_comes_while_it_starts_is_not_lost(
+    tmp_path: Path, block: Start, patched: Callable[[str], dict[str, str]]
+) -> None:
+    process = block(RUNS, **patched(DURING_IMPORTS))
+    assert process.wait(20) == 0
+    assert "signalled ahead of its end" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
+def test_a_site_s_own_address_may_follow_from_the_head(tmp_path: Path, block: Start) -> None:
+    process = block(RUNS, node={"node_address": 'echo "$NAME" >>"$(dirname "$PYTHON")/asked"; echo "${HEAD%:*}"'})
+    has_joined(tmp_path)
+    assert calls(tmp_path, "--node-ip-address=127.0.0.1 ") == 1
+    assert (tmp_path / "asked").read_text() == f"{NAME}\n"
+    assert process.poll() is None
+
+
+def test_a_block_without_the_address_that_its_site_wants_does_not_start(tmp_path: Path, block: Start) -> None:
+    """Its default address may be one that the head cannot reach, or a slower network."""
+    assert block(RUNS, node={"node_address": "echo no such device >&2; false"}).wait(20) == NO_FOLDER
+    assert "node_address= of node type a printed nothing on this node: echo no such" in said(tmp_path)
+    assert calls(tmp_path, "") == 0
+    left_cleanly(tmp_path)
+
+
+TRAP = "set -eu; scratch=$(dirname \"$PYTHON\")/scratch; mkdir $scratch; trap 'rmdir $scratch; echo trap $?' EXIT"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, CANCELLED), (signal.SIGUSR1, 0), (signal.SIGHUP, CANCELLED)]
+)
+def test_what_its_site_wants_done_at_the_end_is_done(tmp_path: Path, block: Start, number: int, code: int) -> None:
+    process = block(RUNS, node={"worker_init": TRAP})
+    folder = has_joined(tmp_path)
+    own = record(tmp_path)
+    process.send_signal(number)
+    if number != signal.SIGHUP:
+        assert eventually((folder / "notice").exists)
+        process.send_signal(number)  # does no harm
+        assert (tmp_path / "scratch").exists()
+        own.unlink()
+    assert process.wait(20) == code
+    assert calls(tmp_path, f" {process.pid} bash") == 1, "its walltime counts from the start of the script"
+    assert not (tmp_path / "scratch").exists()
+    assert said(tmp_path).rstrip().endswith("trap 0"), "after all else"
+    left_cleanly(tmp_path)
+
+
+def test_a_trap_of_its_site_does_not_change_its_exit_code(tmp_path: Path, block: Start) -> None:
+    assert block("exit 3", node={"worker_init": TRAP}).wait(20) == 3
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("init", ["", TRAP], ids=["becomes its program", "stays"])
+def test_a_local_block_is_found_and_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str) -> None:
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    layout = Layout(tmp_path / "state")
+    layout.make()
+    python = stand_in(tmp_path, block_folder(layout.run, NAME), RUNS)
+    provider = LocalProvider(launcher=SimpleLauncher())
+    node_type = NodeType(name="a", provider=provider, cpus=1, engine_memory_gib=1, worker_init=init)
+    jobs = scheduler_for(provider, layout)
+    job = jobs.submit(NAME, block_script(NAME, node_type, layout, "127.0.0.1:1", str(python)))
+    block = Block(NAME, "a", BlockPhase.RUNNING, 0.0, job)
+    try:
+        has_joined(tmp_path)
+        assert jobs.find(NAME) == job
+        jobs.cancel(block, forced=False)
+        assert eventually(lambda: jobs.status([block])[NAME].phase is BlockPhase.CANCELLED, 20)
+        left_cleanly(tmp_path)
+        assert not (tmp_path / "scratch").exists()
+    finally:
+        jobs.cancel(block, forced=True)

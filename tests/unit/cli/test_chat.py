@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -20,6 +22,12 @@ class Thinker(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/embeddings":
+            vector: list[float] | str = [0.1, 0.2]
+            if body.get("encoding_format") == "base64":
+                vector = base64.b64encode(struct.pack("<2f", 0.1, 0.2)).decode()
+            data = {"object": "list", "data": [{"index": 0, "embedding": vector}]}
+            return self._send("application/json", json.dumps(data))
         speaks = body["messages"][-1]["content"] == "a word"
         said = {"content": "word"} if speaks else {"content": None, "reasoning": "Hm"}
         ended = "stop" if speaks or body["messages"][-1]["content"] == "only think" else "length"
@@ -54,10 +62,14 @@ def thinker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def chat(state: Path, *arguments: str) -> Result:
+def command(state: Path, *arguments: str) -> Result:
     return CliRunner(env={"GATEWAY_URL": "", "GATEWAY_API_KEY": ""}).invoke(
-        cli, ["--state", str(state), "chat", "m", *arguments], catch_exceptions=False
+        cli, ["--state", str(state), *arguments], catch_exceptions=False
     )
+
+
+def chat(state: Path, *arguments: str) -> Result:
+    return command(state, "chat", "m", *arguments)
 
 
 @pytest.mark.process
@@ -83,7 +95,12 @@ def test_as_json_the_answer_says_by_itself_how_it_ended(tmp_path: Path) -> None:
     done = chat(tmp_path, "think", "--json")
     assert done.exit_code == 0
     (choice,) = json.loads(done.stdout)["choices"]
-    assert (choice["finish_reason"], choice["message"]["reasoning"]) == ("length", "Hm")
+    assert (choice["finish_reason"], choice["message"]) == ("length", {"role": "assistant", "reasoning": "Hm"})
+
+
+def test_a_vector_is_printed_as_the_engine_wrote_it(tmp_path: Path) -> None:
+    done = command(tmp_path, "embed", "m", "a text")
+    assert (done.exit_code, done.stdout) == (0, "[0.1, 0.2]\n")
 
 
 def test_a_conversation_goes_on_without_the_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,13 @@ def test_doctor_fails_on_a_wrong_catalog(tmp_path: Path) -> None:
     assert next(c["name"] for c in json.loads(done.stdout) if c["verdict"] == "fail") == "catalog"
 
 
+@pytest.mark.parametrize("grace", ["nan", "-1"])
+def test_a_grace_that_is_no_number_of_seconds_is_refused(tmp_path: Path, grace: str) -> None:
+    done = gateway(tmp_path / "state", "down", "--grace", grace)
+    assert done.exit_code == 2
+    assert "--grace" in done.stderr
+
+
 @pytest.mark.process
 def test_the_client_commands_need_no_ray() -> None:
     code = (

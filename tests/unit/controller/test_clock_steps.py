@@ -15,8 +15,8 @@ import pytest
 
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge.runtime import ServerStat
+from gateway_plugin.files import Copies
 from gateway_plugin.paths import Layout
-from gateway_plugin.state_file import Copies
 from serve.agent.actor import AgentSettings, NodeAgent
 from serve.controller import deployment
 from serve.controller.deployment import Controller

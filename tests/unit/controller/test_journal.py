@@ -9,9 +9,9 @@ from typing import IO
 
 import pytest
 
-from gateway_plugin import state_file
+from gateway_plugin import files
 from gateway_plugin.catalog import Model
-from gateway_plugin.state_file import Copies
+from gateway_plugin.files import Copies
 from serve.controller import journal
 from serve.controller.journal import Journal
 from serve.core.events import CatalogChanged, Tick
@@ -51,7 +51,7 @@ def test_an_epoch_rises_though_the_file_is_garbled(tmp_path: Path, garbled: str)
 def test_an_epoch_rises_though_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Journal(tmp_path).next_epoch(100.0)
     with monkeypatch.context() as full:
-        full.setattr(state_file, "write_private", no_room)
+        full.setattr(files, "write_private", no_room)
         assert [Journal(tmp_path).next_epoch(at) for at in (110.0, 120.0)] == [110, 120]
     assert Journal(tmp_path).next_epoch(130.0) == 130
 
@@ -74,7 +74,7 @@ def test_pins_on_a_full_disk_are_written_when_there_is_room(tmp_path: Path, monk
     copies = Copies()
     kept = Journal(tmp_path, copies)
     with monkeypatch.context() as full:
-        full.setattr(state_file, "write_private", no_room)
+        full.setattr(files, "write_private", no_room)
         kept.keep_pins(frozenset({"a"}), frozenset())
         kept.keep_pins(frozenset({"b"}), frozenset())
         copies.retry()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-FILES = ("test_properties.py", "test_growth_properties.py", "test_record.py")
+FILES = ("test_properties.py", "test_growth_properties.py", "test_replay.py")
 
 
 @pytest.mark.process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import multiprocessing
 import os
 import pty
 import struct
@@ -357,8 +358,41 @@ def test_models_and_status(client: GlobusClient, transport: FakeTransport) -> No
     with pytest.raises(ModelNotFound, match="Known models: m"):
         client.model("other")
     assert client.status().online
-    transport.state = {"status": "offline"}
+    transport.state = {"status": "offline", "details": {"total_workers": 4}}
     assert not client.status().online
+    assert client.status().details == {"total_workers": 4}
+    transport.state = {"status": "offline"}
+    assert client.status().details == {}
+
+
+@pytest.mark.process
+def test_in_a_forked_process_it_says_that_each_needs_a_client_of_its_own(client: GlobusClient) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def ask() -> None:
+        with pytest.raises(EndpointUnavailable) as caught, client:
+            client.chat("hello", "m")
+        theirs.send(caught.value)
+
+    child = context.Process(target=ask)
+    child.start()
+    try:
+        assert ours.poll(20), "the child hangs"
+        assert "a client in each process" in ours.recv().message
+        assert client.chat("hello", "m") == "re: hello"
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_headers_do_not_travel_through_globus(client: GlobusClient, transport: FakeTransport) -> None:
+    with pytest.raises(InvalidRequest, match=r"extra_headers.*got authorization") as caught:
+        client.chat("hello", "m", extra_headers={"Authorization": "Bearer secret"})
+    assert "secret" not in str(caught.value)
+    assert client.chat("hello", "m", extra_headers={"x-gateway-wait": "0"}) == "re: hello"
+    (request,) = transport.requests
+    assert (request["wait"], sorted(request["items"][0]["body"])) == (False, ["messages", "model"])
 
 
 def test_waiting_for_a_model_has_it_loaded(client: GlobusClient, transport: FakeTransport) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import mark
 from gateway_plugin.service import draining
-from gateway_plugin.service.draining import Drain, let_finish
+from gateway_plugin.service.draining import Drain, DrainRequest, drain_as_asked, let_finish
 from tests.support.disks import full_disk
 
 
@@ -52,3 +53,19 @@ def test_a_garbled_key_stops_no_drain(layout: Layout, garbled: bytes, caplog: py
     with caplog.at_level(logging.WARNING, "gateway.drain"):
         draining._tell_waiters(layout)
     assert "requests that wait for models are not answered" in caplog.text
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 7.5, math.inf])
+def test_the_supervisor_drains_with_the_grace_that_was_asked_for(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, grace_s: float
+) -> None:
+    given: list[float] = []
+
+    def drained(_layout: Layout, grace_s: float, *_: object) -> Drain:
+        given.append(grace_s)
+        return Drain()
+
+    monkeypatch.setattr(draining, "drain", drained)
+    draining._write(draining._request(layout), DrainRequest(grace_s=grace_s))
+    drain_as_asked(layout, threading.Event())
+    assert given == [grace_s]

@@ -16,7 +16,7 @@ from gateway_plugin.service.deployment import record_of
 from gateway_plugin.service.logs import find_logs, last_lines, log_named
 from gateway_plugin.service.restart_policy import Part, Phase, Plan
 from gateway_plugin.service.status import report
-from gateway_plugin.service.supervisor_state import read_status, supervisor_state
+from gateway_plugin.service.supervisor_state import PartState, read_status, supervisor_file, supervisor_state
 from gateway_plugin.service.up_down import Outcome, down, up
 from gateway_plugin.service_state import RecordGarbled, ServiceRecord, read_record, recover_record, write_record
 from gateway_plugin.state_file import state_text
@@ -36,6 +36,33 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     assert read_record(layout) == record
     assert record.url == "https://127.0.0.1:20011"
     assert layout.service_json.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_path_that_is_no_utf_8_survives_its_record_and_the_supervisors_copy(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    layout.make()
+    catalog = tmp_path / os.fsdecode(b"caf\xe9.yaml")
+    record = record_of(site(), os.fsdecode(b"./caf\xe9.py"), catalog, "192.0.2.1")
+    write_record(layout, record)
+    assert read_record(layout) == record
+    assert record.catalog == str(catalog)
+    own = mark(os.getpid())
+    assert own is not None
+    supervisor_file(layout).write(supervisor_state(Plan(), "running", own, 1.0, record))
+    layout.service_json.unlink()
+    assert read_record(layout) == record
+
+
+@pytest.mark.parametrize("malformed", [7, None, "running", []])
+def test_one_malformed_part_takes_no_other_with_it(tmp_path: Path, malformed: object) -> None:
+    layout = Layout(tmp_path / "state")
+    layout.make()
+    parts = {"edge": {"phase": "running", "restarts": 2}, "head": malformed, "serve": {"phase": ["?"], "restarts": 1}}
+    layout.supervisor_status.write_text(json.dumps({"stage": "running", "parts": parts}))
+    found = read_status(layout)
+    assert (found.part("edge").phase, found.part("edge").restarts) == (Phase.RUNNING, 2)
+    assert found.part("head") == PartState()
+    assert (found.part("serve").phase, found.part("serve").restarts) == (Phase.DOWN, 1)
 
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:

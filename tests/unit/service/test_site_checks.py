@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from parsl.providers import LocalProvider, SlurmProvider
 from gateway_plugin.doctor import scheduler as site_checks
 from gateway_plugin.doctor.scheduler import every_site_check, file_system
 from gateway_plugin.paths import Layout
+from gateway_plugin.schedulers.base import SchedulerSilent
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.site import NodeType, Site
 
@@ -86,3 +89,29 @@ def test_an_address_of_a_private_network_is_not(tmp_path: Path, monkeypatch: pyt
 
     assert verdict("10.1.2.3") is verdict("172.20.0.4") is Verdict.OK
     assert verdict("127.0.0.1") is Verdict.FAIL
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("code", "stderr", "expected"),
+    [
+        (0, "sbatch: Job 7 to start at 2026-11-26T12:28:12 using 2 processors", True),
+        (1, "allocation failure: Invalid qos specification", False),
+        (1, "allocation failure: Socket timed out on send/recv operation", None),
+        (1, "allocation failure: Unable to contact slurm controller (connect failure)", None),
+        (None, "", None),
+    ],
+)
+def test_a_controller_that_does_not_answer_refuses_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None, stderr: str, expected: bool | None
+) -> None:
+    def run(argv: Sequence[str], _: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+        assert tuple(argv[:2]) == ("sbatch", "--test-only")
+        if code is None:
+            raise SchedulerSilent(f"sbatch gave no answer within {timeout_s:.0f} s")
+        return subprocess.CompletedProcess(argv, code, "", stderr)
+
+    monkeypatch.setattr(site_checks, "run_command", run)
+    provider = SlurmProvider(launcher=SimpleLauncher(), walltime="01:00:00")
+    kind = NodeType(name="q", provider=provider, cpus=1, engine_memory_gib=1)
+    assert site_checks._tested(kind, Layout(tmp_path))[0] is expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from parsl.launchers import SimpleLauncher
 from parsl.providers import SlurmProvider
 
 from gateway_plugin.doctor import slurm as words
+from gateway_plugin.doctor.scheduler import _tested
 from gateway_plugin.doctor.slurm import environment, judged
+from gateway_plugin.paths import Layout
 from gateway_plugin.service.checks import Verdict
 from gateway_plugin.site import NodeType
 
@@ -19,11 +22,11 @@ PartitionName=closed AllowAccounts=other,more AllowQos=high Default=NO MaxTime=U
 PartitionName=old AllowAccounts=ALL AllowQos=ALL Default=NO MaxTime=04:00:00 State=DOWN
 """
 NODES = """\
-n1|gpu*|a100,hbm40g|mixed
-n2|gpu*|a100,hbm80g|drained
-n2|old|a100,hbm80g|drained
-n4|old|a100,hbm80g|idle
-n3|closed|(null)|idle
+n1|gpu*|256000|gpu:a100:4(S:0-1),nvme:1|a100,hbm40g|mixed
+n2|gpu*|128000|gpu:a100:4|a100,hbm80g|drained
+n2|old|128000|gpu:a100:4|a100,hbm80g|drained
+n4|old|128000+|gpu:a100:4|a100,hbm80g|idle
+n3|closed|1|(null)|(null)|idle
 """
 CLUSTER = words.Cluster(
     partitions=words.parse_partitions(PARTITIONS),
@@ -35,7 +38,7 @@ TAKEN = (True, "to start at 2026-11-26T12:28:12 using 2 processors on nodes n1 i
 NOT_AVAILABLE = "Requested node configuration is not available"
 
 
-def node_type(gpus: int = 4, **options: Any) -> NodeType:
+def node_type(gpus: int = 4, engine_memory_gib: float = 0.0, **options: Any) -> NodeType:
     known = {"partition": "gpu", "account": "proj", "walltime": "24:00:00", "gpus_per_node": 4, "cores_per_node": 64}
     provider = SlurmProvider(**{"launcher": SimpleLauncher(), **known, **options})
     return NodeType(
@@ -44,11 +47,11 @@ def node_type(gpus: int = 4, **options: Any) -> NodeType:
         cpus=64,
         gpus=gpus,
         gpu_memory_gib=38.0 if gpus else 0.0,
-        engine_memory_gib=0.0 if gpus else 1.0,
+        engine_memory_gib=engine_memory_gib or (0.0 if gpus else 1.0),
     )
 
 
-def complaints(found: NodeType, tested: tuple[bool, str] = TAKEN) -> dict[str, tuple[Verdict, str]]:
+def complaints(found: NodeType, tested: tuple[bool | None, str] = TAKEN) -> dict[str, tuple[Verdict, str]]:
     checks = judged(found, CLUSTER, tested)
     return {c.name.removeprefix("big: "): (c.verdict, c.found) for c in checks if c.verdict is not Verdict.OK}
 
@@ -102,6 +105,35 @@ def test_where_nothing_is_up_slurms_refusal_is_no_mistake_of_the_sites(options: 
     }
 
 
+DRAINED = "Required partition not available (inactive or drain)"
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
+@pytest.mark.parametrize(
+    ("partition", "tested", "found", "advice"),
+    [
+        ("old", (False, DRAINED), f"cannot be judged while none is up: {DRAINED}", ""),
+        ("gpu", (False, POLICY), f"cannot be judged now: {POLICY}", "use up a limit now"),
+        ("gpu", (False, POLICY), f"cannot be judged now: {POLICY}", "never allows a job of this size"),
+        ("gpu", (None, "sbatch gave no answer within 30 s"), "cannot be judged now: sbatch gave no answer", "again"),
+    ],
+)
+@pytest.mark.process
+def test_what_may_be_otherwise_tomorrow_is_no_mistake_of_the_sites(
+    partition: str, tested: tuple[bool | None, str], found: str, advice: str
+) -> None:
+    checks = judged(node_type(partition=partition, walltime="01:00:00"), CLUSTER, tested)
+    assert not [check for check in checks if check.verdict is Verdict.FAIL]
+    (job,) = [check for check in checks if check.name == "big: job"]
+    assert job.found.startswith(found)
+    assert advice in job.advice
+
+
+@pytest.mark.process
+def test_a_partition_that_is_not_available_though_it_is_up_is_a_mistake() -> None:
+    assert complaints(node_type(), (False, DRAINED))["partition"][0] is Verdict.FAIL
+
+
 @pytest.mark.parametrize(
     ("options", "what", "verdict", "said"),
     [
@@ -111,7 +143,16 @@ def test_where_nothing_is_up_slurms_refusal_is_no_mistake_of_the_sites(options: 
         ({"walltime": "72:00:00", "partition": None}, "walltime", Verdict.WARN, "more than partition gpu allows"),
         ({"gpus_per_node": 2}, "GPUs of the job", Verdict.FAIL, "gpus=4 for engines, and the job asks for 2"),
         ({"gpus_per_node": None, "gres": "gpu:a100:2"}, "GPUs of the job", Verdict.FAIL, "the job asks for 2"),
-        ({"gpus_per_node": None}, "GPUs of the job", Verdict.WARN, "right where they come with the node"),
+        ({"gpus_per_node": None}, "GPUs of the job", Verdict.FAIL, "gpus=4 for engines, and the job asks for none"),
+        ({"gpus_per_node": None, "partition": "closed"}, "GPUs of the job", Verdict.WARN, "they come with the node"),
+        ({"engine_memory_gib": 300.0}, "memory for engines", Verdict.FAIL, "300 GiB of memory for engines, and a node"),
+        (
+            {"engine_memory_gib": 300.0, "partition": None},
+            "memory for engines",
+            Verdict.WARN,
+            "partition gpu has 250.0",
+        ),
+        ({"engine_memory_gib": 300.0, "constraint": "hbm40g"}, "memory for engines", Verdict.FAIL, "hbm40g has 250.0"),
     ],
 )
 @pytest.mark.process
@@ -122,6 +163,17 @@ def test_what_slurm_takes_and_no_block_could_use_is_named(
     assert list(found) == [what]
     assert found[what][0] is verdict
     assert said in found[what][1]
+
+
+@pytest.mark.process
+def test_memory_that_the_site_has_not_said_forbids_nothing() -> None:
+    assert complaints(node_type(partition="closed", engine_memory_gib=300.0)) == {}
+
+
+@pytest.mark.process
+def test_a_walltime_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
+    wrong = node_type(walltime="1-00:00:00")
+    assert list(complaints(wrong, _tested(wrong, Layout(tmp_path)))) == ["walltime"]
 
 
 @pytest.mark.process
@@ -191,8 +243,16 @@ def test_a_partition_in_the_options_is_the_one_that_is_looked_at() -> None:
 
 def test_nodes_that_do_not_answer_take_no_jobs() -> None:
     states = ("idle", "mixed", "allocated", "idle*", "down", "drained", "inval", "reserved")
-    nodes = words.parse_nodes("\n".join(f"n|p|(null)|{state}" for state in states))
+    nodes = words.parse_nodes("\n".join(f"n|p|1|(null)|(null)|{state}" for state in states))
     assert [node.usable for node in nodes] == [True, True, True, False, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("gres", "expected"),
+    [("(null)", 0), ("gpu:a100:4(S:0-1),nvme:1", 4), ("nvme:1,gpu:2", 2), ("gpu:a:1(S:0),gpu:b:2", 3), ("gpumem:8", 0)],
+)
+def test_gpus_of_a_node(gres: str, expected: int) -> None:
+    assert words.gpus_in(gres) == expected
 
 
 def test_variables_meant_for_sbatch_are_named_as_what_they_are_to_us_ignored() -> None:

@@ -7,15 +7,16 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import mark
-from gateway_plugin.service import probes
+from gateway_plugin.service import probes, ray_head
 from gateway_plugin.service import supervisor as supervisor_module
 from gateway_plugin.service.deployment import record_of
-from gateway_plugin.service.restart_policy import Action, Part, Phase, Plan, decide
+from gateway_plugin.service.restart_policy import Action, Part, PartName, Phase, Plan, decide
 from gateway_plugin.service.supervisor import Supervisor
 from gateway_plugin.service_state import write_record
 from gateway_plugin.site import load_site
@@ -64,6 +65,31 @@ def test_a_port_that_another_user_took_meanwhile_ends_the_start_with_that_users_
         made._record = made._record.model_copy(update={"serve_port": port})
         after = made._perform(Action.START_DEPLOY, Plan(), 0.0)
         assert after.serve.error == f"port {port} (Serve): {holder}"
+
+
+@pytest.mark.parametrize(("own", "expected"), [(0, 5), (5, 5), (12, 12)])
+@pytest.mark.parametrize("refused", [None, PermissionError, ProcessLookupError])
+def test_the_head_is_never_less_nice_than_the_supervisor_and_starts_whatever_becomes_of_it(
+    made: Supervisor, monkeypatch: pytest.MonkeyPatch, own: int, expected: int, refused: type[OSError] | None
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def set_priority(_which: int, who: int, niceness: int) -> None:
+        asked.append((who, niceness))
+        if refused is not None:
+            raise refused
+
+    child = SimpleNamespace(pid=os.getpid())
+    monkeypatch.setattr(os, "getpriority", lambda _which, _who: own)
+    monkeypatch.setattr(os, "setpriority", set_priority)
+    for name in ("prepare", "head_argv", "head_env"):
+        monkeypatch.setattr(ray_head, name, lambda *_: {})
+    monkeypatch.setattr(Supervisor, "_spawn", lambda *_: child)
+    plan = made._perform(Action.START_HEAD, Plan(), 0.0)
+    assert plan.head.error == ""
+    assert asked == [(os.getpid(), expected)]
+    assert plan.head.error == ""
+    assert made._children == {PartName.HEAD: child}
 
 
 def test_whatever_goes_wrong_with_the_drain_everything_is_ended(
