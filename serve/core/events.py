@@ -162,7 +162,7 @@ class RouteRefused:
 
 @dataclass(frozen=True)
 class RouteDrained:
-    """The edge accepted ``DrainRoute``: no new request from here on. Only counters read after this count."""
+    """The edge accepted ``DrainRoute``: no new request from here on. Only counters requested after this count."""
 
     engine: str
 

@@ -96,10 +96,10 @@ def initial(policy: Policy) -> Fleet:
 def step(fleet: Fleet, event: Event, now: float, policies: Policies = DEFAULT) -> tuple[Fleet, tuple[Effect, ...]]:
     """The fleet after ``event``, and the effects to carry out, in this order.
 
-    (1) a request for a model that serves: go; (2) the handler records the fact, and new blocks determine which node
-    types back off; (3) a waiter more or less for a model that has others waiting changes nothing else; (4) before the
-    fleet has settled nothing is started or stopped, but waiters of a model that serves are released; (5) the passes:
-    expiry, hand-over, idle engines, answers, placement, scaling, and the commands that carry all of it out.
+    (1) a request for a model that serves: go; (2) the handler records the fact, and a new ledger determines which
+    node types back off; (3) a waiter more or less for a model that has others waiting changes nothing else; (4) before
+    the fleet has settled nothing is started or stopped, but waiters of a model that serves are released; (5) the
+    passes: expiry, hand-over, idle engines, answers, placement, scaling, and the commands that carry all of it out.
     """
     if type(event) is events.Acquire:
         granted = requests.go_at_once(fleet, event, now)  # (1)

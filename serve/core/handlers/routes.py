@@ -20,7 +20,7 @@ def route_opened(tx: Transaction, event: RouteOpened) -> None:
 
 
 def route_drained(tx: Transaction, event: RouteDrained) -> None:
-    """Counters read from now on show how much is left in flight."""
+    """Counters requested from now on show how much is left in flight."""
     engine = tx.engines.rows.get(event.engine)
     if engine is not None and engine.route is RouteState.DRAINING and not engine.drained:
         tx.set_engine(engine, drained=True, drained_idle=False, refusals=0, retry_at=0.0, fresh_from=tx.now)
