@@ -140,6 +140,9 @@ class Host:
                 self._look()
                 self._wait(POLL_S)
             code = _exit_code(ray.wait())
+            self._wait(0)  # a block that is cancelled may lose Ray's node first
+            if self._marked():
+                raise _Leave("told to by its mark", CANCELLED)
             if self._watch.until is not None:
                 raise _Leave("told to, and so was Ray", self._watch.code)
             if joined.exists():
@@ -167,7 +170,7 @@ class Host:
         while time.monotonic() < until and self._ray is not None and self._ray.poll() is None:
             if self._raylet_runs():
                 return True
-            time.sleep(0.1)
+            self._wait(0.1)
         return False
 
     def _end_ray(self) -> None:

@@ -104,6 +104,18 @@ def test_a_drained_node_leaves_though_ray_stays(tmp_path: Path, block: Start) ->
     left_cleanly(tmp_path)
 
 
+@pytest.mark.parametrize("ends", ["kill -TERM $PPID; exec sleep 300", "kill -TERM $PPID; exit 1", "exit 1"])
+def test_a_block_that_is_cancelled_once_its_node_was_drained_has_not_failed(
+    tmp_path: Path, block: Start, ends: str
+) -> None:
+    marks = Layout(tmp_path / "state").leave_marks
+    marks.mkdir(parents=True, exist_ok=True)
+    process = block("{raylet} 1 & " + STARTS + f"; wait; touch {marks / NAME}; " + ends)
+    assert process.wait(20) == 143
+    assert "leaving: told to" in said(tmp_path)
+    left_cleanly(tmp_path)
+
+
 def test_a_crashed_node_fails(tmp_path: Path, block: Start) -> None:
     process = block("{raylet} 1 & " + STARTS + "; wait; exit 1")
     assert process.wait(20) == 1
