@@ -129,7 +129,7 @@ def check(layout: Layout) -> None:
     private_folder(layout.run)
     program = binary()
     done = subprocess.run(
-        (str(program), "-c", "-q", "-f", str(layout.edge_config)), capture_output=True, text=True, timeout=60
+        (str(program), "-c", "-f", str(layout.edge_config)), capture_output=True, text=True, timeout=60
     )
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if "[ALERT]" in line] or [done.stderr]

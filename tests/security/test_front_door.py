@@ -39,12 +39,12 @@ OWN_COMMANDS = (
 
 IN_PYTHON = f"""
 from gateway_plugin import Client
-from gateway_plugin.apps import _answer, _client, AtGateway
+from gateway_plugin.apps import Place, _run_chat
 from gateway_plugin.errors import GatewayError
 for ask in (
     lambda: Client().models(),
     lambda: Client().openai.models.list(),
-    lambda: _answer(_client(AtGateway()), {PROMPT!r}, "alpha", None, {{}}),
+    lambda: _run_chat({PROMPT!r}, "alpha", {{}}, Place()),
 ):
     try:
         ask()

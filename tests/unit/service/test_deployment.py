@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,17 @@ from tests.support.clusters import write_local_site
 pytestmark = pytest.mark.process
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """HAProxy takes a socket's path of 97 characters at most."""
+    with tempfile.TemporaryDirectory(prefix="gwt", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 def test_a_fresh_start_has_another_token_and_authority_of_ray_and_an_adoption_has_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path))
+    monkeypatch.setenv("GATEWAY_RUN_ROOT", str(short_folder))
     layout = Layout(tmp_path / "state")
     reference = str(write_local_site(tmp_path / "site.py"))
     site = load_site(reference)
