@@ -41,6 +41,26 @@ class StopEngine:
 
 
 @dataclass(frozen=True)
+class SleepEngine:
+    """To the node's agent: free its GPUs, keep its weights in host memory. Outcome: ``EngineAsleep``; or, in any doubt,
+    its agent ends it: ``EngineExited``."""
+
+    engine: str
+    node: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class WakeEngine:
+    """To the node's agent: load its weights from host memory, onto the same GPUs, and check its answer. Outcome:
+    ``EngineAwake``; or, in any doubt, its agent ends it: ``EngineExited``."""
+
+    engine: str
+    node: str
+    epoch: int
+
+
+@dataclass(frozen=True)
 class OpenRoute:
     """To the edge: address, health up, state ready. Outcome: ``RouteOpened`` or ``RouteRefused``."""
 
@@ -105,4 +125,7 @@ class KillAgent:
     """Else its block is left to the next pending agent; the autoscaler cancels it if there is none."""
 
 
-Effect = Answer | StartEngine | StopEngine | OpenRoute | DrainRoute | CloseRoute | SyncSlots | CreateAgent | KillAgent
+Effect = (
+    Answer | StartEngine | StopEngine | SleepEngine | WakeEngine | OpenRoute | DrainRoute | CloseRoute | SyncSlots
+    | CreateAgent | KillAgent
+)  # fmt: skip

@@ -32,6 +32,11 @@ class FoundEngine:
     ready: bool
     """It answered a real request."""
     loaded_s: float | None = None
+    asleep: bool = False
+    """It sleeps: its GPUs are free, its weights lie in host memory."""
+    can_sleep: bool = False
+    sleep_mib: int = 0
+    """As in ``EngineAsleep``; 0 if it has never slept."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class NodeJoined:
     host_mib: int
     gpu_mib: tuple[int, ...]
     engines: tuple[FoundEngine, ...] = ()
+    sleep_mib: int = 0
+    """Host memory for the weights of engines that sleep or have slept."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +114,30 @@ class EngineListening:
 @dataclass(frozen=True)
 class EngineReady:
     """It answered one real request. ``load_s``: from start of the process; ``max_model_len``: its context length in
-    tokens, prompt and answer together, ``None`` if not reported."""
+    tokens, prompt and answer together, ``None`` if not reported; ``can_sleep``: its agent can put it to sleep."""
 
     engine: str
     address: str
     load_s: float
     max_model_len: int | None = None
+    can_sleep: bool = False
+
+
+@dataclass(frozen=True)
+class EngineAsleep:
+    """It sleeps, its GPUs are free. ``sleep_mib``: host memory that it holds from now on, awake too, until it exits."""
+
+    engine: str
+    sleep_mib: int
+    took_s: float
+
+
+@dataclass(frozen=True)
+class EngineAwake:
+    """It was woken and answers as it did before it slept. ``took_s``: from the command to the checked answer."""
+
+    engine: str
+    took_s: float
 
 
 @dataclass(frozen=True)
@@ -180,6 +205,8 @@ class ServerSeen:
     up: bool
     in_flight: int
     last_used: float  # 0 if never
+    queued: int = 0
+    """Requests that wait at the edge until it takes them."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +219,7 @@ class EdgeSeen:
 
 
 class Priority(StrEnum):
-    """Class of a request's priority. No policy uses it yet."""
+    """Class of a request's priority."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"
@@ -342,8 +369,9 @@ class Tick:
 
 
 Event = (
-    Started | CatalogChanged | NodeJoined | NodeGone | NodeFailed | EngineListening | EngineReady | EngineStalled
-    | EngineMoves | EngineExited | RouteOpened | RouteRefused | RouteDrained | RouteClosed | EdgeSeen | Acquire
-    | WaiterLeft | GatewayCloses | ModelAnswered | SuspectsKept | LoadAsked | UnloadAsked | PinChanged
-    | NodeDrainAsked | BlockCancelAsked | BlocksSeen | NodeLeaves | NodeTypeRetryAsked | StorageSeen | Tick
+    Started | CatalogChanged | NodeJoined | NodeGone | NodeFailed | EngineListening | EngineReady | EngineAsleep
+    | EngineAwake | EngineStalled | EngineMoves | EngineExited | RouteOpened | RouteRefused | RouteDrained
+    | RouteClosed | EdgeSeen | Acquire | WaiterLeft | GatewayCloses | ModelAnswered | SuspectsKept | LoadAsked
+    | UnloadAsked | PinChanged | NodeDrainAsked | BlockCancelAsked | BlocksSeen | NodeLeaves | NodeTypeRetryAsked
+    | StorageSeen | Tick
 )  # fmt: skip

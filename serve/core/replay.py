@@ -20,7 +20,7 @@ from serve.core.events import Event
 from serve.core.state import Fleet
 from serve.core.step import step
 
-VERSION = 2
+VERSION = 3
 """Version of a recorded fleet. Another version cannot be replayed: its fields may have another meaning."""
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 

@@ -22,8 +22,12 @@ class EngineState(Enum):
     """It answered a real request; its route is open or being opened."""
     DRAINING = "draining"
     """Its route takes no new request; requests in flight go on. Can still be taken back (``READY``)."""
+    FALLING_ASLEEP = "falling-asleep"
+    """Its route is closed; ``SleepEngine`` was sent. Holds its GPUs' memory until its agent reports."""
     ASLEEP = "asleep"
-    """Sleep level 1: device memory freed. Reserved for the issue on switching; no rule enters it yet."""
+    """Sleep level 1: its weights lie in host memory, its GPUs' memory is free. It wakes on the same GPUs only."""
+    WAKING = "waking"
+    """``WakeEngine`` was sent. Holds its GPUs' memory; no request is sent to it."""
     STOPPING = "stopping"
     """Its process is being ended. Holds its memory until the agent reports its exit."""
 
@@ -84,6 +88,10 @@ class Node:
     """Kept by ``serve.core.transaction``: ``host_mib`` less what its engines hold."""
     free_gpu_mib: tuple[int, ...] = ()
     """Kept by ``serve.core.transaction``, by index."""
+    sleep_mib: int = 0
+    """Host memory for the weights of engines that sleep or have slept; apart from ``host_mib``."""
+    free_sleep_mib: int = 0
+    """Kept by ``serve.core.transaction``."""
     engines: tuple[str, ...] = ()
     """Kept by ``serve.core.transaction``: ids of the engines on it."""
 
@@ -111,6 +119,12 @@ class Engine:
     up: bool = False
     """The server's state as the edge reports it."""
     in_flight: int = 0
+    queued: int = 0
+    """Requests that wait at the edge until it takes them."""
+    can_sleep: bool = False
+    """Its agent can put it to sleep and wake it."""
+    sleep_mib: int = 0
+    """Host memory that it holds since it first slept, awake or not."""
     last_used: float = 0.0
     """The later of the edge's last session and the last time something was in flight."""
     unwanted_since: float | None = None
@@ -156,8 +170,9 @@ class Engine:
 
 
 def reservation(engine: Engine) -> tuple[Part, ...]:
-    """Memory held by an engine in its state: all of its parts, until its process is gone."""
-    return engine.parts
+    """Memory held by an engine in its state: none of its parts while it sleeps, else all until its process is gone.
+    (Host memory for its weights, ``sleep_mib``, is counted apart.)"""
+    return () if engine.state is EngineState.ASLEEP else engine.parts
 
 
 @dataclass(frozen=True)
@@ -213,6 +228,39 @@ class ClosingRoute:
     retry_at: float = 0.0
 
 
+class Action(Enum):
+    """A decision on one engine, or the decision to let a model wait."""
+
+    LOAD = "load"
+    WAKE = "wake"
+    EVICT = "evict"
+    """Its route drains so that another model gets its room."""
+    SLEEP = "sleep"
+    STOP = "stop"
+    KEEP = "keep"
+    """A drain is cancelled."""
+    WAIT = "wait"
+    """A model waits although its load would be possible: others weigh more, or nothing may be evicted yet."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision and its reason, for ``gateway models why`` and the event log."""
+
+    at: float
+    action: Action
+    model: str
+    because: str
+    """A clause with its numbers, for administrators: no names of users."""
+    engine: str = ""
+    other: str = ""
+    """The model for or against which it was made."""
+
+
+DECISIONS_MAX = 512
+"""``Fleet.decisions`` keeps the last ones."""
+
+
 class Cause(Enum):
     SUBMIT_REJECTED = "submit-rejected"
     """The scheduler rejects its jobs. Retried without end; waiters keep waiting."""
@@ -260,6 +308,10 @@ class Fleet:
     failures: Mapping[str, Failure] = field(default_factory=dict)
     load_s: Mapping[str, float] = field(default_factory=dict)
     """Model -> the last load's seconds, for ``eta_s``."""
+    wake_s: Mapping[str, float] = field(default_factory=dict)
+    """Model -> the last wake's seconds, from the command to the checked answer."""
+    decisions: tuple[Decision, ...] = ()
+    """The last ones, oldest first."""
     pinned: frozenset[str] = frozenset()
     """Never evicted, always wanted: from the catalog and from ``gateway models pin``."""
     requested_until: Mapping[str, float] = field(default_factory=dict)
@@ -307,7 +359,7 @@ class Fleet:
 
 def live(engine: Engine) -> bool:
     """It serves its model or is going to."""
-    return engine.state in (EngineState.LOADING, EngineState.READY)
+    return engine.state in (EngineState.LOADING, EngineState.READY, EngineState.WAKING)
 
 
 def ready_at(engine: Engine) -> float:

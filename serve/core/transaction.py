@@ -16,8 +16,11 @@ from serve.core.effects import Effect
 from serve.core.events import FoundServer, Part, SeenBlock
 from serve.core.policy import Policy
 from serve.core.state import (
+    DECISIONS_MAX,
+    Action,
     Apart,
     ClosingRoute,
+    Decision,
     Engine,
     EngineState,
     Failure,
@@ -93,6 +96,7 @@ class Transaction:
     failures: Table[Failure]
     agent_failures: Table[Failure]
     load_s: Table[float]
+    wake_s: Table[float]
     requested_until: Table[float]
     block_start_s: Table[tuple[tuple[str, float], ...]]
     apart: Table[Apart]
@@ -105,6 +109,7 @@ class Transaction:
     names: Mapping[str, str]
     pinned: frozenset[str]
     switches: int
+    decisions: tuple[Decision, ...]
     serial: int
     settled: bool
     unsettled: frozenset[str]
@@ -133,6 +138,13 @@ class Transaction:
 
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
+
+    def decide(self, action: Action, model: str, because: str, *, engine: str = "", other: str = "") -> None:
+        """Record a decision with its reason, unless the model's last one was the same."""
+        last = next((one for one in reversed(self.decisions) if one.model == model), None)
+        if last is None or (last.action, last.engine, last.other) != (action, engine, other):
+            made = Decision(self.now, action, model, because, engine, other)
+            self.decisions = (*self.decisions[1 - DECISIONS_MAX :], made)
 
     def next_serial(self) -> int:
         self.serial += 1
@@ -164,6 +176,7 @@ class Transaction:
             row = self.nodes.rows[node]
             self.nodes.put(node, replace(row, engines=(*row.engines, engine.id), idle_since=None))
         self._hold(reservation(engine), 1)
+        self._hold_asleep(engine, engine.sleep_mib)
 
     def set_engine(self, engine: Engine, **changes: Any) -> Engine:
         """Change fields of an engine other than its id, model and parts."""
@@ -173,6 +186,8 @@ class Transaction:
         if before is not after:
             self._hold(before, -1)
             self._hold(after, 1)
+        if changed.sleep_mib != engine.sleep_mib:
+            self._hold_asleep(engine, changed.sleep_mib - engine.sleep_mib)
         return changed
 
     def drop_engine(self, engine: Engine) -> None:
@@ -189,6 +204,7 @@ class Transaction:
             engines = tuple(other for other in row.engines if other != engine.id)
             self.nodes.put(node, replace(row, engines=engines, idle_since=None if engines else self.now))
         self._hold(reservation(engine), -1)
+        self._hold_asleep(engine, -engine.sleep_mib)
 
     def _put(self, engine: Engine) -> None:
         self.engines.put(engine.id, engine)
@@ -208,13 +224,23 @@ class Transaction:
                 host -= sign * part.mib
             self.nodes.put(node.id, replace(node, free_host_mib=host, free_gpu_mib=tuple(gpus)))
 
-    def describe_node(self, node: Node, host_mib: int, gpu_mib: tuple[int, ...]) -> None:
+    def _hold_asleep(self, engine: Engine, mib: int) -> None:
+        if mib:
+            node = self.nodes.rows[engine.node]
+            self.nodes.put(node.id, replace(node, free_sleep_mib=node.free_sleep_mib - mib))
+
+    def describe_node(self, node: Node, host_mib: int, gpu_mib: tuple[int, ...], sleep_mib: int = 0) -> None:
         """Put ``node`` with its total memory; its free memory follows from the engines on it."""
-        node = replace(node, host_mib=host_mib, gpu_mib=gpu_mib, free_host_mib=host_mib, free_gpu_mib=gpu_mib)
+        node = replace(
+            node,
+            host_mib=host_mib, gpu_mib=gpu_mib, sleep_mib=sleep_mib,
+            free_host_mib=host_mib, free_gpu_mib=gpu_mib, free_sleep_mib=sleep_mib,
+        )  # fmt: skip
         self.nodes.put(node.id, node)
-        for engine in node.engines:
-            held = reservation(self.engines.rows[engine])
-            self._hold([part for part in held if part.node == node.id], 1)
+        for engine in [self.engines.rows[name] for name in node.engines]:
+            self._hold([part for part in reservation(engine) if part.node == node.id], 1)
+            if engine.node == node.id:
+                self._hold_asleep(engine, engine.sleep_mib)
 
     def reachable(self, engine: Engine) -> bool:
         """Whether its head's agent takes commands."""

@@ -39,7 +39,7 @@ def node_joined(tx: Transaction, event: NodeJoined) -> None:
         engines=left,
         joined_at=tx.now if fresh else node.joined_at,
     )
-    tx.describe_node(joined, event.host_mib, event.gpu_mib)
+    tx.describe_node(joined, event.host_mib, event.gpu_mib, event.sleep_mib)
     know_block(tx, tx.nodes.rows[joined.id])
     for one in event.engines:
         known = tx.engines.rows.get(one.id)

@@ -66,17 +66,23 @@ def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
         engine = rows.get(seen.engine)
         if engine is None or engine.server is None or event.read_at < engine.fresh_from:  # (1)
             continue
-        last_used = max(engine.last_used, tx.now if seen.in_flight else seen.last_used)
-        drained_idle = engine.drained and seen.in_flight == 0  # (3)
-        if (engine.up, engine.in_flight, engine.last_used, engine.drained_idle) != (
+        last_used = max(engine.last_used, tx.now if seen.in_flight or seen.queued else seen.last_used)
+        drained_idle = engine.drained and seen.in_flight == 0 and seen.queued == 0  # (3)
+        if (engine.up, engine.in_flight, engine.queued, engine.last_used, engine.drained_idle) != (
             seen.up,
             seen.in_flight,
+            seen.queued,
             last_used,
             drained_idle,
         ):
             # (2) not dataclasses.replace: this runs for every busy engine of the fleet, every second
             changed = object.__new__(Engine)
             changed.__dict__.update(
-                engine.__dict__, up=seen.up, in_flight=seen.in_flight, last_used=last_used, drained_idle=drained_idle
+                engine.__dict__,
+                up=seen.up,
+                in_flight=seen.in_flight,
+                queued=seen.queued,
+                last_used=last_used,
+                drained_idle=drained_idle,
             )
             tx.engines.put(engine.id, changed)
