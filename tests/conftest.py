@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
-from tests.support import aftermath, lanes
+from tests.support import aftermath, interruption, lanes
 
 if TYPE_CHECKING:
     from tests.support.pbs.virtual import VirtualPbs
@@ -30,6 +30,7 @@ REBUILT_AT_MOST = 3
 
 _no_process_in: pytest.Item | None = None
 _failed_to_set_up: Counter[str] = Counter()
+_interruption = interruption.Interruption()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +48,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Failures are shown as they come, where workers run the tests."""
+    """Signals end a run in order; failures are shown as they come, where workers run the tests."""
+    _interruption.install()
     plugins = session.config.pluginmanager
     if plugins.hasplugin("dsession"):
         plugins.register(aftermath.AtOnce(plugins.getplugin("terminalreporter")))
@@ -55,9 +57,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """After Ctrl-C and ``--maxfail`` the workers end their gateways and Slurms before xdist ends the workers."""
-    if (workers := session.config.pluginmanager.getplugin("dsession")) is not None:
-        lanes.wait_for_workers(workers)
+    """After a signal the workers end their gateways and Slurms before xdist ends the workers."""
+    _interruption.ending = True
+    plugins = session.config.pluginmanager
+    if (workers := plugins.getplugin("dsession")) is not None:
+        interruption.end_workers(workers, plugins.getplugin("terminalreporter").write_line)
 
 
 def _audit(event: str, _arguments: tuple[Any, ...]) -> None:
@@ -108,8 +112,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 def own_signals() -> Iterator[None]:
     """Ctrl-C works in every test and its children: not so in a background job's, nor where a command was interrupted
     in this process before, which then ignores it on purpose."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, _interruption)
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
     yield
     for number, handler in before.items():
         if handler is not None:

@@ -7,9 +7,6 @@ virtual Slurm runs at a time, and neither worker is idle before the other is.
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +21,6 @@ ORDER = (
 the other; the small ones lie between them, where the workers meet."""
 TOGETHER = ("globus",)
 """Folders of which one worker runs all files: they share what takes long to start."""
-ENDING_S = 120.0
-"""How long workers may take to end what their tests share, when they are interrupted."""
 
 
 def folder_of(nodeid: str) -> str:
@@ -59,19 +54,3 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # as collected
     return FromBothEnds(config, log)
-
-
-def wait_for_workers(session: Any) -> None:
-    """Until each worker has ended its session; ``session``: xdist's own, of the process that has the workers.
-
-    xdist gives them a few seconds after Ctrl-C, and a gateway or a Slurm takes longer.
-    """
-    active = set(session._active_nodes)
-    for worker in active:
-        worker.shutdown()
-    deadline = time.monotonic() + ENDING_S
-    while active and time.monotonic() < deadline:
-        with contextlib.suppress(queue.Empty):
-            event, told = session.queue.get(timeout=1.0)
-            if event in ("workerfinished", "errordown"):
-                active.discard(told["node"])
