@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve as ray_serve
 
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
 from gateway_plugin.service.deployment import noted
 from gateway_plugin.site import NodeType, Site
-from serve.agent.actor import AgentSettings, NodeAgent
+from serve.agent.actor import AgentSettings
 from serve.controller.deployment import Controller
 from serve.core.policy import NodeTypeSpec, Policy
 from serve.ingress.desk import Desk
 from serve.ingress.http import ServedIngress
+from serve.ray_agent import RayNodeAgent
 
 _ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 """All need the edge's sockets, which are on the head's machine."""
@@ -27,15 +27,6 @@ _HEALTH_TIMEOUT_S = 120.0
 """A replica whose health check takes longer than this, three times in a row, is replaced, and its requests in flight
 are cut. One that is only busy, or starved by its machine, answers sooner; one that died is noticed at once, because its
 process is gone."""
-
-
-class RayNodeAgent(NodeAgent):
-    """A node agent that knows its Ray node."""
-
-    async def ray_node(self) -> str:
-        """Ray's id of the node."""
-        found: str = ray.get_runtime_context().get_node_id()
-        return found
 
 
 def node_type_spec(node_type: NodeType) -> NodeTypeSpec:

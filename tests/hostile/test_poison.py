@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx
@@ -12,19 +11,9 @@ import openai
 import pytest
 
 from serve.ingress.trials import KILLS_MAX
-from tests.support.gateways import Gateway, fake_model, gateway
+from tests.support.gateways import Gateway
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Gateway]:
-    """Each shape has a model of its own: what is remembered of one says nothing about the next."""
-    names = ("beside", "steady", "retries")
-    with gateway(
-        lambda memory: {name: fake_model(memory, "--load-delay-s", "0.5", memory_gib=0.1) for name in names}
-    ) as made:
-        yield made
 
 
 def deaths(running: Gateway, model: str) -> int:

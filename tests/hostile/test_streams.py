@@ -9,29 +9,23 @@ import time
 import httpx
 import pytest
 
-from tests.support.gateways import Gateway, chat_body, fake_model, gateway
+from tests.support.gateways import Gateway, chat_body
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 STREAMS, WAITERS = 200, 100
-TOKENS, RATE = 60, 10
+TOKENS = 60
 PATHS = ("/ready", "/v1/models", "/gateway/v1/status")
 SLOWEST_S = 6.0
 
 
-def test_status_answers_beside_cold_streams_and_waiters_and_none_is_cut() -> None:
-    with gateway(
-        lambda memory: {
-            "slow": fake_model(memory, "--load-delay-s", "3", "--token-rate", str(RATE), memory_gib=0.5),
-            "never": fake_model(memory, "--load-delay-s", "3000", memory_gib=0.5),
-        }
-    ) as running:
-        before = running.replicas()
-        assert len(before) == 4, before
-        asyncio.run(load(running))
-        assert running.replicas() == before, "a busy replica was replaced"
-        said = running.layout.supervisor_log.read_text()
-        assert said.count("action start deploy") == 1, "a busy application was deployed again"
+def test_status_answers_beside_cold_streams_and_waiters_and_none_is_cut(running: Gateway) -> None:
+    before = running.replicas()
+    assert len(before) == 4, before
+    asyncio.run(load(running))
+    assert running.replicas() == before, "a busy replica was replaced"
+    said = running.layout.supervisor_log.read_text()
+    assert said.count("action start deploy") == 1, "a busy application was deployed again"
 
 
 async def load(running: Gateway) -> None:

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from tests.support.gateways import Gateway, chat_body, fake_model, gateway
+from tests.hostile.conftest import HANG_S, WEDGED
+from tests.support.gateways import Gateway, chat_body
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
-HANG_S = 4.0
 CALLERS = 20
-ENGINES = {"counts": ("--metrics",), "mute": ("--metrics", "--wedge-metrics"), "plain": ()}
-"""An engine that counts its work; one whose counters hang with it; one that has none."""
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Gateway]:
-    with gateway(
-        lambda memory: {
-            name: fake_model(
-                memory, "--load-delay-s", "0.3", "--ignore-sigterm", *options, memory_gib=0.4, hang_after=f"{HANG_S}s"
-            )
-            for name, options in ENGINES.items()
-        }
-    ) as made:
-        yield made
 
 
 async def stalled(client: httpx.AsyncClient, model: str) -> dict[str, object]:
@@ -41,7 +25,7 @@ async def stalled(client: httpx.AsyncClient, model: str) -> dict[str, object]:
         await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("model", ENGINES)
+@pytest.mark.parametrize("model", WEDGED)
 async def test_a_wedged_engine_is_ended_and_those_on_it_are_answered_by_the_next(running: Gateway, model: str) -> None:
     async with running.async_client(timeout=60) as client:
         first = (await client.post("/v1/chat/completions", json=chat_body(model))).text

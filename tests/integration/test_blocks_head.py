@@ -105,7 +105,7 @@ def test_an_agent_gets_a_block_on_a_full_node_and_its_end_gives_the_block_back(
 def test_one_part_of_the_head_is_killed_and_the_head_leaves_and_comes_back(cluster: LocalCluster) -> None:
     before = asked(cluster, AGENT)
     block = only_block(cluster)
-    for part in ("autoscaler/v2/monitor.py", "gcs_server", "raylet/raylet", "ray.scripts.scripts"):
+    for part in ("autoscaler/v2/monitor.py", "gcs_server", "ray.scripts.scripts"):  # a raylet: test_service_lifecycle
         cluster.process(part).kill()
         assert cluster.head is not None
         # ray start --head --block notices within seconds: that is the supervisor's sign.

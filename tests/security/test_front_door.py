@@ -10,16 +10,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from gateway_plugin.edge.process import prepare
 from tests.support.edges import edge_site, running_edge
-from tests.support.gateways import ROOT, Gateway, fake_model, gateway, wait_for
+from tests.support.gateways import ROOT, Gateway, wait_for
 from tests.support.stranger import needs_root, squatting
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), needs_root]
@@ -54,15 +52,11 @@ for ask in (
 
 
 @pytest.fixture(scope="module")
-def down() -> Iterator[Gateway]:
+def down(shared: Gateway) -> Gateway:
     """A gateway that ran, and was brought down: its state folder names the port, and holds the keys."""
-
-    def models(memory: Path) -> dict[str, Any]:
-        return {"alpha": fake_model(memory)}
-
-    with gateway(models) as made:
-        made.cli("down")
-        yield made
+    shared.up()  # it is, after the tests of neighbours
+    shared.cli("down")
+    return shared
 
 
 def secrets_of(made: Gateway) -> list[str]:

@@ -9,36 +9,26 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway_plugin.processes import descendants
 from gateway_plugin.service.discovery import heads_of
+from tests.security.conftest import CATALOG_SECRET
 from tests.support.doors import doors_of
-from tests.support.gateways import ROOT, Gateway, fake_model, gateway, wait_for
+from tests.support.gateways import ROOT, Gateway, wait_for
 from tests.support.stranger import attempt, needs_root, squatting
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), needs_root]
 
 PROMPT = "a-prompt-that-is-nobody-elses"
-CATALOG_SECRET = "hf-secret-of-the-catalog"
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Gateway]:
-    def models(memory: Path) -> dict[str, Any]:
-        entry = fake_model(memory)
-        entry["env"] = {**entry["env"], "HF_TOKEN": CATALOG_SECRET}
-        return {"alpha": entry}
-
-    with gateway(models, start=False) as made:
-        made.folder.chmod(0o755)  # what lies above does not hide what the gateway's own folders must
-        made.up()
-        assert made.chat("alpha", PROMPT).status_code == 200
-        yield made
+def running(shared: Gateway) -> Gateway:
+    shared.up()
+    assert shared.chat("alpha", PROMPT).status_code == 200
+    return shared
 
 
 def secrets_of(made: Gateway) -> list[str]:

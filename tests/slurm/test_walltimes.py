@@ -21,7 +21,7 @@ WAIT_S = 90.0
 def test_a_walltime_ends_under_load_and_no_request_fails(slurm_cluster: VirtualSlurm) -> None:
     """A block of two minutes is replaced, drained, and gone before Slurm ends it."""
     two_minutes = slurm_gateway(
-        slurm_cluster, {"a": ()}, walltime="00:02:00", wait_s=WAIT_S, drain_before_end_s=30.0, leave_before_end_s=15.0
+        slurm_cluster, {"a": ()}, walltime="00:02:00", wait_s=WAIT_S, drain_before_end_s=30.0, leave_before_end_s=45.0
     )
     with two_minutes as gateway:
         submitted = ever_submitted(slurm_cluster)
@@ -33,7 +33,7 @@ def test_a_walltime_ends_under_load_and_no_request_fails(slurm_cluster: VirtualS
         ended = ended_blocks(gateway)
         jobs = ever_submitted(slurm_cluster) - submitted
     assert (account.failed, account.cut, account.refused) == ([], [], [])
-    assert len(jobs) == len(ended) + 1
+    assert len(jobs) - len(ended) in (1, 2), "what serves, and perhaps its successor"
     for block in ended:  # left by itself, or was given back when it was drained; Slurm never had to end one (EXPIRED)
         assert block.phase in (BlockPhase.COMPLETED, BlockPhase.CANCELLED), block
 

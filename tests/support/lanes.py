@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 ORDER = (
-    *("slurm/", "contract/test_provider", "globus/", "hostile/", "pbs/", "security/"),
+    *("slurm/", "contract/test_provider", "globus/", "hostile/", "pbs/", "security/test_neighbours", "security/"),
     "unit/",
     *("contract/", "integration/", "live/"),
 )
 """How paths below ``tests/`` begin: those with Slurm, which wait most, at one end, whole gateways and real models at
 the other; the small ones lie between them, where the workers meet."""
-TOGETHER = ("globus",)
+TOGETHER = ("globus/", "hostile/", "integration/served/", "security/", "slurm/served/")
 """Folders of which one worker runs all files: they share what takes long to start."""
 
 
@@ -44,8 +44,8 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
 
     class FromBothEnds(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
-            folder = folder_of(nodeid)
-            return folder if folder in TOGETHER else nodeid.split("::")[0]
+            path = nodeid.split("::")[0]
+            return next((folder for folder in TOGETHER if path.startswith(f"tests/{folder}")), path)
 
         def _assign_work_unit(self, node: Any) -> None:
             if node.gateway.id == "gw1":

@@ -13,6 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("test_properties.py", "test_growth_properties.py", "test_replay.py")
 
+EXAMPLES = "40"
+"""Of each property: others with every run."""
+
 
 @pytest.mark.process
 @pytest.mark.parametrize("file", FILES)
@@ -21,9 +24,9 @@ def test_with_a_fresh_seed(file: str) -> None:
     path = f"tests/unit/core/{file}"
     argv = ("-m", "pytest", "-q", "-m", "hypothesis", f"--hypothesis-seed={seed}", path)
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment = {**own, "GATEWAY_FRESH": "1"}
+    environment = {**own, "GATEWAY_FRESH": "1", "GATEWAY_EXAMPLES": EXAMPLES}
     done = subprocess.run(
         (sys.executable, *argv), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    again = f"GATEWAY_FRESH=1 .venv/bin/python {' '.join(argv)}"
+    again = f"GATEWAY_FRESH=1 GATEWAY_EXAMPLES={EXAMPLES} .venv/bin/python {' '.join(argv)}"
     assert done.returncode == 0, f"{done.stdout[-6000:]}\nseed {seed}; once more: {again}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -23,7 +24,7 @@ REASONS = ("Priority", "Resources", "PartitionTimeLimit", "AssocGrpCPUMinutesLim
 names = st.sampled_from([model.name for model in MODELS])
 
 few = settings(
-    max_examples=60, phases=(Phase.explicit, Phase.generate),
+    max_examples=int(os.environ.get("GATEWAY_EXAMPLES", "60")), phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ import pytest
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.discovery import deployments_of, edges_of, supervisors_of
+from tests.slurm.served.conftest import MODELS, WAIT_S
 from tests.support.clusters import opened
 from tests.support.gateways import Gateway, chat_body, wait_for
 from tests.support.load import Account, load
@@ -26,24 +27,13 @@ from tests.support.slurm.gateways import (
     ever_submitted,
     pinned,
     queued,
-    slurm_gateway,
 )
 from tests.support.slurm.virtual import VirtualSlurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
-WAIT_S = 120.0
-"""How long a request may wait for its model."""
 PATIENCE_S = 12
 """How long the one client waits that says so."""
-MODELS = ("a", "b")
-"""One fits on a node, and there are two nodes."""
-
-
-@pytest.fixture(scope="module")
-def shared(slurm_cluster: VirtualSlurm) -> Iterator[Gateway]:
-    with slurm_gateway(slurm_cluster, dict.fromkeys(MODELS, ()), wait_s=WAIT_S, block_idle_s=600.0) as made:
-        yield made
 
 
 @pytest.fixture
@@ -103,11 +93,11 @@ def test_while_slurms_controller_is_away_what_runs_is_served_and_what_is_asked_f
         gone_at = time.monotonic()
         cold = until_back.enter_context(load(running, ("b",), clients=2))
         wait_for(lambda: refused_blocks(running, refused), WAIT_S, "a block that could not be submitted")
-        wait_for(lambda: warm.answers(since=gone_at + 30) >= 10, WAIT_S, "answers after 30 s without Slurm")
+        wait_for(lambda: warm.answers(since=gone_at + 15) >= 10, WAIT_S, "answers after 15 s without Slurm")
         slurm_cluster.start_controller()
         back_at = time.monotonic()
         wait_for(lambda: cold.answers() >= 12, WAIT_S, "answers of the model asked for meanwhile")
-        wait_for(lambda: warm.answers(since=back_at + 10) >= 10, WAIT_S, "answers with Slurm again")
+        wait_for(lambda: warm.answers(since=back_at + 5) >= 10, WAIT_S, "answers with Slurm again")
     for account in (warm, cold):
         assert (account.failed, account.cut, account.refused) == ([], [], [])
     assert set(served) <= set(queued(slurm_cluster, "RUNNING"))

@@ -14,17 +14,10 @@ import httpx
 import pytest
 
 from tests.support.gateways import ROOT, Gateway, chat_body, wait_for
-from tests.support.slurm.gateways import engine_nodes, ever_submitted, pinned, queued, slurm_gateway
+from tests.support.slurm.gateways import engine_nodes, ever_submitted, pinned, queued
 from tests.support.slurm.virtual import VirtualSlurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-
-
-@pytest.fixture
-def gateway(slurm: VirtualSlurm) -> Iterator[Gateway]:
-    models = {"a": ("--tokens", "400"), "b": ("--tokens", "4000")}
-    with slurm_gateway(slurm, models, block_idle_s=600.0, wait_s=300.0) as made:
-        yield made
 
 
 @contextmanager
@@ -43,7 +36,7 @@ def waiting_chat(gateway: Gateway, model: str) -> Iterator[subprocess.Popen[str]
 @contextmanager
 def streamed(gateway: Gateway, model: str, tokens: int) -> Iterator[Iterator[str]]:
     """An answer that has begun: what comes after its first piece."""
-    body = {**chat_body(model, stream=True), "max_tokens": tokens}
+    body = chat_body(model, f"@tokens={tokens}", stream=True, max_tokens=tokens)
     with gateway.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as stream:
         pieces = stream.iter_text()
         next(pieces)
@@ -59,9 +52,9 @@ def in_state(gateway: Gateway, state: str, *options: str) -> dict[str, Any] | No
     return next((row for row in rows(gateway, *options).values() if row["state"] == state), None)
 
 
-def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
-    slurm: VirtualSlurm, gateway: Gateway
-) -> None:
+def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(slurm: VirtualSlurm, shared: Gateway) -> None:
+    gateway = shared
+    assert not rows(gateway), "the first test here: no block yet"
     host = pinned(gateway, "a", timeout_s=240)["a"]
     gateway.cli("models", "unpin", "a")
     slurm.run("sbatch", "-N1", "--exclusive", "-t", "10", "-J", "somebody", "-o", "/dev/null", "--wrap", "sleep 600")
@@ -102,7 +95,7 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(
     with ThreadPoolExecutor(1) as one, gateway.client() as client:
         one.submit(gateway.chat, "b")
         following = wait_for(lambda: (row := in_state(gateway, "pending")) and row["job"] and row, 15, "another job")
-        with streamed(gateway, "a", tokens=400) as pieces:  # after its end b would take the place of a
+        with streamed(gateway, "a", tokens=200) as pieces:  # after its end b would take the place of a
             client.post("/gateway/v1/models/unpin", json={"model": "a"}).raise_for_status()
             drained = json.loads(gateway.cli("blocks", "drain", serving["name"], "--wait", "--json").stdout)
             assert drained["ended"]["state"] in ("cancelled", "completed"), drained

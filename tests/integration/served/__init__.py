@@ -1,0 +1,1 @@
+"""Clients of a gateway that runs, with fake engines."""

@@ -1,0 +1,1 @@
+"""Clients of a gateway whose blocks are jobs of a real Slurm."""
