@@ -84,7 +84,7 @@ async def test_revoking_ends_what_the_key_has_in_flight_and_nothing_else(edge: E
     began = time.monotonic()
     await asyncio.to_thread(store.revoke, "gone")
     took_s = time.monotonic() - began
-    ended, _ = await asyncio.wait(mine, timeout=2)
+    ended, _ = await asyncio.wait(mine, timeout=BOUND_S)
     assert len(ended) == 4
     assert {task.result() for task in mine[:2]} <= {"RemoteProtocolError", "ReadError"}  # broken off, visibly
     assert {task.result() for task in mine[2:]} == {"whole, 502"}

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ WALL_CLOCK = {
     "serve.ingress.inference": "against the edge's stamp on the request",
 }
 """Who may read the clock that people set, and what for. Whatever waits, or tells how long something took, may not."""
+LINES_MAX = 350
+LONG = {
+    "gateway_plugin.globus.function": "its text is registered whole",
+    "serve.core.events": "a vocabulary",
+    "serve.core.state": "a vocabulary",
+}
+"""Modules that are longer, and why they are one."""
 LIGHT = (
     "gateway_plugin", "gateway_plugin.client", "gateway_plugin.apps", "gateway_plugin.api_types",
     "gateway_plugin.connection",
@@ -75,11 +83,21 @@ def sources(package: str) -> Iterator[tuple[str, ast.Module]]:
     place = ROOT.joinpath(*package.split("."))
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     for path in files:
-        yield module_name(path), ast.parse(path.read_text(encoding="utf-8"), str(path))
+        yield module_name(path), parsed(path)
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@cache
+def imports(tree: ast.Module) -> tuple[tuple[str, int], ...]:
     """Every module that is imported, wherever in the file: ``from a import b`` counts as ``a`` and as ``a.b``."""
+    return tuple(_imports(tree))
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -107,9 +125,21 @@ def breaches(package: str, allowed: tuple[str, ...]) -> list[str]:
     return found
 
 
+@cache
 def exists(module: str) -> bool:
     place = ROOT.joinpath(*module.split("."))
     return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def test_long_modules_are_few_and_have_a_reason() -> None:
+    lines = {name: len(text_of(name).splitlines()) for package in OURS for name, _ in sources(package)}
+    assert {name for name, count in lines.items() if count > LINES_MAX} == set(LONG)
+
+
+def text_of(module: str) -> str:
+    place = ROOT.joinpath(*module.split("."))
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    return path.read_text(encoding="utf-8")
 
 
 def test_there_are_sources_to_judge() -> None:

@@ -174,7 +174,7 @@ def test_a_wedged_engine_is_ended_and_says_so_before(host: AgentHost, options: t
     exited = next(event for event in host.seen if isinstance(event, EngineExited))
     assert not exited.expected
     assert exited.summary.startswith("hung: no progress for 2 s with")
-    assert time.monotonic() - began < 2.0 + 4.0
+    assert time.monotonic() - began < 2.0 + 15.0
     assert set(callers.join()[1:]) <= {"RemoteProtocolError", "ReadError"}, "they broke off as in a death"
 
 

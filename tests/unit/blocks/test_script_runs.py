@@ -176,7 +176,7 @@ def test_told_to_end_by_the_gateway_it_leaves_at_once(tmp_path: Path, block: Sta
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == CANCELLED
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15, "a notice is longer"
     assert "leaving: told to" in said(tmp_path)
     assert left.exists()  # not waited for; it names no process
     left_cleanly(tmp_path)

