@@ -39,15 +39,33 @@ _RUN_NAMES = 9
 
 
 class _Below:
-    """A path of a ``Layout``: ``name`` in one of its folders."""
+    """A path of a ``Layout`` (or ``ControllerFiles``): ``name`` in one of its folders."""
 
     def __init__(self, folder: str, name: str) -> None:
         self._folder = folder
         self._name = name
 
-    def __get__(self, layout: Layout, owner: type[Layout]) -> Path:
+    def __get__(self, layout: object, owner: type) -> Path:
         folder: Path = getattr(layout, self._folder)
         return folder / self._name
+
+
+@dataclass(frozen=True)
+class ControllerFiles:
+    """The files in a controller's folder."""
+
+    folder: Path
+
+    epoch = _Below("folder", "epoch")
+    """The number of the last controller."""
+    pins = _Below("folder", "wishes.json")
+    """An administrator's changes to the catalog's pins."""
+    cards = _Below("folder", "cards.json")
+    """Model cards, as the last controller showed them."""
+    events = _Below("folder", "events.jsonl")
+    """What happened to the fleet, for ``controller replay``."""
+    events_before = _Below("folder", "events.1.jsonl")
+    """The log before ``events``."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +209,13 @@ class Layout:
     engine_records = _Below("run", "engines")
     """One JSON file an engine of this node: PID, start, port, model."""
     controller = _Below("state", "controller")
-    """Recorded events (``events.jsonl``), pins (``wishes.json``), the last epoch, cards of models (``cards.json``)."""
+    """What the controller keeps for the next one: ``ControllerFiles``."""
+
+    @property
+    def controller_files(self) -> ControllerFiles:
+        """Those in ``controller``."""
+        return ControllerFiles(self.controller)
+
     controller_lock = _Below("run", "controller.lock")
     """Locked by the controller as long as it lives: no other changes routes meanwhile."""
 

@@ -16,6 +16,7 @@ from typing import IO, TypeVar
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.files import Copies, Garbled, read_object, set_aside
+from gateway_plugin.paths import ControllerFiles
 from gateway_plugin.state_file import State, StateFile, state_text
 from serve.core.events import CatalogChanged, Event
 from serve.core.replay import event_to_json, fleet_to_json
@@ -41,7 +42,7 @@ class Journal:
     """Files in the controller's folder. Small, synchronous, on the state folder's disk."""
 
     def __init__(self, folder: Path, copies: Copies | None = None) -> None:
-        self._folder = folder
+        self._files = ControllerFiles(folder)
         self._copies = copies or Copies()
         self._log: IO[str] | None = None
         self._written = 0
@@ -51,7 +52,7 @@ class Journal:
     def next_epoch(self, now: float) -> int:
         """Higher than any before: one more than the last controller's, and not less than ``now``, seconds since 1970,
         so that it rises even if the file could not be read or written."""
-        path = self._folder / "epoch"
+        path = self._files.epoch
         last = self._read(path, lambda: int(path.read_text()) if path.exists() else 0, 0)
         epoch = max(last + 1, int(now))
         self._copies.keep(path, str(epoch))
@@ -59,22 +60,22 @@ class Journal:
 
     def pins(self) -> tuple[frozenset[str], frozenset[str]]:
         """Models that an administrator pinned, and models of the catalog's pins that one unpinned."""
-        file = StateFile(self._folder / "wishes.json", Pins)
+        file = StateFile(self._files.pins, Pins)
         kept = self._read(file.path, lambda: file.read() or Pins(), Pins())
         return kept.pinned, kept.unpinned
 
     def keep_pins(self, pinned: frozenset[str], unpinned: frozenset[str]) -> None:
         """Keep them for the next controller."""
-        self._copies.keep(self._folder / "wishes.json", state_text(Pins(pinned=pinned, unpinned=unpinned)))
+        self._copies.keep(self._files.pins, state_text(Pins(pinned=pinned, unpinned=unpinned)))
 
     def cards(self) -> Cards:
         """Model cards of the last controller; none if the file cannot be read."""
-        path = self._folder / "cards.json"
+        path = self._files.cards
         return self._read(path, lambda: cards_from_json(read_object(path) or {}), {})
 
     def keep_cards(self, cards: Cards) -> None:
         """Keep them for the next controller."""
-        self._copies.keep(self._folder / "cards.json", json.dumps(cards_to_json(cards)))
+        self._copies.keep(self._files.cards, json.dumps(cards_to_json(cards)))
 
     def record(self, event: Event, now: float, before: Fleet, *, news: bool = True) -> None:
         """Append one event, received in the state ``before``. An event without ``news`` changes nothing, so a replay
@@ -85,7 +86,7 @@ class Journal:
         """
         if (not news) if self._retry_at is None else now < self._retry_at:
             return
-        path = self._folder / "events.jsonl"
+        path = self._files.events
         try:
             if self._log is None or self._written > _LOG_BYTES_MAX:
                 self._log = self._open(path, now, before)
@@ -104,7 +105,7 @@ class Journal:
         if self._log is not None:
             _close(self._log)
         if path.exists() and path.stat().st_size > 0:
-            path.replace(self._folder / "events.1.jsonl")
+            path.replace(self._files.events_before)
         path.touch(mode=0o600)
         opened = path.open("a", encoding="utf-8")
         models = {name: _shown(model) for name, model in fleet.models.items()}

@@ -117,9 +117,9 @@ def test_models_are_switched_on_a_full_disk_and_everybody_is_told(running: Gatew
     names = parse_map(layout.models_map.read_text(), numbered=False)
     assert {"a", "b"} <= set(names)
     assert f"/{names['a']}/" in f"/{layout.servers_state.read_text().replace(' ', '/')}/"
-    assert json.loads((layout.controller / "wishes.json").read_text())["pinned"] == ["a"]
+    assert json.loads(layout.controller_files.pins.read_text())["pinned"] == ["a"]
     running.cli("keys", "create", "bob")
-    replayed = running.cli("controller", "replay", str(layout.controller / "events.jsonl"), "--json").stdout
+    replayed = running.cli("controller", "replay", str(layout.controller_files.events), "--json").stdout
     assert replayed
     os.kill(running.status()["pid"], signal.SIGKILL)
     wait_for(lambda: _life(running) > life, 60, "another controller")

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 def deaths(running: Gateway, model: str) -> int:
     """Engines of ``model`` that died without being told to."""
-    lines = (running.layout.controller / "events.jsonl").read_text().splitlines()
+    lines = running.layout.controller_files.events.read_text().splitlines()
     events = [json.loads(line) for line in lines if '"EngineExited"' in line]
     return sum(event["engine"].startswith(f"{model}-") and not event["expected"] for event in events)
 

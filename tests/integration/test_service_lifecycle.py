@@ -91,7 +91,7 @@ def test_commands_work_on_a_running_gateway(running: Gateway) -> None:
     names = {log["name"] for log in json.loads(running.cli("logs", "--json").stdout)}
     assert {"supervisor", "edge", "usage", "ray", "deploy", "controller", "ingress"} <= names
     assert running.cli("doctor").returncode == 0
-    replayed = running.cli("controller", "replay", str(running.layout.controller / "events.jsonl"), "--json").stdout
+    replayed = running.cli("controller", "replay", str(running.layout.controller_files.events), "--json").stdout
     effects = [effect["effect"] for line in replayed.splitlines() for effect in json.loads(line)["effects"]]
     assert "StartEngine" in effects
     secret = json.loads(running.cli("keys", "create", "ann", "--json").stdout)["secret"]
