@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway_plugin.paths import block_folder
+from gateway_plugin.processes import block_processes
 from tests.support.gateways import ROOT, Gateway, chat_body, wait_for
 from tests.support.slurm.gateways import engine_nodes, ever_submitted, pinned, queued
 from tests.support.slurm.virtual import VirtualSlurm
@@ -52,6 +54,13 @@ def in_state(gateway: Gateway, state: str, *options: str) -> dict[str, Any] | No
     return next((row for row in rows(gateway, *options).values() if row["state"] == state), None)
 
 
+def nothing_left(gateway: Gateway, block: str) -> None:
+    """Of a block on its node: no process and no folder."""
+    folder = block_folder(gateway.layout.run, block)
+    wait_for(lambda: not folder.exists(), 30, f"the folder of {block} is gone")
+    assert block_processes(block, folder) == ()
+
+
 def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(slurm: VirtualSlurm, shared: Gateway) -> None:
     gateway = shared
     assert not rows(gateway), "the first test here: no block yet"
@@ -61,6 +70,9 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(slurm:
     wait_for(lambda: "RUNNING" in slurm.run("squeue", "-h", "-n", "somebody", "-o", "%T"), 30, "somebody's job runs")
     with gateway.client() as client:
         client.post("/gateway/v1/models/pin", json={"model": "a"}).raise_for_status()  # b must not take its place
+
+    (engine,) = gateway.status()["engines"]  # on the node's own address, not this machine's
+    assert engine["address"].startswith(f"{slurm.places.network}.{host.removeprefix('n')}:")
 
     # One runs, one waits: both are listed, and who waits is told why.
     with waiting_chat(gateway, "b") as chat:
@@ -101,6 +113,7 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(slurm:
             assert drained["ended"]["state"] in ("cancelled", "completed"), drained
             assert "[DONE]" in "".join(pieces)  # what was in flight ended in peace
         wait_for(lambda: "b" in engine_nodes(gateway), 60, "b on the node that was given back")
+    nothing_left(gateway, serving["name"])
     assert engine_nodes(gateway)["b"] == host
     second = in_state(gateway, "serving")
     assert second is not None
@@ -119,4 +132,5 @@ def test_blocks_are_seen_and_cancelled_while_they_wait_and_while_they_run(slurm:
     wait_for(lambda: rows(gateway, "--all")[second["name"]]["state"] == "cancelled", 15, "its end")
     assert "leaving: told to" in gateway.cli("blocks", "logs", second["name"]).stdout
     assert not rows(gateway)
+    nothing_left(gateway, second["name"])
     assert ever_submitted(slurm) - submitted == {following["job"]}
