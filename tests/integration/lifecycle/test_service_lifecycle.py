@@ -10,9 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,19 +18,10 @@ import psutil
 import pytest
 import yaml
 
+from tests.integration.lifecycle.conftest import models
 from tests.support.gateways import ROOT, Gateway, fake_model, gateway, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-
-
-def models(memory: Path) -> dict[str, Any]:
-    return {"alpha": fake_model(memory), "beta": fake_model(memory, memory_gib=0.2)}
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Gateway]:
-    with gateway(models) as made:
-        yield made
 
 
 def parts(made: Gateway) -> dict[str, Any]:
@@ -127,7 +116,12 @@ def test_a_remote_user_reaches_it_through_a_tunnel_as_the_docs_say(running: Gate
     running.cli("keys", "revoke", "far")
     assert told["status"].returncode == 0, told["status"].stderr
     assert f"gateway: ready at https://127.0.0.1:{port}" in told["status"].stdout
-    assert {model["name"] for model in json.loads(told["models list --json"].stdout)} == {"alpha", "beta"}
+    assert {model["name"] for model in json.loads(told["models list --json"].stdout)} == {
+        "alpha",
+        "beta",
+        "warm",
+        "slow",
+    }
     assert told["keys list"].returncode == 2
     assert "on that gateway's own machine" in told["keys list"].stderr
 
@@ -244,17 +238,6 @@ def test_an_adopted_edge_and_head_are_kept_alive_too(running: Gateway) -> None:
     assert answers(running)
     wait_for(lambda: status(running)["state"] == "ready", 90, "the head is back")
     assert running.engine_pids() == engines
-
-
-def test_up_without_options_reads_an_edited_catalog_again_after_down(running: Gateway) -> None:
-    catalog = running.catalog.read_text()
-    running.cli("down", "--grace", "0")
-    running.catalog.write_text(yaml.safe_dump({"models": {"gamma": fake_model(running.folder / "memory")}}))
-    running.cli("up")
-    assert [model["name"] for model in json.loads(running.cli("models", "list", "--json").stdout)] == ["gamma"]
-    running.catalog.write_text(catalog)
-    assert f"models apply {running.catalog}" in running.cli("up").stderr
-    running.cli("models", "apply", str(running.catalog))
 
 
 def test_a_port_in_use_is_named_and_nothing_is_started() -> None:

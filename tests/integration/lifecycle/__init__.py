@@ -1,0 +1,1 @@
+"""``gateway up`` and ``gateway down``."""
