@@ -19,7 +19,7 @@ ORDER = (
 )
 """How paths below ``tests/`` begin: those with Slurm, which wait most, at one end, whole gateways and real models at
 the other; the small ones lie between them, where the workers meet."""
-TOGETHER = ("globus/", "hostile/", "integration/lifecycle/", "integration/served/", "security/", "slurm/served/")
+TOGETHER = ("globus/", "hostile/", "integration/lifecycle/", "security/", "slurm/served/")
 """Folders of which one worker runs all files: they share what takes long to start."""
 
 

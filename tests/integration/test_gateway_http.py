@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import httpx
 import psutil
@@ -21,11 +22,27 @@ from gateway_plugin import Client
 from gateway_plugin.blocks.ray_tls import tls_environment
 from gateway_plugin.edge.socket_protocol import ask
 from gateway_plugin.service.discovery import heads_of
-from tests.integration.served.conftest import WAITING_MAX
 from tests.support.doors import CLOSED, MUTUAL_TLS, PLAIN_HTTP, door_at, doors_of
-from tests.support.gateways import Gateway, chat_body, fake_model, wait_for
+from tests.support.gateways import Gateway, chat_body, fake_model, gateway, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+WAITING_MAX = 30
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Gateway]:
+    with gateway(
+        lambda memory: {
+            "a": fake_model(memory, "--load-delay-s", "1", aliases=["first"]),
+            "b": fake_model(memory, "--load-delay-s", "1"),
+            "brief": fake_model(memory, memory_gib=0.1, keep_alive="1s"),
+            "slow": fake_model(memory, "--load-delay-s", "12", memory_gib=0.1),
+            "vectors": fake_model(memory, "--task", "embed", memory_gib=0.1, task="embed"),
+        },
+        limits={"waiting_requests": WAITING_MAX, "body_bytes": 200_000},
+    ) as made:
+        yield made
 
 
 def model(running: Gateway, name: str) -> dict[str, object]:

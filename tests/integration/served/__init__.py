@@ -1,1 +1,0 @@
-"""Clients of a gateway that runs, with fake engines."""
