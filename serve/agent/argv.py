@@ -46,6 +46,12 @@ _PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 _CPU_KV_CACHE_BYTES = 2**30
 """For vLLM without a GPU, unless the catalog sets it; vLLM's default is nearly all of the machine."""
 _GPU_SHARE_MAX = 0.95
+_PINNING = "pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
+"""For torch's allocator of pinned host memory (docs.pytorch.org/docs/stable/notes/cuda.html): 8 threads touch the
+pages, then CUDA registers them. CUDA's own allocation takes one thread, and an engine's first sleep waits for it."""
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""That memory in pages of 2 MiB where the kernel gives them on request (``transparent_hugepage/enabled``: ``madvise``,
+its default): fewer to touch and register. A glibc before 2.35 ignores it."""
 _NO_DOMAIN = "none.invalid"
 """No host has a name in ``.invalid`` (RFC 6761). To vLLM an empty list means every host."""
 
@@ -166,7 +172,9 @@ def engine_env(
         visible: the node's own names of its GPUs (``visible_devices``); ``()``: by their indices.
         environ: the agent's own environment, of which ``passed_on`` reaches the engine.
         sleeps: the engine can be put to sleep: vLLM serves ``/sleep`` only with its other development endpoints. They
-            need no key; the client certificate guards them, and the edge, which has one, forwards no such path.
+            need no key; the client certificate guards them, and the edge, which has one, forwards no such path. Its
+            first sleep takes a fifth of the time with ``_PINNING`` and ``_HUGE_PAGES`` (docs/switching.md); who sets
+            one of these variables, in the catalog or in the block, keeps theirs.
     """
     env = passed_on(environ)
     env["VLLM_NO_USAGE_STATS"] = "1"
@@ -184,6 +192,9 @@ def engine_env(
     env.update(model.env)
     if sleeps and model.gpus:
         env["VLLM_SERVER_DEV_MODE"] = "1"
+        if "PYTORCH_CUDA_ALLOC_CONF" not in env:  # the older name of the same
+            env.setdefault("PYTORCH_ALLOC_CONF", _PINNING)
+        env.setdefault("GLIBC_TUNABLES", _HUGE_PAGES)
     env["VLLM_API_KEY"] = key
     return env
 

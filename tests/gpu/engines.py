@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import math
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,8 +24,7 @@ from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env
 from serve.agent.probe import Probe, client_context
 from serve.agent.processes import tail
 from serve.agent.sleeping import Asleep, Awake, Canary, Sleeper, used_mib_of
-
-KEY = "engine-key-of-a-test-0123456789"
+from tests.support.agents import KEY, NAMED, engine_client
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Size:
 SIZES = {
     "tiny": Size("tiny", 1024, 4, 16, 3072, 4.0, tied=True),
     "8b": Size("8b", 4096, 36, 32, 12_288, 24.0),
+    "8b-wide": Size("8b", 4096, 36, 32, 12_288, 70.0),
     "32b": Size("32b", 5120, 64, 64, 25_600, 71.0),
 }
 
@@ -213,6 +215,42 @@ class Engine:
             psutil.wait_procs(children, 30)
             self.process = None
         return time.monotonic() - begun
+
+
+class Completion(threading.Thread):
+    """One streamed completion, begun when it is made."""
+
+    def __init__(self, engine: Engine, prompt: str, tokens: int) -> None:
+        super().__init__(daemon=True)
+        self.begun = threading.Event()
+        """It has a first token."""
+        self.tokens = 0
+        """Of its answer, as the engine counts them when it is whole."""
+        self.ended_at = math.inf
+        self._engine = engine
+        self._asked = {
+            "model": engine.name,
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        self.start()
+
+    def run(self) -> None:
+        """Read it to its end."""
+        with (
+            engine_client(self._engine.layout, self._engine.address) as client,
+            client.stream("POST", "/v1/completions", json=self._asked, extensions=NAMED) as answer,
+        ):
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    told = json.loads(line.removeprefix("data: "))
+                    self.begun.set()
+                    self.tokens = (told.get("usage") or {}).get("completion_tokens", 0)
+        self.ended_at = time.monotonic()
 
 
 def make(name: str, size: str, folder: Path, layout: Layout) -> Engine:

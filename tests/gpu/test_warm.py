@@ -19,7 +19,7 @@ import pytest
 
 from gateway_plugin.paths import Layout
 from serve.agent.sleeping import Reload
-from tests.gpu.engines import SIZES, Engine, Figures, first_gpu, host_used_mib, make
+from tests.gpu.engines import SIZES, Completion, Engine, Figures, first_gpu, host_used_mib, make
 from tests.support.agents import KEY, NAMED, engine_client, private_layout
 
 GPU = first_gpu()
@@ -79,6 +79,39 @@ def test_asleep_it_frees_its_memory_and_awake_it_answers_as_before(alpha: Engine
         assert asleep.freed_mib[0] > alpha.size.weights_gib * 1024
 
 
+def test_what_is_in_flight_ends_before_it_sleeps(alpha: Engine, figures: Figures) -> None:
+    streams = [Completion(alpha, "Hi", 500) for _ in range(8)]
+    assert all(stream.begun.wait(60) for stream in streams)
+    asked = time.monotonic()
+    alpha.sleep()
+    slept = time.monotonic()
+    for stream in streams:
+        stream.join(10)
+    last = max(stream.ended_at for stream in streams)
+    figures("asleep after its streams", asked_before_last_s=last - asked, after_last_s=slept - last)
+    assert [stream.tokens for stream in streams] == [500] * 8
+    alpha.wake()
+
+
+def test_a_request_that_comes_while_it_sleeps_has_no_answer_before_it_is_awake(alpha: Engine) -> None:
+    """vLLM holds it: whoever sends to a sleeper waits, and is not told."""
+    alpha.sleep()
+    held = Completion(alpha, "Hi", 5)
+    assert not held.begun.wait(2)
+    alpha.wake()
+    held.join(30)
+    assert held.tokens == 5
+
+
+def test_after_long_prompts_it_wakes_though_it_takes_less_memory_than_it_freed(alpha: Engine, figures: Figures) -> None:
+    long = [Completion(alpha, " ".join(f"w{7 + 3900 * i + j}" for j in range(3900)), 4) for i in range(12)]
+    for prompt in long:
+        prompt.join(60)
+    assert [prompt.tokens for prompt in long] == [4] * 12
+    asleep = alpha.sleep()
+    figures("long prompts, then asleep", freed_mib=asleep.freed_mib[0], taken_mib=alpha.wake().taken_mib[0])
+
+
 def test_a_stranger_without_a_certificate_cannot_put_it_to_sleep(alpha: Engine, layout: Layout) -> None:
     """vLLM's development endpoints ask for no key: the certificate is what guards them."""
     with engine_client(layout, alpha.address) as agent:
@@ -111,7 +144,7 @@ def test_a_second_start_finds_what_was_compiled_and_the_same_weights(alpha: Engi
     assert alpha.canary.text == noted.text
 
 
-@pytest.mark.parametrize("size", ["32b", "8b"])
+@pytest.mark.parametrize("size", ["32b", "8b-wide"])
 def test_two_engines_take_turns_on_one_gpu(
     alpha: Engine, size: str, tmp_path: Path, layout: Layout, figures: Figures
 ) -> None:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway_plugin.catalog import Model
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
 
@@ -221,3 +223,21 @@ def test_only_a_vllm_with_gpus_that_is_to_sleep_is_given_sleep_mode_and_its_endp
         env = engine_env(model(gpus=gpus), "key", tuple(range(gpus)), (), {}, sleeps=sleeps)
         able = bool(gpus and sleeps)
         assert ("--enable-sleep-mode" in argv, env.get("VLLM_SERVER_DEV_MODE")) == (able, "1" if able else None)
+
+
+@pytest.mark.parametrize("allocator", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_one_that_is_to_sleep_pins_memory_fast_unless_somebody_said_otherwise(allocator: str) -> None:
+    def env(named: dict[str, str] | None = None, sleeps: bool = True, gpus: int = 1) -> dict[str, str]:
+        return engine_env(model(gpus=gpus, env=named or {}), "key", tuple(range(gpus)), (), {}, sleeps=sleeps)
+
+    ours = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "GLIBC_TUNABLES"}
+    assert env().keys() & ours == {"PYTORCH_ALLOC_CONF", "GLIBC_TUNABLES"}
+    assert "pinned_use_cuda_host_register:True" in env()["PYTORCH_ALLOC_CONF"]
+    assert not (env(sleeps=False).keys() | env(gpus=0).keys()) & ours
+    theirs = env({allocator: "max_split_size_mb:20", "GLIBC_TUNABLES": "glibc.malloc.arena_max=2"})
+    assert {name: theirs[name] for name in theirs.keys() & ours} == {
+        allocator: "max_split_size_mb:20",
+        "GLIBC_TUNABLES": "glibc.malloc.arena_max=2",
+    }
+    block = {allocator: "max_split_size_mb:20"}
+    assert engine_env(model(gpus=1), "key", (0,), (), block, sleeps=True).keys() & ours == {allocator, "GLIBC_TUNABLES"}
