@@ -22,6 +22,7 @@ from serve.simulate.baselines import POLICIES
 from serve.simulate.generators import SHAPES
 from serve.simulate.report import document, draw_devices, draw_waits, show
 from serve.simulate.runs import Cell, Outcomes, fleet_for, load, run
+from serve.simulate.times import PIN_GIB_PER_S
 from serve.simulate.world import PATIENCE_S
 
 _POLICY = click.Choice(list(POLICIES))
@@ -58,6 +59,10 @@ Examples:
               "Default: the trace's own; 16 for files.")  # fmt: skip
 @click.option("--gpus-per-node", default=8, show_default=True, type=_COUNT, metavar="N", help="Used with --gpus.")
 @click.option("--gpu-gib", default=76.0, show_default=True, type=_AMOUNT, metavar="GIB", help="Used with --gpus.")
+@click.option("--host-gib", default=0.0, show_default=True, type=click.FloatRange(0, 1e6), metavar="GIB",
+              help="Of each node, for engines that sleep. 0: none sleeps.")  # fmt: skip
+@click.option("--pin-gib-per-s", default=PIN_GIB_PER_S, show_default=True, type=_AMOUNT, metavar="GIB",
+              help="How fast an engine's first sleep takes host memory.")  # fmt: skip
 @click.option("--seed", "seeds", multiple=True, type=int, metavar="N", help="Several: medians are shown. Default: 1.")
 @click.option("--resample", "variations", multiple=True, type=int, metavar="SEED", help="Instead of each trace, a "
               "day like it: other times, other busy models. Several may be given.")  # fmt: skip
@@ -75,6 +80,8 @@ def main(
     gpus: tuple[int, ...],
     gpus_per_node: int,
     gpu_gib: float,
+    host_gib: float,
+    pin_gib_per_s: float,
     seeds: tuple[int, ...],
     variations: tuple[int, ...],
     patience_s: float,
@@ -87,7 +94,8 @@ def main(
     cells = [
         Cell(
             trace, policy, seed, size, gpus_per_node, gpu_gib, _label(trace, variation, size, gpus), patience_s,
-            keep_spans=out is not None and policy == pictured and seed == (seeds or (1,))[0], resample=variation,
+            keep_spans=out is not None and policy == pictured and seed == (seeds or (1,))[0],
+            host_gib=host_gib, pin_gib_per_s=pin_gib_per_s, resample=variation,
         )
         for trace in traces or tuple(SHAPES)
         for variation in variations or (None,)
