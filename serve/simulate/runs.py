@@ -48,6 +48,8 @@ class Outcomes:
     figures: Mapping[str, float | int]
     over_10_s: float
     """Share of the requests that waited longer."""
+    past_bound: int
+    """Requests that waited for longer than ``Times.bound_s``."""
     unserved: int
     requests: int
     took_s: float
@@ -102,6 +104,7 @@ def run(cell: Cell, progress: Callable[[float, int], None] | None = None) -> Out
         replace(cell, label=cell.label or trace.name),
         tally.document(),
         tally.over(10.0),
+        tally.past_bound,
         tally.requests - tally.outcomes[Outcome.SERVED],
         tally.requests,
         time.perf_counter() - began,

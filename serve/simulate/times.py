@@ -55,6 +55,11 @@ class Times:
         """Seconds that a request takes on an engine with nothing else in flight."""
         return prompt_tokens / self.prompt_tokens_per_s + max(1, output_tokens) * self.token_s
 
+    @property
+    def bound_s(self) -> float:
+        """No request is to wait for longer: the larger of 60 s and four loads."""
+        return max(60.0, 4 * self.cold_s)
+
     def first_sleep_s(self, pin_gib_per_s: float) -> float:
         """To fall asleep for the first time."""
         return self.weights_gib / self.gpus / pin_gib_per_s + self.sleep_s
