@@ -81,7 +81,7 @@ def _sleep(tx: Transaction, engine: Engine) -> bool:
         tx.decide(Action.STOP, engine.model, because, engine=engine.id)
         return False
     for other in less_valuable:
-        begin_stop(tx, other, "sleep-memory")
+        _stop(tx, begin_stop(tx, other, "sleep-memory"))
         because = f"'{engine.model}' needs the host memory in which it sleeps, and is worth more"
         tx.decide(Action.STOP, other.model, because, engine=other.id, other=engine.model)
     needed_mib = engine.sleep_mib if engine.slept else most_mib(tx.models[engine.model])
