@@ -172,7 +172,7 @@ class Site(_Frozen):
     partition's ``GraceTime``)."""
     sleep_once_loaded: bool = True
     """An engine that can sleep does so once, after loading, before it serves: its load takes longer by its first, slow
-    sleep, and whoever needs its GPUs later waits for a quick one."""
+    sleep, and a model that needs its GPUs later waits for a quick one."""
     isolate_engines: Literal["auto", "required", "off"] = "auto"
     """Keep the gateway's secrets and yours from engines, by bubblewrap: on nodes that have it; ``required``: no engine
     starts without it."""

@@ -1,7 +1,7 @@
 """The GPUs of a node: on each, one engine at a time loads, stops, falls asleep or wakes.
 
 The memory in use on a GPU is read for the whole GPU, by vLLM as it loads and by the agent at a sleep: no other engine
-may change it meanwhile. The controller keeps to this too; here it holds whatever the controller believes.
+may change it meanwhile. The controller keeps to this too; here it holds even where the controller knows less.
 """
 
 from __future__ import annotations
