@@ -62,7 +62,8 @@ class Engine:
     due: int = 0
     """Of the scheduled end of a request; an older one is void."""
     sleep_mib: int = 0
-    """Host memory that it holds since it first slept."""
+    """Host memory that it holds since it first slept, or may take for that."""
+    slept: bool = False
 
     @property
     def places(self) -> list[tuple[str, int]]:

@@ -7,7 +7,8 @@ weights on a local file system; production figures go up to minutes. Wake: the s
 Switching with vLLM Sleep Mode" (level 1; vLLM blog, October 2025).
 
 Sleep: docs/switching.md measured 0.43 s for 15.3 GiB of weights on one GPU and 1.44 s for 61 GiB, and a first sleep at
-1 GiB/s; of the weights of several GPUs each GPU's are taken to go side by side. Weights are those of Qwen3 8B and 32B
+1 GiB/s, and 1.1 and 1.4 GiB kept of the GPU; of the weights of several GPUs each GPU's are taken to go side by side.
+Weights are those of Qwen3 8B and 32B
 as measured, else 2 bytes for each of 70.6, 8.3 and 235 billion parameters.
 
 Service: estimated from the roofline of an 80 GB accelerator. A token alone costs the weights' bytes per GPU over
@@ -48,6 +49,8 @@ class Times:
     """Of all its GPUs together: the host memory that it holds once it has slept."""
     sleep_s: float = 0.5
     """To fall asleep, but for the first time."""
+    kept_gib: float = 0.0
+    """Of each of its GPUs, what it holds while it sleeps."""
     concurrency: int = 256
     """Requests that an engine takes at a time: vLLM's ``max_num_seqs`` of its server."""
 
@@ -69,12 +72,42 @@ PIN_GIB_PER_S = 1.0
 """Measured (docs/switching.md)."""
 
 CLASSES: Mapping[str, Times] = {
-    "8b": Times(1, 22, cold_s=45, wake_s=0.8, prompt_tokens_per_s=25_000, token_s=0.007, weights_gib=15.3, sleep_s=0.5),
-    "32b": Times(1, 70, cold_s=75, wake_s=2.5, prompt_tokens_per_s=6_000, token_s=0.027, weights_gib=61, sleep_s=1.5),
+    "8b": Times(
+        1,
+        22,
+        cold_s=45,
+        wake_s=0.8,
+        prompt_tokens_per_s=25_000,
+        token_s=0.007,
+        weights_gib=15.3,
+        sleep_s=0.5,
+        kept_gib=1.1,
+    ),
+    "32b": Times(
+        1,
+        70,
+        cold_s=75,
+        wake_s=2.5,
+        prompt_tokens_per_s=6_000,
+        token_s=0.027,
+        weights_gib=61,
+        sleep_s=1.5,
+        kept_gib=1.4,
+    ),
     "70b": Times(
         4, 40, cold_s=150, wake_s=4, prompt_tokens_per_s=10_000, token_s=0.018, weights_gib=131.5, sleep_s=0.9
     ),
-    "vl": Times(1, 26, cold_s=60, wake_s=1, prompt_tokens_per_s=15_000, token_s=0.008, weights_gib=15.4, sleep_s=0.5),
+    "vl": Times(
+        1,
+        26,
+        cold_s=60,
+        wake_s=1,
+        prompt_tokens_per_s=15_000,
+        token_s=0.008,
+        weights_gib=15.4,
+        sleep_s=0.5,
+        kept_gib=1.1,
+    ),
     "moe": Times(
         8, 70, cold_s=300, wake_s=6, prompt_tokens_per_s=15_000, token_s=0.012, weights_gib=437.7, sleep_s=1.3
     ),

@@ -13,9 +13,10 @@ from serve.simulate.parts import Engine, Fleet
 from serve.simulate.times import Times, catalog
 
 TIMES = Times(
-    1, 40, cold_s=30, wake_s=2, prompt_tokens_per_s=1, token_s=1, weights_gib=20, sleep_s=0.5, stop_s=1
+    1, 40, cold_s=30, wake_s=2, prompt_tokens_per_s=1, token_s=1, weights_gib=20, sleep_s=0.5, stop_s=1, kept_gib=1
 )  # fmt: skip
 TWO = Times(2, 40, cold_s=30, wake_s=2, prompt_tokens_per_s=1, token_s=1, weights_gib=20, sleep_s=0.5, stop_s=1)
+LARGE = Times(1, 75, cold_s=30, wake_s=2, prompt_tokens_per_s=1, token_s=1)
 MODELS = {"A": TIMES, "B": TIMES, "C": TIMES, "wide": TWO}
 
 
@@ -30,9 +31,9 @@ class Node:
     def last(self) -> ev.Event:
         return self.told[-1]
 
-    def start(self, model: str, gpus: tuple[int, ...] = (0,)) -> Engine:
+    def start(self, model: str, gpus: tuple[int, ...] = (0,), sleep_mib: int = 0) -> Engine:
         entry = next(one for one in catalog(MODELS) if one.name == model)
-        self.agents.start(ef.StartEngine(f"{model}-1", "n0", entry, gpus, 0, 1), MODELS[model])
+        self.agents.start(ef.StartEngine(f"{model}-1", "n0", entry, gpus, 0, 1, sleep_mib), MODELS[model])
         return self.agents.engines[f"{model}-1"]
 
     def started(self, model: str, gpus: tuple[int, ...] = (0,)) -> Engine:
@@ -61,13 +62,13 @@ def test_the_first_sleep_takes_host_memory_at_its_speed_and_later_ones_do_not() 
 
     node.agents.sleep(engine)
     assert node.settle() == pytest.approx(20 / 2 + 0.5)
-    assert node.last() == ev.EngineAsleep("A-1", 20 * 1024, 10.5)
+    assert node.last() == ev.EngineAsleep("A-1", 20 * 1024, 10.5, kept_mib=1024)
     node.clock.after(5, lambda: node.agents.wake(engine))
     assert node.settle() == pytest.approx(5 + 2)
     assert node.last() == ev.EngineAwake("A-1", 2)
     node.agents.sleep(engine)
     assert node.settle() == pytest.approx(0.5)
-    assert node.last() == ev.EngineAsleep("A-1", 20 * 1024, 0.5)
+    assert node.last() == ev.EngineAsleep("A-1", 20 * 1024, 0.5, kept_mib=1024)
 
     assert node.tally.device_s_lost == pytest.approx(30 + 10.5 + 2 + 0.5)
     states = [span.state for span in node.tally.spans]
@@ -133,6 +134,35 @@ def test_an_engine_that_is_stopped_asleep_gives_no_gpu_memory_back_twice() -> No
         node.start("C")
 
 
+def test_an_engine_that_sleeps_once_before_it_is_ready_takes_longer_and_sleeps_quickly_later() -> None:
+    node = Node(host_gib=60)
+    engine = node.start("A", sleep_mib=40 * 1024)  # what it may take
+
+    with pytest.raises(AssertionError, match="20480 MiB too much sleeps"):
+        node.start("B", (1,), sleep_mib=40 * 1024)
+    node.settle()
+    ready = next(event for event in node.told if isinstance(event, ev.EngineReady))
+    assert ready == ev.EngineReady("A-1", "A-1:1", 30 + 20 + 0.5 + 2, can_sleep=True, sleep_mib=20 * 1024)
+    node.agents.sleep(engine)
+    assert node.settle() == pytest.approx(0.5)
+
+
+def test_a_sleeper_keeps_some_of_its_gpu_until_it_is_gone() -> None:
+    node = Node()
+    node.asleep("A")  # keeps 1 of 76 GiB
+    node.asleep("B")
+    entry = next(one for one in catalog({"large": LARGE}))
+    large = ef.StartEngine("large-1", "n0", entry, (0,), 0, 1)
+    with pytest.raises(AssertionError, match="over-committed"):
+        node.agents.start(large, LARGE)
+
+    node = Node()
+    sleeper = node.asleep("A")
+    node.agents.stop(sleeper)
+    node.settle()
+    node.agents.start(large, LARGE)
+
+
 @pytest.mark.parametrize("move", ["loads", "falls asleep", "wakes", "stops"])
 def test_nothing_moves_on_a_gpu_while_another_engine_does(move: str) -> None:
     node = Node()
@@ -148,6 +178,18 @@ def test_nothing_moves_on_a_gpu_while_another_engine_does(move: str) -> None:
 
     with pytest.raises(AssertionError, match="moves on"):
         node.agents.wake(sleeper)
+
+
+def test_memory_is_given_back_while_another_process_stops() -> None:
+    node = Node()
+    first = node.asleep("A")
+    second = node.started("B")
+    node.agents.stop(first)
+    node.agents.sleep(second)
+    node.settle()
+
+    assert list(node.agents.engines) == ["B-1"]
+    assert second.state == "asleep"
 
 
 def test_only_a_quiet_engine_without_a_route_falls_asleep() -> None:
