@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +30,8 @@ from serve.simulate.world import PATIENCE_S
 
 _POLICY = click.Choice(list(POLICIES))
 _COUNT = click.IntRange(1, 4096)
+SLEEPING = ("gateway",)
+"""Policies that let engines sleep."""
 Found = TypeVar("Found")
 _AMOUNT = click.FloatRange(0, 1e9, min_open=True)
 
@@ -65,7 +66,7 @@ Examples:
 @click.option("--gpus-per-node", default=8, show_default=True, type=_COUNT, metavar="N", help="Used with --gpus.")
 @click.option("--gpu-gib", default=76.0, show_default=True, type=_AMOUNT, metavar="GIB", help="Used with --gpus.")
 @click.option("--host-gib", "hosts_gib", multiple=True, type=click.FloatRange(0, 1e6), metavar="GIB",
-              help="Of each node, for engines that sleep. Several: each. Default: 0, none sleeps.")  # fmt: skip
+              help="Of each node, for engines that sleep (no baseline's do). Several: each. Default: 0.")  # fmt: skip
 @click.option("--pin-gib-per-s", default=PIN_GIB_PER_S, show_default=True, type=_AMOUNT, metavar="GIB",
               help="How fast an engine's first sleep takes host memory.")  # fmt: skip
 @click.option("--seed", "seeds", multiple=True, type=int, metavar="N", help="Several: medians are shown. Default: 1.")
@@ -101,7 +102,7 @@ def main(
     """See ``help``."""
     cells = [
         Cell(
-            trace, policy, seed, size, gpus_per_node, gpu_gib, _label(trace, variation, size, gpus, host, hosts_gib),
+            trace, policy, seed, size, gpus_per_node, gpu_gib, _label(trace, variation, size, gpus, host),
             patience_s, keep_spans=out is not None and policy == pictured and seed == (seeds or (1,))[0],
             host_gib=host, pin_gib_per_s=pin_gib_per_s, resample=variation,
         )
@@ -111,6 +112,7 @@ def main(
         for host in hosts_gib or (0.0,)
         for policy in policies or (("gateway", "lru", "static") if fewest else tuple(POLICIES))
         for seed in (seeds or (1,) if trace in SHAPES else (1,))
+        if not host or policy in SLEEPING
     ]  # fmt: skip
     console = Console()
     console = console if console.is_terminal else Console(width=140)
@@ -141,9 +143,9 @@ def _compared(cells: Sequence[Cell], jobs: int, out: Path | None, console: Conso
 
 
 def _needed(cells: Sequence[Cell], jobs: int, out: Path | None, console: Console | None) -> None:
-    """Once for each trace, policy and size of host memory; baselines let nothing sleep: for them one size is enough."""
-    asked = {(c.trace, c.resample, c.policy, c.host_gib if c.policy == "gateway" else 0.0): c for c in cells}
-    answers = list(_all(needed, [replace(cell, host_gib=key[3]) for key, cell in asked.items()], jobs))
+    """Once for each trace, policy and size of host memory."""
+    asked = {(cell.trace, cell.resample, cell.policy, cell.host_gib): cell for cell in cells}
+    answers = list(_all(needed, list(asked.values()), jobs))
     answers.sort(key=lambda one: (one.cell.label, one.cell.policy, one.cell.host_gib))
     made = needed_document(answers)
     if console is None:
@@ -155,11 +157,9 @@ def _needed(cells: Sequence[Cell], jobs: int, out: Path | None, console: Console
         (out / "gpus-needed.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
 
 
-def _label(
-    trace: str, variation: int | None, size: int | None, sizes: Sequence[int], host: float, hosts: Sequence[float]
-) -> str:
+def _label(trace: str, variation: int | None, size: int | None, sizes: Sequence[int], host: float) -> str:
     name = Path(trace).name.removesuffix(".gz").removesuffix(".csv") + ("" if variation is None else f"~{variation}")
-    return name + (f"@{size}" if len(sizes) > 1 else "") + (f"+{host:g}GiB" if len(hosts) > 1 else "")
+    return name + (f"@{size}" if len(sizes) > 1 else "") + (f"+{host:g}GiB" if host else "")
 
 
 def _all(work: Callable[[Cell], Found], cells: Sequence[Cell], jobs: int) -> Iterator[Found]:

@@ -178,7 +178,7 @@ class Agents:
         if engine.state in LOST:
             self._tally.device_s_lost += (now - engine.since) * len(engine.gpus)
         if self._keep_spans and now > engine.since:
-            share = engine.mib / (self._fleet.gpu_gib * 1024)
+            share = self._held.get((engine.id, engine.places[0]), 0) / (self._fleet.gpu_gib * 1024)
             self._tally.spans.append(
                 Span(engine.id, engine.node, engine.gpus, share, engine.model, engine.state, engine.since, now)
             )

@@ -21,7 +21,7 @@ _COLUMNS = (
     "policy", "switches", "mean s", "p50", "p95", "p99", "max", "> 10 s", "GPU-s lost", "GPU h", "Jain", "unserved",
 )  # fmt: skip
 _COLORS = {
-    "loading": "#d4d4d4", "falling-asleep": "#9ecae1", "waking": "#fdae6b",
+    "loading": "#d4d4d4", "falling-asleep": "#a3b1bf", "waking": "#00e5ff",
     "draining": "#555555", "stopping": "#000000",
 }  # fmt: skip
 _ALWAYS = ("loading", "draining", "stopping")
