@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-rough bench-growth bench-core bench-switching bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-rough bench-growth bench-core bench-switching bench-gpus bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -77,9 +77,13 @@ bench-core: $(STAMP) ## What steps and views of the core cost, by the size of th
 
 TRACES ?=
 bench-switching: $(STAMP) ## Switching policies compared in virtual time, TRACES="FILE ..." too: build/bench/switching.json
-	$(BIN)/python -m serve.simulate --seed 1 --seed 2 --seed 3 --out build/bench
+	$(BIN)/python -m serve.simulate --seed 1 --seed 2 --seed 3 --jobs 2 --out build/bench
 	@for trace in $(TRACES); do $(BIN)/python -m serve.simulate --trace $$trace --gpus 16 --gpus 24 \
-		--out build/bench/$$(basename $$trace .csv.gz) || exit; done
+		--host-gib 0 --host-gib 512 --host-gib 1024 --jobs 2 --out build/bench/$$(basename $$trace .csv.gz) || exit; done
+
+bench-gpus: $(STAMP) ## The fewest GPUs at which 99 % of the requests of TRACES="FILE ..." start within 10 s and 60 s
+	$(BIN)/python -m serve.simulate $(foreach trace,$(TRACES),--trace $(trace)) --gpus-needed \
+		--host-gib 0 --host-gib 1024 --jobs 2 --out build/bench
 
 bench-globus: $(STAMP) ## Prompts packed and one a task, through Globus Compute: build/bench/globus.json
 	@sh requirements/rabbitmq.sh

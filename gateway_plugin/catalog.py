@@ -91,6 +91,8 @@ class Model(_Frozen):
     gpus: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=64)
     memory_gib: Annotated[float, BeforeValidator(_gib)] = Field(gt=0, le=100_000)
     """Per GPU when ``gpus`` > 0, else of the node's engine memory."""
+    sleep: bool | None = None
+    """Its engines may sleep in host memory; ``None``: where the gateway's vLLM has GPUs (``sleeps``)."""
     replicas_max: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=8)
     pinned: bool = False
     keep_alive_s: Duration = Field(default=-1.0, alias="keep_alive")
@@ -140,10 +142,21 @@ class Model(_Frozen):
             raise ValueError("'command' is given exactly when 'engine: command' is")
         return self
 
+    @model_validator(mode="after")
+    def _sleeps_on_gpus(self) -> Model:
+        if self.sleep and not self.gpus:
+            raise ValueError("'sleep: true' needs 'gpus': only the memory of GPUs is freed by sleep")
+        return self
+
     @property
     def memory_mib(self) -> int:
         """Memory in whole MiB, per GPU when ``gpus`` > 0."""
         return max(1, round(self.memory_gib * 1024))
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether its engines are started so that they can be put to sleep."""
+        return self.gpus > 0 and (self.engine == "vllm" if self.sleep is None else self.sleep)
 
     @property
     def names(self) -> tuple[str, ...]:

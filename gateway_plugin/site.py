@@ -47,6 +47,9 @@ class NodeType(_Frozen):
     """Memory of one GPU that engines may use."""
     engine_memory_gib: float = Field(default=0.0, ge=0)
     """Host memory that engines without a GPU may use together."""
+    sleep_memory_gib: float | None = Field(default=None, ge=0)
+    """Host memory for the weights of engines with GPUs that sleep or have slept. ``None``: measured on the node; 0: no
+    engine sleeps. Beside ``engine_memory_gib``."""
     min_blocks: int = Field(default=0, ge=0)
     max_blocks: int = Field(default=1, ge=0)
     """If these two are not given, the provider's values of the same names count."""
@@ -167,6 +170,9 @@ class Site(_Frozen):
     """How long a block that is cancelled or preempted lets requests end before it leaves: less than the time between
     Slurm's SIGTERM and SIGKILL (``KillWait``, usually 30 s; a batch script gets no earlier signal, regardless of a
     partition's ``GraceTime``)."""
+    sleep_once_loaded: bool = True
+    """An engine that can sleep does so once, after loading, before it serves: its load takes longer by its first, slow
+    sleep, and a model that needs its GPUs later waits for a quick one."""
     isolate_engines: Literal["auto", "required", "off"] = "auto"
     """Keep the gateway's secrets and yours from engines, by bubblewrap: on nodes that have it; ``required``: no engine
     starts without it."""

@@ -53,6 +53,7 @@ def policy(site: Site) -> Policy:
         drain_before_end_s=site.drain_before_end_s,
         leave_before_end_s=site.leave_before_end_s,
         notice_s=site.notice_s,
+        sleep_once_loaded=site.sleep_once_loaded,
     )
 
 
@@ -62,6 +63,10 @@ class AgentMaker:
     def __init__(self, state: str, site: Site) -> None:
         self._state = state
         self._isolate = site.isolate_engines
+        self._sleep_mib = {
+            each.name: None if each.sleep_memory_gib is None else int(each.sleep_memory_gib * 1024)
+            for each in site.node_types
+        }
         self._on_loopback = {node_type.name: node_type.engines_on_loopback for node_type in site.node_types}
 
     def __call__(self, node: str, kind: NodeTypeSpec) -> tuple[type[Any], tuple[Any, ...]]:
@@ -73,6 +78,7 @@ class AgentMaker:
             gpu_mib=kind.gpu_mib,
             on_loopback=self._on_loopback[kind.name],
             isolate=self._isolate,
+            sleep_mib=self._sleep_mib[kind.name],
         )
         return RayNodeAgent, (settings,)
 

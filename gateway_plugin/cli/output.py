@@ -35,6 +35,7 @@ _COLOURS = {
         ("loading", "stalled", "starting", "waiting", "draining", "degraded", "warn", "pending", "queued"), "yellow"
     ),
     **dict.fromkeys(("asked", "adopting", "leaving", "ending"), "yellow"),
+    "asleep": "cyan",
     **dict.fromkeys(("failed", "dead", "fail", "silent", "down", "lost"), "red"),
 }
 

@@ -28,14 +28,17 @@ from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.processes import alive
 from gateway_plugin.weights import resolve
 from serve.agent import records
-from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
+from serve.agent.argv import Bind, TlsFiles, device_names, engine_argv, engine_env, needs_source, visible_devices
+from serve.agent.devices import Devices, Lease
 from serve.agent.engine import EngineEvent, EngineProcess, Timing
+from serve.agent.host_memory import budget_mib
 from serve.agent.lastwords import last_words, summary_of
 from serve.agent.node import gpu_total_mib, node_address, notice_in
 from serve.agent.probe import Probe, client_context
 from serve.agent.processes import end_group, free_port, prune_engine_logs, spawn, tail
 from serve.agent.records import EngineRecord
-from serve.core.effects import StartEngine, StopEngine
+from serve.agent.warm import Gauges
+from serve.core.effects import SleepEngine, StartEngine, StopEngine, WakeEngine
 from serve.core.events import EngineExited, NodeJoined, NodeLeaves
 
 AgentEvent = EngineEvent | NodeLeaves
@@ -64,13 +67,18 @@ class AgentSettings:
     """Engines listen on 127.0.0.1: the block is on the gateway's own machine."""
     isolate: Literal["auto", "required", "off"] = "auto"
     """``Site.isolate_engines``"""
+    sleep_mib: int | None = 0
+    """Host memory for engines that sleep; 0: none does, ``None``: measured."""
 
 
 class NodeAgent:
     """One node's engines."""
 
-    def __init__(self, settings: AgentSettings, timing: Timing | None = None) -> None:
+    def __init__(self, settings: AgentSettings, timing: Timing | None = None, gauges: Gauges | None = None) -> None:
         self._settings = settings
+        self._gauges = gauges or Gauges()
+        self._devices = Devices()
+        self._sleep_mib = 0
         self._timing = timing or Timing()
         self._layout = Layout.of(Path(settings.state))
         self._block = os.environ.get("RAY_CLOUD_INSTANCE_ID", "")
@@ -85,6 +93,8 @@ class NodeAgent:
         """Engines that were started or stopped, the latest last: a start that arrives after its stop is ignored."""
         self._begun: asyncio.Task[None] | None = None
         self._notice: asyncio.Task[None] | None = None
+        self._stopped: dict[str, None] = {}
+        """Of those, the ones stopped while they were not there: a start that waits for its GPUs does not happen."""
         self._events: deque[tuple[int, AgentEvent]] = deque(maxlen=_HISTORY)
         self._last = 0
         self._fetched = 0
@@ -117,12 +127,13 @@ class NodeAgent:
             host_mib=self._settings.host_mib,
             gpu_mib=self._gpu_mib(),
             engines=tuple(engine.found() for engine in self._engines.values()),
+            sleep_mib=self._sleep_mib,
         )
         return joined, fetched
 
     async def start(self, command: StartEngine, key: str) -> None:
-        """Start an engine; returns at once. Nothing happens for one that was started or stopped before (an id is never
-        used twice), nor for an older epoch.
+        """Start an engine; returns once its process runs, which waits while others load or stop on its GPUs. Nothing
+        happens for one that was started or stopped before (an id is never used twice), nor for an older epoch.
 
         Outcome: ``EngineListening`` and ``EngineReady``, or ``EngineExited`` (also if it could not even be started).
         """
@@ -130,9 +141,15 @@ class NodeAgent:
         if not self._accepts(command.epoch) or command.engine in self._known:
             return
         self._note(command.engine)
+        lease = await self._devices.take(command.gpus)
+        if command.engine in self._stopped or not self._accepts(command.epoch):  # meanwhile
+            lease.release()
+            return
         try:
-            self._watch(*self._launch(command, key))
+            record, child, recorded = self._launch(command, key)
+            self._watch(record, child, lease, recorded)
         except (GatewayError, OSError) as error:
+            lease.release()
             reason = error.message if isinstance(error, GatewayError) else f"could not be started: {error}"
             reason = masked(reason, secrets_of(command.model.env))
             summary = "it could not be started"
@@ -151,8 +168,29 @@ class NodeAgent:
         if engine is not None:
             engine.stop(command.reason)
             return
+        self._stopped[command.engine] = None
         reason = f"{command.reason}; it was not there"
         self._report(EngineExited(command.engine, reason, expected=True))
+
+    async def sleep(self, command: SleepEngine) -> None:
+        """Put an engine to sleep; returns at once. Outcome: ``EngineAsleep``, or ``EngineExited``."""
+        if (engine := await self._asked(command)) is not None:
+            engine.sleep()
+
+    async def wake(self, command: WakeEngine) -> None:
+        """Wake an engine; returns at once. Outcome: ``EngineAwake``, or ``EngineExited``."""
+        if (engine := await self._asked(command)) is not None:
+            engine.wake()
+
+    async def _asked(self, command: SleepEngine | WakeEngine) -> EngineProcess | None:
+        """The engine of a command of this epoch."""
+        await self._begin()
+        if not self._accepts(command.epoch):
+            return None
+        engine = self._engines.get(command.engine)
+        if engine is None:
+            self._report(EngineExited(command.engine, "it was not there", expected=True))
+        return engine
 
     async def still(self, in_flight: Mapping[str, int]) -> None:
         """Stillness of engines on this node, from the edge: requests in flight on each engine that has sent nothing for
@@ -208,7 +246,9 @@ class NodeAgent:
         self._known.pop(engine, None)
         self._known[engine] = None
         if len(self._known) > _HISTORY:
-            del self._known[next(iter(self._known))]
+            forgotten = next(iter(self._known))
+            del self._known[forgotten]
+            self._stopped.pop(forgotten, None)
 
     def _launch(self, command: StartEngine, key: str) -> tuple[EngineRecord, subprocess.Popen[bytes], bool]:
         """The engine's record, its process, and whether the record is on disk."""
@@ -216,8 +256,9 @@ class NodeAgent:
         source = resolve(model) if needs_source(model) else model.source
         bind = Bind(self._host, free_port(self._host))
         tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
-        argv = engine_argv(model, source, bind, tls, self._gpu_total_mib)
-        env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ)
+        sleeps = model.sleeps and self._sleep_mib > 0
+        argv = engine_argv(model, source, bind, tls, self._gpu_total_mib, sleeps)
+        env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
         log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
         prune_engine_logs(layout, [records.file_name(engine) for engine in (command.engine, *self._engines)])
         wrapper = isolated(self._isolation, self._settings.isolate, model, layout, source, env)
@@ -241,6 +282,8 @@ class NodeAgent:
             ticks=spawned.mark.ticks,
             boot=spawned.mark.boot,
             hang_after_s=model.hang_after_s,
+            sleeps=sleeps,
+            sleep_mib=command.sleep_mib if sleeps else 0,
         )
         recorded = True
         try:
@@ -256,11 +299,21 @@ class NodeAgent:
         logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
         return record, spawned.child, recorded
 
-    def _watch(self, record: EngineRecord, child: subprocess.Popen[bytes] | None, recorded: bool = True) -> None:
+    def _watch(
+        self,
+        record: EngineRecord,
+        child: subprocess.Popen[bytes] | None,
+        lease: Lease | None = None,
+        recorded: bool = True,
+    ) -> None:
         if self._context is None:
             self._context = client_context(self._layout)
         probe = Probe(record.address, self._context, record.key)
-        engine = EngineProcess(self._layout, record, probe, self._report, child, self._timing, recorded)
+        names = device_names(record.gpus, visible_devices(os.environ))
+        engine = EngineProcess(
+            self._layout, record, probe, self._report, child, self._timing, self._devices, lease, names, self._gauges,
+            recorded,
+        )  # fmt: skip
         self._engines[record.engine] = engine
         watcher = self._watchers[record.engine] = asyncio.create_task(engine.run())
         watcher.add_done_callback(lambda ended: self._watched(record, ended))
@@ -325,5 +378,19 @@ class NodeAgent:
                 words = last_words(tail(Path(record.log)), (record.key, *record.secrets))
                 how = "it ended while its node had no agent"
                 self._report(EngineExited(record.engine, f"{how}: {words}", False, summary_of(how, words)))
+        self._measure_host()
         if folder := os.environ.get("GATEWAY_BLOCK_FOLDER"):
             self._notice = asyncio.create_task(self._watch_notice(Path(folder)))
+
+    def _measure_host(self) -> None:
+        """Host memory for engines that sleep; what adopted ones hold for it is not free, and theirs."""
+        settings = self._settings
+        if not settings.gpu_mib or settings.sleep_mib == 0:
+            return
+        held_mib = sum(engine.record.sleep_mib for engine in self._engines.values() if engine.record.slept)
+        left_mib = self._gauges.available_mib() + held_mib
+        gpus = len(settings.gpu_mib)
+        self._sleep_mib, warning = budget_mib(settings.sleep_mib, left_mib, settings.host_mib, gpus)
+        if warning:
+            logger.warning("sleep memory limited node=%s why=%s", settings.node, warning)
+        logger.info("sleep memory node=%s mib=%d left_mib=%d", settings.node, self._sleep_mib, left_mib)

@@ -183,7 +183,7 @@ def engine_env(
     # Where the catalog allows media from a host, a redirect of that host must not lead to another.
     env.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     env["PYTHONUNBUFFERED"] = "1"  # its last output must reach the log
-    env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[gpu] if gpu < len(visible) else str(gpu) for gpu in gpus)
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(device_names(gpus, visible))
     if is_local(model.source):
         env["HF_HUB_OFFLINE"] = "1"
     if model.engine == "vllm" and not model.gpus:
@@ -197,6 +197,11 @@ def engine_env(
         env.setdefault("GLIBC_TUNABLES", _HUGE_PAGES)
     env["VLLM_API_KEY"] = key
     return env
+
+
+def device_names(gpus: tuple[int, ...], visible: tuple[str, ...]) -> tuple[str, ...]:
+    """The node's own names of these GPUs."""
+    return tuple(visible[gpu] if gpu < len(visible) else str(gpu) for gpu in gpus)
 
 
 def passed_on(environ: Mapping[str, str]) -> dict[str, str]:

@@ -8,23 +8,35 @@ import logging
 import signal
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from gateway_plugin.masking import masked
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import age_s, alive
 from serve.agent import records
+from serve.agent.devices import Devices, Lease
 from serve.agent.hanging import ProgressWatch, Why
 from serve.agent.lastwords import last_words, summary_of
 from serve.agent.probe import Health, Probe, ProbeFailed
 from serve.agent.processes import end_group, tail
 from serve.agent.records import EngineRecord
-from serve.core.events import EngineExited, EngineListening, EngineMoves, EngineReady, EngineStalled, FoundEngine
+from serve.agent.sleeping import Patience, Reload
+from serve.agent.warm import Gauges, WarmTier
+from serve.core.events import (
+    EngineAsleep,
+    EngineAwake,
+    EngineExited,
+    EngineListening,
+    EngineMoves,
+    EngineReady,
+    EngineStalled,
+    FoundEngine,
+)
 
-EngineEvent = EngineListening | EngineReady | EngineStalled | EngineMoves | EngineExited
+EngineEvent = EngineListening | EngineReady | EngineAsleep | EngineAwake | EngineStalled | EngineMoves | EngineExited
 """Callback for reports on an engine."""
 
 logger = logging.getLogger(__name__)
@@ -46,6 +58,13 @@ class Timing:
     """Timeout of the one real request."""
     grace_s: float = 10.0
     """From SIGTERM to SIGKILL."""
+    device_wait_s: float = 30.0
+    """How long a stop waits for another engine that loads, stops, falls asleep or wakes on one of its GPUs."""
+    patience: Patience = field(default_factory=Patience)
+    """With sleep and wake."""
+
+
+_GAUGES = Gauges()
 
 
 class EngineProcess:
@@ -59,8 +78,13 @@ class EngineProcess:
         report: Callable[[EngineEvent], None],
         child: subprocess.Popen[bytes] | None,
         timing: Timing,
+        devices: Devices,
+        lease: Lease | None = None,
+        names: tuple[str, ...] = (),
+        gauges: Gauges = _GAUGES,
         recorded: bool = True,
     ) -> None:
+        """``lease``: its GPUs, taken for its load; ``None``: adopted. ``names``: the node's own names of its GPUs."""
         self.record = record
         self.settled = asyncio.Event()
         """Set when the real request was sent, or the engine is gone."""
@@ -77,6 +101,10 @@ class EngineProcess:
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._progress = ProgressWatch(record, probe, report)
+        self._devices = devices
+        self._lease = lease
+        self._warm = WarmTier(probe, lambda: self.record, self._update, devices, names, gauges, timing.patience)
+        self._sleep_asked, self._wake_asked = asyncio.Event(), asyncio.Event()
 
     def found(self) -> FoundEngine:
         """State of the engine, as reported to the controller."""
@@ -87,14 +115,33 @@ class EngineProcess:
             memory_mib=self.record.memory_mib,
             started=time.time() - age_s(self.record.mark),
             address=self.record.address if self._listening else "",
-            ready=self._ready and not self._stop.is_set(),
+            ready=self._ready and not self.record.sleep and not self._stop.is_set(),
             loaded_s=self.record.loaded_s,
+            asleep=self.record.sleep == "asleep",
+            can_sleep=self._warm.possible,
+            sleep_mib=self.record.sleep_mib,
+            kept_mib=self.record.kept_mib,
+            under_way="" if not self._ready or self.record.sleep == "asleep" else self.record.sleep,
         )
 
     def stop(self, reason: str) -> None:
         """Request its end; ``run`` carries it out and reports."""
         self._stop_reason = self._stop_reason or reason
         self._stop.set()
+
+    def sleep(self) -> None:
+        """Put it to sleep; ``run`` carries it out and reports. Asked again, it only reports."""
+        if self.record.sleep == "asleep":
+            self._report(EngineAsleep(self.record.engine, self.record.sleep_mib, 0.0, self.record.kept_mib))
+        elif not self.record.sleep:
+            self._sleep_asked.set()
+
+    def wake(self) -> None:
+        """Wake it; ``run`` carries it out and reports. Asked again, it only reports."""
+        if self._ready and not self.record.sleep:
+            self._report(EngineAwake(self.record.engine, 0.0))
+        elif self.record.sleep == "asleep":
+            self._wake_asked.set()
 
     def told(self, in_flight: int) -> None:
         """Stillness from the edge: requests in flight on it while it has been sending nothing."""
@@ -111,12 +158,16 @@ class EngineProcess:
             await self._probe.close()
         expected = self._stop.is_set()
         at_once = why is not None and why.hung and not expected
-        await end_group(self.record.mark, 0.0 if at_once else self._timing.grace_s)
-        deadline = time.monotonic() + self._timing.grace_s
-        while self._child is not None and self._child.poll() is None:
-            if time.monotonic() > deadline:
-                self._child.kill()  # its isolation wrapper was stopped
-            await asyncio.sleep(0.01)  # its last thread exits; and no zombie is left
+        if self._lease is not None:
+            self._lease.release()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timing.device_wait_s if expected else 0):
+                self._lease = await self._devices.take(self.record.gpus)
+        try:
+            await self._end(self._timing.grace_s if not at_once else 0.0)
+        finally:
+            if self._lease is not None:
+                self._lease.release()
         await asyncio.to_thread(records.remove, self._layout, self.record.engine)
         words = last_words(tail(Path(self.record.log)), self._secrets)
         why = self._told(words) if expected else _with_words(why or self._how_it_ended(), words)
@@ -124,13 +175,22 @@ class EngineProcess:
         self.settled.set()
         self._report(self._exited(why, expected))
 
+    async def _end(self, grace_s: float) -> None:
+        """End its process group, and take note of its end."""
+        await end_group(self.record.mark, grace_s)
+        deadline = time.monotonic() + self._timing.grace_s
+        while self._child is not None and self._child.poll() is None:
+            if time.monotonic() > deadline:
+                self._child.kill()  # its isolation wrapper was stopped
+            await asyncio.sleep(0.01)  # its last thread exits; and no zombie is left
+
     @property
     def _secrets(self) -> tuple[str, ...]:
         return (self.record.key, *self.record.secrets)
 
     def _exited(self, why: Why, expected: bool) -> EngineExited:
         reason = masked(why.reason, self._secrets)
-        return EngineExited(self.record.engine, reason, expected, why.summary)
+        return EngineExited(self.record.engine, reason, expected, why.summary, doubt=why.doubt and not expected)
 
     async def _until_over(self, attending: asyncio.Task[Why]) -> Why | None:
         """Wait until a stop is requested, or it died (``None``), or it must be ended (the reason)."""
@@ -152,7 +212,41 @@ class EngineProcess:
         return alive(self.record.mark)
 
     async def _attend(self) -> Why:
-        """Wait for the load, then check its health. Returns the reason why it must be ended."""
+        """Wait for the load, then check its health, put it to sleep and wake it as it is asked to.
+
+        Returns the reason why it must be ended. One whose agent was lost while it fell asleep or woke is in doubt.
+        """
+        why = None
+        if self.record.sleep:  # adopted
+            self._listening = self._ready = True
+            self.settled.set()
+            if self.record.sleep != "asleep":
+                why = _doubt(Reload("its agent was lost while it fell asleep or woke"))
+        else:
+            if self._lease is None and not self.record.ready:
+                self._lease = await self._devices.take(self.record.gpus)
+            why = await self._load()
+            if self._lease is not None:
+                self._lease.release()
+        while why is None:
+            if self.record.sleep != "asleep":
+                why = await self._serve() or await self._turn(self._warm.fall_asleep)
+                continue
+            self._wake_asked.clear()
+            await self._wake_asked.wait()
+            why = await self._turn(self._warm.wake)
+        return why
+
+    async def _turn(self, act: Callable[[], Awaitable[EngineAsleep | EngineAwake | Reload]]) -> Why | None:
+        """Put it to sleep or wake it, and report."""
+        result = await act()
+        if isinstance(result, Reload):
+            return _doubt(result)
+        self._report(result)
+        return None
+
+    async def _load(self) -> Why | None:
+        """Wait until it answers its one real request, and has slept once if it is to."""
         while not await self._probe.listening():  # noqa: ASYNC110
             await asyncio.sleep(self._timing.poll_s)
         self._listening = True
@@ -170,11 +264,26 @@ class EngineProcess:
                 )  # adopted: it may just be very busy; the controller has a deadline
             await asyncio.sleep(pause_s)
             pause_s = min(self._timing.probe_max_s, pause_s * 1.5)
+        await self._warm.prepare()
+        if self._warm.possible and self.record.sleep_mib and not self.record.slept:
+            doubt = await self._warm.sleep_once()
+            if doubt is not None:
+                return _doubt(doubt)
         self._now_ready(await self._probe.max_model_len())
-        watches = [asyncio.create_task(self._until_ill()), asyncio.create_task(self._progress.until_hung())]
+        return None
+
+    async def _serve(self) -> Why | None:
+        """Watch it while it serves, until it must be ended (the reason) or is asked to sleep (``None``)."""
+        self._sleep_asked.clear()
+        asked = asyncio.create_task(self._sleep_asked.wait())
+        ends = [asyncio.create_task(self._until_ill()), asyncio.create_task(self._progress.until_hung())]
+        watches: list[asyncio.Task[Any]] = [asked, *ends]
         try:
             done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
-            return next(watch for watch in watches if watch in done).result()
+            over = next((end for end in ends if end in done), None)
+            if over is not None:
+                return over.result()
+            return None if self._warm.possible else _doubt(Reload("it cannot be put to sleep"))
         finally:
             for watch in watches:
                 watch.cancel()
@@ -193,13 +302,25 @@ class EngineProcess:
         loaded_s = self.record.loaded_s
         if loaded_s is None:
             loaded_s = age_s(self.record.mark)
-        self.record = self.record.model_copy(update={"ready": True, "loaded_s": loaded_s})
-        self._keep_record()
+        self._update({"ready": True, "loaded_s": loaded_s})
         self._ready = True
         logger.info("engine ready engine=%s pid=%d load_s=%.1f", self.record.engine, self.record.pid, loaded_s)
         record = self.record
-        self._report(EngineReady(record.engine, record.address, loaded_s, max_model_len))
+        self._report(
+            EngineReady(
+                record.engine,
+                record.address,
+                loaded_s,
+                max_model_len,
+                self._warm.possible,
+                record.sleep_mib if record.slept else 0,
+            )
+        )
         self.settled.set()
+
+    def _update(self, changes: dict[str, Any]) -> None:
+        self.record = self.record.model_copy(update=changes)
+        self._keep_record()
 
     def _keep_record(self) -> None:
         """Write its record. On a full disk it serves without one, and the write is retried."""
@@ -247,5 +368,11 @@ class EngineProcess:
         return Why(how, how)
 
 
+def _doubt(reload: Reload) -> Why:
+    return Why(f"in doubt: {reload.reason}", "its sleep or its waking went wrong", doubt=True)
+
+
 def _with_words(why: Why, words: str) -> Why:
-    return Why(f"{why.reason}: {words}" if words else why.reason, summary_of(why.summary, words))
+    return replace(
+        why, reason=f"{why.reason}: {words}" if words else why.reason, summary=summary_of(why.summary, words)
+    )

@@ -37,6 +37,8 @@ class Why:
     """For all users."""
     hung: bool = False
     """Ended by SIGKILL: on SIGTERM it would answer what is in flight with errors first."""
+    doubt: bool = False
+    """Its sleep or its waking went wrong."""
 
 
 class ProgressWatch:

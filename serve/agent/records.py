@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -49,6 +50,22 @@ class EngineRecord(State):
     boot: str = ""
     hang_after_s: float = 300.0
     """``Model.hang_after_s`` when it was started."""
+    sleeps: bool = False
+    """It was started so that it can be put to sleep."""
+    sleep: Literal["", "sleep", "asleep", "wake"] = ""
+    """It is being put to sleep, sleeps, or is being woken."""
+    slept: bool = False
+    """It has slept once."""
+    sleep_mib: int = 0
+    """Host memory that it holds for its sleep; until it has slept, what it may take."""
+    kept_mib: int = 0
+    """What it holds of each of its GPUs while it sleeps."""
+    freed_mib: tuple[int, ...] = ()
+    """What it freed of each of its GPUs when it last fell asleep."""
+    canary_noted: bool = False
+    canary_text: str = ""
+    canary_numbers: tuple[float, ...] = ()
+    """Its answer to the canary after it was loaded."""
 
     @property
     def mark(self) -> Mark:

@@ -160,11 +160,15 @@ class Sleeper:
         self._patience = patience
 
     async def note(self) -> Canary | Reload:
-        """The canary's answer, asked once it is loaded; ``Reload``: it gives none, so it must never sleep."""
+        """The canary's answer, asked once it is loaded; ``Reload``: it must never sleep, because it gives none, or does
+        not say that it is awake, or the memory of its GPUs cannot be read."""
         try:
+            await self._used_mib()
+            if await self._sleeps():
+                return Reload("it says that it sleeps")
             answered = await self._ask()
-        except ProbeFailed as failure:
-            return Reload(failure.message)
+        except (ProbeFailed, DevicesUnseen) as failure:
+            return Reload(str(failure))
         return answered or Reload("it gives no answer that can be compared later")
 
     async def fall_asleep(self, memory_mib: int) -> Asleep | Reload:

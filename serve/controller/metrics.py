@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from serve.core.events import EngineExited, EngineReady, Event
+from serve.core.events import EngineAsleep, EngineAwake, EngineExited, EngineReady, Event
 from serve.core.state import Fleet, NodePhase
 from serve.core.views.blocks import blocks_by_phase, last_queue_wait_s, next_end_s
 from serve.core.views.status import engines_by_state, routes_by_state, waiting_by_model
 
+_SLEEP_BUCKETS_S = (0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _LOAD_BUCKETS_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
 
 
@@ -23,6 +24,26 @@ class Metrics:
             "From the start of an engine's process to its first real answer",
             ["model"],
             buckets=_LOAD_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._sleeps = Histogram(
+            "gateway_sleep_seconds",
+            "From the command until an engine slept and its GPUs' memory was free",
+            ["model"],
+            buckets=_SLEEP_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._wakes = Histogram(
+            "gateway_wake_seconds",
+            "From the command until an engine answered as before it slept",
+            ["model"],
+            buckets=_SLEEP_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._doubts = Counter(
+            "gateway_sleep_doubts",
+            "Engines that were ended because their sleep or their waking went wrong",
+            ["model"],
             registry=self.registry,
         )
         self._exits = Counter(
@@ -71,14 +92,20 @@ class Metrics:
 
     def count(self, before: Fleet, event: Event) -> None:
         """Count ``event``, received in the state ``before``."""
-        if isinstance(event, EngineReady | EngineExited):
+        if isinstance(event, EngineReady | EngineExited | EngineAsleep | EngineAwake):
             engine = before.engines.get(event.engine)
             if engine is None:
                 return
             if isinstance(event, EngineReady):
                 self._loads.labels(engine.model).observe(event.load_s)
+            elif isinstance(event, EngineAsleep):
+                self._sleeps.labels(engine.model).observe(event.took_s)
+            elif isinstance(event, EngineAwake):
+                self._wakes.labels(engine.model).observe(event.took_s)
             else:
                 self._exits.labels(engine.model, str(event.expected).lower()).inc()
+                if event.doubt:
+                    self._doubts.labels(engine.model).inc()
 
     def text(self, fleet: Fleet, requests: dict[str, int], now: float) -> bytes:
         """The exposition of ``fleet`` at ``now``. ``requests``: model -> requests that the edge sent to its engines."""

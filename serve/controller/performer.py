@@ -26,9 +26,11 @@ from serve.core.effects import (
     Effect,
     KillAgent,
     OpenRoute,
+    SleepEngine,
     StartEngine,
     StopEngine,
     SyncSlots,
+    WakeEngine,
 )
 from serve.core.events import Event, RouteClosed, RouteDrained, RouteOpened, RouteRefused
 
@@ -104,6 +106,10 @@ class Performer:
                 self._lanes.beside(lambda: self._start_engine(effect))
             case StopEngine(node=node):
                 self._lanes.beside(lambda: self._agents.command(node, "stop", effect))
+            case SleepEngine(node=node):
+                self._lanes.beside(lambda: self._agents.command(node, "sleep", effect))
+            case WakeEngine(node=node):
+                self._lanes.beside(lambda: self._agents.command(node, "wake", effect))
             case CreateAgent(node, kind, block):
                 self._lanes.add(("node", node), lambda: self._agents.create(node, kind, block))
             case KillAgent(node, block_goes):

@@ -28,6 +28,8 @@ class StartEngine:
     slot: int
     """Its key is the slot's."""
     epoch: int
+    sleep_mib: int = 0
+    """Above 0: it sleeps once, after loading, before it is ready; it may take so much host memory for that."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.phases import BlockPhase
@@ -37,6 +38,10 @@ class FoundEngine:
     can_sleep: bool = False
     sleep_mib: int = 0
     """As in ``EngineAsleep``; 0 if it has never slept."""
+    kept_mib: int = 0
+    """As in ``EngineAsleep``."""
+    under_way: Literal["", "sleep", "wake"] = ""
+    """It is being put to sleep, or woken: neither ``ready`` nor ``asleep``."""
 
 
 @dataclass(frozen=True)
@@ -121,15 +126,19 @@ class EngineReady:
     load_s: float
     max_model_len: int | None = None
     can_sleep: bool = False
+    sleep_mib: int = 0
+    """As in ``EngineAsleep``, if it slept once after loading."""
 
 
 @dataclass(frozen=True)
 class EngineAsleep:
-    """It sleeps, its GPUs are free. ``sleep_mib``: host memory that it holds from now on, awake too, until it exits."""
+    """It sleeps, its GPUs are free. ``sleep_mib``: host memory that it holds from now on, awake too, until it exits;
+    ``kept_mib``: what it still holds of each of its GPUs."""
 
     engine: str
     sleep_mib: int
     took_s: float
+    kept_mib: int = 0
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,8 @@ class EngineExited:
     """For administrators: ends with its last output if it failed."""
     expected: bool
     summary: str = ""  # for all users: how it ended, without its last output
+    doubt: bool = False
+    """Its agent ended it because its sleep or its waking went wrong."""
 
 
 @dataclass(frozen=True)

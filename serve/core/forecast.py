@@ -10,7 +10,19 @@ from gateway_plugin.phases import BlockPhase
 from serve.core.events import SeenBlock
 from serve.core.node_times import start_s
 from serve.core.room import Need, has_room, holds, need_of, wait_s, wait_words, waits_for
-from serve.core.state import Engine, EngineState, Fleet, Node, NodePhase, RouteState, live, serving, stalled, stays
+from serve.core.state import (
+    Engine,
+    EngineState,
+    Fleet,
+    Node,
+    NodePhase,
+    RouteState,
+    live,
+    serving,
+    sleeps,
+    stalled,
+    stays,
+)
 
 
 class Expected(NamedTuple):
@@ -94,7 +106,8 @@ class Forecast:
     def eta_s(self, model: str) -> float | None:
         """Expected seconds until ``model`` serves, if it were wanted now; ``None``: not known.
 
-        (1) it serves: 0; (2) it loads: the rest of its last load's time, at least 1; (3) back-off: its rest and a load;
+        (1) it serves: 0; (2) it loads or wakes: the rest of the last time that took, at least 1, or it sleeps on a node
+        that stays: the time of a wake; (3) back-off: its rest and a load;
         else a load, after (4) the loads and stops under way there, where there is free room; (5) the start of the
         pending node, where one could hold it; (6) nothing, where a node here could hold it; (7) the queue and start of
         a new node, which take as long as the last ones took.
@@ -106,7 +119,12 @@ class Forecast:
         load = fleet.load_s.get(model, fleet.policy.load_guess_s)
         loading = [engine for engine in engines if live(engine)]
         if loading:  # (2)
-            return max(1.0, load - (now - min(engine.started for engine in loading)))
+            return min(
+                wait_s(fleet, one, now) if one.state is EngineState.WAKING else max(1.0, load - (now - one.started))
+                for one in loading
+            )
+        if any(engine.state is EngineState.ASLEEP and stays(fleet.nodes[engine.node]) for engine in engines):
+            return fleet.wake_s.get(model, fleet.policy.wake_guess_s)
         failure = fleet.failures.get(model)
         if failure is not None and now < failure.retry_at:  # (3)
             return failure.retry_at - now + load
@@ -171,9 +189,11 @@ class Forecast:
 
 
 def model_state(fleet: Fleet, model: str) -> str:
-    """``ready``, ``stalled``, ``loading``, ``failed``, ``queued``, ``draining`` or ``cold``: the first that is true.
+    """``ready``, ``stalled``, ``loading``, ``failed``, ``queued``, ``asleep``, ``draining`` or ``cold``: the first that
+    is true.
 
     ``stalled``: its engines have work and make no progress. ``queued``: it is wanted, and waits for room or for a node.
+    ``asleep``: an engine of it sleeps, or falls asleep. One that wakes is ``loading``.
     """
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
     up = [engine for engine in engines if engine.state is EngineState.READY and engine.route is RouteState.OPEN]
@@ -185,6 +205,8 @@ def model_state(fleet: Fleet, model: str) -> str:
         return "failed"
     if model in fleet.queues or model in fleet.pinned or model in fleet.requested_until:
         return "queued"
+    if any(map(sleeps, engines)):
+        return "asleep"
     return "draining" if engines else "cold"
 
 

@@ -57,6 +57,12 @@ class Policy:
     """Failed loads in a row after which the waiters get the error instead of another try."""
     load_guess_s: float = 60.0
     """Expected load time of a model never loaded here."""
+    wake_guess_s: float = 5.0
+    """Expected time to wake an engine of a model of which none was woken here."""
+    sleep_once_loaded: bool = True
+    """An engine that can sleep does so once, after loading, before it serves (``serve.core.sleep_room``)."""
+    sleep_doubts_max: int = 2
+    """After so many sleeps or wakes in a row that went wrong the engines of a model are stopped instead."""
     first_use_grace_s: float = 2.0
     """How long an engine is not idle after a request was released to it, unless it was used since."""
     crash_window_s: float = 5.0

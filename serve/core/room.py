@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gateway_plugin.catalog import Model
 from serve.core.policy import NodeTypeSpec
-from serve.core.state import Engine, EngineState, Fleet, Node, stays
+from serve.core.state import Engine, EngineState, Fleet, Node, reservation, stays
 
 
 class Need(NamedTuple):
@@ -47,8 +47,9 @@ class Room(NamedTuple):
     def without(self, engine: Engine, node: str, sign: int = 1) -> Room:
         """With the memory of ``engine`` on ``node`` freed; ``sign`` -1: taken again."""
         room = self
-        for part in engine.on(node):
-            room = room.add(part.gpus, sign * part.mib)
+        for part in reservation(engine):
+            if part.node == node:
+                room = room.add(part.gpus, sign * part.mib)
         return room
 
 
@@ -79,13 +80,18 @@ def could_ever_hold(node_types: tuple[NodeTypeSpec, ...], nodes: Mapping[str, No
     )
 
 
+_MEASURES = (EngineState.LOADING, EngineState.FALLING_ASLEEP, EngineState.WAKING)
+"""States of an engine whose memory on its GPUs is being measured, by itself or by its agent."""
+
+
 def loads_beside(engine: Engine, others: Iterable[Engine]) -> Engine | None:
-    """The engine on its node whose load on a shared GPU must finish before this one is stopped."""
+    """The engine on its node whose load, sleep or wake on a shared GPU must finish before this one is stopped or put
+    to sleep."""
     mine = engine.devices
     loading = [
         other
         for other in others
-        if other.state is EngineState.LOADING and other.id != engine.id and not mine.isdisjoint(other.devices)
+        if other.state in _MEASURES and other.id != engine.id and not mine.isdisjoint(other.devices)
     ]
     return min(loading, key=lambda other: other.id, default=None)
 
@@ -95,14 +101,14 @@ def unsettles(engine: Engine, *, due: bool) -> bool:
     could start meanwhile, it would wait for ever."""
     if engine.state is EngineState.DRAINING:
         return due
-    return engine.state in (EngineState.LOADING, EngineState.STOPPING)
+    return engine.state in (*_MEASURES, EngineState.STOPPING)
 
 
 def waits_for(fleet: Fleet, need: Need) -> Engine | None:
-    """The engine whose load or stop on a GPU keeps ``need`` from starting there.
+    """The engine whose load, stop, sleep or wake on a GPU keeps ``need`` from starting there.
 
-    (1) there is free room on quiet GPUs: none; (2) there is free room, but where something loads or stops; (3) the
-    engines to be stopped must wait for a load first.
+    (1) there is free room on quiet GPUs: none; (2) there is free room, but where something loads, stops, falls asleep
+    or wakes; (3) the engines to be stopped must wait for that first, or one falls asleep to make room.
     """
     if need.gpus == 0:
         return None
@@ -130,11 +136,20 @@ def waits_for(fleet: Fleet, need: Need) -> Engine | None:
         going = [one for one in engines if one.state in (EngineState.DRAINING, EngineState.STOPPING)]
         held = (loads_beside(one, engines) for one in going if not one.stop_sent)
         found = found or next((other for other in held if other is not None), None)  # (3)
+        found = found or next((one for one in engines if one.state is EngineState.FALLING_ASLEEP), None)
     return found
 
 
 def wait_s(fleet: Fleet, engine: Engine, now: float) -> float:
-    """How long the load or stop of ``engine`` may still take, in seconds."""
+    """How long the load, stop, sleep or wake of ``engine`` may still take, in seconds.
+
+    (1) waking; (2) its first sleep: its host memory is pinned, at about 1 GiB/s; (3) loading; else little.
+    """
+    since_s = now - engine.since
+    if engine.state is EngineState.WAKING:  # (1)
+        return max(1.0, fleet.wake_s.get(engine.model, fleet.policy.wake_guess_s) - since_s)
+    if engine.state is EngineState.FALLING_ASLEEP and not engine.slept:  # (2)
+        return max(1.0, engine.sleep_mib / 1024 - since_s)
     if engine.state is not EngineState.LOADING:
         return 1.0
     return max(1.0, fleet.load_s.get(engine.model, fleet.policy.load_guess_s) - (now - engine.started))
@@ -142,8 +157,12 @@ def wait_s(fleet: Fleet, engine: Engine, now: float) -> float:
 
 def wait_words(engine: Engine) -> str:
     """Of ``waits_for``, for all users."""
-    done = "has loaded" if engine.state is EngineState.LOADING else "has ended"
-    return f"waits until '{engine.model}' {done} on the same GPU"
+    done = {
+        EngineState.LOADING: "has loaded",
+        EngineState.FALLING_ASLEEP: "has fallen asleep",
+        EngineState.WAKING: "has woken",
+    }
+    return f"waits until '{engine.model}' {done.get(engine.state, 'has ended')} on the same GPU"
 
 
 def victims(candidates: Sequence[Engine], node: str, room: Room, need: Need) -> tuple[Engine, ...] | None:

@@ -7,7 +7,7 @@ Memory is counted in whole MiB so that sums are exact. Times are seconds by the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from gateway_plugin.catalog import Model
@@ -124,14 +124,23 @@ class Engine:
     can_sleep: bool = False
     """Its agent can put it to sleep and wake it."""
     sleep_mib: int = 0
-    """Host memory that it holds since it first slept, awake or not."""
+    """Host memory that it holds since it first slept, awake or not; an upper bound until its agent reports."""
+    slept: bool = False
+    """It has slept once: ``sleep_mib`` is known, and each further sleep takes a second or two."""
+    kept_mib: int = 0
+    """Of each of its GPUs, what it holds while it sleeps."""
+    stopped_asleep: bool = False
+    """While STOPPING: it sleeps, and does not hold more than that."""
+    awake_at: float = 0.0
+    """When it was last woken."""
     last_used: float = 0.0
     """The later of the edge's last session and the last time something was in flight."""
     unwanted_since: float | None = None
     """While LOADING: since when there has been no demand."""
     stop_reason: str = ""
-    """Why it drains or stops: evicted, idle, handed-over (these three can be taken back), unloaded, abandoned, failed,
-    load-timeout, node-leaving, node-ends, catalog, over-committed, no-slot."""
+    """Why it drains, stops or falls asleep: evicted, idle, slot-needed, handed-over (these four can be taken back),
+    unloaded, abandoned, failed, load-timeout, sleep-timeout, wake-timeout, sleep-memory, node-leaving, node-ends,
+    catalog, over-committed, no-slot."""
     takes_over: bool = False
     """Another engine of its model is on a node that ends: its load goes on without demand."""
     stop_sent: bool = False
@@ -170,9 +179,11 @@ class Engine:
 
 
 def reservation(engine: Engine) -> tuple[Part, ...]:
-    """Memory held by an engine in its state: none of its parts while it sleeps, else all until its process is gone.
-    (Host memory for its weights, ``sleep_mib``, is counted apart.)"""
-    return () if engine.state is EngineState.ASLEEP else engine.parts
+    """Memory held by an engine in its state: ``kept_mib`` of each GPU while it sleeps, else all of its parts until its
+    process is gone. (Host memory for its weights, ``sleep_mib``, is counted apart.)"""
+    if engine.state is not EngineState.ASLEEP and not engine.stopped_asleep:
+        return engine.parts
+    return tuple(replace(part, mib=engine.kept_mib) for part in engine.parts) if engine.kept_mib else ()
 
 
 @dataclass(frozen=True)
@@ -310,6 +321,8 @@ class Fleet:
     """Model -> the last load's seconds, for ``eta_s``."""
     wake_s: Mapping[str, float] = field(default_factory=dict)
     """Model -> the last wake's seconds, from the command to the checked answer."""
+    sleep_doubts: Mapping[str, int] = field(default_factory=dict)
+    """Model -> times in a row that an engine of it was ended because its sleep or its waking went wrong."""
     decisions: tuple[Decision, ...] = ()
     """The last ones, oldest first."""
     pinned: frozenset[str] = frozenset()
@@ -328,7 +341,7 @@ class Fleet:
     model_engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Index: model -> ids of its engines."""
     moving: Mapping[str, EngineState] = field(default_factory=dict)
-    """Index: the state of every engine but those that are READY with an OPEN route."""
+    """Index: the state of every engine but those that are READY with an OPEN route, or ASLEEP."""
     closing: Mapping[str, ClosingRoute] = field(default_factory=dict)
     """By engine id: servers on their way to ``maint``."""
     agent_failures: Mapping[str, Failure] = field(default_factory=dict)
@@ -363,8 +376,8 @@ def live(engine: Engine) -> bool:
 
 
 def ready_at(engine: Engine) -> float:
-    """When it became ready."""
-    return engine.started + (engine.loaded_s or 0.0)
+    """When it became ready, or was last woken."""
+    return max(engine.started + (engine.loaded_s or 0.0), engine.awake_at)
 
 
 def serving(engine: Engine) -> bool:
@@ -379,6 +392,11 @@ def stalled(engine: Engine) -> bool:
         and engine.state is EngineState.READY
         and engine.route is not RouteState.OPENING
     )
+
+
+def sleeps(engine: Engine) -> bool:
+    """It sleeps or is falling asleep: no request reaches it, and nothing of it has to end first."""
+    return engine.state in (EngineState.FALLING_ASLEEP, EngineState.ASLEEP)
 
 
 def stays(node: Node) -> bool:

@@ -14,9 +14,11 @@ from serve.core.effects import (
     Effect,
     KillAgent,
     OpenRoute,
+    SleepEngine,
     StartEngine,
     StopEngine,
     SyncSlots,
+    WakeEngine,
 )
 from serve.core.events import Event
 from serve.core.handlers import admin, blocks, engines, nodes, recovery, requests, routes
@@ -42,6 +44,8 @@ _HANDLERS: dict[type, Callable[[Transaction, Any], None]] = {
     events.NodeTypeRetryAsked: admin.retry_asked,
     events.EngineListening: engines.engine_listening,
     events.EngineReady: engines.engine_ready,
+    events.EngineAsleep: engines.engine_asleep,
+    events.EngineAwake: engines.engine_awake,
     events.EngineStalled: engines.engine_stalled,
     events.EngineMoves: engines.engine_moves,
     events.EngineExited: engines.engine_exited,
@@ -65,7 +69,10 @@ _HANDLERS: dict[type, Callable[[Transaction, Any], None]] = {
 _RANK = {
     effect: rank
     for rank, effect in enumerate(
-        (DrainRoute, Answer, StopEngine, CloseRoute, SyncSlots, StartEngine, OpenRoute, CreateAgent, KillAgent)
+        (
+            *(DrainRoute, Answer, StopEngine, CloseRoute, SleepEngine, SyncSlots, StartEngine, WakeEngine, OpenRoute),
+            *(CreateAgent, KillAgent),
+        )
     )
 }
 """Order of one step's effects: a slot has its key before an engine is started for it or a route opened in it."""

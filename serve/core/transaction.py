@@ -97,6 +97,7 @@ class Transaction:
     agent_failures: Table[Failure]
     load_s: Table[float]
     wake_s: Table[float]
+    sleep_doubts: Table[int]
     requested_until: Table[float]
     block_start_s: Table[tuple[tuple[str, float], ...]]
     apart: Table[Apart]
@@ -208,7 +209,8 @@ class Transaction:
 
     def _put(self, engine: Engine) -> None:
         self.engines.put(engine.id, engine)
-        if engine.state is EngineState.READY and engine.route is RouteState.OPEN:
+        serves = engine.state is EngineState.READY and engine.route is RouteState.OPEN
+        if serves or engine.state is EngineState.ASLEEP:
             self.moving.drop(engine.id)
         elif self.moving.rows.get(engine.id) is not engine.state:
             self.moving.put(engine.id, engine.state)
@@ -287,6 +289,10 @@ class Transaction:
         if replaced:
             engines = [engine for engine in engines if not self.ending(engine)]
         return max(self.policies.wanted_replicas(self, model), int(replaced)) - len(engines)
+
+    def wake_time_s(self, model: str) -> float:
+        """Seconds that an engine of ``model`` takes to wake, as far as is known."""
+        return self.wake_s.rows.get(model, self.policy.wake_guess_s)
 
     def load_time_s(self, model: str) -> float:
         """Seconds that ``model`` takes to load, as far as is known."""

@@ -6,11 +6,23 @@ from dataclasses import replace
 
 from gateway_plugin.errors import GatewayError, ModelUnavailable
 from gateway_plugin.phases import BlockPhase
-from serve.core.effects import Answer, KillAgent
+from serve.core.effects import Answer, KillAgent, SleepEngine, WakeEngine
 from serve.core.events import SeenBlock
 from serve.core.node_times import LATELY
 from serve.core.policy import DOUBT_S, REOPENS_S, Policy
-from serve.core.state import Apart, ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState, serving
+from serve.core.room import unsettles
+from serve.core.state import (
+    Action,
+    Apart,
+    ClosingRoute,
+    Engine,
+    EngineState,
+    Failure,
+    Node,
+    NodePhase,
+    RouteState,
+    serving,
+)
 from serve.core.transaction import Transaction
 
 
@@ -69,22 +81,34 @@ def unavailable(model: str, failure: Failure, now: float) -> ModelUnavailable:
 
 
 # --- target states of an engine; commands follow in ``serve.core.policies.commands`` ---
+MAY_SLEEP = ("evicted", "idle")
+"""An engine that drains for one of these reasons may be put to sleep instead of being stopped."""
+
+
 def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
-    """End an engine: (1) it stops already; (2) no request can have reached it: stop; (3) drain its route first."""
+    """End an engine, or for some reasons put it to sleep (``serve.core.policies.commands``):
+
+    (1) it stops already; (2) it falls asleep, and only its GPUs are needed; (3) no request can have reached it: stop;
+    (4) drain its route first."""
     if engine.state is EngineState.STOPPING:  # (1)
         return engine
     if engine.state is EngineState.DRAINING:
         return tx.set_engine(engine, stop_reason=reason)
-    if engine.server is None:  # (2)
-        return tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_reason=reason, stop_sent=False)
-    return tx.set_engine(  # (3)
+    if engine.state is EngineState.FALLING_ASLEEP and reason in MAY_SLEEP:  # (2)
+        return engine
+    if engine.server is None:  # (3)
+        return tx.set_engine(
+            engine, state=EngineState.STOPPING, since=tx.now, stop_reason=reason, stop_sent=False,
+            stopped_asleep=engine.state is EngineState.ASLEEP,
+        )  # fmt: skip
+    return tx.set_engine(  # (4)
         engine, state=EngineState.DRAINING, since=tx.now, stop_reason=reason, drained=False, drained_idle=False
     )
 
 
 def can_cancel_drain(engine: Engine) -> bool:
     """It drains for a reason that demand for its own model may overrule, and no stop was sent."""
-    return engine.state is EngineState.DRAINING and engine.stop_reason in ("evicted", "idle", "handed-over")
+    return engine.state is EngineState.DRAINING and engine.stop_reason in (*MAY_SLEEP, "slot-needed", "handed-over")
 
 
 def cancel_drain(tx: Transaction, engine: Engine) -> bool:
@@ -109,6 +133,62 @@ def close_route(tx: Transaction, engine: Engine) -> Engine:
     return tx.set_engine(engine, route=RouteState.NONE, server=None, up=False, in_flight=0)
 
 
+# --- the warm tier ---
+def begin_sleep(tx: Transaction, engine: Engine, sleep_mib: int) -> None:
+    """Put a drained engine to sleep: its route is closed before. ``sleep_mib``: host memory that it may hold then."""
+    engine = close_route(tx, engine)
+    tx.set_engine(engine, state=EngineState.FALLING_ASLEEP, since=tx.now, sleep_mib=sleep_mib)
+    tx.emit(SleepEngine(engine.id, engine.node, tx.epoch))
+    because = f"it was {engine.stop_reason}, and {sleep_mib / 1024:.1f} GiB of its node's host memory hold its weights"
+    tx.decide(Action.SLEEP, engine.model, because, engine=engine.id)
+
+
+def fell_asleep(tx: Transaction, engine: Engine, sleep_mib: int, kept_mib: int) -> None:
+    """Its GPUs are free but for ``kept_mib`` on each."""
+    kept_mib = max(0, min(kept_mib, *(part.mib for part in engine.parts)))
+    tx.set_engine(
+        engine, state=EngineState.ASLEEP, since=tx.now, stop_reason="", slept=True, sleep_mib=sleep_mib,
+        kept_mib=kept_mib,
+    )  # fmt: skip
+
+
+def begin_wake(tx: Transaction, engine: Engine) -> bool:
+    """Wake an engine, on the GPUs where it fell asleep; ``False``: not now.
+
+    (1) it does not sleep, or a node of it does not take commands or leaves; (2) their memory is in use, or something
+    loads, stops, falls asleep or wakes there.
+    """
+    if engine.state is not EngineState.ASLEEP or any(node.phase is not NodePhase.UP for node in tx.nodes_of(engine)):
+        return False  # (1)
+    rows = tx.nodes.rows
+    if any(
+        rows[part.node].free_gpu_mib[gpu] < part.mib - engine.kept_mib for part in engine.parts for gpu in part.gpus
+    ):
+        return False
+    beside = {name for part in engine.parts for name in rows[part.node].engines} - {engine.id}
+    for other in (tx.engines.rows[name] for name in beside):
+        if unsettles(other, due=other.drained_idle) and not engine.devices.isdisjoint(other.devices):
+            return False  # (2)
+    tx.set_engine(engine, state=EngineState.WAKING, since=tx.now)
+    tx.emit(WakeEngine(engine.id, engine.node, tx.epoch))
+    because = f"it is wanted, and its engine sleeps on {engine.node}: {tx.wake_time_s(engine.model):.1f} s"
+    tx.decide(Action.WAKE, engine.model, because, engine=engine.id)
+    return True
+
+
+def woke(tx: Transaction, engine: Engine, took_s: float | None) -> None:
+    """It answers as before: its route may open."""
+    tx.set_engine(engine, state=EngineState.READY, since=tx.now, awake_at=tx.now, granted_at=tx.now, stop_reason="")
+    tx.sleep_doubts.drop(engine.model)
+    if took_s is not None:
+        tx.wake_s.put(engine.model, took_s)
+
+
+def doubt_sleep(tx: Transaction, model: str) -> None:
+    """An engine of it was ended because its sleep or its waking went wrong."""
+    tx.sleep_doubts.put(model, tx.sleep_doubts.rows.get(model, 0) + 1)
+
+
 def suspect_route(tx: Transaction, model: str) -> None:
     """The edge had no usable server for a released request: not up until the edge reports it again."""
     for engine in tx.engines_of(model):
@@ -122,7 +202,16 @@ def forget(tx: Transaction, engine: Engine) -> None:
     tx.drop_engine(tx.engines.rows[engine.id])
 
 
-def made_ready(tx: Transaction, engine: Engine, address: str, load_s: float | None) -> None:
+def made_ready(
+    tx: Transaction,
+    engine: Engine,
+    address: str,
+    load_s: float | None,
+    *,
+    can_sleep: bool = False,
+    sleep_mib: int = 0,
+) -> None:
+    """It answered a real request. ``sleep_mib``: host memory that it holds if it slept once after loading."""
     tx.set_engine(
         engine,
         state=EngineState.READY,
@@ -131,6 +220,9 @@ def made_ready(tx: Transaction, engine: Engine, address: str, load_s: float | No
         address=address,
         unwanted_since=None,
         granted_at=tx.now,
+        can_sleep=can_sleep,
+        slept=sleep_mib > 0,
+        sleep_mib=sleep_mib,
     )
     if load_s is not None:
         tx.load_s.put(engine.model, load_s)

@@ -159,8 +159,8 @@ def greedy(seed: int) -> Trace:
 
 
 # --- llmux's published profiles: one GPU, two models, switching to A takes 3.6 s and to B 38.5 s ---
-_TO_A = Times(1, 70, cold_s=3.6, wake_s=3.6, prompt_tokens_per_s=25_000, token_s=0.01, stop_s=0.0)
-_TO_B = Times(1, 70, cold_s=38.5, wake_s=38.5, prompt_tokens_per_s=25_000, token_s=0.01, stop_s=0.0)
+_TO_A = Times(1, 70, cold_s=3.6, wake_s=3.6, prompt_tokens_per_s=25_000, token_s=0.01, stop_s=0.0, weights_gib=61)
+_TO_B = Times(1, 70, cold_s=38.5, wake_s=38.5, prompt_tokens_per_s=25_000, token_s=0.01, stop_s=0.0, weights_gib=61)
 LLMUX_REPORT = "github.com/doublewordai/llmux, reports/switching-efficiency.md, report 4 (February 2026, one L40)"
 
 

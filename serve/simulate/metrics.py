@@ -33,7 +33,7 @@ class Span(NamedTuple):
     """Of each GPU's memory."""
     model: str
     state: str
-    """loading, ready, draining, asleep, waking or stopping."""
+    """loading, ready, draining, falling-asleep, asleep, waking or stopping."""
     begin: float
     end: float
 
@@ -54,12 +54,16 @@ class Tally:
 
     waits_s: array[float] = field(default_factory=lambda: array("d"))
     """From arrival until an engine has the request; of those without one until they were refused or the run ended."""
+    past_bound: int = 0
+    """Requests that waited for longer than ``Times.bound_s`` of their model."""
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     switches: int = 0
-    """Engines that were started on devices which an engine of another model had left."""
+    """Engines that were started or woken on devices which an engine of another model had left."""
     loads: int = 0
+    sleeps: int = 0
+    wakes: int = 0
     device_s_lost: float = 0.0
-    """GPUs times seconds from the start of a load or a wake until the engine is ready or stopped."""
+    """GPUs times seconds in which an engine loaded, woke or fell asleep there."""
     gpu_s: float = 0.0
     """GPUs times seconds that nodes were held."""
     work_s: float = 0.0
@@ -67,6 +71,10 @@ class Tally:
     end_s: float = 0.0
     spans: list[Span] = field(default_factory=list)
     users: dict[str, _User] = field(default_factory=dict)
+
+    def waited(self, wait_s: float, bound_s: float) -> None:
+        self.waits_s.append(wait_s)
+        self.past_bound += wait_s > bound_s
 
     def arrives(self, user: str, now: float) -> None:
         mine = self.users.setdefault(user, _User())

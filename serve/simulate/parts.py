@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from serve.core import effects as ef
 from serve.core import events as ev
 from serve.simulate.service import Service
-from serve.simulate.times import Times
+from serve.simulate.times import PIN_GIB_PER_S, Times
 from serve.simulate.traces import Request, Session
 
 
@@ -27,7 +28,10 @@ class Fleet:
     gpus: int = 16
     per_node: int = 8
     gpu_gib: float = 76.0
-    host_gib: float = 1024.0
+    host_gib: float = 0.0
+    """Of each node, for the weights of engines that sleep or have slept; 0: nothing sleeps."""
+    pin_gib_per_s: float = PIN_GIB_PER_S
+    """How fast an engine's first sleep takes its host memory."""
 
     def nodes(self) -> dict[str, tuple[int, ...]]:
         """Node -> MiB of each of its GPUs."""
@@ -36,16 +40,20 @@ class Fleet:
         return {f"n{index}": (mib,) * size for index, size in enumerate(sizes)}
 
 
-@dataclass
+@dataclass(eq=False)
 class Engine:
     id: str
     model: str
     node: str
     gpus: tuple[int, ...]
     mib: int
+    """On each of its GPUs, unless it sleeps."""
     times: Times
     service: Service
+    seen: Callable[[Engine], None]
+    """Called before its state changes."""
     state: str = "loading"
+    """loading, ready, draining, falling-asleep, asleep, waking or stopping."""
     since: float = 0.0
     open: bool = False
     """The edge sends requests to it."""
@@ -53,6 +61,19 @@ class Engine:
     last_used: float = 0.0
     due: int = 0
     """Of the scheduled end of a request; an older one is void."""
+    sleep_mib: int = 0
+    """Host memory that it holds since it first slept, or may take for that."""
+    slept: bool = False
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Its GPUs."""
+        return [(self.node, gpu) for gpu in self.gpus]
+
+    def becomes(self, state: str) -> None:
+        if state != self.state:
+            self.seen(self)
+            self.state = state
 
 
 @dataclass

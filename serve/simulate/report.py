@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,11 @@ Results = Mapping[str, Mapping[str, Sequence[Outcomes]]]
 _COLUMNS = (
     "policy", "switches", "mean s", "p50", "p95", "p99", "max", "> 10 s", "GPU-s lost", "GPU h", "Jain", "unserved",
 )  # fmt: skip
-_COLORS = {"loading": "#d4d4d4", "waking": "#e9e9e9", "draining": "#555555", "stopping": "#000000"}
+_COLORS = {
+    "loading": "#d4d4d4", "falling-asleep": "#a3b1bf", "waking": "#00e5ff",
+    "draining": "#555555", "stopping": "#000000",
+}  # fmt: skip
+_ALWAYS = ("loading", "draining", "stopping")
 
 _MORE = ("#ffd92f", "#66c2a5", "#e7298a", "#1b9e77", "#a6761d", "#7fc97f", "#386cb0", "#f0027f")
 
@@ -67,19 +72,20 @@ def draw_waits(trace: str, by_policy: Mapping[str, Sequence[Outcomes]], path: Pa
     styles = ("-", "--", ":")
     for index, (policy, ran) in enumerate(by_policy.items()):
         middle = [max(0.1, median(one.curve[share] for one in ran)) for share in range(101)]
-        axis.plot(middle, [100 - share for share in range(101)], styles[index // 10 % 3], label=policy, linewidth=1.6)
+        width = 2.6 if index == 0 else 1.4
+        axis.plot(middle, [100 - share for share in range(101)], styles[index // 10 % 3], label=policy, linewidth=width)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set(xlabel="seconds waited (0.1: none)", ylabel="requests that waited longer, %", title=trace, ylim=(0, 100))
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8, loc="upper right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
 
 
 def draw_devices(one: Outcomes, path: Path) -> None:
-    """Every device over the run: the models it serves (a colour and the share of its memory each), and when one of them
-    loads, drains or stops."""
+    """Every device over the run: the models it serves (a colour and the share of its memory each), when one of them
+    loads, wakes, drains, falls asleep or stops, and below them, in thin lines, those that sleep."""
     pyplot = _pyplot()
     from matplotlib.patches import Patch
 
@@ -89,47 +95,82 @@ def draw_devices(one: Outcomes, path: Path) -> None:
     shades = [*pyplot.get_cmap("tab20").colors[:14], *pyplot.get_cmap("tab20b").colors, *_MORE]  # no greys
     color = {model: shades[index % len(shades)] for index, model in enumerate(models)}
     unit, scale = ("hours", 3600.0) if one.end_s > 7200 else ("seconds", 1.0)
-    figure, axis = pyplot.subplots(figsize=(13, 1.8 + 0.42 * len(rows)))
-    offsets = _offsets(one.spans)
+    height = 1.0 + 0.42 * len(rows)
+    figure, axis = pyplot.subplots(figsize=(13, height), layout="none")
+    awake, asleep = _lives(one.spans)
+    most = _most_at_once(asleep)
+    tall = 0.7 if most else 0.9
     stripes: dict[tuple[float, float, Any], list[tuple[float, float]]] = {}
-    for span in one.spans:
-        shade = _COLORS.get(span.state, color[span.model])
-        for gpu in span.gpus:
-            low = rows[span.node, gpu] - 0.45 + 0.9 * offsets[span.engine, gpu]
-            drawn = (span.begin / scale, (span.end - span.begin) / scale)
-            stripes.setdefault((low, 0.9 * span.share, shade), []).append(drawn)
-    for (low, height, shade), found in stripes.items():
-        axis.broken_barh(found, (low, height), facecolors=shade, linewidth=0)
+    for lives, low, whole in ((awake, -0.45, tall), (asleep, 0.27, 0.18)):
+        offsets = _offsets(lives if lives is awake else {key: _sharing(found, most) for key, found in lives.items()})
+        for key, found in lives.items():
+            for span in found:
+                share = span.share if lives is awake else 1 / most
+                shade = _COLORS.get(span.state, color[span.model])
+                at = (rows[key[:2]] + low + whole * offsets[key], whole * share, shade)
+                stripes.setdefault(at, []).append((span.begin / scale, (span.end - span.begin) / scale))
+    for (begins, tallness, shade), found_at in stripes.items():
+        axis.broken_barh(found_at, (begins, tallness), facecolors=shade, linewidth=0)
     axis.set_yticks(list(rows.values()), [f"{node} GPU {gpu}" for node, gpu in rows], fontsize=7)
     axis.set(xlabel=unit, xlim=(0, one.end_s / scale), ylim=(len(rows) - 0.5, -0.5))
     axis.set_title(f"{one.cell.label}, {one.cell.policy}", fontsize=10, loc="left")
-    patches = [Patch(color=shade, label=state) for state, shade in _COLORS.items() if state != "waking"]
-    patches += [Patch(color=color[model], label=model) for model in models[:20]]
-    below = (0, -0.5 / len(rows) - 0.06)
-    axis.legend(handles=patches, fontsize=6, ncols=12, loc="upper left", bbox_to_anchor=below)
+    states = {span.state for span in one.spans}
+    patches = [Patch(color=shade, label=state) for state, shade in _COLORS.items() if state in states | {*_ALWAYS}]
+    patches += [Patch(color=color[model], label=model) for model in models[:43]]
+    below_in = 0.55 / (0.77 * height)
+    axis.legend(handles=patches, fontsize=6, ncols=12, loc="upper left", bbox_to_anchor=(0, -below_in))
     figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
 
 
-def _offsets(spans: Sequence[Span]) -> dict[tuple[str, int], float]:
-    """Where each engine lies in each of its GPUs' memory, from 0: the lowest place that is free as long as it lives."""
-    lives: dict[tuple[str, int, str], tuple[float, float, float]] = {}
+_Life = tuple[str, int, str, int]
+"""Node, GPU, engine, which of its times awake or asleep."""
+
+
+def _lives(spans: Sequence[Span]) -> tuple[dict[_Life, list[Span]], dict[_Life, list[Span]]]:
+    """Engines by GPU, awake and asleep: each time that they are is a life of its own, with a place of its own."""
+    slept: Counter[str] = Counter()
+    awake: dict[_Life, list[Span]] = {}
+    asleep: dict[_Life, list[Span]] = {}
     for span in spans:
+        sleeps = span.state == "asleep"
+        slept[span.engine] += sleeps
         for gpu in span.gpus:
-            begin, end, _ = lives.get((span.node, gpu, span.engine), (span.begin, span.end, 0.0))
-            lives[span.node, gpu, span.engine] = (min(begin, span.begin), max(end, span.end), span.share)
+            (asleep if sleeps else awake).setdefault((span.node, gpu, span.engine, slept[span.engine]), []).append(span)
+    return awake, asleep
+
+
+def _sharing(found: Sequence[Span], most: int) -> list[Span]:
+    return [span._replace(share=1 / most) for span in found]
+
+
+def _most_at_once(lives: Mapping[_Life, Sequence[Span]]) -> int:
+    """The most lives at a time on one GPU."""
+    changes = sorted(
+        (key[:2], at, by) for key, found in lives.items() for at, by in ((found[0].begin, 1), (found[-1].end, -1))
+    )
+    most = now = 0
+    for _, _, by in changes:
+        now += by
+        most = max(most, now)
+    return most
+
+
+def _offsets(lives: Mapping[_Life, Sequence[Span]]) -> dict[_Life, float]:
+    """Where each life lies on its GPU, from 0 to 1: the lowest place that is free as long as it lasts."""
     taken: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
-    found: dict[tuple[str, int], float] = {}
-    for (node, gpu, engine), (begin, end, share) in sorted(lives.items(), key=lambda item: (item[1][0], item[0])):
-        there = taken[node, gpu] = [one for one in taken.get((node, gpu), []) if one[2] > begin]
+    offsets: dict[_Life, float] = {}
+    for key, found in sorted(lives.items(), key=lambda item: (item[1][0].begin, item[0])):
+        begin, end, share = found[0].begin, found[-1].end, found[0].share
+        there = taken[key[:2]] = [one for one in taken.get(key[:2], []) if one[2] > begin]
         low = 0.0
         for start, above, _ in sorted(there):
             if low + share <= start + 1e-9:
                 break
             low = above
-        found[engine, gpu] = min(low, 1.0 - share)
+        offsets[key] = min(low, 1.0 - share)
         there.append((low, low + share, end))
-    return found
+    return offsets
 
 
 def _pyplot() -> Any:

@@ -13,6 +13,7 @@ from serve.simulate.generators import SHAPES
 from serve.simulate.metrics import Outcome, Span, quantile
 from serve.simulate.parts import Fleet
 from serve.simulate.resample import resampled
+from serve.simulate.times import PIN_GIB_PER_S
 from serve.simulate.traces import Trace, read_trace
 from serve.simulate.world import PATIENCE_S, World
 
@@ -32,6 +33,9 @@ class Cell:
     label: str = ""
     patience_s: float = PATIENCE_S
     keep_spans: bool = False
+    host_gib: float = 0.0
+    """Of each node, for engines that sleep."""
+    pin_gib_per_s: float = PIN_GIB_PER_S
     resample: int | None = None
     """Not the trace itself, but this variation of it."""
 
@@ -44,6 +48,8 @@ class Outcomes:
     figures: Mapping[str, float | int]
     over_10_s: float
     """Share of the requests that waited longer."""
+    past_bound: int
+    """Requests that waited for longer than ``Times.bound_s``."""
     unserved: int
     requests: int
     took_s: float
@@ -69,9 +75,10 @@ def load(name: str, seed: int, resample: int | None = None) -> Trace:
 
 def fleet_for(trace: Trace, cell: Cell) -> Fleet:
     """Raises ``ConfigError`` if a model of the trace does not fit on any node."""
-    fleet = Fleet(trace.gpus, trace.gpus_per_node, trace.gpu_gib)
+    size = (trace.gpus, trace.gpus_per_node, trace.gpu_gib)
     if cell.gpus is not None:
-        fleet = Fleet(cell.gpus, cell.per_node, cell.gpu_gib)
+        size = (cell.gpus, cell.per_node, cell.gpu_gib)
+    fleet = Fleet(*size, cell.host_gib, cell.pin_gib_per_s)
     largest = max(len(gpus) for gpus in fleet.nodes().values())
     for model, times in trace.times.items():
         if times.gpus > largest or times.gib > fleet.gpu_gib:
@@ -97,6 +104,7 @@ def run(cell: Cell, progress: Callable[[float, int], None] | None = None) -> Out
         replace(cell, label=cell.label or trace.name),
         tally.document(),
         tally.over(10.0),
+        tally.past_bound,
         tally.requests - tally.outcomes[Outcome.SERVED],
         tally.requests,
         time.perf_counter() - began,

@@ -6,6 +6,11 @@ Cold loads: round figures of the issue on switching, for vLLM from the start of 
 weights on a local file system; production figures go up to minutes. Wake: the same issue's, after "Zero-Reload Model
 Switching with vLLM Sleep Mode" (level 1; vLLM blog, October 2025).
 
+Sleep: docs/switching.md measured 0.43 s for 15.3 GiB of weights on one GPU and 1.44 s for 61 GiB, and a first sleep at
+1 GiB/s, and 1.1 and 1.4 GiB kept of the GPU; of the weights of several GPUs each GPU's are taken to go side by side.
+Weights are those of Qwen3 8B and 32B
+as measured, else 2 bytes for each of 70.6, 8.3 and 235 billion parameters.
+
 Service: estimated from the roofline of an 80 GB accelerator. A token alone costs the weights' bytes per GPU over
 3.35 TB/s of memory bandwidth at some 70 % of it (``8b`` 16 GB, ``32b`` 64 GB, ``70b`` 35 GB a GPU and an all-reduce a
 layer, ``moe`` 22 B active parameters of 235 B); prompts run at 40 % of 990 TFLOP/s; ``beside`` is where reading the
@@ -40,18 +45,72 @@ class Times:
     """With so many other requests in flight each one takes twice as long."""
     stop_s: float = 2.0
     """From the stop command until the memory is free."""
+    weights_gib: float = 0.0
+    """Of all its GPUs together: the host memory that it holds once it has slept."""
+    sleep_s: float = 0.5
+    """To fall asleep, but for the first time."""
+    kept_gib: float = 0.0
+    """Of each of its GPUs, what it holds while it sleeps."""
+    concurrency: int = 256
+    """Requests that an engine takes at a time: vLLM's ``max_num_seqs`` of its server."""
 
     def alone_s(self, prompt_tokens: int, output_tokens: int) -> float:
         """Seconds that a request takes on an engine with nothing else in flight."""
         return prompt_tokens / self.prompt_tokens_per_s + max(1, output_tokens) * self.token_s
 
+    @property
+    def bound_s(self) -> float:
+        """No request is to wait for longer: the larger of 60 s and four loads."""
+        return max(60.0, 4 * self.cold_s)
+
+    def first_sleep_s(self, pin_gib_per_s: float) -> float:
+        """To fall asleep for the first time."""
+        return self.weights_gib / self.gpus / pin_gib_per_s + self.sleep_s
+
+
+PIN_GIB_PER_S = 1.0
+"""Measured (docs/switching.md)."""
 
 CLASSES: Mapping[str, Times] = {
-    "8b": Times(1, 22, cold_s=45, wake_s=0.8, prompt_tokens_per_s=25_000, token_s=0.007),
-    "32b": Times(1, 70, cold_s=75, wake_s=2.5, prompt_tokens_per_s=6_000, token_s=0.027),
-    "70b": Times(4, 40, cold_s=150, wake_s=4, prompt_tokens_per_s=10_000, token_s=0.018),
-    "vl": Times(1, 26, cold_s=60, wake_s=1, prompt_tokens_per_s=15_000, token_s=0.008),
-    "moe": Times(8, 70, cold_s=300, wake_s=6, prompt_tokens_per_s=15_000, token_s=0.012),
+    "8b": Times(
+        1,
+        22,
+        cold_s=45,
+        wake_s=0.8,
+        prompt_tokens_per_s=25_000,
+        token_s=0.007,
+        weights_gib=15.3,
+        sleep_s=0.5,
+        kept_gib=1.1,
+    ),
+    "32b": Times(
+        1,
+        70,
+        cold_s=75,
+        wake_s=2.5,
+        prompt_tokens_per_s=6_000,
+        token_s=0.027,
+        weights_gib=61,
+        sleep_s=1.5,
+        kept_gib=1.4,
+    ),
+    "70b": Times(
+        4, 40, cold_s=150, wake_s=4, prompt_tokens_per_s=10_000, token_s=0.018, weights_gib=131.5, sleep_s=0.9
+    ),
+    "vl": Times(
+        1,
+        26,
+        cold_s=60,
+        wake_s=1,
+        prompt_tokens_per_s=15_000,
+        token_s=0.008,
+        weights_gib=15.4,
+        sleep_s=0.5,
+        kept_gib=1.1,
+    ),
+    "moe": Times(
+        8, 70, cold_s=300, wake_s=6, prompt_tokens_per_s=15_000, token_s=0.012, weights_gib=437.7, sleep_s=1.3
+    ),
 }
 
 

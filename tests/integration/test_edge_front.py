@@ -88,6 +88,7 @@ async def test_paths_that_are_nobodys_business(edge: Edge, engine: FakeEngine) -
     with_key = f"authorization: Bearer {edge.admin_key}"
     for path in (
         "/sleep", "/wake_up", "/collective_rpc", "/invocations", "/v1/load_lora_adapter", "/inference/v1/generate",
+        "/is_sleeping", "/sleep?level=2", "/reset_prefix_cache", "/pause", "/resume", "/start_profile", "/slowdown",
         "/v1/audio/transcriptions", "/v1/responses/resp_1", "/v1/chat/completions/batch", "/server_info", "/",
         "//v1/chat/completions", "/v1//chat/completions", "/v1/chat/completions/", "/v1/chat/completions;a=b",
         "/v1/../sleep", "/v1/chat/completions/../../sleep", "/./v1/chat/completions", "/v1/chat/completion%73",
@@ -98,6 +99,9 @@ async def test_paths_that_are_nobodys_business(edge: Edge, engine: FakeEngine) -
         status, text = await edge.raw(post(path, with_key))
         assert status in (404, 405), (path, text)
     for path in ("/v1/models/a/../../../gateway/v1/status", "/v1/models/%2e%2e/x", "/v1/models/a%0d%0ax", "/metrics/x"):
+        status, text = await edge.raw(f"GET {path} HTTP/1.1\r\nhost: e\r\n{with_key}\r\n\r\n".encode())
+        assert status == 404, (path, text)
+    for path in ("/is_sleeping", "/server_info?config_format=json", "/is_paused", "/v1/models/a/../../is_sleeping"):
         status, text = await edge.raw(f"GET {path} HTTP/1.1\r\nhost: e\r\n{with_key}\r\n\r\n".encode())
         assert status == 404, (path, text)
     for target in ("http://edge/v1/chat/completions", "http://evil/sleep", "edge:443", "*"):

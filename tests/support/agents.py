@@ -25,7 +25,8 @@ from serve.agent.actor import AgentSettings, NodeAgent
 from serve.agent.engine import EngineEvent, Timing
 from serve.agent.probe import client_context
 from serve.agent.records import EngineRecord
-from serve.core.effects import StartEngine, StopEngine
+from serve.agent.warm import Gauges
+from serve.core.effects import SleepEngine, StartEngine, StopEngine, WakeEngine
 from serve.core.events import EngineExited, NodeJoined, NodeLeaves
 from tests.support.clocks import SLACK
 
@@ -92,8 +93,12 @@ class AgentHost:
         timing: Timing = QUICK,
         gpu_mib: tuple[int, ...] = (),
         isolate: Literal["auto", "required", "off"] = "auto",
+        sleep_mib: int | None = 0,
+        gauges: Gauges | None = None,
     ) -> None:
         self.layout = layout
+        self.sleep_mib = sleep_mib
+        self.gauges = gauges
         self.isolate = isolate
         self.gpu_mib = gpu_mib
         self.node = node
@@ -109,8 +114,11 @@ class AgentHost:
 
     def _new(self) -> NodeAgent:
         state = str(self.layout.state)
-        settings = AgentSettings(self.node, "local", state, 4096, self.gpu_mib, on_loopback=True, isolate=self.isolate)
-        return NodeAgent(settings, self.timing)
+        settings = AgentSettings(
+            self.node, "local", state, 4096, self.gpu_mib, on_loopback=True, isolate=self.isolate,
+            sleep_mib=self.sleep_mib,
+        )  # fmt: skip
+        return NodeAgent(settings, self.timing, self.gauges)
 
     def call(self, work: Coroutine[Any, Any, T], timeout_s: float = 60.0) -> T:
         """Run ``work`` in the agent's loop and wait for it."""
@@ -123,9 +131,18 @@ class AgentHost:
         epoch: int = 1,
         key: str = KEY,
         gpus: tuple[int, ...] = (),
+        sleep_mib: int = 0,
     ) -> None:
         """Send ``StartEngine``."""
-        self.call(self.agent.start(StartEngine(engine, self.node, model, gpus, 0, epoch), key))
+        self.call(self.agent.start(StartEngine(engine, self.node, model, gpus, 0, epoch, sleep_mib), key))
+
+    def sleep(self, engine: str = "e1", epoch: int = 1) -> None:
+        """Send ``SleepEngine``."""
+        self.call(self.agent.sleep(SleepEngine(engine, self.node, epoch)))
+
+    def wake(self, engine: str = "e1", epoch: int = 1) -> None:
+        """Send ``WakeEngine``."""
+        self.call(self.agent.wake(WakeEngine(engine, self.node, epoch)))
 
     def stop(self, engine: str = "e1", epoch: int = 1, reason: str = "evicted") -> None:
         """Send ``StopEngine``."""

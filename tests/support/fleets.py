@@ -106,18 +106,18 @@ class Story:
         self.on(ev.BlocksSeen(blocks), after)
 
     # --- engines ---
-    def got_ready(self, model: str, after: float = 10.0) -> None:
+    def got_ready(self, model: str, after: float = 10.0, **fields: Any) -> None:
         """Its process answered a real request."""
         engine = self.engine(model)
-        self.on(ev.EngineReady(engine.id, f"10.0.0.1:{engine.id.rpartition('-')[2]}", after), after)
+        self.on(ev.EngineReady(engine.id, f"10.0.0.1:{engine.id.rpartition('-')[2]}", after, **fields), after)
 
     def opened(self, model: str, after: float = 0.1) -> None:
         self.on(ev.RouteOpened(self.engine(model).id), after)
 
-    def loaded(self, model: str) -> None:
-        """It loads and its route opens."""
+    def loaded(self, model: str, **fields: Any) -> None:
+        """It loads and its route opens. ``fields``: of ``EngineReady``."""
         assert any(effect.model.name == model for effect in self.ever(StartEngine)), "nobody asked for it"
-        self.got_ready(model)
+        self.got_ready(model, **fields)
         assert [effect.engine for effect in self.said(OpenRoute)] == [self.engine(model).id]
         self.opened(model)
 

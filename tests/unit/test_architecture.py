@@ -62,7 +62,7 @@ CORE_LAYERS = (
     "events policy",
     "effects state",
     "transaction",
-    "room engine_use node_times shares",
+    "room engine_use node_times shares sleep_room",
     "supply slots",
     "forecast transitions",
     "handlers policies views",

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from serve.core.events import EngineExited, EngineListening, EngineMoves, EngineReady, EngineStalled, Event
+from serve.core.events import (
+    EngineAsleep,
+    EngineAwake,
+    EngineExited,
+    EngineListening,
+    EngineMoves,
+    EngineReady,
+    EngineStalled,
+    Event,
+)
 from serve.core.state import Engine, EngineState, Fleet, had_requests, ready_at
 from serve.core.transaction import Transaction
-from serve.core.transitions import after_death, forget, made_ready, record_failure
+from serve.core.transitions import after_death, doubt_sleep, fell_asleep, forget, made_ready, record_failure, woke
 
 
 def engine_listening(tx: Transaction, event: EngineListening) -> None:
@@ -18,7 +27,23 @@ def engine_ready(tx: Transaction, event: EngineReady) -> None:
     """It answered a real request: its route may open."""
     engine = tx.engines.rows.get(event.engine)
     if engine is not None and engine.state is EngineState.LOADING:
-        made_ready(tx, engine, event.address, event.load_s)
+        made_ready(
+            tx, engine, event.address, event.load_s, can_sleep=event.can_sleep, sleep_mib=event.sleep_mib
+        )  # fmt: skip
+
+
+def engine_asleep(tx: Transaction, event: EngineAsleep) -> None:
+    """Its GPUs are free. One that is being stopped meanwhile is stopped."""
+    engine = tx.engines.rows.get(event.engine)
+    if engine is not None and engine.state is EngineState.FALLING_ASLEEP:
+        fell_asleep(tx, engine, event.sleep_mib, event.kept_mib)
+
+
+def engine_awake(tx: Transaction, event: EngineAwake) -> None:
+    """It answers as before it slept: its route may open."""
+    engine = tx.engines.rows.get(event.engine)
+    if engine is not None and engine.state is EngineState.WAKING:
+        woke(tx, engine, event.took_s)
 
 
 def engine_exited(tx: Transaction, event: EngineExited) -> None:
@@ -28,6 +53,7 @@ def engine_exited(tx: Transaction, event: EngineExited) -> None:
     first request is not loaded for ever; (3) later: an accident; it is loaded again on demand.
     (4) An engine that served until its eviction, however soon, shows that its model does not crash by itself.
     (5) Requests in flight may be the cause: then more such crashes are allowed.
+    (6) Its sleep or its waking went wrong: no fault of its load. The model is loaded afresh when it is wanted.
     """
     engine = tx.engines.rows.get(event.engine)
     if engine is None:
@@ -35,6 +61,9 @@ def engine_exited(tx: Transaction, event: EngineExited) -> None:
     forget(tx, engine)
     if _in_service(engine, event):
         after_death(tx, engine.model)
+    if event.doubt or (not event.expected and engine.state in (EngineState.FALLING_ASLEEP, EngineState.WAKING)):  # (6)
+        doubt_sleep(tx, engine.model)
+        return
     if event.expected:
         failure = tx.failures.rows.get(engine.model)
         if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle"):  # (4)

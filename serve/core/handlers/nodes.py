@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from serve.core.effects import CreateAgent, KillAgent
+from serve.core.effects import CreateAgent, KillAgent, SleepEngine, WakeEngine
 from serve.core.events import FoundEngine, NodeFailed, NodeGone, NodeJoined, Part
 from serve.core.state import Engine, EngineState, Failure, Node, NodePhase, RouteState
 from serve.core.transaction import Transaction
-from serve.core.transitions import begin_stop, begin_stop_all, forget, know_block, lose, made_ready
+from serve.core.transitions import (
+    begin_stop,
+    begin_stop_all,
+    close_route,
+    fell_asleep,
+    forget,
+    know_block,
+    lose,
+    made_ready,
+    woke,
+)
 
 
 def node_joined(tx: Transaction, event: NodeJoined) -> None:
@@ -45,12 +55,8 @@ def node_joined(tx: Transaction, event: NodeJoined) -> None:
         known = tx.engines.rows.get(one.id)
         if known is None:  # (4)
             _adopt(tx, node.id, one)
-        elif known.state is EngineState.LOADING:  # (3)
-            known = tx.set_engine(known, address=one.address)
-            if one.ready:
-                made_ready(tx, known, one.address, one.loaded_s)
-        elif known.state is EngineState.STOPPING:
-            tx.set_engine(known, stop_sent=False)
+        else:  # (3)
+            _compare(tx, known, one)
     if joined.drain_asked:
         begin_stop_all(tx, joined.id, "node-ends" if joined.ending else "node-leaving")
     tx.unsettled -= {event.node}
@@ -58,12 +64,37 @@ def node_joined(tx: Transaction, event: NodeJoined) -> None:
     tx.joined_blocks |= {event.block}
 
 
+def _compare(tx: Transaction, known: Engine, found: FoundEngine) -> None:
+    """An engine of ours in the report of another agent on its node: (1) loading: it may be ready by now; (2) being
+    stopped: the command is sent again; (3) falling asleep or waking: it may have ended, else the command is sent again.
+    (An engine whose agent was lost in the middle of that is in doubt: that agent's successor ends it.)"""
+    if known.state is EngineState.LOADING:  # (1)
+        known = tx.set_engine(known, address=found.address)
+        if found.ready:
+            made_ready(
+                tx, known, found.address, found.loaded_s, can_sleep=found.can_sleep, sleep_mib=found.sleep_mib
+            )  # fmt: skip
+    elif known.state is EngineState.STOPPING:  # (2)
+        tx.set_engine(known, stop_sent=False)
+    elif known.state is EngineState.FALLING_ASLEEP and not found.under_way:  # (3)
+        if found.asleep:
+            fell_asleep(tx, known, found.sleep_mib, found.kept_mib)
+        else:
+            tx.emit(SleepEngine(known.id, known.node, tx.epoch))
+    elif known.state is EngineState.WAKING and not found.under_way:
+        if found.asleep:
+            tx.emit(WakeEngine(known.id, known.node, tx.epoch))
+        else:
+            woke(tx, known, None)
+
+
 def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
     """Adopt an engine process that is not in the fleet. A server that the edge has open for it stays open.
 
     (1) ready, its server open: nothing is done to it; (2) ready, its server draining: the drain goes on or is taken
     back; (3) ready, no server: its route is opened; (4) not ready: it loads; (5) its model is unknown, its key is (no
-    slot), its memory is not there, or its model loads already: it is stopped.
+    slot), its memory is not there, or its model loads already: it is stopped; (6) it sleeps, falls asleep or wakes: so
+    it goes on, and a server that the edge has for it is closed.
     """
     slot = tx.slots.rows.get(found.model)
     server = next((s for s in tx.found if s.address == found.address and slot in (None, s.slot)), None)
@@ -73,7 +104,10 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
     used = server is not None and server.idle_s >= 0
     draining = server is not None and server.draining
     state = EngineState.LOADING  # (4)
-    if found.ready or server is not None:
+    if found.asleep or found.under_way:  # (6)
+        asleep_or_waking = {"": EngineState.ASLEEP, "sleep": EngineState.FALLING_ASLEEP, "wake": EngineState.WAKING}
+        state, draining = asleep_or_waking[found.under_way], False
+    elif found.ready or server is not None:
         state = EngineState.DRAINING if draining else EngineState.READY  # (1), (2), (3)
     engine = Engine(
         id=found.id,
@@ -94,11 +128,17 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
         drained=draining,
         fresh_from=tx.now,
         granted_at=tx.now,
+        can_sleep=found.can_sleep,
+        slept=found.sleep_mib > 0 and state is not EngineState.LOADING,
+        sleep_mib=found.sleep_mib,
+        kept_mib=found.kept_mib,
     )
     loading_twice = state is EngineState.LOADING and any(
         other.state is EngineState.LOADING for other in tx.engines_of(found.model)
     )
     tx.add_engine(engine)
+    if state not in (EngineState.LOADING, EngineState.READY, EngineState.DRAINING):
+        engine = close_route(tx, engine)
     if found.loaded_s is not None:
         tx.load_s.put(found.model, found.loaded_s)
     host = tx.nodes.rows[node]
@@ -110,6 +150,8 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
         begin_stop(tx, engine, "abandoned")
     elif min((host.free_host_mib, *host.free_gpu_mib)) < 0 or any(gpu >= len(host.gpu_mib) for gpu in found.gpus):
         begin_stop(tx, engine, "over-committed")
+    elif found.asleep and host.free_sleep_mib < 0:
+        begin_stop(tx, engine, "sleep-memory")
 
 
 def node_gone(tx: Transaction, event: NodeGone) -> None:

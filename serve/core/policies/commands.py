@@ -7,10 +7,11 @@ from dataclasses import replace
 from serve.core.effects import CloseRoute, DrainRoute, OpenRoute, StopEngine
 from serve.core.engine_use import drain_is_over
 from serve.core.room import loads_beside
+from serve.core.sleep_room import may_sleep, most_mib, room_for_sleep
 from serve.core.slots import slots_as_they_are
-from serve.core.state import Engine, EngineState, RouteState
+from serve.core.state import Action, Engine, EngineState, RouteState
 from serve.core.transaction import Transaction
-from serve.core.transitions import close_route, may_open
+from serve.core.transitions import MAY_SLEEP, begin_sleep, begin_stop, close_route, may_open
 
 
 def reconcile(tx: Transaction) -> None:
@@ -19,8 +20,8 @@ def reconcile(tx: Transaction) -> None:
     (1) READY without a route: open it, when its slot has a free server, and the last refusal and the death of another
         engine are long enough ago
         (an open or drain without any outcome is taken for lost at last, and sent again);
-    (2) DRAINING: drain an open route; stop when the edge reported nothing in flight, or at the deadline, and
-        nothing loads on its GPUs;
+    (2) DRAINING: drain an open route; put it to sleep or stop it when the edge reported nothing in flight, or stop it
+        at the deadline, and nothing loads, falls asleep or wakes on its GPUs;
     (3) STOPPING: close its route, stop it at the agent (once nothing loads on its GPUs), again when no outcome comes;
     (4) routes of engines that are gone: close.
     """
@@ -65,10 +66,28 @@ def _drain(tx: Transaction, engine: Engine) -> None:
         _stop(tx, tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_sent=False))
         return
     if drain_is_over(tx, engine) and tx.reachable(engine) and _may_stop(tx, engine):
-        _stop(tx, tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_sent=False))
+        if engine.stop_reason not in MAY_SLEEP or not may_sleep(tx, engine) or not _sleep(tx, engine):
+            _stop(tx, tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_sent=False))
     elif not engine.drained and tx.now >= engine.retry_at:
         tx.set_engine(engine, route=RouteState.DRAINING, drained_idle=False, retry_at=_lost_at(tx))
         tx.emit(DrainRoute(engine.id, engine.slot, engine.server))
+
+
+def _sleep(tx: Transaction, engine: Engine) -> bool:
+    """Put it to sleep, or stop others that sleep and wait for their host memory; ``False``: there is none for it."""
+    less_valuable = room_for_sleep(tx, engine)
+    if less_valuable is None:
+        because = "its node's host memory is held by engines that are worth more, awake ones among them"
+        tx.decide(Action.STOP, engine.model, because, engine=engine.id)
+        return False
+    for other in less_valuable:
+        _stop(tx, begin_stop(tx, other, "sleep-memory"))
+        because = f"'{engine.model}' needs the host memory in which it sleeps, and is worth more"
+        tx.decide(Action.STOP, other.model, because, engine=other.id, other=engine.model)
+    needed_mib = engine.sleep_mib if engine.slept else most_mib(tx.models[engine.model])
+    if engine.slept or needed_mib <= tx.nodes.rows[engine.node].free_sleep_mib:
+        begin_sleep(tx, engine, needed_mib)
+    return True
 
 
 def _may_stop(tx: Transaction, engine: Engine) -> bool:

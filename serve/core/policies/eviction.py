@@ -8,18 +8,18 @@ into ``idle`` and ``used_at``.
 from __future__ import annotations
 
 from serve.core.engine_use import abandoned, idle
-from serve.core.state import Engine, NodePhase, ready_at, stalled, used_at
+from serve.core.state import Engine, EngineState, NodePhase, ready_at, stalled, used_at
 from serve.core.transaction import Transaction
 
 
 def evictable(tx: Transaction, engine: Engine) -> bool:
     """No demand for its model (a pin is demand), on nodes that take commands; idle or stalled and resident for long
-    enough, or a load whose waiters have all left."""
+    enough, or a load whose waiters have all left, or one that sleeps: its stop frees what it kept of its GPUs."""
     if engine.in_flight and engine.stalled_since is None:
         return False  # the fast path for a busy engine
     if tx.wanted(engine.model):
         return False
-    if abandoned(tx, engine):
+    if abandoned(tx, engine) or engine.state is EngineState.ASLEEP:
         return _up(tx, engine)
     if not (idle(tx, engine) or stalled(engine)):
         return False

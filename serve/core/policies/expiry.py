@@ -8,7 +8,7 @@ from serve.core.effects import KillAgent
 from serve.core.engine_use import needs_replacement
 from serve.core.node_times import wait_for_node_s
 from serve.core.room import holds, need_of
-from serve.core.state import Node, NodePhase, live
+from serve.core.state import Node, NodePhase, live, sleeps
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop, lose
 
@@ -64,7 +64,7 @@ def _leave(tx: Transaction, node: Node) -> None:
     tx.nodes.put(node.id, replace(node, phase=phase, since=tx.now, drain_asked=True, ending=True))
     for name in node.engines:
         engine = tx.engines.rows[name]
-        if live(engine):
+        if live(engine) or sleeps(engine):
             begin_stop(tx, engine, "node-ends")
 
 

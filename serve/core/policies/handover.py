@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serve.core.engine_use import needs_replacement
-from serve.core.state import EngineState, live, serving
+from serve.core.state import EngineState, live, serving, sleeps
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop
 
@@ -11,7 +11,8 @@ from serve.core.transitions import begin_stop
 def hand_over(tx: Transaction) -> tuple[str, ...]:
     """Models that need a second engine because the node of theirs ends; the most recently used first.
 
-    Of every engine on a node that is ending or leaves because it ends:
+    Of every engine on a node that is ending or leaves because it ends (one that sleeps is stopped: it has nothing to
+    hand over, and its model is loaded elsewhere when it is asked for):
     (1) another engine of its model serves on a node that stays: drain it;
     (2) its model is not in use: it stays until the node leaves, and ends with it;
     (3) another engine of its model loads on a node that stays: wait for that one;
@@ -21,6 +22,9 @@ def hand_over(tx: Transaction) -> tuple[str, ...]:
     for node in [node for node in tx.nodes.rows.values() if node.ending]:
         for name in node.engines:
             engine = tx.engines.rows[name]
+            if sleeps(engine):
+                begin_stop(tx, engine, "node-ends")
+                continue
             ends = engine.state is EngineState.DRAINING and engine.stop_reason == "node-ends"
             if not live(engine) and not ends:
                 continue

@@ -5,7 +5,9 @@ from __future__ import annotations
 from serve.core.engine_use import idle, unclaimed
 from serve.core.state import EngineState, ready_at
 from serve.core.transaction import Transaction
-from serve.core.transitions import begin_stop, record_failure
+from serve.core.transitions import begin_stop, doubt_sleep, record_failure
+
+_UNDER_WAY = {EngineState.FALLING_ASLEEP: "sleep-timeout", EngineState.WAKING: "wake-timeout"}
 
 
 def review(tx: Transaction) -> None:
@@ -16,7 +18,8 @@ def review(tx: Transaction) -> None:
         (``serve.core.policies.eviction``);
     (3) a route that the edge refused too often: the engine is stopped;
     (4) an idle engine past its ``keep_alive_s`` (and ``min_residency_s``) is unloaded, unless wanted; one that has had
-        no request since it was ready is kept for ``unclaimed_s`` at least.
+        no request since it was ready is kept for ``unclaimed_s`` at least;
+    (5) a sleep or a wake that takes longer than a load may: it is stopped, and its model loaded afresh.
     """
     policy, now = tx.policy, tx.now
     for engine in [one for one in tx.engines.rows.values() if not one.in_flight or one.id in tx.moving.rows]:
@@ -39,6 +42,10 @@ def review(tx: Transaction) -> None:
                 and tx.reachable(engine)
             ):  # (4)
                 begin_stop(tx, engine, "idle")
+        elif engine.state in _UNDER_WAY and tx.reachable(engine):
+            if now >= engine.since + model.load_timeout_s:  # (5)
+                doubt_sleep(tx, engine.model)
+                begin_stop(tx, engine, _UNDER_WAY[engine.state])
         elif engine.state is EngineState.LOADING and tx.reachable(engine):
             if now >= engine.started + model.load_timeout_s:  # (1)
                 begin_stop(tx, engine, "load-timeout")

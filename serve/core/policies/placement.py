@@ -17,10 +17,11 @@ from serve.core.engine_use import drain_is_over, unclaimed
 from serve.core.events import Part
 from serve.core.node_times import takes
 from serve.core.room import Need, Room, holds, need_of, unsettles, victims
+from serve.core.sleep_room import first_sleep_mib
 from serve.core.slots import free_slot, slots_in_use, take_slot
-from serve.core.state import Engine, EngineState, Node, NodePhase, live, reservation
+from serve.core.state import Engine, EngineState, Node, NodePhase, live, reservation, stays
 from serve.core.transaction import Transaction
-from serve.core.transitions import begin_stop, can_cancel_drain, cancel_drain
+from serve.core.transitions import begin_stop, begin_wake, can_cancel_drain, cancel_drain
 
 
 def wanted_order(tx: Transaction) -> list[str]:
@@ -74,7 +75,7 @@ class _Plan:
             if unsettles(engine, due=draining and drain_is_over(tx, engine)):
                 for node, gpu in engine.devices:
                     self.unsettled.setdefault(node, set()).add(gpu)
-            if draining or engine.state is EngineState.STOPPING:
+            if draining or engine.state in (EngineState.STOPPING, EngineState.FALLING_ASLEEP):
                 self.free(engine)
 
     def knows(self, tried: list[tuple[Need, float]], model: str, need: Need) -> bool:
@@ -173,10 +174,10 @@ class _Plan:
                     self.idle.setdefault(node, []).append(engine)
         return self.idle
 
-    def evict(self, engine: Engine) -> None:
+    def evict(self, engine: Engine, reason: str = "evicted") -> None:
         for node in {part.node for part in engine.parts}:
             self.idle_engines()[node].remove(engine)
-        begin_stop(self.tx, engine, "evicted")
+        begin_stop(self.tx, engine, reason)
         self.free(engine)
 
     def cheapest(self, need: Need, where: Where, *, claimed: bool) -> tuple[Node, tuple[Engine, ...]] | None:
@@ -242,6 +243,8 @@ def _place(plan: _Plan, name: str) -> bool:
         cancel_drain(tx, own)  # if the edge has not acknowledged the drain yet, then in a later step
         plan.free(own, -1)
         return True
+    if _wake(plan, engines):
+        return True
     if plan.knows(plan.hopeless, name, need) and not plan.any_ends:
         return False
     slot = free_slot(tx, name, plan.in_use)
@@ -252,6 +255,28 @@ def _place(plan: _Plan, name: str) -> bool:
     if _find_room(plan, name, need, slot, may_evict):
         return True
     return plan.any_ends and not served and _find_room(plan, name, need, slot, may_evict, ending=True)  # (8)
+
+
+def _wake(plan: _Plan, engines: Iterable[Engine]) -> bool:
+    """Whether an engine that sleeps wakes, or something is on its way for that: (1) it falls asleep: wait; (2) there is
+    room on its GPUs, and nothing moves there: wake it; (3) there will be: wait."""
+    for engine in engines:
+        node = plan.tx.nodes.rows[engine.node]
+        if engine.state is EngineState.FALLING_ASLEEP and stays(node):  # (1)
+            return True
+        if engine.state is not EngineState.ASLEEP or not stays(node):
+            continue
+        (part,) = engine.parts
+        needed_mib = part.mib - engine.kept_mib
+        now, later, unsettled = plan.now(node), plan.later(node), plan.unsettled.get(node.id, set())
+        if any(later.gpus[gpu] < needed_mib for gpu in part.gpus):
+            continue
+        quiet = unsettled.isdisjoint(part.gpus) and all(now.gpus[gpu] >= needed_mib for gpu in part.gpus)
+        if not quiet or not begin_wake(plan.tx, engine):
+            plan.reserve(node, part.gpus, needed_mib)  # (3)
+        plan.unsettle(node, part.gpus)  # (2)
+        return True
+    return False
 
 
 def _find_room(plan: _Plan, name: str, need: Need, slot: int, may_evict: bool, *, ending: bool = False) -> bool:
@@ -315,10 +340,11 @@ def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: 
         since=tx.now,
         started=tx.now,
         slot=slot,
+        sleep_mib=first_sleep_mib(tx, node, model),
         last_used=max((other.last_used for other in tx.engines_of(name)), default=0.0),
     )
     tx.add_engine(engine)
-    tx.emit(StartEngine(engine.id, node.id, model, gpus, slot, tx.epoch))
+    tx.emit(StartEngine(engine.id, node.id, model, gpus, slot, tx.epoch, engine.sleep_mib))
 
 
 def _evict(plan: _Plan, node: Node, chosen: tuple[Engine, ...], need: Need) -> None:
@@ -338,6 +364,7 @@ def _evict_for_slot(plan: _Plan) -> None:
         return
     idle = [engine for engines in plan.idle_engines().values() for engine in engines]
     if idle:
-        victim = min(idle, key=lambda engine: (plan.rank(engine), engine.id))
-        plan.evict(victim)
+        asleep = [engine for engine in idle if engine.state is EngineState.ASLEEP]
+        victim = min(asleep or idle, key=lambda engine: (plan.rank(engine), engine.id))
+        plan.evict(victim, "slot-needed")
         tx.switches += 1

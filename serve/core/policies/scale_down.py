@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from serve.core.engine_use import idle
 from serve.core.room import holds, need_of
-from serve.core.state import Node, NodePhase, used_at
+from serve.core.state import EngineState, Node, NodePhase, used_at
 from serve.core.transaction import Transaction
 from serve.core.transitions import drain_node, release_node
 
@@ -82,6 +82,9 @@ def _unused_since(tx: Transaction, node: Node) -> float | None:
     since = 0.0
     for name in node.engines:
         engine = tx.engines.rows[name]
+        if engine.state is EngineState.ASLEEP and not tx.wanted(engine.model):
+            since = max(since, used_at(engine))
+            continue
         if engine.in_flight or not idle(tx, engine) or tx.wanted(engine.model):
             return None
         since = max(since, used_at(engine), engine.granted_at)

@@ -178,7 +178,6 @@ async def test_it_sleeps_and_wakes_again_and_again(
         ("never-sleeps", "says that it is awake"),
         ("sleep-500", "was answered 500: as it was told"),
         ("sleep-hangs", "no whole answer within 2 s"),
-        ("nonsense", "/is_sleeping was answered 200: asleep"),
     ],
 )
 async def test_a_sleep_that_goes_wrong_ends_in_a_reload(
@@ -218,6 +217,12 @@ async def test_a_wake_that_goes_wrong_ends_in_a_reload(layout: Layout, tmp_path:
         assert isinstance(awake, Reload)
         assert reason in awake.reason
         assert time.monotonic() - begun < 15
+
+
+@pytest.mark.process
+async def test_one_that_does_not_say_whether_it_sleeps_never_does(layout: Layout, tmp_path: Path) -> None:
+    async with an_engine(layout, tmp_path, "nonsense") as (sleeper, _):
+        assert await sleeper.note() == Reload("/is_sleeping was answered 200: asleep")
 
 
 @pytest.mark.process

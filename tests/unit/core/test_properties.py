@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -158,6 +159,14 @@ class Gateway(RuleBasedStateMachine):
         agent = next(agent for agent in self.world.agents.values() if engine in agent.processes)
         self.world.crash(agent, processes[engine])
 
+    @precondition(lambda self: any(p.sleep in ("sleep", "wake") for p in self.world.processes().values()))
+    @rule(pick=picks)
+    def a_sleep_or_a_wake_goes_wrong(self, pick: int) -> None:
+        found = sorted(p.id for p in self.world.processes().values() if p.sleep in ("sleep", "wake"))
+        engine = found[pick % len(found)]
+        agent = next(agent for agent in self.world.agents.values() if engine in agent.processes)
+        self.world.crash(agent, agent.processes[engine], doubt=True)
+
     @precondition(lambda self: self.world.fleet.engines)
     @rule(pick=picks, moves=st.booleans())
     def an_engine_stands_still_or_moves_again(self, pick: int, moves: bool) -> None:
@@ -196,6 +205,7 @@ class Gateway(RuleBasedStateMachine):
     def the_controller_is_killed(self) -> None:
         world = self.world
         before = {p.id: p for p in world.processes().values() if p.ready and self.open_for(p)}
+        asleep = {p.id for p in world.processes().values() if p.sleep == "asleep"}
         world.restart()
         if all(agent.up for agent in world.agents.values()):
             for agent in list(world.agents.values()):
@@ -204,6 +214,10 @@ class Gateway(RuleBasedStateMachine):
             for engine in before:
                 known = world.fleet.engines[engine]
                 assert known.state in (EngineState.READY, EngineState.DRAINING), "a warm engine was lost"
+            for engine in asleep:
+                assert world.fleet.engines[engine].state in (
+                    EngineState.ASLEEP, EngineState.WAKING, EngineState.STOPPING
+                ), "an engine that sleeps was lost"  # fmt: skip
 
     def open_for(self, process: Process) -> bool:
         return any(s.address == process.address and s.state == "ready" for s in self.world.servers.values())
@@ -220,7 +234,7 @@ class Gateway(RuleBasedStateMachine):
         assert all(count == 1 for count in world.answered.values())
         assert not world.edge_commands
         assert not world.fleet.closing
-        lines = [json.dumps({"at": 0.0, **fleet_to_json(initial(self.policy))})]
+        lines = [json.dumps({"at": 0.0, **fleet_to_json(initial(self.world.policy))})]
         lines += [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in world.log]
         expected = [repr(effects) for _, _, effects in world.log]
         assert [repr(effects) for _, effects in replay(lines)] == expected
@@ -249,6 +263,28 @@ class EndingGateway(Gateway):
         self.world.blocks.vanish(self.world.agents[up[pick % len(up)]])
 
 
+class SleepingGateway(Gateway):
+    """Models that take turns on the GPUs of one node that stays, with host memory for some of them to sleep in."""
+
+    policy = a_policy(
+        a_kind("cpu", 6, most=1), a_kind("gpu", 4, gpus=(10, 10), most=1), slots=6, servers_per_slot=3,
+        waiting_max=20, block_idle_s=600.0, block_unused_s=900.0,
+    )  # fmt: skip
+    walltimes = (None, 300.0)
+
+    @initialize(seed=st.integers(0, 2**16), once=st.booleans())
+    def begin(self, seed: int, once: bool) -> None:
+        self.world = World(replace(self.policy, sleep_once_loaded=once), MODELS, seed, self.walltimes)
+
+    @rule(models=st.lists(st.sampled_from(["d", "e", "f", "g"]), min_size=2, max_size=4), hurry=st.booleans())
+    def models_take_turns(self, models: list[str], hurry: bool) -> None:
+        for model in models:
+            self.world.request(model)
+            if hurry:
+                self.things_move_on(8)
+            self.world.run_out(1.0 if hurry else 4.0)
+
+
 TestGateway = Gateway.TestCase
 SETTINGS = settings(
     max_examples=int(os.environ.get("GATEWAY_EXAMPLES", "100")),
@@ -260,3 +296,5 @@ SETTINGS = settings(
 TestGateway.settings = SETTINGS
 TestEndingGateway = EndingGateway.TestCase
 TestEndingGateway.settings = SETTINGS
+TestSleepingGateway = SleepingGateway.TestCase
+TestSleepingGateway.settings = settings(SETTINGS, stateful_step_count=30)

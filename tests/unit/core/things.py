@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from serve.core import events as ev
-from serve.core.effects import StartEngine, StopEngine
+from serve.core.effects import SleepEngine, StartEngine, StopEngine, WakeEngine
+
+Command = StartEngine | StopEngine | SleepEngine | WakeEngine
 
 
 @dataclass
@@ -20,6 +23,24 @@ class Process:
     address: str
     ready: bool = False
     stopping: bool = False
+    sleep: Literal["", "sleep", "asleep", "wake"] = ""
+    pinned_mib: int = 0
+    """Host memory for its sleep: what it may take until it has slept once."""
+    slept: bool = False
+
+    @property
+    def can_sleep(self) -> bool:
+        return self.ready and bool(self.gpus)
+
+    @property
+    def kept_mib(self) -> int:
+        """Of each of its GPUs, while it sleeps."""
+        return self.memory_mib // 8 if self.slept else 0
+
+    @property
+    def most_mib(self) -> int:
+        """Host memory that its first sleep may take."""
+        return self.memory_mib * len(self.gpus)
 
 
 @dataclass
@@ -31,7 +52,7 @@ class Agent:
     up: bool = False
     processes: dict[str, Process] = field(default_factory=dict)
     word: list[ev.Event] = field(default_factory=list)
-    commands: list[StartEngine | StopEngine] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
     gone: bool = False
     """Its machine is gone without a word; it never comes back."""
     until: float | None = None

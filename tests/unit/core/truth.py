@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serve.core.effects import StartEngine, StopEngine
-from serve.core.state import Engine, EngineState, NodePhase, RouteState, serving
+from serve.core.effects import SleepEngine, StartEngine, StopEngine
+from serve.core.state import Engine, EngineState, NodePhase, RouteState, reservation, serving
 
 if TYPE_CHECKING:
     from tests.unit.core.things import Agent
     from tests.unit.core.world import World
 
+SLEEP_MIB = 8 * 1024
+"""Host memory for sleep of each node with GPUs."""
 ENDS = ("node-ends", "handed-over")
 """An engine that drains for these has until its node leaves, whatever its model's ``drain_timeout_s``."""
 
@@ -47,10 +49,36 @@ def check_start(world: World, effect: StartEngine) -> None:
                 assert agent.id in ending, f"{process.id} loads already"
 
 
-def check_alone(agent: Agent, gpus: tuple[int, ...]) -> None:
-    """Nothing starts or ends on a GPU while an engine loads there."""
-    loading = [process.id for process in agent.processes.values() if not process.ready and {*process.gpus} & {*gpus}]
-    assert not loading, f"{loading} load on the same GPU"
+def check_alone(agent: Agent, gpus: tuple[int, ...], engine: str = "") -> None:
+    """Nothing starts or ends, falls asleep or wakes on a GPU while an engine loads, falls asleep or wakes there."""
+    loading = [
+        process.id
+        for process in agent.processes.values()
+        if process.id != engine
+        and (not process.ready or process.sleep in ("sleep", "wake"))
+        and {*process.gpus} & {*gpus}
+    ]
+    assert not loading, f"{loading} load, fall asleep or wake on the same GPU"
+
+
+def check_sleep(world: World, effect: SleepEngine) -> None:
+    """No engine is put to sleep with a request in flight, or on a node that leaves."""
+    process = world.processes().get(effect.engine)
+    assert process is None or process.can_sleep
+    busy = sum(s.in_flight for s in world.servers.values() if process is not None and s.address == process.address)
+    assert busy == 0, f"{effect.engine} is put to sleep with {busy} in flight"
+    assert not world.fleet.nodes[effect.node].drain_asked
+
+
+def check_memory(agent: Agent, gpu_mib: tuple[int, ...], host_mib: int) -> None:
+    """What the processes hold is there: of GPUs, of the host, and of the host for sleep."""
+    held = [0] * len(gpu_mib)
+    for one in agent.processes.values():
+        for gpu in one.gpus:
+            held[gpu] += one.kept_mib if one.sleep == "asleep" else one.memory_mib
+    assert all(used <= total for used, total in zip(held, gpu_mib, strict=True)), "over-committed"
+    assert sum(one.memory_mib for one in agent.processes.values() if not one.gpus) <= host_mib
+    assert sum(one.pinned_mib for one in agent.processes.values()) <= SLEEP_MIB, "sleep memory is over-committed"
 
 
 def check_ask(world: World, kind: str) -> None:
@@ -106,18 +134,22 @@ def check(world: World) -> None:
     assert dict(fleet.moving) == {
         engine.id: engine.state
         for engine in fleet.engines.values()
-        if engine.state is not EngineState.READY or engine.route is not RouteState.OPEN
+        if (engine.state is not EngineState.READY or engine.route is not RouteState.OPEN)
+        and engine.state is not EngineState.ASLEEP
     }
     assert sorted(one for ids in fleet.model_engines.values() for one in ids) == sorted(fleet.engines)
     for node in fleet.nodes.values():
         host, gpus = node.host_mib, list(node.gpu_mib)
         for engine in (fleet.engines[one] for one in node.engines):
-            for part in engine.on(node.id):
+            for part in (part for part in reservation(engine) if part.node == node.id):
                 host -= 0 if part.gpus else part.mib
                 for gpu in part.gpus:
                     gpus[gpu] -= part.mib
         assert (host, tuple(gpus)) == (node.free_host_mib, node.free_gpu_mib)
         assert min((host, *gpus)) >= 0, "over-committed"
+        slept = sum(fleet.engines[one].sleep_mib for one in node.engines)
+        assert node.free_sleep_mib == node.sleep_mib - slept
+        assert node.free_sleep_mib >= 0, "sleep memory is over-committed"
     assert sum(len(node.engines) for node in fleet.nodes.values()) == len(fleet.engines)
     for kind in world.policy.node_types:
         assert sum(node.type == kind.name for node in fleet.nodes.values()) <= kind.max_nodes

@@ -19,17 +19,30 @@ from serve.core.effects import (
     Effect,
     KillAgent,
     OpenRoute,
+    SleepEngine,
     StartEngine,
     StopEngine,
     SyncSlots,
+    WakeEngine,
 )
 from serve.core.policy import Policy
 from serve.core.room import need_of
 from serve.core.state import EngineState, Fleet, RouteState
 from serve.core.step import initial, step
 from tests.unit.core.blocks import Blocks
-from tests.unit.core.things import Agent, Process, Server
-from tests.unit.core.truth import check, check_alone, check_ask, check_hand_over, check_slots, check_start, check_stop
+from tests.unit.core.things import Agent, Command, Process, Server
+from tests.unit.core.truth import (
+    SLEEP_MIB,
+    check,
+    check_alone,
+    check_ask,
+    check_hand_over,
+    check_memory,
+    check_sleep,
+    check_slots,
+    check_start,
+    check_stop,
+)
 
 RouteCommand = OpenRoute | DrainRoute | CloseRoute
 
@@ -119,10 +132,17 @@ class World:
                 if (process := self.processes().get(engine)) is not None:
                     process.stopping = True
                 self.command(self.agents[node], effect)
+            case SleepEngine(engine, node):
+                check_sleep(self, effect)
+                self.command(self.agents[node], effect)
+            case WakeEngine(engine, node):
+                process = self.processes().get(engine)
+                assert process is None or process.sleep == "asleep"
+                self.command(self.agents[node], effect)
             case OpenRoute(engine, slot, server):
                 assert self.fleet.engines[engine].state is EngineState.READY
                 process = self.processes().get(engine)
-                assert process is None or process.ready, "a route to an engine that is not ready"
+                assert process is None or (process.ready and not process.sleep), "a route to one that is not ready"
                 there = self.servers.get((slot, server))
                 assert there is None or there.address == effect.address, "the server is another engine's"
                 self.add_route_command(effect)
@@ -163,17 +183,26 @@ class World:
     def describe(self, agent: Agent) -> ev.NodeJoined:
         kind = next(kind for kind in self.policy.node_types if kind.name == agent.type)
         found = tuple(
-            ev.FoundEngine(p.id, p.model, p.gpus, p.memory_mib, p.started, p.address, p.ready)
+            ev.FoundEngine(
+                p.id, p.model, p.gpus, p.memory_mib, p.started, p.address, p.ready and not p.sleep,
+                asleep=p.sleep == "asleep", can_sleep=p.can_sleep, sleep_mib=p.pinned_mib, kept_mib=p.kept_mib,
+                under_way="" if p.sleep == "asleep" else p.sleep,
+            )
             for p in agent.processes.values()
-        )
-        return ev.NodeJoined(agent.id, agent.type, f"block-{agent.id}", "10.0.0.1", kind.host_mib, kind.gpu_mib, found)
+        )  # fmt: skip
+        return ev.NodeJoined(
+            agent.id, agent.type, f"block-{agent.id}", "10.0.0.1", kind.host_mib, kind.gpu_mib, found,
+            sleep_mib=SLEEP_MIB if kind.gpu_mib else 0,
+        )  # fmt: skip
 
     def agent_comes_up(self, agent: Agent) -> None:
         agent.up = True
         self.blocks.start(agent)
         agent.word.append(self.describe(agent))
+        for process in [one for one in agent.processes.values() if one.sleep in ("sleep", "wake")]:
+            self.crash(agent, process, doubt=True)  # its agent was lost meanwhile
 
-    def command(self, agent: Agent, effect: StartEngine | StopEngine) -> None:
+    def command(self, agent: Agent, effect: Command) -> None:
         """What is sent to an agent that died meanwhile is lost."""
         if agent.up:
             agent.commands.append(effect)
@@ -189,29 +218,65 @@ class World:
                 check_alone(agent, process.gpus)
                 agent.word.append(ev.EngineExited(process.id, "stopped", True))
             return
+        if not isinstance(command, StartEngine):
+            self.sleep_or_wake(agent, command)
+            return
         model = command.model
         need = need_of(model)
         check_alone(agent, command.gpus)
         address = f"{agent.id}:{self.epoch}.{command.engine}"
         process = Process(command.engine, model.name, command.gpus, need.mib, self.now, address)
+        process.pinned_mib = command.sleep_mib
         agent.processes[process.id] = process
+        self.check_memory(agent)
+
+    def check_memory(self, agent: Agent) -> None:
         kind = next(kind for kind in self.policy.node_types if kind.name == agent.type)
-        held = [0] * len(kind.gpu_mib)
-        for one in agent.processes.values():
-            for gpu in one.gpus:
-                held[gpu] += one.memory_mib
-        assert sum(one.memory_mib for one in agent.processes.values() if not one.gpus) <= kind.host_mib
-        assert all(used <= total for used, total in zip(held, kind.gpu_mib, strict=True))
+        check_memory(agent, kind.gpu_mib, kind.host_mib)
+
+    def sleep_or_wake(self, agent: Agent, command: SleepEngine | WakeEngine) -> None:
+        """The agent begins; ``finish_sleep`` is the end of it."""
+        process = agent.processes.get(command.engine)
+        if process is None:
+            return
+        check_alone(agent, process.gpus, process.id)
+        if isinstance(command, WakeEngine):
+            assert process.sleep == "asleep"
+            process.sleep = "wake"
+        else:
+            assert process.sleep == ""
+            process.sleep = "sleep"
+            process.pinned_mib = process.pinned_mib or process.most_mib
+        self.check_memory(agent)
+
+    def finish_sleep(self, agent: Agent, process: Process) -> None:
+        if process.sleep == "wake":
+            process.sleep = ""
+            agent.word.append(ev.EngineAwake(process.id, 1.0))
+        else:
+            process.sleep = "asleep"
+            self.pin(process)
+            agent.word.append(ev.EngineAsleep(process.id, process.pinned_mib, 1.0, process.kept_mib))
+
+    def pin(self, process: Process) -> None:
+        """The weights turn out to be smaller than the memory of the GPUs."""
+        if not process.slept:
+            process.slept, process.pinned_mib = True, max(1, process.most_mib // 2)
 
     def finish_load(self, agent: Agent, process: Process) -> None:
         process.ready = True
-        agent.word.append(ev.EngineReady(process.id, process.address, self.now - process.started))
+        if process.pinned_mib:
+            self.pin(process)
+        load_s = self.now - process.started
+        agent.word.append(
+            ev.EngineReady(process.id, process.address, load_s, None, process.can_sleep, process.pinned_mib)
+        )
 
-    def crash(self, agent: Agent, process: Process) -> None:
+    def crash(self, agent: Agent, process: Process, *, doubt: bool = False) -> None:
         """The process dies, and every request on it with it."""
         del agent.processes[process.id]
         self.cut(process)
-        agent.word.append(ev.EngineExited(process.id, "exit code 1: boom", False))
+        agent.word.append(ev.EngineExited(process.id, "exit code 1: boom", False, doubt=doubt))
 
     def cut(self, process: Process) -> None:
         for place, server in self.servers.items():
@@ -298,9 +363,10 @@ class World:
     # --- clients ---
     def usable(self, model: str) -> tuple[int, int] | None:
         slot = self.names.get(model)
-        up = {process.address for process in self.processes().values() if process.ready}
+        up = {process.address: process for process in self.processes().values() if process.ready}
         for place, server in sorted(self.servers.items()):
             if place[0] == slot and server.state == "ready" and server.address in up:
+                assert not up[server.address].sleep, "a request to an engine that sleeps"
                 return place
         return None
 
@@ -366,6 +432,9 @@ class World:
             for process in agent.processes.values():
                 if not process.ready:
                     self.finish_load(agent, process)
+                    return True
+                if process.sleep in ("sleep", "wake"):
+                    self.finish_sleep(agent, process)
                     return True
         if self.edge_commands:
             self.carry_out_at_edge(self.edge_commands.pop(0))

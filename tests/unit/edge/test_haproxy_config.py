@@ -129,7 +129,8 @@ def test_the_allow_list_is_exact() -> None:
     front = section(render(settings()), "frontend front")
     (line,) = [line for line in front.splitlines() if line.startswith("  acl inference ")]
     assert line == "  acl inference path " + " ".join(INFERENCE)
-    for path in ("/sleep", "/wake_up", "/collective_rpc", "/invocations", "/update_weights", "/inference/v1/generate"):
+    development = ("/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/reset_prefix_cache", "/server_info")
+    for path in (*development, "/invocations", "/update_weights", "/inference/v1/generate"):
         assert path not in INFERENCE
 
 

@@ -41,7 +41,7 @@ def test_pictures_and_json_are_written_where_they_are_wanted(tmp_path: Path) -> 
 
     assert ran.exit_code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "devices-llmux-dominant-fifo.png", "switching.json", "waits-llmux-dominant.png",
+        "devices-llmux-dominant-fifo.png", "switching.json", "targets.json", "waits-llmux-dominant.png",
     ]  # fmt: skip
     for picture in (tmp_path / "out").glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")

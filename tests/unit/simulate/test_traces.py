@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from gateway_plugin.errors import ConfigError
 from serve.simulate.generators import SHAPES
 from serve.simulate.times import CLASSES, class_of
-from serve.simulate.traces import COLUMNS, LINE_MAX, Request, Trace, read_trace, write_trace
+from serve.simulate.traces import COLUMNS, LINE_MAX, Request, Trace, TraceFile, read_trace, write_trace
 
 HEADER = ",".join(COLUMNS)
 
@@ -72,16 +73,56 @@ def test_a_model_that_a_catalog_does_not_have_is_refused(tmp_path: Path) -> None
         read_trace(path, known={"8b-1": CLASSES["8b"]})
 
 
-@pytest.mark.parametrize("content", [b"\x1f\x8bnot gzip at all", b"\xff\xfe\x00", b""])
-def test_what_is_no_text_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+WHOLE = gzip.compress((HEADER + "\n" + "1,8b-1,1,1,u\n" * 50_000).encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param(b"", "line 1: expected the columns", id="empty"),
+        pytest.param(b"\x1f\x8bnot gzip at all", "line 1: expected CSV in UTF-8, plain or gzip", id="no-gzip"),
+        pytest.param(b"\xff\xfe\x00", "line 1: expected CSV in UTF-8", id="no-text"),
+        pytest.param(WHOLE[: len(WHOLE) // 2], "that can be read to its end: Compressed file ended", id="cut-off"),
+        pytest.param(WHOLE[:10] + b"\xff" * 100, "line 1: expected CSV in UTF-8, plain or gzip", id="damaged"),
+        pytest.param(WHOLE[:-8] + b"\0" * 8, "line 50002: expected CSV in UTF-8, plain or gzip", id="other-checksum"),
+        pytest.param(gzip.compress(b""), "line 1: expected the columns", id="empty-gzip"),
+        pytest.param(f'{HEADER}\n1,"8b-1,1,1,u\n'.encode(), "line 2: expected CSV", id="open-quote"),
+        pytest.param(f"{HEADER}\n1,8b-1,1,1,u\n\n".encode(), "line 3: expected 5 values", id="blank-line"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "bad.csv.gz"
     path.write_bytes(content)
 
     with pytest.raises(ConfigError) as raised:
         read_trace(path)
 
-    assert str(path) in str(raised.value)
+    assert str(raised.value).startswith(f"{path}, line ")
+    assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_or_a_folder_is_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.csv"):
+        with pytest.raises(ConfigError, match=rf"^{path}, line 1: .*(Is a directory|No such file)"):
+            read_trace(path)
+
+
+def test_a_file_is_read_without_being_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv.gz"
+    with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as out:
+        out.write(HEADER + "\n")
+        for number in range(20_000):  # 100 bytes a request would be 2 MB
+            out.write(f"{number},8b-{number % 40:02},100,20,user{number % 100}\n")
+
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in TraceFile(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 500_000
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

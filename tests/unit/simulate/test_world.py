@@ -8,13 +8,14 @@ import pytest
 
 from serve.simulate.baselines import POLICIES, Fifo
 from serve.simulate.deciders import Core
+from serve.simulate.edge import EDGE_S
 from serve.simulate.generators import SHAPES
 from serve.simulate.house import House
 from serve.simulate.metrics import Outcome, Tally
 from serve.simulate.parts import Decider, Fleet
 from serve.simulate.times import Times
 from serve.simulate.traces import Request, Session, Trace
-from serve.simulate.world import EDGE_S, INNER_S, World
+from serve.simulate.world import INNER_S, World
 
 SLOW = Times(1, 70, cold_s=30, wake_s=1, prompt_tokens_per_s=1e9, token_s=1.0, beside=1e9, stop_s=2)
 """One output token takes a second, whatever runs beside it."""

@@ -1,0 +1,64 @@
+"""Host memory for engines that sleep: what the node, or its job's cgroup, has left, and what of it they may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_ENGINE_MIB = 8 * 1024
+"""For the processes of one engine with GPUs beside its weights, kept free for each GPU; measured: 8 to 10 GiB."""
+_SPARE_SHARE = 0.1
+"""Of what is left: kept free for everything else on the node."""
+
+
+def available_mib() -> int:
+    """Host memory that processes of this job can still take; 0 if that is not known."""
+    left = [psutil.virtual_memory().available // 2**20, *_left_in_cgroups()]
+    return max(0, min(left))
+
+
+def budget_mib(asked_mib: int | None, left_mib: int, host_mib: int, gpus: int) -> tuple[int, str]:
+    """Host memory for sleeping engines' weights, and a warning where it is less than the site asks for. Pure.
+
+    Args:
+        asked_mib: the site's ``sleep_memory_gib``; ``None``: measured.
+        left_mib: what is left on the node, and what its engines hold for their sleep already.
+        host_mib: what engines without GPUs may take.
+
+    (1) The site's, as far as there is so much; (2) measured: what is left, without the memory of other engines, of each
+    GPU's engine processes, and a tenth to spare.
+    """
+    if asked_mib is not None:  # (1)
+        if asked_mib <= left_mib:
+            return asked_mib, ""
+        return max(0, left_mib), f"the site says {asked_mib} MiB for sleeping engines, the node has {left_mib} MiB left"
+    return max(0, int(left_mib * (1 - _SPARE_SHARE)) - host_mib - gpus * _ENGINE_MIB), ""  # (2)
+
+
+def _left_in_cgroups(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """MiB below the memory limit of each cgroup (version 2 or 1) around this process; page cache counts as free."""
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit, used = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        inside = base / path.lstrip("/")
+        for folder in (inside, *inside.parents):
+            if base not in (folder, *folder.parents):
+                break
+            try:
+                most, held = int((folder / limit).read_text()), int((folder / used).read_text())
+                cache = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such cgroup here, or no limit ("max")
+                continue
+            files = int(cache.get("inactive_file", cache.get("total_inactive_file", 0)))
+            yield (most - held + files) // 2**20

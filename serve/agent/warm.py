@@ -1,0 +1,113 @@
+"""Sleep and wake of one engine at the controller's command: what is recorded, what is reported.
+
+``sleeping.py`` knows how an engine sleeps and when it is in doubt; this module measures what it holds meanwhile, and
+keeps its record on disk in step, so that the next agent finds it asleep, or in doubt if it was lost in between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from serve.agent.devices import Devices
+from serve.agent.host_memory import available_mib
+from serve.agent.probe import Probe
+from serve.agent.records import EngineRecord
+from serve.agent.sleeping import Asleep, Canary, Mib, Patience, Reload, Sleeper, used_mib_of
+from serve.core.events import EngineAsleep, EngineAwake
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """How memory is read."""
+
+    used_mib: Callable[[tuple[str, ...]], Awaitable[Mib]] = used_mib_of
+    """In use on these GPUs, by the batch system's names for them."""
+    available_mib: Callable[[], int] = available_mib
+    """What is left of the host's."""
+
+
+class WarmTier:
+    """One engine's sleeps."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        record: Callable[[], EngineRecord],
+        update: Callable[[dict[str, Any]], None],
+        devices: Devices,
+        names: tuple[str, ...],
+        gauges: Gauges,
+        patience: Patience,
+    ) -> None:
+        """``record``, ``update``: the engine's record as it is; new values for it, also on disk. ``names``: of its
+        GPUs."""
+        made = record()
+        self._record = record
+        self._update = update
+        self._devices = devices
+        self._gauges = gauges
+        task = cast(Literal["generate", "embed"], made.task)
+        self._sleeper = Sleeper(probe, made.model, task, lambda: gauges.used_mib(names), patience)
+
+    @property
+    def possible(self) -> bool:
+        """It was started for it, and its answer to the canary is known."""
+        return self._record().canary_noted
+
+    async def prepare(self) -> None:
+        """After loading: note the canary's answer. Without one it never sleeps."""
+        record = self._record()
+        if not record.sleeps or record.canary_noted:
+            return
+        noted = await self._sleeper.note()
+        if isinstance(noted, Reload):
+            logger.warning("engine cannot sleep engine=%s why=%s", record.engine, noted.reason)
+            self._update({"sleep_mib": 0})
+        else:
+            self._update({"canary_noted": True, "canary_text": noted.text, "canary_numbers": noted.numbers})
+
+    async def fall_asleep(self, *, alone: bool = True) -> EngineAsleep | Reload:
+        """Put it to sleep; ``alone``: its GPUs are not taken yet."""
+        record = self._record()
+        most_mib = record.memory_mib * len(record.gpus)
+        self._update({"sleep": "sleep", "sleep_mib": record.sleep_mib or most_mib})
+        async with self._devices.alone(record.gpus if alone else ()):
+            left_mib = self._gauges.available_mib()
+            result = await self._sleeper.fall_asleep(record.memory_mib)
+            pinned_mib = left_mib - self._gauges.available_mib()
+        if isinstance(result, Reload):
+            return result
+        changed: dict[str, Any] = {"sleep": "asleep", "freed_mib": result.freed_mib}
+        changed["kept_mib"] = max(0, record.memory_mib - min(result.freed_mib))
+        if not record.slept:
+            changed |= {"slept": True, "sleep_mib": max(1, min(pinned_mib, most_mib))}
+        self._update(changed)
+        record = self._record()
+        logger.info("engine asleep engine=%s took_s=%.1f sleep_mib=%d", record.engine, result.took_s, record.sleep_mib)
+        return EngineAsleep(record.engine, record.sleep_mib, result.took_s, record.kept_mib)
+
+    async def wake(self, *, alone: bool = True) -> EngineAwake | Reload:
+        """Wake it, and compare its answer with the noted one."""
+        self._update({"sleep": "wake"})
+        record = self._record()
+        noted = Canary(record.canary_text, record.canary_numbers)
+        async with self._devices.alone(record.gpus if alone else ()):
+            result = await self._sleeper.wake(Asleep(record.freed_mib, 0.0), noted)
+        if isinstance(result, Reload):
+            return result
+        self._update({"sleep": ""})
+        logger.info("engine awake engine=%s took_s=%.1f", record.engine, result.took_s)
+        return EngineAwake(record.engine, result.took_s)
+
+    async def sleep_once(self) -> Reload | None:
+        """Before it serves (``StartEngine.sleep_mib``): its host memory is pinned, and it is known to wake."""
+        result = await self.fall_asleep(alone=False)
+        if isinstance(result, Reload):
+            return result
+        woken = await self.wake(alone=False)
+        return woken if isinstance(woken, Reload) else None
