@@ -10,6 +10,8 @@ from serve.core.effects import Answer, KillAgent
 from serve.core.events import SeenBlock
 from serve.core.node_times import LATELY
 from serve.core.policy import DOUBT_S, REOPENS_S, Policy
+from serve.core.reasons import decide_keep, decide_stop, decide_wait
+from serve.core.shares import release_order
 from serve.core.state import Apart, ClosingRoute, Engine, EngineState, Failure, Node, NodePhase, RouteState, serving
 from serve.core.transaction import Transaction
 
@@ -22,10 +24,11 @@ def mark_granted(tx: Transaction, model: str) -> None:
 
 
 def answer_all(tx: Transaction, model: str, error: GatewayError | None) -> None:
-    """One answer for every waiter of ``model``, in the order of arrival."""
-    for ticket in tx.queues.rows.get(model, ()):
-        tx.drop_waiter(ticket)
-        tx.emit(Answer(ticket, error))
+    """One answer for every waiter of ``model``, in the order of release."""
+    waiters = tx.waiters.rows
+    for waiter in release_order([waiters[ticket] for ticket in tx.queues.rows.get(model, ())]):
+        tx.drop_waiter(waiter.ticket)
+        tx.emit(Answer(waiter.ticket, error))
 
 
 def record_failure(
@@ -51,6 +54,7 @@ def record_failure(
     delay = 0.0 if doublings < 0 else min(policy.retry_max_s, policy.retry_first_s * 2.0**doublings)
     failure = Failure(count, tx.now, tx.now + delay, reason, after_ready, summary or reason)
     tx.failures.put(model, failure)
+    decide_wait(tx, model, failure)
     if count >= enough:
         tx.requested_until.drop(model)
         answer_all(tx, model, unavailable(model, failure, tx.now))
@@ -73,6 +77,7 @@ def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
     """End an engine: (1) it stops already; (2) no request can have reached it: stop; (3) drain its route first."""
     if engine.state is EngineState.STOPPING:  # (1)
         return engine
+    decide_stop(tx, engine, reason)
     if engine.state is EngineState.DRAINING:
         return tx.set_engine(engine, stop_reason=reason)
     if engine.server is None:  # (2)
@@ -93,6 +98,7 @@ def cancel_drain(tx: Transaction, engine: Engine) -> bool:
         if not engine.drained:  # (3)
             return False
         engine = tx.set_engine(engine, route=RouteState.NONE, up=False, refusals=0, retry_at=0.0)  # (2)
+    decide_keep(tx, engine)
     tx.set_engine(  # (1)
         engine, state=EngineState.READY, since=tx.now, stop_reason="", drained=False, drained_idle=False,
         granted_at=tx.now,

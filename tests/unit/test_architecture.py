@@ -54,7 +54,7 @@ CORE_LAYERS = (
     "events policy",
     "effects state",
     "transaction",
-    "room engine_use node_times shares",
+    "room engine_use node_times shares reasons",
     "supply slots",
     "forecast transitions",
     "handlers policies views",
