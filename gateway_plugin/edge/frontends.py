@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_plugin.edge.deadlines import NOT_A_DEADLINE, READ_DEADLINE, TELL_DEADLINE
 from gateway_plugin.edge.error_pages import Refusal
 from gateway_plugin.edge.floods import REFUSALS, refuse_outsiders, sources, tables
 from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, no_chunks, plainer_words
@@ -141,6 +142,7 @@ class FrontSettings:
             _NOT_ADMIN,
             COMPRESSED,
             STREAM_OF_HTTP_1_0,
+            NOT_A_DEADLINE,
             *REFUSALS,
         )
         return (*fixed, NOT_A_MODEL, _NOT_A_WAIT, _NOT_A_CALLER, self.too_fast, self.too_many, self.too_large)
@@ -289,6 +291,7 @@ def _what(settings: FrontSettings) -> str:
 {_NOT_A_WAIT.when(f"{hurried} !{{ req.fhdr(x-gateway-wait) -m reg {_SECONDS} }}")}
 {_NOT_A_WAIT.when("{ req.fhdr_cnt(x-gateway-wait) gt 1 }")}
   http-request set-var(txn.wait) req.fhdr(x-gateway-wait) if inference {hurried}
+{READ_DEADLINE}
   # Only an endpoint's key may name the user on whose behalf it asks.
   acl for_another var(txn.role) -m str endpoint
   acl caller req.fhdr(x-gateway-caller) -m reg {_CALLER}
@@ -299,7 +302,7 @@ def _what(settings: FrontSettings) -> str:
 
 
 def _tell() -> str:
-    return """\
+    return f"""\
   # 6. Remove the caller's identity headers; set the edge's own.
   http-request del-header x-gateway- -m beg
   http-request del-header authorization
@@ -314,10 +317,11 @@ def _tell() -> str:
   http-request set-header x-gateway-caller %[var(txn.person)] if named
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
-  http-request set-header x-gateway-wait %[var(txn.wait)] if { var(txn.wait) -m found }
+  http-request set-header x-gateway-wait %[var(txn.wait)] if {{ var(txn.wait) -m found }}
+{TELL_DEADLINE}
 .if feature(PROMEX)
-  http-request set-query no-maint if is_get { path /metrics/edge }
-  http-request use-service prometheus-exporter if is_get { path /metrics/edge }
+  http-request set-query no-maint if is_get {{ path /metrics/edge }}
+  http-request use-service prometheus-exporter if is_get {{ path /metrics/edge }}
 .endif
 """
 

@@ -25,8 +25,7 @@ def mark_granted(tx: Transaction, model: str) -> None:
 
 def answer_all(tx: Transaction, model: str, error: GatewayError | None) -> None:
     """One answer for every waiter of ``model``, in the order of release."""
-    waiters = tx.waiters.rows
-    for waiter in release_order([waiters[ticket] for ticket in tx.queues.rows.get(model, ())]):
+    for waiter in release_order(tx.waiting(model)):
         tx.drop_waiter(waiter.ticket)
         tx.emit(Answer(waiter.ticket, error))
 
