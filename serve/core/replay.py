@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from functools import cache
 from itertools import takewhile
@@ -20,7 +20,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.errors import ConfigError, GatewayError
+from gateway_plugin.errors import ConfigError
 from serve.core.effects import Effect
 from serve.core.events import Event
 from serve.core.state import Decision, Fleet
@@ -114,22 +114,23 @@ def digest(effects: Sequence[Effect], decisions: Sequence[Decision]) -> str:
 
 def _canonical(value: Any) -> Any:
     """``value`` in a form whose ``repr`` does not depend on the process: no order of sets, no addresses of objects."""
-    if isinstance(value, Model):
-        return value.name
-    if isinstance(value, GatewayError):
-        kept = {key: one for key, one in vars(value).items() if key != "__notes__"}
-        return type(value).__name__, _canonical(kept)
-    if isinstance(value, Enum):
-        return value.value
-    if is_dataclass(value):
-        return type(value).__name__, *(_canonical(getattr(value, one.name)) for one in fields(value))
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is tuple or kind is list:
+        return [_canonical(one) for one in value]
     if isinstance(value, Mapping):
         return sorted((key, _canonical(one)) for key, one in value.items())
-    if isinstance(value, frozenset):
+    if kind is frozenset:
         return sorted(value)
-    if isinstance(value, tuple | list):
-        return [_canonical(one) for one in value]
-    return value
+    if isinstance(value, Model):
+        return value.name
+    if isinstance(value, Enum):
+        return value.value
+    return kind.__name__, [_canonical(one) for one in vars(value).values()]  # an effect, a decision, an error
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def replay(lines: Iterable[str]) -> Iterator[Replayed]:

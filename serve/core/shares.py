@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from serve.core.events import Priority, Requester
+from serve.core.events import Priority
 from serve.core.state import Waiter
 
-_CLASS_WEIGHT = {Priority.INTERACTIVE: 1.0, Priority.BATCH: 0.2}
+_BATCH_WEIGHT = 0.2
 """A batch request outweighs an interactive one once it has waited five times as long."""
-_CLASS_ORDER = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}
 
 
 def weights(waiters: Sequence[Waiter]) -> list[float]:
@@ -27,10 +26,8 @@ def weights(waiters: Sequence[Waiter]) -> list[float]:
 
     ``waiters``: of one model; of several, where a requester's share is to span them.
     """
-    if len(waiters) == 1:
-        return [_CLASS_WEIGHT[waiters[0].requester.priority]]
     return [
-        _CLASS_WEIGHT[waiter.requester.priority] / (1 + before)
+        (_BATCH_WEIGHT if waiter.requester.priority is Priority.BATCH else 1.0) / (1 + before)
         for waiter, before in zip(waiters, _before(waiters), strict=True)
     ]
 
@@ -45,7 +42,12 @@ def release_order(waiters: Iterable[Waiter]) -> list[Waiter]:
     ranked = zip(given, _before(given), strict=True)
     ordered = sorted(
         ranked,
-        key=lambda pair: (pair[0].unattended, _CLASS_ORDER[pair[0].requester.priority], pair[1], pair[0].since),
+        key=lambda pair: (
+            pair[0].unattended,
+            pair[0].requester.priority is Priority.BATCH,
+            pair[1],
+            pair[0].since,
+        ),
     )
     return [waiter for waiter, _ in ordered]
 
@@ -57,11 +59,14 @@ def positions(waiters: Iterable[Waiter]) -> dict[str, int]:
 
 def _before(waiters: Sequence[Waiter]) -> list[int]:
     """How many older waiters of the same requester and class each one has."""
-    counts: dict[Requester, int] = {}
+    # By plain tuples: the hash of a dataclass or an enum is computed in Python, a thousand times in a step.
+    counts: dict[tuple[str, str, bool], int] = {}
     before = [0] * len(waiters)
-    for index in sorted(range(len(waiters)), key=lambda index: waiters[index].since):
-        requester = waiters[index].requester
-        if requester.key or requester.caller:
-            before[index] = counts.get(requester, 0)
-            counts[requester] = before[index] + 1
+    since = [waiter.since for waiter in waiters]
+    for index in sorted(range(len(waiters)), key=since.__getitem__):
+        one = waiters[index].requester
+        if one.key or one.caller:
+            named = (one.key, one.caller, one.priority is Priority.BATCH)
+            before[index] = counts.get(named, 0)
+            counts[named] = before[index] + 1
     return before
