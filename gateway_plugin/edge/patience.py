@@ -1,5 +1,5 @@
-"""How long a client waits: ``x-gateway-wait`` for its model, ``x-gateway-deadline-s`` in all. Checked here, and passed on
-to the ingress. Pure text."""
+"""The headers that say how long a client waits: ``x-gateway-wait`` (for its model) and ``x-gateway-deadline-s`` (in
+all). Checked here, and passed on to the ingress. Pure text."""
 
 from __future__ import annotations
 
