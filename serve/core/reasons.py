@@ -15,6 +15,7 @@ _STOPPED = {
     "no-slot": "no slot at the edge was free for it",
     "abandoned": "another engine of its model loads already",
     "over-committed": "its node's memory does not suffice for all engines found there",
+    "slot-needed": "its slot at the edge is needed for another model",
     "failed": "the edge refused its route again and again",
     "handed-over": "its node ends, and another engine of its model serves on a node that stays",
     "node-ends": "the end of its node is near",

@@ -182,7 +182,7 @@ def _ways_to_room(fleet: Fleet, model: str, state: str, now: float) -> list[str]
     """What would let it load: (1) nothing asks for it; (2) it backs off; (3) room; (4) what holds it, node by node;
     (5) node types that back off."""
     entry = fleet.models.get(model)
-    if entry is None:
+    if entry is None or state == "asleep":
         return []
     if state in ("cold", "draining"):  # (1)
         return [f"A request loads it, or 'gateway models load {model}'."]
