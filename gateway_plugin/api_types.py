@@ -92,6 +92,31 @@ class Status:
         return next((model for model in self.models if name == model.name or name in model.aliases), None)
 
 
+@dataclass(frozen=True)
+class Why:
+    """Why a model is as it is, for administrators."""
+
+    model: str
+    state: str
+    why: tuple[str, ...]
+    """Sentences."""
+    would_change: tuple[str, ...]
+    """Sentences: what would end or change this."""
+    decisions: tuple[Mapping[str, Any], ...] = ()
+    """The last ones, the latest first: ``ago_s action model engine other because``."""
+
+
+def parse_why(answer: Mapping[str, Any]) -> Why:
+    """The answer of ``GET /gateway/v1/models/why``."""
+    return Why(
+        model=answer["model"],
+        state=answer["state"],
+        why=tuple(answer.get("why", ())),
+        would_change=tuple(answer.get("would_change", ())),
+        decisions=tuple(answer.get("decisions", ())),
+    )
+
+
 def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
     """One entry of ``GET /v1/models``, also of one that stands under an alias."""
     return ModelInfo(

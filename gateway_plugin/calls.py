@@ -12,11 +12,13 @@ import httpx
 from gateway_plugin.api_types import (
     ModelInfo,
     Status,
+    Why,
     chat_body,
     parse_error,
     parse_model,
     parse_models,
     parse_status,
+    parse_why,
     whole,
 )
 from gateway_plugin.channel import WAIT_HEADER, Channel, Item
@@ -109,6 +111,10 @@ class Calls:
     def status(self) -> Status:
         """Models, engines, nodes, waiting requests and switches; of an endpoint: whether it is online."""
         return parse_status(self._call("GET", "/gateway/v1/status"))
+
+    def why(self, model: str) -> Why:
+        """Why a model is loaded, asleep, loading or waiting, and what would change it. Needs an admin key."""
+        return parse_why(self._call("GET", f"/gateway/v1/models/why?model={quote(model, safe='')}"))
 
     def load(self, model: str) -> None:
         """Ask for ``model`` to be loaded; returns at once."""

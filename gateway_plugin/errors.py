@@ -22,6 +22,7 @@ class GatewayError(Exception):
         eta_s: expected seconds until the model serves, where known.
         reason: what the model waits for, in the scheduler's terms where it is a job (``Resources``).
         detail: output of an engine or an agent, for administrators only.
+        position: of the request among those that waited for its model, 1 for the next to be served.
     """
 
     status: int = 500
@@ -38,6 +39,7 @@ class GatewayError(Exception):
         eta_s: float | None = None,
         reason: str | None = None,
         detail: str | None = None,
+        position: int | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -46,13 +48,14 @@ class GatewayError(Exception):
         self.eta_s = eta_s
         self.reason = reason
         self.detail = detail
+        self.position = position
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), dict(self.__dict__))
 
     def body(self, *, detail: bool = False) -> dict[str, Any]:
         """The error in OpenAI's form, with the gateway's fields: ``{"error": {"message", "type", "code", "param",
-        "state"?, "eta_s"?, "reason"?}}``. ``detail``: for an administrator."""
+        "state"?, "eta_s"?, "reason"?, "position"?}}``. ``detail``: for an administrator."""
         message = f"{self.message} In full: {self.detail}" if detail and self.detail else self.message
         error: dict[str, Any] = {"message": message, "type": self.kind, "code": self.code, "param": None}
         if self.state is not None:
@@ -61,13 +64,16 @@ class GatewayError(Exception):
             error["eta_s"] = self.eta_s
         if self.reason is not None:
             error["reason"] = self.reason
+        if self.position is not None:
+            error["position"] = self.position
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        """Extra response headers: ``Retry-After`` in whole seconds, always present on a 503."""
+        """Extra response headers: ``Retry-After`` in whole seconds, always present on a 503; ``x-gateway-position``."""
+        position = {} if self.position is None else {"x-gateway-position": str(self.position)}
         if self.retry_after_s is not None:
-            return {"Retry-After": str(max(1, round(self.retry_after_s)))}
-        return {"Retry-After": "5"} if self.status == 503 else {}
+            return {"Retry-After": str(max(1, round(self.retry_after_s))), **position}
+        return {"Retry-After": "5", **position} if self.status == 503 else position
 
 
 def _rebuild(cls: type[GatewayError], attributes: Mapping[str, Any]) -> GatewayError:
@@ -180,6 +186,12 @@ class WaitDeadline(GatewayError):
     """The model was not ready within the request's maximum waiting time."""
 
     status, code, exit_code = 503, "wait_deadline", 75
+
+
+class DeadlineTooEarly(WaitDeadline):
+    """The model is expected to be ready only after the request's own deadline: it does not wait at all."""
+
+    code = "deadline_too_early"
 
 
 class NotRouted(GatewayError):

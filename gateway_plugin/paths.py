@@ -228,6 +228,8 @@ class Layout:
     # --- logs ---
     logs = _Below("state", "logs")
     usage_log = _Below("logs", "usage.jsonl")
+    pseudonyms = _Below("state", "pseudonyms.key")
+    """Key of the users' pseudonyms in exported traces; made when it is first needed."""
     engine_logs = _Below("logs", "engines")
     supervisor_log = _Below("logs", "supervisor.log")
     edge_log = _Below("logs", "edge.log")

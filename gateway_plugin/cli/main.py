@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gateway_plugin import __version__
-from gateway_plugin.cli import authority, blocks, chat, controller, endpoint, keys, models, service
+from gateway_plugin.cli import authority, blocks, chat, controller, endpoint, keys, models, service, usage
 from gateway_plugin.cli.output import Settings, put, report_error
 from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.files import NO_ROOM
@@ -93,6 +93,7 @@ for command in (
     chat.embed,
     controller.controller,
     endpoint.endpoint,
+    usage.usage,
 ):
     cli.add_command(command)
 

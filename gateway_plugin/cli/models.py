@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,7 +20,7 @@ _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready i
 
 @click.group()
 def models() -> None:
-    """Models: plan, add, prepare, list, show, load, unload, pin, unpin, apply."""
+    """Models: plan, add, prepare, list, show, why, load, unload, pin, unpin, apply."""
 
 
 models.add_command(plan)
@@ -67,6 +69,34 @@ def show_model(name: str) -> None:
     with connect() as client:
         document = asdict(client.model(name))
     show(document, lambda: table(("", name), document.items()))
+
+
+@models.command()
+@click.argument("name", metavar="MODEL")
+@json_option
+def why(name: str) -> None:
+    """Why a model is loaded, asleep, loading, evicted or waiting, and what would change it."""
+    with connect() as client:
+        found = client.why(name)
+
+    def human() -> None:
+        put(f"{found.model} is {found.state}.")
+        for sentence in found.why:
+            put(sentence)
+        for title, lines in (
+            ("What would change it:", found.would_change),
+            ("Last decisions:", [_decision(one) for one in found.decisions]),
+        ):
+            if lines:
+                put("\n".join(["", title, *(f"  {line}" for line in lines)]))
+
+    show(asdict(found), human)
+
+
+def _decision(one: Mapping[str, Any]) -> str:
+    engine = f" ({one['engine']})" if one.get("engine") else ""
+    other = f" for {one['other']}" if one.get("other") else ""
+    return f"{duration(one['ago_s'])} ago: {one['action']} {one['model']}{engine}{other}: {one['because']}"
 
 
 @models.command()

@@ -13,6 +13,7 @@ from gateway_plugin.edge.error_pages import Refusal
 from gateway_plugin.edge.floods import REFUSALS, refuse_outsiders, sources, tables
 from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, TWO_KEYS, no_chunks, plainer_words
 from gateway_plugin.edge.pages import pages
+from gateway_plugin.edge.patience import NOT_PATIENCE, READ_PATIENCE, TELL_PATIENCE
 from gateway_plugin.edge.places import Places
 from gateway_plugin.edge.served import MODEL, PATHS
 from gateway_plugin.errors import (
@@ -40,7 +41,6 @@ ingress, which records what each of them did (``serve.ingress.trials``), and aro
 _CARD = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._/:@+-]|%2[BbFf]|%3[Aa]|%40){0,200}\z"
 """One model of the catalog; clients may escape characters of a name other than letters, digits and ``._-``."""
 _ADMIN = r"^/gateway/v1(?:/[a-z][a-z0-9_-]{0,40}){1,4}\z"
-_SECONDS = r"^[0-9]{1,6}\z"
 _CALLER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\z"
 """On whose behalf an endpoint asks: a Globus identity."""
 _CREDENTIAL = r"[A-Za-z0-9._~+/=-]{1,256}\z"
@@ -91,7 +91,6 @@ NOT_A_MODEL = Refusal("model", InvalidRequest("The header x-gateway-model does n
 _NOT_A_CALLER = Refusal(
     "caller", InvalidRequest("The header x-gateway-caller is one identity: up to 64 letters, digits and . _ @ -")
 )
-_NOT_A_WAIT = Refusal("wait", InvalidRequest("The header x-gateway-wait is one whole number of seconds."))
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,10 @@ class FrontSettings:
             _NOT_ADMIN,
             COMPRESSED,
             STREAM_OF_HTTP_1_0,
+            *NOT_PATIENCE,
             *REFUSALS,
         )
-        return (*fixed, NOT_A_MODEL, _NOT_A_WAIT, _NOT_A_CALLER, self.too_fast, self.too_many, self.too_large)
+        return (*fixed, NOT_A_MODEL, _NOT_A_CALLER, self.too_fast, self.too_many, self.too_large)
 
 
 def front_door(settings: FrontSettings) -> str:
@@ -268,7 +268,6 @@ def _limits(settings: FrontSettings) -> str:
 
 def _what(settings: FrontSettings) -> str:
     named = "{ req.fhdr_cnt(x-gateway-model) gt 0 }"
-    hurried = "{ req.fhdr_cnt(x-gateway-wait) gt 0 }"
     return f"""\
   # 5. An allow-list: engines have other paths, which must not be reachable.
   # (A warm request has an inference path: the other rules are evaluated only for other paths.)
@@ -286,9 +285,7 @@ def _what(settings: FrontSettings) -> str:
 {NOT_A_MODEL.when(f"{named} !{{ req.fhdr(x-gateway-model) -m reg {MODEL} }}")}
 {NOT_A_MODEL.when("{ req.fhdr_cnt(x-gateway-model) gt 1 }")}
   http-request set-var(txn.model) req.fhdr(x-gateway-model) if inference {named}
-{_NOT_A_WAIT.when(f"{hurried} !{{ req.fhdr(x-gateway-wait) -m reg {_SECONDS} }}")}
-{_NOT_A_WAIT.when("{ req.fhdr_cnt(x-gateway-wait) gt 1 }")}
-  http-request set-var(txn.wait) req.fhdr(x-gateway-wait) if inference {hurried}
+{READ_PATIENCE}\
   # Only an endpoint's key may name the user on whose behalf it asks.
   acl for_another var(txn.role) -m str endpoint
   acl caller req.fhdr(x-gateway-caller) -m reg {_CALLER}
@@ -299,7 +296,7 @@ def _what(settings: FrontSettings) -> str:
 
 
 def _tell() -> str:
-    return """\
+    return f"""\
   # 6. Remove the caller's identity headers; set the edge's own.
   http-request del-header x-gateway- -m beg
   http-request del-header authorization
@@ -314,10 +311,10 @@ def _tell() -> str:
   http-request set-header x-gateway-caller %[var(txn.person)] if named
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
-  http-request set-header x-gateway-wait %[var(txn.wait)] if { var(txn.wait) -m found }
+{TELL_PATIENCE}\
 .if feature(PROMEX)
-  http-request set-query no-maint if is_get { path /metrics/edge }
-  http-request use-service prometheus-exporter if is_get { path /metrics/edge }
+  http-request set-query no-maint if is_get {{ path /metrics/edge }}
+  http-request use-service prometheus-exporter if is_get {{ path /metrics/edge }}
 .endif
 """
 

@@ -50,12 +50,14 @@ from serve.core.events import (
 )
 from serve.core.handlers.engines import died_in_service
 from serve.core.policy import Policy
+from serve.core.replay import digest, new_decisions
 from serve.core.state import Fleet
 from serve.core.step import initial, step
 from serve.core.views.blocks import blocks_view
 from serve.core.views.cards import after as cards_after
 from serve.core.views.cards import on_card
-from serve.core.views.status import model_view, models_view, status_view
+from serve.core.views.status import models_view, outlook_view, status_view
+from serve.core.views.why import why_view
 
 log = logging.getLogger("gateway.controller")
 
@@ -115,7 +117,10 @@ class Controller:
                 self._journal.record(event, now, before)
                 raise
             self._performer.start_all(effects)
-            self._journal.record(event, now, before, news=bool(effects) or self.fleet != before)
+            decisions = new_decisions(before, self.fleet)
+            self._metrics.count_decisions(decisions)
+            news = bool(effects) or self.fleet != before
+            self._journal.record(event, now, before, digest(effects, decisions), news=news)
             if self.fleet.pinned != before.pinned:
                 self._keep_pins()
 
@@ -208,15 +213,16 @@ class Controller:
         not_routed: bool,
         unattended: bool,
         requester: Requester = _UNNAMED,
+        deadline_s: float | None = None,
     ) -> GatewayError | None:
         """Wait until requests for ``model`` may be sent (``None``), or until the reason why not is known.
 
         A caller that disconnects cancels this call, and its wait. An ingress of an earlier version passes no
-        ``requester``.
+        ``requester`` and no ``deadline_s``.
         """
         await self._begun.wait()
         future = self._calls.open(ticket)
-        self.post(Acquire(ticket, model, wait_s, not_routed, unattended, requester))
+        self.post(Acquire(ticket, model, wait_s, not_routed, unattended, requester, deadline_s))
         try:
             return await future
         except asyncio.CancelledError:
@@ -225,30 +231,13 @@ class Controller:
             raise
 
     async def outlook(self, model: str) -> dict[str, Any]:
-        """``{"name", "state", "eta_s", "reason", "deaths", "apart_since", "hang_after_s"}`` of a model: when its
-        engines last died, and since when without a break all of its requests go through the ingress, by the wall clock.
-        """
-        name = self.fleet.names.get(model)
-        if name is None:
-            unknown: dict[str, Any] = {
-                "state": "unknown",
-                "eta_s": None,
-                "reason": None,
-                "deaths": [],
-                "apart_since": None,
-                "hang_after_s": None,
-            }
-            return {"name": model, **unknown}
-        entry = model_view(self.fleet, name, self._clock.now())
-        found = {key: entry[key] for key in ("state", "eta_s", "reason")}
-        apart = self.fleet.apart.get(name)
-        return {
-            "name": name,
-            **found,
-            "deaths": [self._clock.wall(at) for at in self._deaths.get(name, ())],
-            "apart_since": self._clock.wall(apart.since) if apart is not None else None,
-            "hang_after_s": self.fleet.models[name].hang_after_s,
-        }
+        """``outlook_view`` of a model, and ``deaths``: when its engines last died; ``apart_since``: since when without
+        a break all of its requests go through the ingress. Both by the wall clock."""
+        found = outlook_view(self.fleet, model, self._clock.now())
+        since = found["apart_since"]
+        apart_since = None if since is None else self._clock.wall(since)
+        deaths = [self._clock.wall(at) for at in self._deaths.get(found["name"], ())]
+        return {**found, "apart_since": apart_since, "deaths": deaths}
 
     async def answered(self, model: str) -> None:
         """An engine of this model has answered a request, the first since one died."""
@@ -268,6 +257,13 @@ class Controller:
         """Every model with its state; ``detail``: for an administrator."""
         entries = models_view(self.fleet, self._clock.now(), detail=detail)
         return [{**entry, **on_card(self._cards.get(entry["id"]))} for entry in entries]
+
+    async def why(self, model: str) -> dict[str, Any] | GatewayError:
+        """Why a model is as it is, and what would change it."""
+        name = self.fleet.names.get(model)
+        if name is None:
+            return ModelNotFound(model, tuple(sorted(self.fleet.models)))
+        return why_view(self.fleet, name, self._clock.now())
 
     async def status(self) -> dict[str, Any]:
         """The whole status."""

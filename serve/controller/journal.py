@@ -7,8 +7,10 @@ and retried, an unreadable file is set aside and begun anew.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +48,7 @@ class Journal:
         self._copies = copies or Copies()
         self._log: IO[str] | None = None
         self._written = 0
+        self._secret = secrets.token_bytes(16)
         self._retry_at: float | None = None
         """Time of the next try after a failure."""
 
@@ -77,9 +80,10 @@ class Journal:
         """Keep them for the next controller."""
         self._copies.keep(self._files.cards, json.dumps(cards_to_json(cards)))
 
-    def record(self, event: Event, now: float, before: Fleet, *, news: bool = True) -> None:
-        """Append one event, received in the state ``before``. An event without ``news`` changes nothing, so a replay
-        does not need it: it is written only as a due retry after a failure, which shows whether there is room again.
+    def record(self, event: Event, now: float, before: Fleet, did: str = "", *, news: bool = True) -> None:
+        """Append one event, received in the state ``before``; ``did``: ``serve.core.replay.digest`` of its step. An
+        event without ``news`` changes nothing, so a replay does not need it: it is written only as a due retry after a
+        failure, which shows whether there is room again.
 
         Every file begins with the fleet at that time, so that it can be replayed by itself. After a failure the next
         try begins a new file. Kept: the current file and the one before.
@@ -90,7 +94,8 @@ class Journal:
         try:
             if self._log is None or self._written > _LOG_BYTES_MAX:
                 self._log = self._open(path, now, before)
-            self._written += self._append(self._log, {"at": now, **event_to_json(_without_secrets(event))})
+            line = {"at": now, **event_to_json(self._without_secrets(event)), **({"did": did} if did else {})}
+            self._written += self._append(self._log, line)
         except OSError as error:  # a full disk must not stop the models
             if self._log is not None and not self._written:  # no event is in it, and the next try would put it in the
                 with contextlib.suppress(OSError):  # place of the log before
@@ -108,9 +113,9 @@ class Journal:
             path.replace(self._files.events_before)
         path.touch(mode=0o600)
         opened = path.open("a", encoding="utf-8")
-        models = {name: _shown(model) for name, model in fleet.models.items()}
+        models = {name: self._shown(model) for name, model in fleet.models.items()}
         try:
-            self._append(opened, {"at": now, **fleet_to_json(replace(fleet, models=models))})
+            self._append(opened, {"at": now, "digests": True, **fleet_to_json(replace(fleet, models=models))})
         except OSError:
             path.unlink(missing_ok=True)  # or the next try would put half a line in the place of the log before
             raise
@@ -128,6 +133,20 @@ class Journal:
             _close(opened)
             raise
         return len(line)
+
+    def _shown(self, model: Model) -> Model:
+        """Hide the values of an engine's environment, which may be tokens. Equal ones stay equal and others different
+        (a keyed hash, with a key that is nowhere kept), since a changed value makes the controller load again."""
+        hidden = {
+            name: hashlib.blake2b(value.encode(errors="surrogatepass"), digest_size=6, key=self._secret).hexdigest()
+            for name, value in model.env.items()
+        }
+        return model.model_copy(update={"env": hidden})
+
+    def _without_secrets(self, event: Event) -> Event:
+        if not isinstance(event, CatalogChanged):
+            return event
+        return CatalogChanged(tuple(self._shown(model) for model in event.models))
 
     def _read(self, path: Path, read: Callable[[], Read], default: Read) -> Read:
         """The result of ``read`` for ``path``; ``default`` for a malformed file, which is set aside."""
@@ -148,14 +167,3 @@ class Journal:
 def _close(opened: IO[str]) -> None:
     with contextlib.suppress(OSError):  # nor can the rest of its buffer be written
         opened.close()
-
-
-def _shown(model: Model) -> Model:
-    """Remove an engine's environment, which may hold tokens; decisions do not use it."""
-    return model.model_copy(update={"env": dict.fromkeys(model.env, "***")})
-
-
-def _without_secrets(event: Event) -> Event:
-    if not isinstance(event, CatalogChanged):
-        return event
-    return CatalogChanged(tuple(_shown(model) for model in event.models))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serve.core.events import EngineAsleep, EngineAwake, EngineExited, EngineReady, Event
-from serve.core.state import Fleet, NodePhase
+from serve.core.state import Action, Decision, Fleet, NodePhase
 from serve.core.views.blocks import blocks_by_phase, last_queue_wait_s, next_end_s
-from serve.core.views.status import engines_by_state, routes_by_state, waiting_by_model
+from serve.core.views.status import engines_by_state, routes_by_state, waiting_by_class, waiting_by_model
 
 _SLEEP_BUCKETS_S = (0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _LOAD_BUCKETS_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
@@ -84,6 +86,20 @@ class Metrics:
             ["type"],
             registry=self.registry,
         )
+        self._by_class = Gauge(
+            "gateway_waiting_requests_by_class",
+            "Requests waiting for a model, by class of priority",
+            ["class"],
+            registry=self.registry,
+        )
+        self._decisions = Counter(
+            "gateway_decisions",
+            "Decisions on engines, or to let a model wait, since this controller began",
+            ["action"],
+            registry=self.registry,
+        )
+        for action in Action:
+            self._decisions.labels(action.value)
         self._epoch = Gauge(
             "gateway_controller_epoch",
             "Number of this life of the controller: higher with each",
@@ -107,6 +123,11 @@ class Metrics:
                 if event.doubt:
                     self._doubts.labels(engine.model).inc()
 
+    def count_decisions(self, decisions: Iterable[Decision]) -> None:
+        """Count what one step decided."""
+        for decision in decisions:
+            self._decisions.labels(decision.action.value).inc()
+
     def text(self, fleet: Fleet, requests: dict[str, int], now: float) -> bytes:
         """The exposition of ``fleet`` at ``now``. ``requests``: model -> requests that the edge sent to its engines."""
         self._switches.inc(fleet.switches - self._told.get("", 0))
@@ -122,6 +143,8 @@ class Metrics:
             self._in_flight.labels(name).set(0)
         for name, count in waiting_by_model(fleet).items():
             self._waiting.labels(name).set(count)
+        for kind, count in waiting_by_class(fleet).items():
+            self._by_class.labels(kind).set(count)
         for engine in fleet.engines.values():
             self._in_flight.labels(engine.model).inc(engine.in_flight)
         for state, count in engines_by_state(fleet).items():

@@ -260,6 +260,8 @@ class Acquire:
     unattended: bool = False
     """No client waits for it: the request came with a wait of 0, and may come again."""
     requester: Requester = Requester()
+    deadline_s: float | None = None
+    """How long its client waits at most, if it said so: refused at once where the model is expected to take longer."""
 
 
 @dataclass(frozen=True)

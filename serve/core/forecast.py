@@ -210,6 +210,32 @@ def model_state(fleet: Fleet, model: str) -> str:
     return "draining" if engines else "cold"
 
 
+def models_before(fleet: Fleet, model: str) -> int:
+    """How many models that wait for room have an older waiter with a client, by which placement orders them."""
+    waits = {name: since for name in fleet.queues if (since := _oldest(fleet, name)) is not None}
+    mine = waits.get(model)
+    earlier = [name for name, since in waits.items() if mine is None or (since, name) < (mine, model)]
+    return sum(name != model and model_state(fleet, name) == "queued" for name in earlier)
+
+
+def _oldest(fleet: Fleet, model: str) -> float | None:
+    waiters = (fleet.waiters[ticket] for ticket in fleet.queues[model])
+    return next((waiter.since for waiter in waiters if not waiter.unattended), None)
+
+
+def stall_words(fleet: Fleet, engine: Engine, now: float) -> str | None:
+    """For all users: ``no progress for 40 s with 3 requests in flight; ended at 60 s``; ``None``: it makes progress."""
+    model = fleet.models.get(engine.model)
+    if engine.stalled_since is None or model is None:
+        return None
+    count = max(engine.in_flight, engine.stalled_with)
+    requests = "1 request" if count == 1 else f"{count} requests"
+    return (
+        f"no progress for {max(0.0, now - engine.stalled_since):.0f} s with {requests} in flight; "
+        f"ended at {model.hang_after_s:.0f} s"
+    )
+
+
 def _in_the_way(fleet: Fleet, kind: str) -> SeenBlock | None:
     """Of a type that is at its limit of blocks, the first that is being cancelled."""
     most = next((each.max_nodes for each in fleet.policy.node_types if each.name == kind), 0)

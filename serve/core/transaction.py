@@ -266,6 +266,10 @@ class Transaction:
         else:
             self.queues.drop(waiter.model)
 
+    def waiting(self, model: str) -> list[Waiter]:
+        """The waiters of ``model``, oldest first."""
+        return [self.waiters.rows[ticket] for ticket in self.queues.rows.get(model, ())]
+
     def wanted(self, model: str) -> bool:
         """There is demand: a client waits, it is pinned, it is to be loaded, or a client is expected back."""
         return model in self.pinned or model in self.requested_until.rows or self.attended(model) is not None

@@ -10,7 +10,9 @@ from serve.core.effects import Answer, KillAgent, SleepEngine, WakeEngine
 from serve.core.events import SeenBlock
 from serve.core.node_times import LATELY
 from serve.core.policy import DOUBT_S, REOPENS_S, Policy
+from serve.core.reasons import decide_keep, decide_stop, decide_wait
 from serve.core.room import unsettles
+from serve.core.shares import release_order
 from serve.core.state import (
     Action,
     Apart,
@@ -34,10 +36,10 @@ def mark_granted(tx: Transaction, model: str) -> None:
 
 
 def answer_all(tx: Transaction, model: str, error: GatewayError | None) -> None:
-    """One answer for every waiter of ``model``, in the order of arrival."""
-    for ticket in tx.queues.rows.get(model, ()):
-        tx.drop_waiter(ticket)
-        tx.emit(Answer(ticket, error))
+    """One answer for every waiter of ``model``, in the order of release."""
+    for waiter in release_order(tx.waiting(model)):
+        tx.drop_waiter(waiter.ticket)
+        tx.emit(Answer(waiter.ticket, error))
 
 
 def record_failure(
@@ -63,6 +65,7 @@ def record_failure(
     delay = 0.0 if doublings < 0 else min(policy.retry_max_s, policy.retry_first_s * 2.0**doublings)
     failure = Failure(count, tx.now, tx.now + delay, reason, after_ready, summary or reason)
     tx.failures.put(model, failure)
+    decide_wait(tx, model, failure)
     if count >= enough:
         tx.requested_until.drop(model)
         answer_all(tx, model, unavailable(model, failure, tx.now))
@@ -92,6 +95,7 @@ def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
     (4) drain its route first."""
     if engine.state is EngineState.STOPPING:  # (1)
         return engine
+    decide_stop(tx, engine, reason)
     if engine.state is EngineState.DRAINING:
         return tx.set_engine(engine, stop_reason=reason)
     if engine.state is EngineState.FALLING_ASLEEP and reason in MAY_SLEEP:  # (2)
@@ -117,6 +121,7 @@ def cancel_drain(tx: Transaction, engine: Engine) -> bool:
         if not engine.drained:  # (3)
             return False
         engine = tx.set_engine(engine, route=RouteState.NONE, up=False, refusals=0, retry_at=0.0)  # (2)
+    decide_keep(tx, engine)
     tx.set_engine(  # (1)
         engine, state=EngineState.READY, since=tx.now, stop_reason="", drained=False, drained_idle=False,
         granted_at=tx.now,

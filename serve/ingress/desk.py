@@ -64,6 +64,7 @@ class Desk:
                 ),
                 Route("/gateway/v1/blocks/retry", self._retry_blocks, methods=["POST"]),
                 Route("/gateway/v1/close", self._close, methods=["POST"]),
+                Route("/gateway/v1/models/why", self._why),
                 Route("/gateway/v1/models/apply", self._apply, methods=["POST"]),
                 *(
                     Route(f"/gateway/v1/models/{verb}", self._administer(verb), methods=["POST"])
@@ -92,6 +93,16 @@ class Desk:
     async def _status(self, request: Request) -> Response:
         _admin_only(request)
         return JSONResponse(await self._ask("status"))
+
+    async def _why(self, request: Request) -> Response:
+        _admin_only(request)
+        model = request.query_params.get("model", "")
+        if not model:
+            raise InvalidRequest("Name the model: /gateway/v1/models/why?model=NAME.")
+        found = await self._ask("why", model)
+        if isinstance(found, GatewayError):
+            raise found
+        return JSONResponse(found)
 
     async def _blocks(self, request: Request) -> Response:
         _admin_only(request)

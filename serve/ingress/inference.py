@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -20,21 +21,24 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gateway_plugin.errors import GatewayError, NotRouted
-from serve.core.events import Requester
+from gateway_plugin.errors import DeadlineTooEarly, GatewayError, InvalidRequest, NotRouted
+from serve.core.events import Priority, Requester
 from serve.ingress.boarding import Boarding, Seat
 from serve.ingress.body import Ask, Turns, read_bounded
 from serve.ingress.budget import TAG, Budget
 from serve.ingress.relay import AROUND, Relay, is_not_routed, response_headers
-from serve.ingress.waiting import DEATH_NEWS_S, Waiting
+from serve.ingress.waiting import DEATH_NEWS_S, Ticket, Waiting
 
 log = logging.getLogger("gateway.ingress")
 
 CALLER = "x-gateway-caller"
 """The edge's tag of the caller behind an endpoint's key."""
+PRIORITY = "x-gateway-priority"
+"""The class in which the edge puts the request: of its key, or batch because the client asks for it."""
 KEEP_ALIVE_S = 10.0
 """A streaming client that waits longer receives SSE comments from here on."""
 
+_DEADLINE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?", re.ASCII)
 _NOT_ROUTED_MAX = 3
 _BACK_OFF_S = 0.2
 _ERROR_BYTES = 64 << 10
@@ -58,6 +62,9 @@ class Errand:
     """Wall-clock seconds at which the edge took it."""
     deadline: float
     """Monotonic seconds."""
+    due: float | None = None
+    """The client's own deadline (``x-gateway-deadline-s``), monotonic seconds; ``None`` without one."""
+    ticket: Ticket = field(default_factory=Ticket)
     seats: list[Seat] = field(default_factory=list)
     """Its seat among the requests of its model, once it has one."""
 
@@ -82,6 +89,8 @@ class Inference:
         """Answer one request. Raises ``GatewayError`` before the first byte is sent."""
         patience_s = ready_to_wait_s(request.headers)
         deadline = self._waiting.deadline(patience_s)
+        within_s = deadline_s(request.headers)
+        due = None if within_s is None else time.monotonic() + within_s
         requester = requester_of(request.headers)
         hold = self._budget.hold(requester.key)
         try:
@@ -100,7 +109,8 @@ class Inference:
             dict(request.headers),
             requester,
             arrived_at(request.headers, time.time()),
-            deadline,
+            deadline if due is None else min(deadline, due),
+            due,
         )
         await self._boarding.refuse_known(ask.model, target, ask.body)
         if patience_s == 0:
@@ -114,6 +124,10 @@ class Inference:
                         self._slow_stream(errand, work), lambda: self._end(errand, work), media_type="text/event-stream"
                     )
             upstream = await work
+        except DeadlineTooEarly:
+            await self._end(errand, work)
+            self._waiting.see_it_loaded(ask.model, requester)
+            raise
         except BaseException:
             await self._end(errand, work)
             raise
@@ -141,7 +155,9 @@ class Inference:
         # The edge may have sent it to an engine before, unless all requests of the model come here first.
         span = (errand.arrived, time.time() + DEATH_NEWS_S)
         not_routed = 0
-        await self._waiting.acquire(model, errand.deadline, errand.requester)  # (1)
+        await self._waiting.acquire(
+            model, errand.deadline, errand.requester, due=errand.due, ticket=errand.ticket
+        )  # (1)
         while True:
             history = await self._waiting.history(model)
             if not errand.seats:
@@ -171,7 +187,9 @@ class Inference:
                     state="not_routed",
                 )
             await asyncio.sleep(_BACK_OFF_S * 2 ** (not_routed - 1))  # (7)
-            await self._waiting.acquire(model, errand.deadline, errand.requester, not_routed=True)
+            await self._waiting.acquire(
+                model, errand.deadline, errand.requester, not_routed=True, due=errand.due, ticket=errand.ticket
+            )
 
     async def _slow_stream(self, errand: Errand, work: asyncio.Task[httpx.Response]) -> AsyncIterator[bytes]:
         """Comments while the model loads, then the engine's own stream. The 200 is sent: failures are SSE errors.
@@ -180,7 +198,7 @@ class Inference:
         """
         model = errand.ask.model
         while not work.done():
-            yield f": {model} is {await self._waiting.outlook(model)}\n".encode()
+            yield f": {model} is {await self._waiting.outlook(model, errand.ticket)}\n".encode()
             await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
         try:
             upstream = work.result()
@@ -279,13 +297,27 @@ def is_admin(headers: Mapping[str, str]) -> bool:
 
 def requester_of(headers: Mapping[str, str]) -> Requester:
     """The requester that the edge names."""
-    return Requester(headers.get(TAG, ""), headers.get(CALLER, ""))
+    batch = headers.get(PRIORITY, "") == Priority.BATCH
+    return Requester(headers.get(TAG, ""), headers.get(CALLER, ""), Priority.BATCH if batch else Priority.INTERACTIVE)
 
 
 def arrived_at(headers: Mapping[str, str], now: float) -> float:
     """Arrival at the edge (``x-gateway-arrived``, ms since the epoch); ``now`` without the header."""
     stamp = headers.get("x-gateway-arrived", "")
     return int(stamp) / 1000 if stamp.isdigit() else now
+
+
+def deadline_s(headers: Mapping[str, str]) -> float | None:
+    """How long the client waits in all (``x-gateway-deadline-s``); ``None`` without the header.
+
+    Raises ``InvalidRequest`` for anything but one positive number, as the edge does.
+    """
+    said = headers.get("x-gateway-deadline-s")
+    if said is None:
+        return None
+    if not _DEADLINE.fullmatch(said) or float(said) <= 0:
+        raise InvalidRequest("The header x-gateway-deadline-s is one positive number of seconds.")
+    return float(said)
 
 
 def ready_to_wait_s(headers: Mapping[str, str]) -> float | None:

@@ -59,6 +59,13 @@ class History:
         return self.apart_since is not None and self.apart_since + DEATH_NEWS_S < at
 
 
+@dataclass
+class Ticket:
+    """The ticket under which a request waits at the controller; a new one with each call."""
+
+    number: str = ""
+
+
 class Waiting:
     """The ingress's side of ``acquire``."""
 
@@ -96,11 +103,21 @@ class Waiting:
             log.info("not-loaded", extra={"model": model, "code": error.code})
 
     async def acquire(
-        self, model: str, deadline: float, requester: Requester, *, not_routed: bool = False, unattended: bool = False
+        self,
+        model: str,
+        deadline: float,
+        requester: Requester,
+        *,
+        not_routed: bool = False,
+        unattended: bool = False,
+        due: float | None = None,
+        ticket: Ticket | None = None,
     ) -> None:
         """Wait until ``model`` is ready. Raises the ``GatewayError`` that explains why it will not be.
 
-        The controller is asked at least once: without time to wait it answers with the model's state.
+        The controller is asked at least once: without time to wait it answers with the model's state. ``due``: the
+        client's own deadline (monotonic seconds); what is expected later is refused at once. ``ticket``: where the
+        present one is noted, for ``outlook``.
         """
         asked = False
         while True:
@@ -112,8 +129,11 @@ class Waiting:
                     state="waiting",
                 )
             asked = True
-            ticket = uuid.uuid4().hex
-            response = self._controller.acquire.remote(ticket, model, left, not_routed, unattended, requester)
+            number = uuid.uuid4().hex
+            if ticket is not None:
+                ticket.number = number
+            due_s = None if due is None else max(0.0, due - time.monotonic())
+            response = self._controller.acquire.remote(number, model, left, not_routed, unattended, requester, due_s)
             try:
                 error: GatewayError | None = await asyncio.wait_for(response, left + 5.0)
             except asyncio.CancelledError:
@@ -133,8 +153,9 @@ class Waiting:
                 raise error
             return
 
-    async def outlook(self, model: str) -> str:
-        """State of a model that is waited for: ``queued: job 7 waits: Resources, ready in about 40 s``."""
+    async def outlook(self, model: str, ticket: Ticket | None = None) -> str:
+        """State of a model that is waited for: ``queued: job 7 waits: Resources, position 3, 2 models before it, ready
+        in about 40 s``; the position is that of ``ticket``."""
         if model not in self._news:
             self._news[model] = asyncio.create_task(self._look(model))
             asyncio.get_running_loop().call_later(_NEWS_S, self._news.pop, model)
@@ -143,7 +164,11 @@ class Waiting:
             return "waiting"
         reason = f": {_one_line(found['reason'])}" if found["reason"] else ""
         expected = f", ready in about {found['eta_s']:.0f} s" if found["eta_s"] is not None else ""
-        return f"{found['state']}{reason}{expected}"
+        position = found.get("positions", {}).get(ticket.number) if ticket is not None else None
+        place = "" if position is None else f", position {position}"
+        if before := found.get("models_before"):
+            place += f", {before} model{'s' if before > 1 else ''} before it"
+        return f"{found['state']}{reason}{place}{expected}"
 
     async def history(self, model: str) -> History:
         """The history of the model's engines; empty while the controller is away.

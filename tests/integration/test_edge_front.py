@@ -303,6 +303,11 @@ async def test_bodies_past_the_buffer(edge: Edge, engine: FakeEngine) -> None:
 
 async def test_how_long_a_client_is_ready_to_wait_goes_to_the_ingress(edge: Edge) -> None:
     async with edge.client() as client:
+        for said, status in (("30", 200), ("0.5", 200), ("", 400), ("0", 400), ("0.0", 400), ("-1", 400), ("1e3", 400)):
+            answer = await client.post("/v1/chat/completions", content=BODY, headers={"x-gateway-deadline-s": said})
+            assert answer.status_code == status, said
+            if status == 200:
+                assert edge.cold[-1].header("x-gateway-deadline-s") == said
         for said, status in (
             ("0", 200),
             ("90", 200),
@@ -316,9 +321,11 @@ async def test_how_long_a_client_is_ready_to_wait_goes_to_the_ingress(edge: Edge
             assert answer.status_code == status, said
             if status == 200:
                 assert edge.cold[-1].header("x-gateway-wait") == said
-        twice = [("x-gateway-wait", "5"), ("x-gateway-wait", "6")]
-        assert (await client.post("/v1/chat/completions", content=BODY, headers=twice)).status_code == 400
+        for header in ("x-gateway-wait", "x-gateway-deadline-s"):
+            twice = [(header, "5"), (header, "6")]
+            assert (await client.post("/v1/chat/completions", content=BODY, headers=twice)).status_code == 400
         await client.post("/v1/chat/completions", content=BODY)
+        assert edge.cold[-1].header("x-gateway-deadline-s") == ""
         assert edge.cold[-1].header("x-gateway-wait") == ""
 
 

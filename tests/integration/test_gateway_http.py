@@ -173,10 +173,16 @@ def test_a_stream_is_the_same_cold_and_warm(running: Gateway) -> None:
 def test_a_stream_that_waits_long_is_kept_alive_with_comments(running: Gateway) -> None:
     unload(running, "slow")
     with running.client() as client:
+        hasty = client.post(
+            "/v1/chat/completions", json=chat_body("slow"), headers={"x-gateway-deadline-s": "2"}, timeout=2
+        )
+        assert (hasty.status_code, hasty.json()["error"]["code"]) == (503, "deadline_too_early")
+        assert int(hasty.headers["retry-after"]) >= 10
+        assert hasty.headers["x-gateway-position"] == "1"
         with client.stream("POST", "/v1/chat/completions", json=chat_body("slow", stream=True)) as response:
             text = "".join(response.iter_text())
     first, rest = text.split("\n\n", 1)
-    assert first.startswith(": slow is loading")
+    assert first.startswith(": slow is loading, position 1, ready in")
     assert rest.rstrip().endswith("data: [DONE]")
 
 
@@ -210,10 +216,14 @@ def test_a_pinned_model_is_never_evicted_and_the_other_waits_until_it_is_unpinne
         wait_for(lambda: model(running, "b")["waiting"] == 1, 10, "b is waited for")
         time.sleep(3)  # longer than an eviction takes; it must not happen
         assert model(running, "a")["state"] == "ready"
+        assert "but for a (pinned)" in running.cli("models", "why", "b").stdout
         client.post("/gateway/v1/models/unpin", json={"model": "a"}).raise_for_status()
     asked.join(30)
     assert not asked.is_alive()
     assert model(running, "b")["state"] == "ready"
+    with Client(running.url, running.key, ca=running.layout.ca) as told:
+        last = told.why("first").decisions[0]
+    assert (last["action"], last["model"]) == ("evict", "a")
 
 
 def test_embeddings_and_the_client_library(running: Gateway) -> None:
@@ -248,12 +258,17 @@ def test_metrics_and_the_usage_log_tell_what_happened(running: Gateway) -> None:
     assert f"gateway_switches_total {float(switches)}" in ours
     assert 'gateway_load_seconds_count{model="a"}' in ours
     assert 'gateway_engines{state="ready"}' in ours
+    assert f'gateway_decisions_total{{action="evict"}} {float(switches)}' in ours
     assert "haproxy_frontend_http_requests_total" in edges
     entries = [json.loads(line) for line in running.layout.usage_log.read_text().splitlines()]
     chats = [entry for entry in entries if entry["path"] == "/v1/chat/completions"]
     assert {"a", "b"} <= {entry["model"] for entry in chats}
     assert "xxxx" not in running.layout.usage_log.read_text()
     assert running.key not in running.layout.usage_log.read_text()
+    trace = running.cli("usage", "export-trace", "--names").stdout.splitlines()
+    assert len(trace) > len([entry for entry in chats if entry["status"] == 200])
+    replayed = running.cli("controller", "replay", str(running.layout.controller / "events.jsonl"))
+    assert "decided: evict a" in replayed.stdout
 
 
 def _serve_port(running: Gateway) -> int:

@@ -51,6 +51,7 @@ class ScriptedController:
         self.outlook_now: dict[str, Any] = {"state": "loading", "eta_s": 12.0, "reason": None}
         self.asked: list[tuple[str, bool]] = []
         self.requesters: list[Requester] = []
+        self.deadlines: list[float | None] = []
         self.told: list[tuple[str, tuple[Any, ...]]] = []
         self.responses: list[Response] = []
         self._verbs = verbs
@@ -65,8 +66,9 @@ class ScriptedController:
         return _Verb(lambda *arguments: self._verb(name, arguments), self.responses)
 
     async def _acquired(self, *arguments: Any) -> GatewayError | None:
-        *call, requester = arguments
+        *call, requester, deadline_s = arguments
         self.requesters.append(requester)
+        self.deadlines.append(deadline_s)
         return await self._acquire(*call)
 
     async def _acquire(

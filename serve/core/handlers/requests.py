@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway_plugin.errors import ModelNotFound, ModelQueueFull, WaitDeadline
+from gateway_plugin.errors import DeadlineTooEarly, ModelNotFound, ModelQueueFull, WaitDeadline
 from serve.core.effects import Answer, Effect
 from serve.core.events import Acquire, ModelAnswered, SuspectsKept, WaiterLeft
 from serve.core.forecast import Forecast, eta_s, model_state, waiting_reason
 from serve.core.policy import APART_S, GRANT_STEP_S
 from serve.core.room import need_of
+from serve.core.shares import positions
 from serve.core.state import Fleet, Waiter, live, serving
 from serve.core.supply import why_hopeless
 from serve.core.transaction import Transaction
@@ -36,8 +37,8 @@ def acquire(tx: Transaction, event: Acquire) -> None:
 
     (1) it waits already; (2) unknown model (before the catalog is known: it waits); (3) it was released and the
     edge had no usable server; (4) no node, present or available soon, could hold the model; (5) its loads failed too
-    often and the back-off is not over; (6) too many wait; (7) it does not wait: it is answered at once with the
-    model's state, and nothing is done for it; (8) wait.
+    often and the back-off is not over; (6) too many wait; (7) it does not wait, or its own deadline cannot be met: it
+    is answered at once with the model's state, and nothing is done for it; (8) wait.
     """
     if event.ticket in tx.waiters.rows:  # (1)
         return
@@ -60,10 +61,34 @@ def acquire(tx: Transaction, event: Acquire) -> None:
     if len(tx.waiters.rows) >= tx.policy.waiting_max:  # (6)
         tx.emit(Answer(event.ticket, ModelQueueFull(event.model, tx.policy.waiting_max)))
         return
-    waiter = Waiter(event.ticket, name or event.model, tx.now, tx.now + event.wait_s, event.unattended, event.requester)
+    wait_s = event.wait_s if event.deadline_s is None else min(event.wait_s, event.deadline_s)
+    waiter = Waiter(event.ticket, name or event.model, tx.now, tx.now + wait_s, event.unattended, event.requester)
     tx.add_waiter(waiter)
-    if event.wait_s <= 0:  # (7)
+    if wait_s <= 0:  # (7)
         answer_overdue(tx)
+    elif event.deadline_s is not None and tx.settled:
+        _refuse_too_late(tx, waiter, event.deadline_s)
+
+
+def _refuse_too_late(tx: Transaction, waiter: Waiter, deadline_s: float) -> None:
+    """Refuse a waiter whose model is expected after its client's deadline."""
+    fleet = tx.commit()
+    eta = eta_s(fleet, waiter.model, tx.now)
+    if eta is None or eta <= deadline_s:
+        return
+    state, reason = model_state(fleet, waiter.model), waiting_reason(fleet, waiter.model, tx.now)
+    position = positions(tx.waiting(waiter.model))[waiter.ticket]
+    tx.drop_waiter(waiter.ticket)
+    error = DeadlineTooEarly(
+        f"The model '{waiter.model}' is expected to be ready in {eta:.0f} s, after the request's deadline of "
+        f"{deadline_s:g} s (x-gateway-deadline-s). Try again later, or wait longer.",
+        retry_after_s=max(1.0, eta),
+        state=state,
+        eta_s=eta,
+        reason=reason,
+        position=position,
+    )
+    tx.emit(Answer(waiter.ticket, error))
 
 
 def waiter_left(tx: Transaction, event: WaiterLeft) -> None:
@@ -80,9 +105,13 @@ def answer_overdue(tx: Transaction) -> None:
     for model in [model for model, until in tx.requested_until.rows.items() if tx.now >= until]:
         tx.requested_until.drop(model)
     fleet: Fleet | None = None
+    place: dict[str, int] = {}
+    """Of every waiter of the models that were looked at."""
     for waiter in list(tx.waiters.rows.values()):
         if tx.now >= waiter.deadline:
             fleet = fleet or tx.commit()
+            if waiter.ticket not in place:
+                place |= positions(tx.waiting(waiter.model))
             state = model_state(fleet, waiter.model)
             eta = eta_s(fleet, waiter.model, tx.now)
             reason = waiting_reason(fleet, waiter.model, tx.now)
@@ -100,6 +129,7 @@ def answer_overdue(tx: Transaction) -> None:
                 eta_s=eta,
                 reason=reason,
                 detail=None if detail == reason else detail,
+                position=place[waiter.ticket],
             )
             tx.emit(Answer(waiter.ticket, error))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from serve.core.events import SeenBlock
-from serve.core.forecast import Forecast, model_state
+from serve.core.events import Priority, SeenBlock
+from serve.core.forecast import Forecast, model_state, models_before, stall_words
+from serve.core.shares import positions
 from serve.core.state import Engine, EngineState, Fleet, Node, RouteState, stalled
 from serve.core.supply import describe
 
@@ -41,6 +42,27 @@ def model_view(
         "waiting": len(fleet.queues.get(name, ())),
         "nodes": sorted({part.node for engine in engines for part in engine.parts}),
         "reason": reason,
+    }
+
+
+def outlook_view(fleet: Fleet, model: str, now: float) -> dict[str, Any]:
+    """``{"name", "state", "eta_s", "reason", "apart_since", "hang_after_s", "positions", "models_before"}`` of a model,
+    by name or alias. ``positions``: ticket -> position among its waiters; ``models_before``: how many models get room
+    before it, ``None`` where it does not wait for room.
+    """
+    name = fleet.names.get(model)
+    if name is None:
+        unknown = dict.fromkeys(("eta_s", "reason", "apart_since", "hang_after_s", "models_before"))
+        return {"name": model, "state": "unknown", "positions": {}, **unknown}
+    entry = model_view(fleet, name, now, forecast=Forecast(fleet, now))
+    apart = fleet.apart.get(name)
+    return {
+        "name": name,
+        **{key: entry[key] for key in ("state", "eta_s", "reason")},
+        "apart_since": None if apart is None else apart.since,
+        "hang_after_s": fleet.models[name].hang_after_s,
+        "positions": positions(fleet.waiters[ticket] for ticket in fleet.queues.get(name, ())),
+        "models_before": models_before(fleet, name) if entry["state"] == "queued" else None,
     }
 
 
@@ -179,14 +201,7 @@ def waiting_by_model(fleet: Fleet) -> dict[str, int]:
     return dict(Counter(waiter.model for waiter in fleet.waiters.values()))
 
 
-def stall_words(fleet: Fleet, engine: Engine, now: float) -> str | None:
-    """For all users: ``no progress for 40 s with 3 requests in flight; ended at 60 s``; ``None``: it makes progress."""
-    model = fleet.models.get(engine.model)
-    if engine.stalled_since is None or model is None:
-        return None
-    count = max(engine.in_flight, engine.stalled_with)
-    requests = "1 request" if count == 1 else f"{count} requests"
-    return (
-        f"no progress for {max(0.0, now - engine.stalled_since):.0f} s with {requests} in flight; "
-        f"ended at {model.hang_after_s:.0f} s"
-    )
+def waiting_by_class(fleet: Fleet) -> dict[str, int]:
+    """How many requests wait in each class of priority; every class is there."""
+    found = Counter(waiter.requester.priority for waiter in fleet.waiters.values())
+    return {priority.value: found[priority] for priority in Priority}

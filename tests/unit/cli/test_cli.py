@@ -36,9 +36,9 @@ def test_version_and_help_with_exit_codes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     ["up", "down", "status", "doctor", "logs", "models plan", "models add",
-     "models prepare", "models list", "models show", "models load",
+     "models prepare", "models list", "models show", "models why", "models load",
      "models unload", "models pin", "models unpin", "models apply", "keys create", "keys list", "keys revoke",
-     "blocks list", "blocks drain", "blocks retry", "chat", "embed", "controller replay"],
+     "blocks list", "blocks drain", "blocks retry", "chat", "embed", "controller replay", "usage export-trace"],
 )  # fmt: skip
 def test_every_command_explains_itself_and_speaks_json(tmp_path: Path, path: str) -> None:
     done = gateway(tmp_path, *path.split(), "--help")

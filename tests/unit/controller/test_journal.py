@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -14,12 +16,15 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.files import Copies
 from serve.controller import journal
 from serve.controller.journal import Journal
-from serve.core.events import CatalogChanged, Tick
+from serve.core.events import CatalogChanged, Event, Tick
 from serve.core.policy import Policy
-from serve.core.replay import replay
+from serve.core.replay import digest, new_decisions, replay
+from serve.core.state import Action
 from serve.core.step import initial, step
 from serve.core.views.cards import Card
 from tests.support.fleets import a_model, begin
+from tests.unit.core.test_properties import MODELS, POLICY
+from tests.unit.core.world import World
 
 FLEET = initial(Policy(slots=3))
 
@@ -187,25 +192,92 @@ def test_a_nearly_full_disk_does_not_wipe_the_log_before(tmp_path: Path, monkeyp
     assert events_in(tmp_path / "events.jsonl") == [32.0]
 
 
-def test_a_log_replays_from_every_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_LOG_BYTES_MAX", 600)
-    kept = Journal(tmp_path)
-    story = begin(a_model("a", keep_alive="10m"), a_model("b"))
+def random_run(seed: int, things: int) -> list[tuple[Event, float]]:
+    """The events of a world in which requests come, time passes, counters arrive and engines crash, in one life."""
+    world, chance = World(POLICY, MODELS, seed), random.Random(seed)
+    for _ in range(things):
+        match chance.randrange(12):
+            case 0 | 1 | 2:
+                world.request(chance.choice(MODELS).name)
+            case 3:
+                world.now += chance.choice((0.3, 3.0, 10.0))
+                world.tell(Tick())
+            case 4 if world.requests:
+                world.end_request(chance.randrange(len(world.requests)))
+            case 5:
+                world.count()
+            case 6 if world.processes() and chance.random() < 0.3:
+                engine = chance.choice(sorted(world.processes()))
+                agent = next(agent for agent in world.agents.values() if engine in agent.processes)
+                world.crash(agent, world.processes()[engine])
+            case _:
+                world.one_thing()
+                world.now += 0.01
+    return [(event, at) for event, at, _ in world.log]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_run_replays_to_the_same_effects_and_decisions_over_every_rotation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(journal, "_LOG_BYTES_MAX", 4_000)
+    kept, fleet = Journal(tmp_path), initial(POLICY)
+    live: list[str] = []
+    decided: set[Action] = set()
+    files: list[str] = []
+    """What was written, all rotations in a row."""
+    for event, at in random_run(seed, 600):
+        before = fleet
+        fleet, effects = step(before, event, at)
+        decisions = new_decisions(before, fleet)
+        decided |= {one.action for one in decisions}
+        live.append(repr((event, effects, decisions)))
+        old = (tmp_path / "events.jsonl").stat() if files else None
+        kept.record(event, at, before, digest(effects, decisions))
+        if old is None or (tmp_path / "events.jsonl").stat().st_ino != old.st_ino:
+            files.append("")
+        files[-1] = (tmp_path / "events.jsonl").read_text()
+    assert len(files) > 4, "it was rotated"
+    assert {Action.EVICT, Action.STOP} <= decided
+    again = list(replay(line for text in files for line in text.splitlines(keepends=True)))
+    assert [repr((one.event, one.effects, one.decisions)) for one in again] == live
+    assert all(one.as_recorded for one in again)
+    assert again[-1].fleet == fleet
+    last = list(replay(files[-1].splitlines(keepends=True)))
+    assert [repr((one.event, one.effects, one.decisions)) for one in last] == live[-len(last) :]
+
+
+def test_a_replay_says_at_which_event_it_differs(tmp_path: Path) -> None:
+    kept, fleet = Journal(tmp_path), initial(POLICY)
+    for event, at in random_run(7, 200):
+        before = fleet
+        fleet, effects = step(before, event, at)
+        kept.record(event, at, before, digest(effects, new_decisions(before, fleet)))
+    lines = (tmp_path / "events.jsonl").read_text().splitlines(keepends=True)
+    done = [index for index, line in enumerate(lines) if '"did"' in line]
+    assert all(one.as_recorded for one in replay(lines))
+    wrong = done[len(done) // 2]
+    lines[wrong] = re.sub('"did":"[0-9a-f]{12}"', '"did":"000000000000"', lines[wrong])
+    found = [index for index, one in enumerate(replay(lines), 1) if not one.as_recorded]
+    assert found == [wrong]
+    without = [re.sub(',"did":"[0-9a-f]{12}"', "", line) for line in lines]
+    assert not all(one.as_recorded for one in replay(without)), "a missing effect is a difference too"
+
+
+def test_a_changed_environment_is_a_change_in_the_log_too(tmp_path: Path) -> None:
+    """Its values are hidden there, and yet one that changes makes engines load again."""
+    story = begin(a_model("a", env={"TOKEN": "hf_one"}))
     story.ask("a")
     story.loaded("a")
-    story.used("a")
-    story.ask("b", after=5)
-    story.drained("a")
-    fleet, live, rotations = initial(story.fleet.policy), [], 0
+    for token in ("hf_one", "hf_two"):
+        story.on(CatalogChanged((a_model("a", env={"TOKEN": token}),)))
+    assert story.fleet.decisions
+    kept, fleet = Journal(tmp_path), initial(story.fleet.policy)
     for event, at, _ in story.log:
         before = fleet
         fleet, effects = step(before, event, at)
-        live.append(repr(effects))
-        kept.record(event, at, before)
-        path = tmp_path / "events.jsonl"
-        with path.open() as lines:
-            replayed = [repr(effects) for _, effects in replay(lines)]
-        assert replayed == live[-len(replayed) :]
-        rotations += len(replayed) == 1
-    assert rotations > 2
-    assert sum("StartEngine" in effects for effects in live) == 1
+        kept.record(event, at, before, digest(effects, new_decisions(before, fleet)))
+    lines = (tmp_path / "events.jsonl").read_text().splitlines(keepends=True)
+    assert all(one.as_recorded for one in replay(lines))
+    assert "hf_" not in "".join(lines)
+    assert list(replay(lines))[-1].decisions == story.fleet.decisions[-1:]

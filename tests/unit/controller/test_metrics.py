@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serve.controller.metrics import Metrics
-from serve.core.events import EngineExited, EngineReady
-from serve.core.state import EngineState, Waiter
+from serve.core.events import EngineExited, EngineReady, Priority, Requester
+from serve.core.state import Action, Decision, EngineState, Waiter
 from tests.unit.controller.test_observer import ENGINE, FLEET
 
 
@@ -42,3 +42,18 @@ def test_load_seconds_and_exits_are_counted_once_and_stale_ones_never() -> None:
     assert 'gateway_load_seconds_sum{model="m"} 3.0' in found
     assert 'gateway_load_seconds_count{model="m"} 1.0' in found
     assert 'gateway_engine_exits_total{expected="true",model="m"} 1.0' in found
+
+
+def test_waiters_are_counted_by_class_and_decisions_by_action() -> None:
+    batch = Waiter("u", "m", 0.0, 9.0, requester=Requester("k", priority=Priority.BATCH))
+    fleet = replace(FLEET, waiters={"t": Waiter("t", "m", 0.0, 9.0), "u": batch})
+    metrics = Metrics()
+    metrics.count_decisions([Decision(1.0, Action.EVICT, "m", "because"), Decision(2.0, Action.EVICT, "n", "because")])
+    found = lines(metrics, fleet)
+    for line in (
+        'gateway_waiting_requests_by_class{class="interactive"} 1.0',
+        'gateway_waiting_requests_by_class{class="batch"} 1.0',
+        'gateway_decisions_total{action="evict"} 2.0',
+        'gateway_decisions_total{action="wake"} 0.0',
+    ):
+        assert line in found

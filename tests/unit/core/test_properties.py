@@ -237,7 +237,9 @@ class Gateway(RuleBasedStateMachine):
         lines = [json.dumps({"at": 0.0, **fleet_to_json(initial(self.world.policy))})]
         lines += [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in world.log]
         expected = [repr(effects) for _, _, effects in world.log]
-        assert [repr(effects) for _, effects in replay(lines)] == expected
+        replayed = list(replay(lines))
+        assert [repr(one.effects) for one in replayed] == expected
+        assert replayed[-1].fleet.decisions == world.fleet.decisions
 
 
 class EndingGateway(Gateway):

@@ -63,7 +63,7 @@ def test_a_log_can_be_replayed() -> None:
     story.drained("a")
     lines = [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in story.log]
     replayed = list(replay([head(initial(story.fleet.policy)), *lines]))
-    assert [repr(one) for one in replayed] == [repr((event, effects)) for event, _, effects in story.log]
+    assert [repr((one.event, one.effects)) for one in replayed] == [repr((e, effects)) for e, _, effects in story.log]
 
 
 @pytest.mark.parametrize(

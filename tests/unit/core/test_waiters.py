@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from gateway_plugin.errors import (
+    DeadlineTooEarly,
     GatewayError,
     GoingDown,
     ModelNotFound,
@@ -500,3 +501,44 @@ def test_who_does_not_come_back_is_not_waited_for_for_ever() -> None:
     story.tick((error.retry_after_s or 0.0) + 121.0)
     story.tick(121.0)
     assert len(story.ever(KillAgent)) == 1
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_eta() -> None:
+    story = begin(a_model("a"), policy=a_policy(load_guess_s=40.0))
+    hasty = told(story, story.ask("a", deadline_s=39.0))
+    assert isinstance(hasty, DeadlineTooEarly)
+    assert hasty.eta_s == 40.0
+    assert hasty.headers() == {"Retry-After": "40", "x-gateway-position": "1"}
+    assert not story.fleet.waiters
+    assert not story.fleet.engines, "its load is left to who waits for it"
+    patient = story.ask("a", deadline_s=45.0)
+    assert story.fleet.waiters[patient].deadline == story.now + 45.0
+    story.tick(20)
+    assert isinstance(told(story, story.ask("a", deadline_s=10.0)), DeadlineTooEarly), "20 s are left of the load"
+    story.ask("a", deadline_s=25.0)
+    story.tick(25.5)
+    late = told(story, patient)
+    assert isinstance(late, WaitDeadline)
+    assert not isinstance(late, DeadlineTooEarly)
+
+
+def test_a_deadline_ends_no_wait_that_is_shorter_and_none_where_the_eta_is_not_known() -> None:
+    story = begin(a_model("gpu", 4, gpus=1), policy=a_policy(a_kind("gpu", gpus=(8,))), nodes=())
+    ticket = story.ask("gpu", deadline_s=1.0)
+    assert ticket in story.fleet.waiters, "nobody knows how long a job waits in the queue"
+    other = story.ask("gpu", wait_s=5.0, deadline_s=60.0)
+    assert story.fleet.waiters[other].deadline == story.now + 5.0
+
+
+def test_who_is_refused_hears_its_position() -> None:
+    story = begin(a_model("a"))
+    first = story.ask("a", wait_s=100, requester=ev.Requester("k1"))
+    batch = story.ask("a", wait_s=50, after=1, requester=ev.Requester("k2", priority=ev.Priority.BATCH))
+    second = story.ask("a", wait_s=50, after=1, requester=ev.Requester("k1"))
+    other = story.ask("a", wait_s=50, after=1, requester=ev.Requester("k3"))
+    story.tick(60)
+    assert [told(story, ticket).position for ticket in (batch, second, other)] == [4, 3, 2]
+    assert told(story, other).headers()["x-gateway-position"] == "2"
+    assert told(story, other).body()["error"]["position"] == 2
+    story.tick(100)
+    assert told(story, first).position == 1

@@ -18,7 +18,15 @@ from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.api_types import parse_model, parse_models
 from gateway_plugin.edge.served import INFERENCE
-from gateway_plugin.errors import GatewayError, ModelQueueFull, ModelUnavailable, ServiceError, WaitDeadline
+from gateway_plugin.errors import (
+    DeadlineTooEarly,
+    GatewayError,
+    ModelNotFound,
+    ModelQueueFull,
+    ModelUnavailable,
+    ServiceError,
+    WaitDeadline,
+)
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
 from serve.core.events import Priority, Requester
@@ -105,6 +113,21 @@ async def test_administration_needs_the_admin_role(tmp_path: Path, path: str) ->
     async with ingress(tmp_path, controller) as client:
         assert (await client.get(path)).status_code == 403
         assert (await client.get(path, headers={"x-gateway-role": "admin"})).status_code == 200
+
+
+async def test_administrators_ask_why_by_any_of_a_models_names(tmp_path: Path) -> None:
+    admin = {"x-gateway-role": "admin"}
+    controller = ScriptedController(why={"model": "Qwen/Qwen3-8B"})
+    async with ingress(tmp_path, controller) as client:
+        path = "/gateway/v1/models/why?model=Qwen%2FQwen3-8B"
+        assert (await client.get(path)).status_code == 403
+        assert (await client.get("/gateway/v1/models/why", headers=admin)).status_code == 400
+        assert controller.told == []
+        assert (await client.get(path, headers=admin)).json() == {"model": "Qwen/Qwen3-8B"}
+        assert controller.told == [("why", ("Qwen/Qwen3-8B",))]
+    async with ingress(tmp_path, ScriptedController(why=ModelNotFound("x"))) as client:
+        response = await client.get("/gateway/v1/models/why?model=x", headers=admin)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 
 
 @pytest.mark.parametrize(
@@ -502,6 +525,50 @@ async def test_a_client_waits_no_longer_than_it_is_ready_to(tmp_path: Path) -> N
     assert len(waits) == 3, "nobody waits in its stead"
 
 
+async def test_a_deadline_bounds_the_wait_and_is_the_controllers_to_judge(tmp_path: Path) -> None:
+    controller = ScriptedController(WaitDeadline("not ready", position=3))
+    async with ingress(tmp_path, controller, limits=Limits(wait_s=20.0)) as client:
+        for headers, due_s in (
+            ({"x-gateway-deadline-s": "7.5"}, 7.5),
+            ({"x-gateway-deadline-s": "60"}, 60.0),
+            ({"x-gateway-deadline-s": "60", "x-gateway-wait": "3"}, 60.0),
+        ):
+            response = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+            assert (response.status_code, response.headers["x-gateway-position"]) == (503, "3")
+            assert controller.deadlines[-1] == pytest.approx(due_s, abs=1.0)
+        for wrong in ("0", "-1", "soon", "1e3", "nan", "", "5, 6", "0.0"):
+            headers = {"x-gateway-deadline-s": wrong}
+            response = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+            assert response.status_code == 400, wrong
+        assert len(controller.asked) == 3
+        await client.post("/v1/chat/completions", json=CHAT)
+    assert controller.deadlines[-1] is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_model_whose_deadline_cannot_be_met_is_loaded_for_when_it_is_asked_again(
+    tmp_path: Path, stream: bool
+) -> None:
+    waits: list[tuple[int, bool]] = []
+
+    class Cold(ScriptedController):
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> GatewayError | None:
+            waits.append((round(wait_s), unattended))
+            if unattended:
+                await asyncio.sleep(60)
+            return DeadlineTooEarly("too late", state="cold", eta_s=60.0, retry_after_s=60.0)
+
+    async with ingress(tmp_path, Cold(), x_gateway_deadline_s="5") as client:
+        for _ in range(2):
+            response = await client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+            assert (response.status_code, response.headers["retry-after"]) == (503, "60")
+            assert response.json()["error"]["code"] == "deadline_too_early"
+            assert response.json()["error"]["eta_s"] == 60.0
+    assert waits == [(5, False), (UNATTENDED_S, True), (5, False)]
+
+
 async def test_a_slow_stream_gets_comments_then_the_engines_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,6 +594,26 @@ async def test_the_comments_say_what_a_queued_model_waits_for_in_one_line(
         async with ingress(tmp_path, controller, door.path) as client:
             response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert response.text.split("\n")[0] == ": m is queued: job 7 waits: Resources, ready in about 47 s"
+
+
+async def test_the_comments_say_each_waiters_own_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
+
+    class Crowded(ScriptedController):
+        async def _acquire(
+            self, ticket: str, model: str, wait_s: float, not_routed: bool, unattended: bool = False
+        ) -> GatewayError | None:
+            self.outlook_now["positions"][ticket] = 7 + len(self.outlook_now["positions"])
+            return await super()._acquire(ticket, model, wait_s, not_routed, unattended)
+
+    controller = Crowded(0.3)
+    controller.outlook_now = {"state": "queued", "eta_s": 9.0, "reason": None, "positions": {}, "models_before": 1}
+    async with inner_door(answer(200, b"data: x\n\n")) as door:
+        async with ingress(tmp_path, controller, door.path) as client:
+            asked = (client.post("/v1/chat/completions", json={**CHAT, "stream": True}) for _ in range(2))
+            said = sorted([response.text.split("\n")[0] for response in await asyncio.gather(*asked)])
+    places = [f": m is queued, position {number}, 1 model before it, ready in about 9 s" for number in (7, 8)]
+    assert said == places
 
 
 @pytest.mark.parametrize(("role", "told"), [("user", False), ("endpoint", False), ("", False), ("admin", True)])
@@ -712,4 +799,7 @@ async def test_the_controller_hears_on_whose_behalf_a_request_waits(tmp_path: Pa
     controller = ScriptedController(WaitDeadline("not ready"))
     async with ingress(tmp_path, controller, x_gateway_tag="0123", x_gateway_caller="4567") as client:
         await client.post("/v1/chat/completions", json=CHAT)
-    assert controller.requesters == [Requester(key="0123", caller="4567", priority=Priority.INTERACTIVE)]
+        await client.post("/v1/chat/completions", json=CHAT, headers={"x-gateway-priority": "batch"})
+    assert controller.requesters == [
+        Requester(key="0123", caller="4567", priority=priority) for priority in (Priority.INTERACTIVE, Priority.BATCH)
+    ]
