@@ -79,6 +79,14 @@ class Policy:
     """Expected queue time of a job before any has started."""
     block_start_guess_s: float = 30.0
     """Expected time from a job's start until its node's agent reports, before any has."""
+    replica_rise_s: float = 5.0
+    """A model gets one more engine once its engines have had more requests than their target for this time."""
+    replica_fall_s: float = 300.0
+    """One of its engines is drained once the others would have had at most ``replica_reserve`` of their target for this
+    time; where a model without an engine waits for the room, after ``replica_rise_s``."""
+    replica_reserve: float = 0.5
+    replica_growth_after_s: float = 30.0
+    """A model requests a node for one more engine only if it has lacked it for this time."""
     growth_after_s: float = 2.0
     """A waiting model requests a node after this time, or at once if no node here could hold it even empty."""
     settle_s: float = 30.0

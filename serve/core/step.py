@@ -99,7 +99,8 @@ def step(fleet: Fleet, event: Event, now: float, policies: Policies = DEFAULT) -
     (1) a request for a model that serves: go; (2) the handler records the fact, and a new ledger determines which
     node types back off; (3) a waiter more or less for a model that has others waiting changes nothing else; (4) before
     the fleet has settled nothing is started or stopped, but waiters of a model that serves are released; (5) the
-    passes: expiry, hand-over, idle engines, answers, placement, scaling, and the commands that carry all of it out.
+    passes: expiry, hand-over, idle engines, replicas, answers, placement, scaling, and the commands that carry all of
+    it out.
     """
     if type(event) is events.Acquire:
         granted = requests.go_at_once(fleet, event, now)  # (1)
@@ -132,9 +133,10 @@ def _follow(tx: Transaction) -> None:
     handed_over = hand_over(tx)
     idle.clear_crashes(tx)
     idle.review(tx)
+    replicas.review(tx)
     apart.review_apart(tx)
     answer_ready(tx)
-    unplaced = tx.policies.placement(tx, handed_over)
+    unplaced = tx.policies.placement(tx, (*handed_over, *replicas.short(tx)))
     if unplaced:
         expiry.release_ending(tx, unplaced)
     refuse_hopeless(tx, unplaced)

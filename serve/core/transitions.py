@@ -84,7 +84,7 @@ def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
 
 def can_cancel_drain(engine: Engine) -> bool:
     """It drains for a reason that demand for its own model may overrule, and no stop was sent."""
-    return engine.state is EngineState.DRAINING and engine.stop_reason in ("evicted", "idle", "handed-over")
+    return engine.state is EngineState.DRAINING and engine.stop_reason in ("evicted", "idle", "surplus", "handed-over")
 
 
 def cancel_drain(tx: Transaction, engine: Engine) -> bool:

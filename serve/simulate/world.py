@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from serve.core import effects as ef
@@ -48,6 +48,8 @@ class World:
     keep_spans: bool = True
     progress: Callable[[float, int], None] | None = None
     """Progress callback: the time of the trace, requests that came."""
+    entry: Mapping[str, object] = field(default_factory=dict)
+    """Further keys of every model's catalog entry, such as ``replicas_max``."""
     now: float = 0.0
     tally: Tally = field(default_factory=Tally)
 
@@ -71,7 +73,7 @@ class World:
 
     def run(self) -> Tally:
         """Run until every request has its outcome or none can have one any more."""
-        self.tell(ev.CatalogChanged(catalog(self.trace.times)))
+        self.tell(ev.CatalogChanged(catalog(self.trace.times, **self.entry)))
         self.tell(ev.Started(1, {}, (), tuple(self._free)))
         for node, mib in self.fleet.nodes().items():
             self.tell(ev.NodeJoined(node, "gpu", f"block-{node}", "10.0.0.1", 0, mib))

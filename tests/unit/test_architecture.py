@@ -51,7 +51,7 @@ LIGHT = (
 
 
 CORE_LAYERS = (
-    "events policy",
+    "events policy spread",
     "effects state",
     "transaction",
     "room engine_use node_times shares",

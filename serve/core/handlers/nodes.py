@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from serve.core.effects import CreateAgent, KillAgent
 from serve.core.events import FoundEngine, NodeFailed, NodeGone, NodeJoined, Part
-from serve.core.state import Engine, EngineState, Failure, Node, NodePhase, RouteState
+from serve.core.spread import Spread
+from serve.core.state import Engine, EngineState, Failure, Node, NodePhase, RouteState, live
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop, begin_stop_all, forget, know_block, lose, made_ready
 
@@ -63,7 +64,8 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
 
     (1) ready, its server open: nothing is done to it; (2) ready, its server draining: the drain goes on or is taken
     back; (3) ready, no server: its route is opened; (4) not ready: it loads; (5) its model is unknown, its key is (no
-    slot), its memory is not there, or its model loads already: it is stopped.
+    slot), its memory is not there, or its model loads in as many engines as it may have: it is stopped; (6) a model
+    keeps as many engines as are found.
     """
     slot = tx.slots.rows.get(found.model)
     server = next((s for s in tx.found if s.address == found.address and slot in (None, s.slot)), None)
@@ -95,21 +97,25 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
         fresh_from=tx.now,
         granted_at=tx.now,
     )
-    loading_twice = state is EngineState.LOADING and any(
-        other.state is EngineState.LOADING for other in tx.engines_of(found.model)
-    )
+    model = tx.models.get(found.model)
+    loading = sum(other.state is EngineState.LOADING for other in tx.engines_of(found.model))
+    too_many = state is EngineState.LOADING and model is not None and loading >= model.replicas_max
     tx.add_engine(engine)
     if found.loaded_s is not None:
         tx.load_s.put(found.model, found.loaded_s)
     host = tx.nodes.rows[node]
-    if found.model not in tx.models:  # (5)
+    if model is None:  # (5)
         begin_stop(tx, engine, "catalog")
     elif slot is None:
         begin_stop(tx, engine, "no-slot")
-    elif loading_twice:
+    elif too_many:
         begin_stop(tx, engine, "abandoned")
     elif min((host.free_host_mib, *host.free_gpu_mib)) < 0 or any(gpu >= len(host.gpu_mib) for gpu in found.gpus):
         begin_stop(tx, engine, "over-committed")
+    if model is not None and (spread := tx.spreads.rows.get(model.name)) is not None:  # (6)
+        count = min(model.replicas_max, sum(map(live, tx.engines_of(model.name))))
+        if count > spread.wanted:
+            tx.spreads.put(model.name, Spread(count, tx.now, count, tx.now))
 
 
 def node_gone(tx: Transaction, event: NodeGone) -> None:

@@ -299,10 +299,12 @@ class World:
     def usable(self, model: str) -> tuple[int, int] | None:
         slot = self.names.get(model)
         up = {process.address for process in self.processes().values() if process.ready}
-        for place, server in sorted(self.servers.items()):
-            if place[0] == slot and server.state == "ready" and server.address in up:
-                return place
-        return None
+        able = [
+            (server.in_flight, place)
+            for place, server in self.servers.items()
+            if place[0] == slot and server.state == "ready" and server.address in up
+        ]
+        return min(able)[1] if able else None
 
     def send(self, model: str, deadline: float, again: bool) -> None:
         """A request reaches the edge: an engine, or the cold path."""
