@@ -126,6 +126,18 @@ class Gateway(RuleBasedStateMachine):
     def a_server_comes_up(self, pick: int) -> None:
         self.world.come_up(self.world.opening[pick % len(self.world.opening)])
 
+    @rule(model=st.sampled_from([model.name for model in MODELS if model.replicas_max > 1]), n=st.integers(2, 7))
+    def a_model_is_hot_for_a_while(self, model: str, n: int) -> None:
+        for _ in range(n):
+            self.world.request(model)
+        self.world.seconds_pass(4, 6)
+
+    @rule()
+    def it_is_quiet_for_a_while(self) -> None:
+        while self.world.requests:
+            self.world.end_request(0)
+        self.world.seconds_pass(12, 3)
+
     # --- people ---
     @precondition(lambda self: self.world.waiting)
     @rule(pick=picks)

@@ -335,6 +335,17 @@ class World:
         if place in self.servers:
             self.servers[place].in_flight -= 1
 
+    def seconds_pass(self, seconds: int, steps: int) -> None:
+        """Counters arrive once a second, and at most ``steps`` other things between them."""
+        for _ in range(seconds):
+            for _ in range(steps):
+                self.one_thing()
+                self.now += 0.01
+            self.now += 1.0
+            self.blocks.pass_time()
+            self.count()
+            self.tell(self.counts.pop())
+
     # --- everything goes well from here on ---
     def run_out(self, seconds: float) -> None:
         """No more accidents: everything under way arrives, requests end, time passes."""
