@@ -172,6 +172,8 @@ class Site(_Frozen):
     starts without it."""
     queue_wait_max_s: float = Field(default=7 * 86400.0, ge=60)
     """Longest time a job may be pending before Ray gives it up."""
+    switching: Literal["pressure", "lru"] = "pressure"
+    """Which models get the room: ``lru`` is the plain least recently used of what is idle, for comparison."""
     limits: Limits = Limits()
 
     @field_validator("name")

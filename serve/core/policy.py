@@ -21,6 +21,8 @@ class Policy:
     """Parameters of the decisions; from the site's ``Limits``."""
 
     node_types: tuple[NodeTypeSpec, ...] = ()
+    switching: str = "pressure"
+    """Which decisions are in force: a name in ``serve.core.step.POLICIES``."""
     slots: int = 64
     """Backends at the edge."""
     servers_per_slot: int = 8
