@@ -5,7 +5,7 @@ from __future__ import annotations
 from serve.core.engine_use import least_loaded, staying
 from serve.core.room import Need, holds, need_of
 from serve.core.spread import advance, engines_for
-from serve.core.state import Engine, NodePhase, live
+from serve.core.state import Action, Engine, NodePhase, live
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop
 
@@ -58,9 +58,13 @@ def review(tx: Transaction) -> None:
         )  # fmt: skip
         if after is not spread:
             tx.spreads.put(name, after)
+        said = f"{load} requests in flight and waiting, {model.replica_target:g} for each engine"
+        if after.wanted > max(spread.wanted, len(engines)):
+            tx.decide(Action.LOAD, name, f"{said}: {after.wanted} engines are wanted")
         if len(engines) > after.wanted:
             for engine in least_loaded(engines, len(engines) - after.wanted):  # (2)
                 if tx.reachable(engine):
+                    tx.decide(Action.STOP, name, f"{said}: {after.wanted} of them would do", engine=engine.id)
                     begin_stop(tx, engine, "surplus")
         if model.replicas_max == 1 and len(engines) <= 1:
             tx.spreads.drop(name)

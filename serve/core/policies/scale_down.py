@@ -76,7 +76,7 @@ def _due(tx: Transaction) -> list[Node]:
 
 
 def _long_unused(tx: Transaction, engine: Engine) -> bool:
-    """The fast path for most nodes: one of the engines there was used too lately."""
+    """The fast path for most nodes: one of the engines there was used too recently."""
     unused_s = tx.policy.block_unused_s
     return unused_s is not None and not engine.in_flight and tx.now >= engine.last_used + unused_s
 

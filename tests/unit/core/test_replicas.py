@@ -60,6 +60,8 @@ def test_a_second_engine_starts_in_free_room_once_the_first_has_been_above_its_t
     counted(story, 5)
     assert len(story.said(StartEngine)) == 1
     assert {engine.node for engine in engines(story)} == {"cpu-0-0", "cpu-0-1"}
+    reasons = [one.because for one in story.fleet.decisions if one.model == "a"]
+    assert "5 requests in flight and waiting, 4 for each engine: 2 engines are wanted" in reasons
     busy(story, 5)
     assert len(story.ever(StartEngine)) == 2, "two are enough for five requests"
 
@@ -131,6 +133,10 @@ def test_an_engine_goes_after_minutes_in_which_the_others_were_enough_with_a_res
     busy(story, 1, 1, seconds=3)
     (drain,) = story.ever(DrainRoute)
     assert drain.engine == newer.id, "of equals the youngest"
+    assert story.fleet.decisions[-1].engine == newer.id
+    assert (
+        story.fleet.decisions[-1].because == "2 requests in flight and waiting, 4 for each engine: 1 of them would do"
+    )
     assert story.fleet.engines[older.id].state is EngineState.READY
     story.on(ev.RouteDrained(newer.id))
     counted(story, 1, 0)
