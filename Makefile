@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-rough bench-growth bench-core bench-switching bench-gpus bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-rough bench-growth bench-core bench-switching bench-switching-live bench-gpus bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -68,6 +68,9 @@ bench-gateway: $(STAMP) ## What the gateway adds to an engine: build/bench/gatew
 
 bench-rough: $(STAMP) ## Floods, strangers, cold streams and ghosts on whole gateways: build/bench/rough.json
 	$(BIN)/python -m benchmarks.rough
+
+bench-switching-live: $(STAMP) ## 200 requests over two models, room for one: ours and plain LRU: build/bench/switching-live.json
+	$(BIN)/python -m benchmarks.switching_live
 
 bench-growth: $(STAMP) ## Growth rules compared over a simulated day: build/bench/growth.json and .png
 	$(BIN)/python -m benchmarks.growth

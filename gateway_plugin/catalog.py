@@ -6,6 +6,7 @@ Used by the service, the CLI and the Serve application, which receives the same 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ letter is required: a number in a body (``"model": 5``) is no name, and the edge
 LOCAL_SOURCES = ("prepared:", "/", "~", ".")
 """Prefixes of a ``source`` on this machine's disk."""
 
+MAX_NUM_SEQS = 256
+"""Requests that vLLM takes at a time unless ``--max-num-seqs`` is given."""
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -94,6 +97,8 @@ class Model(_Frozen):
     sleep: bool | None = None
     """Its engines may sleep in host memory; ``None``: where the gateway's vLLM has GPUs (``sleeps``)."""
     replicas_max: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=8)
+    target_in_flight: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=100_000)
+    """Requests per engine above which one more is started; see ``replica_target``."""
     pinned: bool = False
     keep_alive_s: Duration = Field(default=-1.0, alias="keep_alive")
     """Unload after this time without a request, even if no model needs the room. ``-1``: never. ``0``: at once."""
@@ -159,9 +164,29 @@ class Model(_Frozen):
         return self.gpus > 0 and (self.engine == "vllm" if self.sleep is None else self.sleep)
 
     @property
+    def replica_target(self) -> float:
+        """``target_in_flight``, else three quarters of what an engine takes at a time: ``concurrency``, else vLLM's
+        ``--max-num-seqs``."""
+        if self.target_in_flight is not None:
+            return float(self.target_in_flight)
+        takes: int | None = getattr(self, "requests_at_a_time", None)
+        return max(1.0, 0.75 * (takes or max_num_seqs(self.args)))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The name and every alias."""
         return (self.name, *self.aliases)
+
+
+def max_num_seqs(args: Sequence[str]) -> int:
+    """How many requests vLLM takes at a time with these arguments; its own default where they do not say."""
+    found = MAX_NUM_SEQS
+    for index, argument in enumerate(args):
+        name, given, value = argument.partition("=")
+        if name.replace("_", "-") == "--max-num-seqs":
+            text = value if given else next(iter(args[index + 1 : index + 2]), "")
+            found = int(text) if re.fullmatch(r"[1-9][0-9]{0,6}", text) else found
+    return found
 
 
 class Catalog(_Frozen):

@@ -114,6 +114,9 @@ class Limits(_Frozen):
     ingress, until they end. At most what fits into its open files: half of ``ulimit -Hn``."""
     wait_s: float = Field(default=1800.0, gt=0)
     """How long one request may wait for its model."""
+    max_wait_s: float = Field(default=60.0, gt=0)
+    """No request waits longer than this, or four load times of its model where that is more, while a device that could
+    hold its model serves another one."""
     in_flight_per_key: int = Field(default=512, ge=1)
     requests_per_key_10s: int = Field(default=100_000, ge=1)
     abandoned_load_grace_s: float = Field(default=2.0, ge=0)
@@ -178,6 +181,8 @@ class Site(_Frozen):
     starts without it."""
     queue_wait_max_s: float = Field(default=7 * 86400.0, ge=60)
     """Longest time a job may be pending before Ray gives it up."""
+    switching: Literal["pressure", "lru"] = "pressure"
+    """Which models get the room: ``lru`` is the plain least recently used of what is idle, for comparison."""
     limits: Limits = Limits()
 
     @field_validator("name")

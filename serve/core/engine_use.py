@@ -1,8 +1,8 @@
-"""How an engine is used: idle, unclaimed, abandoned, drained; whether it needs a replacement."""
+"""How an engine is used: idle, unclaimed, abandoned, drained, surplus; whether it needs a replacement."""
 
 from __future__ import annotations
 
-from serve.core.state import Engine, EngineState, RouteState, had_requests, ready_at
+from serve.core.state import Engine, EngineState, RouteState, had_requests, live, ready_at, serving
 from serve.core.transaction import Transaction
 
 
@@ -45,6 +45,39 @@ def needs_replacement(tx: Transaction, engine: Engine) -> bool:
         or tx.now < engine.last_used + policy.handover_used_s
         or (engine.state is EngineState.READY and tx.now < engine.granted_at + policy.first_use_grace_s)
     )
+
+
+def staying(tx: Transaction, model: str) -> list[Engine]:
+    """Its engines that serve or load, on nodes whose end is not near."""
+    return [engine for engine in tx.engines_of(model) if live(engine) and not tx.ending(engine)]
+
+
+def needed_engines(tx: Transaction, model: str) -> int:
+    """How many engines a model needs as long as it has any."""
+    spread = tx.spreads.rows.get(model)
+    return 1 if spread is None else spread.wanted
+
+
+def least_loaded(engines: list[Engine], count: int) -> list[Engine]:
+    """The ``count`` engines of one model that it can spare best: those that do not serve, then those with the fewest
+    requests, then the youngest; never the last one."""
+    best = sorted(
+        engines, key=lambda one: (serving(one), one.in_flight + one.queued, -one.started, one.id)
+    )  # fmt: skip
+    return best[: max(0, min(count, len(engines) - 1))]
+
+
+def surplus(tx: Transaction, engine: Engine) -> bool:
+    """Its model has been able to do without it for ``replica_rise_s``, with a reserve: a better victim than the only
+    engine of another model. Pins and waiters of its model, which keeps others, do not count."""
+    spread = tx.spreads.rows.get(engine.model)
+    if spread is None or not live(engine):
+        return False
+    enough = spread.wanted
+    if spread.towards < enough and tx.now >= spread.since + tx.policy.replica_rise_s:
+        enough = spread.towards
+    engines = staying(tx, engine.model)
+    return engine in least_loaded(engines, len(engines) - enough)
 
 
 def drain_is_over(tx: Transaction, engine: Engine) -> bool:

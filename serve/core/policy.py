@@ -21,6 +21,8 @@ class Policy:
     """Parameters of the decisions; from the site's ``Limits``."""
 
     node_types: tuple[NodeTypeSpec, ...] = ()
+    switching: str = "pressure"
+    """Which decisions are in force: a name in ``serve.core.step.POLICIES``."""
     slots: int = 64
     """Backends at the edge."""
     servers_per_slot: int = 8
@@ -55,6 +57,9 @@ class Policy:
     retry_max_s: float = 300.0
     failures_per_wait: int = 3
     """Failed loads in a row after which the waiters get the error instead of another try."""
+    max_wait_s: float = 60.0
+    """No request waits longer than the larger of this and four load times of its model while a device that could hold
+    it serves another one."""
     load_guess_s: float = 60.0
     """Expected load time of a model never loaded here."""
     wake_guess_s: float = 5.0
@@ -85,6 +90,14 @@ class Policy:
     """Expected queue time of a job before any has started."""
     block_start_guess_s: float = 30.0
     """Expected time from a job's start until its node's agent reports, before any has."""
+    replica_rise_s: float = 5.0
+    """A model gets one more engine once its engines have had more requests than their target for this time."""
+    replica_fall_s: float = 300.0
+    """One of its engines is drained once the others would have had at most ``replica_reserve`` of their target for this
+    time; where a model without an engine waits for the room, after ``replica_rise_s``."""
+    replica_reserve: float = 0.5
+    replica_growth_after_s: float = 30.0
+    """A model requests a node for one more engine only if it has lacked it for this time."""
     growth_after_s: float = 2.0
     """A waiting model requests a node after this time, or at once if no node here could hold it even empty."""
     settle_s: float = 30.0

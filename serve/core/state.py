@@ -13,6 +13,7 @@ from enum import Enum
 from gateway_plugin.catalog import Model
 from serve.core.events import FoundServer, Part, Requester, SeenBlock
 from serve.core.policy import Policy
+from serve.core.spread import Spread
 
 
 class EngineState(Enum):
@@ -138,9 +139,9 @@ class Engine:
     unwanted_since: float | None = None
     """While LOADING: since when there has been no demand."""
     stop_reason: str = ""
-    """Why it drains, stops or falls asleep: evicted, idle, slot-needed, handed-over (these four can be taken back),
-    unloaded, abandoned, failed, load-timeout, sleep-timeout, wake-timeout, sleep-memory, node-leaving, node-ends,
-    catalog, over-committed, no-slot."""
+    """Why it drains, stops or falls asleep: evicted, idle, slot-needed, surplus, handed-over (these five can be taken
+    back), unloaded, abandoned, failed, load-timeout, sleep-timeout, wake-timeout, sleep-memory, node-leaving,
+    node-ends, catalog, over-committed, no-slot."""
     takes_over: bool = False
     """Another engine of its model is on a node that ends: its load goes on without demand."""
     stop_sent: bool = False
@@ -325,6 +326,8 @@ class Fleet:
     """Model -> times in a row that an engine of it was ended because its sleep or its waking went wrong."""
     decisions: tuple[Decision, ...] = ()
     """The last ones, oldest first."""
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    """Model with ``replicas_max`` above 1 -> how many engines its load calls for."""
     pinned: frozenset[str] = frozenset()
     """Never evicted, always wanted: from the catalog and from ``gateway models pin``."""
     requested_until: Mapping[str, float] = field(default_factory=dict)

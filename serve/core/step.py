@@ -94,25 +94,30 @@ DEFAULT = Policies(
 )
 """The gateway's own policies."""
 
+POLICIES = {"pressure": DEFAULT, "lru": DEFAULT}
+"""By the name that a site chooses (``Policy.switching``)."""
+
 
 def initial(policy: Policy) -> Fleet:
     """The initial, empty fleet; ``CatalogChanged`` and ``Started`` come first."""
     return Fleet(policy)
 
 
-def step(fleet: Fleet, event: Event, now: float, policies: Policies = DEFAULT) -> tuple[Fleet, tuple[Effect, ...]]:
-    """The fleet after ``event``, and the effects to carry out, in this order.
+def step(fleet: Fleet, event: Event, now: float, policies: Policies | None = None) -> tuple[Fleet, tuple[Effect, ...]]:
+    """The fleet after ``event``, and the effects to carry out, in this order. ``policies``: instead of those that the
+    fleet's own ``Policy.switching`` names, e.g. in a simulation.
 
     (1) a request for a model that serves: go; (2) the handler records the fact, and a new ledger determines which
     node types back off; (3) a waiter more or less for a model that has others waiting changes nothing else; (4) before
     the fleet has settled nothing is started or stopped, but waiters of a model that serves are released; (5) the
-    passes: expiry, hand-over, idle engines, answers, placement, scaling, and the commands that carry all of it out.
+    passes: expiry, hand-over, idle engines, replicas, answers, placement, scaling, and the commands that carry all of
+    it out.
     """
     if type(event) is events.Acquire:
         granted = requests.go_at_once(fleet, event, now)  # (1)
         if granted is not None:
             return granted
-    tx = Transaction(fleet, now, policies)
+    tx = Transaction(fleet, now, policies or POLICIES[fleet.policy.switching])
     _HANDLERS[type(event)](tx, event)  # (2)
     if isinstance(event, _OF_BLOCKS):
         backoff.review_backoffs(tx)
@@ -139,9 +144,10 @@ def _follow(tx: Transaction) -> None:
     handed_over = hand_over(tx)
     idle.clear_crashes(tx)
     idle.review(tx)
+    replicas.review(tx)
     apart.review_apart(tx)
     answer_ready(tx)
-    unplaced = tx.policies.placement(tx, handed_over)
+    unplaced = tx.policies.placement(tx, (*handed_over, *replicas.short(tx)))
     if unplaced:
         expiry.release_ending(tx, unplaced)
     refuse_hopeless(tx, unplaced)

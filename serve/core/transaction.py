@@ -15,6 +15,7 @@ from gateway_plugin.catalog import Model
 from serve.core.effects import Effect
 from serve.core.events import FoundServer, Part, SeenBlock
 from serve.core.policy import Policy
+from serve.core.spread import Spread
 from serve.core.state import (
     DECISIONS_MAX,
     Action,
@@ -98,6 +99,7 @@ class Transaction:
     load_s: Table[float]
     wake_s: Table[float]
     sleep_doubts: Table[int]
+    spreads: Table[Spread]
     requested_until: Table[float]
     block_start_s: Table[tuple[tuple[str, float], ...]]
     apart: Table[Apart]
@@ -288,11 +290,15 @@ class Transaction:
 
     def deficit(self, model: str, *, replaced: bool = False) -> int:
         """How many engines ``model`` lacks. ``replaced``: those on nodes that end do not count, and at least one is
-        needed."""
+        needed; but with them there is never more than one above ``replicas_max``, so several on one node are replaced
+        one after the other."""
         engines = [engine for engine in self.engines_of(model) if live(engine)]
-        if replaced:
-            engines = [engine for engine in engines if not self.ending(engine)]
-        return max(self.policies.wanted_replicas(self, model), int(replaced)) - len(engines)
+        wanted = self.policies.wanted_replicas(self, model)
+        if not replaced:
+            return wanted - len(engines)
+        staying = sum(not self.ending(engine) for engine in engines)
+        most = self.models[model].replicas_max + 1 - len(engines)
+        return min(max(wanted, 1) - staying, max(most, 1 - staying))
 
     def wake_time_s(self, model: str) -> float:
         """Seconds that an engine of ``model`` takes to wake, as far as is known."""

@@ -112,7 +112,8 @@ def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
 
 def can_cancel_drain(engine: Engine) -> bool:
     """It drains for a reason that demand for its own model may overrule, and no stop was sent."""
-    return engine.state is EngineState.DRAINING and engine.stop_reason in (*MAY_SLEEP, "slot-needed", "handed-over")
+    may = (*MAY_SLEEP, "surplus", "slot-needed", "handed-over")
+    return engine.state is EngineState.DRAINING and engine.stop_reason in may
 
 
 def cancel_drain(tx: Transaction, engine: Engine) -> bool:

@@ -8,7 +8,7 @@ back if the route has closed meanwhile; engines do one thing at a time on their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from serve.core import effects as ef
@@ -44,6 +44,8 @@ class World:
     keep_spans: bool = True
     progress: Callable[[float, int], None] | None = None
     """Progress callback: the time of the trace, requests that came."""
+    entry: Mapping[str, object] = field(default_factory=dict)
+    """Further keys of every model's catalog entry, such as ``replicas_max``."""
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class World:
     def run(self) -> Tally:
         """Run until every request has its outcome or none can have one any more."""
         nodes = self.fleet.nodes()
-        self.tell(ev.CatalogChanged(catalog(self.trace.times)))
+        self.tell(ev.CatalogChanged(catalog(self.trace.times, **self.entry)))
         self.tell(ev.Started(1, {}, (), tuple(nodes)))
         for node, mib in nodes.items():
             asleep = self.agents.sleep_mib

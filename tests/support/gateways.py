@@ -35,7 +35,7 @@ from gateway_plugin.site import Limits, NodeType, Site
 
 site = Site(
     name="test", port={port}, ray_port={ray_port}, serve_port={serve_port}, block_idle_s={block_idle_s},
-    last_block_idle_s={block_idle_s},
+    last_block_idle_s={block_idle_s}, switching={switching!r},
     limits=Limits(**{limits!r}),
     node_types=(NodeType(
         name="local",
@@ -195,6 +195,7 @@ def gateway(
     blocks: int = 1,
     block_idle_s: float = 300.0,
     limits: Mapping[str, Any] | None = None,
+    switching: str = "pressure",
     start: bool = True,
 ) -> Iterator[Gateway]:
     """A gateway with these models; ended afterwards, by force if necessary, and checked for leftovers."""
@@ -202,7 +203,7 @@ def gateway(
     def site(port: int, ray_port: int, serve_port: int) -> str:
         return _SITE.format(
             port=port, ray_port=ray_port, serve_port=serve_port, block_idle_s=block_idle_s, blocks=blocks,
-            memory_gib=memory_gib, limits=dict(limits or {}),
+            memory_gib=memory_gib, limits=dict(limits or {}), switching=switching,
         )  # fmt: skip
 
     with gateway_of(site, models, start=start) as made:

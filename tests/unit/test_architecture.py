@@ -60,7 +60,7 @@ LIGHT = (
 
 
 CORE_LAYERS = (
-    "events policy",
+    "events policy spread",
     "effects state",
     "transaction",
     "room engine_use node_times shares sleep_room reasons",

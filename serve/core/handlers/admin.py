@@ -18,6 +18,7 @@ from serve.core.events import (
     StorageSeen,
     UnloadAsked,
 )
+from serve.core.spread import Spread
 from serve.core.state import NodePhase, live
 from serve.core.transaction import Transaction
 from serve.core.transitions import answer_all, begin_stop, drain_node, lose
@@ -25,7 +26,8 @@ from serve.core.transitions import answer_all, begin_stop, drain_node, lose
 
 def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     """(1) engines of models that are gone or changed are drained and stopped; (2) waiters of gone ones are
-    refused; (3) their slots, failures and demand are dropped; (4) pins follow the catalog where it changed.
+    refused; (3) their slots, failures and demand are dropped; (4) pins follow the catalog where it changed;
+    (5) what is known of a model's load is kept, below its ``replicas_max``.
     """
     before = tx.models
     after = {model.name: model for model in event.models}
@@ -48,12 +50,21 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     )
     for name in tx.requested_until.rows.keys() - after.keys():
         tx.requested_until.drop(name)
+    for name, model in after.items():  # (5)
+        spread = tx.spreads.rows.get(name)
+        if model.replicas_max > 1 and spread is None:
+            tx.spreads.put(name, Spread(set_at=tx.now))
+        elif spread is not None and spread.wanted > model.replicas_max:
+            tx.spreads.put(name, Spread(model.replicas_max, tx.now, model.replicas_max, tx.now))
+    for name in tx.spreads.rows.keys() - after.keys():
+        tx.spreads.drop(name)
     tx.slots_changed = True
 
 
 def _other_engine(before: object, after: object) -> bool:
     """Whether an engine started for ``before`` does not fit the entry ``after``."""
-    how_long = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s", "replicas_max"}
+    how_long = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s"}
+    how_long |= {"replicas_max", "target_in_flight"}
     old, new = dict(vars(before)), dict(vars(after))
     return any(old[key] != new[key] for key in old.keys() - how_long)
 
@@ -82,6 +93,8 @@ def unload_asked(tx: Transaction, event: UnloadAsked) -> None:
     )
     tx.pinned -= {name}
     tx.requested_until.drop(name)
+    if name in tx.spreads.rows:
+        tx.spreads.put(name, Spread(set_at=tx.now))
     for engine in tx.engines_of(name):
         begin_stop(tx, engine, "unloaded")
 

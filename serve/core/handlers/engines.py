@@ -66,7 +66,7 @@ def engine_exited(tx: Transaction, event: EngineExited) -> None:
         return
     if event.expected:
         failure = tx.failures.rows.get(engine.model)
-        if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle"):  # (4)
+        if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle", "surplus"):  # (4)
             tx.failures.drop(engine.model)
         return
     summary = event.summary or "it failed"

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from serve.core.effects import CreateAgent, KillAgent, SleepEngine, WakeEngine
 from serve.core.events import FoundEngine, NodeFailed, NodeGone, NodeJoined, Part
-from serve.core.state import Engine, EngineState, Failure, Node, NodePhase, RouteState
+from serve.core.spread import Spread
+from serve.core.state import Engine, EngineState, Failure, Node, NodePhase, RouteState, live
 from serve.core.transaction import Transaction
 from serve.core.transitions import (
     begin_stop,
@@ -93,8 +94,9 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
 
     (1) ready, its server open: nothing is done to it; (2) ready, its server draining: the drain goes on or is taken
     back; (3) ready, no server: its route is opened; (4) not ready: it loads; (5) its model is unknown, its key is (no
-    slot), its memory is not there, or its model loads already: it is stopped; (6) it sleeps, falls asleep or wakes: so
-    it goes on, and a server that the edge has for it is closed.
+    slot), its memory is not there, or its model loads in as many engines as it may have: it is stopped; (6) it sleeps,
+    falls asleep or wakes: so it goes on, and a server that the edge has for it is closed; (7) a model keeps as many
+    engines as are found.
     """
     slot = tx.slots.rows.get(found.model)
     server = next((s for s in tx.found if s.address == found.address and slot in (None, s.slot)), None)
@@ -133,25 +135,29 @@ def _adopt(tx: Transaction, node: str, found: FoundEngine) -> None:
         sleep_mib=found.sleep_mib,
         kept_mib=found.kept_mib,
     )
-    loading_twice = state is EngineState.LOADING and any(
-        other.state is EngineState.LOADING for other in tx.engines_of(found.model)
-    )
+    model = tx.models.get(found.model)
+    loading = sum(other.state is EngineState.LOADING for other in tx.engines_of(found.model))
+    too_many = state is EngineState.LOADING and model is not None and loading >= model.replicas_max
     tx.add_engine(engine)
     if state not in (EngineState.LOADING, EngineState.READY, EngineState.DRAINING):
         engine = close_route(tx, engine)
     if found.loaded_s is not None:
         tx.load_s.put(found.model, found.loaded_s)
     host = tx.nodes.rows[node]
-    if found.model not in tx.models:  # (5)
+    if model is None:  # (5)
         begin_stop(tx, engine, "catalog")
     elif slot is None:
         begin_stop(tx, engine, "no-slot")
-    elif loading_twice:
+    elif too_many:
         begin_stop(tx, engine, "abandoned")
     elif min((host.free_host_mib, *host.free_gpu_mib)) < 0 or any(gpu >= len(host.gpu_mib) for gpu in found.gpus):
         begin_stop(tx, engine, "over-committed")
     elif found.asleep and host.free_sleep_mib < 0:
         begin_stop(tx, engine, "sleep-memory")
+    if model is not None and (spread := tx.spreads.rows.get(model.name)) is not None:  # (7)
+        count = min(model.replicas_max, sum(map(live, tx.engines_of(model.name))))
+        if count > spread.wanted:
+            tx.spreads.put(model.name, Spread(count, tx.now, count, tx.now))
 
 
 def node_gone(tx: Transaction, event: NodeGone) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from serve.core.engine_use import idle
 from serve.core.room import holds, need_of
-from serve.core.state import EngineState, Node, NodePhase, used_at
+from serve.core.state import Engine, EngineState, Node, NodePhase, used_at
 from serve.core.transaction import Transaction
 from serve.core.transitions import drain_node, release_node
 
@@ -50,7 +50,9 @@ def _due(tx: Transaction) -> list[Node]:
     policy, now = tx.policy, tx.now
     ripe: list[tuple[float, float, Node]] = []
     rows = tx.engines.rows
-    for node in [node for node in tx.nodes.rows.values() if not node.engines or not rows[node.engines[0]].in_flight]:
+    for node in [
+        node for node in tx.nodes.rows.values() if not node.engines or _long_unused(tx, rows[node.engines[0]])
+    ]:
         if node.drain_asked or node.phase is not NodePhase.UP:
             continue
         patience = policy.block_unused_s if node.engines else policy.block_idle_s
@@ -71,6 +73,12 @@ def _due(tx: Transaction) -> list[Node]:
             due.append(node)
             here -= 1
     return due
+
+
+def _long_unused(tx: Transaction, engine: Engine) -> bool:
+    """The fast path for most nodes: one of the engines there was used too recently."""
+    unused_s = tx.policy.block_unused_s
+    return unused_s is not None and not engine.in_flight and tx.now >= engine.last_used + unused_s
 
 
 def _unused_since(tx: Transaction, node: Node) -> float | None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from serve.core.effects import CreateAgent
+from serve.core.engine_use import staying
 from serve.core.policy import NodeTypeSpec
 from serve.core.room import Need, Room, holds, need_of
 from serve.core.state import Node, NodePhase
@@ -26,15 +27,17 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], Ma
     (1) a node that leaves and is empty is released, and a pending one of a type that backs off;
     (2) a pending node that could hold the model is on its way: it is credited;
     (3) the model has not waited for ``growth_after_s``, and a node here could hold it when something ends: not yet;
-    (4) the smallest type that could hold it, is below ``max_nodes`` and may be requested: request one (for a model
+    (4) models that have an engine come after all others, and only once they have lacked another one for
+        ``replica_growth_after_s``;
+    (5) the smallest type that could hold it, is below ``max_nodes`` and may be requested: request one (for a model
         without a waiting client only if no node is pending);
-    (5) ``min_nodes`` of each type;
-    (6) what is not needed may be released.
+    (6) ``min_nodes`` of each type;
+    (7) what is not needed may be released.
     """
     pending: dict[str, Room] = {}
     nodes = tx.nodes.rows.values()
     count = Counter([node.type for node in nodes])
-    staying = Counter(count)
+    stay = Counter(count)
     node_types = {kind.name: kind for kind in tx.policy.node_types}
     useless = agents_to_withdraw(tx)
     for node in [node for node in nodes if node.drain_asked or node.phase is NodePhase.PENDING]:
@@ -42,31 +45,31 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], Ma
         if left or node.id in useless:  # (1)
             release_node(tx, node)
             count[node.type] -= 1
-            staying[node.type] -= 1
+            stay[node.type] -= 1
         elif node.drain_asked:
-            staying[node.type] -= 1
+            stay[node.type] -= 1
         elif node.type in node_types:
             pending[node.id] = Room(node_types[node.type].host_mib, node_types[node.type].gpu_mib)
     needed: set[str] = set()
-    for name in unplaced:
+    for name in sorted(unplaced, key=lambda name: bool(staying(tx, name))):  # (4)
         need = need_of(tx.models[name])
         credit = next((node for node in sorted(pending) if pending[node].devices(need) is not None), None)
         if credit is None:
             kind = _smallest(tx, need, count)
             too_many = bool(pending) and tx.unattended(name)
-            if kind is not None and not too_many and _pressing(tx, name, need):  # (3), (4)
-                credit = _ask(tx, kind, count, staying)
+            if kind is not None and not too_many and _pressing(tx, name, need):  # (3), (4), (5)
+                credit = _ask(tx, kind, count, stay)
                 pending[credit] = Room(kind.host_mib, kind.gpu_mib)
         if credit is not None:  # (2)
             devices = pending[credit].devices(need)
             assert devices is not None, "it was chosen because it fits"
             pending[credit] = pending[credit].add(devices, -need.mib)
             needed.add(credit)
-    for kind in tx.policy.node_types:  # (5)
-        while staying[kind.name] < kind.min_nodes and _may_have(tx, kind, count):
-            needed.add(_ask(tx, kind, count, staying))
-    spare = {name: many - (node_types[name].min_nodes if name in node_types else 0) for name, many in staying.items()}
-    return frozenset(pending.keys() - needed), spare  # (6)
+    for kind in tx.policy.node_types:  # (6)
+        while stay[kind.name] < kind.min_nodes and _may_have(tx, kind, count):
+            needed.add(_ask(tx, kind, count, stay))
+    spare = {name: many - (node_types[name].min_nodes if name in node_types else 0) for name, many in stay.items()}
+    return frozenset(pending.keys() - needed), spare  # (7)
 
 
 def _ask(tx: Transaction, kind: NodeTypeSpec, *counts: Counter[str]) -> str:
@@ -88,6 +91,9 @@ def _smallest(tx: Transaction, need: Need, count: Mapping[str, int]) -> NodeType
 
 
 def _pressing(tx: Transaction, model: str, need: Need) -> bool:
+    spread = tx.spreads.rows.get(model)
+    if spread is not None and staying(tx, model):
+        return tx.now >= spread.set_at + tx.policy.replica_growth_after_s
     tickets = tx.queues.rows.get(model)
     if tickets is None or tx.now >= tx.waiters.rows[tickets[0]].since + tx.policy.growth_after_s:
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -21,12 +22,13 @@ from tests.unit.core.world import World
 MODELS = (
     a_model("a", 4, aliases=("a-alias",), keep_alive=20),
     a_model("b", 4, drain_timeout=30),
-    a_model("c", 2, min_residency=5),
+    a_model("c", 2, min_residency=5, replicas_max=3, target_in_flight=1),
     a_model("d", 8, gpus=2),
     a_model("e", 6, gpus=1, keep_alive=0),
-    a_model("f", 3, gpus=1),
-    a_model("g", 2, gpus=1, keep_alive=5),
+    a_model("f", 3, gpus=1, replicas_max=2, target_in_flight=2),
+    a_model("g", 2, gpus=1, keep_alive=5, replicas_max=3, target_in_flight=1),
 )
+QUICK: dict[str, Any] = {"replica_rise_s": 1.0, "replica_fall_s": 10.0, "replica_growth_after_s": 2.0}
 POLICY = a_policy(
     a_kind("cpu", 6, most=2),
     a_kind("gpu", 4, gpus=(10, 10), most=1),
@@ -36,6 +38,7 @@ POLICY = a_policy(
     block_idle_s=40.0,
     block_unused_s=25.0,
     last_block_idle_s=50.0,
+    **QUICK,
 )
 
 ENDING = a_policy(
@@ -50,6 +53,7 @@ ENDING = a_policy(
     load_guess_s=5.0,
     queue_wait_guess_s=5.0,
     block_start_guess_s=5.0,
+    **QUICK,
 )
 
 SHRINK = bool(os.environ.get("GATEWAY_SHRINK"))
@@ -122,6 +126,18 @@ class Gateway(RuleBasedStateMachine):
     @rule(pick=picks)
     def a_server_comes_up(self, pick: int) -> None:
         self.world.come_up(self.world.opening[pick % len(self.world.opening)])
+
+    @rule(model=st.sampled_from([model.name for model in MODELS if model.replicas_max > 1]), n=st.integers(2, 7))
+    def a_model_is_hot_for_a_while(self, model: str, n: int) -> None:
+        for _ in range(n):
+            self.world.request(model)
+        self.world.seconds_pass(4, 6)
+
+    @rule()
+    def it_is_quiet_for_a_while(self) -> None:
+        while self.world.requests:
+            self.world.end_request(0)
+        self.world.seconds_pass(12, 3)
 
     # --- people ---
     @precondition(lambda self: self.world.waiting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from serve.core.effects import SleepEngine, StartEngine, StopEngine
-from serve.core.state import Engine, EngineState, NodePhase, RouteState, reservation, serving
+from serve.core.state import Engine, EngineState, NodePhase, RouteState, live, reservation, serving
 
 if TYPE_CHECKING:
     from tests.unit.core.things import Agent
@@ -39,14 +39,22 @@ def _leaves(world: World, engine: Engine) -> bool:
 
 
 def check_start(world: World, effect: StartEngine) -> None:
-    """A model is loading at most once per wanted replica, and never on a node that leaves. What loads on a node whose
-    end is near does not count."""
+    """A model has at most ``replicas_max`` engines, one more while it is handed over, and never starts on a node that
+    leaves. What loads on a node whose end is near does not count."""
     assert not world.blocks.is_leaving(effect.node), "an engine was started on a node that leaves"
     ending = {node.id for node in world.fleet.nodes.values() if node.ending}
-    for agent in world.agents.values():
-        for process in agent.processes.values():
-            if process.model == effect.model.name and not process.ready and not process.stopping:
-                assert agent.id in ending, f"{process.id} loads already"
+    most = world.models[effect.model.name].replicas_max
+    loading = [
+        process.id
+        for agent in world.agents.values()
+        for process in agent.processes.values()
+        if process.model == effect.model.name and not (process.ready or process.stopping or agent.id in ending)
+    ]
+    assert len(loading) < most, f"{loading} load already"
+    engines = [one for one in world.fleet.engines.values() if one.model == effect.model.name and live(one)]
+    staying = [one for one in engines if one.node not in ending]
+    assert len(staying) <= most, f"{effect.engine} is one too many: {[one.id for one in staying]}"
+    assert len(engines) <= most + 1 or len(staying) == 1, "handed over by more than one at a time"
 
 
 def check_alone(agent: Agent, gpus: tuple[int, ...], engine: str = "") -> None:
@@ -82,8 +90,8 @@ def check_memory(agent: Agent, gpu_mib: tuple[int, ...], host_mib: int) -> None:
 
 
 def check_ask(world: World, kind: str) -> None:
-    """No node is asked for that nobody needs: there are at most as many pending as models without an engine that is to
-    stay."""
+    """No node is asked for that nobody needs: there are at most as many pending as engines are lacking, the first of a
+    model or a further one that its load calls for."""
     fleet = world.fleet
     pending = sum(node.type == kind and node.phase is NodePhase.PENDING for node in fleet.nodes.values())
     staying = {
@@ -92,7 +100,14 @@ def check_ask(world: World, kind: str) -> None:
         if engine.state in (EngineState.LOADING, EngineState.READY) and not fleet.nodes[engine.node].ending
     }
     without = [m for m in world.models.values() if m.name not in staying and (m.gpus > 0) <= (kind == "gpu")]
-    assert pending <= len(without), f"{pending} {kind} nodes are pending for {[model.name for model in without]}"
+    further = [
+        model.name
+        for model in world.models.values()
+        if (spread := fleet.spreads.get(model.name)) is not None and (model.gpus > 0) <= (kind == "gpu")
+        for _ in range(1, spread.wanted)
+    ]
+    lacking = [*(model.name for model in without), *further]
+    assert pending <= len(lacking), f"{pending} {kind} nodes are pending for {lacking}"
 
 
 def check_hand_over(world: World) -> None:
@@ -125,7 +140,7 @@ def check(world: World) -> None:
             assert engine.state in (EngineState.READY, EngineState.DRAINING)
         if engine.state is EngineState.LOADING and not fleet.nodes[engine.node].ending:
             loading[engine.model] = loading.get(engine.model, 0) + 1
-    assert all(count == 1 for count in loading.values())
+    assert all(count <= world.models[model].replicas_max for model, count in loading.items())
     places = [(e.slot, e.server) for e in fleet.engines.values() if e.server is not None]
     places += [(c.slot, c.server) for c in fleet.closing.values()]
     assert len(places) == len(set(places)), "two engines on one server"

@@ -364,11 +364,16 @@ class World:
     def usable(self, model: str) -> tuple[int, int] | None:
         slot = self.names.get(model)
         up = {process.address: process for process in self.processes().values() if process.ready}
-        for place, server in sorted(self.servers.items()):
-            if place[0] == slot and server.state == "ready" and server.address in up:
-                assert not up[server.address].sleep, "a request to an engine that sleeps"
-                return place
-        return None
+        able = [
+            (server.in_flight, place)
+            for place, server in self.servers.items()
+            if place[0] == slot and server.state == "ready" and server.address in up
+        ]
+        if not able:
+            return None
+        _, place = min(able)
+        assert not up[self.servers[place].address].sleep, "a request to an engine that sleeps"
+        return place
 
     def send(self, model: str, deadline: float, again: bool) -> None:
         """A request reaches the edge: an engine, or the cold path."""
@@ -398,6 +403,17 @@ class World:
         place = self.requests.pop(index)
         if place in self.servers:
             self.servers[place].in_flight -= 1
+
+    def seconds_pass(self, seconds: int, steps: int) -> None:
+        """Counters arrive once a second, and at most ``steps`` other things between them."""
+        for _ in range(seconds):
+            for _ in range(steps):
+                self.one_thing()
+                self.now += 0.01
+            self.now += 1.0
+            self.blocks.pass_time()
+            self.count()
+            self.tell(self.counts.pop())
 
     # --- everything goes well from here on ---
     def run_out(self, seconds: float) -> None:

@@ -46,6 +46,39 @@ def test_a_cold_request_waits_for_its_load_and_a_warm_one_not_at_all() -> None:
     assert tally.gpu_s == tally.end_s
 
 
+def test_a_hot_model_spreads_over_free_room_and_answers_sooner_and_shrinks_again() -> None:
+    # each request alone takes 4 s, and twice as long beside 8 others; 3 a second for five minutes, then one a minute
+    times = replace(SLOW, gib=30, beside=8)
+    arrivals = [asked(number / 3, "A", 4) for number in range(900)]
+    arrivals += [asked(300 + 60 * number, "A", 4) for number in range(1, 16)]
+    answer_s: dict[int, dict[float, float]] = {}
+    engines: dict[int, list[int]] = {}
+    for most in (1, 3):
+        took = answer_s[most] = {}
+        many = engines[most] = []
+
+        class Watched(World):
+            def _ends(self, number: int, outcome: Outcome) -> None:
+                one = self.pending[number]
+                took[one.came] = self.now - one.came  # noqa: B023 - the run ends within this turn
+                many.append(len(self.engines))  # noqa: B023
+                super()._ends(number, outcome)
+
+        entry = {"replicas_max": most, "target_in_flight": 8}
+        tally = Watched(Trace("t", {"A": times}, arrivals), Fleet(3, 3), Core(), entry=entry).run()
+        assert tally.outcomes == {Outcome.SERVED: 915}
+
+    def p95(most: int) -> float:
+        """Of the requests that came after all engines had loaded, until the load ended."""
+        took = sorted(took for came, took in answer_s[most].items() if 100 <= came < 300)
+        return took[int(0.95 * len(took))]
+
+    assert max(engines[1]) == 1
+    assert max(engines[3]) == 3
+    assert p95(3) < 0.5 * p95(1), (p95(1), p95(3))
+    assert engines[3][-1] == 1, "it goes back after the load has ended"
+
+
 def test_the_gateway_leaves_a_busy_engine_alone_and_drains_an_idle_one() -> None:
     # A loads until 30, works until 130; B comes at 40: A is idle at 130, seen so at the next reading of the counters
     tally = run(trace_of(asked(0, "A", 100), asked(40, "B", 5)), Core())
