@@ -28,6 +28,12 @@ def folder_of(nodeid: str) -> str:
     return nodeid.split("/")[1] if nodeid.startswith("tests/") else ""
 
 
+def unit_of(nodeid: str) -> str:
+    """What one worker runs in one go: a folder of ``TOGETHER``, or a file."""
+    path = nodeid.split("::")[0]
+    return next((folder for folder in TOGETHER if path.startswith(f"tests/{folder}")), path)
+
+
 def ordered(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """In the order of ``ORDER``, otherwise as collected."""
 
@@ -44,8 +50,7 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
 
     class FromBothEnds(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.split("::")[0]
-            return next((folder for folder in TOGETHER if path.startswith(f"tests/{folder}")), path)
+            return unit_of(nodeid)
 
         def _assign_work_unit(self, node: Any) -> None:
             if node.gateway.id == "gw1":

@@ -25,7 +25,7 @@ names = st.from_regex(r"[A-Za-z][A-Za-z0-9._/:@-]{0,20}", fullmatch=True)
 models = st.builds(
     Model,
     name=names,
-    source=st.text(min_size=1),
+    source=st.text(min_size=1).filter(lambda source: "@" not in source),  # behind it a revision is wanted
     args=st.lists(st.text()).map(tuple),
     env=st.dictionaries(st.text(), st.text()),
     gpus=st.integers(0, 8),
