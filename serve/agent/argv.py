@@ -172,9 +172,8 @@ def engine_env(
         visible: the node's own names of its GPUs (``visible_devices``); ``()``: by their indices.
         environ: the agent's own environment, of which ``passed_on`` reaches the engine.
         sleeps: the engine can be put to sleep: vLLM serves ``/sleep`` only with its other development endpoints. They
-            need no key; the client certificate guards them, and the edge, which has one, forwards no such path. Its
-            first sleep takes a fifth of the time with ``_PINNING`` and ``_HUGE_PAGES`` (docs/switching.md); who sets
-            one of these variables, in the catalog or in the block, keeps theirs.
+            need no key; the client certificate guards them, and the edge, which has one, forwards no such path. It
+            gets ``_PINNING`` and ``_HUGE_PAGES`` too, unless the catalog or the block sets these variables.
     """
     env = passed_on(environ)
     env["VLLM_NO_USAGE_STATS"] = "1"

@@ -249,7 +249,8 @@ class Completion(threading.Thread):
                 if line.startswith("data: {"):
                     told = json.loads(line.removeprefix("data: "))
                     self.begun.set()
-                    self.tokens = (told.get("usage") or {}).get("completion_tokens", 0)
+                    if told.get("usage"):  # in the last one
+                        self.tokens = told["usage"]["completion_tokens"]
         self.ended_at = time.monotonic()
 
 
