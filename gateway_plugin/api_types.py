@@ -280,6 +280,7 @@ def parse_error(status: int, body: object, headers: Mapping[str, str]) -> Gatewa
         state=said.get("state") if isinstance(said.get("state"), str) else None,
         eta_s=_seconds(said.get("eta_s")),
         reason=said.get("reason") if isinstance(said.get("reason"), str) else None,
+        position=said.get("position") if isinstance(said.get("position"), int) else None,
     )
     if error.status != status:
         error.status = status

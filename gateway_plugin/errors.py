@@ -193,6 +193,10 @@ class DeadlineTooEarly(WaitDeadline):
 
     code = "deadline_too_early"
 
+    def headers(self) -> dict[str, str]:
+        """The usual headers, and the one that stops OpenAI's clients from sleeping past the deadline by themselves."""
+        return {**super().headers(), "x-should-retry": "false"}
+
 
 class NotRouted(GatewayError):
     """An engine reported as ready could not be reached through the edge."""

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import secrets
-import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -110,7 +109,7 @@ def _secret(layout: Layout) -> bytes:
 
 def _write(text: str, out: Path | None) -> None:
     if out is None:
-        sys.stdout.write(text)
+        put(text.removesuffix("\n"))
         return
     data = text.encode()
     try:

@@ -516,10 +516,13 @@ def test_an_unknown_model_is_told_at_once() -> None:
 
 
 def test_what_a_queued_model_waits_for_comes_through_an_error() -> None:
-    said = WaitDeadline("not ready", retry_after_s=47.0, state="queued", eta_s=47.0, reason="job 7 waits: Resources")
+    said = WaitDeadline(
+        "not ready", retry_after_s=47.0, state="queued", eta_s=47.0, reason="job 7 waits: Resources", position=3
+    )
     error = parse_error(said.status, said.body(), {"retry-after": "47"})
     assert isinstance(error, WaitDeadline)
     assert (error.state, error.eta_s, error.reason, error.retry_after_s) == (said.state, 47.0, said.reason, 47.0)
+    assert error.position == 3
     assert parse_error(503, {"error": {"reason": ["no", "text"]}}, {}).reason is None
 
 

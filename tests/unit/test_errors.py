@@ -9,6 +9,7 @@ import pytest
 from gateway_plugin import errors
 from gateway_plugin.errors import (
     BodyTooLarge,
+    DeadlineTooEarly,
     GatewayError,
     ModelNotFound,
     ModelQueueFull,
@@ -24,6 +25,7 @@ MADE = [
     ModelQueueFull("m", 7),
     BodyTooLarge(1024),
     ModelUnavailable("it said: no CUDA", retry_after_s=12.4, state="failed", eta_s=12.4),
+    DeadlineTooEarly("too late", state="cold", eta_s=60.0, retry_after_s=60.0, position=3),
     WaitDeadline("not ready", state="queued", eta_s=47.0, reason="job 7 waits: Resources", detail="sbatch: error"),
 ]
 

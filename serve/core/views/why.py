@@ -84,7 +84,8 @@ def _of_engine(fleet: Fleet, engine: Engine, now: float) -> list[str]:
     elif engine.state is EngineState.READY:
         busy = f"{_count(engine.in_flight, 'request')} in flight"
         busy += f", {engine.queued} more wait at the edge" if engine.queued else ""
-        said = f"{here} has served for {_for(now - ready_at(engine))}: {busy}, {_last_used(engine, now)}."
+        busy += "" if engine.in_flight else f", {_last_used(engine, now)}"
+        said = f"{here} has served for {_for(now - ready_at(engine))}: {busy}."
     elif engine.state is EngineState.ASLEEP:
         wake = fleet.wake_s.get(engine.model)
         takes = "" if wake is None else f"; waking took {wake:.1f} s the last time"
@@ -229,8 +230,6 @@ def _hold(fleet: Fleet, engine: Engine, now: float) -> str:
 
 
 def _last_used(engine: Engine, now: float) -> str:
-    if engine.in_flight:
-        return "in use now"
     return f"last used {_for(now - engine.last_used)} ago" if engine.last_used else "not used yet"
 
 

@@ -508,7 +508,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_eta() -> None
     hasty = told(story, story.ask("a", deadline_s=39.0))
     assert isinstance(hasty, DeadlineTooEarly)
     assert hasty.eta_s == 40.0
-    assert hasty.headers() == {"Retry-After": "40", "x-gateway-position": "1"}
+    assert hasty.headers() == {"Retry-After": "40", "x-gateway-position": "1", "x-should-retry": "false"}
     assert not story.fleet.waiters
     assert not story.fleet.engines, "its load is left to who waits for it"
     patient = story.ask("a", deadline_s=45.0)
