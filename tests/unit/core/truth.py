@@ -111,12 +111,21 @@ def check_ask(world: World, kind: str) -> None:
 
 
 def check_hand_over(world: World) -> None:
-    """When an engine is drained because another one takes over, that one serves."""
+    """When an engine is drained because another one takes over, that one serves; or did, until it goes in the same step
+    because nobody uses it."""
     for engine in world.fleet.engines.values():
         before = world.before.engines.get(engine.id)
         if engine.stop_reason == "handed-over" and (before is None or before.stop_reason != "handed-over"):
             others = [other for other in world.fleet.engines.values() if other.model == engine.model]
-            assert any(serving(other) for other in others if not world.fleet.nodes[other.node].ending)
+            staying = [other for other in others if not world.fleet.nodes[other.node].ending]
+            assert any(serving(other) or _unused(world, other) for other in staying), [
+                (other.id, other.state, other.stop_reason) for other in staying
+            ]
+
+
+def _unused(world: World, engine: Engine) -> bool:
+    before = world.before.engines.get(engine.id)
+    return before is not None and serving(before) and engine.stop_reason in ("idle", "evicted")
 
 
 def check_slots(world: World, names: Any, fresh: tuple[int, ...]) -> None:
