@@ -60,7 +60,7 @@ def test_a_hot_model_spreads_over_free_room_and_answers_sooner_and_shrinks_again
         class Watched(World):
             def _ends(self, number: int, outcome: Outcome) -> None:
                 one = self.pending[number]
-                took[one.came] = self.now - one.came  # noqa: B023 - the run ends within this turn
+                took[one.came] = self.clock.now - one.came  # noqa: B023 - the run ends within this turn
                 many.append(len(self.engines))  # noqa: B023
                 super()._ends(number, outcome)
 
