@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from serve.core import events as ev
+from serve.core.step import LRU
 from serve.simulate.deciders import Core
 from serve.simulate.house import House, Seat
-from serve.simulate.on_core import PressedCore
 from serve.simulate.parts import Decider
 from serve.simulate.pressure import Pressure
 from serve.simulate.traces import Trace
@@ -207,6 +207,7 @@ def _demand(trace: Trace) -> Counter[str]:
 
 POLICIES: Mapping[str, Callable[[Trace], Decider | None]] = {
     "gateway": lambda trace: Core(),
+    "lru-core": lambda trace: Core(policies=LRU),
     "fifo": lambda trace: House(Fifo()),
     "llmux": lambda trace: House(CostAware()),
     "lru": lambda trace: House(Lru()),
@@ -215,7 +216,6 @@ POLICIES: Mapping[str, Callable[[Trace], Decider | None]] = {
     "keep-alive": lambda trace: House(KeepAlive()),
     "static": lambda trace: House(Static(_demand(trace))),
     "pressure": lambda trace: House(Pressure()),
-    "pressure-core": lambda trace: PressedCore(),
     "clairvoyant": lambda trace: _clairvoyant(trace, bounded=False),
     "clairvoyant-bound": lambda trace: _clairvoyant(trace, bounded=True),
 }

@@ -62,6 +62,8 @@ def acquire(tx: Transaction, event: Acquire) -> None:
         return
     waiter = Waiter(event.ticket, name or event.model, tx.now, tx.now + event.wait_s, event.unattended, event.requester)
     tx.add_waiter(waiter)
+    if name is not None and not event.not_routed:
+        tx.note_use(name, tx.now, paused=True)
     if event.wait_s <= 0:  # (7)
         answer_overdue(tx)
 

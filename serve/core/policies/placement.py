@@ -1,39 +1,30 @@
-"""Placement of wanted models. Everything is decided afresh in every step, in the order of the oldest waiters.
+"""Placement of wanted models. Everything is decided afresh in every step, in the order of ``Policies.order``.
 
 ``now`` is the free room of a node; ``later`` adds what drains or stops there. A model that waits for room to be freed
 reserves its need in both: in ``later`` all of it, in ``now`` as much as is there. The models after it start where they
-fit into the rest: so room goes to the longest waiter, and no room is freed twice.
+fit into the rest: so room goes to the first one, and no room is freed twice.
 On a GPU nothing starts while another engine loads or stops there (``serve.core.room``).
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 
 from serve.core.effects import StartEngine
 from serve.core.engine_use import drain_is_over, unclaimed
 from serve.core.events import Part
 from serve.core.node_times import takes
-from serve.core.room import Need, Room, holds, need_of, unsettles, victims
+from serve.core.room import Able, Need, Room, Victims, able_by_node, holds, need_of, unsettles, victims
 from serve.core.slots import free_slot, slots_in_use, take_slot
-from serve.core.state import Engine, EngineState, Node, NodePhase, live, reservation
+from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, reservation
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop, can_cancel_drain, cancel_drain
 
-
-def wanted_order(tx: Transaction) -> list[str]:
-    """Models that are wanted: those with waiters by their oldest, then other demand, last those without a waiting
-    client; ties by name."""
-    oldest = {model: tx.attended(model) for model in tx.queues.rows}
-    queued = sorted((waiter.since, model) for model, waiter in oldest.items() if waiter is not None)
-    unasked = sorted(model for model in tx.pinned | tx.requested_until.rows.keys() if oldest.get(model) is None)
-    waiters = tx.waiters.rows
-    last = sorted((waiters[tx.queues.rows[m][0]].since, m) for m in oldest if tx.unattended(m))
-    order = (*(model for _, model in queued), *unasked, *(model for _, model in last))
-    return [model for model in order if model in tx.models]
-
+WEIGHED_EACH_S = 1.0
+"""A model for which nothing may go yet is weighed so often, and whenever an engine has changed."""
 
 Where = Callable[[Node], bool]
 """Filter of nodes."""
@@ -58,12 +49,17 @@ class _Plan:
         self.held: dict[str, Room] = {}
         """Node -> free room that is kept for models that wait for more to be freed there."""
         self.in_use = slots_in_use(tx)
-        self.idle: dict[str, list[Engine]] | None = None
-        """Node -> evictable engines, the first victim first; computed when first needed."""
-        self.full: list[tuple[Need, float]] = []
-        self.hopeless: list[tuple[Need, float]] = []
-        """Needs and load times for which nodes that stay have no free room, and none even after evictions. Room only
-        shrinks during the pass: an equal or larger need, with an equal or longer load, need not be tried again."""
+        self.able: dict[int, dict[str, Able]] = {}
+        """Of ``candidates``."""
+        self.evicted: set[str] = set()
+        """In this pass."""
+        self.dear = False
+        """The last search for victims ended because all that are left cost more than the model's limit."""
+        self.full: list[tuple[Need, float, int]] = []
+        self.hopeless: list[tuple[Need, float, int]] = []
+        """Needs, load times and how many engines might go, for which nodes that stay have no free room, and none even
+        after evictions. Room only shrinks during the pass: an equal or larger need, with an equal or longer load and
+        no more engines to evict, need not be tried again."""
         self.any_ends = any(node.ending for node in tx.nodes.rows.values())
         self.unsettled: dict[str, set[int]] = {}
         """Node -> GPUs where nothing may start: something loads or stops there, or a model waits for that to end."""
@@ -77,13 +73,18 @@ class _Plan:
             if draining or engine.state is EngineState.STOPPING:
                 self.free(engine)
 
-    def knows(self, tried: list[tuple[Need, float]], model: str, need: Need) -> bool:
+    def knows(self, tried: list[tuple[Need, float, int]], model: str, need: Need) -> bool:
         """Whether an equal or smaller need found nothing."""
-        load_s = self.tx.load_time_s(model)
-        return any(load_s >= other_s and _no_less(need, other) for other, other_s in tried)
+        if not tried:
+            return False
+        load_s, many = self.tx.load_time_s(model), self._many(tried, model)
+        return any(load_s >= other_s and many <= more and _no_less(need, other) for other, other_s, more in tried)
 
-    def learn(self, tried: list[tuple[Need, float]], model: str, need: Need) -> None:
-        tried.append((need, self.tx.load_time_s(model)))
+    def learn(self, tried: list[tuple[Need, float, int]], model: str, need: Need) -> None:
+        tried.append((need, self.tx.load_time_s(model), self._many(tried, model)))
+
+    def _many(self, tried: object, model: str) -> int:
+        return len(self.tx.policies.candidates(self.tx, model)) if tried is self.hopeless else 0
 
     def reserve(self, node: Node, gpus: tuple[int, ...], mib: int) -> None:
         """Keep room for a model that cannot start yet."""
@@ -159,43 +160,44 @@ class _Plan:
             return [nodes[node] for node in self.unsettled] if need.gpus else ()
         return [nodes[node] for node in self.delta]
 
-    def rank(self, engine: Engine) -> float:
-        return self.tx.policies.eviction_rank(self.tx, engine)
+    def candidates(self, name: str) -> dict[str, Able]:
+        """Node -> the engines there that may be evicted for ``name``; nodes with the cheapest first."""
+        found = self.tx.policies.candidates(self.tx, name)
+        if id(found) not in self.able:
+            self.able[id(found)] = able_by_node(found)
+        return self.able[id(found)]
 
-    def idle_engines(self) -> dict[str, list[Engine]]:
-        """Node -> its evictable engines; nodes with the lowest ranks first."""
-        if self.idle is None:
-            tx = self.tx
-            idle = [engine for engine in tx.engines.rows.values() if tx.policies.evictable(tx, engine)]
-            self.idle = {}
-            for engine in sorted(idle, key=lambda one: (self.rank(one), one.node, one.id)):
-                for node in {part.node for part in engine.parts}:
-                    self.idle.setdefault(node, []).append(engine)
-        return self.idle
-
-    def evict(self, engine: Engine) -> None:
-        for node in {part.node for part in engine.parts}:
-            self.idle_engines()[node].remove(engine)
-        begin_stop(self.tx, engine, "evicted")
+    def evict(self, engine: Engine, name: str, why: str) -> None:
+        tx = self.tx
+        tx.decide(Action.EVICT, engine.model, f"'{name}' waits: {why}", engine=engine.id, other=name)
+        begin_stop(tx, engine, "evicted")
         self.free(engine)
+        self.evicted.add(engine.id)
 
-    def cheapest(self, need: Need, where: Where, *, claimed: bool) -> tuple[Node, tuple[Engine, ...]] | None:
-        """The node and its engines to evict: the set whose highest rank is lowest, then the smallest, ties by node.
+    def cheapest(self, name: str, need: Need, where: Where, *, claimed: bool) -> tuple[Node, Victims] | None:
+        """The node and its engines to evict: the cheapest set, then the smallest, ties by node.
         ``claimed``: none that waits for its first request."""
         tx = self.tx
-        best: tuple[tuple[float, int, str], Node, tuple[Engine, ...]] | None = None
-        for node_id, engines in self.idle_engines().items():
-            if best is not None and engines and (self.rank(engines[0]), 1, node_id) > best[0]:
+        best: tuple[tuple[float, int, str], Node, Victims] | None = None
+        limit = tx.policies.limit(tx, name)
+        spared: Collection[str] = self.evicted
+        if claimed:
+            spared = spared | {engine.id for engine in tx.engines.rows.values() if unclaimed(tx, engine)}
+        self.dear = False
+        for node_id, able in self.candidates(name).items():
+            if best is not None and (able.cheapest[0], 1, node_id) > best[0]:
                 break  # every set on this node and those after it costs more
+            if able.cheapest[0] > limit and able.cheapest[1].in_flight:
+                self.dear = True
+                break
             node = tx.nodes.rows[node_id]
             if not where(node) or not holds(node, need):
                 continue
-            candidates = [engine for engine in engines if not (claimed and unclaimed(tx, engine))]
-            chosen = victims(candidates, node_id, self.later(node), need)
-            if chosen:
-                key = (max(map(self.rank, chosen)), len(chosen), node_id)
+            found = victims(able, self.later(node), need, summed=tx.policies.summed, spared=spared)
+            if found is not None:
+                key = (found.cost, len(found.engines), node_id)
                 if best is None or key < best[0]:
-                    best = (key, node, chosen)
+                    best = (key, node, found)
         return None if best is None else best[1:]
 
 
@@ -210,14 +212,20 @@ def place_wanted(tx: Transaction, handed_over: tuple[str, ...] = ()) -> tuple[st
     (5) it fits into free room, the tightest fit: start;
     (6) it fits into free room on GPUs where something loads or stops: wait for that; into room that is being freed:
         wait for it;
-    (7) it fits once idle engines of one node are gone: evict the cheapest such set, unless it is only handed over
-        (a model that no client waits for takes no room of one that was loaded and waits for its first request);
+    (7) it fits once engines of one node are gone: evict the cheapest such set, once it is worth less than the model's
+        waiters weigh, unless it is only handed over (a model that no client waits for takes no room of one that was
+        loaded and waits for its first request);
     (8) it has no engine, and (5) to (7) go on a node whose end is near but leaves it useful time;
     (9) no room.
     """
     plan: _Plan | None = None
     unplaced: list[str] = []
-    wanted = wanted_order(tx)
+    for name in list(tx.room_for.rows):
+        if name not in tx.queues.rows or any(live(engine) for engine in tx.engines_of(name)):
+            tx.room_for.drop(name)
+    for name in [name for name in tx.weighed.rows if name not in tx.queues.rows]:
+        tx.weighed.drop(name)
+    wanted = tx.policies.order(tx)
     for name in (*wanted, *(model for model in handed_over if model not in wanted)):
         lacking = tx.deficit(name, replaced=name in handed_over)
         if lacking <= 0:  # (1)
@@ -239,6 +247,7 @@ def _place(plan: _Plan, name: str) -> bool:
     served = any(live(engine) for engine in engines)
     own = next((e for e in engines if can_cancel_drain(e) and _spared(plan, e, served)), None)
     if own is not None:  # (3)
+        tx.decide(Action.KEEP, name, "it is wanted again, and no model before it needs the room", engine=own.id)
         cancel_drain(tx, own)  # if the edge has not acknowledged the drain yet, then in a later step
         plan.free(own, -1)
         return True
@@ -246,7 +255,7 @@ def _place(plan: _Plan, name: str) -> bool:
         return False
     slot = free_slot(tx, name, plan.in_use)
     if slot is None:  # (4)
-        _evict_for_slot(plan)
+        _evict_for_slot(plan, name)
         return True
     may_evict = not served and (tx.wanted(name) or tx.unattended(name))
     if _find_room(plan, name, need, slot, may_evict):
@@ -277,10 +286,11 @@ def _find_room(plan: _Plan, name: str, need: Need, slot: int, may_evict: bool, *
     if not may_evict:
         return False
     unattended = plan.tx.unattended(name)
-    if (chosen := plan.cheapest(need, where, claimed=unattended)) is not None:  # (7)
-        _evict(plan, chosen[0], chosen[1], need)
+    if plan.tx.now < plan.tx.weighed.rows.get(name, -math.inf) + WEIGHED_EACH_S and not plan.tx.engines_changed:
         return True
-    if not ending and not unattended:
+    if (chosen := plan.cheapest(name, need, where, claimed=unattended)) is not None:  # (7)
+        return _evict(plan, name, chosen[0], chosen[1], need)
+    if not ending and not unattended and not plan.dear:
         plan.learn(plan.hopeless, name, need)
     return False
 
@@ -318,26 +328,35 @@ def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: 
         last_used=max((other.last_used for other in tx.engines_of(name)), default=0.0),
     )
     tx.add_engine(engine)
+    tx.decide(Action.LOAD, name, tx.policies.because(tx, name, 0.0), engine=engine.id)
     tx.emit(StartEngine(engine.id, node.id, model, gpus, slot, tx.epoch))
 
 
-def _evict(plan: _Plan, node: Node, chosen: tuple[Engine, ...], need: Need) -> None:
-    for engine in chosen:
-        plan.evict(engine)
-    devices = plan.later(node).devices(need)
-    assert devices is not None, "victims make room"
-    plan.reserve(node, devices, need.mib)
-    plan.tx.switches += 1
+def _evict(plan: _Plan, name: str, node: Node, chosen: Victims, need: Need) -> bool:
+    """Whether they are worth less than what waits."""
+    tx = plan.tx
+    why = tx.policies.because(tx, name, chosen.cost)
+    if chosen.cost > tx.policies.limit(tx, name):
+        tx.decide(Action.WAIT, name, why, other=chosen.engines[0].model)
+        tx.weighed.put(name, tx.now)
+        return not any(engine.in_flight for engine in chosen.engines)  # else another node is asked for, if it can be
+    for engine in chosen.engines:
+        plan.evict(engine, name, why)
+    plan.reserve(node, chosen.gpus, need.mib)
+    tx.room_for.put(name, tx.now)
+    tx.switches += 1
+    return True
 
 
-def _evict_for_slot(plan: _Plan) -> None:
-    """More models than slots: the evictable engine of the lowest rank goes, one at a time."""
+def _evict_for_slot(plan: _Plan, name: str) -> None:
+    """More models than slots: the cheapest engine goes, one at a time."""
     tx = plan.tx
     going = (EngineState.DRAINING, EngineState.STOPPING)
     if tx.closing.rows or any(state in going for state in tx.moving.rows.values()):
         return
-    idle = [engine for engines in plan.idle_engines().values() for engine in engines]
-    if idle:
-        victim = min(idle, key=lambda engine: (plan.rank(engine), engine.id))
-        plan.evict(victim)
+    there = (one for one in tx.policies.candidates(tx, name) if one[1].id not in plan.evicted)
+    cheapest = next(there, None)
+    if cheapest is not None and cheapest[0] <= tx.policies.limit(tx, name):
+        plan.evict(cheapest[1], name, f"no slot at the edge is free, and {tx.policies.because(tx, name, cheapest[0])}")
+        tx.room_for.put(name, tx.now)
         tx.switches += 1
