@@ -175,6 +175,9 @@ def able_by_node(candidates: Sequence[tuple[float, Engine]]) -> dict[str, Able]:
     return found
 
 
+_Held = tuple[float, Engine, int]
+
+
 def victims(able: Able, room: Room, need: Need, *, summed: bool, spared: Collection[str] = ()) -> Victims | None:
     """The cheapest set of evictable engines of one node without which ``need`` fits into ``room``, or ``None``.
 
@@ -201,6 +204,20 @@ def victims(able: Able, room: Room, need: Need, *, summed: bool, spared: Collect
     return min((one for one in each if one is not None), key=_first, default=None)
 
 
+def victims_on(
+    able: Able, room: Room, gpus: tuple[int, ...], mib: int, *, summed: bool, spared: Collection[str] = ()
+) -> Victims | None:
+    """The same for these GPUs and no others."""
+    chosen = _on_all(gpus, able, room, mib, spared)
+    freed = {gpu: sum(held for _, engine, held in able.gpus.get(gpu, ()) if _among(engine, chosen)) for gpu in gpus}
+    enough = all(room.gpus[gpu] + freed[gpu] >= mib for gpu in gpus)
+    return _set(chosen, gpus, summed) if enough else None
+
+
+def _among(engine: Engine, chosen: Sequence[_Held]) -> bool:
+    return any(one.id == engine.id for _, one, _ in chosen)
+
+
 class Victims(NamedTuple):
     """Engines to evict on one node for one need."""
 
@@ -212,9 +229,6 @@ class Victims(NamedTuple):
 
 def _first(one: Victims) -> tuple[float, int, tuple[int, ...]]:
     return one.cost, len(one.engines), one.gpus
-
-
-_Held = tuple[float, Engine, int]
 
 
 def _set(chosen: Sequence[_Held] | None, gpus: tuple[int, ...], summed: bool) -> Victims | None:

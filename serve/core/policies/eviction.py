@@ -1,31 +1,13 @@
-"""Which engines may go for another model at all, and the plain rule of the least recently used, kept for comparison."""
+"""The plain rule, for comparison: the least recently used of the idle engines, in the order of the oldest waiters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from serve.core.engine_use import abandoned, idle
-from serve.core.state import Engine, EngineState, NodePhase, RouteState, ready_at, stalled, used_at
+from serve.core.engine_use import may_go
+from serve.core.state import Engine, used_at
 from serve.core.transaction import Transaction
-
-
-def may_go(tx: Transaction, engine: Engine, *, busy: bool = False) -> bool:
-    """No demand for its model (a pin is demand), on nodes that take commands; resident for long enough and idle,
-    stalled or (``busy``) in use; or a load whose waiters have all left."""
-    if engine.in_flight and not busy and engine.stalled_since is None:
-        return False  # the fast path for a busy engine
-    if tx.wanted(engine.model):
-        return False
-    if abandoned(tx, engine):
-        return _up(tx, engine)
-    open_route = engine.state is EngineState.READY and engine.route is RouteState.OPEN
-    served = open_route if busy else idle(tx, engine)
-    if not (served or stalled(engine)):
-        return False
-    model = tx.models.get(engine.model)
-    resident = model is None or tx.now >= ready_at(engine) + model.min_residency_s
-    return resident and _up(tx, engine)
 
 
 def oldest_first(tx: Transaction) -> list[str]:
@@ -56,7 +38,3 @@ def no_limit(tx: Transaction, asking: str) -> float:
 
 def recency(tx: Transaction, asking: str, worth: float) -> str:
     return f"of the idle engines it is the least recently used: {tx.now - worth:.0f} s ago"
-
-
-def _up(tx: Transaction, engine: Engine) -> bool:
-    return all(node.phase is NodePhase.UP for node in tx.nodes_of(engine))

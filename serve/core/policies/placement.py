@@ -1,8 +1,8 @@
 """Placement of wanted models. Everything is decided afresh in every step, in the order of ``Policies.order``.
 
-``now`` is the free room of a node; ``later`` adds what drains or stops there. A model that waits for room to be freed
-reserves its need in both: in ``later`` all of it, in ``now`` as much as is there. The models after it start where they
-fit into the rest: so room goes to the first one, and no room is freed twice.
+A model that waits for room to be freed reserves its need (``serve.core.policies.plan``): in ``later`` all of it, in
+``now`` as much as is there. The models after it start where they fit into the rest: so room goes to the first one, and
+no room is freed twice.
 On a GPU nothing starts while another engine loads or stops there (``serve.core.room``).
 """
 
@@ -10,195 +10,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable
-from enum import Enum, auto
+from collections.abc import Iterable
 
 from serve.core.effects import StartEngine
-from serve.core.engine_use import drain_is_over, unclaimed
 from serve.core.events import Part
 from serve.core.node_times import takes
-from serve.core.room import Able, Need, Room, Victims, able_by_node, holds, need_of, unsettles, victims
-from serve.core.slots import free_slot, slots_in_use, take_slot
-from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, reservation
+from serve.core.plan import Plan, When
+from serve.core.room import Need, Victims, need_of, victims_on
+from serve.core.slots import free_slot, take_slot
+from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, stays
 from serve.core.transaction import Transaction
-from serve.core.transitions import begin_stop, can_cancel_drain, cancel_drain
+from serve.core.transitions import can_cancel_drain, cancel_drain
 
 WEIGHED_EACH_S = 1.0
 """A model for which nothing may go yet is weighed so often, and whenever an engine has changed."""
-
-Where = Callable[[Node], bool]
-"""Filter of nodes."""
-
-
-class _When(Enum):
-    AT_ONCE = auto()
-    """There is free room, and nothing loads or stops on its GPUs."""
-    ONCE_QUIET = auto()
-    """There is free room, on GPUs where something loads or stops."""
-    ONCE_FREED = auto()
-    """There is room when what drains or stops is gone."""
-
-
-class _Plan:
-    """State of one pass: free room now, and later."""
-
-    def __init__(self, tx: Transaction) -> None:
-        self.tx = tx
-        self.delta: dict[str, Room] = {}
-        """Node -> room being freed there less reservations."""
-        self.held: dict[str, Room] = {}
-        """Node -> free room that is kept for models that wait for more to be freed there."""
-        self.in_use = slots_in_use(tx)
-        self.able: dict[int, dict[str, Able]] = {}
-        """Of ``candidates``."""
-        self.evicted: set[str] = set()
-        """In this pass."""
-        self.dear = False
-        """The last search for victims ended because all that are left cost more than the model's limit."""
-        self.full: list[tuple[Need, float, int]] = []
-        self.hopeless: list[tuple[Need, float, int]] = []
-        """Needs, load times and how many engines might go, for which nodes that stay have no free room, and none even
-        after evictions. Room only shrinks during the pass: an equal or larger need, with an equal or longer load and
-        no more engines to evict, need not be tried again."""
-        self.any_ends = any(node.ending for node in tx.nodes.rows.values())
-        self.unsettled: dict[str, set[int]] = {}
-        """Node -> GPUs where nothing may start: something loads or stops there, or a model waits for that to end."""
-        for engine in [tx.engines.rows[name] for name in tx.moving.rows]:
-            if engine.state is EngineState.READY:
-                continue
-            draining = engine.state is EngineState.DRAINING
-            if unsettles(engine, due=draining and drain_is_over(tx, engine)):
-                for node, gpu in engine.devices:
-                    self.unsettled.setdefault(node, set()).add(gpu)
-            if draining or engine.state is EngineState.STOPPING:
-                self.free(engine)
-
-    def knows(self, tried: list[tuple[Need, float, int]], model: str, need: Need) -> bool:
-        """Whether an equal or smaller need found nothing."""
-        if not tried:
-            return False
-        load_s, many = self.tx.load_time_s(model), self._many(tried, model)
-        return any(load_s >= other_s and many <= more and _no_less(need, other) for other, other_s, more in tried)
-
-    def learn(self, tried: list[tuple[Need, float, int]], model: str, need: Need) -> None:
-        tried.append((need, self.tx.load_time_s(model), self._many(tried, model)))
-
-    def _many(self, tried: object, model: str) -> int:
-        return len(self.tx.policies.candidates(self.tx, model)) if tried is self.hopeless else 0
-
-    def reserve(self, node: Node, gpus: tuple[int, ...], mib: int) -> None:
-        """Keep room for a model that cannot start yet."""
-        now = self.now(node)
-        held = self.held.get(node.id) or Room(0, (0,) * len(node.gpu_mib))
-        for gpu in gpus:
-            held = held.add((gpu,), min(mib, max(0, now.gpus[gpu])))
-        if not gpus:
-            held = held.add((), min(mib, max(0, now.host)))
-        self.held[node.id] = held
-        self.promise(node.id, gpus, -mib)
-
-    def unsettle(self, node: Node, gpus: tuple[int, ...]) -> None:
-        """Nothing else may start on these GPUs."""
-        if gpus:
-            self.unsettled.setdefault(node.id, set()).update(gpus)
-
-    def promise(self, node: str, gpus: tuple[int, ...], mib: int) -> None:
-        delta = self.delta.get(node) or Room(0, (0,) * len(self.tx.nodes.rows[node].gpu_mib))
-        self.delta[node] = delta.add(gpus, mib)
-
-    def free(self, engine: Engine, sign: int = 1) -> None:
-        """The memory of ``engine`` is being freed; ``sign`` -1: it is kept after all."""
-        for part in reservation(engine):
-            self.promise(part.node, part.gpus, sign * part.mib)
-
-    def now(self, node: Node) -> Room:
-        held = self.held.get(node.id)
-        if held is None:
-            return Room(node.free_host_mib, node.free_gpu_mib)
-        gpus = tuple(free - kept for free, kept in zip(node.free_gpu_mib, held.gpus, strict=True))
-        return Room(node.free_host_mib - held.host, gpus)
-
-    def later(self, node: Node) -> Room:
-        delta = self.delta.get(node.id)
-        if delta is None:
-            return Room(node.free_host_mib, node.free_gpu_mib)
-        gpus = tuple(free + more for free, more in zip(node.free_gpu_mib, delta.gpus, strict=True))
-        return Room(node.free_host_mib + delta.host, gpus)
-
-    def best(self, need: Need, where: Where, when: _When) -> tuple[Node, tuple[int, ...]] | None:
-        """The node and devices with the fewest loads and stops on them, then of the tightest fit, ties by id; CPU
-        models avoid nodes with GPUs if they can."""
-        best: tuple[tuple[int, bool, int, str], Node, tuple[int, ...]] | None = None
-        for node in self._nodes(need, when):
-            free = max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib
-            if when is not _When.ONCE_FREED and free < need.mib:
-                continue  # the fast path for a full node
-            if not where(node):
-                continue
-            later = self.later(node)
-            unsettled = self.unsettled.get(node.id, ())
-            if when is _When.ONCE_FREED:
-                devices = later.devices(need)
-            else:
-                devices = self.now(node).devices(need, within=later, last=unsettled)
-            if devices is None:
-                continue
-            loads = 0 if when is _When.ONCE_FREED else sum(gpu in unsettled for gpu in devices)
-            if when is _When.AT_ONCE and loads:
-                continue
-            left = later.host - need.mib if not devices else sum(later.gpus[gpu] - need.mib for gpu in devices)
-            key = (loads, need.gpus == 0 and bool(node.gpu_mib), left, node.id)
-            if best is None or key < best[0]:
-                best = (key, node, devices)
-        return None if best is None else best[1:]
-
-    def _nodes(self, need: Need, when: _When) -> Iterable[Node]:
-        nodes = self.tx.nodes.rows
-        if when is _When.AT_ONCE:
-            return nodes.values()
-        if when is _When.ONCE_QUIET:
-            return [nodes[node] for node in self.unsettled] if need.gpus else ()
-        return [nodes[node] for node in self.delta]
-
-    def candidates(self, name: str) -> dict[str, Able]:
-        """Node -> the engines there that may be evicted for ``name``; nodes with the cheapest first."""
-        found = self.tx.policies.candidates(self.tx, name)
-        if id(found) not in self.able:
-            self.able[id(found)] = able_by_node(found)
-        return self.able[id(found)]
-
-    def evict(self, engine: Engine, name: str, why: str) -> None:
-        tx = self.tx
-        tx.decide(Action.EVICT, engine.model, f"'{name}' waits: {why}", engine=engine.id, other=name)
-        begin_stop(tx, engine, "evicted")
-        self.free(engine)
-        self.evicted.add(engine.id)
-
-    def cheapest(self, name: str, need: Need, where: Where, *, claimed: bool) -> tuple[Node, Victims] | None:
-        """The node and its engines to evict: the cheapest set, then the smallest, ties by node.
-        ``claimed``: none that waits for its first request."""
-        tx = self.tx
-        best: tuple[tuple[float, int, str], Node, Victims] | None = None
-        limit = tx.policies.limit(tx, name)
-        spared: Collection[str] = self.evicted
-        if claimed:
-            spared = spared | {engine.id for engine in tx.engines.rows.values() if unclaimed(tx, engine)}
-        self.dear = False
-        for node_id, able in self.candidates(name).items():
-            if best is not None and (able.cheapest[0], 1, node_id) > best[0]:
-                break  # every set on this node and those after it costs more
-            if able.cheapest[0] > limit and able.cheapest[1].in_flight:
-                self.dear = True
-                break
-            node = tx.nodes.rows[node_id]
-            if not where(node) or not holds(node, need):
-                continue
-            found = victims(able, self.later(node), need, summed=tx.policies.summed, spared=spared)
-            if found is not None:
-                key = (found.cost, len(found.engines), node_id)
-                if best is None or key < best[0]:
-                    best = (key, node, found)
-        return None if best is None else best[1:]
 
 
 def place_wanted(tx: Transaction, handed_over: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -218,7 +43,7 @@ def place_wanted(tx: Transaction, handed_over: tuple[str, ...] = ()) -> tuple[st
     (8) it has no engine, and (5) to (7) go on a node whose end is near but leaves it useful time;
     (9) no room.
     """
-    plan: _Plan | None = None
+    plan: Plan | None = None
     unplaced: list[str] = []
     for name in list(tx.room_for.rows):
         if name not in tx.queues.rows or any(live(engine) for engine in tx.engines_of(name)):
@@ -233,13 +58,13 @@ def place_wanted(tx: Transaction, handed_over: tuple[str, ...] = ()) -> tuple[st
         failure = tx.failures.rows.get(name)
         if failure is not None and tx.now < failure.retry_at:  # (2)
             continue
-        plan = plan or _Plan(tx)
+        plan = plan or Plan(tx)
         if not all(_place(plan, name) for _ in range(lacking)):
             unplaced.append(name)  # (9)
     return tuple(unplaced)
 
 
-def _place(plan: _Plan, name: str) -> bool:
+def _place(plan: Plan, name: str) -> bool:
     """Steps (3) to (8) of ``place_wanted`` for one engine: whether it starts or something is on its way for it."""
     tx = plan.tx
     need = need_of(tx.models[name])
@@ -258,29 +83,31 @@ def _place(plan: _Plan, name: str) -> bool:
         _evict_for_slot(plan, name)
         return True
     may_evict = not served and (tx.wanted(name) or tx.unattended(name))
+    if may_evict and _evict_to_wake(plan, name, engines):
+        return True
     if _find_room(plan, name, need, slot, may_evict):
         return True
     return plan.any_ends and not served and _find_room(plan, name, need, slot, may_evict, ending=True)  # (8)
 
 
-def _find_room(plan: _Plan, name: str, need: Need, slot: int, may_evict: bool, *, ending: bool = False) -> bool:
+def _find_room(plan: Plan, name: str, need: Need, slot: int, may_evict: bool, *, ending: bool = False) -> bool:
     """Steps (5) to (7) of ``place_wanted``: whether ``name`` starts, or room for it is on its way."""
     if not ending and plan.knows(plan.hopeless, name, need):
         return False
     where = takes(plan.tx, name, ending=ending)
     full = not ending and plan.knows(plan.full, name, need)
-    if not full and (fit := plan.best(need, where, _When.AT_ONCE)) is not None:  # (5)
+    if not full and (fit := plan.best(need, where, When.AT_ONCE)) is not None:  # (5)
         _start(plan.tx, name, fit[0], fit[1], slot)
         plan.in_use.add(slot)
         plan.unsettle(*fit)
         return True
     if not ending:
         plan.learn(plan.full, name, need)
-    if (fit := plan.best(need, where, _When.ONCE_QUIET)) is not None:  # (6)
+    if (fit := plan.best(need, where, When.ONCE_QUIET)) is not None:  # (6)
         plan.reserve(fit[0], fit[1], need.mib)
         plan.unsettle(*fit)  # or those that came later would keep it waiting
         return True
-    if (fit := plan.best(need, where, _When.ONCE_FREED)) is not None:
+    if (fit := plan.best(need, where, When.ONCE_FREED)) is not None:
         plan.reserve(fit[0], fit[1], need.mib)
         return True
     if not may_evict:
@@ -295,11 +122,7 @@ def _find_room(plan: _Plan, name: str, need: Need, slot: int, may_evict: bool, *
     return False
 
 
-def _no_less(need: Need, other: Need) -> bool:
-    return (need.gpus == 0) == (other.gpus == 0) and need.gpus >= other.gpus and need.mib >= other.mib
-
-
-def _spared(plan: _Plan, engine: Engine, served: bool) -> bool:
+def _spared(plan: Plan, engine: Engine, served: bool) -> bool:
     """Whether the room that ``engine`` is giving up is still there for itself, after models that wait longer. One whose
     node ends will do where nothing else serves."""
     for part in engine.parts:
@@ -332,7 +155,7 @@ def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: 
     tx.emit(StartEngine(engine.id, node.id, model, gpus, slot, tx.epoch))
 
 
-def _evict(plan: _Plan, name: str, node: Node, chosen: Victims, need: Need) -> bool:
+def _evict(plan: Plan, name: str, node: Node, chosen: Victims, need: Need) -> bool:
     """Whether they are worth less than what waits."""
     tx = plan.tx
     why = tx.policies.because(tx, name, chosen.cost)
@@ -348,7 +171,24 @@ def _evict(plan: _Plan, name: str, node: Node, chosen: Victims, need: Need) -> b
     return True
 
 
-def _evict_for_slot(plan: _Plan, name: str) -> None:
+def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool:
+    """Whether others make way on the GPUs of an engine that sleeps: it wakes there sooner than one loads elsewhere."""
+    tx = plan.tx
+    for engine in engines:
+        node = tx.nodes.rows[engine.node]
+        able = plan.candidates(name).get(node.id)
+        if engine.state is not EngineState.ASLEEP or not stays(node) or able is None:
+            continue
+        (part,) = engine.parts
+        found = victims_on(
+            able, plan.later(node), part.gpus, part.mib, summed=tx.policies.summed, spared=plan.evicted | {engine.id}
+        )
+        if found is not None and found.cost <= tx.policies.limit(tx, name):
+            return _evict(plan, name, node, found, Need(len(part.gpus), part.mib))
+    return False
+
+
+def _evict_for_slot(plan: Plan, name: str) -> None:
     """More models than slots: the cheapest engine goes, one at a time."""
     tx = plan.tx
     going = (EngineState.DRAINING, EngineState.STOPPING)

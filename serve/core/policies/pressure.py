@@ -15,9 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve.core.engine_use import idle
+from serve.core.engine_use import idle, may_go
 from serve.core.habits import likely, rate
-from serve.core.policies.eviction import may_go
 from serve.core.shares import weights
 from serve.core.state import Engine, EngineState, ready_at, stalled
 from serve.core.transaction import Transaction
@@ -61,14 +60,32 @@ def _weigh(tx: Transaction, model: str) -> Weight:
 
 
 def return_s(tx: Transaction, model: str) -> float:
-    """How long ``model`` takes to serve once it has room; one never loaded here: as long as the others on average."""
+    """How long ``model`` takes to serve once it has room: a wake where it sleeps, else a load."""
+    if any(engine.state is EngineState.ASLEEP for engine in tx.engines_of(model)):
+        return _wake_s(tx, model)
+    return _load_s(tx, model)
+
+
+def _back_s(tx: Transaction, engine: Engine) -> float:
+    """How long its model takes to be back after its eviction: a wake if it can sleep until then."""
+    if engine.can_sleep and (engine.sleep_mib or 0 < engine.parts[0].mib <= tx.nodes.rows[engine.node].free_sleep_mib):
+        return _wake_s(tx, engine.model)
+    return _load_s(tx, engine.model)
+
+
+def _wake_s(tx: Transaction, model: str) -> float:
+    return tx.wake_s.rows.get(model, _load_s(tx, model) / 10)
+
+
+def _load_s(tx: Transaction, model: str) -> float:
+    """One never loaded here: as long as the others on average."""
     known = tx.load_s.rows.get(model)
     if known is not None:
         return known
-    if return_s not in tx.memo:
+    if _load_s not in tx.memo:
         others = tx.load_s.rows.values()
-        tx.memo[return_s] = sum(others) / len(others) if others else tx.policy.load_guess_s
-    found: float = tx.memo[return_s]
+        tx.memo[_load_s] = sum(others) / len(others) if others else tx.policy.load_guess_s
+    found: float = tx.memo[_load_s]
     return found
 
 
@@ -82,7 +99,7 @@ def _drain_s(tx: Transaction) -> float:
 
 def order(tx: Transaction) -> list[str]:
     """Wanted models: (1) past their bound, the longest waiting first; (2) those for which others drain already;
-    (3) others, the longest waiting first; (4) other demand; (5) those whose clients did not wait; ties by name."""
+    (3) other waiting ones by weight per GPU; (4) other demand; (5) those whose clients did not wait; ties by name."""
     keys: list[tuple[int, float, str]] = []
     for model in tx.queues.rows:
         if model not in tx.models:
@@ -96,7 +113,7 @@ def order(tx: Transaction) -> list[str]:
         elif model in tx.room_for.rows:
             keys.append((1, tx.room_for.rows[model], model))  # (2)
         else:
-            keys.append((2, -weighed.oldest_s, model))  # (3)
+            keys.append((2, -weighed.seconds / max(1, tx.models[model].gpus), model))  # (3)
     asked = tx.pinned | tx.requested_until.rows.keys()
     keys += [(3, 0.0, model) for model in asked if model in tx.models and model not in tx.queues.rows]  # (4)
     return [model for *_, model in sorted(keys)]
@@ -114,7 +131,7 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
     """Engines and what each is worth while ``asking`` has no place, the cheapest first. Busy ones are looked at only
     where they could go."""
     urgent = asking in tx.queues.rows and weight(tx, asking).overdue
-    with_busy = urgent or (asking in tx.queues.rows and limit(tx, asking) >= _least_load_s(tx))
+    with_busy = urgent or (asking in tx.queues.rows and limit(tx, asking) >= return_s(tx, asking) + _least_load_s(tx))
     away_s = return_s(tx, asking)
     key = (candidates, urgent, with_busy, away_s)
     found: list[tuple[float, Engine]] | None = tx.memo.get(key)
@@ -123,7 +140,8 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
         for engine, in_use, kept in _that_may_go(tx, with_busy):
             if not kept or urgent:
                 useless = engine.state is EngineState.LOADING or stalled(engine)  # nobody waits for it, or in vain
-                found.append((0.0 if useless else loss_s(tx, engine.model, away_s, in_use=in_use), engine))
+                back_s = _back_s(tx, engine)
+                found.append((0.0 if useless else loss_s(tx, engine.model, away_s, back_s, in_use=in_use), engine))
         found.sort(key=lambda one: (one[0], one[1].node, one[1].id))
         tx.memo[key] = found
     return found
@@ -140,30 +158,32 @@ def _that_may_go(tx: Transaction, with_busy: bool) -> Sequence[tuple[Engine, boo
             continue
         in_use = engine.state is EngineState.READY and not stalled(engine) and not idle(tx, engine)
         if may_go(tx, engine, busy=in_use):
-            until = ready_at(engine) + tx.policy.quantum_loads * return_s(tx, engine.model)
+            until = ready_at(engine) + tx.policy.quantum_loads * _back_s(tx, engine)
             found.append((engine, in_use, in_use and tx.now < until))
     tx.memo[_that_may_go, with_busy] = found
     return found
 
 
-def loss_s(tx: Transaction, model: str, away_s: float, *, in_use: bool) -> float:
-    """Seconds of waiting that the loss of a model's engine causes while another model loads for ``away_s``."""
-    key = (loss_s, model, in_use, away_s)
+def loss_s(tx: Transaction, model: str, away_s: float, back_s: float, *, in_use: bool) -> float:
+    """Seconds of waiting that the loss of a model's engine causes while another model loads for ``away_s`` and until it
+    is back after ``back_s``."""
+    key = (loss_s, model, in_use, away_s, back_s)
     known: float | None = tx.memo.get(key)
     if known is None:
-        habit, load_s = tx.habits.rows.get(model), return_s(tx, model)
+        habit = tx.habits.rows.get(model)
         if in_use:  # its next request comes at once, and waits for both loads
-            asked, gone_s = 1.0, away_s + load_s
+            asked, gone_s = 1.0, away_s + back_s
         else:
-            asked, gone_s = likely(habit, load_s + away_s, tx.now), load_s
+            asked, gone_s = likely(habit, back_s + away_s, tx.now), back_s
         known = tx.memo[key] = asked * gone_s * (1 + rate(habit, tx.now) * gone_s / 2)
     return known
 
 
 def _least_load_s(tx: Transaction) -> float:
-    """No busy engine is worth less."""
+    """No busy engine is worth less than this and the time until its place is free again."""
     if _least_load_s not in tx.memo:
-        tx.memo[_least_load_s] = min((tx.policy.load_guess_s, *tx.load_s.rows.values()))
+        known = (*tx.load_s.rows.values(), *tx.wake_s.rows.values())
+        tx.memo[_least_load_s] = min((tx.policy.load_guess_s, *known))
     found: float = tx.memo[_least_load_s]
     return found
 
