@@ -1,4 +1,4 @@
-"""One pass of placement: room now and later, what is reserved in it, and whose room may be had.
+"""One pass of placement: room now and later, what is reserved in it, and which engines may go.
 
 ``now`` is the free room of a node; ``later`` adds what drains or stops there.
 """

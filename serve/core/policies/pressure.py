@@ -3,7 +3,7 @@
 A model without a place weighs the seconds that its waiters have waited (``weight``). An engine is worth the seconds
 of waiting that its loss would cause (``loss_s``): how likely its model is requested before it could be back, times its
 load. It goes when the waiters weigh as much. A busy engine keeps its place for a quantum, then it is a victim like any
-other: it is drained, and its next requests wait. A model past its bound is next, whatever that costs others.
+other: it is drained, and its next requests wait. A model near its bound is next, at any cost to others.
 
 After max-weight scheduling of queues with switch-over times (Celik and Modiano, 2012), with what a switch costs others
 as its hysteresis.
@@ -32,7 +32,7 @@ class Weight:
     seconds: float
     """Seconds of waiting, the more the longer the oldest has waited."""
     bound_s: float
-    """How long its requests wait at most, as far as others' room can be had in time."""
+    """How long its requests wait at most, if room can be made in time."""
     overdue: bool
     """Its load must begin now, or the bound is passed."""
 
@@ -139,7 +139,9 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
         found = []
         for engine, in_use, kept in _that_may_go(tx, with_busy):
             if not kept or urgent:
-                useless = engine.state is EngineState.LOADING or stalled(engine)  # nobody waits for it, or in vain
+                useless = engine.state is EngineState.LOADING or stalled(
+                    engine
+                )  # its clients have left, or wait in vain
                 back_s = _back_s(tx, engine)
                 found.append((0.0 if useless else loss_s(tx, engine.model, away_s, back_s, in_use=in_use), engine))
         found.sort(key=lambda one: (one[0], one[1].node, one[1].id))
