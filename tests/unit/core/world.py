@@ -29,7 +29,16 @@ from serve.core.state import EngineState, Fleet, RouteState
 from serve.core.step import initial, step
 from tests.unit.core.blocks import Blocks
 from tests.unit.core.things import Agent, Process, Server
-from tests.unit.core.truth import check, check_alone, check_ask, check_hand_over, check_slots, check_start, check_stop
+from tests.unit.core.truth import (
+    check,
+    check_alone,
+    check_ask,
+    check_bound,
+    check_hand_over,
+    check_slots,
+    check_start,
+    check_stop,
+)
 
 RouteCommand = OpenRoute | DrainRoute | CloseRoute
 
@@ -75,6 +84,8 @@ class World:
             self.take_up(effect)
         check(self)
         check_hand_over(self)
+        if isinstance(event, ev.Tick) and self.fleet.settled:
+            check_bound(self)
 
     def restart(self) -> None:
         """The controller dies: what was under way to it or from it is lost, and the next one is told what there is."""
