@@ -1,7 +1,7 @@
 """Pressure against possession: when a waiting model gets the room of others, and whose.
 
 A model without a place weighs the seconds that its waiters have waited (``weight``). An engine is worth the seconds
-of waiting that its loss would cause (``loss_s``): how likely its model is requested before it could be back, times its
+of waiting that its loss would cause (``loss_s``): how likely its model is requested within the time of a load, times its
 load. It goes when the waiters weigh as much. A busy engine keeps its place for a quantum, then it is a victim like any
 other: it is drained, and its next requests wait. A model near its bound is next, at any cost to others.
 
@@ -176,7 +176,7 @@ def loss_s(tx: Transaction, model: str, away_s: float, back_s: float, *, in_use:
         if in_use:  # its next request comes at once, and waits for both loads
             asked, gone_s = 1.0, away_s + back_s
         else:
-            asked, gone_s = likely(habit, back_s + away_s, tx.now), back_s
+            asked, gone_s = likely(habit, back_s, tx.now), back_s
         known = tx.memo[key] = asked * gone_s * (1 + rate(habit, tx.now) * gone_s / 2)
     return known
 
