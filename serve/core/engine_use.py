@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from serve.core.state import Engine, EngineState, RouteState, had_requests, live, ready_at, serving
+from serve.core.state import (
+    Engine,
+    EngineState,
+    NodePhase,
+    RouteState,
+    had_requests,
+    live,
+    ready_at,
+    serving,
+    stalled,
+)
 from serve.core.transaction import Transaction
 
 
@@ -34,6 +44,30 @@ def unclaimed(tx: Transaction, engine: Engine) -> bool:
     return engine.state is EngineState.LOADING or (
         not had_requests(engine) and tx.now < ready_at(engine) + tx.policy.unclaimed_s
     )
+
+
+def may_go(tx: Transaction, engine: Engine, *, busy: bool = False) -> bool:
+    """No demand for its model (a pin is demand) or its model can spare it; on nodes that take commands; resident for
+    long enough and idle, stalled or (``busy``) in use; or a load whose waiters have all left; or one that sleeps, whose
+    stop frees what it kept of its GPUs."""
+    spare = surplus(tx, engine)
+    if engine.in_flight and not (busy or spare) and engine.stalled_since is None:
+        return False  # the fast path for a busy engine
+    if tx.wanted(engine.model) and not spare:
+        return False
+    if abandoned(tx, engine) or engine.state is EngineState.ASLEEP:
+        return _up(tx, engine)
+    open_route = engine.state is EngineState.READY and engine.route is RouteState.OPEN
+    served = open_route if busy or spare else idle(tx, engine)
+    if not (served or stalled(engine)):
+        return False
+    model = tx.models.get(engine.model)
+    resident = model is None or tx.now >= ready_at(engine) + model.min_residency_s
+    return resident and _up(tx, engine)
+
+
+def _up(tx: Transaction, engine: Engine) -> bool:
+    return all(node.phase is NodePhase.UP for node in tx.nodes_of(engine))
 
 
 def needs_replacement(tx: Transaction, engine: Engine) -> bool:

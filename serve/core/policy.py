@@ -58,8 +58,21 @@ class Policy:
     failures_per_wait: int = 3
     """Failed loads in a row after which the waiters get the error instead of another try."""
     max_wait_s: float = 60.0
-    """No request waits longer than the larger of this and four load times of its model while a device that could hold
-    it serves another one."""
+    max_wait_loads: float = 4.0
+    """No request waits longer than the larger of ``max_wait_s`` and so many load times of its model while a device that
+    could hold it serves another one (``serve.core.policies.pressure``). More: fewer and longer waits."""
+    quantum_loads: float = 1.0
+    """A model in use keeps its place for so many of its load times. More: less of the devices' time is lost to loading,
+    others wait longer."""
+    switch_gain: float = 0.5
+    """Seconds of waiting ended for each second of waiting that an eviction causes. More: fewer switches, longer waits
+    for rarely requested models."""
+    head_start_s: float = 5.0
+    """Every waiter weighs so much more than it has waited. More: models that are rarely requested go at once, more
+    switches."""
+    impatience: float = 2.0
+    """How much more a second of waiting weighs for each load time that the oldest waiter has waited. More: shorter long
+    waits, more switches."""
     load_guess_s: float = 60.0
     """Expected load time of a model never loaded here."""
     wake_guess_s: float = 5.0

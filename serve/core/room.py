@@ -165,23 +165,125 @@ def wait_words(engine: Engine) -> str:
     return f"waits until '{engine.model}' {done.get(engine.state, 'has ended')} on the same GPU"
 
 
-def victims(candidates: Sequence[Engine], node: str, room: Room, need: Need) -> tuple[Engine, ...] | None:
-    """The fewest of the evictable engines on ``node`` without which ``need`` fits into ``room``, or ``None``.
+class Able(NamedTuple):
+    """The evictable engines of one node, each list with the cheapest first."""
 
-    ``candidates``: in the order of eviction. (1) take the first until it fits; (2) spare, the last first, those not
-    needed for that.
+    host: list[tuple[float, Engine, int]]
+    """Its cost, the engine, and what it holds there in MiB."""
+    gpus: dict[int, list[tuple[float, Engine, int]]]
+    """The same by GPU."""
+    sets: dict[tuple[int, ...], None]
+    """The GPUs of each engine that has several."""
+    cheapest: tuple[float, Engine]
+
+
+def able_by_node(candidates: Sequence[tuple[float, Engine]]) -> dict[str, Able]:
+    """``candidates``: each with its cost, the cheapest first; so are the nodes."""
+    found: dict[str, Able] = {}
+    for cost, engine in candidates:
+        for part in reservation(engine):
+            able = found.get(part.node)
+            if able is None:
+                able = found[part.node] = Able([], {}, {}, (cost, engine))
+            if not part.gpus:
+                able.host.append((cost, engine, part.mib))
+            for gpu in part.gpus:
+                able.gpus.setdefault(gpu, []).append((cost, engine, part.mib))
+            if len(part.gpus) > 1:
+                able.sets[part.gpus] = None
+    return found
+
+
+_Held = tuple[float, Engine, int]
+
+
+def victims(able: Able, room: Room, need: Need, *, summed: bool, spared: Collection[str] = ()) -> Victims | None:
+    """The cheapest set of evictable engines of one node without which ``need`` fits into ``room``, or ``None``.
+
+    ``summed``: a set costs the sum, else as much as the most expensive engine. ``spared``: ids of engines that stay.
     """
-    chosen: list[Engine] = []
-    for engine in candidates:
-        if room.devices(need) is not None:
-            break
-        chosen.append(engine)  # (1)
-        room = room.without(engine, node)
-    if room.devices(need) is None:
+    if need.gpus == 0:
+        return _set(_fewest(able.host, room.host, need.mib, spared), (), summed)
+    alone = {gpu: _fewest(able.gpus.get(gpu, ()), free, need.mib, spared) for gpu, free in enumerate(room.gpus)}
+    if need.gpus == 1:
+        each = [_set(chosen, (gpu,), summed) for gpu, chosen in alone.items()]
+        return min((one for one in each if one is not None), key=_first, default=None)
+    costs = sorted(
+        (sum(cost / len(engine.parts[0].gpus) for cost, engine, _ in chosen), gpu)
+        for gpu, chosen in alone.items()
+        if chosen is not None
+    )
+    if len(costs) < need.gpus:
         return None
-    for engine in reversed(tuple(chosen)):
-        spared = room.without(engine, node, -1)
-        if spared.devices(need) is not None:  # (2)
-            chosen.remove(engine)
-            room = spared
-    return tuple(chosen)
+    sets = {tuple(sorted(gpu for _, gpu in costs[: need.gpus])): None}
+    for mine in able.sets:  # filled up with, or cut to, the cheapest
+        first = sorted(costs, key=lambda one: (one[1] not in mine, one))
+        sets[tuple(sorted(gpu for _, gpu in first[: need.gpus]))] = None
+    each = [_set(_on_all(gpus, able, room, need.mib, spared), gpus, summed) for gpus in sets]
+    return min((one for one in each if one is not None), key=_first, default=None)
+
+
+def victims_on(
+    able: Able, room: Room, gpus: tuple[int, ...], mib: int, *, summed: bool, spared: Collection[str] = ()
+) -> Victims | None:
+    """The same for these GPUs and no others."""
+    chosen = _on_all(gpus, able, room, mib, spared)
+    freed = {gpu: sum(held for _, engine, held in able.gpus.get(gpu, ()) if _among(engine, chosen)) for gpu in gpus}
+    enough = all(room.gpus[gpu] + freed[gpu] >= mib for gpu in gpus)
+    return _set(chosen, gpus, summed) if enough else None
+
+
+def _among(engine: Engine, chosen: Sequence[_Held]) -> bool:
+    return any(one.id == engine.id for _, one, _ in chosen)
+
+
+class Victims(NamedTuple):
+    """Engines to evict on one node for one need."""
+
+    cost: float
+    engines: tuple[Engine, ...]
+    gpus: tuple[int, ...]
+    """The devices that they and the free room make up; none for the host."""
+
+
+def _first(one: Victims) -> tuple[float, int, tuple[int, ...]]:
+    return one.cost, len(one.engines), one.gpus
+
+
+def _set(chosen: Sequence[_Held] | None, gpus: tuple[int, ...], summed: bool) -> Victims | None:
+    if not chosen:
+        return None
+    costs = [cost for cost, *_ in chosen]
+    return Victims(sum(costs) if summed else max(costs), tuple(engine for _, engine, _ in chosen), gpus)
+
+
+def _on_all(gpus: tuple[int, ...], able: Able, room: Room, mib: int, spared: Collection[str]) -> list[_Held]:
+    """The engines to evict so that each of ``gpus`` has ``mib`` free; those of one GPU may free others."""
+    chosen: dict[str, _Held] = {}
+    for gpu in gpus:
+        there = able.gpus.get(gpu, ())
+        free = room.gpus[gpu] + sum(held for _, engine, held in there if engine.id in chosen)
+        if free < mib:
+            left = [one for one in there if one[1].id not in chosen]
+            chosen |= {one[1].id: one for one in _fewest(left, free, mib, spared) or ()}
+    return list(chosen.values())
+
+
+def _fewest(there: Sequence[_Held], free: int, mib: int, spared: Collection[str]) -> list[_Held] | None:
+    """The cheapest ones until ``mib`` is free on one device, less those that are not needed for it (the most expensive
+    is spared first); ``None``: not even without all."""
+    chosen: list[_Held] = []
+    for one in there:
+        if free >= mib:
+            break
+        if one[1].id not in spared:
+            chosen.append(one)
+            free += one[2]
+    if free < mib:
+        return None
+    if len(chosen) > 1:
+        for one in reversed(tuple(chosen)):
+            if free - one[2] >= mib:
+                chosen.remove(one)
+                free -= one[2]
+    return chosen

@@ -49,12 +49,22 @@ def may_sleep(tx: Transaction, engine: Engine) -> bool:
     )  # fmt: skip
 
 
+def could_sleep(tx: Transaction, engine: Engine) -> bool:
+    """Whether it would most likely sleep if it were evicted now: nothing else has to be stopped for that."""
+    model = tx.models.get(engine.model)
+    if not engine.can_sleep or model is None or not model.sleeps or len(engine.parts) != 1:
+        return False
+    if tx.sleep_doubts.rows.get(engine.model, 0) >= tx.policy.sleep_doubts_max:
+        return False
+    return engine.slept or most_mib(model) <= tx.nodes.rows[engine.node].free_sleep_mib
+
+
 def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None:
     """The engines asleep to stop so that ``engine`` can sleep, the least valuable first; ``()``: there is room, or it
     is being freed (``being_freed_mib``); ``None``: there is none.
 
     (1) it slept before: its memory is its own; (2) there is room; (3) of the engines asleep on its node, that are worth
-    less than it (``Policies.eviction_rank``) and not wanted, the fewest of the least valuable; (4) not enough.
+    less than it (``Policies.sleep_worth``) and not wanted, the fewest of the least valuable; (4) not enough.
     """
     if engine.slept:  # (1)
         return ()
@@ -62,7 +72,7 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
     lacking_mib = most_mib(tx.models[engine.model]) - node.free_sleep_mib - being_freed_mib(tx, node)
     if lacking_mib <= 0:  # (2)
         return ()
-    rank = tx.policies.eviction_rank
+    rank = tx.policies.sleep_worth
     worth = (rank(tx, engine), engine.id)
     asleep = [one for name in node.engines if (one := tx.engines.rows[name]).state is EngineState.ASLEEP]
     asleep.sort(key=lambda one: (rank(tx, one), one.id))

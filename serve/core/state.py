@@ -12,6 +12,7 @@ from enum import Enum
 
 from gateway_plugin.catalog import Model
 from serve.core.events import FoundServer, Part, Requester, SeenBlock
+from serve.core.habits import Habit
 from serve.core.policy import Policy
 from serve.core.spread import Spread
 
@@ -324,6 +325,15 @@ class Fleet:
     """Model -> the last wake's seconds, from the command to the checked answer."""
     sleep_doubts: Mapping[str, int] = field(default_factory=dict)
     """Model -> times in a row that an engine of it was ended because its sleep or its waking went wrong."""
+    drain_s: Mapping[str, float] = field(default_factory=dict)
+    """Model -> how long its engines took to finish what was in flight: the longest, of late."""
+    habits: Mapping[str, Habit] = field(default_factory=dict)
+    """Model -> when it is requested. Kept by ``serve.core.handlers``."""
+    room_for: Mapping[str, float] = field(default_factory=dict)
+    """Waiting model -> since when engines of others have been draining for it. Kept by
+    ``serve.core.policies.placement``: until it loads, it comes before those that weigh more."""
+    weighed: Mapping[str, float] = field(default_factory=dict)
+    """Waiting model -> when it last weighed less than what would have to go for it."""
     decisions: tuple[Decision, ...] = ()
     """The last ones, oldest first."""
     spreads: Mapping[str, Spread] = field(default_factory=dict)

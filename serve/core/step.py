@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from serve.core import events
@@ -22,9 +23,19 @@ from serve.core.effects import (
 )
 from serve.core.events import Event
 from serve.core.handlers import admin, blocks, engines, nodes, recovery, requests, routes
-from serve.core.policies import apart, backoff, commands, expiry, idle, replicas, scale_down, scale_up
+from serve.core.policies import (
+    apart,
+    backoff,
+    commands,
+    eviction,
+    expiry,
+    idle,
+    pressure,
+    replicas,
+    scale_down,
+    scale_up,
+)
 from serve.core.policies.answers import answer_ready, refuse_hopeless
-from serve.core.policies.eviction import evictable, eviction_rank
 from serve.core.policies.handover import hand_over
 from serve.core.policies.placement import place_wanted
 from serve.core.policy import Policy
@@ -88,13 +99,28 @@ def _scale(tx: Transaction, unplaced: tuple[str, ...]) -> None:
 DEFAULT = Policies(
     wanted_replicas=replicas.wanted_replicas,
     placement=place_wanted,
-    evictable=evictable,
-    eviction_rank=eviction_rank,
+    order=pressure.order,
+    candidates=pressure.candidates,
+    limit=pressure.limit,
+    summed=True,
+    sleep_worth=pressure.sleep_worth,
+    because=pressure.because,
     scaling=_scale,
 )
 """The gateway's own policies."""
 
-POLICIES = {"pressure": DEFAULT, "lru": DEFAULT}
+LRU = replace(
+    DEFAULT,
+    order=eviction.oldest_first,
+    candidates=eviction.least_recently_used,
+    limit=eviction.no_limit,
+    summed=False,
+    sleep_worth=eviction.used_last,
+    because=eviction.recency,
+)
+"""Least recently used of the idle engines, in the order of the oldest waiters: for comparison."""
+
+POLICIES = {"pressure": DEFAULT, "lru": LRU}
 """By the name that a site chooses (``Policy.switching``)."""
 
 

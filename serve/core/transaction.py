@@ -7,13 +7,14 @@ again. The fleet it came from is not altered, so a step stays a pure function. O
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 from gateway_plugin.catalog import Model
 from serve.core.effects import Effect
 from serve.core.events import FoundServer, Part, SeenBlock
+from serve.core.habits import Habit, noted
 from serve.core.policy import Policy
 from serve.core.spread import Spread
 from serve.core.state import (
@@ -49,10 +50,18 @@ class Policies:
     placement: Callable[[Transaction, tuple[str, ...]], tuple[str, ...]]
     """Starts, waits or evicts for every model with a deficit; given the models that need a replacement because their
     node ends, returns the models that found no room, in order."""
-    evictable: Callable[[Transaction, Engine], bool]
-    """Whether an engine may be stopped for another model."""
-    eviction_rank: Callable[[Transaction, Engine], float]
-    """Of the evictable engines the lowest rank goes first."""
+    order: Callable[[Transaction], list[str]]
+    """The models that are wanted, the one that is served first first."""
+    candidates: Callable[[Transaction, str], Sequence[tuple[float, Engine]]]
+    """The engines that may be evicted for a model and what each is worth, the cheapest first."""
+    limit: Callable[[Transaction, str], float]
+    """The most that may be evicted for a model, in the unit of ``candidates``."""
+    summed: bool
+    """Several victims are worth the sum of all; ``False``: as much as the most valuable one."""
+    sleep_worth: Callable[[Transaction, Engine], float]
+    """Of the engines that sleep on a node the least worth goes first where another one needs their host memory."""
+    because: Callable[[Transaction, str, float], str]
+    """The clause that tells why so much is evicted for a model, or (more than its limit) why it is not."""
     scaling: Callable[[Transaction, tuple[str, ...]], None]
     """Asks for nodes and releases nodes; given the models without room, in order."""
 
@@ -100,6 +109,10 @@ class Transaction:
     wake_s: Table[float]
     sleep_doubts: Table[int]
     spreads: Table[Spread]
+    drain_s: Table[float]
+    habits: Table[Habit]
+    room_for: Table[float]
+    weighed: Table[float]
     requested_until: Table[float]
     block_start_s: Table[tuple[tuple[str, float], ...]]
     apart: Table[Apart]
@@ -129,6 +142,9 @@ class Transaction:
         self.effects: list[Effect] = []
         self.slots_changed = False
         self.fresh_slots: tuple[int, ...] = ()
+        self._engines_before = fleet.engines
+        self.memo: dict[Any, Any] = {}
+        """What policies have computed in this step; not part of the fleet."""
         self.__dict__.update(fleet.__dict__)
         for name in _TABLES:
             self.__dict__[name] = Table(getattr(fleet, name))
@@ -303,6 +319,15 @@ class Transaction:
     def wake_time_s(self, model: str) -> float:
         """Seconds that an engine of ``model`` takes to wake, as far as is known."""
         return self.wake_s.rows.get(model, self.policy.wake_guess_s)
+
+    @property
+    def engines_changed(self) -> bool:
+        """Whether this step has changed an engine."""
+        return self.engines.rows is not self._engines_before
+
+    def note_use(self, model: str, at: float, *, paused: bool) -> None:
+        """``model`` was used at ``at``; ``paused``: nothing had been in flight since its last use."""
+        self.habits.put(model, noted(self.habits.rows.get(model), at, paused=paused))
 
     def load_time_s(self, model: str) -> float:
         """Seconds that ``model`` takes to load, as far as is known."""

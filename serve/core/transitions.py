@@ -84,7 +84,7 @@ def unavailable(model: str, failure: Failure, now: float) -> ModelUnavailable:
 
 
 # --- target states of an engine; commands follow in ``serve.core.policies.commands`` ---
-MAY_SLEEP = ("evicted", "idle")
+MAY_SLEEP = ("evicted", "idle", "surplus")
 """An engine that drains for one of these reasons may be put to sleep instead of being stopped."""
 
 
@@ -112,7 +112,7 @@ def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
 
 def can_cancel_drain(engine: Engine) -> bool:
     """It drains for a reason that demand for its own model may overrule, and no stop was sent."""
-    may = (*MAY_SLEEP, "surplus", "slot-needed", "handed-over")
+    may = (*MAY_SLEEP, "slot-needed", "handed-over")
     return engine.state is EngineState.DRAINING and engine.stop_reason in may
 
 

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from serve.core import events as ev
+from serve.core.step import LRU
+from serve.simulate.clairvoyant import Clairvoyant
 from serve.simulate.deciders import Core
 from serve.simulate.house import House, Seat
-from serve.simulate.on_core import PressedCore
 from serve.simulate.parts import Decider
-from serve.simulate.pressure import Pressure
 from serve.simulate.traces import Trace
 
 
@@ -155,29 +154,6 @@ class CostAware(Oldest):
         return enough or now - waits.oldest >= self.window_s  # (4), (5)
 
 
-class Clairvoyant(Pressure):
-    """Belady's rule with costs, on top of ``Pressure``: it knows every arrival of the trace. An engine is worth the
-    seconds of waiting that its absence will cause: requests that come while it loads again wait for the rest of the
-    load; less in proportion where that lies farther ahead than the switch and the way back take."""
-
-    def __init__(self, arrivals: Mapping[str, Sequence[float]], bounded: bool) -> None:
-        super().__init__()
-        self._arrivals = arrivals
-        self.bounded = bounded
-
-    def overdue(self, house: House, model: str, now: float) -> bool:
-        return self.bounded and super().overdue(house, model, now)
-
-    def loss(self, house: House, model: str, busy: bool, away_s: float, now: float) -> float:
-        times, load_s = self._arrivals.get(model, ()), house.load_time_s(model)
-        first = bisect_right(times, now)
-        if first == len(times):
-            return 0.0
-        last = bisect_right(times, times[first] + load_s)
-        waited = sum(load_s - (time - times[first]) for time in times[first:last])
-        return waited * min(1.0, away_s / max(0.1, times[first] - now))
-
-
 class Lru(Oldest):
     """Least recently used of the idle engines, in the baselines' loop: a check of that loop against the core."""
 
@@ -207,6 +183,7 @@ def _demand(trace: Trace) -> Counter[str]:
 
 POLICIES: Mapping[str, Callable[[Trace], Decider | None]] = {
     "gateway": lambda trace: Core(),
+    "lru-core": lambda trace: Core(policies=LRU),
     "fifo": lambda trace: House(Fifo()),
     "llmux": lambda trace: House(CostAware()),
     "lru": lambda trace: House(Lru()),
@@ -214,8 +191,6 @@ POLICIES: Mapping[str, Callable[[Trace], Decider | None]] = {
     "lru-priority": lambda trace: House(LruWithPriority(trace.priorities)),
     "keep-alive": lambda trace: House(KeepAlive()),
     "static": lambda trace: House(Static(_demand(trace))),
-    "pressure": lambda trace: House(Pressure()),
-    "pressure-core": lambda trace: PressedCore(),
     "clairvoyant": lambda trace: _clairvoyant(trace, bounded=False),
     "clairvoyant-bound": lambda trace: _clairvoyant(trace, bounded=True),
 }

@@ -60,15 +60,16 @@ LIGHT = (
 
 
 CORE_LAYERS = (
-    "events policy spread",
+    "events habits policy spread",
     "effects state",
     "transaction",
     "room engine_use node_times shares sleep_room reasons",
     "supply slots",
     "forecast transitions",
+    "plan",
     "handlers policies views",
     "step",
-    "replay",
+    "replay weighing",
 )
 """Modules of ``serve.core``, the lowest first: each imports lower ones only, those of a folder never each other."""
 PARTS_OF_THE_CORE = (".handlers", ".policies", ".views")

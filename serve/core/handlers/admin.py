@@ -43,6 +43,8 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     for name in sorted(gone):
         answer_all(tx, name, ModelNotFound(name, tuple(after)))  # (2)
         tx.slots.drop(name)  # (3)
+        tx.habits.drop(name)
+        tx.drain_s.drop(name)
     tx.pinned = frozenset(  # (4)
         name
         for name, model in after.items()

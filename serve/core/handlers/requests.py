@@ -64,6 +64,8 @@ def acquire(tx: Transaction, event: Acquire) -> None:
     wait_s = event.wait_s if event.deadline_s is None else min(event.wait_s, event.deadline_s)
     waiter = Waiter(event.ticket, name or event.model, tx.now, tx.now + wait_s, event.unattended, event.requester)
     tx.add_waiter(waiter)
+    if name is not None and not event.not_routed:
+        tx.note_use(name, tx.now, paused=True)
     if wait_s <= 0:  # (7)
         answer_overdue(tx)
     elif event.deadline_s is not None and tx.settled:

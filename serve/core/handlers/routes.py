@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serve.core.events import EdgeSeen, RouteClosed, RouteDrained, RouteOpened, RouteRefused
-from serve.core.state import Engine, RouteState
+from serve.core.habits import NOTED_EACH_S, PAUSE_S
+from serve.core.state import Engine, RouteState, ready_at
 from serve.core.transaction import Transaction
 
 
@@ -60,13 +61,19 @@ def _acknowledge_closing(tx: Transaction, engine: str) -> None:
 
 def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
     """The edge's counters: (1) unknown server or stale count: ignored; (2) up, in flight, last used; (3) a drained
-    route with nothing in flight is quiet."""
-    rows = tx.engines.rows
+    route with nothing in flight is quiet; (4) the model was used again (its waiters were noted when they came)."""
+    rows, habits = tx.engines.rows, tx.habits.rows
     for seen in event.servers:
         engine = rows.get(seen.engine)
         if engine is None or engine.server is None or event.read_at < engine.fresh_from:  # (1)
             continue
         last_used = max(engine.last_used, tx.now if seen.in_flight or seen.queued else seen.last_used)
+        habit = habits.get(engine.model)
+        if last_used > engine.last_used and last_used > ready_at(engine) + 1.0:  # (4)
+            paused = not engine.in_flight
+            if habit is None or last_used > habit.last + (PAUSE_S if paused else NOTED_EACH_S):
+                tx.note_use(engine.model, last_used, paused=paused)
+                habits = tx.habits.rows
         drained_idle = engine.drained and seen.in_flight == 0 and seen.queued == 0  # (3)
         if (engine.up, engine.in_flight, engine.queued, engine.last_used, engine.drained_idle) != (
             seen.up,

@@ -66,6 +66,9 @@ def _drain(tx: Transaction, engine: Engine) -> None:
         _stop(tx, tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_sent=False))
         return
     if drain_is_over(tx, engine) and tx.reachable(engine) and _may_stop(tx, engine):
+        took_s = tx.now - engine.since
+        if engine.model in tx.models and (took_s > 1.0 or engine.model in tx.drain_s.rows):
+            tx.drain_s.put(engine.model, max(took_s, 0.8 * tx.drain_s.rows.get(engine.model, 0.0)))
         if engine.stop_reason not in MAY_SLEEP or not may_sleep(tx, engine) or not _sleep(tx, engine):
             _stop(tx, tx.set_engine(engine, state=EngineState.STOPPING, since=tx.now, stop_sent=False))
     elif not engine.drained and tx.now >= engine.retry_at:

@@ -167,7 +167,7 @@ def test_after_a_restart_a_warm_engine_is_found_and_nothing_is_done_to_it() -> N
     story = restarted(WARM)
     story.ask("a")
     story.ask("b")
-    story.tick(5)
+    story.tick(0.5)
     assert not story.ever(StartEngine), "not before everybody reported"
     story.join("cpu-1-1", engines=(ENGINE,))
     assert story.answers()["t1"].error is None

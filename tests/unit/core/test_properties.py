@@ -39,6 +39,8 @@ POLICY = a_policy(
     block_unused_s=25.0,
     last_block_idle_s=50.0,
     **QUICK,
+    max_wait_s=20.0,
+    load_guess_s=5.0,
 )
 
 ENDING = a_policy(

@@ -112,6 +112,7 @@ def test_one_for_two_gpus_is_not_overtaken_for_ever_by_those_for_one() -> None:
     story.ask("wide", after=1)
     for name in "cdef":
         story.ask(name, after=1)
+    story.tick(200)
     story.loaded("a")
     assert started(story) == ["a", "b"], "its GPU is kept for the one that has waited longest"
     story.loaded("b")

@@ -77,15 +77,32 @@ def test_a_count_read_before_the_drain_was_acknowledged_ends_nothing() -> None:
     assert story.said(StopEngine)
 
 
-def test_a_busy_engine_is_never_evicted_and_an_idle_one_is_taken_when_it_falls_idle() -> None:
+def test_a_busy_engine_keeps_its_place_for_its_quantum_and_an_idle_one_gives_it_up() -> None:
+    story = serving_a()
+    story.seen("a", in_flight=1)
+    for _ in range(8):
+        story.ask("b")
+    story.tick(5)
+    assert not story.did(), "it has served for less than its load took"
+    story.seen("a", in_flight=0, after=1)
+    assert story.said(DrainRoute)
+
+
+def test_a_busy_engine_is_drained_when_those_who_wait_weigh_more() -> None:
     story = serving_a()
     story.seen("a", in_flight=1)
     story.ask("b", after=5)
-    assert not story.did()
-    story.tick(30)
-    assert not story.did()
+    assert not story.did(), "both loads, which a's next request would wait for, weigh more than one new waiter"
+    for _ in range(20):
+        if story.tick(1):
+            break
+    assert story.said(DrainRoute), "it has waited"
+    story.on(ev.RouteDrained("a-1-1"))
+    again = story.ask("a")
+    assert not story.did(), "its next requests wait"
     story.seen("a", in_flight=0)
-    assert story.said(DrainRoute)
+    assert story.said(StopEngine)
+    assert again not in story.answers()
 
 
 def test_an_engine_just_promised_to_waiters_is_not_idle_before_they_reach_it() -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from serve.core.effects import SleepEngine, StartEngine, StopEngine
-from serve.core.state import Engine, EngineState, NodePhase, RouteState, live, reservation, serving
+from serve.core.policies import pressure
+from serve.core.room import Room, need_of
+from serve.core.state import Engine, EngineState, NodePhase, RouteState, live, reservation, serving, stays
+from serve.core.step import DEFAULT
+from serve.core.transaction import Transaction
 
 if TYPE_CHECKING:
     from tests.unit.core.things import Agent
@@ -177,3 +181,35 @@ def check(world: World) -> None:
     assert sum(len(node.engines) for node in fleet.nodes.values()) == len(fleet.engines)
     for kind in world.policy.node_types:
         assert sum(node.type == kind.name for node in fleet.nodes.values()) <= kind.max_nodes
+
+
+def check_bound(world: World) -> None:
+    """A model near its bound is next: the first of those that wait so long for room has some, or gets it, wherever
+    there would be some without the engines that may go."""
+    fleet = world.fleet
+    tx = Transaction(fleet, world.now, DEFAULT)
+    for name in pressure.order(tx):
+        if name not in fleet.queues or not pressure.weight(tx, name).overdue:
+            return
+        failure = fleet.failures.get(name)
+        if any(live(one) for one in tx.engines_of(name)) or (failure is not None and world.now < failure.retry_at):
+            continue
+        if name in fleet.slots:  # else it waits for a slot at the edge
+            _check_room(world, tx, name)
+        return
+
+
+def _check_room(world: World, tx: Transaction, name: str) -> None:
+    need, may_go = need_of(world.fleet.models[name]), [engine for _, engine in pressure.candidates(tx, name)]
+    made = possible = False
+    for node in filter(stays, world.fleet.nodes.values()):
+        room = Room(node.free_host_mib, node.free_gpu_mib)
+        engines = [world.fleet.engines[one] for one in node.engines]
+        for engine in engines:
+            if engine.state in (EngineState.DRAINING, EngineState.STOPPING):
+                room = room.without(engine, node.id)
+        made = made or room.devices(need) is not None
+        for engine in engines:
+            room = room.without(engine, node.id) if engine in may_go else room
+        possible = possible or room.devices(need) is not None
+    assert made or not possible, f"{name} is near its bound, and nothing makes way for it"

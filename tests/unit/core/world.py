@@ -36,6 +36,7 @@ from tests.unit.core.truth import (
     check,
     check_alone,
     check_ask,
+    check_bound,
     check_hand_over,
     check_memory,
     check_sleep,
@@ -88,6 +89,8 @@ class World:
             self.take_up(effect)
         check(self)
         check_hand_over(self)
+        if isinstance(event, ev.Tick) and self.fleet.settled:
+            check_bound(self)
 
     def restart(self) -> None:
         """The controller dies: what was under way to it or from it is lost, and the next one is told what there is."""

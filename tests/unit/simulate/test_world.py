@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve.core.step import LRU
 from serve.simulate.baselines import POLICIES, Fifo
 from serve.simulate.deciders import Core
 from serve.simulate.edge import EDGE_S
@@ -93,16 +94,21 @@ def test_the_gateway_leaves_a_busy_engine_alone_and_drains_an_idle_one() -> None
     ]  # fmt: skip
 
 
-def test_a_busy_model_starves_another_under_the_gateway_and_not_under_fifo() -> None:
+def test_a_busy_model_starves_another_under_lru_and_keeps_it_waiting_within_its_bound_under_the_gateway() -> None:
     hot = [asked(second, "A", 3) for second in range(400)]
     arrivals = sorted((*hot, asked(100.5, "B", 1, "v")), key=lambda one: one.at)
 
-    ours, fifo = run(trace_of(*arrivals), Core()), run(trace_of(*arrivals), House(Fifo()))
+    lru, ours, fifo = (
+        run(trace_of(*arrivals), Core(policies=LRU)),
+        run(trace_of(*arrivals), Core()),
+        run(trace_of(*arrivals), House(Fifo())),
+    )
 
-    assert max(ours.waits_s) > 300
-    assert ours.switches == 1
+    assert max(lru.waits_s) > 300
+    assert lru.switches == 1
+    assert max(ours.waits_s) < 4 * 30, "four loads"
+    assert ours.switches >= 2
     assert max(fifo.waits_s) < 120
-    assert fifo.switches >= 2
 
 
 def test_a_closed_loop_sends_a_batch_when_the_one_before_is_answered() -> None:
