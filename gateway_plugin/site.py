@@ -111,6 +111,9 @@ class Limits(_Frozen):
     ingress, until they end. At most what fits into its open files: half of ``ulimit -Hn``."""
     wait_s: float = Field(default=1800.0, gt=0)
     """How long one request may wait for its model."""
+    max_wait_s: float = Field(default=60.0, gt=0)
+    """No request waits longer than this, or four load times of its model where that is more, while a device that could
+    hold its model serves another one."""
     in_flight_per_key: int = Field(default=512, ge=1)
     requests_per_key_10s: int = Field(default=100_000, ge=1)
     abandoned_load_grace_s: float = Field(default=2.0, ge=0)

@@ -57,6 +57,9 @@ class Policy:
     retry_max_s: float = 300.0
     failures_per_wait: int = 3
     """Failed loads in a row after which the waiters get the error instead of another try."""
+    max_wait_s: float = 60.0
+    """No request waits longer than the larger of this and four load times of its model while a device that could hold
+    it serves another one."""
     load_guess_s: float = 60.0
     """Expected load time of a model never loaded here."""
     first_use_grace_s: float = 2.0

@@ -26,13 +26,17 @@ LOAD_S = 0.5
 START_S = 2.5
 """From an eviction until the other engine serves: its stop, the start of a process on a busy machine, the load."""
 TURNS = 6
+BOUND_S = 10.0
+"""For waits; four loads of a fake engine are less, even on a busy machine."""
+WATCHED_S = 16.0
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Gateway]:
     models = ("a", "b")
     with gateway(
-        lambda memory: {name: fake_model(memory, "--load-delay-s", str(LOAD_S), "--tokens", "6") for name in models}
+        lambda memory: {name: fake_model(memory, "--load-delay-s", str(LOAD_S), "--tokens", "6") for name in models},
+        limits={"max_wait_s": BOUND_S},
     ) as made:
         yield made
 
@@ -169,3 +173,28 @@ async def test_one_client_that_alternates_pays_a_load_each_time_and_no_more(runn
     assert not account.failed, account.failed[:5]
     assert switches == TURNS
     assert waits[len(waits) // 2] < LOAD_S + START_S
+
+
+async def test_a_cold_model_is_answered_within_the_bound_while_a_hot_one_goes_on(running: Gateway) -> None:
+    """Eight clients keep ``a`` busy with requests of 2 s; one request for ``b`` comes."""
+    account = Waits()
+
+    async def keep_busy(client: httpx.AsyncClient, until: float) -> None:
+        while time.monotonic() < until:
+            await account.ask(client, "a", "@sleep=2")
+
+    async with running.async_client(timeout=60) as client:
+        await account.ask(client, "a")
+        began = time.monotonic()
+        busy = [asyncio.create_task(keep_busy(client, began + WATCHED_S)) for _ in range(CLIENTS)]
+        await asyncio.sleep(3)
+        await account.ask(client, "b")
+        await asyncio.gather(*busy)
+    assert not account.failed, account.failed[:5]
+    ((sent, answered),) = account.answered["b"]
+    after = sum(begun > answered for begun, _ in account.answered["a"])
+    print(
+        f"the cold one waited {answered - sent:.1f} s; {after} of {len(account.answered['a'])} answers of the hot later"
+    )
+    assert answered - sent < BOUND_S
+    assert after > 0, "the hot one's clients had to leave first"
