@@ -32,8 +32,8 @@ Way = Literal["pressure", "lru"]
 WAYS: tuple[Way, Way] = ("pressure", "lru")
 MODELS = ("a", "b")
 REQUESTS = 200
-PER_S = 5.0
-ANSWER_S = 0.4
+PER_S = 3.0
+ANSWER_S = 1.0
 LOAD_S = 3.0
 PATIENCE_S = 300.0
 
