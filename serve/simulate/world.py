@@ -55,7 +55,6 @@ class World:
         self.engines = self.agents.engines
         self.edge = Edge(
             self.clock, self.engines, self.pending,
-            under_way=lambda user: self.tally.users[user].pending,
             tell=self.tell, begins=self._waited, ends=self._ends,
             turned_away=lambda number: self.clock.after(INNER_S, lambda: self._waits(number)),
         )  # fmt: skip
