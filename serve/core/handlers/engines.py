@@ -14,7 +14,16 @@ from serve.core.events import (
 )
 from serve.core.state import Engine, EngineState, Fleet, had_requests, ready_at
 from serve.core.transaction import Transaction
-from serve.core.transitions import after_death, doubt_sleep, fell_asleep, forget, made_ready, record_failure, woke
+from serve.core.transitions import (
+    MAY_SLEEP,
+    after_death,
+    doubt_sleep,
+    fell_asleep,
+    forget,
+    made_ready,
+    record_failure,
+    woke,
+)
 
 
 def engine_listening(tx: Transaction, event: EngineListening) -> None:
@@ -66,7 +75,7 @@ def engine_exited(tx: Transaction, event: EngineExited) -> None:
         return
     if event.expected:
         failure = tx.failures.rows.get(engine.model)
-        if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle"):  # (4)
+        if failure is not None and failure.after_ready and engine.stop_reason in (*MAY_SLEEP, "slot-needed"):  # (4)
             tx.failures.drop(engine.model)
         return
     summary = event.summary or "it failed"
