@@ -198,7 +198,7 @@ def test_a_sleeper_is_stopped_at_once_and_holds_no_more_than_before(how: str) ->
     switched(story, "a", "b", kept_mib=GIB)
     sleeper = story.engine("a").id
     assert story.fleet.nodes[NODE].free_gpu_mib == (GIB,)
-    told = {
+    told: dict[str, ev.Event] = {
         "unloaded": ev.UnloadAsked("a"),
         "catalog": ev.CatalogChanged((a_model("b", 8, gpus=1),)),
         "drain": ev.NodeDrainAsked(NODE),
