@@ -337,7 +337,7 @@ class EngineProcess:
         elif code is not None:
             name = signal.Signals(-code).name
             how = f"it was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        return Why(how, how)
+        return Why(how, how, doubt=self.record.sleep in ("sleep", "wake"))
 
 
 def _doubt(reload: Reload) -> Why:

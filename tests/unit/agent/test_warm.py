@@ -168,6 +168,15 @@ def test_one_whose_agent_was_lost_while_it_fell_asleep_is_in_doubt(host: AgentHo
 
 
 @pytest.mark.process
+def test_one_that_dies_in_its_first_sleep_is_in_doubt(host: AgentHost, tmp_path: Path) -> None:
+    """Else its model would count as one that cannot be loaded."""
+    host.start(sleeper(tmp_path, "sleep-hangs"), gpus=(0,), sleep_mib=MEMORY_MIB)
+    assert eventually(lambda: host.record().sleep == "sleep")
+    psutil.Process(host.record().pid).send_signal(signal.SIGKILL)
+    assert host.wait(EngineExited).doubt
+
+
+@pytest.mark.process
 def test_one_that_dies_asleep_is_reported_and_one_stopped_asleep_is_gone(host: AgentHost, tmp_path: Path) -> None:
     for name in ("e1", "e2"):
         host.start(sleeper(tmp_path), name, gpus=(0,))
