@@ -16,7 +16,7 @@ from gateway_plugin.masking import secrets_of
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.weights import resolve
 from serve.agent import records
-from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
+from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, sleeps_in, visible_devices
 from serve.agent.processes import free_port, spawn
 from serve.agent.records import EngineRecord
 from serve.core.effects import StartEngine
@@ -59,6 +59,9 @@ def launch(
     bind = Bind(place.host, free_port(place.host))
     tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
     sleeps = model.sleeps and place.sleeps
+    if sleeps and not sleeps_in({**os.environ, **model.env}):
+        logger.warning("engine cannot sleep engine=%s why=expandable_segments in its environment", command.engine)
+        sleeps = False
     argv = engine_argv(model, source, bind, tls, place.gpu_total_mib, sleeps)
     env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
     log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
