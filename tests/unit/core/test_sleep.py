@@ -315,3 +315,20 @@ def test_a_node_with_sleepers_only_is_unused_and_released() -> None:
     asleep(story, "a")
     story.tick(3700)
     assert [stop.reason for stop in story.said(StopEngine)] == ["node-leaving"]
+
+
+def test_none_is_woken_while_its_agent_is_away_or_something_moves_on_its_gpu() -> None:
+    story = serving(one_gpu(a_model("a", 8, gpus=1, keep_alive=30), a_model("b", 2, gpus=1)), "a")
+    story.tick(31)
+    asleep(story, "a")
+    story.on(ev.NodeGone(NODE, "died", node_alive=True))
+    story.ask("a")
+    assert not story.ever(WakeEngine)
+    story.on(ev.WaiterLeft(f"t{story.tickets}"))
+    story.join(NODE, 4, (10,), engines=(found(asleep=True, kept_mib=0),), sleep_mib=40 * GIB)
+    story.ask("b")
+    assert story.said(StartEngine)
+    story.ask("a", after=1)
+    assert not story.ever(WakeEngine), "the other one loads there"
+    story.got_ready("b")
+    assert [wake.engine for wake in story.said(WakeEngine)] == ["a-1-1"]
