@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serve.core.effects import SleepEngine
 from serve.core.events import (
     EngineAsleep,
     EngineAwake,
@@ -33,9 +34,16 @@ def engine_listening(tx: Transaction, event: EngineListening) -> None:
 
 
 def engine_ready(tx: Transaction, event: EngineReady) -> None:
-    """It answered a real request: its route may open."""
+    """It answered a real request: its route may open. (An agent made again asks the engines that it adopts, too; one
+    that falls asleep or wakes has not heard the command, or is awake.)"""
     engine = tx.engines.rows.get(event.engine)
-    if engine is not None and engine.state is EngineState.LOADING:
+    if engine is None:
+        return
+    if engine.state is EngineState.FALLING_ASLEEP:
+        tx.emit(SleepEngine(engine.id, engine.node, tx.epoch))
+    elif engine.state is EngineState.WAKING:
+        woke(tx, engine, None)
+    elif engine.state is EngineState.LOADING:
         made_ready(
             tx, engine, event.address, event.load_s, can_sleep=event.can_sleep, sleep_mib=event.sleep_mib
         )  # fmt: skip
