@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gateway_plugin.catalog import Model
 from serve.core.room import loads_beside
-from serve.core.state import Engine, EngineState, Node, stays
+from serve.core.state import Engine, EngineState, Node, stays, used_at
 from serve.core.transaction import Transaction
 
 
@@ -55,8 +55,8 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
     is being freed (``being_freed_mib``); ``None``: there is none.
 
     (1) it slept before: its memory is its own; (2) there is room; (3) of the engines asleep on its node that are worth
-    less than it (``Policies.eviction_rank``), are not wanted and can be stopped at once, the fewest of the least
-    valuable; (4) not enough.
+    less than it, are not wanted and can be stopped at once, the fewest of the least valuable; (4) not enough. Worth:
+    the later used the more.
     """
     if engine.slept:  # (1)
         return ()
@@ -64,19 +64,21 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
     lacking_mib = most_mib(tx.models[engine.model]) - node.free_sleep_mib - being_freed_mib(tx, node)
     if lacking_mib <= 0:  # (2)
         return ()
-    rank = tx.policies.eviction_rank
-    worth = (rank(tx, engine), engine.id)
     engines = [tx.engines.rows[name] for name in node.engines]
     asleep = [one for one in engines if one.state is EngineState.ASLEEP and loads_beside(one, engines) is None]
-    asleep.sort(key=lambda one: (rank(tx, one), one.id))
+    asleep.sort(key=_worth)
     chosen: list[Engine] = []
     for one in asleep:  # (3)
-        if lacking_mib <= 0 or (rank(tx, one), one.id) > worth:
+        if lacking_mib <= 0 or _worth(one) > _worth(engine):
             break
         if not tx.wanted(one.model):
             chosen.append(one)
             lacking_mib -= one.sleep_mib
     return tuple(chosen) if lacking_mib <= 0 else None  # (4)
+
+
+def _worth(engine: Engine) -> tuple[float, str]:
+    return used_at(engine), engine.id
 
 
 def being_freed_mib(tx: Transaction, node: Node) -> int:
