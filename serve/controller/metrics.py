@@ -104,7 +104,7 @@ class Metrics:
                 self._wakes.labels(engine.model).observe(event.took_s)
             else:
                 self._exits.labels(engine.model, str(event.expected).lower()).inc()
-                if event.doubt:
+                if event.doubt or engine.stop_reason in ("sleep-timeout", "wake-timeout"):
                     self._doubts.labels(engine.model).inc()
 
     def text(self, fleet: Fleet, requests: dict[str, int], now: float) -> bytes:

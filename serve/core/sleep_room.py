@@ -7,7 +7,8 @@ counts every engine that has slept once.
 from __future__ import annotations
 
 from gateway_plugin.catalog import Model
-from serve.core.state import Engine, EngineState, Node, stays
+from serve.core.room import loads_beside
+from serve.core.state import Engine, EngineState, Node, stays, used_at
 from serve.core.transaction import Transaction
 
 
@@ -53,8 +54,9 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
     """The engines asleep to stop so that ``engine`` can sleep, the least valuable first; ``()``: there is room, or it
     is being freed (``being_freed_mib``); ``None``: there is none.
 
-    (1) it slept before: its memory is its own; (2) there is room; (3) of the engines asleep on its node, that are worth
-    less than it (``Policies.eviction_rank``) and not wanted, the fewest of the least valuable; (4) not enough.
+    (1) it slept before: its memory is its own; (2) there is room; (3) of the engines asleep on its node that are worth
+    less than it, are not wanted and can be stopped at once, the fewest of the least valuable; (4) not enough. Worth:
+    the later used the more.
     """
     if engine.slept:  # (1)
         return ()
@@ -62,13 +64,12 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
     lacking_mib = most_mib(tx.models[engine.model]) - node.free_sleep_mib - being_freed_mib(tx, node)
     if lacking_mib <= 0:  # (2)
         return ()
-    rank = tx.policies.eviction_rank
-    worth = (rank(tx, engine), engine.id)
-    asleep = [one for name in node.engines if (one := tx.engines.rows[name]).state is EngineState.ASLEEP]
-    asleep.sort(key=lambda one: (rank(tx, one), one.id))
+    engines = [tx.engines.rows[name] for name in node.engines]
+    asleep = [one for one in engines if one.state is EngineState.ASLEEP and loads_beside(one, engines) is None]
+    asleep.sort(key=_worth)
     chosen: list[Engine] = []
     for one in asleep:  # (3)
-        if lacking_mib <= 0 or (rank(tx, one), one.id) > worth:
+        if lacking_mib <= 0 or _worth(one) > _worth(engine):
             break
         if not tx.wanted(one.model):
             chosen.append(one)
@@ -76,7 +77,11 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
     return tuple(chosen) if lacking_mib <= 0 else None  # (4)
 
 
+def _worth(engine: Engine) -> tuple[float, str]:
+    return used_at(engine), engine.id
+
+
 def being_freed_mib(tx: Transaction, node: Node) -> int:
-    """Host memory of engines on ``node`` that are being stopped."""
+    """Host memory of engines on ``node`` whose stop was sent."""
     engines = (tx.engines.rows[name] for name in node.engines)
-    return sum(engine.sleep_mib for engine in engines if engine.state is EngineState.STOPPING)
+    return sum(one.sleep_mib for one in engines if one.state is EngineState.STOPPING and one.stop_sent)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway_plugin.catalog import Model
-from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
+from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, sleeps_in, visible_devices
 
 TLS = TlsFiles(Path("/t/engine.key"), Path("/t/engine.crt"), Path("/t/ca.pem"))
 BIND = Bind("10.0.0.7", 40123)
@@ -221,3 +221,9 @@ def test_only_a_vllm_with_gpus_that_is_to_sleep_is_given_sleep_mode_and_its_endp
         env = engine_env(model(gpus=gpus), "key", tuple(range(gpus)), (), {}, sleeps=sleeps)
         able = bool(gpus and sleeps)
         assert ("--enable-sleep-mode" in argv, env.get("VLLM_SERVER_DEV_MODE")) == (able, "1" if able else None)
+
+
+def test_expandable_segments_and_sleep_do_not_go_together() -> None:
+    assert sleeps_in({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"})
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        assert not sleeps_in({name: "max_split_size_mb:128,expandable_segments:True"})

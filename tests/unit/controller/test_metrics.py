@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serve.controller.metrics import Metrics
-from serve.core.events import EngineExited, EngineReady
+from serve.core.events import EngineAsleep, EngineAwake, EngineExited, EngineReady
 from serve.core.state import EngineState, Waiter
 from tests.unit.controller.test_observer import ENGINE, FLEET
 
@@ -42,3 +42,16 @@ def test_load_seconds_and_exits_are_counted_once_and_stale_ones_never() -> None:
     assert 'gateway_load_seconds_sum{model="m"} 3.0' in found
     assert 'gateway_load_seconds_count{model="m"} 1.0' in found
     assert 'gateway_engine_exits_total{expected="true",model="m"} 1.0' in found
+
+
+def test_sleeps_wakes_and_doubts_are_counted() -> None:
+    metrics = Metrics()
+    metrics.count(FLEET, EngineAsleep("e1", 4096, 1.5))
+    metrics.count(FLEET, EngineAwake("e1", 0.5))
+    metrics.count(FLEET, EngineExited("e1", "", expected=False, doubt=True))
+    late = replace(FLEET, engines={"e1": replace(ENGINE, stop_reason="wake-timeout")})
+    metrics.count(late, EngineExited("e1", "", expected=True))
+    found = lines(metrics)
+    assert 'gateway_sleep_seconds_sum{model="m"} 1.5' in found
+    assert 'gateway_wake_seconds_sum{model="m"} 0.5' in found
+    assert 'gateway_sleep_doubts_total{model="m"} 2.0' in found
