@@ -53,7 +53,7 @@ def wait_until_ready(
             if failed_since is not None and now - failed_since >= failed_s:  # (3)
                 words = f"The model '{found.name}' fails to load: {found.reason or 'no reason is known'}"
                 raise ModelUnavailable(words, state=FAILED)
-            if (found.state == "cold" or not asked) and waiting is None and now < deadline:  # (4)
+            if (found.state in ("cold", "asleep") or not asked) and waiting is None and now < deadline:  # (4)
                 waiting, asked = load(found, deadline - now), True
             left_s = deadline - clock()
             if left_s <= look_s:  # (5)

@@ -115,13 +115,8 @@ class Limits(_Frozen):
     wait_s: float = Field(default=1800.0, gt=0)
     """How long one request may wait for its model."""
     max_wait_s: float = Field(default=60.0, gt=0)
-<<<<<<< HEAD
     """A request waits no longer than this, or four load times of its model if that is more, while a GPU that could hold
     the model serves another one: then that one makes way. docs/switching.md has what it takes to keep this."""
-=======
-    """No request waits longer than this, or four load times of its model where that is more, while a device that could
-    hold its model serves another one."""
->>>>>>> replicas
     in_flight_per_key: int = Field(default=512, ge=1)
     requests_per_key_10s: int = Field(default=100_000, ge=1)
     abandoned_load_grace_s: float = Field(default=2.0, ge=0)

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import resource
-import signal
 import ssl
 import subprocess
 from collections import deque
@@ -22,21 +21,22 @@ from pathlib import Path
 from typing import Literal
 
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.isolation import Isolation, find_isolation, isolated
+from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.masking import masked, secrets_of
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.processes import alive
-from gateway_plugin.weights import resolve
 from serve.agent import records
-from serve.agent.argv import Bind, TlsFiles, device_names, engine_argv, engine_env, needs_source, visible_devices
+from serve.agent.argv import device_names, visible_devices
 from serve.agent.devices import Devices, Lease
-from serve.agent.engine import EngineEvent, EngineProcess, Timing
+from serve.agent.engine import EngineEvent, EngineProcess
 from serve.agent.host_memory import budget_mib
 from serve.agent.lastwords import last_words, summary_of
+from serve.agent.launch import Launched, Place, launch
 from serve.agent.node import gpu_total_mib, node_address, notice_in
 from serve.agent.probe import Probe, client_context
-from serve.agent.processes import end_group, free_port, prune_engine_logs, spawn, tail
+from serve.agent.processes import end_group, prune_engine_logs, tail
 from serve.agent.records import EngineRecord
+from serve.agent.timing import Timing
 from serve.agent.warm import Gauges
 from serve.core.effects import SleepEngine, StartEngine, StopEngine, WakeEngine
 from serve.core.events import EngineExited, NodeJoined, NodeLeaves
@@ -77,8 +77,7 @@ class NodeAgent:
     def __init__(self, settings: AgentSettings, timing: Timing | None = None, gauges: Gauges | None = None) -> None:
         self._settings = settings
         self._gauges = gauges or Gauges()
-        self._devices = Devices()
-        self._sleep_mib = 0
+        self._devices, self._sleep_mib = Devices(), 0
         self._timing = timing or Timing()
         self._layout = Layout.of(Path(settings.state))
         self._block = os.environ.get("RAY_CLOUD_INSTANCE_ID", "")
@@ -146,8 +145,8 @@ class NodeAgent:
             lease.release()
             return
         try:
-            record, child, recorded = self._launch(command, key)
-            self._watch(record, child, lease, recorded)
+            started = self._launch(command, key)
+            self._watch(started.record, started.child, lease, started.recorded)
         except (GatewayError, OSError) as error:
             lease.release()
             reason = error.message if isinstance(error, GatewayError) else f"could not be started: {error}"
@@ -250,54 +249,11 @@ class NodeAgent:
             del self._known[forgotten]
             self._stopped.pop(forgotten, None)
 
-    def _launch(self, command: StartEngine, key: str) -> tuple[EngineRecord, subprocess.Popen[bytes], bool]:
-        """The engine's record, its process, and whether the record is on disk."""
-        model, layout = command.model, self._layout
-        source = resolve(model) if needs_source(model) else model.source
-        bind = Bind(self._host, free_port(self._host))
-        tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
-        sleeps = model.sleeps and self._sleep_mib > 0
-        argv = engine_argv(model, source, bind, tls, self._gpu_total_mib, sleeps)
-        env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
-        log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
-        prune_engine_logs(layout, [records.file_name(engine) for engine in (command.engine, *self._engines)])
-        wrapper = isolated(self._isolation, self._settings.isolate, model, layout, source, env)
-        spawned = spawn(argv, env, log, wrapper)
-        record = EngineRecord(
-            engine=command.engine,
-            model=model.name,
-            task=model.task,
-            node=self._settings.node,
-            block=self._block,
-            pid=spawned.mark.pid,
-            started=spawned.mark.started,
-            host=bind.host,
-            port=bind.port,
-            epoch=command.epoch,
-            gpus=command.gpus,
-            memory_mib=model.memory_mib,
-            log=str(log),
-            key=key,
-            secrets=secrets_of(model.env),
-            ticks=spawned.mark.ticks,
-            boot=spawned.mark.boot,
-            hang_after_s=model.hang_after_s,
-            sleeps=sleeps,
-            sleep_mib=command.sleep_mib if sleeps else 0,
-        )
-        recorded = True
-        try:
-            records.write(layout, record)
-        except OSError as error:  # a full disk: its watcher keeps trying
-            logger.warning("engine not recorded engine=%s why=%s", record.engine, error)
-            recorded = False
-        except GatewayError:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(spawned.mark.pid, signal.SIGKILL)  # without a record it could not be found again
-            spawned.child.wait()
-            raise
-        logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
-        return record, spawned.child, recorded
+    def _launch(self, command: StartEngine, key: str) -> Launched:
+        prune_engine_logs(self._layout, [records.file_name(engine) for engine in (command.engine, *self._engines)])
+        settings = self._settings
+        place = Place(settings.node, self._block, self._host, self._gpu_total_mib, self._sleep_mib > 0)
+        return launch(self._layout, place, command, key, self._isolation, settings.isolate)
 
     def _watch(
         self,
@@ -389,8 +345,6 @@ class NodeAgent:
             return
         held_mib = sum(engine.record.sleep_mib for engine in self._engines.values() if engine.record.slept)
         left_mib = self._gauges.available_mib() + held_mib
-        gpus = len(settings.gpu_mib)
-        self._sleep_mib, warning = budget_mib(settings.sleep_mib, left_mib, settings.host_mib, gpus)
-        if warning:
-            logger.warning("sleep memory limited node=%s why=%s", settings.node, warning)
-        logger.info("sleep memory node=%s mib=%d left_mib=%d", settings.node, self._sleep_mib, left_mib)
+        self._sleep_mib, warning = budget_mib(settings.sleep_mib, left_mib, settings.host_mib, len(settings.gpu_mib))
+        log = logger.warning if warning else logger.info
+        log("sleep memory node=%s mib=%d %s", settings.node, self._sleep_mib, warning)

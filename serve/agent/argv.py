@@ -203,6 +203,12 @@ def device_names(gpus: tuple[int, ...], visible: tuple[str, ...]) -> tuple[str, 
     return tuple(visible[gpu] if gpu < len(visible) else str(gpu) for gpu in gpus)
 
 
+def sleeps_in(env: Mapping[str, str]) -> bool:
+    """Whether a vLLM with this environment starts with sleep mode: it does not with PyTorch's expandable segments."""
+    allocator = env.get("PYTORCH_CUDA_ALLOC_CONF", "") + env.get("PYTORCH_ALLOC_CONF", "")
+    return "expandable_segments:true" not in allocator.lower()
+
+
 def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
     """The part of a block's environment that its engines receive: all but (1) variables of the gateway and the job,
     (2) those that shell, batch system and Ray set for themselves, (3) secrets that are not for engines, by name or by a

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,7 +23,8 @@ from serve.agent.lastwords import last_words, summary_of
 from serve.agent.probe import Health, Probe, ProbeFailed
 from serve.agent.processes import end_group, tail
 from serve.agent.records import EngineRecord
-from serve.agent.sleeping import Patience, Reload
+from serve.agent.sleeping import Reload
+from serve.agent.timing import Timing
 from serve.agent.warm import Gauges, WarmTier
 from serve.core.events import (
     EngineAsleep,
@@ -40,28 +41,6 @@ EngineEvent = EngineListening | EngineReady | EngineAsleep | EngineAwake | Engin
 """Callback for reports on an engine."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Timeouts of an agent, in seconds."""
-
-    poll_s: float = 0.2
-    """Between checks of a process, and at first between probes of a loading engine."""
-    probe_max_s: float = 1.0
-    """Upper bound of the back-off between probes of a loading engine."""
-    health_every_s: float = 5.0
-    health_timeout_s: float = 10.0
-    ill_after_s: float = 60.0
-    """An engine whose health check fails for this time is hung. Long: a busy engine is not a dead one."""
-    first_answer_s: float = 120.0
-    """Timeout of the one real request."""
-    grace_s: float = 10.0
-    """From SIGTERM to SIGKILL."""
-    device_wait_s: float = 30.0
-    """How long a stop waits for another engine that loads, stops, falls asleep or wakes on one of its GPUs."""
-    patience: Patience = field(default_factory=Patience)
-    """With sleep and wake."""
 
 
 _GAUGES = Gauges()
@@ -306,16 +285,9 @@ class EngineProcess:
         self._ready = True
         logger.info("engine ready engine=%s pid=%d load_s=%.1f", self.record.engine, self.record.pid, loaded_s)
         record = self.record
-        self._report(
-            EngineReady(
-                record.engine,
-                record.address,
-                loaded_s,
-                max_model_len,
-                self._warm.possible,
-                record.sleep_mib if record.slept else 0,
-            )
-        )
+        slept_mib = record.sleep_mib if record.slept else 0
+        can_sleep = self._warm.possible
+        self._report(EngineReady(record.engine, record.address, loaded_s, max_model_len, can_sleep, slept_mib))
         self.settled.set()
 
     def _update(self, changes: dict[str, Any]) -> None:
@@ -365,7 +337,7 @@ class EngineProcess:
         elif code is not None:
             name = signal.Signals(-code).name
             how = f"it was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        return Why(how, how)
+        return Why(how, how, doubt=self.record.sleep in ("sleep", "wake"))
 
 
 def _doubt(reload: Reload) -> Why:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from gateway_plugin.processes import Mark, group_members
+
 _ENGINE_MIB = 8 * 1024
-"""For the processes of one engine with GPUs beside its weights, kept free for each GPU; measured: 8 to 10 GiB."""
+"""For the processes of an engine that has not slept, kept free for each GPU; measured: 8 to 10 GiB."""
 _SPARE_SHARE = 0.1
 """Of what is left: kept free for everything else on the node."""
 
@@ -17,6 +20,15 @@ def available_mib() -> int:
     """Host memory that processes of this job can still take; 0 if that is not known."""
     left = [psutil.virtual_memory().available // 2**20, *_left_in_cgroups()]
     return max(0, min(left))
+
+
+def held_mib(leader: Mark) -> int:
+    """Host memory that the processes of an engine hold for themselves alone."""
+    held = 0
+    for member in group_members(leader):
+        with contextlib.suppress(psutil.Error):
+            held += psutil.Process(member.pid).memory_full_info().uss
+    return held // 2**20
 
 
 def budget_mib(asked_mib: int | None, left_mib: int, host_mib: int, gpus: int) -> tuple[int, str]:

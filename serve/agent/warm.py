@@ -6,13 +6,15 @@ keeps its record on disk in step, so that the next agent finds it asleep, or in 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from gateway_plugin.processes import Mark
 from serve.agent.devices import Devices
-from serve.agent.host_memory import available_mib
+from serve.agent.host_memory import available_mib, held_mib
 from serve.agent.probe import Probe
 from serve.agent.records import EngineRecord
 from serve.agent.sleeping import Asleep, Canary, Mib, Patience, Reload, Sleeper, used_mib_of
@@ -29,6 +31,8 @@ class Gauges:
     """In use on these GPUs, by the batch system's names for them."""
     available_mib: Callable[[], int] = available_mib
     """What is left of the host's."""
+    held_mib: Callable[[Mark], int] = held_mib
+    """Of the host's, what an engine's processes hold."""
 
 
 class WarmTier:
@@ -77,6 +81,7 @@ class WarmTier:
         most_mib = record.memory_mib * len(record.gpus)
         self._update({"sleep": "sleep", "sleep_mib": record.sleep_mib or most_mib})
         async with self._devices.alone(record.gpus if alone else ()):
+            processes_mib = 0 if record.slept else await asyncio.to_thread(self._gauges.held_mib, record.mark)
             left_mib = self._gauges.available_mib()
             result = await self._sleeper.fall_asleep(record.memory_mib)
             pinned_mib = left_mib - self._gauges.available_mib()
@@ -85,7 +90,7 @@ class WarmTier:
         changed: dict[str, Any] = {"sleep": "asleep", "freed_mib": result.freed_mib}
         changed["kept_mib"] = max(0, record.memory_mib - min(result.freed_mib))
         if not record.slept:
-            changed |= {"slept": True, "sleep_mib": max(1, min(pinned_mib, most_mib))}
+            changed |= {"slept": True, "sleep_mib": max(1, min(processes_mib + pinned_mib, most_mib))}
         self._update(changed)
         record = self._record()
         logger.info("engine asleep engine=%s took_s=%.1f sleep_mib=%d", record.engine, result.took_s, record.sleep_mib)

@@ -120,7 +120,7 @@ class Metrics:
                 self._wakes.labels(engine.model).observe(event.took_s)
             else:
                 self._exits.labels(engine.model, str(event.expected).lower()).inc()
-                if event.doubt:
+                if event.doubt or engine.stop_reason in ("sleep-timeout", "wake-timeout"):
                     self._doubts.labels(engine.model).inc()
 
     def count_decisions(self, decisions: Iterable[Decision]) -> None:

@@ -58,7 +58,6 @@ class Policy:
     failures_per_wait: int = 3
     """Failed loads in a row after which the waiters get the error instead of another try."""
     max_wait_s: float = 60.0
-<<<<<<< HEAD
     max_wait_loads: float = 4.0
     """No request waits longer than the larger of ``max_wait_s`` and so many load times of its model while a device that
     could hold it serves another one (``serve.core.policies.pressure``). More: fewer and longer waits."""
@@ -74,10 +73,6 @@ class Policy:
     impatience: float = 2.0
     """How much more a second of waiting weighs for each load time that the oldest waiter has waited. More: shorter long
     waits, more switches."""
-=======
-    """No request waits longer than the larger of this and four load times of its model while a device that could hold
-    it serves another one."""
->>>>>>> replicas
     load_guess_s: float = 60.0
     """Expected load time of a model never loaded here."""
     wake_guess_s: float = 5.0

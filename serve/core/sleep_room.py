@@ -7,6 +7,7 @@ counts every engine that has slept once.
 from __future__ import annotations
 
 from gateway_plugin.catalog import Model
+from serve.core.room import loads_beside
 from serve.core.state import Engine, EngineState, Node, stays
 from serve.core.transaction import Transaction
 
@@ -63,8 +64,9 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
     """The engines asleep to stop so that ``engine`` can sleep, the least valuable first; ``()``: there is room, or it
     is being freed (``being_freed_mib``); ``None``: there is none.
 
-    (1) it slept before: its memory is its own; (2) there is room; (3) of the engines asleep on its node, that are worth
-    less than it (``Policies.sleep_worth``) and not wanted, the fewest of the least valuable; (4) not enough.
+    (1) it slept before: its memory is its own; (2) there is room; (3) of the engines asleep on its node that are worth
+    less than it (``Policies.sleep_worth``), are not wanted and can be stopped at once, the fewest of the least valuable;
+    (4) not enough.
     """
     if engine.slept:  # (1)
         return ()
@@ -74,7 +76,8 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
         return ()
     rank = tx.policies.sleep_worth
     worth = (rank(tx, engine), engine.id)
-    asleep = [one for name in node.engines if (one := tx.engines.rows[name]).state is EngineState.ASLEEP]
+    engines = [tx.engines.rows[name] for name in node.engines]
+    asleep = [one for one in engines if one.state is EngineState.ASLEEP and loads_beside(one, engines) is None]
     asleep.sort(key=lambda one: (rank(tx, one), one.id))
     chosen: list[Engine] = []
     for one in asleep:  # (3)
@@ -87,6 +90,6 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
 
 
 def being_freed_mib(tx: Transaction, node: Node) -> int:
-    """Host memory of engines on ``node`` that are being stopped."""
+    """Host memory of engines on ``node`` whose stop was sent."""
     engines = (tx.engines.rows[name] for name in node.engines)
-    return sum(engine.sleep_mib for engine in engines if engine.state is EngineState.STOPPING)
+    return sum(one.sleep_mib for one in engines if one.state is EngineState.STOPPING and one.stop_sent)

@@ -1,8 +1,10 @@
 """The edge of the simulated world: routes, their counters, and the order of requests that no engine takes yet.
 
 A request goes to the least busy engine of its model. An engine takes ``Times.concurrency`` at a time; if all are full,
-the request waits here. Each one counts as having come later by ``LATER_S`` for each other one that its requester has
-under way: who has less goes first, and no request is passed for ever.
+the request waits here, in the order of the gateway's own edge (``gateway_plugin.edge``): it counts as having come later
+by a turn and a half for each other request that its user has at this model, and at most by ``LATEST_S``. A turn is the
+time in which each of those who wait is served once: the mean of what those who waited took, divided by what their user
+had at the model.
 
 As in the gateway the counters are read once a second, those of draining routes every 50 ms, and a command takes 20 ms.
 Two savings that change no decision: a draining route's counters are reported when they reach zero, and while nothing
@@ -12,6 +14,7 @@ waits or is in flight the counters are read every ten seconds.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from serve.core import events as ev
@@ -24,8 +27,10 @@ EDGE_S = 0.02
 COUNTERS_S = 1.0
 CLOSELY_S = 0.05
 RESTING_S = 10.0
-LATER_S = 1.0
-"""By so much a request stands back for each other one of its requester."""
+FIRST_S = 2.0
+"""What a request is taken to last before one was measured."""
+AHEAD = 1.5
+LATEST_S = 300.0
 
 
 class Edge:
@@ -37,19 +42,20 @@ class Edge:
         clock: Clock,
         engines: Mapping[str, Engine],
         pending: Mapping[int, Pending],
-        under_way: Callable[[str], int],
         tell: Callable[[ev.Event], None],
         begins: Callable[[Pending], None],
         ends: Callable[[int, Outcome], None],
         turned_away: Callable[[int], None],
     ) -> None:
-        """``under_way``: how many requests a user has in all; ``tell``: to the decider; ``turned_away``: a request that
-        waited here has lost the last route of its model."""
+        """``turned_away``: a request that waited here has lost the last route of its model."""
         self.clock, self.engines, self.pending = clock, engines, pending
         self.routes: dict[str, list[Engine]] = {}
         self.queues: dict[str, list[tuple[float, int]]] = {}
         """Model -> the requests that wait here, a heap: (as if come at, request)."""
-        self._under_way, self._tell = under_way, tell
+        self._at_model: Counter[tuple[str, str]] = Counter()
+        """Model, user -> requests that wait here or are in flight."""
+        self._turn_s: dict[str, float] = {}
+        self._tell = tell
         self._begins, self._ends, self._turned_away = begins, ends, turned_away
         self._read_at = 0.0
 
@@ -60,13 +66,27 @@ class Edge:
         servers = self.routes.get(one.request.model)
         if not servers:
             return False
+        self._at_model[mine := (one.request.model, one.request.user)] += 1
         engine = servers[0] if len(servers) == 1 else min(servers, key=lambda it: (len(it.service), it.id))
         if len(engine.service) < engine.times.concurrency:
             self._begin(number, engine)
         else:
-            later_s = LATER_S * (self._under_way(one.request.user) - 1)
+            one.queued_at, one.turns = self.clock.now, self._at_model[mine]
+            turn_s = self._turn_s.setdefault(engine.model, FIRST_S / engine.times.concurrency)
+            later_s = min(LATEST_S, (one.turns - 1) * turn_s * AHEAD)
             heapq.heappush(self.queues.setdefault(engine.model, []), (self.clock.now + later_s, number))
         return True
+
+    def _leaves(self, number: int, model: str) -> Pending:
+        one = self.pending[number]
+        self._at_model[model, one.request.user] -= 1
+        return one
+
+    def _measure(self, one: Pending, engine: Engine) -> None:
+        """A mean over twice as many as there are at the model."""
+        there = len(engine.service) + len(self.queues.get(engine.model, ()))
+        took_s = (self.clock.now - one.queued_at) / one.turns
+        self._turn_s[engine.model] += (took_s - self._turn_s[engine.model]) / (2 * there + 2)
 
     def _begin(self, number: int, engine: Engine) -> None:
         assert engine.open, f"{engine.id}: a request is sent to it without a route"
@@ -89,6 +109,9 @@ class Edge:
         if due != engine.due:
             return
         number = engine.service.end(self.clock.now)
+        one = self._leaves(number, engine.model)
+        if one.turns:
+            self._measure(one, engine)
         self._plan_end(engine)
         if engine.open:
             self._fill(engine)
@@ -150,6 +173,7 @@ class Edge:
         left.remove(engine)
         if not left:
             for _, number in sorted(self.queues.pop(engine.model, ())):
+                self._leaves(number, engine.model).turns = 0
                 self._turned_away(number)
 
     def cut(self, engine: Engine) -> None:
@@ -157,6 +181,7 @@ class Edge:
         self.shut(engine)
         engine.due += 1
         for number in engine.service.cut():
+            self._leaves(number, engine.model)
             self._ends(number, Outcome.CUT)
 
     # --- counters ---

@@ -83,6 +83,10 @@ class Pending:
     loop: int | None = None
     """Its session."""
     began: float | None = None
+    queued_at: float = 0.0
+    """When it began to wait at the edge, if it did."""
+    turns: int = 0
+    """What its user had at its model then, with it; 0: it did not wait there."""
 
 
 @dataclass

@@ -27,9 +27,9 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members
 from gateway_plugin.weights import prepare
 from serve.agent import records
-from serve.agent.engine import Timing
 from serve.agent.progress import counters_of
 from serve.agent.records import EngineRecord
+from serve.agent.timing import Timing
 from serve.core.events import EngineExited, EngineListening, EngineReady
 from tests.support.agents import KEY, NAMED, QUICK, AgentHost, engine_client, fake_model, private_layout
 

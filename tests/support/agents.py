@@ -22,9 +22,10 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.tls import ENGINE_NAME, make_authority
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent
-from serve.agent.engine import EngineEvent, Timing
+from serve.agent.engine import EngineEvent
 from serve.agent.probe import client_context
 from serve.agent.records import EngineRecord
+from serve.agent.timing import Timing
 from serve.agent.warm import Gauges
 from serve.core.effects import SleepEngine, StartEngine, StopEngine, WakeEngine
 from serve.core.events import EngineExited, NodeJoined, NodeLeaves

@@ -39,7 +39,9 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
         for engine in tx.engines_of(name):  # (1)
             begin_stop(tx, engine, "catalog")
         tx.failures.drop(name)
-        tx.load_s.drop(name)
+        for learned in (tx.load_s, tx.wake_s):
+            learned.drop(name)
+        tx.sleep_doubts.drop(name)
     for name in sorted(gone):
         answer_all(tx, name, ModelNotFound(name, tuple(after)))  # (2)
         tx.slots.drop(name)  # (3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serve.core.effects import SleepEngine
 from serve.core.events import (
     EngineAsleep,
     EngineAwake,
@@ -14,7 +15,16 @@ from serve.core.events import (
 )
 from serve.core.state import Engine, EngineState, Fleet, had_requests, ready_at
 from serve.core.transaction import Transaction
-from serve.core.transitions import after_death, doubt_sleep, fell_asleep, forget, made_ready, record_failure, woke
+from serve.core.transitions import (
+    MAY_SLEEP,
+    after_death,
+    doubt_sleep,
+    fell_asleep,
+    forget,
+    made_ready,
+    record_failure,
+    woke,
+)
 
 
 def engine_listening(tx: Transaction, event: EngineListening) -> None:
@@ -24,9 +34,16 @@ def engine_listening(tx: Transaction, event: EngineListening) -> None:
 
 
 def engine_ready(tx: Transaction, event: EngineReady) -> None:
-    """It answered a real request: its route may open."""
+    """It answered a real request: its route may open. (An agent made again asks the engines that it adopts, too; one
+    that falls asleep or wakes has not heard the command, or is awake.)"""
     engine = tx.engines.rows.get(event.engine)
-    if engine is not None and engine.state is EngineState.LOADING:
+    if engine is None:
+        return
+    if engine.state is EngineState.FALLING_ASLEEP:
+        tx.emit(SleepEngine(engine.id, engine.node, tx.epoch))
+    elif engine.state is EngineState.WAKING:
+        woke(tx, engine, None)
+    elif engine.state is EngineState.LOADING:
         made_ready(
             tx, engine, event.address, event.load_s, can_sleep=event.can_sleep, sleep_mib=event.sleep_mib
         )  # fmt: skip
@@ -66,7 +83,7 @@ def engine_exited(tx: Transaction, event: EngineExited) -> None:
         return
     if event.expected:
         failure = tx.failures.rows.get(engine.model)
-        if failure is not None and failure.after_ready and engine.stop_reason in ("evicted", "idle", "surplus"):  # (4)
+        if failure is not None and failure.after_ready and engine.stop_reason in (*MAY_SLEEP, "slot-needed"):  # (4)
             tx.failures.drop(engine.model)
         return
     summary = event.summary or "it failed"

@@ -80,12 +80,12 @@ def _compare(tx: Transaction, known: Engine, found: FoundEngine) -> None:
     elif known.state is EngineState.FALLING_ASLEEP and not found.under_way:  # (3)
         if found.asleep:
             fell_asleep(tx, known, found.sleep_mib, found.kept_mib)
-        else:
+        elif found.ready:
             tx.emit(SleepEngine(known.id, known.node, tx.epoch))
     elif known.state is EngineState.WAKING and not found.under_way:
         if found.asleep:
             tx.emit(WakeEngine(known.id, known.node, tx.epoch))
-        else:
+        elif found.ready:
             woke(tx, known, None)
 
 

@@ -175,7 +175,7 @@ def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: 
         since=tx.now,
         started=tx.now,
         slot=slot,
-        sleep_mib=first_sleep_mib(tx, node, model),
+        sleep_mib=first_sleep_mib(tx, tx.nodes.rows[node.id], model),
         last_used=max((other.last_used for other in tx.engines_of(name)), default=0.0),
     )
     tx.add_engine(engine)

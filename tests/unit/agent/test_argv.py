@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway_plugin.catalog import Model
-from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, visible_devices
+from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, sleeps_in, visible_devices
 
 TLS = TlsFiles(Path("/t/engine.key"), Path("/t/engine.crt"), Path("/t/ca.pem"))
 BIND = Bind("10.0.0.7", 40123)
@@ -241,3 +241,9 @@ def test_one_that_is_to_sleep_pins_memory_fast_unless_somebody_said_otherwise(al
     }
     block = {allocator: "max_split_size_mb:20"}
     assert engine_env(model(gpus=1), "key", (0,), (), block, sleeps=True).keys() & ours == {allocator, "GLIBC_TUNABLES"}
+
+
+def test_expandable_segments_and_sleep_do_not_go_together() -> None:
+    assert sleeps_in({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"})
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        assert not sleeps_in({name: "max_split_size_mb:128,expandable_segments:True"})

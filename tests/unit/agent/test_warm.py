@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +16,10 @@ import pytest
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.paths import Layout
+from gateway_plugin.processes import mark
 from serve.agent.devices import Devices
-from serve.agent.host_memory import _left_in_cgroups, budget_mib
+from serve.agent.host_memory import _left_in_cgroups, available_mib, budget_mib
+from serve.agent.host_memory import held_mib as held_by
 from serve.agent.sleeping import Mib, Patience
 from serve.agent.warm import Gauges
 from serve.core.events import EngineAsleep, EngineAwake, EngineExited, EngineReady
@@ -26,6 +30,8 @@ from tests.support.fake_sleep import KEPT_MIB
 MEMORY_MIB = 1024
 BUDGET_MIB = 4096
 PINNED_MIB = 700
+HELD_MIB = 50
+SLEEP_MIB = PINNED_MIB + HELD_MIB
 PATIENT = replace(QUICK, patience=Patience(sleep_s=20.0, wake_s=20.0, settle_s=0.3, answer_s=20.0))
 
 
@@ -78,6 +84,24 @@ async def test_on_a_gpu_one_waits_for_the_other() -> None:
         await devices.take((0, 1, 2))
 
 
+@pytest.mark.process
+def test_what_the_processes_of_a_group_hold() -> None:
+    hold = "import sys; held = b'x' * 50 * 2**20; print(flush=True); sys.stdin.read()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    with child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        known = mark(child.pid)
+        assert known is not None
+        assert 50 <= held_by(known) < 100
+        child.stdin.close()
+    assert held_by(known) == 0
+    assert available_mib() > 0
+
+
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
     monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "block-a")
@@ -91,7 +115,7 @@ def host(layout: Layout, tmp_path: Path) -> Iterator[AgentHost]:
         return (held_mib(tmp_path),) * len(names)
 
     left = iter(range(100 * PINNED_MIB, 0, -PINNED_MIB))  # each reading finds less
-    gauges = Gauges(used_mib, lambda: next(left))
+    gauges = Gauges(used_mib, lambda: next(left), lambda _: HELD_MIB)
     made = AgentHost(layout, timing=PATIENT, gpu_mib=(MEMORY_MIB,), sleep_mib=BUDGET_MIB, gauges=gauges)
     yield made
     made.close()
@@ -111,12 +135,12 @@ def test_it_sleeps_once_after_loading_then_as_it_is_asked_to_and_is_adopted_asle
     assert host.describe().sleep_mib == BUDGET_MIB
     host.start(sleeper(tmp_path), gpus=(0,), sleep_mib=MEMORY_MIB)
     ready = host.wait(EngineReady)
-    assert (ready.can_sleep, ready.sleep_mib) == (True, PINNED_MIB)
+    assert (ready.can_sleep, ready.sleep_mib) == (True, SLEEP_MIB)
     assert held_mib(tmp_path) == MEMORY_MIB
 
     host.sleep()
     asleep = host.wait(EngineAsleep)
-    assert (asleep.sleep_mib, asleep.kept_mib) == (PINNED_MIB, KEPT_MIB)
+    assert (asleep.sleep_mib, asleep.kept_mib) == (SLEEP_MIB, KEPT_MIB)
     host.sleep()
     assert host.wait(EngineAsleep).kept_mib == KEPT_MIB, "asked again, it says so again"
     assert held_mib(tmp_path) == KEPT_MIB
@@ -124,7 +148,7 @@ def test_it_sleeps_once_after_loading_then_as_it_is_asked_to_and_is_adopted_asle
     host.crash()
     (found,) = host.describe().engines
     assert (found.asleep, found.ready, found.under_way, found.can_sleep) == (True, False, "", True)
-    assert (found.sleep_mib, found.kept_mib, found.address) == (PINNED_MIB, KEPT_MIB, ready.address)
+    assert (found.sleep_mib, found.kept_mib, found.address) == (SLEEP_MIB, KEPT_MIB, ready.address)
     host.wake()
     host.wait(EngineAwake)
     (found,) = host.describe().engines
@@ -165,6 +189,15 @@ def test_one_whose_agent_was_lost_while_it_fell_asleep_is_in_doubt(host: AgentHo
     exited = host.wait(EngineExited)
     assert exited.doubt
     assert exited.reason.startswith("in doubt: its agent was lost while it fell asleep or woke")
+
+
+@pytest.mark.process
+def test_one_that_dies_in_its_first_sleep_is_in_doubt(host: AgentHost, tmp_path: Path) -> None:
+    """Else its model would count as one that cannot be loaded."""
+    host.start(sleeper(tmp_path, "sleep-hangs"), gpus=(0,), sleep_mib=MEMORY_MIB)
+    assert eventually(lambda: host.record().sleep == "sleep")
+    psutil.Process(host.record().pid).send_signal(signal.SIGKILL)
+    assert host.wait(EngineExited).doubt
 
 
 @pytest.mark.process

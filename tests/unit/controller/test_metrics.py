@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serve.controller.metrics import Metrics
-from serve.core.events import EngineExited, EngineReady, Priority, Requester
+from serve.core.events import EngineAsleep, EngineAwake, EngineExited, EngineReady, Priority, Requester
 from serve.core.state import Action, Decision, EngineState, Waiter
 from tests.unit.controller.test_observer import ENGINE, FLEET
 
@@ -57,3 +57,16 @@ def test_waiters_are_counted_by_class_and_decisions_by_action() -> None:
         'gateway_decisions_total{action="wake"} 0.0',
     ):
         assert line in found
+
+
+def test_sleeps_wakes_and_doubts_are_counted() -> None:
+    metrics = Metrics()
+    metrics.count(FLEET, EngineAsleep("e1", 4096, 1.5))
+    metrics.count(FLEET, EngineAwake("e1", 0.5))
+    metrics.count(FLEET, EngineExited("e1", "", expected=False, doubt=True))
+    late = replace(FLEET, engines={"e1": replace(ENGINE, stop_reason="wake-timeout")})
+    metrics.count(late, EngineExited("e1", "", expected=True))
+    found = lines(metrics)
+    assert 'gateway_sleep_seconds_sum{model="m"} 1.5' in found
+    assert 'gateway_wake_seconds_sum{model="m"} 0.5' in found
+    assert 'gateway_sleep_doubts_total{model="m"} 2.0' in found

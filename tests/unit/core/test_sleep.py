@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -315,3 +316,39 @@ def test_a_node_with_sleepers_only_is_unused_and_released() -> None:
     asleep(story, "a")
     story.tick(3700)
     assert [stop.reason for stop in story.said(StopEngine)] == ["node-leaving"]
+
+
+def test_none_is_woken_while_its_agent_is_away_or_something_moves_on_its_gpu() -> None:
+    story = serving(one_gpu(a_model("a", 8, gpus=1, keep_alive=30), a_model("b", 2, gpus=1)), "a")
+    story.tick(31)
+    asleep(story, "a")
+    story.on(ev.NodeGone(NODE, "died", node_alive=True))
+    story.ask("a")
+    assert not story.ever(WakeEngine)
+    story.on(ev.WaiterLeft(f"t{story.tickets}"))
+    story.join(NODE, 4, (10,), engines=(found(asleep=True, kept_mib=0),), sleep_mib=40 * GIB)
+    story.ask("b")
+    assert story.said(StartEngine)
+    story.ask("a", after=1)
+    assert not story.ever(WakeEngine), "the other one loads there"
+    story.got_ready("b")
+    assert [wake.engine for wake in story.said(WakeEngine)] == ["a-1-1"]
+
+
+@pytest.mark.parametrize("sent", ["sleep", "wake"])
+def test_one_that_answers_an_agent_made_again_only_later_is_not_forgotten(sent: str) -> None:
+    story = serving(one_gpu(a_model("a", 8, gpus=1, keep_alive=30)), "a")
+    story.tick(31)
+    story.drained("a")
+    if sent == "wake":
+        story.on(ev.EngineAsleep("a-1-1", 4 * GIB, 1.0), 1.0)
+        story.ask("a")
+    story.on(ev.NodeGone(NODE, "died", node_alive=True))
+    unsure = replace(found(asleep=False), ready=False)
+    story.join(NODE, 4, (10,), engines=(unsure,), sleep_mib=40 * GIB)
+    assert not story.said(SleepEngine)
+    story.on(ev.EngineReady("a-1-1", "10.0.0.1:1", 10.0), 1.0)
+    if sent == "sleep":
+        assert story.did() == (SleepEngine("a-1-1", NODE, 1),)
+    else:
+        assert story.said(OpenRoute)

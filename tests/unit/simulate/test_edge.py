@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from serve.core import events as ev
 from serve.simulate.clock import Clock
-from serve.simulate.edge import EDGE_S, LATER_S, Edge
+from serve.simulate.edge import EDGE_S, Edge
 from serve.simulate.metrics import Outcome
 from serve.simulate.parts import Engine, Pending
 from serve.simulate.service import Service
@@ -30,12 +28,11 @@ class Door:
             for index in range(engines)
         }
         self.pending: dict[int, Pending] = {}
-        self.users: Counter[str] = Counter()
         self.told: list[ev.Event] = []
         self.began: list[str] = []
         self.away: list[int] = []
         self.edge = Edge(
-            self.clock, self.engines, self.pending, under_way=lambda user: self.users[user], tell=self.told.append,
+            self.clock, self.engines, self.pending, tell=self.told.append,
             begins=lambda one: self.began.append(one.request.user), ends=self._ends, turned_away=self.away.append,
         )  # fmt: skip
         for engine in self.engines:
@@ -43,12 +40,11 @@ class Door:
         self.until(1.0)
 
     def _ends(self, number: int, outcome: Outcome) -> None:
-        self.users[self.pending.pop(number).request.user] -= 1
+        del self.pending[number]
 
     def ask(self, user: str, seconds: int = 1) -> bool:
         number = max(self.pending, default=0) + 1
         self.pending[number] = Pending(Request(self.clock.now, "A", 0, seconds, user), self.clock.now)
-        self.users[user] += 1
         return self.edge.take(number)
 
     def until(self, end: float) -> None:
@@ -73,10 +69,34 @@ def test_a_request_that_waits_is_not_passed_for_ever() -> None:
         door.ask("greedy")  # the first is served, the last stands back for 3 s
     for number in range(20):  # as many as are served
         door.ask(f"modest{number}")
-        door.until(door.clock.now + LATER_S)
+        door.until(door.clock.now + 1)
 
     assert door.began.count("greedy") == 4
-    assert "greedy" not in door.began[10:]
+    assert "greedy" not in door.began[15:]
+
+
+def test_of_two_that_keep_an_engine_busy_who_asks_for_more_gets_no_more() -> None:
+    door = Door()
+    most = {"many": 20, "few": 5}
+    for second in range(1000):
+        for user, count in most.items():
+            while sum(one.request.user == user for one in door.pending.values()) < count:
+                door.ask(user)
+        door.until(2.0 + second)
+
+    served = door.began[200:]
+    assert 0.5 <= served.count("few") / len(served) < 0.7
+
+
+def test_what_was_served_cut_or_turned_away_no_longer_counts_for_its_user() -> None:
+    door = Door()
+    for _ in range(4):
+        door.ask("greedy")
+    door.until(3.5)  # two were served
+    door.edge.cut(door.engines["e0"])  # one in flight, one waits
+
+    assert door.away == [4]
+    assert not +door.edge._at_model
 
 
 def test_what_waits_is_counted_and_shared_among_the_routes() -> None:

@@ -74,3 +74,25 @@ def test_of_several_seeds_the_median_is_shown() -> None:
     assert ran.exit_code == 0
     assert json.loads(ran.stdout)["llmux-dominant"]["fifo"]["switches"] == 1
     assert document({}) == {}
+
+
+def test_host_memory_adds_a_cell_of_those_that_sleep_alone() -> None:
+    ran = CliRunner().invoke(main, [*TWO, "--policy", "gateway", "--host-gib", "0", "--host-gib", "256", "--json"])
+
+    assert {trace: list(cells) for trace, cells in json.loads(ran.stdout).items()} == {
+        "llmux-dominant": ["fifo", "llmux", "gateway"],
+        "llmux-dominant+256GiB": ["gateway"],
+    }
+
+
+def test_the_fewest_gpus_are_printed_and_written(tmp_path: Path) -> None:
+    day = tmp_path / "day.csv"
+    lines = "".join(f"{second},8b-1,10,10,u\n" for second in range(8000))  # the first load makes 47 wait
+    day.write_text(f"arrival_s,model,prompt_tokens,output_tokens,user\n{lines}", encoding="utf-8")
+    arguments = ["--trace", str(day), "--gpus-needed", "--policy", "lru", "--jobs", "1", "--out", str(tmp_path / "out")]
+    ran = CliRunner().invoke(main, arguments)
+
+    assert ran.exit_code == 0
+    assert [word for word in ran.stdout.splitlines()[-2].split() if word.isalnum()] == ["day", "lru", "0", "4", "4"]
+    written = json.loads((tmp_path / "out" / "gpus-needed.json").read_text(encoding="utf-8"))
+    assert [(one["trace"], one["policy"], one["gpus"]) for one in written] == [("day", "lru", {"60": 4, "10": 4})]

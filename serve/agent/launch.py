@@ -1,0 +1,103 @@
+"""Starts one engine process and records it on the node's disk."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from gateway_plugin.errors import GatewayError
+from gateway_plugin.isolation import Isolation, isolated
+from gateway_plugin.masking import secrets_of
+from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.weights import resolve
+from serve.agent import records
+from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, sleeps_in, visible_devices
+from serve.agent.processes import free_port, spawn
+from serve.agent.records import EngineRecord
+from serve.core.effects import StartEngine
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an engine must know of its node."""
+
+    node: str
+    block: str
+    host: str
+    """The address to listen on."""
+    gpu_total_mib: int
+    sleeps: bool
+    """The node has host memory for engines that sleep."""
+
+
+class Launched(NamedTuple):
+    """A started engine; ``recorded``: its record is on disk."""
+
+    record: EngineRecord
+    child: subprocess.Popen[bytes]
+    recorded: bool
+
+
+def launch(
+    layout: Layout,
+    place: Place,
+    command: StartEngine,
+    key: str,
+    isolation: Isolation,
+    isolate: Literal["auto", "required", "off"],
+) -> Launched:
+    """Start the engine. Raises ``GatewayError`` or ``OSError``: nothing runs then."""
+    model = command.model
+    source = resolve(model) if needs_source(model) else model.source
+    bind = Bind(place.host, free_port(place.host))
+    tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
+    sleeps = model.sleeps and place.sleeps
+    if sleeps and not sleeps_in({**os.environ, **model.env}):
+        logger.warning("engine cannot sleep engine=%s why=expandable_segments in its environment", command.engine)
+        sleeps = False
+    argv = engine_argv(model, source, bind, tls, place.gpu_total_mib, sleeps)
+    env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
+    log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
+    spawned = spawn(argv, env, log, isolated(isolation, isolate, model, layout, source, env))
+    record = EngineRecord(
+        engine=command.engine,
+        model=model.name,
+        task=model.task,
+        node=place.node,
+        block=place.block,
+        pid=spawned.mark.pid,
+        started=spawned.mark.started,
+        host=bind.host,
+        port=bind.port,
+        epoch=command.epoch,
+        gpus=command.gpus,
+        memory_mib=model.memory_mib,
+        log=str(log),
+        key=key,
+        secrets=secrets_of(model.env),
+        ticks=spawned.mark.ticks,
+        boot=spawned.mark.boot,
+        hang_after_s=model.hang_after_s,
+        sleeps=sleeps,
+        sleep_mib=command.sleep_mib if sleeps else 0,
+    )
+    recorded = True
+    try:
+        records.write(layout, record)
+    except OSError as error:  # a full disk: its watcher keeps trying
+        logger.warning("engine not recorded engine=%s why=%s", record.engine, error)
+        recorded = False
+    except GatewayError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(spawned.mark.pid, signal.SIGKILL)  # without a record it could not be found again
+        spawned.child.wait()
+        raise
+    logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
+    return Launched(record, spawned.child, recorded)
