@@ -57,6 +57,15 @@ def test_a_cold_model_is_touched_and_waited_for() -> None:
     assert [found.state for found in world.reported] == ["cold", "loading"]
 
 
+def test_one_that_fell_asleep_meanwhile_is_touched_again() -> None:
+    world = World("asleep", "loading", "ready")
+    assert world.wait(600.0).ready
+    assert len(world.touched) == 1
+    world = World("loading", "queued", "asleep", "loading", "ready")
+    assert world.wait(600.0).ready
+    assert len(world.touched) == 2
+
+
 def test_demand_that_was_forgotten_is_made_again_and_a_failed_load_is_not() -> None:
     world = World("cold", "queued", "cold", "failed", "failed", "ready")
     assert world.wait(600.0).ready
