@@ -1,9 +1,9 @@
 """Pressure against possession: when a waiting model gets the room of others, and whose.
 
 A model without a place weighs the seconds that its waiters have waited (``weight``). An engine is worth the seconds
-of waiting that its loss would cause (``loss_s``): how likely its model is requested within the time of a load, times its
-load. It goes when the waiters weigh as much. A busy engine keeps its place for a quantum, then it is a victim like any
-other: it is drained, and its next requests wait. A model near its bound is next, at any cost to others.
+of waiting that its loss would cause (``loss_s``): how likely its model is requested within the time of a load, times
+its load. It goes when the waiters weigh as much. A busy engine keeps its place for a quantum, then it is a victim like
+any other: it is drained, and its next requests wait. A model near its bound is next, at any cost to others.
 
 After max-weight scheduling of queues with switch-over times (Celik and Modiano, 2012), with what a switch costs others
 as its hysteresis.
