@@ -46,7 +46,6 @@ def policy(site: Site) -> Policy:
         node_types=tuple(node_type_spec(node_type) for node_type in site.node_types),
         switching=site.switching,
         waiting_max=site.limits.waiting_requests,
-        max_wait_s=site.limits.max_wait_s,
         abandoned_load_grace_s=site.limits.abandoned_load_grace_s,
         max_wait_s=site.limits.max_wait_s,
         block_idle_s=site.block_idle_s,

@@ -61,8 +61,9 @@ class Policy:
     max_wait_loads: float = 4.0
     """No request waits longer than the larger of ``max_wait_s`` and so many load times of its model while a device that
     could hold it serves another one (``serve.core.policies.pressure``). More: fewer and longer waits."""
-    quantum_loads: float = 1.0
-    """A model in use keeps its place for so many of its load times. More: less of the devices' time is lost to loading,
+    quantum_loads: float = 2.0
+    """A model in use keeps its place for so many of its load times, so that a third of the devices' time is lost to
+    loading at most. More: less of the devices' time is lost to loading,
     others wait longer."""
     switch_gain: float = 0.5
     """Seconds of waiting ended for each second of waiting that an eviction causes. More: fewer switches, longer waits

@@ -65,7 +65,7 @@ def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None
     is being freed (``being_freed_mib``); ``None``: there is none.
 
     (1) it slept before: its memory is its own; (2) there is room; (3) of the engines asleep on its node that are worth
-    less than it (``Policies.sleep_worth``), are not wanted and can be stopped at once, the fewest of the least valuable;
+    less than it (``Policies.sleep_worth``), are not wanted and can be stopped at once, the fewest of the least worth;
     (4) not enough.
     """
     if engine.slept:  # (1)

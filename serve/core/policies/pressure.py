@@ -56,7 +56,7 @@ def _weigh(tx: Transaction, model: str) -> Weight:
     waited = [share * (tx.now - one.since) for share, one in zip(shares, waiters, strict=True)]
     oldest_s = max(waited)
     seconds = (sum(waited) + policy.head_start_s * sum(shares)) * (1 + policy.impatience * oldest_s / max(1.0, load_s))
-    overdue = oldest_s >= max(bound_s / 4, bound_s - load_s - _drain_s(tx))
+    overdue = oldest_s >= bound_s - load_s - min(_drain_s(tx), bound_s / 4)
     return Weight(len(waiters), oldest_s, seconds, bound_s, overdue)
 
 
@@ -144,13 +144,13 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
     urgent = asking in tx.queues.rows and weight(tx, asking).overdue
     with_busy = urgent or (asking in tx.queues.rows and limit(tx, asking) >= return_s(tx, asking) + _least_load_s(tx))
     away_s = return_s(tx, asking)
-    key = (candidates, urgent, with_busy, away_s)
+    key = (candidates, with_busy, away_s)
     found: list[tuple[float, Engine]] | None = tx.memo.get(key)
     if found is None:
         found = []
         for engine, in_use, kept in _that_may_go(tx, with_busy):
-            if not kept or urgent:
-                # its clients have left, or wait in vain, or others serve them
+            if not kept:
+                # without clients, or of no use to them, or others serve them
                 useless = engine.state is EngineState.LOADING or stalled(engine) or surplus(tx, engine)
                 back_s = _back_s(tx, engine)
                 found.append((0.0 if useless else loss_s(tx, engine.model, away_s, back_s, in_use=in_use), engine))

@@ -93,7 +93,7 @@ def test_a_busy_engine_is_drained_when_those_who_wait_weigh_more() -> None:
     story.seen("a", in_flight=1)
     story.ask("b", after=5)
     assert not story.did(), "both loads, which a's next request would wait for, weigh more than one new waiter"
-    for _ in range(20):
+    for _ in range(40):
         if story.tick(1):
             break
     assert story.said(DrainRoute), "it has waited"
