@@ -19,7 +19,7 @@ from serve.core.plan import Plan, When
 from serve.core.room import Need, Victims, need_of, victims_on
 from serve.core.sleep_room import first_sleep_mib
 from serve.core.slots import free_slot, take_slot
-from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, stays
+from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, reservation, stays
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_wake, can_cancel_drain, cancel_drain
 
@@ -200,24 +200,51 @@ def _evict(plan: Plan, name: str, node: Node, chosen: Victims, need: Need) -> bo
 
 
 def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | None:
-    """Others make way on the GPUs of an engine that sleeps: it wakes there sooner than one loads elsewhere, so that
-    room is waited for. ``None``: none of its engines sleeps where room could be made; else as ``_evict``."""
+    """Others make way on the GPUs of an engine that sleeps: it wakes there sooner than one loads elsewhere, and a second
+    one would take host memory from other sleepers.
+
+    (1) of its engines that sleep, the one for which the cheapest others go: as ``_evict``; (2) none may go yet, but will
+    (they load, or have just begun to serve): wait, up to the bound of a load; (3) ``None``: none sleeps, or
+    pinned models hold its GPUs, or it has waited too long for them.
+    """
     tx = plan.tx
     best: tuple[Victims, Node, Need] | None = None
+    hoped_for: Engine | None = None
     for engine in engines:
         node = tx.nodes.rows[engine.node]
-        able = plan.candidates(name).get(node.id)
-        if engine.state is not EngineState.ASLEEP or not stays(node) or able is None:
+        if engine.state is not EngineState.ASLEEP or not stays(node):
             continue
         (part,) = engine.parts
         need = Need(len(part.gpus), part.mib - engine.kept_mib)
+        able = plan.candidates(name).get(node.id)
         spared = plan.evicted | {engine.id}
-        found = victims_on(
-            able, plan.later(node), part.gpus, need.mib, summed=tx.policies.summed, spared=spared
-        )  # fmt: skip
+        found = None
+        if able is not None:
+            found = victims_on(able, plan.later(node), part.gpus, need.mib, summed=tx.policies.summed, spared=spared)
         if found is not None and (best is None or found.cost < best[0].cost):
             best = (found, node, need)
-    return None if best is None else _evict(plan, name, best[1], best[0], best[2])
+        elif found is None and _unpinned_mib(tx, node, part.gpus) >= need.mib:
+            hoped_for = hoped_for or engine
+    if best is not None:
+        return _evict(plan, name, best[1], best[0], best[2])  # (1)
+    waiter = tx.attended(name)
+    patience_s = max(tx.policy.max_wait_s, tx.policy.max_wait_loads * tx.load_time_s(name))
+    if hoped_for is None or waiter is None or tx.now >= waiter.since + patience_s:
+        return None  # (3)
+    why = "its engine sleeps, and what holds its GPUs loads or has just begun to serve"
+    tx.decide(Action.WAIT, name, why, engine=hoped_for.id)
+    return True  # (2)
+
+
+def _unpinned_mib(tx: Transaction, node: Node, gpus: tuple[int, ...]) -> int:
+    """The most that can be freed on each of these GPUs: all but what pinned models hold."""
+    left = {gpu: node.gpu_mib[gpu] for gpu in gpus}
+    for other in (tx.engines.rows[engine] for engine in node.engines):
+        if other.model in tx.pinned:
+            for part in reservation(other):
+                for gpu in left.keys() & set(part.gpus):
+                    left[gpu] -= part.mib
+    return min(left.values())
 
 
 def _evict_for_slot(plan: Plan, name: str) -> None:

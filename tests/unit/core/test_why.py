@@ -133,9 +133,9 @@ def test_a_stop_says_why(event: ev.Event, because: str) -> None:
     story.ask("a")
     story.loaded("a")
     story.on(event)
-    assert [one.action for one in story.fleet.decisions] == [Action.STOP]
-    assert because in story.fleet.decisions[0].because
-    assert story.fleet.decisions[0].at == story.now
+    assert [one.action for one in story.fleet.decisions] == [Action.LOAD, Action.STOP]
+    assert because in story.fleet.decisions[1].because
+    assert story.fleet.decisions[1].at == story.now
 
 
 def test_an_idle_engine_says_for_how_long_it_was_idle() -> None:
