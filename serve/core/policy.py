@@ -65,7 +65,7 @@ class Policy:
     """A model in use keeps its place for so many of its load times, so that a third of the devices' time is lost to
     loading at most. More: less of the devices' time is lost to loading,
     others wait longer."""
-    switch_gain: float = 0.5
+    switch_gain: float = 0.3
     """Seconds of waiting ended for each second of waiting that an eviction causes. More: fewer switches, longer waits
     for rarely requested models."""
     head_start_s: float = 5.0

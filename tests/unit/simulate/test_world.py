@@ -113,6 +113,17 @@ def test_a_busy_model_starves_another_under_lru_and_keeps_it_waiting_within_its_
     assert max(fifo.waits_s) < 120
 
 
+def test_two_models_asked_in_turns_by_open_clients_are_served_in_batches() -> None:
+    quick = replace(SLOW, cold_s=3)
+    arrivals = tuple(asked(number * 0.5, "AB"[number % 2], 1) for number in range(40))
+
+    tally = run(Trace("t", {"A": quick, "B": quick}, arrivals, ()), Core())
+
+    assert tally.outcomes == {Outcome.SERVED: 40}
+    assert tally.switches <= 3, "one by one there would be 39"
+    assert tally.end_s < 35
+
+
 def test_a_closed_loop_sends_a_batch_when_the_one_before_is_answered() -> None:
     batches = ((asked(0, "A", 5), asked(1, "A", 5)), (asked(0, "A", 5),))
     tally = run(trace_of(sessions=(Session(10, batches, think_s=7),)), Core())
