@@ -58,6 +58,7 @@ from serve.core.views.cards import after as cards_after
 from serve.core.views.cards import on_card
 from serve.core.views.status import models_view, outlook_view, status_view
 from serve.core.views.why import why_view
+from serve.core.weighing import weighing
 
 log = logging.getLogger("gateway.controller")
 
@@ -263,7 +264,7 @@ class Controller:
         name = self.fleet.names.get(model)
         if name is None:
             return ModelNotFound(model, tuple(sorted(self.fleet.models)))
-        return why_view(self.fleet, name, self._clock.now())
+        return why_view(self.fleet, name, self._clock.now(), weighing)
 
     async def status(self) -> dict[str, Any]:
         """The whole status."""

@@ -143,7 +143,7 @@ def waits_for(fleet: Fleet, need: Need) -> Engine | None:
 def wait_s(fleet: Fleet, engine: Engine, now: float) -> float:
     """How long the load, stop, sleep or wake of ``engine`` may still take, in seconds.
 
-    (1) waking; (2) its first sleep: its host memory is pinned, at about 1 GiB/s; (3) loading; else little.
+    (1) waking; (2) its first sleep: its host memory is pinned, at some GiB/s; (3) loading; else little.
     """
     since_s = now - engine.since
     if engine.state is EngineState.WAKING:  # (1)

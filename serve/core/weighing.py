@@ -9,14 +9,14 @@ from serve.core.plan import Plan
 from serve.core.policies.pressure import weight
 from serve.core.room import need_of
 from serve.core.state import Fleet
-from serve.core.step import DEFAULT
+from serve.core.step import POLICIES
 from serve.core.transaction import Policies, Transaction
 
 
-def weighing(fleet: Fleet, model: str, now: float, policies: Policies = DEFAULT) -> Sequence[str]:
+def weighing(fleet: Fleet, model: str, now: float, policies: Policies | None = None) -> Sequence[str]:
     """(1) its own weight and bound; (2) the cheapest engines that could go for it, their worth, and what is missing;
     (3) nothing may go."""
-    tx = Transaction(fleet, now, policies)
+    tx = Transaction(fleet, now, policies or POLICIES[fleet.policy.switching])
     if model not in fleet.models or model not in fleet.queues:
         return ()
     one = weight(tx, model)
