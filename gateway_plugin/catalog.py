@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
-from gateway_plugin.engine_options import refusal
+from gateway_plugin.engine_options import refusal, requests_at_a_time
 from gateway_plugin.errors import ConfigError, ModelNotFound
 
 MODEL_NAME = re.compile(r"(?=[0-9._/:@+-]*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,127}")
@@ -22,6 +22,9 @@ letter is required: a number in a body (``"model": 5``) is no name, and the edge
 
 LOCAL_SOURCES = ("prepared:", "/", "~", ".")
 """Prefixes of a ``source`` on this machine's disk."""
+
+CONCURRENCY_MAX = 10_000
+"""The edge tells an engine's places from those of the ingress by their number (``gateway_plugin.edge.floods``)."""
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -92,6 +95,8 @@ class Model(_Frozen):
     memory_gib: Annotated[float, BeforeValidator(_gib)] = Field(gt=0, le=100_000)
     """Per GPU when ``gpus`` > 0, else of the node's engine memory."""
     replicas_max: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=8)
+    concurrency: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=CONCURRENCY_MAX)
+    """Requests that one engine is sent at a time; more wait at the edge. ``None``: see ``requests_at_a_time``."""
     pinned: bool = False
     keep_alive_s: Duration = Field(default=-1.0, alias="keep_alive")
     """Unload after this time without a request, even if no model needs the room. ``-1``: never. ``0``: at once."""
@@ -144,6 +149,12 @@ class Model(_Frozen):
     def memory_mib(self) -> int:
         """Memory in whole MiB, per GPU when ``gpus`` > 0."""
         return max(1, round(self.memory_gib * 1024))
+
+    @property
+    def requests_at_a_time(self) -> int:
+        """How many requests the edge sends to one engine at a time: (1) ``concurrency``; (2) as its options say, or
+        vLLM's default; (3) 0 if not known: no limit."""
+        return self.concurrency or min(requests_at_a_time(self) or 0, CONCURRENCY_MAX)
 
     @property
     def names(self) -> tuple[str, ...]:

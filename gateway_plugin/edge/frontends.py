@@ -15,6 +15,7 @@ from gateway_plugin.edge.hints import COMPRESSED, NO_PATH, STREAM_OF_HTTP_1_0, T
 from gateway_plugin.edge.pages import pages
 from gateway_plugin.edge.places import Places
 from gateway_plugin.edge.served import MODEL, PATHS
+from gateway_plugin.edge.turns import PRIORITY, priority
 from gateway_plugin.errors import (
     BodyTooLarge,
     Forbidden,
@@ -289,6 +290,7 @@ def _what(settings: FrontSettings) -> str:
 {_NOT_A_WAIT.when(f"{hurried} !{{ req.fhdr(x-gateway-wait) -m reg {_SECONDS} }}")}
 {_NOT_A_WAIT.when("{ req.fhdr_cnt(x-gateway-wait) gt 1 }")}
   http-request set-var(txn.wait) req.fhdr(x-gateway-wait) if inference {hurried}
+{priority()}\
   # Only an endpoint's key may name the user on whose behalf it asks.
   acl for_another var(txn.role) -m str endpoint
   acl caller req.fhdr(x-gateway-caller) -m reg {_CALLER}
@@ -299,7 +301,7 @@ def _what(settings: FrontSettings) -> str:
 
 
 def _tell() -> str:
-    return """\
+    return f"""\
   # 6. Remove the caller's identity headers; set the edge's own.
   http-request del-header x-gateway- -m beg
   http-request del-header authorization
@@ -314,10 +316,11 @@ def _tell() -> str:
   http-request set-header x-gateway-caller %[var(txn.person)] if named
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
-  http-request set-header x-gateway-wait %[var(txn.wait)] if { var(txn.wait) -m found }
+  http-request set-header x-gateway-wait %[var(txn.wait)] if {{ var(txn.wait) -m found }}
+  http-request set-header {PRIORITY} batch if {{ var(txn.batch) -m found }}
 .if feature(PROMEX)
-  http-request set-query no-maint if is_get { path /metrics/edge }
-  http-request use-service prometheus-exporter if is_get { path /metrics/edge }
+  http-request set-query no-maint if is_get {{ path /metrics/edge }}
+  http-request use-service prometheus-exporter if is_get {{ path /metrics/edge }}
 .endif
 """
 

@@ -21,17 +21,15 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.errors import GatewayError, NotRouted
-from serve.core.events import Requester
+from serve.core.events import Priority, Requester
 from serve.ingress.boarding import Boarding, Seat
 from serve.ingress.body import Ask, Turns, read_bounded
 from serve.ingress.budget import TAG, Budget
-from serve.ingress.relay import AROUND, Relay, is_not_routed, response_headers
+from serve.ingress.relay import AROUND, CALLER, PRIORITY, Relay, is_not_routed, response_headers
 from serve.ingress.waiting import DEATH_NEWS_S, Waiting
 
 log = logging.getLogger("gateway.ingress")
 
-CALLER = "x-gateway-caller"
-"""The edge's tag of the caller behind an endpoint's key."""
 KEEP_ALIVE_S = 10.0
 """A streaming client that waits longer receives SSE comments from here on."""
 
@@ -279,7 +277,8 @@ def is_admin(headers: Mapping[str, str]) -> bool:
 
 def requester_of(headers: Mapping[str, str]) -> Requester:
     """The requester that the edge names."""
-    return Requester(headers.get(TAG, ""), headers.get(CALLER, ""))
+    priority = Priority.BATCH if headers.get(PRIORITY) == Priority.BATCH else Priority.INTERACTIVE
+    return Requester(headers.get(TAG, ""), headers.get(CALLER, ""), priority)
 
 
 def arrived_at(headers: Mapping[str, str], now: float) -> float:

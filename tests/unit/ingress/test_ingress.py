@@ -26,7 +26,7 @@ from serve.ingress import boarding, inference
 from serve.ingress.body import Turns
 from serve.ingress.desk import Desk
 from serve.ingress.http import INFERENCE_PATHS, Ingress
-from serve.ingress.relay import Relay
+from serve.ingress.relay import PRIORITY, Relay
 from serve.ingress.trials import Trials
 from serve.ingress.waiting import UNATTENDED_MAX, UNATTENDED_PER_KEY, UNATTENDED_S
 from tests.support.controllers import ScriptedController
@@ -712,4 +712,8 @@ async def test_the_controller_hears_on_whose_behalf_a_request_waits(tmp_path: Pa
     controller = ScriptedController(WaitDeadline("not ready"))
     async with ingress(tmp_path, controller, x_gateway_tag="0123", x_gateway_caller="4567") as client:
         await client.post("/v1/chat/completions", json=CHAT)
-    assert controller.requesters == [Requester(key="0123", caller="4567", priority=Priority.INTERACTIVE)]
+        await client.post("/v1/chat/completions", json=CHAT, headers={PRIORITY: "batch"})
+    assert controller.requesters == [
+        Requester(key="0123", caller="4567", priority=Priority.INTERACTIVE),
+        Requester(key="0123", caller="4567", priority=Priority.BATCH),
+    ]
