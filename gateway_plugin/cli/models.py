@@ -11,13 +11,18 @@ import click
 from gateway_plugin.api_types import ModelInfo
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
+from gateway_plugin.cli.sizing import add, plan
 
 _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
 
 
 @click.group()
 def models() -> None:
-    """Models: prepare, list, show, load, unload, pin, unpin, apply."""
+    """Models: plan, add, prepare, list, show, load, unload, pin, unpin, apply."""
+
+
+models.add_command(plan)
+models.add_command(add)
 
 
 @models.command()

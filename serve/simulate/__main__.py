@@ -49,6 +49,7 @@ Policies (default: all):
 Examples:
   python -m serve.simulate --trace abab-open --policy gateway --policy fifo
   python -m serve.simulate --trace day.csv.gz --gpus 16 --gpus 24
+  python -m serve.simulate --trace day.csv.gz --resample 1 --resample 2
 """
 )
 @click.option("--trace", "traces", multiple=True, metavar="NAME|FILE", help="Several may be given. Default: all made.")
@@ -58,6 +59,8 @@ Examples:
 @click.option("--gpus-per-node", default=8, show_default=True, type=_COUNT, metavar="N", help="Used with --gpus.")
 @click.option("--gpu-gib", default=76.0, show_default=True, type=_AMOUNT, metavar="GIB", help="Used with --gpus.")
 @click.option("--seed", "seeds", multiple=True, type=int, metavar="N", help="Several: medians are shown. Default: 1.")
+@click.option("--resample", "variations", multiple=True, type=int, metavar="SEED", help="Instead of each trace, a "
+              "day like it: other times, other busy models. Several may be given.")  # fmt: skip
 @click.option("--patience-s", default=PATIENCE_S, show_default=True, type=_AMOUNT, metavar="SECONDS",
               help="A request that waits longer is refused.")  # fmt: skip
 @click.option("--jobs", type=_COUNT, metavar="N", help="Processes at a time. Default: one per core.")
@@ -73,6 +76,7 @@ def main(
     gpus_per_node: int,
     gpu_gib: float,
     seeds: tuple[int, ...],
+    variations: tuple[int, ...],
     patience_s: float,
     jobs: int | None,
     out: Path | None,
@@ -82,17 +86,18 @@ def main(
     """See ``help``."""
     cells = [
         Cell(
-            trace, policy, seed, size, gpus_per_node, gpu_gib, _label(trace, size, gpus), patience_s,
-            keep_spans=out is not None and policy == pictured and seed == (seeds or (1,))[0],
+            trace, policy, seed, size, gpus_per_node, gpu_gib, _label(trace, variation, size, gpus), patience_s,
+            keep_spans=out is not None and policy == pictured and seed == (seeds or (1,))[0], resample=variation,
         )
         for trace in traces or tuple(SHAPES)
+        for variation in variations or (None,)
         for size in gpus or (None,)
         for policy in policies or tuple(POLICIES)
         for seed in (seeds or (1,) if trace in SHAPES else (1,))
     ]  # fmt: skip
     try:
-        for trace, size in {(cell.trace, cell.gpus): cell for cell in cells}:
-            fleet_for(load(trace, 1), Cell(trace, "", gpus=size, per_node=gpus_per_node, gpu_gib=gpu_gib))
+        for cell in {(cell.trace, cell.gpus, cell.resample): cell for cell in cells}.values():
+            fleet_for(load(cell.trace, 1, cell.resample), cell)
         results = _grouped(cells, list(_run_all(cells, jobs or os.cpu_count() or 1)))
     except GatewayError as error:
         print(f"serve.simulate: {error}", file=sys.stderr)
@@ -107,8 +112,8 @@ def main(
         _write(out, made, results)
 
 
-def _label(trace: str, size: int | None, sizes: tuple[int, ...]) -> str:
-    name = Path(trace).name.removesuffix(".gz").removesuffix(".csv")
+def _label(trace: str, variation: int | None, size: int | None, sizes: tuple[int, ...]) -> str:
+    name = Path(trace).name.removesuffix(".gz").removesuffix(".csv") + ("" if variation is None else f"~{variation}")
     return f"{name}@{size}" if len(sizes) > 1 else name
 
 

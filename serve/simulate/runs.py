@@ -12,6 +12,7 @@ from serve.simulate.baselines import POLICIES
 from serve.simulate.generators import SHAPES
 from serve.simulate.metrics import Outcome, Span, quantile
 from serve.simulate.parts import Fleet
+from serve.simulate.resample import resampled
 from serve.simulate.traces import Trace, read_trace
 from serve.simulate.world import PATIENCE_S, World
 
@@ -31,6 +32,8 @@ class Cell:
     label: str = ""
     patience_s: float = PATIENCE_S
     keep_spans: bool = False
+    resample: int | None = None
+    """Not the trace itself, but this variation of it."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,10 @@ class Outcomes:
     """Node -> its GPUs."""
 
 
-def load(name: str, seed: int) -> Trace:
-    """A generated trace or one from a file. Raises ``ConfigError``."""
+def load(name: str, seed: int, resample: int | None = None) -> Trace:
+    """A generated trace, one from a file, or the variation ``resample`` of one. Raises ``ConfigError``."""
+    if resample is not None:
+        return resampled(load(name, seed), resample)
     if name in SHAPES:
         return SHAPES[name](seed)
     path = Path(name)
@@ -79,7 +84,7 @@ def fleet_for(trace: Trace, cell: Cell) -> Fleet:
 
 def run(cell: Cell, progress: Callable[[float, int], None] | None = None) -> Outcomes | None:
     """Run one cell; ``None``: there is no such policy for this trace. Raises ``ConfigError``."""
-    trace = load(cell.trace, cell.seed)
+    trace = load(cell.trace, cell.seed, cell.resample)
     decider = POLICIES[cell.policy](trace)
     if decider is None:
         return None

@@ -35,7 +35,8 @@ def test_version_and_help_with_exit_codes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["up", "down", "status", "doctor", "logs", "models prepare", "models list", "models show", "models load",
+    ["up", "down", "status", "doctor", "logs", "models plan", "models add",
+     "models prepare", "models list", "models show", "models load",
      "models unload", "models pin", "models unpin", "models apply", "keys create", "keys list", "keys revoke",
      "blocks list", "blocks drain", "blocks retry", "chat", "embed", "controller replay"],
 )  # fmt: skip

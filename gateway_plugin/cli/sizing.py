@@ -1,0 +1,184 @@
+"""``gateway models plan`` and ``models add``: from a model's name to a catalog entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway_plugin.cli.connection import connect
+from gateway_plugin.cli.output import json_option, put, say, settings, show, table
+from gateway_plugin.errors import GatewayUnreachable, NoRoom
+
+if TYPE_CHECKING:
+    from gateway_plugin.site import Site
+    from gateway_plugin.sizing.plan import Fit, Source, Wish
+
+GIB = 2**30
+_COLUMNS = ("node type", "GPUs", "GiB each", "weights", "cache", "engine", "context", "sequences", "longest", "")
+
+
+def _asks(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed((
+        click.argument("name", metavar="NAME"),
+        click.option("--context", type=click.IntRange(1), help="Tokens, prompt and answer together. "
+                     "Default: the model's own, at most 16384."),
+        click.option("--concurrency", type=click.IntRange(1), help="Requests of that length at a time. Default: 4, "
+                     "fewer where they do not fit."),
+        click.option("--gpus", type=click.IntRange(1, 64), help="Default: the fewest that hold it."),
+        click.option("--quantization", default="", help="Applied by vLLM as it loads: fp8, bitsandbytes, ..."),
+        click.option("--site", help="Name in parsl_configs, package.module, or a .py file. Default: as before, or "
+                     "local."),
+        click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                     help="The hub's token, mode 600. Default: HF_TOKEN, or the hub's own login."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@_asks
+@json_option
+def plan(name: str, site: str | None, token_file: Path | None, **asked: Any) -> None:
+    """Work out whether and how a model fits on each node type.
+
+    NAME is org/name or org/name@REVISION on the hub, a folder, or prepared:NAME. Only its metadata is read.
+    """
+    source, wish, found, _ = _work_out(name, site, token_file, asked)
+    show(_document(source, wish, found), lambda: _print(source, wish, found))
+
+
+@click.command()
+@_asks
+@click.option("--as", "alias", metavar="NAME", help="Its name in the catalog. Default: the last part of NAME.")
+@click.option("--task", type=click.Choice(("generate", "embed")), help="Default: by its architecture.")
+@click.option("--models", "file", type=click.Path(dir_okay=False, path_type=Path),
+              help="Catalog to add it to. Default: the gateway's own, or models.yaml.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the entry, change nothing.")
+@json_option
+def add(
+    name: str, site: str | None, token_file: Path | None, alias: str | None, task: str | None, file: Path | None,
+    dry_run: bool, **asked: Any,
+) -> None:  # fmt: skip
+    """Add a model to the catalog, its memory worked out, its revision pinned; a running gateway takes it at once."""
+    from gateway_plugin.sizing.entry import add_entry, entry_text
+
+    source, wish, found, record_file = _work_out(name, site, token_file, asked)
+    fit = next((one for one in found if one.engine is not None), None)
+    if fit is None:
+        why = "; ".join(f"{one.node_type}: {one.because}" for one in found)
+        raise NoRoom(f"'{source.name}' fits on no node type of this site: {why}.")
+    own = alias or source.name.rstrip("/").removeprefix("prepared:").rsplit("/", 1)[-1]
+    text = entry_text(own, source, fit, wish, task or ("generate" if source.architecture.attention else "embed"))
+    target = file or record_file or Path("models.yaml")
+    document = {"model": own, "file": str(target), "entry": text, "in_force": False, "doubt": source.doubt or None}
+    if dry_run:
+        show(document, lambda: put(text.rstrip("\n")))
+        return
+    add_entry(target, text)
+    document["in_force"] = _apply(target)
+    then = "in force" if document["in_force"] else f"no gateway runs: 'gateway up --models {target}' takes it"
+    show(document, lambda: put(text.rstrip("\n")))
+    say(f"added to {target}, for {fit.node_type} nodes; {then}")
+
+
+def _work_out(
+    name: str, site: str | None, token_file: Path | None, asked: dict[str, Any]
+) -> tuple[Source, Wish, tuple[Fit, ...], Path | None]:
+    """The model, what is asked of it, how it fits, and the catalog of the gateway's last start."""
+    from gateway_plugin.paths import Layout
+    from gateway_plugin.service_state import read_record
+    from gateway_plugin.site import load_site
+    from gateway_plugin.sizing.plan import Wish, fits
+    from gateway_plugin.sizing.source import read_source
+
+    record = read_record(Layout(settings().state))
+    found = load_site(site or (record.site_reference if record is not None else "") or "local")
+    source = read_source(name, token_file)
+    wish = Wish(asked["context"], asked["concurrency"], asked["gpus"], asked["quantization"])
+    catalog = Path(record.catalog) if record is not None and record.catalog else None
+    return source, wish, fits(source, _rooms(found), wish), catalog
+
+
+def _rooms(site: Site) -> list[Any]:
+    from gateway_plugin.sizing.plan import Room
+
+    return [
+        Room(one.name, one.gpus, int(one.gpu_memory_gib * GIB), int(one.engine_memory_gib * GIB))
+        for one in site.node_types
+    ]
+
+
+def _apply(file: Path) -> bool:
+    """Put the catalog in force; ``False``: no gateway runs."""
+    from gateway_plugin.catalog import catalog_document, load_catalog
+
+    try:
+        with connect() as client:
+            client.apply(catalog_document(load_catalog(file)))
+    except GatewayUnreachable:
+        return False
+    return True
+
+
+def _document(source: Source, wish: Wish, found: tuple[Fit, ...]) -> dict[str, Any]:
+    from gateway_plugin.sizing.estimate import cache_bytes
+    from gateway_plugin.sizing.plan import weights_of
+
+    architecture = source.architecture
+    return {
+        "model": source.name,
+        "revision": source.revision or None,
+        "architecture": architecture.name,
+        "parameters": architecture.parameters,
+        "dtype": architecture.dtype,
+        "quantization": wish.quantization or architecture.quantization or None,
+        "license": source.license or None,
+        "gated": source.gated,
+        "context": architecture.context,
+        "weights_bytes": weights_of(source, wish),
+        "cache_bytes_per_token": cache_bytes(architecture, 1, 1, 1),
+        "doubt": source.doubt or None,
+        "fits": [
+            {
+                "node_type": fit.node_type,
+                "fits": fit.engine is not None,
+                "gpus": fit.engine.gpus if fit.engine else None,
+                "memory_gib": fit.engine.gib if fit.engine else None,
+                "context": fit.engine.context if fit.engine else None,
+                "sequences": fit.engine.sequences if fit.engine else None,
+                "longest_context": fit.longest,
+                "reason": fit.because or None,
+            }
+            for fit in found
+        ],
+    }
+
+
+def _print(source: Source, wish: Wish, found: tuple[Fit, ...]) -> None:
+    from gateway_plugin.sizing.plan import parameters_words
+
+    document = _document(source, wish, found)
+    facts = [
+        ("architecture", document["architecture"]),
+        ("parameters", parameters_words(source.architecture).removesuffix(" parameters")),
+        ("weights", f"{document['weights_bytes'] / GIB:.1f} GiB, {document['quantization'] or document['dtype']}"),
+        ("cache", f"{document['cache_bytes_per_token'] / 1024:.0f} KiB a token" if source.architecture.attention
+         else "none"),
+        ("context", f"{document['context']} tokens"),
+        ("revision", document["revision"]),
+        ("licence", document["license"]),
+        ("gated", "yes: its licence must be accepted on the hub" if source.gated else None),
+        ("doubt", document["doubt"]),
+    ]  # fmt: skip
+    table(("", source.name), [fact for fact in facts if fact[1]])
+    rows = [
+        (fit.node_type, "no", "", "", "", "", "", "", fit.longest or "", fit.because)
+        if (one := fit.engine) is None
+        else (fit.node_type, one.gpus or "", f"{one.gib:g}", *(f"{part / GIB:.1f}" for part in
+              (one.weights, one.cache, one.buffers)), one.context, one.sequences, fit.longest, fit.because)
+        for fit in found
+    ]  # fmt: skip
+    table(_COLUMNS, rows)

@@ -1,0 +1,130 @@
+"""Reads what ``plan`` needs: from a folder, or from the hub (metadata only, no weights)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from gateway_plugin.catalog import Model
+from gateway_plugin.errors import ConfigError, NotFound, ServiceError
+from gateway_plugin.sizing.architecture import UnknownArchitecture, parse_config
+from gateway_plugin.sizing.plan import Source
+from gateway_plugin.weights import is_local, resolve, split_revision
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+_TIMEOUT_S = 20.0
+_CONFIG_MAX = 4 << 20
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+"""Kinds of weights' files, the preferred first: of a repository with several kinds, engines load one."""
+
+
+def read_source(name: str, token_file: Path | None = None) -> Source:
+    """The sizes of the model at ``name``: ``org/name``, ``org/name@REVISION``, a folder, or ``prepared:NAME``.
+
+    Args:
+        token_file: holds the hub's token; else ``HF_TOKEN`` or the hub's own login is used.
+
+    Raises:
+        ConfigError: ``name`` is malformed, or the configuration does not say enough for an estimate.
+        NotFound: the hub has no such model or revision, or there is no such folder.
+        ServiceError: the hub cannot be reached, or refuses.
+    """
+    try:
+        entry = Model(name="model", source=name, memory_gib=1)
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    return _from_folder(name, Path(resolve(entry))) if is_local(name) else _from_hub(name, token_file)
+
+
+def _from_folder(name: str, folder: Path) -> Source:
+    try:
+        config = json.loads((folder / "config.json").read_bytes()[:_CONFIG_MAX])
+    except FileNotFoundError:
+        raise NotFound(f"{folder}: has no config.json; expected a model's folder as the hub has it.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / 'config.json'}: cannot be read: {error}") from None
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    return _source(name, config, sizes)
+
+
+def _from_hub(name: str, token_file: Path | None) -> Source:
+    try:
+        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub import errors as hub
+    except ImportError:
+        raise ServiceError("The hub's client is missing. Run: pip install 'gateway-plugin[serve]'") from None
+    repository, revision = split_revision(name)
+    token = _token(token_file)
+    try:
+        found = HfApi(token=token).model_info(
+            repository, revision=revision or None, files_metadata=True, timeout=_TIMEOUT_S
+        )
+        path = hf_hub_download(repository, "config.json", revision=found.sha, token=token, etag_timeout=_TIMEOUT_S)
+        config = json.loads(Path(path).read_bytes()[:_CONFIG_MAX])
+    except hub.GatedRepoError:
+        raise ServiceError(
+            f"{repository} is gated: accept its licence on the hub, then give a token of that account (HF_TOKEN, "
+            "`hf auth login`, or --token-file)."
+        ) from None
+    except hub.RevisionNotFoundError:
+        raise NotFound(f"{repository} has no revision '{revision}'.") from None
+    except hub.RepositoryNotFoundError:
+        raise NotFound(
+            f"The hub has no model '{repository}', or it is private: check the name and the token."
+        ) from None
+    except hub.EntryNotFoundError:
+        raise ConfigError(f"{repository}: has no config.json; give 'memory_gib' yourself.") from None
+    except hub.HFValidationError as error:
+        raise ConfigError(f"{name!r} is no name of a model on the hub: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{repository}: its config.json is not JSON: {error}") from None
+    except (hub.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # refused, unreachable, offline
+        words = " ".join(str(error).split())[:200]
+        raise ServiceError(f"The hub cannot be asked for {repository}: {words}") from None
+    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    return _source(repository, config, sizes, found)
+
+
+def _source(name: str, config: object, sizes: dict[str, int], info: ModelInfo | None = None) -> Source:
+    if not isinstance(config, dict):
+        raise ConfigError(f"{name}: its config.json is not a mapping; give 'memory_gib' yourself.")
+    try:
+        architecture = parse_config(config)
+    except UnknownArchitecture as missing:
+        raise ConfigError(f"{name}: no estimate: {missing}; give 'memory_gib' yourself.") from None
+    total = _weights_bytes(sizes)
+    if info is None:
+        return Source(name, architecture, total)
+    return Source(name, architecture, total, info.sha or "", _license(info.card_data), bool(info.gated))
+
+
+def _weights_bytes(sizes: dict[str, int]) -> int:
+    """Size of the files that an engine loads: those of the preferred kind, without a second copy in another layout."""
+    for kind in _WEIGHTS:
+        found = {file: size for file, size in sizes.items() if file.endswith(kind) and "/" not in file}
+        copies = {file for file in found if file.startswith("consolidated")}
+        if found:
+            return sum(size for file, size in found.items() if file not in copies or copies == found.keys())
+    return 0
+
+
+def _license(card: Any) -> str:
+    found = card.get("license") if card is not None else None
+    return found if isinstance(found, str) else ""
+
+
+def _token(file: Path | None) -> str | None:
+    """``None``: the hub's client looks in its own places."""
+    if file is None:
+        return None
+    try:
+        if file.stat().st_mode & 0o077:
+            raise ConfigError(f"{file}: others can read this token; run: chmod 600 {file}")
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,157 @@
+"""Reading a model's facts: from a folder, and with the hub's own client from a stand-in hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gateway_plugin.catalog import load_catalog
+from gateway_plugin.cli.main import cli
+from gateway_plugin.errors import ConfigError, GatewayError, NotFound, ServiceError
+from gateway_plugin.sizing.source import read_source
+from tests.unit.sizing.published import PUBLISHED
+
+SHA = "0" * 39 + "1"
+CONFIG = json.dumps(PUBLISHED["Llama-3.2-1B"][1]).encode()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """``org/small``; ``org/gated`` refuses without the token; ``org/odd`` has a config that is not JSON."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        name = "/".join(self.path.removeprefix("/api/models").split("?")[0].split("/")[1:3])
+        gated = name == "org/gated" and self.headers.get("Authorization") != "Bearer hf_right"
+        if gated:
+            self._answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif name not in ("org/small", "org/gated", "org/odd"):
+            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif "/nowhere" in self.path:
+            self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        elif "/resolve/" in self.path:
+            body = b"<html>" if name == "org/odd" else CONFIG
+            self._answer(200, body, {"ETag": '"1"', "X-Repo-Commit": SHA})
+        else:
+            files = {"model.safetensors": 2_471_645_608, "original/consolidated.00.pth": 5, "config.json": len(CONFIG)}
+            siblings = [{"rfilename": file, "size": size} for file, size in files.items()]
+            info = {"id": name, "sha": SHA, "gated": name == "org/gated", "siblings": siblings,
+                    "cardData": {"license": "llama3.2"}, "tags": [], "downloads": 0, "likes": 0,
+                    "private": False, "disabled": False}  # fmt: skip
+            self._answer(200, json.dumps(info).encode(), {})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None:
+        return
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield url
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_metadata_of_the_hub(hub: str) -> None:
+    found = read_source("org/small")
+    assert (found.revision, found.license, found.file_bytes) == (SHA, "llama3.2", 2_471_645_608)
+    assert found.architecture.parameters == 1_235_814_400
+    assert found.doubt == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("org/none", NotFound, "check the name and the token"),
+        ("org/small@nowhere", NotFound, "no revision 'nowhere'"),
+        ("org/gated", ServiceError, "accept its licence"),
+        ("org/odd", ConfigError, "not JSON"),
+        ("org/a@b@c", ConfigError, "org/name@REVISION"),
+        ("/nowhere/at/all", ConfigError, "no folder"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line_with_what_to_do(
+    hub: str, name: str, error: type[GatewayError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        read_source(name)
+
+
+def test_a_token_comes_from_a_file_that_others_cannot_read(hub: str, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("hf_right\n")
+    token.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_source("org/gated", token)
+    token.chmod(0o600)
+    assert read_source("org/gated", token).gated
+
+
+def test_a_hub_that_cannot_be_reached(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ServiceError, match="cannot be asked for org/small"):
+        read_source("org/small")
+
+
+def test_plan_and_add(hub: str, tmp_path: Path) -> None:
+    site = tmp_path / "site.py"
+    site.write_text(
+        "from parsl.providers import LocalProvider\n"
+        "from gateway_plugin.site import NodeType, Site\n"
+        "site = Site(name='s', node_types=(\n"
+        "    NodeType(name='cpu', provider=LocalProvider(), cpus=2, engine_memory_gib=3),\n"
+        "    NodeType(name='gpu', provider=LocalProvider(), cpus=2, gpus=2, gpu_memory_gib=38),))\n"
+    )
+    models = tmp_path / "models.yaml"
+    models.write_text("# ours\nmodels:\n    old:   # keep\n        source: org/old\n        memory_gib: 1\n")
+
+    def gateway(*words: str) -> tuple[int, str]:
+        done = CliRunner(env={"GATEWAY_URL": ""}).invoke(
+            cli, ["--state", str(tmp_path / "state"), "models", *words], catch_exceptions=False
+        )
+        return done.exit_code, done.output
+
+    code, words = gateway("plan", "org/small", "--site", str(site), "--json")
+    found = {fit["node_type"]: fit for fit in json.loads(words)["fits"]}
+    assert (code, found["cpu"]["fits"], found["gpu"]["gpus"]) == (0, False, 1)
+    code, words = gateway("add", "org/small", "--as", "small", "--site", str(site), "--models", str(models))
+    assert code == 0, words
+    assert "no gateway runs" in words
+    entries = {model.name: model for model in load_catalog(models).models}
+    assert entries["small"].source == f"org/small@{SHA}"
+    assert entries["small"].gpus == 1
+    assert 3 < entries["small"].memory_gib < 8
+    assert models.read_text().startswith("# ours\nmodels:\n    old:   # keep\n")
+    code, words = gateway("add", "org/small", "--as", "small", "--site", str(site), "--models", str(models))
+    assert code == 2
+    assert "twice" in words
+    assert load_catalog(models).models == tuple(entries.values()), "a refused entry changes nothing"
+    code, words = gateway("add", "org/small", "--gpus", "4", "--site", str(site), "--dry-run")
+    assert code != 0
+    assert "a node has 2" in words
