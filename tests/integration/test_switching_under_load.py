@@ -27,7 +27,9 @@ KILL_EVERY_S = 8.0
 def running() -> Iterator[Gateway]:
     models = ("a", "b")
     with gateway(
-        lambda memory: {name: fake_model(memory, "--load-delay-s", "0.5", "--tokens", "6") for name in models}
+        lambda memory: {
+            name: fake_model(memory, "--load-delay-s", "0.5", "--tokens", "6", concurrency=2) for name in models
+        }
     ) as made:
         yield made
 
