@@ -96,8 +96,9 @@ def in_slot(slot: int, places: Places, limits: Limits, engine_key: str) -> str:
     HAProxy counts the free places of usable servers (of a backup only where there is no other), and returns -1 if one
     of them has no limit. ``srv_is_up`` does not serve: it is true for a draining engine, which takes no request.
     """
-    cold = f"{{ be_conn_free(slot{slot}) ge {_COLD_FREE} }}"
+    cold = f"{{ var(txn.free) -m int ge {_COLD_FREE} }}"
     return f"""\
+  http-request set-var(txn.free) be_conn_free(slot{slot})
 {_counted(cold, places)}\
   http-request track-sc4 int({_FIRST_SLOT + slot}) table busy if {{ fe_name front }} !{cold}
 {_refuse(_MODEL_BUSY, f"{{ sc_conn_cur(4,busy) gt {places.of_one_model} }}")}

@@ -100,7 +100,7 @@ def queue(slot: int, limits: Limits, places: Places, warm: str, engine_key: str)
     answers, took = f"{_WAITS} {{ srv_id -m found }}", "{ var(txn.took) -m found }"
     return f"""\
   http-request track-sc5 req.fhdr(x-gateway-tag),concat(/{slot}/,txn.person) table shares if {warm}
-  http-request set-var(txn.turns) sc_conn_cur(5,shares) if {{ be_conn_free(slot{slot}) eq 0 }}
+  http-request set-var(txn.turns) sc_conn_cur(5,shares) if {{ var(txn.free) -m int eq 0 }}
 {_QUEUE_FULL.when(f"{_WAITS} {full}")}
   http-request set-var(txn.queued) date(0,us) if {_WAITS}
   # Another model than the last one that had a queue here: all that is known of it is how many it takes at a time.
