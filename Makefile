@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-rough bench-growth bench-core bench-switching bench-switching-live bench-gpus bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-fairness bench-rough bench-growth bench-core bench-switching bench-switching-live bench-gpus bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -65,6 +65,9 @@ check: $(STAMP) ## Linter, formatter, types, architecture
 
 bench-gateway: $(STAMP) ## What the gateway adds to an engine: build/bench/gateway.json
 	$(BIN)/python -m benchmarks.gateway
+
+bench-fairness: $(STAMP) ## One client beside 100 of another key at one loaded model: build/bench/fairness.json
+	$(BIN)/python -m benchmarks.fairness
 
 bench-rough: $(STAMP) ## Floods, strangers, cold streams and ghosts on whole gateways: build/bench/rough.json
 	$(BIN)/python -m benchmarks.rough

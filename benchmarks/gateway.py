@@ -108,7 +108,7 @@ async def run(rounds: int, console: Console) -> list[list[Measured]]:
             "bare": await edge.start_engine("bare", recording=False),
         }
         for engine in engines.values():
-            await edge.runtime.open(engine.slot, engine.server, engine.address)
+            await edge.runtime.open(engine.slot, engine.server, engine.address, 256)
             await until(partial(edge.is_up, engine), "the edge reports the engine up")
         measured: list[list[Measured]] = []
         with Progress(console=console, transient=True) as progress:

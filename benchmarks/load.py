@@ -34,6 +34,7 @@ class Result:
     """Server-sent events with data."""
     seconds: float
     p50_ms: float
+    p95_ms: float
     p99_ms: float
     first_token_p50_ms: float
 
@@ -119,6 +120,7 @@ async def load(
         tokens=run.tokens,
         seconds=time.perf_counter() - begun,
         p50_ms=1000 * median(took),
+        p95_ms=1000 * took[min(len(took) - 1, int(len(took) * 0.95))],
         p99_ms=1000 * took[min(len(took) - 1, int(len(took) * 0.99))],
         first_token_p50_ms=1000 * median(run.first) if run.first else 0.0,
     )

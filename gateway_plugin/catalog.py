@@ -6,7 +6,6 @@ Used by the service, the CLI and the Serve application, which receives the same 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
-from gateway_plugin.engine_options import refusal
+from gateway_plugin.engine_options import refusal, requests_at_a_time
 from gateway_plugin.errors import ConfigError, ModelNotFound
 
 MODEL_NAME = re.compile(r"(?=[0-9._/:@+-]*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,127}")
@@ -24,8 +23,11 @@ letter is required: a number in a body (``"model": 5``) is no name, and the edge
 LOCAL_SOURCES = ("prepared:", "/", "~", ".")
 """Prefixes of a ``source`` on this machine's disk."""
 
-MAX_NUM_SEQS = 256
-"""Requests that vLLM takes at a time unless ``--max-num-seqs`` is given."""
+_REQUESTS_GUESS = 256
+"""Requests at a time of an engine that does not say it."""
+CONCURRENCY_MAX = 10_000
+"""The edge tells an engine's places from those of the ingress by their number (``gateway_plugin.edge.floods``)."""
+
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -99,6 +101,8 @@ class Model(_Frozen):
     replicas_max: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=8)
     target_in_flight: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=100_000)
     """Requests per engine above which one more is started; see ``replica_target``."""
+    concurrency: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=CONCURRENCY_MAX)
+    """Requests that one engine is sent at a time; more wait at the edge. ``None``: see ``requests_at_a_time``."""
     pinned: bool = False
     keep_alive_s: Duration = Field(default=-1.0, alias="keep_alive")
     """Unload after this time without a request, even if no model needs the room. ``-1``: never. ``0``: at once."""
@@ -165,28 +169,21 @@ class Model(_Frozen):
 
     @property
     def replica_target(self) -> float:
-        """``target_in_flight``, else three quarters of what an engine takes at a time: ``concurrency``, else vLLM's
-        ``--max-num-seqs``."""
+        """``target_in_flight``, else three quarters of what an engine takes at a time."""
         if self.target_in_flight is not None:
             return float(self.target_in_flight)
-        takes: int | None = getattr(self, "requests_at_a_time", None)
-        return max(1.0, 0.75 * (takes or max_num_seqs(self.args)))
+        return max(1.0, 0.75 * (self.requests_at_a_time or _REQUESTS_GUESS))
+
+    @property
+    def requests_at_a_time(self) -> int:
+        """How many requests the edge sends to one engine at a time: (1) ``concurrency``; (2) as its options say, or
+        vLLM's default; (3) 0 if not known: no limit."""
+        return self.concurrency or min(requests_at_a_time(self) or 0, CONCURRENCY_MAX)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The name and every alias."""
         return (self.name, *self.aliases)
-
-
-def max_num_seqs(args: Sequence[str]) -> int:
-    """How many requests vLLM takes at a time with these arguments; its own default where they do not say."""
-    found = MAX_NUM_SEQS
-    for index, argument in enumerate(args):
-        name, given, value = argument.partition("=")
-        if name.replace("_", "-") == "--max-num-seqs":
-            text = value if given else next(iter(args[index + 1 : index + 2]), "")
-            found = int(text) if re.fullmatch(r"[1-9][0-9]{0,6}", text) else found
-    return found
 
 
 class Catalog(_Frozen):

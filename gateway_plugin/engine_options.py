@@ -51,6 +51,10 @@ _TAKEN_VARIABLES = {
         ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "the gateway chooses GPUs; say gpus:"
     ),
 }
+_SEQUENCES = "max-num-seqs"
+_SEQUENCES_GPU, _SEQUENCES_CPU = 256, 128
+"""Defaults of vLLM 0.32 as an API server (``EngineArgs.get_batch_defaults``). On a GPU of 70 GiB and more, an A100
+excepted, it takes 1,024. Which GPU it will be is not known here, and what is over its own limit would queue in it."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _POOLS = re.compile(r"--(?:runner[= ]pooling|convert[= ]embed|task[= ]embed(?:ding)?)\b")
 """Options of an engine that makes vectors; ``--task`` is an earlier vLLM's."""
@@ -132,6 +136,21 @@ def _other_task(entry: Entry) -> str:
 def adapters(words: Sequence[str]) -> tuple[str, ...]:
     """Names of the LoRA adapters that vLLM with these arguments loads beside its base (``--lora-modules``)."""
     return tuple(name for option in _lora_options(words) for name in option)
+
+
+def requests_at_a_time(entry: Entry) -> int | None:
+    """How many requests an engine works on at a time: (1) ``--max-num-seqs``, the last one, as vLLM reads it; (2) its
+    default; (3) ``None``: another program, not known."""
+    words = (*entry.command, *entry.args)
+    for place in reversed(range(len(words))):
+        option, given, value = words[place].partition("=")
+        if option.startswith("--") and option[2:].replace("_", "-") == _SEQUENCES:
+            value = value if given else next(iter(words[place + 1 : place + 2]), "")
+            if value.isascii() and value.isdigit() and int(value) > 0:
+                return int(value)  # (1)
+    if entry.engine != "vllm":
+        return None  # (3)
+    return _SEQUENCES_GPU if entry.gpus else _SEQUENCES_CPU  # (2)
 
 
 def _lora_options(words: Sequence[str]) -> list[list[str]]:

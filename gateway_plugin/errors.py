@@ -307,6 +307,12 @@ class Unavailable(GatewayError):
     status, code = 503, "unavailable"
 
 
+class EngineBusy(GatewayError):
+    """The model is loaded, and its engines have as many requests as they take; others wait before this one."""
+
+    status, code = 503, "engine_busy"
+
+
 class UpstreamTimeout(GatewayError):
     """No answer within the edge's longest timeout."""
 

@@ -99,6 +99,10 @@ class NodeType(_Frozen):
         return self
 
 
+QUEUE_MAX_S = 480.0
+"""HAProxy orders what waits by 20 bits of milliseconds (1,048 s), half of them for what came before now."""
+
+
 class Limits(_Frozen):
     """Limits that a refusal names."""
 
@@ -117,6 +121,11 @@ class Limits(_Frozen):
     max_wait_s: float = Field(default=60.0, gt=0)
     """A request waits no longer than this, or four load times of its model if that is more, while a GPU that could hold
     the model serves another one: then that one makes way. docs/switching.md has what it takes to keep this."""
+    queued_requests: int = Field(default=1000, ge=1)
+    """Requests that may wait at the edge for the engines of one model that is loaded, while these have as many as they
+    take."""
+    queue_s: float = Field(default=300.0, ge=1, le=QUEUE_MAX_S)
+    """How long one request may wait there."""
     in_flight_per_key: int = Field(default=512, ge=1)
     requests_per_key_10s: int = Field(default=100_000, ge=1)
     abandoned_load_grace_s: float = Field(default=2.0, ge=0)

@@ -14,7 +14,7 @@ from gateway_plugin.errors import GatewayUnreachable
 from gateway_plugin.paths import Layout
 
 if TYPE_CHECKING:
-    from gateway_plugin.edge.key import Role
+    from gateway_plugin.edge.key import PriorityClass, Role
 
 
 @click.group()
@@ -25,16 +25,23 @@ def keys() -> None:
 @keys.command()
 @click.argument("name")
 @click.option("--role", type=click.Choice(("user", "endpoint", "admin")), default="user", show_default=True)
+@click.option(
+    "--priority",
+    type=click.Choice(("interactive", "batch")),
+    default="interactive",
+    show_default=True,
+    help="Of its requests while others wait too: 'batch' lets interactive ones go first.",
+)
 @json_option
-def create(name: str, role: Role) -> None:
+def create(name: str, role: Role, priority: PriorityClass) -> None:
     """Make a key. Its secret is printed once and stored nowhere."""
     from gateway_plugin.edge.keys import KeyStore
 
     demand_at_hand("The keys")
     layout = Layout.of(settings().state)
-    secret = KeyStore(layout).create(name, role)
+    secret = KeyStore(layout).create(name, role, priority)
     works, usage = _how_to_use(layout)
-    document = {"name": name, "role": role, "secret": secret, "note": works or None}
+    document = {"name": name, "role": role, "priority": priority, "secret": secret, "note": works or None}
 
     def human() -> None:
         put(f"{role} key '{name}'; it cannot be shown again:", err=True)
@@ -68,7 +75,7 @@ def _how_to_use(layout: Layout) -> tuple[str, str]:
 @keys.command("list")
 @json_option
 def list_keys() -> None:
-    """Names, roles and dates; no secrets."""
+    """Names, roles, priorities and dates; no secrets."""
     from gateway_plugin.edge.keys import KeyStore
 
     demand_at_hand("The keys")
@@ -78,14 +85,15 @@ def list_keys() -> None:
         (
             key.name,
             key.role,
+            key.priority,
             f"{datetime.datetime.fromtimestamp(key.created):%Y-%m-%d %H:%M}",
             "revoked, not confirmed by the edge" if key.revoked else "",
         )
         for key in found
     ]
-    document = [{"name": key.name, "role": key.role, "created": key.created, "revoked": key.revoked} for key in found]
+    document = [key.model_dump(include={"name", "role", "priority", "created", "revoked"}) for key in found]
     none = f"no keys in {layout.state}"
-    show(document, lambda: table(("key", "role", "created", ""), rows) if rows else put(none, err=True))
+    show(document, lambda: table(("key", "role", "priority", "created", ""), rows) if rows else put(none, err=True))
 
 
 @keys.command()

@@ -44,6 +44,7 @@ frontend around_door
   bind {bind}
   http-request del-header x-gateway-edge
   http-request set-header {AROUND} 1
+  http-request set-var(txn.person) req.fhdr(x-gateway-caller)
   http-request set-var(txn.slot) 'req.fhdr(x-gateway-model),map_str({models_map}),field(1,/)'
   use_backend %[var(txn.slot)] if {{ var(txn.slot) -m found }}
   default_backend ingress

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from gateway_plugin.edge import turns
 from gateway_plugin.edge.error_pages import Refusal
 from gateway_plugin.edge.places import Places
+from gateway_plugin.edge.socket_protocol import UNLIMITED
 from gateway_plugin.errors import Unavailable
+from gateway_plugin.site import Limits
 
 _BUSY = Refusal(
     "busy",
@@ -33,7 +36,7 @@ _READY_BUSY = Refusal(
     "ready_busy",
     Unavailable("Too many requests for /ready at a time. Try again.", retry_after_s=1, state="overloaded"),
 )
-REFUSALS = (_BUSY, _COLD_FULL, _MODEL_BUSY, _READY_BUSY)
+REFUSALS = (_BUSY, _COLD_FULL, _MODEL_BUSY, _READY_BUSY, *turns.REFUSALS)
 """All refusals of these rules."""
 _READY_AT_A_TIME = 32
 _COLD, _OTHERS, _REFUSED, _FIRST_SLOT = 2, 1, 3, 16
@@ -44,13 +47,14 @@ _WHOLE = "{ req.body_size le 16384 } !{ req.fhdr_cnt(transfer-encoding) gt 0 }"
 
 def tables() -> str:
     """The tables that the rules count in."""
-    return """\
+    return f"""\
 backend busy
   stick-table type integer size 1k store conn_cur
 
 backend sources
   stick-table type ipv6 size 20k expire 10s store conn_cur
 
+{turns.tables()}
 cache ready
   total-max-size 1
   max-age 1
@@ -82,22 +86,23 @@ def refuse_outsiders(places: Places, *refusals: tuple[Refusal, str]) -> str:
     return "\n".join(rules)
 
 
-UNLIMITED = 1_000_000
-"""``maxconn`` of the server ``cold`` of a slot: never reached. Servers of engines have none."""
+_COLD_FREE = UNLIMITED // 2
+"""More than all engines of a slot take together (``catalog.CONCURRENCY_MAX`` each)."""
 
 
-def in_slot(slot: int, places: Places) -> str:
+def in_slot(slot: int, places: Places, limits: Limits, engine_key: str) -> str:
     """Rules of a slot's backend. A request is cold if only the server ``cold`` can take it, else warm.
 
     HAProxy counts the free places of usable servers (of a backup only where there is no other), and returns -1 if one
-    of them has no ``maxconn``. ``srv_is_up`` does not serve: it is true for a draining engine, which takes no request.
+    of them has no limit. ``srv_is_up`` does not serve: it is true for a draining engine, which takes no request.
     """
-    cold = f"{{ be_conn_free(slot{slot}) ge 0 }}"
+    cold = f"{{ var(txn.free) -m int ge {_COLD_FREE} }}"
     return f"""\
+  http-request set-var(txn.free) be_conn_free(slot{slot})
 {_counted(cold, places)}\
   http-request track-sc4 int({_FIRST_SLOT + slot}) table busy if {{ fe_name front }} !{cold}
 {_refuse(_MODEL_BUSY, f"{{ sc_conn_cur(4,busy) gt {places.of_one_model} }}")}
-"""
+{turns.queue(slot, limits, places, f"!{cold}", engine_key)}"""
 
 
 def at_a_time(places: Places) -> str:

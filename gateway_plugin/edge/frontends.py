@@ -16,6 +16,7 @@ from gateway_plugin.edge.pages import pages
 from gateway_plugin.edge.patience import NOT_PATIENCE, READ_PATIENCE, TELL_PATIENCE
 from gateway_plugin.edge.places import Places
 from gateway_plugin.edge.served import MODEL, PATHS
+from gateway_plugin.edge.turns import PRIORITY, priority
 from gateway_plugin.errors import (
     BodyTooLarge,
     Forbidden,
@@ -286,6 +287,7 @@ def _what(settings: FrontSettings) -> str:
 {NOT_A_MODEL.when("{ req.fhdr_cnt(x-gateway-model) gt 1 }")}
   http-request set-var(txn.model) req.fhdr(x-gateway-model) if inference {named}
 {READ_PATIENCE}\
+{priority()}\
   # Only an endpoint's key may name the user on whose behalf it asks.
   acl for_another var(txn.role) -m str endpoint
   acl caller req.fhdr(x-gateway-caller) -m reg {_CALLER}
@@ -312,6 +314,7 @@ def _tell() -> str:
   http-request set-header x-gateway-request %[unique-id]
   http-request set-header x-gateway-arrived %[var(txn.began)]
 {TELL_PATIENCE}\
+  http-request set-header {PRIORITY} batch if {{ var(txn.batch) -m found }}
 .if feature(PROMEX)
   http-request set-query no-maint if is_get {{ path /metrics/edge }}
   http-request use-service prometheus-exporter if is_get {{ path /metrics/edge }}

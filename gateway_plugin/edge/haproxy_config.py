@@ -14,11 +14,12 @@ from pathlib import Path
 
 from gateway_plugin.edge.apart import around
 from gateway_plugin.edge.error_pages import client_left, http_error, own_errors, refuse_script
-from gateway_plugin.edge.floods import UNLIMITED, at_a_time, in_ingress, in_slot, readiness
+from gateway_plugin.edge.floods import at_a_time, in_ingress, in_slot, readiness
 from gateway_plugin.edge.frontends import BUFFER_BYTES, FrontSettings, front_door
 from gateway_plugin.edge.inner_door import inner_door
 from gateway_plugin.edge.places import Places
 from gateway_plugin.edge.served import PATHS
+from gateway_plugin.edge.socket_protocol import UNLIMITED
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Site
@@ -84,7 +85,7 @@ def _global(settings: EdgeSettings) -> str:
 global
   maxconn {settings.places.connections}
   no strict-limits          # HAProxy wants two open files a connection; what is really needed: places.py
-  tune.stick-counters 5
+  tune.stick-counters 6
   nbthread {settings.threads}
   tune.bufsize {BUFFER_BYTES}
   tune.memory.hot-size {_HOT_BYTES} # its default holds eight buffers; each request takes two or three
@@ -204,12 +205,13 @@ def _slot(settings: EdgeSettings, number: int) -> str:
     have a name, never resolved, because HAProxy restores an address from its state file (``last``) only for a server
     with a name; for others it restores the port alone, and would check that port at the address written here.
     """
+    key = f"str(slot{number}),map_str({settings.layout.slot_keys_map})"
     return f"""\
 backend slot{number}
 {client_left()}
-{in_slot(number, settings.places)}\
+{in_slot(number, settings.places, settings.site.limits, key)}\
   balance leastconn
-  http-request set-header authorization "Bearer %[str(slot{number}),map_str({settings.layout.slot_keys_map})]"
+  http-request set-header authorization "Bearer %[{key}]"
   # An engine's headers must control neither the ingress nor headers of the edge.
   http-response del-header x-gateway- -m beg if !{{ srv_name cold }}
   option httpchk GET /health

@@ -24,6 +24,7 @@ frontend inner_door
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-stamp 1
+  http-request set-var(txn.person) req.fhdr(x-gateway-caller)
   # The ingress still has the request, and first finds out whether it killed the engine (serve.ingress.trials).
   http-request disable-l7-retry
   http-request wait-for-body time 30s

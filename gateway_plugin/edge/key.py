@@ -12,6 +12,9 @@ from gateway_plugin.state_file import State
 Role = Literal["user", "endpoint", "admin"]
 """``endpoint``: its header ``x-gateway-caller``, on whose behalf it asks, is trusted for the usage log."""
 
+PriorityClass = Literal["interactive", "batch"]
+"""Of a key's requests while they wait for a model or its engines; a request may lower its own."""
+
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 """Allowed names of a key: they go into headers, maps and the usage log."""
 
@@ -29,8 +32,13 @@ class Key(State):
     """Hexadecimal, lower case."""
     created: Annotated[float, Field(ge=0, lt=_CREATED_MAX, strict=True)]
     """Seconds since 1970."""
+    priority: PriorityClass = "interactive"
     revoked: bool = False
     """An edge that starts does not admit it; the running edge has not confirmed yet that it does not."""
+
+
+BATCH = ":batch"
+"""End of a batch key's value in the edge's map. No name has a colon."""
 
 
 def map_digest(key: Key) -> str:
@@ -39,7 +47,7 @@ def map_digest(key: Key) -> str:
 
 
 def _value(key: Key) -> str:
-    return f"{key.role}:{key.name}"
+    return f"{key.role}:{key.name}" + (BATCH if key.priority == "batch" else "")
 
 
 def admitted(keys: tuple[Key, ...]) -> dict[str, str]:
@@ -55,5 +63,8 @@ class Keys(State):
 
 def from_map(digest: str, value: str, created: float) -> Key:
     """Parse a value of the map. Raises ``ValueError``."""
-    role, _, name = value.partition(":")
-    return Key.model_validate({"name": name, "role": role, "sha256": digest.lower(), "created": created})
+    role, _, name = value.removesuffix(BATCH).partition(":")
+    priority = "batch" if value.endswith(BATCH) else "interactive"
+    return Key.model_validate(
+        {"name": name, "role": role, "sha256": digest.lower(), "created": created, "priority": priority}
+    )

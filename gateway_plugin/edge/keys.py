@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import get_args
 
 from gateway_plugin.edge.admission import StillHeld, admit_only
-from gateway_plugin.edge.key import KEY_NAME, Key, Keys, Role, admitted, from_map, map_digest
+from gateway_plugin.edge.key import KEY_NAME, Key, Keys, PriorityClass, Role, admitted, from_map, map_digest
 from gateway_plugin.edge.socket_protocol import ask, map_text, parse_map
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
 from gateway_plugin.files import Garbled, write_private
@@ -50,11 +50,11 @@ class KeyStore:
         self._layout = layout
         self._file = StateFile(layout.keys_json, Keys)
 
-    def create(self, name: str, role: Role) -> str:
+    def create(self, name: str, role: Role, priority: PriorityClass = "interactive") -> str:
         """Make a key; its secret is returned and cannot be read again.
 
         Raises:
-            InvalidRequest: the name or role is invalid, or the name is taken.
+            InvalidRequest: the name, role or priority is invalid, or the name is taken.
             ServiceError: the gateway runs elsewhere, or the store is lost or cannot be written; the key was not made.
             EdgeError: the edge runs and did not take it; the key was not made.
         """
@@ -62,8 +62,11 @@ class KeyStore:
             raise InvalidRequest(f"A key's name matches {KEY_NAME.pattern}, got {name!r}.")
         if role not in get_args(Role):
             raise InvalidRequest(f"A key's role is one of {', '.join(get_args(Role))}, got {role!r}.")
+        if priority not in get_args(PriorityClass):
+            known = ", ".join(get_args(PriorityClass))
+            raise InvalidRequest(f"A key's priority is one of {known}, got {priority!r}.")
         record_here(self._layout)
-        secret, key = _made(name, role)
+        secret, key = _made(name, role, priority)
         with self._locked():
             self._demand_store()
             keys = self.list()
@@ -295,9 +298,9 @@ def _revoked(key: Key, name: str) -> Key:
     return key.model_copy(update={"revoked": True}) if key.name == name else key
 
 
-def _made(name: str, role: Role) -> tuple[str, Key]:
+def _made(name: str, role: Role, priority: PriorityClass = "interactive") -> tuple[str, Key]:
     secret = "gw-" + secrets.token_urlsafe(32)
-    return secret, Key(name=name, role=role, sha256=_digest(secret), created=time.time())
+    return secret, Key(name=name, role=role, sha256=_digest(secret), created=time.time(), priority=priority)
 
 
 def _digest(secret: str) -> str:

@@ -17,6 +17,8 @@ from gateway_plugin.edge.frontends import APART
 from gateway_plugin.edge.socket_protocol import (
     ServerStat,
     kept_state,
+    leave_commands,
+    limit_commands,
     map_changes,
     map_text,
     model_name,
@@ -24,6 +26,7 @@ from gateway_plugin.edge.socket_protocol import (
     parse_map,
     parse_servers,
     refused,
+    release_command,
     server_name,
     show_servers,
 )
@@ -47,23 +50,32 @@ class EdgeRuntime:
         self._keys: dict[str, str] | None = None
         """Slot -> key that the edge should have; ``None``: not read yet."""
 
-    async def open(self, slot: int, server: int, address: str) -> None:
-        """Let ``server`` of ``slot`` take requests for the engine at ``address`` (``IP:PORT``).
+    async def open(self, slot: int, server: int, address: str, limit: int = 0) -> None:
+        """Let ``server`` of ``slot`` take requests for the engine at ``address`` (``IP:PORT``), ``limit`` at a time.
 
         Also cancels a drain; requests in flight continue. Raises ``EdgeAway`` if the edge does not answer,
         ``EdgeError`` if it refused.
         """
-        await self._change(open_commands(slot, server, address))
+        await self._change(open_commands(slot, server, address, limit))
         await self._save_servers()
 
+    async def limit(self, slot: int, server: int, limit: int) -> None:
+        """Send this server so many requests at a time (0: no limit)."""
+        await self._change(limit_commands(slot, server, limit))
+
+    async def release(self, slot: int) -> None:
+        """Let the ingress take what waits for the slot's engines, if none of them takes requests."""
+        await self._change((release_command(slot),))
+
     async def drain(self, slot: int, server: int) -> None:
-        """Drain this server: no new request; requests in flight continue."""
-        await self._change((f"set server {server_name(slot, server)} state drain",))
+        """Drain this server: no new request; requests in flight continue. What waits goes to the slot's other engines,
+        or, if it was the last, to the ingress."""
+        await self._change(leave_commands(slot, server, "drain"))
         await self._save_servers()
 
     async def close(self, slot: int, server: int) -> None:
         """Take the server out of use (``maint``). Streams on it are not cut."""
-        await self._change((f"set server {server_name(slot, server)} state maint",))
+        await self._change(leave_commands(slot, server, "maint"))
         await self._save_servers()
 
     async def servers(self, slots: Iterable[int] | None = None) -> tuple[ServerStat, ...]:

@@ -11,7 +11,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gateway_plugin.catalog import MODEL_NAME
@@ -19,6 +19,8 @@ from gateway_plugin.errors import EdgeAway, EdgeError
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:@/+=-]+")
 """Allowed characters of a path, a hash, a key or a map's value."""
+UNLIMITED = 1_000_000
+"""Limit of the server ``cold`` of a slot: never reached."""
 _SERVER = re.compile(r"e(\d+)")
 _SLOT = re.compile(r"slot(\d+)")
 
@@ -39,6 +41,15 @@ class ServerStat:
     """Requests sent to this server since the edge started, over all engines that it held."""
     bytes_out: int = 0
     """Bytes received from it, updated every 5 s while a stream runs."""
+    queued: int = 0
+    """Its share of the requests that wait at the edge for the slot's engines; not in ``in_flight``."""
+    limit: int = 0
+    """Requests that it is sent at a time; 0: no limit."""
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether the edge sends it new ones."""
+        return self.up and not self.draining
 
 
 def server_name(slot: int, server: int) -> str:
@@ -61,13 +72,40 @@ def split_address(address: str) -> tuple[str, int]:
     return str(ip), number
 
 
-def open_commands(slot: int, server: int, address: str) -> tuple[str, ...]:
-    """Make a server take requests: through ``maint`` and with ``health up``, or it would refuse for half a second."""
+def limit_commands(slot: int, server: int, limit: int) -> tuple[str, ...]:
+    """Send a server so many requests at a time (0: no limit). Those that wait beyond it go on where it rose."""
+    if limit < 0:
+        raise EdgeError(f"A server's limit is 0 (none) or more, got {limit}.")
+    command = f"set maxconn server {server_name(slot, server)}"
+    # Without a limit HAProxy takes nothing out of the queue that was there.
+    return (f"{command} {limit:d}",) if limit else (f"{command} {UNLIMITED}", f"{command} 0")
+
+
+def leave_commands(slot: int, server: int, state: str) -> tuple[str, ...]:
+    """``drain`` or ``maint``: no new request for a server."""
+    return (f"set server {server_name(slot, server)} state {state}", release_command(slot))
+
+
+def release_command(slot: int) -> str:
+    """Let the ingress take what waits in a slot's queue, if no engine is left that would.
+
+    HAProxy looks into the queue when a server gets a place, and ``cold`` never lacks one: setting its limit, to what it
+    is, makes it look.
+    """
+    return f"set maxconn server {server_name(slot, 0).partition('/')[0]}/cold {UNLIMITED}"
+
+
+def open_commands(slot: int, server: int, address: str, limit: int = 0) -> tuple[str, ...]:
+    """Make a server take requests: through ``maint`` and with ``health up``, or it would refuse for half a second.
+
+    The limit comes before the first request; HAProxy's state file does not keep it (``observer.limits`` restores it).
+    """
     name = server_name(slot, server)
     host, port = split_address(address)
     return (
         f"set server {name} state maint",
         f"set server {name} addr {host} port {port}",
+        *limit_commands(slot, server, limit),
         f"set server {name} health up",
         f"set server {name} state ready",
     )
@@ -113,8 +151,8 @@ def _plain(text: str) -> str:
 def show_servers(slots: Iterable[int] | None) -> str:
     """``show stat`` for some slots (0.2 ms each), or for all of them; servers in ``maint`` left out."""
     if slots is None:
-        return "show stat -1 4 -1 no-maint"
-    return ";".join(f"show stat slot{slot:d} 4 -1 no-maint" for slot in slots)
+        return "show stat -1 6 -1 no-maint"
+    return ";".join(f"show stat slot{slot:d} 6 -1 no-maint" for slot in slots)
 
 
 def parse_servers(answer: str) -> tuple[ServerStat, ...]:
@@ -123,6 +161,7 @@ def parse_servers(answer: str) -> tuple[ServerStat, ...]:
         raise EdgeError(f"The edge did not list its servers: {answer.strip()[:200] or 'no answer'}")
     columns: list[str] = []
     found: list[ServerStat] = []
+    queued: dict[int, int] = {}
     for row in csv.reader(answer.splitlines()):
         if not row:
             continue
@@ -131,6 +170,8 @@ def parse_servers(answer: str) -> tuple[ServerStat, ...]:
             continue
         cell = dict(zip(columns, row, strict=False))
         slot, server = _SLOT.fullmatch(cell["pxname"]), _SERVER.fullmatch(cell["svname"])
+        if slot is not None and cell["svname"] == "BACKEND":
+            queued[int(slot[1])] = int(cell["qcur"] or 0)
         if slot is None or server is None or cell["status"].startswith("MAINT"):
             continue
         found.append(
@@ -144,9 +185,25 @@ def parse_servers(answer: str) -> tuple[ServerStat, ...]:
                 idle_s=float(cell["lastsess"] or -1),
                 total=int(cell["stot"] or 0),
                 bytes_out=int(cell["bout"] or 0),
+                limit=int(cell["slim"] or 0),
             )
         )
-    return tuple(found)
+    return tuple(shared(found, queued))
+
+
+def shared(servers: list[ServerStat], queued: Mapping[int, int]) -> list[ServerStat]:
+    """Each slot's queue divided among its engines: those that take requests, or all of them if none does."""
+    places: dict[int, list[int]] = {}
+    for place, stat in enumerate(servers):
+        if queued.get(stat.slot):
+            places.setdefault(stat.slot, []).append(place)
+    found = list(servers)
+    for slot, all_places in places.items():
+        taking = [place for place in all_places if servers[place].takes_requests] or all_places
+        for number, place in enumerate(taking):
+            share = queued[slot] // len(taking) + (number < queued[slot] % len(taking))
+            found[place] = replace(servers[place], queued=share)
+    return found
 
 
 def parse_map(text: str, *, numbered: bool) -> dict[str, str]:

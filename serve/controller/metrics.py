@@ -68,6 +68,9 @@ class Metrics:
         self._in_flight = Gauge(
             "gateway_in_flight_requests", "Requests inside engines", ["model"], registry=self.registry
         )
+        self._queued = Gauge(
+            "gateway_queued_requests", "Requests at the edge that wait for an engine", ["model"], registry=self.registry
+        )
         self._engines = Gauge("gateway_engines", "Engines by state", ["state"], registry=self.registry)
         self._routes = Gauge("gateway_routes", "Routes by state", ["state"], registry=self.registry)
         self._nodes = Gauge("gateway_nodes", "Nodes by phase", ["phase"], registry=self.registry)
@@ -133,7 +136,7 @@ class Metrics:
         self._switches.inc(fleet.switches - self._told.get("", 0))
         self._told[""] = fleet.switches
         self._epoch.set(fleet.epoch)
-        for gauge in (self._waiting, self._in_flight):
+        for gauge in (self._waiting, self._in_flight, self._queued):
             gauge.clear()
         for name, count in requests.items():
             self._requests.labels(name).inc(count - self._told.get(name, 0))
@@ -141,12 +144,14 @@ class Metrics:
         for name in fleet.models:
             self._waiting.labels(name).set(0)
             self._in_flight.labels(name).set(0)
+            self._queued.labels(name).set(0)
         for name, count in waiting_by_model(fleet).items():
             self._waiting.labels(name).set(count)
         for kind, count in waiting_by_class(fleet).items():
             self._by_class.labels(kind).set(count)
         for engine in fleet.engines.values():
             self._in_flight.labels(engine.model).inc(engine.in_flight)
+            self._queued.labels(engine.model).inc(engine.queued)
         for state, count in engines_by_state(fleet).items():
             self._engines.labels(state).set(count)
         for state, count in routes_by_state(fleet).items():

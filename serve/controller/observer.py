@@ -11,6 +11,7 @@ from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
 from gateway_plugin.errors import GatewayError
 from serve.controller.stillness import Flow, flows, still
 from serve.core.effects import Effect
+from serve.core.engine_use import limit_of
 from serve.core.events import EdgeSeen, Event, FoundServer, ServerSeen
 from serve.core.policies.edge_sync import differences, names_wanted, repairs
 from serve.core.state import EngineState, Fleet, RouteState
@@ -45,7 +46,7 @@ def seen(fleet: Fleet, stats: Iterable[ServerStat], read_at: float, slots: Conta
             found.append(ServerSeen(engine.id, up=False, in_flight=0, last_used=0.0))
         else:
             last_used = read_at - stat.idle_s if stat.idle_s >= 0 else 0.0
-            found.append(ServerSeen(engine.id, stat.up, stat.in_flight, last_used))
+            found.append(ServerSeen(engine.id, stat.up, stat.in_flight, last_used, stat.queued))
     return EdgeSeen(tuple(found), read_at)
 
 
@@ -55,6 +56,26 @@ def found_servers(stats: Iterable[ServerStat]) -> tuple[FoundServer, ...]:
         FoundServer(stat.slot, stat.server, stat.address, stat.up, stat.draining, stat.in_flight, stat.idle_s)
         for stat in stats
     )
+
+
+def limits(fleet: Fleet, stats: Iterable[ServerStat]) -> tuple[tuple[int, int, int], ...]:
+    """(slot, server, limit) of each open route whose limit is another one at the edge. Pure.
+
+    An edge that restarted has lost them (HAProxy's state file has no limits); the catalog may have changed too.
+    """
+    engines = {(e.slot, e.server, e.address): e for e in fleet.engines.values() if e.route is RouteState.OPEN}
+    found = []
+    for stat in stats:
+        engine = engines.get((stat.slot, stat.server, stat.address))
+        if engine is not None and engine.model in fleet.models and stat.limit != limit_of(fleet.models, engine):
+            found.append((stat.slot, stat.server, limit_of(fleet.models, engine)))
+    return tuple(found)
+
+
+def stranded(stats: Iterable[ServerStat]) -> tuple[int, ...]:
+    """Slots in which requests wait and no engine takes any: the last one died. Pure."""
+    waiting = {stat.slot for stat in stats if stat.queued}
+    return tuple(sorted(waiting - {stat.slot for stat in stats if stat.takes_requests}))
 
 
 def watched(fleet: Fleet, now: float) -> frozenset[int]:
@@ -123,6 +144,10 @@ class Observer:
             stats = await self._edge.servers(slots)
             if slots is None:
                 await self._compare_names()
+                for slot, server, limit in limits(self._known.fleet, stats):
+                    await self._edge.limit(slot, server, limit)
+            for slot in stranded(stats):
+                await self._edge.release(slot)
         except (OSError, GatewayError) as error:
             if self.reachable:  # one line a change, not one a second
                 log.warning("edge-unreachable", extra={"error": str(error)})

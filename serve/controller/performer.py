@@ -121,8 +121,8 @@ class Performer:
     async def _route(self, effect: OpenRoute | DrainRoute | CloseRoute) -> None:
         engine, slot, server = effect.engine, effect.slot, effect.server
         match effect:
-            case OpenRoute(address=address):
-                error = await self._asked_again(lambda: self._open(slot, server, address), _OPEN_PATIENCE_S)
+            case OpenRoute():
+                error = await self._asked_again(lambda: self._open(effect), _OPEN_PATIENCE_S)
                 if error is None:
                     self._lanes.beside(lambda: self._until_up(effect))
             case DrainRoute():
@@ -137,12 +137,12 @@ class Performer:
             log.warning("edge-refused", extra={"command": type(effect).__name__, "error": error, "engine": engine})
             self._post(RouteRefused(engine, error))
 
-    async def _open(self, slot: int, server: int, address: str) -> None:
+    async def _open(self, effect: OpenRoute) -> None:
         try:
             await asyncio.wait_for(self._told.wait(), _OPEN_PATIENCE_S)
         except TimeoutError:
             raise EdgeAway("The edge does not have the names and keys of its slots yet.") from None
-        await self._edge.open(slot, server, address)
+        await self._edge.open(effect.slot, effect.server, effect.address, effect.limit)
 
     async def _until_up(self, effect: OpenRoute) -> None:
         """Waiters are released only after the edge itself reports the server UP."""

@@ -70,6 +70,8 @@ class OpenRoute:
     slot: int
     server: int
     address: str
+    limit: int = 0
+    """Requests that the edge sends to the engine at a time; more wait there. 0: no limit."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
-"""How an engine is used: idle, unclaimed, abandoned, drained, surplus; whether it needs a replacement."""
+"""How an engine is used: idle, unclaimed, abandoned, drained, surplus; whether it needs a replacement; its limit."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from gateway_plugin.catalog import Model
 from serve.core.state import (
     Engine,
     EngineState,
@@ -14,6 +17,12 @@ from serve.core.state import (
     stalled,
 )
 from serve.core.transaction import Transaction
+
+
+def limit_of(models: Mapping[str, Model], engine: Engine) -> int:
+    """Requests that the edge should send to ``engine`` at a time; 0: no limit."""
+    model = models.get(engine.model)
+    return model.requests_at_a_time if model else 0
 
 
 def idle(tx: Transaction, engine: Engine) -> bool:

@@ -26,15 +26,11 @@ from serve.core.events import Priority, Requester
 from serve.ingress.boarding import Boarding, Seat
 from serve.ingress.body import Ask, Turns, read_bounded
 from serve.ingress.budget import TAG, Budget
-from serve.ingress.relay import AROUND, Relay, is_not_routed, response_headers
+from serve.ingress.relay import AROUND, CALLER, PRIORITY, Relay, is_not_routed, response_headers
 from serve.ingress.waiting import DEATH_NEWS_S, Ticket, Waiting
 
 log = logging.getLogger("gateway.ingress")
 
-CALLER = "x-gateway-caller"
-"""The edge's tag of the caller behind an endpoint's key."""
-PRIORITY = "x-gateway-priority"
-"""The class in which the edge puts the request: of its key, or batch because the client asks for it."""
 KEEP_ALIVE_S = 10.0
 """A streaming client that waits longer receives SSE comments from here on."""
 
@@ -297,8 +293,8 @@ def is_admin(headers: Mapping[str, str]) -> bool:
 
 def requester_of(headers: Mapping[str, str]) -> Requester:
     """The requester that the edge names."""
-    batch = headers.get(PRIORITY, "") == Priority.BATCH
-    return Requester(headers.get(TAG, ""), headers.get(CALLER, ""), Priority.BATCH if batch else Priority.INTERACTIVE)
+    priority = Priority.BATCH if headers.get(PRIORITY) == Priority.BATCH else Priority.INTERACTIVE
+    return Requester(headers.get(TAG, ""), headers.get(CALLER, ""), priority)
 
 
 def arrived_at(headers: Mapping[str, str], now: float) -> float:

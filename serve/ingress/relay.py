@@ -11,6 +11,7 @@ import httpx
 from yarl import URL
 
 from serve.ingress.body import Ask
+from serve.ingress.budget import TAG
 
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
@@ -24,6 +25,13 @@ where an engine broke off before its answer (``gateway_plugin.edge.error_pages``
 
 STAMP = "x-gateway-stamp"
 """Put on by the inner door."""
+
+CALLER = "x-gateway-caller"
+"""The edge's tag of the caller behind an endpoint's key."""
+PRIORITY = "x-gateway-priority"
+"""``batch``, or not there."""
+_PASSED_ON = ("x-gateway-request", TAG, CALLER, PRIORITY)
+"""By these the edge orders what waits for an engine that has as many requests as it takes."""
 
 AROUND = "x-gateway-around"
 """On a request that the edge sent past an ingress that was away, and that may have reached an engine
@@ -72,8 +80,7 @@ class Relay:
             for name, value in headers.items()
             if name.lower() not in _HOP_BY_HOP and not name.lower().startswith("x-gateway-")
         }
-        if "x-gateway-request" in headers:
-            kept["x-gateway-request"] = headers["x-gateway-request"]
+        kept.update({name: headers[name] for name in _PASSED_ON if name in headers})
         kept["x-gateway-model"] = ask.model
         body = ask.body if len(ask.body) <= _WRITTEN_AT_ONCE else io.BytesIO(ask.body)
         target = URL(f"http://inner{path}", encoded=True)

@@ -35,7 +35,9 @@ WATCHED_S = 16.0
 def running() -> Iterator[Gateway]:
     models = ("a", "b")
     with gateway(
-        lambda memory: {name: fake_model(memory, "--load-delay-s", str(LOAD_S), "--tokens", "6") for name in models},
+        lambda memory: {
+            name: fake_model(memory, "--load-delay-s", str(LOAD_S), "--tokens", "6", concurrency=2) for name in models
+        },
         limits={"max_wait_s": BOUND_S},
     ) as made:
         yield made

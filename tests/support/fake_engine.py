@@ -5,8 +5,8 @@
 ``--model`` may be given several times (name and aliases). The key is taken from ``VLLM_API_KEY``, as by vLLM. A prompt
 may steer its own request: ``@crash`` (the process kills itself before a byte), ``@crash-mid-stream`` (after half of the
 tokens), ``@hang`` (never answered), ``@wedge`` (from it on nothing is computed any more, running streams stand still,
-and /health is good), ``@sleep=SECONDS``, ``@tokens=N``, ``@read=PATH`` (the file's content, or why not),
-``@fail=STATUS``.
+and /health is good), ``@sleep=SECONDS`` (``0.1-0.3``: at random), ``@tokens=N``, ``@read=PATH`` (the file's content, or
+why not), ``@fail=STATUS``.
 Answers echo the model, the process id and the number of the request: ``tiny pid=12 request=3 w1 w2 ...``.
 """
 
@@ -17,6 +17,7 @@ import asyncio
 import hmac
 import json
 import os
+import random
 import re
 import signal
 import ssl
@@ -34,7 +35,7 @@ from tests.support.raw_http import Exchange, listen, run, tls_context
 
 _GENERATE = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 _EMBED = ("/v1/embeddings", "/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank")
-_SLEEP = re.compile(r"@sleep=([0-9.]+)")
+_SLEEP = re.compile(r"@sleep=([0-9.]+)(?:-([0-9.]+))?")
 _READ = re.compile(r"@read=(\S+)")
 _TOKENS = re.compile(r"@tokens=(\d+)")
 _FAIL = re.compile(r"@fail=(\d+)")
@@ -53,6 +54,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--load-visibly", action="store_true", help="listen at once, /health is 503 until loaded")
     parser.add_argument("--token-rate", type=float, default=0.0, help="tokens a second; 0: as fast as it can")
     parser.add_argument("--tokens", type=int, default=8, help="tokens of an answer")
+    parser.add_argument("--at-a-time", type=int, default=0, help="requests it works on; others wait in it; 0: all")
     parser.add_argument("--crash-on-start", action="store_true", help="last words on stderr, exit code 3")
     parser.add_argument("--crash-after-requests", type=int, default=-1, metavar="N")
     parser.add_argument("--hang-after", type=int, default=-1, metavar="N", help="then answer nothing, not even /health")
@@ -83,6 +85,7 @@ class Engine:
         self.sleep = fake_sleep.Sleep(given)
         self.requests = 0
         self.running = 0
+        self.places = asyncio.Semaphore(given.at_a_time or 1_000_000)
         self.finished = 0
         self.tokens = 0
         self.wedged = False
@@ -128,7 +131,8 @@ class Engine:
     async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
         self.running += 1
         try:
-            await work
+            async with self.places:
+                await work
         finally:
             self.running -= 1
 
@@ -177,7 +181,7 @@ class Engine:
         text = _prompt(body)
         if "@crash" in text.replace("@crash-mid-stream", ""):
             _die()
-        delay = float(match[1]) if (match := _SLEEP.search(text)) else 0.0
+        delay = random.uniform(float(m[1]), float(m[2] or m[1])) if (m := _SLEEP.search(text)) else 0.0
         if "@wedge" in text:
             return self._wedge()
         if "@hang" in text or self.wedged or self.sleep.hangs:

@@ -65,6 +65,8 @@ def test_an_entry_with_defaults() -> None:
         ({"memory_gib": True}, "models.m.memory_gib: expected a number, got True"),
         ({"gpus": True}, "models.m.gpus: expected a number, got True"),
         ({"replicas_max": True}, "models.m.replicas_max: expected a number, got True"),
+        ({"concurrency": 0}, "models.m.concurrency: Input should be greater than or equal to 1"),
+        ({"concurrency": "many"}, "models.m.concurrency: Input should be a valid integer"),
         ({"args": ["--lora-modules", "a=/p"]}, "models.m.aliases: the adapter a of --lora-modules"),
         ({"source": "${SCRATCH}/m"}, "models.m.source: '${SCRATCH}/m': no shell fills in variables here"),
         ({"name": "n"}, "models.m.name: unknown key; the name is the entry's own key"),
@@ -209,3 +211,24 @@ def test_a_name_that_is_taken_cannot_break_out_of_a_map_or_a_socket_command(name
     if MODEL_NAME.fullmatch(name):
         assert not set(name) & set("; \t\n\r\"'\\<>#%$`")
         assert name.isascii()
+
+
+@pytest.mark.parametrize(
+    ("entry", "at_a_time"),
+    [
+        ({}, 128),
+        ({"gpus": 1}, 256),
+        ({"gpus": 1, "args": ["--max-num-seqs", "64"]}, 64),
+        ({"gpus": 1, "args": ["--max_num_seqs=32"]}, 32),
+        ({"gpus": 1, "args": ["--max-num-seqs", "32", "--max-num-seqs", "48"]}, 48),
+        ({"gpus": 1, "args": ["--max-num-seqs", "99999"]}, 10_000),
+        ({"gpus": 1, "args": ["--max-num-seqs", "64"], "concurrency": "8"}, 8),
+        ({"engine": "command", "command": ["server", "{port}"]}, 0),
+        ({"engine": "command", "command": ["vllm", "serve", "--max-num-seqs", "16", "--port", "{port}"]}, 16),
+        ({"engine": "command", "command": ["server", "{port}"], "concurrency": 2}, 2),
+    ],
+    ids=str,
+)
+def test_requests_at_a_time(entry: dict[str, object], at_a_time: int) -> None:
+    (model,) = parse_catalog({"models": {"m": {"source": "x", "memory_gib": 1, **entry}}}, "f").models
+    assert model.requests_at_a_time == at_a_time

@@ -399,3 +399,27 @@ def somebody_changes_keys(layout: Layout) -> Iterator[None]:
     with layout.keys_json.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def test_a_batch_key_is_batch_in_both_files_and_comes_back_from_the_map(layout: Layout) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user", "batch")
+    store.create("bob", "user")
+    assert [line.split()[1] for line in layout.keys_map.read_text().splitlines()].count("user:ann:batch") == 1
+    layout.keys_json.write_text("no JSON")
+    store.recover()
+    assert {(key.name, key.role, key.priority) for key in store.list()} == {
+        ("ann", "user", "batch"),
+        ("bob", "user", "interactive"),
+    }
+    with pytest.raises(InvalidRequest, match="interactive, batch"):
+        store.create("eve", "user", "urgent")  # type: ignore[arg-type]
+
+
+def test_a_key_of_an_earlier_version_is_interactive(layout: Layout) -> None:
+    store = KeyStore(layout)
+    store.create("ann", "user")
+    written = json.loads(layout.keys_json.read_text())
+    del written["keys"][0]["priority"]
+    layout.keys_json.write_text(json.dumps(written))
+    assert [key.priority for key in store.list()] == ["interactive"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serve.core.effects import CloseRoute, DrainRoute, OpenRoute, StopEngine
-from serve.core.engine_use import drain_is_over
+from serve.core.engine_use import drain_is_over, limit_of
 from serve.core.room import loads_beside
 from serve.core.sleep_room import may_sleep, most_mib, room_for_sleep
 from serve.core.slots import slots_as_they_are
@@ -54,7 +54,7 @@ def _open(tx: Transaction, engine: Engine) -> None:
         if server is None:
             return
     tx.set_engine(engine, route=RouteState.OPENING, server=server, retry_at=_lost_at(tx))
-    tx.emit(OpenRoute(engine.id, engine.slot, server, engine.address))
+    tx.emit(OpenRoute(engine.id, engine.slot, server, engine.address, limit_of(tx.models, engine)))
 
 
 def _lost_at(tx: Transaction) -> float:

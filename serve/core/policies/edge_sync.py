@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from serve.core.effects import CloseRoute, DrainRoute, Effect, OpenRoute, SyncSlots
+from serve.core.engine_use import limit_of
 from serve.core.events import FoundServer
 from serve.core.slots import slots_as_they_are
 from serve.core.state import EngineState, Fleet, RouteState
@@ -37,7 +38,7 @@ def differences(fleet: Fleet, servers: Iterable[FoundServer]) -> frozenset[Effec
         there = found.get((slot, index))
         closed = there is None or there.address != engine.address or there.draining
         if closed and engine.state is EngineState.READY and engine.route is RouteState.OPEN:  # (2)
-            effects.add(OpenRoute(engine.id, slot, index, engine.address))
+            effects.add(OpenRoute(engine.id, slot, index, engine.address, limit_of(fleet.models, engine)))
         if there is not None and not there.draining and engine.route is RouteState.DRAINING and engine.drained:  # (3)
             effects.add(DrainRoute(engine.id, slot, index))
     return frozenset(effects)

@@ -200,11 +200,11 @@ def _evict(plan: Plan, name: str, node: Node, chosen: Victims, need: Need) -> bo
 
 
 def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | None:
-    """Others make way on the GPUs of an engine that sleeps: it wakes there sooner than one loads elsewhere, and a second
-    one would take host memory from other sleepers.
+    """Others make way on the GPUs of an engine that sleeps: it wakes there sooner than one loads elsewhere, and a
+    second one would take host memory from other sleepers.
 
-    (1) of its engines that sleep, the one for which the cheapest others go: as ``_evict``; (2) none may go yet, but will
-    (they load, or have just begun to serve): wait, up to the bound of a load; (3) ``None``: none sleeps, or
+    (1) of its engines that sleep, the one for which the cheapest others go: as ``_evict``; (2) none may go yet, but
+    will (they load, or have just begun to serve): wait, up to the bound of a load; (3) ``None``: none sleeps, or
     pinned models hold its GPUs, or it has waited too long for them.
     """
     tx = plan.tx

@@ -36,6 +36,7 @@ class Edge:
 
     def __init__(self, _layout: Layout, _copies: Copies) -> None:
         self.routes: dict[tuple[int, int], tuple[str, bool]] = {}
+        self.limits: dict[tuple[int, int], int] = {}
         self.names: dict[str, int] = {}
 
     async def apart(self) -> frozenset[str]:
@@ -46,7 +47,7 @@ class Edge:
 
     async def servers(self, slots: tuple[int, ...] | None = None) -> tuple[ServerStat, ...]:
         return tuple(
-            ServerStat(slot, server, address, not draining, draining, 0, 1.0, 0)
+            ServerStat(slot, server, address, not draining, draining, 0, 1.0, 0, limit=self.limits[slot, server])
             for (slot, server), (address, draining) in self.routes.items()
             if slots is None or slot in slots
         )
@@ -63,8 +64,9 @@ class Edge:
     async def sync_slots(self, names: dict[str, int], _fresh: tuple[int, ...], _apart: frozenset[str]) -> None:
         self.names = dict(names)
 
-    async def open(self, slot: int, server: int, address: str) -> None:
+    async def open(self, slot: int, server: int, address: str, limit: int) -> None:
         self.routes[slot, server] = (address, False)
+        self.limits[slot, server] = limit
 
     async def drain(self, slot: int, server: int) -> None:
         self.routes[slot, server] = (self.routes[slot, server][0], True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.edge.runtime import ServerStat
-from serve.controller.observer import found_servers, seen, watched
+from serve.controller.observer import found_servers, limits, seen, stranded, watched
 from serve.core.effects import CloseRoute, OpenRoute
 from serve.core.events import Part
 from serve.core.policies.edge_sync import differences, repairs
@@ -27,6 +27,29 @@ SERVER = ServerStat(slot=3, server=2, address="127.0.0.1:9", up=True, draining=F
 def test_counters_become_last_used_and_in_flight() -> None:
     (found,) = seen(FLEET, [SERVER], 100.0).servers
     assert (found.engine, found.up, found.in_flight, found.last_used) == ("e1", True, 4, 90.0)
+
+
+def test_what_waits_for_a_server_is_not_in_flight_on_it() -> None:
+    (found,) = seen(FLEET, [replace(SERVER, queued=7)], 100.0).servers
+    assert (found.in_flight, found.queued) == (4, 7)
+
+
+def test_a_queue_is_stranded_where_no_engine_takes_requests() -> None:
+    waits = replace(SERVER, queued=2)
+    assert stranded([waits]) == ()
+    assert stranded([replace(waits, up=False), replace(waits, server=1, draining=True)]) == (3,)
+    assert stranded([replace(waits, up=False), replace(SERVER, server=1)]) == ()
+    assert stranded([replace(SERVER, up=False)]) == ()
+
+
+def test_a_limit_that_the_edge_lost_is_set_again() -> None:
+    assert limits(FLEET, [SERVER]) == ((3, 2, 128),), "vLLM's default without a GPU"
+    assert limits(FLEET, [replace(SERVER, limit=128)]) == ()
+    few = replace(FLEET, models={"m": Model(name="m", source="x", memory_gib=1, concurrency=3)})
+    assert limits(few, [replace(SERVER, limit=128)]) == ((3, 2, 3),)
+    assert limits(FLEET, [replace(SERVER, address="127.0.0.1:10"), replace(SERVER, slot=1)]) == ()
+    drains = replace(FLEET, engines={"e1": replace(ENGINE, route=RouteState.DRAINING)})
+    assert limits(drains, [SERVER]) == ()
 
 
 def test_a_server_never_used_has_no_last_use() -> None:
@@ -68,7 +91,7 @@ def test_a_server_of_nobody_is_closed_and_a_lost_one_opened_when_it_lasts() -> N
     assert repairs(frozenset(), FLEET, servers) == ()
     assert repairs(first, FLEET, servers) == (
         CloseRoute("unknown-slot9-e0", 9, 0),
-        OpenRoute("e1", 3, 2, "127.0.0.1:9"),
+        OpenRoute("e1", 3, 2, "127.0.0.1:9", 128),
     )
     assert repairs(first, FLEET, found_servers([SERVER])) == ()
 

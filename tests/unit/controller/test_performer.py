@@ -55,7 +55,7 @@ class Edge:
         if slot in self.refusing:
             raise EdgeError("refused")
 
-    async def open(self, slot: int, _server: int, _address: str) -> None:
+    async def open(self, slot: int, _server: int, _address: str, _limit: int) -> None:
         await self._change("open", slot)
 
     async def drain(self, slot: int, _server: int) -> None:

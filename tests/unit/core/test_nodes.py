@@ -187,13 +187,13 @@ def test_a_drain_found_at_a_restart_goes_on_or_is_taken_back() -> None:
     story = restarted(draining)
     story.ask("a")
     story.join("cpu-1-1", engines=(ENGINE,))
-    assert story.said(OpenRoute) == (OpenRoute("a-1-2", 3, 1, "10.0.0.1:7"),)
+    assert story.said(OpenRoute) == (OpenRoute("a-1-2", 3, 1, "10.0.0.1:7", 128),)
 
 
 def test_an_engine_without_a_server_gets_its_route_and_one_still_loading_loads_on() -> None:
     story = restarted()
     story.join("cpu-1-1", engines=(ENGINE,))
-    assert story.said(OpenRoute) == (OpenRoute("a-1-2", 3, 0, "10.0.0.1:7"),)
+    assert story.said(OpenRoute) == (OpenRoute("a-1-2", 3, 0, "10.0.0.1:7", 128),)
     story = restarted()
     loading = ev.FoundEngine("a-1-2", "a", (), 4 * GIB, 990.0, "", False)
     story.ask("a")

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_plugin.catalog import Model, max_num_seqs
+from gateway_plugin.catalog import Model
 from serve.core import events as ev
 from serve.core.effects import CreateAgent, DrainRoute, StartEngine, StopEngine
 from serve.core.engine_use import surplus
@@ -332,12 +332,3 @@ def test_the_number_of_engines_changes_only_to_what_was_called_for_all_the_time(
         elif spread.wanted < before.wanted and have >= before.wanted:
             recent = [one for one in past if one[0] >= now - 60]
             assert all(one[2] <= spread.wanted or one[3] < before.wanted for one in recent)
-
-
-def test_max_num_seqs_is_read_as_vllm_reads_it() -> None:
-    assert max_num_seqs(()) == 256
-    assert max_num_seqs(("--max-num-seqs", "16")) == 16
-    assert max_num_seqs(("--max_num_seqs=8", "--max-model-len", "10")) == 8
-    assert a_model("a", args=("--max-num-seqs", "16")).replica_target == 12.0
-    assert a_model("a", args=("--max-num-seqs", "1")).replica_target == 1.0
-    assert a_model("a", target_in_flight=3).replica_target == 3.0

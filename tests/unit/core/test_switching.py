@@ -37,7 +37,7 @@ def test_a_burst_for_a_cold_model_is_one_load_and_everybody_goes_when_the_edge_s
     others = [story.ask("a") for _ in range(9)]
     assert len(story.ever(StartEngine)) == 1
     story.got_ready("a")
-    assert story.did() == (OpenRoute(start.engine, 0, 0, "10.0.0.1:1"),)
+    assert story.did() == (OpenRoute(start.engine, 0, 0, "10.0.0.1:1", 128),)
     assert not story.answers(), "ready is not enough: the edge must say that the server is up"
     story.opened("a")
     assert story.did() == tuple(Answer(ticket) for ticket in (first, *others))
@@ -193,7 +193,7 @@ def test_a_drain_is_taken_back_when_nobody_older_needs_the_room() -> None:
     story.on(ev.WaiterLeft(waiting))
     assert not story.did(), "one route command at a time: the drain is not acknowledged yet"
     story.on(ev.RouteDrained("a-1-1"), 0.1)
-    assert story.did() == (OpenRoute("a-1-1", 0, 0, "10.0.0.1:1"),)
+    assert story.did() == (OpenRoute("a-1-1", 0, 0, "10.0.0.1:1", 128),)
     story.opened("a")
     assert story.did() == (Answer(again),)
     story.seen("a", in_flight=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.edge import apart
+from gateway_plugin.edge import apart, turns
 from gateway_plugin.edge import error_pages as answers
 from gateway_plugin.edge.error_pages import Refusal, own_errors, refuse_script
 from gateway_plugin.edge.haproxy_config import EdgeSettings, render, script
@@ -104,6 +104,7 @@ def test_the_secret_is_said_to_ingress_and_desk_alone() -> None:
 def test_the_ingress_and_the_edge_know_each_other_by_the_same_names() -> None:
     assert apart.AROUND == relay.AROUND
     assert answers.NOT_ROUTED == relay.NOT_ROUTED
+    assert turns.PRIORITY == relay.PRIORITY
 
 
 def test_a_caller_is_known_before_its_body_is_awaited() -> None:

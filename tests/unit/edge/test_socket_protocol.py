@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway_plugin.edge.socket_protocol import (
     ServerStat,
     add_to_map,
     kept_state,
+    leave_commands,
+    limit_commands,
     map_changes,
     map_text,
     model_name,
@@ -18,6 +22,7 @@ from gateway_plugin.edge.socket_protocol import (
     parse_servers,
     refused,
     server_name,
+    shared,
     show_servers,
     split_address,
 )
@@ -63,12 +68,20 @@ def test_no_addresses(address: str) -> None:
 
 
 def test_open_goes_through_maint_and_says_healthy() -> None:
-    assert open_commands(0, 2, "10.0.0.1:8000") == (
+    assert open_commands(0, 2, "10.0.0.1:8000", 256) == (
         "set server slot0/e2 state maint",
         "set server slot0/e2 addr 10.0.0.1 port 8000",
+        "set maxconn server slot0/e2 256",
         "set server slot0/e2 health up",
         "set server slot0/e2 state ready",
     )
+
+
+def test_a_limit_taken_off_lets_go_on_what_waits() -> None:
+    assert limit_commands(1, 0, 8) == ("set maxconn server slot1/e0 8",)
+    assert limit_commands(1, 0, 0) == ("set maxconn server slot1/e0 1000000", "set maxconn server slot1/e0 0")
+    with pytest.raises(EdgeError):
+        limit_commands(1, 0, -1)
 
 
 def test_a_map_is_changed_by_what_differs() -> None:
@@ -92,25 +105,28 @@ def test_maps_are_read_as_they_are_written() -> None:
         parse_map("Unknown map identifier. Please use #<id> or <file>.\n", numbered=True)
 
 
-HEAD = "# pxname,svname,scur,stot,bout,status,lastsess,addr\n"
+HEAD = "# pxname,svname,qcur,scur,slim,stot,bout,status,lastsess,addr\n"
 
 
 def test_servers_are_read() -> None:
     rows = (
-        "slot0,e0,2,10,700,UP,5,10.0.0.1:8000\n"
-        "slot0,e1,0,0,,UP 1/3,-1,10.0.0.1:8001\n"
-        "slot0,e2,1,4,5,DRAIN,0,10.0.0.1:8002\n"
-        "slot1,e0,0,4,6,DOWN,9,10.0.0.1:8003\n"
-        "slot1,e1,0,4,7,MAINT,9,10.0.0.1:8004\n"
-        "slot1,cold,0,4,8,no check,9,unix\n"
-        "ingress,ingress,0,4,9,no check,9,127.0.0.1:8181\n"
+        "slot0,e0,0,2,2,10,700,UP,5,10.0.0.1:8000\n"
+        "slot0,e1,0,0,,0,,UP 1/3,-1,10.0.0.1:8001\n"
+        "slot0,e2,0,1,,4,5,DRAIN,0,10.0.0.1:8002\n"
+        "slot1,e0,0,0,,4,6,DOWN,9,10.0.0.1:8003\n"
+        "slot0,BACKEND,1,3,,14,7,UP,9,\n"
+        "slot1,BACKEND,5,3,,14,7,UP,9,\n"
+        "ready,BACKEND,5,3,,14,7,UP,9,\n"
+        "slot1,e1,0,0,,4,7,MAINT,9,10.0.0.1:8004\n"
+        "slot1,cold,0,0,1000000,4,8,no check,9,unix\n"
+        "ingress,ingress,,0,,4,9,no check,9,127.0.0.1:8181\n"
         "\n"
     )
     assert parse_servers(HEAD + rows + HEAD) == (
-        ServerStat(0, 0, "10.0.0.1:8000", up=True, draining=False, in_flight=2, idle_s=5, total=10, bytes_out=700),
+        ServerStat(0, 0, "10.0.0.1:8000", True, False, 2, 5, total=10, bytes_out=700, queued=1, limit=2),
         ServerStat(0, 1, "10.0.0.1:8001", up=True, draining=False, in_flight=0, idle_s=-1, total=0),
         ServerStat(0, 2, "10.0.0.1:8002", up=True, draining=True, in_flight=1, idle_s=0, total=4, bytes_out=5),
-        ServerStat(1, 0, "10.0.0.1:8003", up=False, draining=False, in_flight=0, idle_s=9, total=4, bytes_out=6),
+        ServerStat(1, 0, "10.0.0.1:8003", False, False, in_flight=0, idle_s=9, total=4, bytes_out=6, queued=5),
     )
     for answer in ("", "No such proxy.\n", "Unknown command\n"):
         with pytest.raises(EdgeError):
@@ -118,8 +134,8 @@ def test_servers_are_read() -> None:
 
 
 def test_servers_of_some_slots_are_asked_for_by_slot() -> None:
-    assert show_servers((0, 3)) == "show stat slot0 4 -1 no-maint;show stat slot3 4 -1 no-maint"
-    assert show_servers(None).startswith("show stat -1 4 -1")
+    assert show_servers((0, 3)) == "show stat slot0 6 -1 no-maint;show stat slot3 6 -1 no-maint"
+    assert show_servers(None).startswith("show stat -1 6 -1")
 
 
 def test_the_kept_state_leaves_out_what_is_not_in_use() -> None:
@@ -145,3 +161,21 @@ def test_what_the_edge_says_when_it_did_it() -> None:
     assert refused("no need to change the addr, port\n\n") is None
     assert refused("No such server.\n\n") == "No such server."
     assert "Unknown command" in (refused("IP changed from 'a' to 'b'\nUnknown command: 'x'\n") or "")
+
+
+@given(st.integers(0, 50), st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6))
+def test_a_queue_is_divided_among_those_that_take_requests(waiting: int, states: list[tuple[bool, bool]]) -> None:
+    servers = [ServerStat(1, i, "h:1", up, draining, 0, 0.0, 0) for i, (up, draining) in enumerate(states)]
+    other = ServerStat(2, 0, "h:2", True, False, 0, 0.0, 0)
+    found = shared([*servers, other], {1: waiting})
+    shares = [stat.queued for stat in found if stat.slot == 1]
+    assert sum(shares) == waiting
+    assert found[-1] == other
+    taking = [up and not draining for up, draining in states]
+    mine = [share for share, takes in zip(shares, taking, strict=True) if takes or not any(taking)]
+    assert sum(mine) == waiting
+    assert max(mine) - min(mine) <= 1
+
+
+def test_what_waits_for_the_last_engine_is_let_go_with_it() -> None:
+    assert leave_commands(3, 1, "drain") == ("set server slot3/e1 state drain", "set maxconn server slot3/cold 1000000")

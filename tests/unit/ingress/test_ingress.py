@@ -250,7 +250,10 @@ async def test_a_body_over_the_limit_is_refused_with_the_limit(tmp_path: Path) -
 async def test_waits_then_goes_back_through_the_edge_with_the_model_named(tmp_path: Path) -> None:
     controller = ScriptedController()
     async with inner_door(answer(200, b'{"id": 1}', "x-engine: e")) as door:
-        async with ingress(tmp_path, controller, door.path, x_gateway_request="r1") as client:
+        async with ingress(
+            tmp_path, controller, door.path, x_gateway_role="user", x_gateway_request="r1", x_gateway_tag="0123",
+            x_gateway_priority="batch",
+        ) as client:  # fmt: skip
             response = await client.post("/v1/chat/completions?a=1", json=CHAT)
     assert response.status_code == 200
     assert response.json() == {"id": 1}
@@ -261,6 +264,8 @@ async def test_waits_then_goes_back_through_the_edge_with_the_model_named(tmp_pa
     assert head.startswith(b"POST /v1/chat/completions?a=1 ")
     assert b"x-gateway-model: m" in head
     assert b"x-gateway-request: r1" in head
+    assert b"x-gateway-tag: 0123" in head
+    assert b"x-gateway-priority: batch" in head
     assert SECRET.encode() not in head
     assert b"x-gateway-role" not in head
     assert json.loads(body) == CHAT
