@@ -79,8 +79,6 @@ def _place(plan: Plan, name: str) -> bool:
         return True
     if _wake(plan, engines):
         return True
-    if _wake(plan, engines):
-        return True
     if plan.knows(plan.hopeless, name, need) and not plan.any_ends:
         return False
     slot = free_slot(tx, name, plan.in_use)
