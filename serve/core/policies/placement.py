@@ -19,7 +19,7 @@ from serve.core.plan import Plan, When
 from serve.core.room import Need, Victims, need_of, victims_on
 from serve.core.sleep_room import first_sleep_mib
 from serve.core.slots import free_slot, take_slot
-from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, reservation, stays
+from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, ready_at, reservation, stays
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_wake, can_cancel_drain, cancel_drain
 
@@ -202,12 +202,16 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
     second one would take host memory from other sleepers.
 
     (1) of its engines that sleep, the one for which the cheapest others go: as ``_evict``; (2) none may go yet, but
-    will (they load, or have just begun to serve): wait, up to the bound of a load; (3) ``None``: none sleeps, or
-    pinned models hold its GPUs, or it has waited too long for them.
+    will (they load, or have just begun to serve): wait, up to the bound of a load, or for another node; (3) ``None``:
+    none sleeps, or pinned models and those that must stay longer hold its GPUs, or it has waited too long for them, or
+    nobody may go yet and there is free room elsewhere.
     """
     tx = plan.tx
     best: tuple[Victims, Node, Need] | None = None
     hoped_for: Engine | None = None
+    waiter = tx.attended(name)
+    patience_s = max(tx.policy.max_wait_s, tx.policy.max_wait_loads * tx.load_time_s(name))
+    until = -math.inf if waiter is None else waiter.since + patience_s
     for engine in engines:
         node = tx.nodes.rows[engine.node]
         if engine.state is not EngineState.ASLEEP or not stays(node):
@@ -221,24 +225,30 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
             found = victims_on(able, plan.later(node), part.gpus, need.mib, summed=tx.policies.summed, spared=spared)
         if found is not None and (best is None or found.cost < best[0].cost):
             best = (found, node, need)
-        elif found is None and _unpinned_mib(tx, node, part.gpus) >= need.mib:
+        elif found is None and tx.now < until and _may_be_free_mib(tx, node, part.gpus, until) >= need.mib:
             hoped_for = hoped_for or engine
+    if best is None and hoped_for is None:
+        return None  # (3)
+    if best is not None and best[0].cost <= tx.policies.limit(tx, name):
+        return _evict(plan, name, best[1], best[0], best[2])  # (1)
+    if plan.best(need_of(tx.models[name]), takes(tx, name, ending=False), When.AT_ONCE) is not None:
+        return None  # (3)
     if best is not None:
         return _evict(plan, name, best[1], best[0], best[2])  # (1)
-    waiter = tx.attended(name)
-    patience_s = max(tx.policy.max_wait_s, tx.policy.max_wait_loads * tx.load_time_s(name))
-    if hoped_for is None or waiter is None or tx.now >= waiter.since + patience_s:
-        return None  # (3)
+    assert hoped_for is not None, "it was looked for"
     why = "its engine sleeps, and what holds its GPUs loads or has just begun to serve"
     tx.decide(Action.WAIT, name, why, engine=hoped_for.id)
-    return True  # (2)
+    return False  # (2)
 
 
-def _unpinned_mib(tx: Transaction, node: Node, gpus: tuple[int, ...]) -> int:
-    """The most that can be freed on each of these GPUs: all but what pinned models hold."""
+def _may_be_free_mib(tx: Transaction, node: Node, gpus: tuple[int, ...], until: float) -> int:
+    """The most that can be freed on each of these GPUs by then: all but what is held by pinned models, and by those
+    within their ``min_residency_s``."""
     left = {gpu: node.gpu_mib[gpu] for gpu in gpus}
     for other in (tx.engines.rows[engine] for engine in node.engines):
-        if other.model in tx.pinned:
+        model = tx.models.get(other.model)
+        resident_s = 0.0 if model is None or other.state is EngineState.ASLEEP else model.min_residency_s
+        if other.model in tx.pinned or until < ready_at(other) + resident_s:
             for part in reservation(other):
                 for gpu in left.keys() & set(part.gpus):
                     left[gpu] -= part.mib

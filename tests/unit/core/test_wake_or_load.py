@@ -1,0 +1,87 @@
+"""A model whose engine sleeps, while others hold its GPUs: wait for these, load elsewhere, or ask for a node."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve.core import events as ev
+from serve.core.effects import CreateAgent, StartEngine
+from serve.core.state import Action, EngineState
+from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
+from tests.unit.core.test_sleep import NODE, asleep
+
+
+def under_a_busy_one(most_nodes: int, hot_load_s: float = 10.0, min_residency: float = 0.0) -> Story:
+    """``cold`` sleeps on the first GPU; ``hot`` is never idle there, and does not sleep. ``other`` is pinned on the
+    second GPU, if there is one."""
+    models = a_model("cold", 8, gpus=1), a_model("hot", 8, gpus=1, sleep=False, min_residency=min_residency)
+    policy = a_policy(a_kind("gpu", 4, gpus=(10,), most=most_nodes), sleep_once_loaded=False)
+    nodes = (NODE,) if most_nodes == 1 else (NODE, "gpu-0-1")
+    story = begin(
+        *models, a_model("other", 8, gpus=1), policy=policy, nodes=nodes, host_gib=4, gpus=(10,), sleep_mib=40 * GIB
+    )  # fmt: skip
+    story.ask("cold")
+    story.loaded("cold", can_sleep=True, after=45.0)
+    story.used("cold")
+    if most_nodes > 1:
+        story.on(ev.PinChanged("other", True))
+        story.loaded("other")
+    story.ask("hot", after=5)
+    asleep(story, "cold")
+    story.loaded("hot", after=hot_load_s)
+    story.used("hot")
+    story.seen("hot", in_flight=4)
+    return story
+
+
+def second_gpu_is_free(story: Story) -> None:
+    story.on(ev.UnloadAsked("other"))
+    story.drained("other")
+    story.exited("other", expected=True)
+
+
+def starts(story: Story) -> list[str]:
+    return [start.model.name for start in story.ever(StartEngine)]
+
+
+@pytest.mark.parametrize("hot_load_s", [10.0, 100.0])
+def test_a_node_is_asked_for_soon_and_taken(hot_load_s: float) -> None:
+    story = under_a_busy_one(4, hot_load_s)
+    story.ask("cold")
+    for _ in range(4):
+        story.seen("hot", in_flight=4, after=1)
+    (asked,) = story.ever(CreateAgent)
+    story.join(asked.node, host_gib=4, gpus=(10,), sleep_mib=40 * GIB)
+    for _ in range(10):
+        story.seen("hot", in_flight=4, after=1)
+    assert starts(story) == ["cold", "other", "hot", "cold"], "free room there is not left empty"
+    assert len(story.ever(CreateAgent)) == 1
+    assert story.engine("hot").state is EngineState.READY
+
+
+def test_it_is_loaded_at_once_where_there_is_free_room() -> None:
+    story = under_a_busy_one(4, hot_load_s=100.0)
+    second_gpu_is_free(story)
+    story.ask("cold")
+    assert starts(story) == ["cold", "other", "hot", "cold"]
+
+
+def test_it_waits_where_there_is_none() -> None:
+    story = under_a_busy_one(1, hot_load_s=100.0)
+    story.ask("cold")
+    for _ in range(20):
+        story.seen("hot", in_flight=4, after=1)
+    assert starts(story) == ["cold", "hot"]
+    assert story.fleet.decisions[-1].action is Action.WAIT
+
+
+def test_it_does_not_wait_for_one_that_must_stay() -> None:
+    story = under_a_busy_one(2, min_residency=3600.0)
+    story.used("other")
+    story.on(ev.PinChanged("other", False))
+    story.tick(5)
+    story.ask("cold")
+    story.tick(1)
+    assert [(one.model, one.other) for one in story.fleet.decisions if one.action is Action.EVICT][-1] == (
+        "other", "cold"
+    )  # fmt: skip
