@@ -144,7 +144,7 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
     where they could go."""
     urgent = asking in tx.queues.rows and weight(tx, asking).overdue
     with_busy = urgent or (asking in tx.queues.rows and limit(tx, asking) >= return_s(tx, asking) + _least_load_s(tx))
-    away_s = return_s(tx, asking)
+    away_s = _rounded(return_s(tx, asking))
     key = (candidates, with_busy, away_s)
     found: list[tuple[float, Engine]] | None = tx.memo.get(key)
     if found is None:
@@ -158,6 +158,11 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
         found.sort(key=lambda one: (one[0], one[1].node, one[1].id))
         tx.memo[key] = found
     return found
+
+
+def _rounded(seconds: float) -> float:
+    """To a power of the root of 2: models of similar load times share one list of candidates."""
+    return 0.0 if seconds <= 0 else math.sqrt(2.0) ** round(2 * math.log2(seconds))
 
 
 def _that_may_go(tx: Transaction, with_busy: bool) -> Sequence[tuple[Engine, bool, bool]]:
