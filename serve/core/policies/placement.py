@@ -258,8 +258,10 @@ def _may_be_free_mib(tx: Transaction, node: Node, gpus: tuple[int, ...], until: 
 def _evict_for_slot(plan: Plan, name: str) -> None:
     """More models than slots: the cheapest engine goes, one at a time; one that sleeps before all others."""
     tx = plan.tx
-    going = (EngineState.DRAINING, EngineState.STOPPING)
-    if tx.closing.rows or any(state in going for state in tx.moving.rows.values()):
+    moving = [tx.engines.rows[engine] for engine in tx.moving.rows]
+    if any(one.state is EngineState.STOPPING or one.stop_reason == "slot-needed" for one in moving):
+        return  # one that drains for another reason may fall asleep, or take long
+    if any(engine not in tx.engines.rows for engine in tx.closing.rows):
         return
     there = [one for one in tx.policies.candidates(tx, name) if one[1].id not in plan.evicted]
     asleep = [one for one in there if one[1].state is EngineState.ASLEEP]
