@@ -188,7 +188,9 @@ def _evict(plan: Plan, name: str, node: Node, chosen: Victims, need: Need) -> bo
     if chosen.cost > tx.policies.limit(tx, name):
         tx.decide(Action.WAIT, name, why, other=chosen.engines[0].model)
         tx.weighed.put(name, tx.now)
-        return not any(engine.in_flight for engine in chosen.engines)  # else another node is asked for, if it can be
+        waiter = tx.attended(name)
+        soon = waiter is None or tx.now < waiter.since + tx.load_time_s(name)
+        return soon and not any(engine.in_flight for engine in chosen.engines)  # else another node is asked for
     for engine in chosen.engines:
         plan.evict(engine, name, why)
     plan.reserve(node, chosen.gpus, need.mib)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from serve.core import events as ev
-from serve.core.effects import DrainRoute, StartEngine
+from serve.core.effects import CreateAgent, DrainRoute, StartEngine
 from serve.core.habits import Habit, likely, noted
 from serve.core.policies import pressure
 from serve.core.state import Action
 from serve.core.step import DEFAULT
 from serve.core.transaction import Transaction
 from serve.core.weighing import weighing
-from tests.support.fleets import Story, a_model, a_policy, begin
+from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
 
 
 def hot_and_cold(load_s: float = 3.0, **fields: float) -> Story:
@@ -113,3 +113,21 @@ def test_what_is_known_of_a_model_does_not_grow() -> None:
     assert habit is not None
     assert len(habit.pauses) == len(noted(None, 0.0, paused=True).pauses)
     assert sum(habit.pauses) < 51
+
+
+def test_a_node_is_asked_for_where_what_is_idle_stays_too_valuable_for_long() -> None:
+    kind = a_kind(most=2)
+    story = begin(a_model("hot"), a_model("cold"), policy=a_policy(kind))
+    story.ask("hot")
+    story.loaded("hot", after=300.0)
+    for _ in range(100):
+        story.used("hot", after=4.0)
+    story.tick(4)  # idle, but needed again soon, and long to load
+    story.ask("cold", wait_s=600)
+    for _ in range(59):
+        story.tick(1)
+    assert not story.ever(CreateAgent), "it is about to outweigh that"
+    for _ in range(10):
+        story.tick(1)
+    assert not story.ever(DrainRoute)
+    assert len(story.ever(CreateAgent)) == 1
