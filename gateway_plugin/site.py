@@ -163,7 +163,7 @@ class Site(_Frozen):
     """Environment variables without which no job can be submitted (the account to charge): ``gateway up`` refuses to
     start without them. Everything else works without, so that ``gateway down`` can be run in any shell."""
     block_idle_s: float = Field(default=200.0, ge=5)
-    """How long a block without an engine and without demand is kept."""
+    """How long a block without demand is kept that has no engine, or none awake."""
     block_unused_s: float | None = Field(default=1800.0, ge=5)
     """How long a block is kept whose models are loaded but not used: none in flight, no waiters, none pinned. It is
     released even if a model on it has a longer ``keep_alive`` (``-1``): a job is paid for whether used or not.

@@ -32,7 +32,7 @@ class Policy:
     unclaimed_s: float = 120.0
     """How long a model without a request since it loaded is kept, unless its room is needed."""
     block_idle_s: float = 200.0
-    """How long a node without an engine and without demand is kept."""
+    """How long a node without demand is kept that has no engine, or none awake."""
     block_unused_s: float | None = 1800.0
     """A node whose engines have all been unused for this time is released; ``None``: never."""
     last_block_idle_s: float = 3600.0

@@ -69,7 +69,7 @@ class Node:
     block: str = ""
     """The block's name (Ray's instance id)."""
     idle_since: float | None = None
-    """Since when it has had no engine; while PENDING: since when no model has needed it."""
+    """When its last engine to go went, if none has started since; while PENDING: since when no model has needed it."""
     drain_asked: bool = False
     """It is to leave: ``gateway blocks drain``, or its end is near; survives the death of its agent."""
     ends_at: float | None = None

@@ -221,7 +221,7 @@ class Transaction:
         for node in dict.fromkeys(part.node for part in engine.parts):
             row = self.nodes.rows[node]
             engines = tuple(other for other in row.engines if other != engine.id)
-            self.nodes.put(node, replace(row, engines=engines, idle_since=None if engines else self.now))
+            self.nodes.put(node, replace(row, engines=engines, idle_since=self.now))
         self._hold(reservation(engine), -1)
         self._hold_asleep(engine, -engine.sleep_mib)
 

@@ -206,7 +206,7 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
     (1) of its engines that sleep, the one for which the cheapest others go: as ``_evict``; (2) none may go yet, but
     will (they load, or have just begun to serve): wait, up to the bound of a load, or for another node; (3) ``None``:
     none sleeps, or pinned models and those that must stay longer hold its GPUs, or it has waited too long for them, or
-    nobody may go yet and there is free room elsewhere.
+    none may go yet and there is free room elsewhere.
     """
     tx = plan.tx
     best: tuple[Victims, Node, Need] | None = None

@@ -17,8 +17,8 @@ def shrink(tx: Transaction, surplus: frozenset[str], spare: Mapping[str, int]) -
     its ``min_nodes``.
 
     (1) A pending node is surplus while no model needs it.
-    (2) A node that is due has been empty for ``block_idle_s``, or all of its engines unused for ``block_unused_s``;
-        the last one here only after ``last_block_idle_s``; none that a wanted model could use.
+    (2) A node that is due has been empty, but for engines asleep, for ``block_idle_s``, or all of its engines unused
+        for ``block_unused_s``; the last one here only after ``last_block_idle_s``; none that a wanted model could use.
     (3) Surplus pending nodes go first: after ``pending_idle_s``, and at once where a node of their type is due.
     (4) Then those that are due: empty ones first, then the cheapest to lose; engines leave behind drained routes.
     """
@@ -55,7 +55,7 @@ def _due(tx: Transaction) -> list[Node]:
     ]:
         if node.drain_asked or node.phase is not NodePhase.UP:
             continue
-        patience = policy.block_unused_s if node.engines else policy.block_idle_s
+        patience = policy.block_idle_s if _asleep(tx, node) else policy.block_unused_s
         if patience is None or (since := _unused_since(tx, node)) is None:
             continue
         if now >= since + patience:
@@ -75,8 +75,15 @@ def _due(tx: Transaction) -> list[Node]:
     return due
 
 
+def _asleep(tx: Transaction, node: Node) -> bool:
+    """No engine on it is awake."""
+    return all(tx.engines.rows[name].state is EngineState.ASLEEP for name in node.engines)
+
+
 def _long_unused(tx: Transaction, engine: Engine) -> bool:
     """The fast path for most nodes: one of the engines there was used too recently."""
+    if engine.state is EngineState.ASLEEP:
+        return True
     unused_s = tx.policy.block_unused_s
     return unused_s is not None and not engine.in_flight and tx.now >= engine.last_used + unused_s
 
@@ -87,11 +94,12 @@ def _unused_since(tx: Transaction, node: Node) -> float | None:
         return None
     if not node.engines:
         return node.idle_since
-    since = 0.0
+    asleep = _asleep(tx, node)
+    since = node.idle_since or 0.0 if asleep else 0.0
     for name in node.engines:
         engine = tx.engines.rows[name]
         if engine.state is EngineState.ASLEEP and not tx.wanted(engine.model):
-            since = max(since, used_at(engine))
+            since = max(since, engine.since if asleep else used_at(engine))
             continue
         if engine.in_flight or not idle(tx, engine) or tx.wanted(engine.model):
             return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from serve.core import events as ev
-from serve.core.effects import CreateAgent, DrainRoute, KillAgent
+from serve.core.effects import CreateAgent, DrainRoute, KillAgent, StopEngine
 from serve.core.policy import Policy
-from tests.support.fleets import Story, a_kind, a_model, a_policy, begin
+from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 
 KIND = a_kind("cpu", 6, most=4)
 FOREVER = {"keep_alive": -1}
@@ -139,3 +141,54 @@ def test_min_nodes_stay_whatever_is_unused() -> None:
     told.tick(1e6)
     assert not told.ever(KillAgent)
     assert not told.ever(DrainRoute)
+
+
+def with_sleepers(**fields: object) -> Story:
+    """``a`` sleeps on a node without another engine; ``pinned`` is on another node."""
+    kind = a_kind("gpu", 4, gpus=(10,), most=2)
+    models = a_model("a", 4, gpus=1, keep_alive=60), a_model("c", 6, gpus=1), a_model("pinned", 10, gpus=1, pinned=True)
+    nodes = ("gpu-0-0", "gpu-0-1")
+    told = begin(
+        *models, policy=a_policy(kind, sleep_once_loaded=False, block_idle_s=200, **fields), nodes=nodes,
+        host_gib=4, gpus=(10,), sleep_mib=40 * GIB,
+    )  # fmt: skip
+    told.loaded("pinned")
+    told.ask("a")
+    told.loaded("a", can_sleep=True)
+    return told
+
+
+def a_sleeps(told: Story) -> None:
+    told.used("a")
+    told.tick(61)
+    told.drained("a")
+    told.on(ev.EngineAsleep(told.engine("a").id, 4 * GIB, 1.0, 0), 1.0)
+
+
+@pytest.mark.parametrize("block_unused_s", [1800.0, None])
+def test_a_block_with_none_but_sleepers_is_given_back_like_an_empty_one(block_unused_s: float | None) -> None:
+    told = with_sleepers(block_unused_s=block_unused_s)
+    a_sleeps(told)
+    told.tick(199)
+    assert not told.effects
+    told.tick(2)
+    assert [(stop.engine, stop.reason) for stop in told.said(StopEngine)] == [(told.engine("a").id, "node-leaving")]
+    gone = node_of(told, "a")
+    told.exited("a", expected=True)
+    assert told.ever(KillAgent) == (KillAgent(gone),)
+
+
+def test_and_not_before_the_last_one_awake_has_been_gone_for_as_long() -> None:
+    told = with_sleepers()
+    told.ask("c")
+    told.loaded("c")
+    a_sleeps(told)
+    for _ in range(60):
+        told.used("c", after=5)
+    told.on(ev.UnloadAsked("c"))
+    told.drained("c")
+    told.exited("c", expected=True)
+    told.tick(190)
+    assert not told.ever(StopEngine)[1:]
+    told.tick(20)
+    assert [stop.reason for stop in told.said(StopEngine)] == ["node-leaving"]
