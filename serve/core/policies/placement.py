@@ -205,8 +205,8 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
 
     (1) of its engines that sleep, the one for which the cheapest others go: as ``_evict``; (2) none may go yet, but
     will (they load, or have just begun to serve): wait, up to the bound of a load, or for another node; (3) ``None``:
-    none sleeps, or pinned models and those that must stay longer hold its GPUs, or it has waited too long for them, or
-    none may go yet and there is free room elsewhere.
+    none sleeps, or pinned models and those that must stay longer hold its GPUs, or it has waited too long for them: for
+    half of that where there is free room elsewhere, on GPUs where others sleep that may be asked for.
     """
     tx = plan.tx
     best: tuple[Victims, Node, Need] | None = None
@@ -233,14 +233,15 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
         return None  # (3)
     if best is not None and best[0].cost <= tx.policies.limit(tx, name):
         return _evict(plan, name, best[1], best[0], best[2])  # (1)
-    if plan.best(need_of(tx.models[name]), takes(tx, name, ending=False), When.AT_ONCE) is not None:
+    fits = plan.best(need_of(tx.models[name]), takes(tx, name, ending=False), When.AT_ONCE) is not None
+    if fits and (waiter is None or tx.now >= waiter.since + patience_s / 2):
         return None  # (3)
     if best is not None:
-        return _evict(plan, name, best[1], best[0], best[2])  # (1)
+        return _evict(plan, name, best[1], best[0], best[2]) or fits  # (1)
     assert hoped_for is not None, "it was looked for"
     why = "its engine sleeps, and what holds its GPUs loads or has just begun to serve"
     tx.decide(Action.WAIT, name, why, engine=hoped_for.id)
-    return False  # (2)
+    return fits  # (2) else another node is asked for
 
 
 def _may_be_free_mib(tx: Transaction, node: Node, gpus: tuple[int, ...], until: float) -> int:
