@@ -77,7 +77,7 @@ def _place(plan: Plan, name: str) -> bool:
         cancel_drain(tx, own)  # if the edge has not acknowledged the drain yet, then in a later step
         plan.free(own, -1)
         return True
-    if _wake(plan, engines):
+    if _wake(plan, name, engines):
         return True
     if plan.knows(plan.hopeless, name, need) and not plan.any_ends:
         return False
@@ -93,9 +93,9 @@ def _place(plan: Plan, name: str) -> bool:
     return plan.any_ends and not served and _find_room(plan, name, need, slot, may_evict, ending=True)  # (8)
 
 
-def _wake(plan: Plan, engines: Iterable[Engine]) -> bool:
+def _wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool:
     """Whether an engine that sleeps wakes, or something is on its way for that: (1) it falls asleep: wait; (2) there is
-    room on its GPUs, and nothing moves there: wake it; (3) there will be: wait."""
+    room on its GPUs, and nothing moves there: wake it; (3) there will be: wait, unless that takes too long."""
     for engine in engines:
         node = plan.tx.nodes.rows[engine.node]
         if engine.state is EngineState.FALLING_ASLEEP and stays(node):  # (1)
@@ -109,6 +109,8 @@ def _wake(plan: Plan, engines: Iterable[Engine]) -> bool:
             continue
         quiet = unsettled.isdisjoint(part.gpus) and all(now.gpus[gpu] >= needed_mib for gpu in part.gpus)
         if not quiet or not begin_wake(plan.tx, engine):
+            if _loads_elsewhere(plan, name):
+                continue
             plan.reserve(node, part.gpus, needed_mib)  # (3)
         plan.unsettle(node, part.gpus)  # (2)
         return True
@@ -212,8 +214,7 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
     best: tuple[Victims, Node, Need] | None = None
     hoped_for: Engine | None = None
     waiter = tx.attended(name)
-    patience_s = max(tx.policy.max_wait_s, tx.policy.max_wait_loads * tx.load_time_s(name))
-    until = -math.inf if waiter is None else waiter.since + patience_s
+    until = -math.inf if waiter is None else waiter.since + _patience_s(tx, name)
     for engine in engines:
         node = tx.nodes.rows[engine.node]
         if engine.state is not EngineState.ASLEEP or not stays(node):
@@ -233,15 +234,32 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
         return None  # (3)
     if best is not None and best[0].cost <= tx.policies.limit(tx, name):
         return _evict(plan, name, best[1], best[0], best[2])  # (1)
-    fits = plan.best(need_of(tx.models[name]), takes(tx, name, ending=False), When.AT_ONCE) is not None
-    if fits and (waiter is None or tx.now >= waiter.since + patience_s / 2):
+    if _loads_elsewhere(plan, name):
         return None  # (3)
+    fits = _fits(plan, name)
     if best is not None:
         return _evict(plan, name, best[1], best[0], best[2]) or fits  # (1)
     assert hoped_for is not None, "it was looked for"
     why = "its engine sleeps, and what holds its GPUs loads or has just begun to serve"
     tx.decide(Action.WAIT, name, why, engine=hoped_for.id)
     return fits  # (2) else another node is asked for
+
+
+def _patience_s(tx: Transaction, name: str) -> float:
+    return max(tx.policy.max_wait_s, tx.policy.max_wait_loads * tx.load_time_s(name))
+
+
+def _loads_elsewhere(plan: Plan, name: str) -> bool:
+    """Whether it has waited for half of the bound for an engine to wake, and there is free room elsewhere."""
+    waiter = plan.tx.attended(name)
+    if waiter is None or plan.tx.now < waiter.since + _patience_s(plan.tx, name) / 2:
+        return False
+    return _fits(plan, name)
+
+
+def _fits(plan: Plan, name: str) -> bool:
+    tx = plan.tx
+    return plan.best(need_of(tx.models[name]), takes(tx, name, ending=False), When.AT_ONCE) is not None
 
 
 def _may_be_free_mib(tx: Transaction, node: Node, gpus: tuple[int, ...], until: float) -> int:
