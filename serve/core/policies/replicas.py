@@ -19,7 +19,7 @@ def wanted_replicas(tx: Transaction, model: str) -> int:
     if spread is None or spread.wanted == 1 or not any(map(live, tx.engines_of(model))):
         return demand
     have = len(staying(tx, model))
-    if spread.wanted > have and _wanted_on(tx, need_of(tx.models[model]), _starving(tx)):  # (3)
+    if spread.wanted > have and _wanted_on(tx, need_of(tx.models[model]), _starving_once(tx)):  # (3)
         return max(demand, have, 1)
     return max(demand, spread.wanted)  # (2)
 
@@ -86,6 +86,14 @@ def _starving(tx: Transaction) -> list[Need]:
         if tx.wanted(model) and not any(map(live, tx.engines_of(model))):
             needs.append(need_of(tx.models[model]))
     return needs
+
+
+def _starving_once(tx: Transaction) -> list[Need]:
+    """As first seen by placement in this step, which asks for each model."""
+    if _starving_once not in tx.memo:
+        tx.memo[_starving_once] = list(dict.fromkeys(_starving(tx)))
+    found: list[Need] = tx.memo[_starving_once]
+    return found
 
 
 def _wanted_on(tx: Transaction, mine: Need, others: list[Need]) -> bool:
