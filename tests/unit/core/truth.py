@@ -62,11 +62,13 @@ def check_start(world: World, effect: StartEngine) -> None:
 
 
 def check_alone(agent: Agent, gpus: tuple[int, ...], engine: str = "") -> None:
-    """Nothing starts or ends, falls asleep or wakes on a GPU while an engine loads, falls asleep or wakes there."""
+    """Nothing starts or ends, falls asleep or wakes on a GPU while an engine loads, falls asleep or wakes there (but one
+    whose own stop has been sent, too)."""
+    stopped = {command.engine for command in agent.commands if isinstance(command, StopEngine)}
     loading = [
         process.id
         for process in agent.processes.values()
-        if process.id != engine
+        if process.id not in (engine, *stopped)
         and (not process.ready or process.sleep in ("sleep", "wake"))
         and {*process.gpus} & {*gpus}
     ]
@@ -202,11 +204,13 @@ def check_bound(world: World) -> None:
 def _check_room(world: World, tx: Transaction, name: str) -> None:
     need, may_go = need_of(world.fleet.models[name]), [engine for _, engine in pressure.candidates(tx, name)]
     made = possible = False
+    if any(one.state is EngineState.ASLEEP for one in tx.engines_of(name)):
+        return  # it may wait for the GPUs on which it sleeps
     for node in filter(stays, world.fleet.nodes.values()):
         room = Room(node.free_host_mib, node.free_gpu_mib)
         engines = [world.fleet.engines[one] for one in node.engines]
         for engine in engines:
-            if engine.state in (EngineState.DRAINING, EngineState.STOPPING):
+            if engine.state in (EngineState.DRAINING, EngineState.STOPPING, EngineState.FALLING_ASLEEP):
                 room = room.without(engine, node.id)
         made = made or room.devices(need) is not None
         for engine in engines:
