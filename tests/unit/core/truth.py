@@ -62,8 +62,8 @@ def check_start(world: World, effect: StartEngine) -> None:
 
 
 def check_alone(agent: Agent, gpus: tuple[int, ...], engine: str = "") -> None:
-    """Nothing starts or ends, falls asleep or wakes on a GPU while an engine loads, falls asleep or wakes there (but one
-    whose own stop has been sent, too)."""
+    """Nothing starts or ends, falls asleep or wakes on a GPU while an engine loads, falls asleep or wakes there that is
+    not being stopped."""
     stopped = {command.engine for command in agent.commands if isinstance(command, StopEngine)}
     loading = [
         process.id
