@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,80}")
-"""What a configuration may say in words: they are printed, and written into a catalog's comments."""
+"""A name or kind in a configuration: it is printed, and written into a catalog's comments."""
 _LAYERS_MAX = 10_000
 
 
