@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway_plugin.sizing.plan import Fit, Source, Wish
 
 GIB = 2**30
-_COLUMNS = ("node type", "GPUs", "GiB each", "weights", "cache", "engine", "context", "sequences", "longest", "")
+_COLUMNS = ("node type", "GPUs", "GiB", "weights", "cache", "engine", "context", "sequences")
 
 
 def _asks(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -203,10 +203,15 @@ def _print(source: Source, wish: Wish, found: tuple[Fit, ...]) -> None:
     ]  # fmt: skip
     table(("", source.name), [fact for fact in facts if fact[1]])
     rows = [
-        (fit.node_type, "no", "", "", "", "", "", "", fit.longest or "", fit.because)
-        if (one := fit.engine) is None
-        else (fit.node_type, one.gpus or "", f"{one.gib:g}", *(f"{part / GIB:.1f}" for part in
-              (one.weights, one.cache, one.buffers)), one.context, one.sequences, fit.longest, fit.because)
-        for fit in found
+        (fit.node_type, one.gpus or "", f"{one.gib:g}", *(f"{part / GIB:.1f}" for part in
+         (one.weights, one.cache, one.buffers)), one.context, one.sequences)
+        for fit in found if (one := fit.engine) is not None
     ]  # fmt: skip
-    table(_COLUMNS, rows)
+    if rows:
+        table(_COLUMNS, rows)
+    for fit in found:
+        if fit.engine is None:
+            put(f"{fit.node_type}: no: {fit.because}")
+        else:
+            cut = f"{fit.because}; " if fit.because else ""
+            put(f"{fit.node_type}: {cut}one sequence alone may have {fit.longest} tokens")

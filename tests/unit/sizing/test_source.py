@@ -135,7 +135,7 @@ def a_site(folder: Path) -> Path:
     return site
 
 
-def test_plan_and_add(hub: str, tmp_path: Path) -> None:
+def test_plan_and_add(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = a_site(tmp_path)
     models = tmp_path / "models.yaml"
     models.write_text("# ours\nmodels:\n    old:   # keep\n        source: org/old\n        memory_gib: 1\n")
@@ -149,6 +149,12 @@ def test_plan_and_add(hub: str, tmp_path: Path) -> None:
     code, words = gateway("plan", "org/small", "--site", str(site), "--json")
     found = {fit["node_type"]: fit for fit in json.loads(words)["fits"]}
     assert (code, found["cpu"]["fits"], found["gpu"]["gpus"]) == (0, False, 1)
+    for columns in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        code, words = gateway("plan", "org/small", "--site", str(site))
+        assert code == 0
+        for said in ("16384", "sequences", "131072 tokens", f"cpu: no: {found['cpu']['reason']}\n"):
+            assert said in words, "nothing is cut"
     code, words = gateway("add", "org/small", "--as", "small", "--site", str(site), "--models", str(models))
     assert code == 0, words
     assert "no gateway runs" in words
