@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ _STREAM_MS = 100
 _WITHOUT_OUTPUT = ("/embeddings", "/rerank", "/score", "/pooling", "tokenize")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Used:
     """One request of the log."""
 
@@ -109,6 +110,7 @@ def _parse(line: str) -> Used | None:
     if model == "-" or row.get("method") != "POST" or refused:
         return Used(time, "", 0, 0, user)
     prompt = max(1, (asked - _ASKED_BYTES) // _BYTES_PER_TOKEN)
+    model, user = sys.intern(model), sys.intern(user)  # one text each for a log of millions of lines
     return Used(time, model, prompt, 0 if path.endswith(_WITHOUT_OUTPUT) else _output(answered, ms, first_ms), user)
 
 

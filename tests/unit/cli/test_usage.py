@@ -179,3 +179,12 @@ def test_odd_lines_are_passed_over_and_a_broken_archive_is_named(tmp_path: Path)
     log.write_bytes(packed)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_log([log])
+
+
+def test_names_are_kept_once_for_all_lines(tmp_path: Path) -> None:
+    log = tmp_path / "usage.jsonl"
+    log.write_text(a_line(1, caller="bob") + a_line(2, caller="bob"))
+    first, second = read_log([log]).requests
+    assert first.user is second.user
+    assert first.model is second.model
+    assert not hasattr(first, "__dict__")
