@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 20.0
 _CONFIG_MAX = 4 << 20
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+_WEIGHTS = (".safetensors", ".bin", ".pt")
 """Kinds of weights' files, the preferred first: of a repository with several kinds, engines load one."""
 
 
@@ -104,6 +104,8 @@ def _instead(files: tuple[str, ...]) -> str:
 def _source(name: str, config: object, sizes: dict[str, int], info: ModelInfo | None = None) -> Source:
     if not isinstance(config, dict):
         raise ConfigError(f"{name}: its config.json is not a mapping; give 'memory_gib' yourself.")
+    if any(file.endswith(".gguf") for file in sizes) and not _weights_bytes(sizes):
+        raise ConfigError(f"{name}: {_instead(tuple(sizes))}.")
     try:
         architecture = parse_config(config)
     except UnknownArchitecture as missing:

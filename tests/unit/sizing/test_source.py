@@ -261,6 +261,14 @@ def test_a_folder_without_a_configuration_says_what_to_do(tmp_path: Path, file: 
         read_source(str(tmp_path))
 
 
+def test_of_several_gguf_files_none_is_guessed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(CONFIG)
+    for quantized in ("Q4", "Q8"):
+        (tmp_path / f"m-{quantized}.gguf").write_bytes(b"x" * 100)
+    with pytest.raises(ConfigError, match="of GGUF files no memory can be worked out"):
+        read_source(str(tmp_path))
+
+
 def test_a_configuration_that_is_nested_too_deep(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 200_000)
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -273,6 +281,23 @@ def test_a_comment_of_an_entry_stays_on_its_line(hub: str) -> None:
     text = entry_text("new", source, fit, Wish(), "generate")
     assert [line for line in text.splitlines() if "evil" in line] == [text.splitlines()[1]]
     assert text.splitlines()[1].startswith("    # ")
+
+
+def test_a_catalog_that_others_can_change_is_added_to_only_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_bytes(CONFIG)
+    models = tmp_path / "models.yaml"
+    models.write_text(OLD)
+    models.chmod(0o666)
+    words = ["--state", str(tmp_path / "state"), "models", "add", str(tmp_path), "--site", str(a_site(tmp_path))]
+    runner = CliRunner(env={"GATEWAY_URL": ""})
+    refused = runner.invoke(cli, words, catch_exceptions=False)
+    assert refused.exit_code == 2
+    assert "another user's" in refused.output
+    assert models.read_text() == OLD
+    assert runner.invoke(cli, [*words, "--as", "new", "--models", str(models)], catch_exceptions=False).exit_code == 0
 
 
 @pytest.mark.parametrize("in_force", ["the same", "another", "none"])
