@@ -38,7 +38,13 @@ def read_source(name: str, token_file: Path | None = None) -> Source:
         entry = Model(name="model", source=name, memory_gib=1)
     except ValidationError as error:
         raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    return _from_folder(name, Path(resolve(entry))) if is_local(name) else _from_hub(name, token_file)
+    if not is_local(name):
+        return _from_hub(name, token_file)
+    try:
+        folder = Path(resolve(entry))
+    except ConfigError as error:  # it names the key of an entry, and there is none yet
+        raise ConfigError(error.message.removeprefix(f"models.{entry.name}.source: ")) from None
+    return _from_folder(name, folder)
 
 
 def _from_folder(name: str, folder: Path) -> Source:

@@ -96,7 +96,8 @@ def test_metadata_of_the_hub(hub: str) -> None:
         ("org/gated", ServiceError, "accept its licence"),
         ("org/odd", ConfigError, "not JSON"),
         ("org/a@b@c", ConfigError, "org/name@REVISION"),
-        ("/nowhere/at/all", ConfigError, "no folder"),
+        ("/nowhere/at/all", ConfigError, "^there is no folder"),
+        ("prepared:nothing", ConfigError, "^no recipe 'nothing'"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line_with_what_to_do(
