@@ -59,7 +59,7 @@ def may_go(tx: Transaction, engine: Engine, *, busy: bool = False) -> bool:
     """No demand for its model (a pin is demand) or its model can spare it; on nodes that take commands; resident for
     long enough and idle, stalled or (``busy``) in use; or a load whose waiters have all left; or one that sleeps, whose
     stop frees what it kept of its GPUs."""
-    spare = surplus(tx, engine)
+    spare = engine.model in tx.spreads.rows and surplus(tx, engine)
     if engine.in_flight and not (busy or spare) and engine.stalled_since is None:
         return False  # the fast path for a busy engine
     if tx.wanted(engine.model) and not spare:
@@ -76,7 +76,11 @@ def may_go(tx: Transaction, engine: Engine, *, busy: bool = False) -> bool:
 
 
 def _up(tx: Transaction, engine: Engine) -> bool:
-    return all(node.phase is NodePhase.UP for node in tx.nodes_of(engine))
+    nodes = tx.nodes.rows
+    for part in engine.parts:  # noqa: SIM110 - for each engine of the fleet, while models wait
+        if nodes[part.node].phase is not NodePhase.UP:
+            return False
+    return True
 
 
 def needs_replacement(tx: Transaction, engine: Engine) -> bool:

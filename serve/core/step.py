@@ -103,6 +103,7 @@ DEFAULT = Policies(
     candidates=pressure.candidates,
     limit=pressure.limit,
     summed=True,
+    held_s=pressure.held_s,
     sleep_worth=pressure.sleep_worth,
     because=pressure.because,
     scaling=_scale,
@@ -115,6 +116,7 @@ LRU = replace(
     candidates=eviction.least_recently_used,
     limit=eviction.no_limit,
     summed=False,
+    held_s=eviction.held_s,
     sleep_worth=eviction.used_last,
     because=eviction.recency,
 )

@@ -58,6 +58,8 @@ class Policies:
     """The most that may be evicted for a model, in the unit of ``candidates``."""
     summed: bool
     """Several victims are worth the sum of all; ``False``: as much as the most valuable one."""
+    held_s: Callable[[Transaction, Engine], float]
+    """Seconds until a ready engine may go for another model."""
     sleep_worth: Callable[[Transaction, Engine], float]
     """Of the engines that sleep on a node the least worth goes first where another one needs their host memory."""
     because: Callable[[Transaction, str, float], str]

@@ -32,6 +32,11 @@ def least_recently_used(tx: Transaction, asking: str) -> Sequence[tuple[float, E
     return found
 
 
+def held_s(tx: Transaction, engine: Engine) -> float:
+    """A busy one is never evicted, however long that is."""
+    return 0.0 if may_go(tx, engine) else math.inf
+
+
 def used_last(tx: Transaction, engine: Engine) -> float:
     return used_at(engine)
 

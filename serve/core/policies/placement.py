@@ -19,12 +19,14 @@ from serve.core.plan import Plan, When
 from serve.core.room import Need, Victims, need_of, victims_on
 from serve.core.sleep_room import first_sleep_mib
 from serve.core.slots import free_slot, take_slot
-from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, reservation, stays
+from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, stays
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_wake, can_cancel_drain, cancel_drain
 
-WEIGHED_EACH_S = 1.0
-"""A model for which nothing may go yet is weighed so often, and whenever an engine has changed."""
+_WEIGHED_AT_LEAST_S = 1.0
+_WEIGHED_S_AN_ENGINE = 0.002
+"""A model for which nothing may go yet is weighed again after so long, and whenever an engine has changed: at every
+tick in a small fleet, once a second in one of 500 engines, where it costs milliseconds."""
 
 
 def place_wanted(tx: Transaction, handed_over: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -140,7 +142,8 @@ def _find_room(plan: Plan, name: str, need: Need, slot: int, may_evict: bool, *,
     if not may_evict:
         return False
     unattended = plan.tx.unattended(name)
-    if plan.tx.now < plan.tx.weighed.rows.get(name, -math.inf) + WEIGHED_EACH_S and not plan.tx.engines_changed:
+    again_s = min(_WEIGHED_AT_LEAST_S, _WEIGHED_S_AN_ENGINE * len(plan.tx.engines.rows))
+    if plan.tx.now < plan.tx.weighed.rows.get(name, -math.inf) + again_s and not plan.tx.engines_changed:
         return True
     if (chosen := plan.cheapest(name, need, where, claimed=unattended)) is not None:  # (7)
         return _evict(plan, name, chosen[0], chosen[1], need)
@@ -204,8 +207,8 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
     second one would take host memory from other sleepers.
 
     (1) of its engines that sleep, the one for which the cheapest others go: as ``_evict``; (2) none may go yet, but
-    will (they load, or have just begun to serve): wait, up to the bound of a load; (3) ``None``: none sleeps, or
-    pinned models hold its GPUs, or it has waited too long for them.
+    what loads, drains or has just begun to serve there will sooner than a load elsewhere would end: wait; (3) ``None``:
+    none sleeps, or its GPUs are held for longer, or by pinned models.
     """
     tx = plan.tx
     best: tuple[Victims, Node, Need] | None = None
@@ -223,28 +226,37 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
             found = victims_on(able, plan.later(node), part.gpus, need.mib, summed=tx.policies.summed, spared=spared)
         if found is not None and (best is None or found.cost < best[0].cost):
             best = (found, node, need)
-        elif found is None and _unpinned_mib(tx, node, part.gpus) >= need.mib:
-            hoped_for = hoped_for or engine
+        elif found is None:
+            wakes_in_s = _frees_in_s(tx, node, frozenset(part.gpus)) + tx.wake_time_s(name)
+            hoped_for = hoped_for or (engine if wakes_in_s < tx.load_time_s(name) else None)
     if best is not None:
         return _evict(plan, name, best[1], best[0], best[2])  # (1)
-    waiter = tx.attended(name)
-    patience_s = max(tx.policy.max_wait_s, tx.policy.max_wait_loads * tx.load_time_s(name))
-    if hoped_for is None or waiter is None or tx.now >= waiter.since + patience_s:
+    if hoped_for is None:
         return None  # (3)
-    why = "its engine sleeps, and what holds its GPUs loads or has just begun to serve"
+    why = "its engine sleeps, and what holds its GPUs will make way before it could load elsewhere"
     tx.decide(Action.WAIT, name, why, engine=hoped_for.id)
     return True  # (2)
 
 
-def _unpinned_mib(tx: Transaction, node: Node, gpus: tuple[int, ...]) -> int:
-    """The most that can be freed on each of these GPUs: all but what pinned models hold."""
-    left = {gpu: node.gpu_mib[gpu] for gpu in gpus}
+def _frees_in_s(tx: Transaction, node: Node, gpus: frozenset[int]) -> float:
+    """Seconds until every engine on these GPUs could go: (1) pinned: never; (2) it loads, wakes or falls asleep;
+    (3) it serves (``Policies.held_s``); (4) it drains, as long as its model's last drain took."""
+    latest = 0.0
     for other in (tx.engines.rows[engine] for engine in node.engines):
-        if other.model in tx.pinned:
-            for part in reservation(other):
-                for gpu in left.keys() & set(part.gpus):
-                    left[gpu] -= part.mib
-    return min(left.values())
+        if other.state is EngineState.ASLEEP or all(gpus.isdisjoint(part.gpus) for part in other.on(node.id)):
+            continue
+        if other.model in tx.pinned:  # (1)
+            return math.inf
+        if other.state is EngineState.READY:  # (3)
+            left_s = tx.policies.held_s(tx, other)
+        elif other.state is EngineState.DRAINING:  # (4)
+            left_s = tx.drain_s.rows.get(other.model, 0.0)
+        elif other.state is EngineState.LOADING:  # (2)
+            left_s = tx.load_time_s(other.model) - (tx.now - other.since)
+        else:
+            left_s = tx.wake_time_s(other.model)
+        latest = max(latest, left_s)
+    return latest
 
 
 def _evict_for_slot(plan: Plan, name: str) -> None:

@@ -171,10 +171,20 @@ def _that_may_go(tx: Transaction, with_busy: bool) -> Sequence[tuple[Engine, boo
             continue
         in_use = engine.state is EngineState.READY and not stalled(engine) and not idle(tx, engine)
         if may_go(tx, engine, busy=in_use):
-            until = ready_at(engine) + tx.policy.quantum_loads * _back_s(tx, engine)
-            found.append((engine, in_use, in_use and tx.now < until))
+            found.append((engine, in_use, in_use and _quantum_left_s(tx, engine) > 0))
     tx.memo[_that_may_go, with_busy] = found
     return found
+
+
+def _quantum_left_s(tx: Transaction, engine: Engine) -> float:
+    return ready_at(engine) + tx.policy.quantum_loads * _back_s(tx, engine) - tx.now
+
+
+def held_s(tx: Transaction, engine: Engine) -> float:
+    """Until its quantum and its residency are over."""
+    model = tx.models.get(engine.model)
+    resident_s = 0.0 if model is None else ready_at(engine) + model.min_residency_s - tx.now
+    return max(0.0, resident_s, _quantum_left_s(tx, engine))
 
 
 def loss_s(tx: Transaction, model: str, away_s: float, back_s: float, *, in_use: bool) -> float:

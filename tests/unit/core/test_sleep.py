@@ -73,7 +73,7 @@ def test_an_evicted_engine_sleeps_and_wakes_when_its_model_is_asked_for_again() 
     story.tick(1)
     assert not story.did(), "no route before it is known to answer as before"
     story.on(ev.EngineAwake(first, 0.8), 0.2)
-    assert story.did() == (OpenRoute(first, 0, 0, "10.0.0.1:1"),)
+    assert story.did() == (OpenRoute(first, 0, 0, "10.0.0.1:1", limit=256),)
     story.opened("a")
     assert story.answers()["t3"].error is None
     assert len(story.ever(StartEngine)) == 2

@@ -202,11 +202,13 @@ def check_bound(world: World) -> None:
 def _check_room(world: World, tx: Transaction, name: str) -> None:
     need, may_go = need_of(world.fleet.models[name]), [engine for _, engine in pressure.candidates(tx, name)]
     made = possible = False
+    if any(one.state is EngineState.ASLEEP for one in tx.engines_of(name)):
+        return  # it may wait for the GPUs on which it sleeps
     for node in filter(stays, world.fleet.nodes.values()):
         room = Room(node.free_host_mib, node.free_gpu_mib)
         engines = [world.fleet.engines[one] for one in node.engines]
         for engine in engines:
-            if engine.state in (EngineState.DRAINING, EngineState.STOPPING):
+            if engine.state in (EngineState.DRAINING, EngineState.STOPPING, EngineState.FALLING_ASLEEP):
                 room = room.without(engine, node.id)
         made = made or room.devices(need) is not None
         for engine in engines:
