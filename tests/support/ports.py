@@ -9,17 +9,23 @@ import socket
 FIRST, EACH = 20_000, 6_000
 """Below the range that the kernel gives to clients, and outside Ray's own: free while a server is down, too."""
 
+_given: set[int] = set()
+"""By this process: two that are asked for at once differ, though nothing listens on the first yet."""
+
 
 def free_port() -> int:
     """A port that nothing listens on, of this pytest worker's own range: another worker never takes it first."""
     first = FIRST + EACH * (os.environ.get("PYTEST_XDIST_WORKER") == "gw1")
     for _ in range(200):
         port = random.randrange(first, first + EACH)
+        if port in _given and len(_given) < EACH // 2:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
     raise RuntimeError(f"no free port between {first} and {first + EACH}")
 
