@@ -39,7 +39,8 @@ _LESS_SHARE = 0.25
 """The share of what was freed that it need not take at a wake. A sleep also empties torch's cache of activations, which
 the next long prompts fill again: measured 1.2 of 24 GiB. Lost weights are the canary's to find."""
 _CLOSE = 0.05
-"""By which a log probability or a vector's component may differ: kernels may be chosen anew after a wake."""
+"""By which a log probability may differ, or a vector, of its length: kernels may be chosen anew after a wake. (A
+component by itself tells nothing: those of a vector with 4096 are about 0.016, and those of an empty one 0.)"""
 _LOOK_EVERY_S = 0.1
 
 
@@ -130,11 +131,10 @@ def doubt_about_wake(
 
 def same_answer(noted: Canary, answered: Canary) -> bool:
     """Whether two answers to the canary are the same, but for rounding."""
-    return (
-        noted.text == answered.text
-        and len(noted.numbers) == len(answered.numbers)
-        and all(abs(a - b) <= _CLOSE for a, b in zip(noted.numbers, answered.numbers, strict=True))  # never for a NaN
-    )
+    if noted.text != answered.text or len(noted.numbers) != len(answered.numbers):
+        return False
+    apart = math.dist(noted.numbers, answered.numbers)
+    return apart <= _CLOSE * (math.hypot(*noted.numbers) if len(noted.numbers) > 1 else 1.0)  # never for a NaN
 
 
 class DevicesUnseen(Exception):

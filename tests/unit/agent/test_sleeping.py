@@ -87,11 +87,22 @@ def test_awake_it_must_hold_what_it_had_freed_and_answer_as_before(
     assert bool(found) == bool(doubt)
 
 
-def test_vectors_are_compared_in_each_component() -> None:
+def test_vectors_are_compared_by_their_distance() -> None:
     noted = Canary("", (0.5, -0.5, 0.0))
     assert same_answer(noted, Canary("", (0.51, -0.5, 0.0)))
     assert not same_answer(noted, Canary("", (0.5, 0.5, 0.0)))
     assert not same_answer(noted, Canary("", (0.5, -0.5)))
+    assert not same_answer(noted, Canary("", (0.5, -0.5, float("nan"))))
+
+
+@pytest.mark.parametrize("length", [1.0, 30.0])
+def test_long_vectors_with_small_components_are_told_apart(length: float) -> None:
+    """Those of a normalised vector of 4096 are all smaller than what a log probability may differ by."""
+    each = length / 64.0
+    noted = Canary("", (each, -each) * 2048)
+    assert same_answer(noted, Canary("", (each * 1.01, -each) * 2048))
+    assert not same_answer(noted, Canary("", (0.0, 0.0) * 2048))
+    assert not same_answer(noted, Canary("", (each, each) * 2048))
 
 
 @pytest.mark.parametrize(
