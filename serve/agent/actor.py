@@ -37,7 +37,7 @@ from serve.agent.probe import Probe, client_context
 from serve.agent.processes import end_group, prune_engine_logs, tail
 from serve.agent.records import EngineRecord
 from serve.agent.timing import Timing
-from serve.agent.warm import Gauges
+from serve.agent.warm import Gauges, measure_bare
 from serve.core.effects import SleepEngine, StartEngine, StopEngine, WakeEngine
 from serve.core.events import EngineExited, NodeJoined, NodeLeaves
 
@@ -141,11 +141,12 @@ class NodeAgent:
             return
         self._note(command.engine)
         lease = await self._devices.take(command.gpus)
+        bare_mib = await measure_bare(command, self._gauges) if self._sleep_mib > 0 else ()
         if command.engine in self._stopped or not self._accepts(command.epoch):  # meanwhile
             lease.release()
             return
         try:
-            started = self._launch(command, key)
+            started = self._launch(command, key, bare_mib)
             self._watch(started.record, started.child, lease, started.recorded)
         except (GatewayError, OSError) as error:
             lease.release()
@@ -249,11 +250,10 @@ class NodeAgent:
             del self._known[forgotten]
             self._stopped.pop(forgotten, None)
 
-    def _launch(self, command: StartEngine, key: str) -> Launched:
+    def _launch(self, command: StartEngine, key: str, bare_mib: tuple[int, ...]) -> Launched:
         prune_engine_logs(self._layout, [records.file_name(engine) for engine in (command.engine, *self._engines)])
-        settings = self._settings
-        place = Place(settings.node, self._block, self._host, self._gpu_total_mib, self._sleep_mib > 0)
-        return launch(self._layout, place, command, key, self._isolation, settings.isolate)
+        place = Place(self._settings.node, self._block, self._host, self._gpu_total_mib, bare_mib)
+        return launch(self._layout, place, command, key, self._isolation, self._settings.isolate)
 
     def _watch(
         self,

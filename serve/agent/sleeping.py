@@ -31,6 +31,9 @@ Mib = tuple[int, ...]
 _KEPT_MIB = 4096
 """The most that an engine may keep of a GPU while it sleeps: CUDA's context, libraries, captured graphs. Measured: 1.1
 GiB at 8 billion parameters, 1.4 at 32 (docs/switching.md)."""
+_KEPT_BY_RANK_MIB = 8192
+"""Likewise of one with several GPUs: buffers of NCCL and of its own all-reduce, and larger graphs. Not measured here;
+8.2 GiB were reported for eight ranks (vLLM's pull request 12695)."""
 _KEPT_SHARE = 0.5
 """Likewise, as a share of what the catalog gives it; the smaller of the two counts."""
 _MORE_MIB = 512
@@ -101,11 +104,34 @@ def doubt_about_sleep(sleeping: bool, before: Mib, after: Mib, memory_mib: int) 
     """
     if not sleeping:
         return "it was put to sleep and says that it is awake"
-    kept_mib = min(_KEPT_MIB, int(memory_mib * _KEPT_SHARE))
+    least_mib = _least_freed_mib(memory_mib, len(before))
     for index, (was, is_now) in enumerate(zip(before, after, strict=True)):
-        if (freed := was - is_now) < memory_mib - kept_mib:
-            return f"asleep it freed {freed} MiB of its GPU {index}; expected {memory_mib - kept_mib} of {memory_mib}"
+        if (freed := was - is_now) < least_mib:
+            return f"asleep it freed {freed} MiB of its GPU {index}; expected {least_mib} of {memory_mib}"
     return ""
+
+
+def holds_too_little(bare: Mib, loaded: Mib, memory_mib: int) -> str:
+    """Why an engine is not to sleep at all; ``""``: it may.
+
+    One that holds less than it would have to free, such as an encoder without KV cache or one with its own
+    ``--kv-cache-memory-bytes``, would be in doubt after each sleep, and be loaded again for that.
+
+    Args:
+        bare: memory in use on its GPUs before it was started, ``loaded``: once it was loaded.
+        memory_mib: its memory of each GPU in the catalog.
+    """
+    least_mib = _least_freed_mib(memory_mib, len(loaded))
+    for index, (was, is_now) in enumerate(zip(bare, loaded, strict=True)):
+        if (holds := is_now - was) < least_mib:
+            given = f"it holds {holds} MiB of its GPU {index}, of {memory_mib} that its catalog entry gives it"
+            return f"{given}, and would have to free {least_mib}"
+    return ""
+
+
+def _least_freed_mib(memory_mib: int, gpus: int) -> int:
+    kept_mib = _KEPT_MIB if gpus == 1 else _KEPT_BY_RANK_MIB
+    return memory_mib - min(kept_mib, int(memory_mib * _KEPT_SHARE))
 
 
 def doubt_about_wake(
@@ -159,11 +185,14 @@ class Sleeper:
         self._used_mib = used_mib
         self._patience = patience
 
-    async def note(self) -> Canary | Reload:
+    async def note(self, bare: Mib = (), memory_mib: int = 0) -> Canary | Reload:
         """The canary's answer, asked once it is loaded; ``Reload``: it must never sleep, because it gives none, or does
-        not say that it is awake, or the memory of its GPUs cannot be read."""
+        not say that it is awake, or the memory of its GPUs cannot be read or is too little (``holds_too_little``;
+        ``bare`` empty: that is not known)."""
         try:
-            await self._used_mib()
+            loaded = await self._used_mib()
+            if bare and (too_little := holds_too_little(bare, loaded, memory_mib)):
+                return Reload(too_little)
             if await self._sleeps():
                 return Reload("it says that it sleeps")
             answered = await self._ask()

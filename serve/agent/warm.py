@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from gateway_plugin.processes import Mark
+from serve.agent.argv import device_names, visible_devices
 from serve.agent.devices import Devices
 from serve.agent.host_memory import available_mib, held_mib
 from serve.agent.probe import Probe
 from serve.agent.records import EngineRecord
-from serve.agent.sleeping import Asleep, Canary, Mib, Patience, Reload, Sleeper, used_mib_of
+from serve.agent.sleeping import Asleep, Canary, DevicesUnseen, Mib, Patience, Reload, Sleeper, used_mib_of
+from serve.core.effects import StartEngine
 from serve.core.events import EngineAsleep, EngineAwake
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,18 @@ class Gauges:
     """What is left of the host's."""
     held_mib: Callable[[Mark], int] = held_mib
     """Of the host's, what an engine's processes hold."""
+
+
+async def measure_bare(command: StartEngine, gauges: Gauges) -> Mib:
+    """Memory in use on an engine's GPUs before it starts. ``()``: it does not sleep, or their memory cannot be read (no
+    NVIDIA GPU, a part of one): then it is not started for sleep, which could not be checked."""
+    if not command.model.sleeps or not command.gpus:
+        return ()
+    try:
+        return await gauges.used_mib(device_names(command.gpus, visible_devices(os.environ)))
+    except DevicesUnseen as unseen:
+        logger.warning("engine cannot sleep engine=%s why=%s", command.engine, unseen)
+        return ()
 
 
 class WarmTier:
@@ -68,7 +83,7 @@ class WarmTier:
         record = self._record()
         if not record.sleeps or record.canary_noted:
             return
-        noted = await self._sleeper.note()
+        noted = await self._sleeper.note(record.bare_mib, record.memory_mib)
         if isinstance(noted, Reload):
             logger.warning("engine cannot sleep engine=%s why=%s", record.engine, noted.reason)
             self._update({"sleep_mib": 0})

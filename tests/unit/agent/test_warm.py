@@ -20,7 +20,7 @@ from gateway_plugin.processes import mark
 from serve.agent.devices import Devices
 from serve.agent.host_memory import _left_in_cgroups, available_mib, budget_mib
 from serve.agent.host_memory import held_mib as held_by
-from serve.agent.sleeping import Mib, Patience
+from serve.agent.sleeping import DevicesUnseen, Mib, Patience
 from serve.agent.warm import Gauges
 from serve.core.events import EngineAsleep, EngineAwake, EngineExited, EngineReady
 from tests.support.agents import NAMED, QUICK, AgentHost, engine_client, eventually, fake_model, private_layout
@@ -176,6 +176,31 @@ def test_one_in_doubt_is_ended(host: AgentHost, tmp_path: Path) -> None:
     host.start(sleeper(tmp_path, "nonsense"), "e3", gpus=(0,), sleep_mib=MEMORY_MIB)
     ready = host.wait(EngineReady, "e3")
     assert (ready.can_sleep, ready.sleep_mib) == (False, 0), "it serves, and never sleeps"
+
+
+@pytest.mark.process
+def test_one_that_holds_too_little_to_free_serves_and_never_sleeps(host: AgentHost, tmp_path: Path) -> None:
+    """An encoder, say: it must not be loaded twice to find that out."""
+    host.start(sleeper(tmp_path, memory_gib=16), gpus=(0,), sleep_mib=MEMORY_MIB)
+    ready = host.wait(EngineReady)
+    assert (ready.can_sleep, ready.sleep_mib) == (False, 0)
+
+
+@pytest.mark.process
+def test_one_whose_gpu_cannot_be_read_is_not_started_for_sleep(layout: Layout, tmp_path: Path) -> None:
+    """A part of a GPU, or one of another maker: vLLM may not even know the option."""
+
+    async def unseen(names: tuple[str, ...]) -> Mib:
+        raise DevicesUnseen("No devices were found")
+
+    gauges = Gauges(unseen, lambda: 100 * PINNED_MIB, lambda _: HELD_MIB)
+    host = AgentHost(layout, timing=PATIENT, gpu_mib=(MEMORY_MIB,), sleep_mib=BUDGET_MIB, gauges=gauges)
+    try:
+        host.start(sleeper(tmp_path), gpus=(0,), sleep_mib=MEMORY_MIB)
+        assert not host.wait(EngineReady).can_sleep
+        assert not host.record().sleeps
+    finally:
+        host.close()
 
 
 @pytest.mark.process
