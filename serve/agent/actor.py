@@ -339,12 +339,12 @@ class NodeAgent:
             self._notice = asyncio.create_task(self._watch_notice(Path(folder)))
 
     def _measure_host(self) -> None:
-        """Host memory for engines that sleep; what adopted ones hold for it is not free, and theirs."""
-        settings = self._settings
-        if not settings.gpu_mib or settings.sleep_mib == 0:
+        """Host memory for engines that sleep; what adopted engines hold is not free, and theirs."""
+        if not (settings := self._settings).gpu_mib or settings.sleep_mib == 0:
             return
-        held_mib = sum(engine.record.sleep_mib for engine in self._engines.values() if engine.record.slept)
+        adopted = [engine.record for engine in self._engines.values()]
+        held_mib = sum(one.sleep_mib if one.slept else self._gauges.held_mib(one.mark) for one in adopted)
         left_mib = self._gauges.available_mib() + held_mib
         self._sleep_mib, warning = budget_mib(settings.sleep_mib, left_mib, settings.host_mib, len(settings.gpu_mib))
-        log = logger.warning if warning else logger.info
-        log("sleep memory node=%s mib=%d %s", settings.node, self._sleep_mib, warning)
+        level = logging.WARNING if warning else logging.INFO
+        logger.log(level, "sleep memory node=%s mib=%d %s", settings.node, self._sleep_mib, warning)

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from gateway_plugin.processes import Mark
 from serve.agent.argv import device_names, visible_devices
 from serve.agent.devices import Devices
-from serve.agent.host_memory import available_mib, held_mib
+from serve.agent.host_memory import asleep_mib, available_mib, held_mib
 from serve.agent.probe import Probe
 from serve.agent.records import EngineRecord
 from serve.agent.sleeping import Asleep, Canary, DevicesUnseen, Mib, Patience, Reload, Sleeper, used_mib_of
@@ -99,13 +99,14 @@ class WarmTier:
             processes_mib = 0 if record.slept else await asyncio.to_thread(self._gauges.held_mib, record.mark)
             left_mib = self._gauges.available_mib()
             result = await self._sleeper.fall_asleep(record.memory_mib)
-            pinned_mib = left_mib - self._gauges.available_mib()
+            gone_mib = left_mib - self._gauges.available_mib()
         if isinstance(result, Reload):
             return result
         changed: dict[str, Any] = {"sleep": "asleep", "freed_mib": result.freed_mib}
         changed["kept_mib"] = max(0, record.memory_mib - min(result.freed_mib))
         if not record.slept:
-            changed |= {"slept": True, "sleep_mib": max(1, min(processes_mib + pinned_mib, most_mib))}
+            after_mib = await asyncio.to_thread(self._gauges.held_mib, record.mark)
+            changed |= {"slept": True, "sleep_mib": asleep_mib(processes_mib, after_mib, gone_mib, most_mib)}
         self._update(changed)
         record = self._record()
         logger.info("engine asleep engine=%s took_s=%.1f sleep_mib=%d", record.engine, result.took_s, record.sleep_mib)
