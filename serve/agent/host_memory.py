@@ -42,13 +42,14 @@ def asleep_mib(before_mib: int, after_mib: int, gone_mib: int, most_mib: int) ->
         gone_mib: by how much less the node has left since; others take and give back memory meanwhile.
         most_mib: the memory of its GPUs.
 
-    (1) what its processes took, or what is gone, if that is more; torch rounds each tensor up to a power of two, so it
-    may be more than the GPUs had; (2) almost nothing: other processes gave back as much meanwhile, and it is not known.
+    (1) by its processes or by the node, whichever is more; by the node no more than its GPUs had, by its processes it
+    may be: torch rounds each tensor up to a power of two; (2) almost nothing: other processes gave back as much
+    meanwhile, and it is not known.
     """
-    taken_mib = max(after_mib - before_mib, min(gone_mib, most_mib))  # (1)
-    if taken_mib < most_mib * _TRACE_SHARE:  # (2)
-        taken_mib = most_mib
-    return max(1, before_mib + taken_mib)
+    found_mib = max(after_mib, min(before_mib + gone_mib, most_mib))  # (1)
+    if found_mib - before_mib < most_mib * _TRACE_SHARE:  # (2)
+        found_mib = max(before_mib, most_mib)
+    return max(1, found_mib)
 
 
 def budget_mib(asked_mib: int | None, left_mib: int, host_mib: int, gpus: int) -> tuple[int, str]:

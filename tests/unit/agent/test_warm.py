@@ -62,8 +62,8 @@ def test_the_budget_is_the_sites_or_what_the_node_has_left(
         (23_800, 9_000, 23_800),  # meanwhile another engine gave memory back
         (23_800, -5_000, 23_800),
         (30_000, 28_000, 30_000),  # rounded up, it is more than its GPUs had
-        (2_550, 90_000, 2_500 + 24_000),  # meanwhile another engine took memory
-        (2_550, -5_000, 2_500 + 24_000),  # not known: the most
+        (2_550, 90_000, 24_000),  # meanwhile another engine took memory
+        (2_550, -5_000, 24_000),  # not known: the most
     ],
 )
 def test_what_an_engine_holds_from_its_first_sleep_on(after: int, gone: int, found: int) -> None:
