@@ -100,7 +100,7 @@ def doubt_about_sleep(sleeping: bool, before: Mib, after: Mib, memory_mib: int) 
     Args:
         sleeping: answer of ``/is_sleeping``.
         before: memory in use on its GPUs before the call, ``after``: after it.
-        memory_mib: its memory of each GPU in the catalog.
+        memory_mib: its memory of each GPU in the catalog, or what it holds if that is less.
     """
     if not sleeping:
         return "it was put to sleep and says that it is awake"
@@ -114,18 +114,16 @@ def doubt_about_sleep(sleeping: bool, before: Mib, after: Mib, memory_mib: int) 
 def holds_too_little(bare: Mib, loaded: Mib, memory_mib: int) -> str:
     """Why an engine is not to sleep at all; ``""``: it may.
 
-    One that holds less than it would have to free, such as an encoder without KV cache or one with its own
-    ``--kv-cache-memory-bytes``, would be in doubt after each sleep, and be loaded again for that.
+    One that holds less than half of what it is given, such as an encoder without KV cache, frees next to nothing: it
+    would be in doubt after each sleep, and be loaded again for that.
 
     Args:
         bare: memory in use on its GPUs before it was started, ``loaded``: once it was loaded.
         memory_mib: its memory of each GPU in the catalog.
     """
-    least_mib = _least_freed_mib(memory_mib, len(loaded))
     for index, (was, is_now) in enumerate(zip(bare, loaded, strict=True)):
-        if (holds := is_now - was) < least_mib:
-            given = f"it holds {holds} MiB of its GPU {index}, of {memory_mib} that its catalog entry gives it"
-            return f"{given}, and would have to free {least_mib}"
+        if (holds := is_now - was) < memory_mib * _KEPT_SHARE:
+            return f"it holds {holds} MiB of its GPU {index}, of {memory_mib} that its catalog entry gives it"
     return ""
 
 
@@ -184,14 +182,16 @@ class Sleeper:
         self._task = task
         self._used_mib = used_mib
         self._patience = patience
+        self.loaded: Mib = ()
+        """Memory in use on its GPUs when its canary was noted."""
 
     async def note(self, bare: Mib = (), memory_mib: int = 0) -> Canary | Reload:
         """The canary's answer, asked once it is loaded; ``Reload``: it must never sleep, because it gives none, or does
         not say that it is awake, or the memory of its GPUs cannot be read or is too little (``holds_too_little``;
         ``bare`` empty: that is not known)."""
         try:
-            loaded = await self._used_mib()
-            if bare and (too_little := holds_too_little(bare, loaded, memory_mib)):
+            self.loaded = await self._used_mib()
+            if bare and (too_little := holds_too_little(bare, self.loaded, memory_mib)):
                 return Reload(too_little)
             if await self._sleeps():
                 return Reload("it says that it sleeps")
@@ -201,7 +201,8 @@ class Sleeper:
         return answered or Reload("it gives no answer that can be compared later")
 
     async def fall_asleep(self, memory_mib: int) -> Asleep | Reload:
-        """Let it finish its requests and put it to sleep. ``memory_mib``: its memory of each GPU in the catalog."""
+        """Let it finish its requests and put it to sleep. ``memory_mib``: its memory of each GPU in the catalog, or
+        what it holds if that is less."""
         begun = time.monotonic()
         try:
             before = await self._used_mib()

@@ -88,7 +88,9 @@ class WarmTier:
             logger.warning("engine cannot sleep engine=%s why=%s", record.engine, noted.reason)
             self._update({"sleep_mib": 0})
         else:
-            self._update({"canary_noted": True, "canary_text": noted.text, "canary_numbers": noted.numbers})
+            took = (now - was for now, was in zip(self._sleeper.loaded, record.bare_mib, strict=False))
+            canary = {"canary_noted": True, "canary_text": noted.text, "canary_numbers": noted.numbers}
+            self._update({**canary, "held_mib": min(took, default=0)})
 
     async def fall_asleep(self, *, alone: bool = True) -> EngineAsleep | Reload:
         """Put it to sleep; ``alone``: its GPUs are not taken yet."""
@@ -98,7 +100,7 @@ class WarmTier:
         async with self._devices.alone(record.gpus if alone else ()):
             processes_mib = 0 if record.slept else await asyncio.to_thread(self._gauges.held_mib, record.mark)
             left_mib = self._gauges.available_mib()
-            result = await self._sleeper.fall_asleep(record.memory_mib)
+            result = await self._sleeper.fall_asleep(min(record.memory_mib, record.held_mib or record.memory_mib))
             gone_mib = left_mib - self._gauges.available_mib()
         if isinstance(result, Reload):
             return result

@@ -203,6 +203,14 @@ def test_one_that_holds_too_little_to_free_serves_and_never_sleeps(host: AgentHo
 
 
 @pytest.mark.process
+def test_one_that_holds_less_than_it_is_given_is_judged_by_what_it_holds(host: AgentHost, tmp_path: Path) -> None:
+    """What it may take for large prompts it does not hold once it is loaded."""
+    host.start(sleeper(tmp_path, memory_gib=1.9), gpus=(0,), sleep_mib=MEMORY_MIB)
+    assert host.wait(EngineReady).can_sleep
+    assert host.record().held_mib == MEMORY_MIB
+
+
+@pytest.mark.process
 def test_the_next_agent_finds_the_same_budget_beside_engines_that_run(layout: Layout, tmp_path: Path) -> None:
     """What they hold was left before; else a smaller budget would end sleepers."""
 
