@@ -51,7 +51,9 @@ _TAKEN_VARIABLES = {
         ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "the gateway chooses GPUs; say gpus:"
     ),
 }
-_SEQUENCES = "max-num-seqs"
+_SEQUENCES = ("max-num-seqs", "max-num-seq", "max-num-se")
+_ACTIVE = ("max-num-active-seqs", "max-num-active-seq", "max-num-active")
+"""With prefixes that vLLM's parser takes for these options."""
 _SEQUENCES_GPU, _SEQUENCES_CPU = 256, 128
 """Defaults of vLLM 0.32 as an API server (``EngineArgs.get_batch_defaults``). On a GPU of 70 GiB and more, an A100
 excepted, it takes 1,024. Which GPU it will be is not known here, and what is over its own limit would queue in it."""
@@ -139,18 +141,24 @@ def adapters(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def requests_at_a_time(entry: Entry) -> int | None:
-    """How many requests an engine works on at a time: (1) ``--max-num-seqs``, the last one, as vLLM reads it; (2) its
-    default; (3) ``None``: another program, not known."""
+    """How many requests an engine works on at a time: (1) ``--max-num-seqs``, the last one, as vLLM reads it, else its
+    default; (2) ``None``: another program, not known; (3) ``--max-num-active-seqs`` lowers it."""
     words = (*entry.command, *entry.args)
+    default = _SEQUENCES_GPU if entry.gpus else _SEQUENCES_CPU
+    taken = _last_number(words, _SEQUENCES) or (default if entry.engine == "vllm" else None)  # (1), (2)
+    active = _last_number(words, _ACTIVE)
+    return active if taken is None else min(taken, active or taken)  # (3)
+
+
+def _last_number(words: Sequence[str], options: Sequence[str]) -> int | None:
+    """The last positive number given by one of these spellings."""
     for place in reversed(range(len(words))):
         option, given, value = words[place].partition("=")
-        if option.startswith("--") and option[2:].replace("_", "-") == _SEQUENCES:
+        if option.startswith("--") and option[2:].replace("_", "-") in options:
             value = value if given else next(iter(words[place + 1 : place + 2]), "")
-            if value.isascii() and value.isdigit() and int(value) > 0:
-                return int(value)  # (1)
-    if entry.engine != "vllm":
-        return None  # (3)
-    return _SEQUENCES_GPU if entry.gpus else _SEQUENCES_CPU  # (2)
+            if re.fullmatch(r"0*[1-9][0-9]{0,9}", value, re.ASCII):
+                return int(value)
+    return None
 
 
 def _lora_options(words: Sequence[str]) -> list[list[str]]:

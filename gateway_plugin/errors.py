@@ -304,13 +304,13 @@ class EngineBroke(GatewayError):
 class Unavailable(GatewayError):
     """Neither an engine nor the ingress accepts requests now."""
 
-    status, code = 503, "unavailable"
+    status, code, exit_code = 503, "unavailable", 75
 
 
 class EngineBusy(GatewayError):
     """The model is loaded, and its engines have as many requests as they take; others wait before this one."""
 
-    status, code = 503, "engine_busy"
+    status, code, exit_code = 503, "engine_busy", 75
 
 
 class UpstreamTimeout(GatewayError):

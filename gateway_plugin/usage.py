@@ -11,6 +11,9 @@ import gzip
 import hashlib
 import io
 import json
+import math
+import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +38,7 @@ _STREAM_MS = 100
 _WITHOUT_OUTPUT = ("/embeddings", "/rerank", "/score", "/pooling", "tokenize")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Used:
     """One request of the log."""
 
@@ -74,7 +77,7 @@ def read_log(paths: Iterable[Path], since: float = 0.0) -> Log:
                     found.unreadable += 1
                 elif used.model and used.time >= since:
                     found.requests.append(used)
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"{path}: cannot be read: {error}") from None
     found.requests.sort(key=lambda used: used.time)
     return found
@@ -85,7 +88,8 @@ def _lines(path: Path) -> Iterator[str]:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw
-        yield from io.TextIOWrapper(stream, encoding="utf-8", errors="replace")
+        with io.TextIOWrapper(stream, encoding="utf-8", errors="replace") as text:
+            yield from text
 
 
 def _parse(line: str) -> Used | None:
@@ -98,12 +102,15 @@ def _parse(line: str) -> Used | None:
             user = str(row["caller"])
         asked, answered = int(row["bytes_in"]), int(row["bytes_out"])
         ms, first_ms = float(row["ms"]), float(row["first_byte_ms"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    if not all(map(math.isfinite, (time, ms, first_ms))):
         return None
     refused = 400 <= status < 500 and status != 499
     if model == "-" or row.get("method") != "POST" or refused:
         return Used(time, "", 0, 0, user)
     prompt = max(1, (asked - _ASKED_BYTES) // _BYTES_PER_TOKEN)
+    model, user = sys.intern(model), sys.intern(user)  # one text each for a log of millions of lines
     return Used(time, model, prompt, 0 if path.endswith(_WITHOUT_OUTPUT) else _output(answered, ms, first_ms), user)
 
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway_plugin.cli.connection import connect
+from gateway_plugin.cli.connection import connect, elsewhere
 from gateway_plugin.cli.output import json_option, put, say, settings, show, table
-from gateway_plugin.errors import GatewayUnreachable, NoRoom
+from gateway_plugin.errors import GatewayError, GatewayUnreachable, NoRoom
 
 if TYPE_CHECKING:
     from gateway_plugin.site import Site
     from gateway_plugin.sizing.plan import Fit, Source, Wish
 
 GIB = 2**30
-_COLUMNS = ("node type", "GPUs", "GiB each", "weights", "cache", "engine", "context", "sequences", "longest", "")
+_COLUMNS = ("node type", "GPUs", "GiB", "weights", "cache", "engine", "context", "sequences")
 
 
 def _asks(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,7 +62,11 @@ def add(
     name: str, site: str | None, token_file: Path | None, alias: str | None, task: str | None, file: Path | None,
     dry_run: bool, **asked: Any,
 ) -> None:  # fmt: skip
-    """Add a model to the catalog, its memory worked out, its revision pinned; a running gateway takes it at once."""
+    """Add a model to the catalog, its memory worked out, its revision pinned.
+
+    A running gateway takes it at once if the catalog's other entries are what is in force there.
+    """
+    from gateway_plugin.service.active_catalog import own_catalog
     from gateway_plugin.sizing.entry import add_entry, entry_text
 
     source, wish, found, record_file = _work_out(name, site, token_file, asked)
@@ -72,14 +76,17 @@ def add(
         raise NoRoom(f"'{source.name}' fits on no node type of this site: {why}.")
     own = alias or source.name.rstrip("/").removeprefix("prepared:").rsplit("/", 1)[-1]
     text = entry_text(own, source, fit, wish, task or ("generate" if source.architecture.attention else "embed"))
-    target = file or record_file or Path("models.yaml")
+    target = file or record_file or (own_catalog() if Path("models.yaml").exists() else Path("models.yaml"))
     document = {"model": own, "file": str(target), "entry": text, "in_force": False, "doubt": source.doubt or None}
     if dry_run:
         show(document, lambda: put(text.rstrip("\n")))
         return
+    differs = _differs(target)
     add_entry(target, text)
-    document["in_force"] = _apply(target)
-    then = "in force" if document["in_force"] else f"no gateway runs: 'gateway up --models {target}' takes it"
+    document["in_force"] = not differs and _apply(target)
+    then = (
+        "in force" if document["in_force"] else differs or f"no gateway runs: 'gateway up --models {target}' takes it"
+    )
     show(document, lambda: put(text.rstrip("\n")))
     say(f"added to {target}, for {fit.node_type} nodes; {then}")
 
@@ -111,6 +118,24 @@ def _rooms(site: Site) -> list[Any]:
     ]
 
 
+def _differs(file: Path) -> str:
+    """Why the catalog ``file`` must not be put in force: it would replace other entries than those added to."""
+    from gateway_plugin.catalog import load_catalog
+    from gateway_plugin.paths import Layout
+    from gateway_plugin.service.active_catalog import in_force
+
+    url = elsewhere()
+    if url is not None:
+        return f"not in force at {url} (GATEWAY_URL): 'gateway models apply {file}' puts this whole file in force"
+    present = in_force(Layout(settings().state))
+    if present is None or (file.exists() and load_catalog(file) == present):
+        return ""
+    return (
+        f"not in force: the gateway's catalog is another one; 'gateway models apply {file}', or the next "
+        f"'gateway up --models {file}', replaces it by this file"
+    )
+
+
 def _apply(file: Path) -> bool:
     """Put the catalog in force; ``False``: no gateway runs."""
     from gateway_plugin.catalog import catalog_document, load_catalog
@@ -120,6 +145,9 @@ def _apply(file: Path) -> bool:
             client.apply(catalog_document(load_catalog(file)))
     except GatewayUnreachable:
         return False
+    except GatewayError as error:
+        put(f"added to {file}, but not in force; 'gateway models apply {file}' tries again", err=True)
+        raise error from None
     return True
 
 
@@ -175,10 +203,15 @@ def _print(source: Source, wish: Wish, found: tuple[Fit, ...]) -> None:
     ]  # fmt: skip
     table(("", source.name), [fact for fact in facts if fact[1]])
     rows = [
-        (fit.node_type, "no", "", "", "", "", "", "", fit.longest or "", fit.because)
-        if (one := fit.engine) is None
-        else (fit.node_type, one.gpus or "", f"{one.gib:g}", *(f"{part / GIB:.1f}" for part in
-              (one.weights, one.cache, one.buffers)), one.context, one.sequences, fit.longest, fit.because)
-        for fit in found
+        (fit.node_type, one.gpus or "", f"{one.gib:g}", *(f"{part / GIB:.1f}" for part in
+         (one.weights, one.cache, one.buffers)), one.context, one.sequences)
+        for fit in found if (one := fit.engine) is not None
     ]  # fmt: skip
-    table(_COLUMNS, rows)
+    if rows:
+        table(_COLUMNS, rows)
+    for fit in found:
+        if fit.engine is None:
+            put(f"{fit.node_type}: no: {fit.because}")
+        else:
+            cut = f"{fit.because}; " if fit.because else ""
+            put(f"{fit.node_type}: {cut}one sequence alone may have {fit.longest} tokens")

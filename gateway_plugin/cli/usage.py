@@ -21,6 +21,7 @@ from gateway_plugin.errors import ConfigError, GatewayError, NotFound
 from gateway_plugin.files import write_private
 from gateway_plugin.paths import Layout
 
+_SECRET_BYTES = 32
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -31,7 +32,9 @@ def usage() -> None:
 
 @usage.command("export-trace")
 @click.argument("logs", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[LOG...]")
-@click.option("--since", metavar="WHEN", help="Only from then on: 7d, 12h, 30min ago, or 2026-11-01[T08:00].")
+@click.option(
+    "--since", metavar="WHEN", help="Only from then on: an age (7d, 12h, 30min), or a time (2026-11-01[T08:00])."
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Written there, packed if it ends in .gz. Default: stdout.")  # fmt: skip
 @click.option("--names", is_flag=True, help="Keep the names of keys and callers; else each has a pseudonym.")
@@ -97,14 +100,20 @@ def _catalog(layout: Layout) -> Sequence[Model]:
 def _secret(layout: Layout) -> bytes:
     """The key of the pseudonyms: made once, so that a user has the same one in every trace of this gateway."""
     try:
-        return bytes.fromhex(layout.pseudonyms.read_text().strip())
+        said = layout.pseudonyms.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        made = secrets.token_bytes(32)
+        made = secrets.token_bytes(_SECRET_BYTES)
         layout.pseudonyms.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(layout.pseudonyms, made.hex())
         return made
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{layout.pseudonyms}: expected 64 hexadecimal digits: {error}") from None
+        raise ConfigError(f"{layout.pseudonyms}: cannot be read: {error}") from None
+    if not re.fullmatch(f"[0-9a-f]{{{2 * _SECRET_BYTES}}}", said):  # with an empty one anybody could try names
+        raise ConfigError(
+            f"{layout.pseudonyms}: expected {2 * _SECRET_BYTES} hexadecimal digits: put it back from a copy, or "
+            "move it away: users have other pseudonyms then"
+        )
+    return bytes.fromhex(said)
 
 
 def _write(text: str, out: Path | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 METHODS = "GET, HEAD, POST"
-EXPOSED = "x-gateway-request, x-gateway-position, retry-after"
+EXPOSED = "x-gateway-request, x-gateway-position, retry-after, x-should-retry"
 _MAX_AGE_S = 600
 _ASKED_FOR = r"^[A-Za-z0-9_-]{1,64}(?: ?, ?[A-Za-z0-9_-]{1,64}){0,63}\z"
 """The headers that a page will send, as its browser lists them: echoed, so no other characters may be in it."""

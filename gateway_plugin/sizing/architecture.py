@@ -7,9 +7,14 @@ those published for the models in ``tests/unit/sizing``. A configuration without
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+"""A name or kind in a configuration: it is printed, and written into a catalog's comments."""
+_LAYERS_MAX = 10_000
 
 
 class UnknownArchitecture(Exception):
@@ -57,7 +62,7 @@ class Architecture:
 def parse_config(config: Mapping[str, Any]) -> Architecture:
     """The sizes in a parsed ``config.json``. Raises ``UnknownArchitecture``."""
     kinds = config.get("architectures")
-    if not isinstance(kinds, list) or not kinds or not isinstance(kinds[0], str):
+    if not isinstance(kinds, list) or not kinds or not isinstance(kinds[0], str) or not _WORD.fullmatch(kinds[0]):
         raise UnknownArchitecture("its config.json names no architecture ('architectures')")
     nested = config.get("text_config")
     text = {**config, **nested} if isinstance(nested, Mapping) else config
@@ -72,7 +77,7 @@ def parse_config(config: Mapping[str, Any]) -> Architecture:
 
 
 def _decoder(name: str, config: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
-    hidden, layers, heads = (_number(text, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    hidden, layers, heads = _shape(text)
     vocabulary = _number(text, "vocab_size")
     kv_heads = _number(text, "num_key_value_heads", heads)
     head = _number(text, "head_dim", hidden // heads)
@@ -105,12 +110,12 @@ def _attention(
     (1) latent attention keeps one compressed vector and one rotated key a token, the same on every GPU; (2) else a key
     and a value for each key-value head, in layers that look back over all tokens or over a window.
     """
-    if latent := text.get("kv_lora_rank"):  # (1)
+    if latent := _optional(text, "kv_lora_rank"):  # (1)
         rope = _number(text, "qk_rope_head_dim")
         nope, value = _number(text, "qk_nope_head_dim"), _number(text, "v_head_dim")
-        query = text.get("q_lora_rank")
+        query = _optional(text, "q_lora_rank")
         queries = heads * (nope + rope)
-        asks = hidden * queries if query is None else hidden * query + query * queries + query
+        asks = hidden * queries if not query else hidden * query + query * queries + query
         keys = hidden * (latent + rope) + latent * heads * (nope + value) + latent
         return (Attention(layers, latent + rope),), layers * (asks + keys + heads * value * hidden)
     per_layer = hidden * heads * head * 2 + hidden * kv_heads * head * 2
@@ -123,21 +128,20 @@ def _attention(
         per_layer += heads  # sinks
     windowed = _windowed_layers(name, text, layers)
     made: list[Attention] = []
-    window = text.get("sliding_window")
     if layers - windowed:
         made.append(Attention(layers - windowed, 2 * kv_heads * head, None, kv_heads))
     if windowed:
-        made.append(Attention(windowed, 2 * kv_heads * head, int(window or 0), kv_heads))
+        made.append(Attention(windowed, 2 * kv_heads * head, _number(text, "sliding_window"), kv_heads))
     return tuple(made), layers * per_layer  # (2)
 
 
 def _windowed_layers(name: str, text: Mapping[str, Any], layers: int) -> int:
     """How many layers look back over a window only."""
-    if not isinstance(text.get("sliding_window"), int) or text.get("use_sliding_window") is False:
+    if not _optional(text, "sliding_window") or text.get("use_sliding_window") is False:
         return 0
     kinds = text.get("layer_types")
     if isinstance(kinds, list):
-        return sum(kind == "sliding_attention" for kind in kinds)
+        return min(layers, kinds.count("sliding_attention"))
     if name.startswith("Gemma2"):
         return layers // 2 + layers % 2
     if name.startswith("Gemma3"):
@@ -149,24 +153,26 @@ def _feed_forward(text: Mapping[str, Any], hidden: int, layers: int) -> tuple[in
     """Parameters of all dense layers (routers and shared experts with them), those of all routed experts, and the width
     of the widest dense layer."""
     width = _number(text, "intermediate_size")
-    count = next((text[key] for key in ("n_routed_experts", "num_experts", "num_local_experts") if text.get(key)), 0)
+    names = ("n_routed_experts", "num_experts", "num_local_experts")
+    count = next((found for key in names if (found := _optional(text, key))), 0)
     if not count:
         return layers * 3 * hidden * width, 0, width
     expert_width = _number(text, "moe_intermediate_size", width)
-    first_dense = int(text.get("first_k_dense_replace") or 0)
-    step = int(text.get("decoder_sparse_step") or 1)
-    dense_only = set(text.get("mlp_only_layers") or ())
+    first_dense, step = _optional(text, "first_k_dense_replace"), _optional(text, "decoder_sparse_step") or 1
+    said = text.get("mlp_only_layers")
+    dense_only = said if isinstance(said, list) else []
     sparse = sum(
         index >= first_dense and index not in dense_only and (index + 1) % step == 0 for index in range(layers)
     )
     biased = text.get("model_type") == "gpt_oss"
     expert = 3 * hidden * expert_width + (2 * expert_width + hidden if biased else 0)
-    shared = int(text.get("n_shared_experts") or 0) * 3 * hidden * expert_width
-    if text.get("shared_expert_intermediate_size"):
-        shared = 3 * hidden * int(text["shared_expert_intermediate_size"]) + hidden
+    shared_experts = _optional(text, "n_shared_experts")
+    shared = shared_experts * 3 * hidden * expert_width
+    if shared_width := _optional(text, "shared_expert_intermediate_size"):
+        shared = 3 * hidden * shared_width + hidden
     router = hidden * count + (count if biased or text.get("topk_method") == "noaux_tc" else 0)
     dense = (layers - sparse) * 3 * hidden * width + sparse * (router + shared)
-    widest = max(width if layers > sparse else 0, expert_width, int(text.get("n_shared_experts") or 0) * expert_width)
+    widest = max(width if layers > sparse else 0, expert_width, shared_experts * expert_width)
     return dense, sparse * count * expert, widest
 
 
@@ -174,19 +180,19 @@ def _vision(config: Any, hidden: int) -> int:
     """Parameters of a vision tower, to a few percent; 0 without one."""
     if not isinstance(config, Mapping):
         return 0
-    width = config.get("hidden_size") or config.get("embed_dim")
-    depth = config.get("num_hidden_layers") or config.get("depth")
-    if not isinstance(width, int) or not isinstance(depth, int):
+    width = _optional(config, "hidden_size") or _optional(config, "embed_dim")
+    depth = _optional(config, "num_hidden_layers") or _optional(config, "depth")
+    if not width or not depth:
         return 0
-    inner = config.get("intermediate_size") or 4 * width
+    inner = _optional(config, "intermediate_size") or 4 * width
     matrices = 3 if config.get("hidden_act") == "silu" else 2
-    merged = width * int(config.get("spatial_merge_size") or 1) ** 2
-    return depth * (4 * width * width + matrices * width * int(inner)) + merged * merged + merged * hidden
+    merged = width * (_optional(config, "spatial_merge_size") or 1) ** 2
+    return depth * (4 * width * width + matrices * width * inner) + merged * merged + merged * hidden
 
 
 def _encoder(name: str, text: Mapping[str, Any]) -> Architecture:
     """BERT's shape: two matrices a feed-forward layer, biases, positions as parameters, no cache."""
-    hidden, layers, heads = (_number(text, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    hidden, layers, heads = _shape(text)
     width, vocabulary = _number(text, "intermediate_size"), _number(text, "vocab_size")
     positions = _number(text, "max_position_embeddings")
     embeddings = (vocabulary + positions + _number(text, "type_vocab_size")) * hidden + 2 * hidden
@@ -234,6 +240,19 @@ def _encoder_decoder(name: str, config: Mapping[str, Any]) -> Architecture:
     )
 
 
+def _shape(text: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Width, number of layers, number of attention heads."""
+    hidden, layers, heads = (_number(text, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    if layers > _LAYERS_MAX:
+        raise UnknownArchitecture(f"its config.json has an unusable value ({layers}) of 'num_hidden_layers'")
+    return hidden, layers, heads
+
+
+def _optional(config: Mapping[str, Any], key: str) -> int:
+    """A number that may be missing, ``null`` or 0: then it is 0."""
+    return _number(config, key) if config.get(key) else 0
+
+
 def _number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key)
     if value is None and default is not None:
@@ -246,12 +265,18 @@ def _number(config: Mapping[str, Any], key: str, default: int | None = None) -> 
 
 def _dtype(config: Mapping[str, Any], text: Mapping[str, Any], default: str = "bfloat16") -> str:
     said = next((each[key] for each in (config, text) for key in ("dtype", "torch_dtype") if each.get(key)), default)
-    return str(said).removeprefix("torch.")
+    return _word(said, "dtype").removeprefix("torch.")
 
 
 def _quantization(config: Mapping[str, Any]) -> str:
     said = config.get("quantization_config")
-    return str(said.get("quant_method", "unknown")) if isinstance(said, Mapping) else ""
+    return _word(said.get("quant_method", "unknown"), "quant_method") if isinstance(said, Mapping) else ""
+
+
+def _word(said: Any, key: str) -> str:
+    if not isinstance(said, str) or not _WORD.fullmatch(said):
+        raise UnknownArchitecture(f"its config.json has an unusable value ({said!r}) of '{key}'")
+    return said
 
 
 def _tied_by_default(name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -22,11 +24,11 @@ def entry_text(name: str, source: Source, fit: Fit, wish: Wish, task: str) -> st
     args = ["--max-model-len", str(engine.context)]
     args += [] if engine.gpus or not engine.cache else ["--kv-cache-memory-bytes", str(engine.cache)]
     args += ["--quantization", wish.quantization] if wish.quantization else []
-    what = f"{architecture.name}, {parameters_words(architecture)}"
-    quantized = wish.quantization or architecture.quantization
+    kind = wish.quantization or architecture.quantization or architecture.dtype
+    what = [architecture.name, parameters_words(architecture), kind, *([source.license] if source.license else [])]
     lines = [
         f"  {_scalar(name)}:",
-        f"    # {what}, {quantized or architecture.dtype}{f', {source.license}' if source.license else ''}",
+        f"    # {_comment(', '.join(what))}",
         f"    source: {_scalar(pinned)}",
         f"    task: {task}",
         *([f"    gpus: {engine.gpus}"] if engine.gpus else []),
@@ -40,36 +42,67 @@ def entry_text(name: str, source: Source, fit: Fit, wish: Wish, task: str) -> st
 
 
 def with_entry(file: Path, text: str) -> str:
-    """The content of the catalog ``file`` with ``text`` as the last entry of ``models``; comments stay.
+    """The content of the catalog ``file`` with ``text`` as the last entry of ``models``; comments and line ends stay.
 
     Raises ``ConfigError`` if the file is not valid, or not in block style.
     """
     if not file.exists():
         return "models:\n" + text
     load_catalog(file)
-    before = file.read_text(encoding="utf-8")
+    before = file.read_bytes().decode()
     indents = re.findall(r"^( +)[^\s#]", before, re.MULTILINE)
-    if not re.search(r"^models:[ \t]*(#.*)?$", before, re.MULTILINE) or not indents:
-        raise ConfigError(f"{file}: 'models' is not a mapping with a line for each entry; add this by hand:\n{text}")
+    block = re.search(r"^models:[ \t]*(#.*)?\r?$", before, re.MULTILINE)
+    if not block or not indents or re.search(r"^\.\.\.", before, re.MULTILINE):
+        raise _by_hand(file, text)
     first = indents[0]
     moved = "".join(first + line[2:] if line.startswith("  ") else line for line in text.splitlines(keepends=True))
-    return before.rstrip("\n") + "\n" + moved
+    if "\r\n" in before:
+        moved = moved.replace("\n", "\r\n")
+    return before + ("" if before.endswith("\n") else "\n") + moved
 
 
 def add_entry(file: Path, text: str) -> None:
-    """Write the catalog with the new entry: atomically, and only if it is valid. Raises ``ConfigError``."""
+    """Write the catalog with the new entry: atomically, and only if it is valid and the other entries stay as they are.
+
+    A link to it stays one. Raises ``ConfigError``.
+    """
+    real = file.resolve()
     content = with_entry(file, text)
-    trial = file.with_name(f".{file.name}.new")
-    mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
+    old = load_catalog(file).models if file.exists() else ()
+    trial = real.with_name(f".{real.name}.new")
     try:
         write_private(trial, content)
-        load_catalog(trial)
-        trial.chmod(mode)
-        trial.replace(file)
+        if load_catalog(trial).models[:-1] != old:
+            raise _by_hand(file, text)
+        _as_before(trial, real)
+        trial.replace(real)
     except ConfigError as error:
         raise ConfigError(error.message.replace(str(trial), str(file))) from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror or error}") from None
     finally:
-        trial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            trial.unlink(missing_ok=True)
+
+
+def _as_before(trial: Path, real: Path) -> None:
+    """Give ``trial`` the mode of the file that it will replace, and its owner and group where that is allowed."""
+    if not real.exists():
+        trial.chmod(0o644)
+        return
+    was = real.stat()
+    with contextlib.suppress(OSError):
+        os.chown(trial, was.st_uid, was.st_gid)
+    trial.chmod(was.st_mode & 0o777)
+
+
+def _by_hand(file: Path, text: str) -> ConfigError:
+    return ConfigError(f"{file}: 'models' is not a mapping with a line for each entry; add this by hand:\n{text}")
+
+
+def _comment(text: str) -> str:
+    """``text`` on one line: what is beyond it would be read as an entry."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _scalar(text: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 20.0
 _CONFIG_MAX = 4 << 20
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+_WEIGHTS = (".safetensors", ".bin", ".pt")
 """Kinds of weights' files, the preferred first: of a repository with several kinds, engines load one."""
 
 
@@ -38,15 +38,22 @@ def read_source(name: str, token_file: Path | None = None) -> Source:
         entry = Model(name="model", source=name, memory_gib=1)
     except ValidationError as error:
         raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    return _from_folder(name, Path(resolve(entry))) if is_local(name) else _from_hub(name, token_file)
+    if not is_local(name):
+        return _from_hub(name, token_file)
+    try:
+        folder = Path(resolve(entry))
+    except ConfigError as error:  # it names the key of an entry, and there is none yet
+        raise ConfigError(error.message.removeprefix(f"models.{entry.name}.source: ")) from None
+    return _from_folder(name, folder)
 
 
 def _from_folder(name: str, folder: Path) -> Source:
     try:
         config = json.loads((folder / "config.json").read_bytes()[:_CONFIG_MAX])
     except FileNotFoundError:
-        raise NotFound(f"{folder}: has no config.json; expected a model's folder as the hub has it.") from None
-    except (OSError, ValueError) as error:
+        files = tuple(path.name for path in folder.iterdir())
+        raise NotFound(f"{folder}: has no config.json; {_instead(files)}.") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{folder / 'config.json'}: cannot be read: {error}") from None
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     return _source(name, config, sizes)
@@ -78,10 +85,11 @@ def _from_hub(name: str, token_file: Path | None) -> Source:
             f"The hub has no model '{repository}', or it is private: check the name and the token."
         ) from None
     except hub.EntryNotFoundError:
-        raise ConfigError(f"{repository}: has no config.json; give 'memory_gib' yourself.") from None
+        files = tuple(file.rfilename for file in found.siblings or ())
+        raise ConfigError(f"{repository}: has no config.json; {_instead(files)}.") from None
     except hub.HFValidationError as error:
         raise ConfigError(f"{name!r} is no name of a model on the hub: {error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{repository}: its config.json is not JSON: {error}") from None
     except (hub.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # refused, unreachable, offline
         words = " ".join(str(error).split())[:200]
@@ -90,9 +98,20 @@ def _from_hub(name: str, token_file: Path | None) -> Source:
     return _source(repository, config, sizes, found)
 
 
+def _instead(files: tuple[str, ...]) -> str:
+    """What to do with a model of these files, without a ``config.json``."""
+    if "adapter_config.json" in files:
+        return "it is an adapter: plan its base, and name the adapter in the entry's args (--lora-modules)"
+    if any(file.endswith(".gguf") for file in files):
+        return "of GGUF files no memory can be worked out: write the entry by hand, with 'memory_gib'"
+    return "expected a model as Transformers saves it; else write the entry by hand, with 'memory_gib'"
+
+
 def _source(name: str, config: object, sizes: dict[str, int], info: ModelInfo | None = None) -> Source:
     if not isinstance(config, dict):
         raise ConfigError(f"{name}: its config.json is not a mapping; give 'memory_gib' yourself.")
+    if any(file.endswith(".gguf") for file in sizes) and not _weights_bytes(sizes):
+        raise ConfigError(f"{name}: {_instead(tuple(sizes))}.")
     try:
         architecture = parse_config(config)
     except UnknownArchitecture as missing:
@@ -115,7 +134,7 @@ def _weights_bytes(sizes: dict[str, int]) -> int:
 
 def _license(card: Any) -> str:
     found = card.get("license") if card is not None else None
-    return found if isinstance(found, str) else ""
+    return " ".join(found.split())[:80] if isinstance(found, str) else ""
 
 
 def _token(file: Path | None) -> str | None:

@@ -37,7 +37,7 @@ from serve.agent.probe import Probe, client_context
 from serve.agent.processes import end_group, prune_engine_logs, tail
 from serve.agent.records import EngineRecord
 from serve.agent.timing import Timing
-from serve.agent.warm import Gauges
+from serve.agent.warm import Gauges, measure_bare
 from serve.core.effects import SleepEngine, StartEngine, StopEngine, WakeEngine
 from serve.core.events import EngineExited, NodeJoined, NodeLeaves
 
@@ -141,11 +141,12 @@ class NodeAgent:
             return
         self._note(command.engine)
         lease = await self._devices.take(command.gpus)
+        bare_mib = await measure_bare(command, self._gauges) if self._sleep_mib > 0 else ()
         if command.engine in self._stopped or not self._accepts(command.epoch):  # meanwhile
             lease.release()
             return
         try:
-            started = self._launch(command, key)
+            started = self._launch(command, key, bare_mib)
             self._watch(started.record, started.child, lease, started.recorded)
         except (GatewayError, OSError) as error:
             lease.release()
@@ -249,11 +250,10 @@ class NodeAgent:
             del self._known[forgotten]
             self._stopped.pop(forgotten, None)
 
-    def _launch(self, command: StartEngine, key: str) -> Launched:
+    def _launch(self, command: StartEngine, key: str, bare_mib: tuple[int, ...]) -> Launched:
         prune_engine_logs(self._layout, [records.file_name(engine) for engine in (command.engine, *self._engines)])
-        settings = self._settings
-        place = Place(settings.node, self._block, self._host, self._gpu_total_mib, self._sleep_mib > 0)
-        return launch(self._layout, place, command, key, self._isolation, settings.isolate)
+        place = Place(self._settings.node, self._block, self._host, self._gpu_total_mib, bare_mib)
+        return launch(self._layout, place, command, key, self._isolation, self._settings.isolate)
 
     def _watch(
         self,
@@ -339,12 +339,12 @@ class NodeAgent:
             self._notice = asyncio.create_task(self._watch_notice(Path(folder)))
 
     def _measure_host(self) -> None:
-        """Host memory for engines that sleep; what adopted ones hold for it is not free, and theirs."""
-        settings = self._settings
-        if not settings.gpu_mib or settings.sleep_mib == 0:
+        """Host memory for engines that sleep; what adopted engines hold is not free, and theirs."""
+        if not (settings := self._settings).gpu_mib or settings.sleep_mib == 0:
             return
-        held_mib = sum(engine.record.sleep_mib for engine in self._engines.values() if engine.record.slept)
+        adopted = [engine.record for engine in self._engines.values()]
+        held_mib = sum(one.sleep_mib if one.slept else self._gauges.held_mib(one.mark) for one in adopted)
         left_mib = self._gauges.available_mib() + held_mib
         self._sleep_mib, warning = budget_mib(settings.sleep_mib, left_mib, settings.host_mib, len(settings.gpu_mib))
-        log = logger.warning if warning else logger.info
-        log("sleep memory node=%s mib=%d %s", settings.node, self._sleep_mib, warning)
+        level = logging.WARNING if warning else logging.INFO
+        logger.log(level, "sleep memory node=%s mib=%d %s", settings.node, self._sleep_mib, warning)

@@ -112,7 +112,8 @@ def engine_argv(
         "--disable-uvicorn-access-log",
         *("--allowed-media-domains", _NO_DOMAIN),  # a caller's image_url must not reach hosts in the cluster
         *_devices(model, gpu_total_mib),
-        *(("--enable-sleep-mode",) if sleeps and model.gpus else ()),  # vLLM on CPU refuses it
+        # vLLM on CPU refuses it. With its development endpoints on, it logs a traceback with each refused request.
+        *(("--enable-sleep-mode", "--no-log-error-stack") if sleeps and model.gpus else ()),
         *model.args,  # last: of two, vLLM takes the later
     )
 
@@ -183,6 +184,8 @@ def engine_env(
     env.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     env["PYTHONUNBUFFERED"] = "1"  # its last output must reach the log
     env["CUDA_VISIBLE_DEVICES"] = ",".join(device_names(gpus, visible))
+    # The batch system and nvidia-smi number GPUs by bus; CUDA's own order is the fastest first.
+    env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if is_local(model.source):
         env["HF_HUB_OFFLINE"] = "1"
     if model.engine == "vllm" and not model.gpus:

@@ -14,6 +14,8 @@ _ENGINE_MIB = 8 * 1024
 """For the processes of an engine that has not slept, kept free for each GPU; measured: 8 to 10 GiB."""
 _SPARE_SHARE = 0.1
 """Of what is left: kept free for everything else on the node."""
+_TRACE_SHARE = 0.01
+"""Of the memory of an engine's GPUs: its weights are more than that."""
 
 
 def available_mib() -> int:
@@ -29,6 +31,25 @@ def held_mib(leader: Mark) -> int:
         with contextlib.suppress(psutil.Error):
             held += psutil.Process(member.pid).memory_full_info().uss
     return held // 2**20
+
+
+def asleep_mib(before_mib: int, after_mib: int, gone_mib: int, most_mib: int) -> int:
+    """Host memory that an engine holds from its first sleep on. Pure.
+
+    Args:
+        before_mib: what its processes held before it (``held_mib``), ``after_mib``: after it. Pinned memory is counted
+            there where it is registered (``argv._PINNING``), else not.
+        gone_mib: by how much less the node has left since; others take and give back memory meanwhile.
+        most_mib: the memory of its GPUs.
+
+    (1) by its processes or by the node, whichever is more; by the node no more than its GPUs had, by its processes it
+    may be: torch rounds each tensor up to a power of two; (2) almost nothing: other processes gave back as much
+    meanwhile, and it is not known.
+    """
+    found_mib = max(after_mib, min(before_mib + gone_mib, most_mib))  # (1)
+    if found_mib - before_mib < most_mib * _TRACE_SHARE:  # (2)
+        found_mib = max(before_mib, most_mib)
+    return max(1, found_mib)
 
 
 def budget_mib(asked_mib: int | None, left_mib: int, host_mib: int, gpus: int) -> tuple[int, str]:
@@ -72,5 +93,7 @@ def _left_in_cgroups(groups: Path = Path("/proc/self/cgroup"), root: Path = Path
                 cache = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
             except (OSError, ValueError):  # no such cgroup here, or no limit ("max")
                 continue
-            files = int(cache.get("inactive_file", cache.get("total_inactive_file", 0)))
+            files = sum(
+                int(cache.get(f"total_{kind}", cache.get(kind, 0))) for kind in ("inactive_file", "active_file")
+            )
             yield (most - held + files) // 2**20

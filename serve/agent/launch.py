@@ -33,8 +33,8 @@ class Place:
     host: str
     """The address to listen on."""
     gpu_total_mib: int
-    sleeps: bool
-    """The node has host memory for engines that sleep."""
+    bare_mib: tuple[int, ...] = ()
+    """Memory in use on the engine's GPUs before it starts; ``()``: it is not to sleep here."""
 
 
 class Launched(NamedTuple):
@@ -58,7 +58,7 @@ def launch(
     source = resolve(model) if needs_source(model) else model.source
     bind = Bind(place.host, free_port(place.host))
     tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
-    sleeps = model.sleeps and place.sleeps
+    sleeps = model.sleeps and bool(place.bare_mib)
     if sleeps and not sleeps_in({**os.environ, **model.env}):
         logger.warning("engine cannot sleep engine=%s why=expandable_segments in its environment", command.engine)
         sleeps = False
@@ -86,6 +86,7 @@ def launch(
         boot=spawned.mark.boot,
         hang_after_s=model.hang_after_s,
         sleeps=sleeps,
+        bare_mib=place.bare_mib,
         sleep_mib=command.sleep_mib if sleeps else 0,
     )
     recorded = True

@@ -52,6 +52,10 @@ class EngineRecord(State):
     """``Model.hang_after_s`` when it was started."""
     sleeps: bool = False
     """It was started so that it can be put to sleep."""
+    bare_mib: tuple[int, ...] = ()
+    """Memory in use on each of its GPUs before it was started."""
+    held_mib: int = 0
+    """What it held of each of its GPUs at least once it was loaded; 0: not known."""
     sleep: Literal["", "sleep", "asleep", "wake"] = ""
     """It is being put to sleep, sleeps, or is being woken."""
     slept: bool = False

@@ -31,6 +31,9 @@ Mib = tuple[int, ...]
 _KEPT_MIB = 4096
 """The most that an engine may keep of a GPU while it sleeps: CUDA's context, libraries, captured graphs. Measured: 1.1
 GiB at 8 billion parameters, 1.4 at 32 (docs/switching.md)."""
+_KEPT_BY_RANK_MIB = 8192
+"""Likewise of one with several GPUs: buffers of NCCL and of its own all-reduce, and larger graphs. Not measured here;
+8.2 GiB were reported for eight ranks (vLLM's pull request 12695)."""
 _KEPT_SHARE = 0.5
 """Likewise, as a share of what the catalog gives it; the smaller of the two counts."""
 _MORE_MIB = 512
@@ -39,7 +42,8 @@ _LESS_SHARE = 0.25
 """The share of what was freed that it need not take at a wake. A sleep also empties torch's cache of activations, which
 the next long prompts fill again: measured 1.2 of 24 GiB. Lost weights are the canary's to find."""
 _CLOSE = 0.05
-"""By which a log probability or a vector's component may differ: kernels may be chosen anew after a wake."""
+"""By which a log probability may differ, or a vector, of its length: kernels may be chosen anew after a wake. (A
+component by itself tells nothing: those of a vector with 4096 are about 0.016, and those of an empty one 0.)"""
 _LOOK_EVERY_S = 0.1
 
 
@@ -96,15 +100,36 @@ def doubt_about_sleep(sleeping: bool, before: Mib, after: Mib, memory_mib: int) 
     Args:
         sleeping: answer of ``/is_sleeping``.
         before: memory in use on its GPUs before the call, ``after``: after it.
-        memory_mib: its memory of each GPU in the catalog.
+        memory_mib: its memory of each GPU in the catalog, or what it holds if that is less.
     """
     if not sleeping:
         return "it was put to sleep and says that it is awake"
-    kept_mib = min(_KEPT_MIB, int(memory_mib * _KEPT_SHARE))
+    least_mib = _least_freed_mib(memory_mib, len(before))
     for index, (was, is_now) in enumerate(zip(before, after, strict=True)):
-        if (freed := was - is_now) < memory_mib - kept_mib:
-            return f"asleep it freed {freed} MiB of its GPU {index}; expected {memory_mib - kept_mib} of {memory_mib}"
+        if (freed := was - is_now) < least_mib:
+            return f"asleep it freed {freed} MiB of its GPU {index}; expected {least_mib} of {memory_mib}"
     return ""
+
+
+def holds_too_little(bare: Mib, loaded: Mib, memory_mib: int) -> str:
+    """Why an engine is not to sleep at all; ``""``: it may.
+
+    One that holds less than half of what it is given, such as an encoder without KV cache, frees next to nothing: it
+    would be in doubt after each sleep, and be loaded again for that.
+
+    Args:
+        bare: memory in use on its GPUs before it was started, ``loaded``: once it was loaded.
+        memory_mib: its memory of each GPU in the catalog.
+    """
+    for index, (was, is_now) in enumerate(zip(bare, loaded, strict=True)):
+        if (holds := is_now - was) < memory_mib * _KEPT_SHARE:
+            return f"it holds {holds} MiB of its GPU {index}, of {memory_mib} that its catalog entry gives it"
+    return ""
+
+
+def _least_freed_mib(memory_mib: int, gpus: int) -> int:
+    kept_mib = _KEPT_MIB if gpus == 1 else _KEPT_BY_RANK_MIB
+    return memory_mib - min(kept_mib, int(memory_mib * _KEPT_SHARE))
 
 
 def doubt_about_wake(
@@ -130,11 +155,10 @@ def doubt_about_wake(
 
 def same_answer(noted: Canary, answered: Canary) -> bool:
     """Whether two answers to the canary are the same, but for rounding."""
-    return (
-        noted.text == answered.text
-        and len(noted.numbers) == len(answered.numbers)
-        and all(abs(a - b) <= _CLOSE for a, b in zip(noted.numbers, answered.numbers, strict=True))  # never for a NaN
-    )
+    if noted.text != answered.text or len(noted.numbers) != len(answered.numbers):
+        return False
+    apart = math.dist(noted.numbers, answered.numbers)
+    return apart <= _CLOSE * (math.hypot(*noted.numbers) if len(noted.numbers) > 1 else 1.0)  # never for a NaN
 
 
 class DevicesUnseen(Exception):
@@ -158,12 +182,17 @@ class Sleeper:
         self._task = task
         self._used_mib = used_mib
         self._patience = patience
+        self.loaded: Mib = ()
+        """Memory in use on its GPUs when its canary was noted."""
 
-    async def note(self) -> Canary | Reload:
+    async def note(self, bare: Mib = (), memory_mib: int = 0) -> Canary | Reload:
         """The canary's answer, asked once it is loaded; ``Reload``: it must never sleep, because it gives none, or does
-        not say that it is awake, or the memory of its GPUs cannot be read."""
+        not say that it is awake, or the memory of its GPUs cannot be read or is too little (``holds_too_little``;
+        ``bare`` empty: that is not known)."""
         try:
-            await self._used_mib()
+            self.loaded = await self._used_mib()
+            if bare and (too_little := holds_too_little(bare, self.loaded, memory_mib)):
+                return Reload(too_little)
             if await self._sleeps():
                 return Reload("it says that it sleeps")
             answered = await self._ask()
@@ -172,7 +201,8 @@ class Sleeper:
         return answered or Reload("it gives no answer that can be compared later")
 
     async def fall_asleep(self, memory_mib: int) -> Asleep | Reload:
-        """Let it finish its requests and put it to sleep. ``memory_mib``: its memory of each GPU in the catalog."""
+        """Let it finish its requests and put it to sleep. ``memory_mib``: its memory of each GPU in the catalog, or
+        what it holds if that is less."""
         begun = time.monotonic()
         try:
             before = await self._used_mib()

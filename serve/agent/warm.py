@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from gateway_plugin.processes import Mark
+from serve.agent.argv import device_names, visible_devices
 from serve.agent.devices import Devices
-from serve.agent.host_memory import available_mib, held_mib
+from serve.agent.host_memory import asleep_mib, available_mib, held_mib
 from serve.agent.probe import Probe
 from serve.agent.records import EngineRecord
-from serve.agent.sleeping import Asleep, Canary, Mib, Patience, Reload, Sleeper, used_mib_of
+from serve.agent.sleeping import Asleep, Canary, DevicesUnseen, Mib, Patience, Reload, Sleeper, used_mib_of
+from serve.core.effects import StartEngine
 from serve.core.events import EngineAsleep, EngineAwake
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,18 @@ class Gauges:
     """What is left of the host's."""
     held_mib: Callable[[Mark], int] = held_mib
     """Of the host's, what an engine's processes hold."""
+
+
+async def measure_bare(command: StartEngine, gauges: Gauges) -> Mib:
+    """Memory in use on an engine's GPUs before it starts. ``()``: it does not sleep, or their memory cannot be read (no
+    NVIDIA GPU, a part of one): then it is not started for sleep, which could not be checked."""
+    if not command.model.sleeps or not command.gpus:
+        return ()
+    try:
+        return await gauges.used_mib(device_names(command.gpus, visible_devices(os.environ)))
+    except DevicesUnseen as unseen:
+        logger.warning("engine cannot sleep engine=%s why=%s", command.engine, unseen)
+        return ()
 
 
 class WarmTier:
@@ -68,12 +83,14 @@ class WarmTier:
         record = self._record()
         if not record.sleeps or record.canary_noted:
             return
-        noted = await self._sleeper.note()
+        noted = await self._sleeper.note(record.bare_mib, record.memory_mib)
         if isinstance(noted, Reload):
             logger.warning("engine cannot sleep engine=%s why=%s", record.engine, noted.reason)
             self._update({"sleep_mib": 0})
         else:
-            self._update({"canary_noted": True, "canary_text": noted.text, "canary_numbers": noted.numbers})
+            took = (now - was for now, was in zip(self._sleeper.loaded, record.bare_mib, strict=False))
+            canary = {"canary_noted": True, "canary_text": noted.text, "canary_numbers": noted.numbers}
+            self._update({**canary, "held_mib": min(took, default=0)})
 
     async def fall_asleep(self, *, alone: bool = True) -> EngineAsleep | Reload:
         """Put it to sleep; ``alone``: its GPUs are not taken yet."""
@@ -83,14 +100,15 @@ class WarmTier:
         async with self._devices.alone(record.gpus if alone else ()):
             processes_mib = 0 if record.slept else await asyncio.to_thread(self._gauges.held_mib, record.mark)
             left_mib = self._gauges.available_mib()
-            result = await self._sleeper.fall_asleep(record.memory_mib)
-            pinned_mib = left_mib - self._gauges.available_mib()
+            result = await self._sleeper.fall_asleep(min(record.memory_mib, record.held_mib or record.memory_mib))
+            gone_mib = left_mib - self._gauges.available_mib()
         if isinstance(result, Reload):
             return result
         changed: dict[str, Any] = {"sleep": "asleep", "freed_mib": result.freed_mib}
         changed["kept_mib"] = max(0, record.memory_mib - min(result.freed_mib))
         if not record.slept:
-            changed |= {"slept": True, "sleep_mib": max(1, min(processes_mib + pinned_mib, most_mib))}
+            after_mib = await asyncio.to_thread(self._gauges.held_mib, record.mark)
+            changed |= {"slept": True, "sleep_mib": asleep_mib(processes_mib, after_mib, gone_mib, most_mib)}
         self._update(changed)
         record = self._record()
         logger.info("engine asleep engine=%s took_s=%.1f sleep_mib=%d", record.engine, result.took_s, record.sleep_mib)

@@ -44,7 +44,7 @@ def event_to_json(event: Event) -> dict[str, Any]:
 
 def event_from_json(document: Mapping[str, Any]) -> Event:
     """The event that ``event_to_json`` wrote. Raises ``ConfigError`` for anything else."""
-    kind = _TYPES.get(document.get("event", ""))
+    kind = _TYPES.get(str(document.get("event", "")))
     if kind is None:
         raise ConfigError(f"recorded event: event: expected one of {', '.join(_TYPES)}, got {document.get('event')!r}")
     known = {field.name for field in fields(kind)} | {"at", "event"}
@@ -146,7 +146,7 @@ def replay(lines: Iterable[str]) -> Iterator[Replayed]:
         try:
             document = json.loads(line)
             now = float(document["at"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             cut = "" if line.endswith("\n") else "; the log is cut off here"
             raise ConfigError(f"event log: line {number}: expected a JSON object with 'at' and 'event'{cut}") from None
         if "fleet" in document:

@@ -10,10 +10,12 @@ from gateway_plugin import errors
 from gateway_plugin.errors import (
     BodyTooLarge,
     DeadlineTooEarly,
+    EngineBusy,
     GatewayError,
     ModelNotFound,
     ModelQueueFull,
     ModelUnavailable,
+    Unavailable,
     WaitDeadline,
 )
 
@@ -54,6 +56,11 @@ def test_codes_are_unique() -> None:
 def test_every_kind_has_a_status_and_an_exit_code_that_is_not_success(kind: type[GatewayError]) -> None:
     assert 400 <= kind.status < 600
     assert 1 <= kind.exit_code < 126
+
+
+@pytest.mark.parametrize("kind", [EngineBusy, Unavailable, ModelUnavailable, WaitDeadline, DeadlineTooEarly])
+def test_what_passes_by_itself_is_no_internal_error_of_the_command(kind: type[GatewayError]) -> None:
+    assert kind.exit_code == 75
 
 
 def test_a_503_always_says_when_to_come_back_and_carries_an_eta() -> None:

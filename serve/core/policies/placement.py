@@ -25,7 +25,7 @@ from serve.core.transitions import begin_wake, can_cancel_drain, cancel_drain
 
 _WEIGHED_AT_LEAST_S = 1.0
 _WEIGHED_S_AN_ENGINE = 0.002
-"""A model for which nothing may go yet is weighed again after that time, and whenever an engine has changed: at every
+"""A model for which nothing may go yet is weighed again after this time, and whenever an engine has changed: at every
 tick in a small fleet, once a second in one of 500 engines, where it costs milliseconds."""
 
 

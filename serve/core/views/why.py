@@ -164,8 +164,10 @@ def _upkeep(fleet: Fleet, model: str, engines: Iterable[Engine], now: float) -> 
             found.append(f"The load of {engine.id} fails if it is not ready in {_for(left)} (load_timeout).")
         elif engine.state is EngineState.READY:
             kept = _hold(fleet, engine, now)
+            outweighed = fleet.policy.switching == "pressure" and engine.in_flight and model not in fleet.pinned
+            until = "; waiters of another model that weigh more make it go all the same" if outweighed else ""
             found.append(
-                f"{engine.id} keeps its place: {kept}."
+                f"{engine.id} keeps its place: {kept}{until}."
                 if kept
                 else f"{engine.id} is evicted when another model needs its room."
             )

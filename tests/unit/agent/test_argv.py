@@ -205,6 +205,12 @@ def test_only_its_own_gpus_are_visible_under_the_batch_systems_names() -> None:
     assert engine_env(model(), "k", (), ("2", "3"), {})["CUDA_VISIBLE_DEVICES"] == ""
 
 
+def test_cuda_numbers_gpus_as_nvidia_smi_does_unless_somebody_said_otherwise() -> None:
+    assert engine_env(model(gpus=1), "k", (0,), ("2",), {})["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    theirs = engine_env(model(gpus=1), "k", (0,), ("2",), {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"})
+    assert theirs["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
 def test_the_blocks_own_word_on_its_gpus_comes_first() -> None:
     assert visible_devices({"GATEWAY_VISIBLE_DEVICES": "2, 3", "CUDA_VISIBLE_DEVICES": ""}) == ("2", "3")
     assert visible_devices({"CUDA_VISIBLE_DEVICES": "5"}) == ("5",)
@@ -223,6 +229,7 @@ def test_only_a_vllm_with_gpus_that_is_to_sleep_is_given_sleep_mode_and_its_endp
         env = engine_env(model(gpus=gpus), "key", tuple(range(gpus)), (), {}, sleeps=sleeps)
         able = bool(gpus and sleeps)
         assert ("--enable-sleep-mode" in argv, env.get("VLLM_SERVER_DEV_MODE")) == (able, "1" if able else None)
+        assert ("--no-log-error-stack" in argv) == able, "those endpoints turn tracebacks on"
 
 
 @pytest.mark.parametrize("allocator", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])

@@ -30,6 +30,7 @@ from serve.agent.sleeping import (
     canary_of,
     doubt_about_sleep,
     doubt_about_wake,
+    holds_too_little,
     same_answer,
     used_mib_of,
 )
@@ -48,7 +49,7 @@ IMPATIENT = Patience(sleep_s=2.0, wake_s=2.0, settle_s=0.3, answer_s=2.0)
     ("sleeping", "after", "doubt"),
     [
         (True, (700, 900), ""),
-        (True, (4700, 4900), "asleep it freed 19300 MiB of its GPU 0; expected 19904 of 24000"),
+        (True, (8700, 8900), "asleep it freed 15300 MiB of its GPU 0; expected 15808 of 24000"),
         (True, (700, 24000), "asleep it freed 0 MiB of its GPU 1"),
         (False, (700, 900), "it was put to sleep and says that it is awake"),
     ],
@@ -61,6 +62,26 @@ def test_asleep_it_must_have_freed_each_of_its_gpus(sleeping: bool, after: Mib, 
 def test_a_small_engine_may_keep_half_of_its_memory() -> None:
     assert not doubt_about_sleep(True, (1200,), (700,), 1000)
     assert doubt_about_sleep(True, (1200,), (701,), 1000)
+
+
+def test_ranks_of_an_engine_with_several_gpus_may_keep_more() -> None:
+    assert doubt_about_sleep(True, (24_000,), (8_000,), 24_000), "it kept 8000"
+    assert not doubt_about_sleep(True, (24_000, 24_000), (8_000, 7_000), 24_000)
+    assert doubt_about_sleep(True, (24_000, 24_000), (8_000, 9_000), 24_000)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "reason"),
+    [
+        ((24_700, 24_900), ""),
+        ((16_700, 24_900), ""),
+        ((16_700, 2_000), "it holds 1300 MiB of its GPU 1, of 24000 that its catalog entry gives it"),
+    ],
+)
+def test_one_that_holds_less_than_half_of_what_it_is_given_is_not_to_sleep(loaded: Mib, reason: str) -> None:
+    found = holds_too_little((700, 700), loaded, 24_000)
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +108,22 @@ def test_awake_it_must_hold_what_it_had_freed_and_answer_as_before(
     assert bool(found) == bool(doubt)
 
 
-def test_vectors_are_compared_in_each_component() -> None:
+def test_vectors_are_compared_by_their_distance() -> None:
     noted = Canary("", (0.5, -0.5, 0.0))
     assert same_answer(noted, Canary("", (0.51, -0.5, 0.0)))
     assert not same_answer(noted, Canary("", (0.5, 0.5, 0.0)))
     assert not same_answer(noted, Canary("", (0.5, -0.5)))
+    assert not same_answer(noted, Canary("", (0.5, -0.5, float("nan"))))
+
+
+@pytest.mark.parametrize("length", [1.0, 30.0])
+def test_long_vectors_with_small_components_are_told_apart(length: float) -> None:
+    """Those of a normalised vector of 4096 are all smaller than what a log probability may differ by."""
+    each = length / 64.0
+    noted = Canary("", (each, -each) * 2048)
+    assert same_answer(noted, Canary("", (each * 1.01, -each) * 2048))
+    assert not same_answer(noted, Canary("", (0.0, 0.0) * 2048))
+    assert not same_answer(noted, Canary("", (each, each) * 2048))
 
 
 @pytest.mark.parametrize(

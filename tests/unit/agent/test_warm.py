@@ -18,9 +18,9 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import mark
 from serve.agent.devices import Devices
-from serve.agent.host_memory import _left_in_cgroups, available_mib, budget_mib
+from serve.agent.host_memory import _left_in_cgroups, asleep_mib, available_mib, budget_mib
 from serve.agent.host_memory import held_mib as held_by
-from serve.agent.sleeping import Mib, Patience
+from serve.agent.sleeping import DevicesUnseen, Mib, Patience
 from serve.agent.warm import Gauges
 from serve.core.events import EngineAsleep, EngineAwake, EngineExited, EngineReady
 from tests.support.agents import NAMED, QUICK, AgentHost, engine_client, eventually, fake_model, private_layout
@@ -54,6 +54,22 @@ def test_the_budget_is_the_sites_or_what_the_node_has_left(
         assert warning == "the site says 5000 MiB for sleeping engines, the node has 4000 MiB left"
 
 
+@pytest.mark.parametrize(
+    ("after", "gone", "found"),
+    [
+        (2_550, 21_300, 23_800),  # pinned by CUDA: in no process's count
+        (23_800, 21_400, 23_900),  # registered: in both
+        (23_800, 9_000, 23_800),  # meanwhile another engine gave memory back
+        (23_800, -5_000, 23_800),
+        (30_000, 28_000, 30_000),  # rounded up, it is more than its GPUs had
+        (2_550, 90_000, 24_000),  # meanwhile another engine took memory
+        (2_550, -5_000, 24_000),  # not known: the most
+    ],
+)
+def test_what_an_engine_holds_from_its_first_sleep_on(after: int, gone: int, found: int) -> None:
+    assert asleep_mib(2_500, after, gone, 24_000) == found
+
+
 def test_a_jobs_cgroup_may_have_less_left_than_the_node(tmp_path: Path) -> None:
     groups, root = tmp_path / "cgroup", tmp_path / "fs"
     job, task = root / "slurm" / "job_1", root / "slurm" / "job_1" / "task_0"
@@ -63,7 +79,7 @@ def test_a_jobs_cgroup_may_have_less_left_than_the_node(tmp_path: Path) -> None:
     (job / "memory.max").write_text(f"{1000 * 2**20}\n")
     for folder in (job, task):
         (folder / "memory.current").write_text(f"{400 * 2**20}\n")
-        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {100 * 2**20}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {60 * 2**20}\nactive_file {40 * 2**20}\n")
     assert list(_left_in_cgroups(groups, root)) == [700]
     assert list(_left_in_cgroups(tmp_path / "none", root)) == []
 
@@ -176,6 +192,59 @@ def test_one_in_doubt_is_ended(host: AgentHost, tmp_path: Path) -> None:
     host.start(sleeper(tmp_path, "nonsense"), "e3", gpus=(0,), sleep_mib=MEMORY_MIB)
     ready = host.wait(EngineReady, "e3")
     assert (ready.can_sleep, ready.sleep_mib) == (False, 0), "it serves, and never sleeps"
+
+
+@pytest.mark.process
+def test_one_that_holds_too_little_to_free_serves_and_never_sleeps(host: AgentHost, tmp_path: Path) -> None:
+    """An encoder, say: it must not be loaded twice to find that out."""
+    host.start(sleeper(tmp_path, memory_gib=16), gpus=(0,), sleep_mib=MEMORY_MIB)
+    ready = host.wait(EngineReady)
+    assert (ready.can_sleep, ready.sleep_mib) == (False, 0)
+
+
+@pytest.mark.process
+def test_one_that_holds_less_than_it_is_given_is_judged_by_what_it_holds(host: AgentHost, tmp_path: Path) -> None:
+    """What it may take for large prompts it does not hold once it is loaded."""
+    host.start(sleeper(tmp_path, memory_gib=1.9), gpus=(0,), sleep_mib=MEMORY_MIB)
+    assert host.wait(EngineReady).can_sleep
+    assert host.record().held_mib == MEMORY_MIB
+
+
+@pytest.mark.process
+def test_the_next_agent_finds_the_same_budget_beside_engines_that_run(layout: Layout, tmp_path: Path) -> None:
+    """What they hold was left before; else a smaller budget would end sleepers."""
+
+    async def used_mib(names: tuple[str, ...]) -> Mib:
+        return (held_mib(tmp_path),) * len(names)
+
+    left_mib = [BUDGET_MIB]
+    gauges = Gauges(used_mib, lambda: left_mib[0], lambda _: HELD_MIB)
+    host = AgentHost(layout, timing=PATIENT, gpu_mib=(MEMORY_MIB,), sleep_mib=BUDGET_MIB, gauges=gauges)
+    try:
+        host.start(sleeper(tmp_path), gpus=(0,))
+        host.wait(EngineReady)
+        left_mib[0] -= HELD_MIB
+        host.crash()
+        assert host.describe().sleep_mib == BUDGET_MIB
+    finally:
+        host.close()
+
+
+@pytest.mark.process
+def test_one_whose_gpu_cannot_be_read_is_not_started_for_sleep(layout: Layout, tmp_path: Path) -> None:
+    """A part of a GPU, or one of another maker: vLLM may not even know the option."""
+
+    async def unseen(names: tuple[str, ...]) -> Mib:
+        raise DevicesUnseen("No devices were found")
+
+    gauges = Gauges(unseen, lambda: 100 * PINNED_MIB, lambda _: HELD_MIB)
+    host = AgentHost(layout, timing=PATIENT, gpu_mib=(MEMORY_MIB,), sleep_mib=BUDGET_MIB, gauges=gauges)
+    try:
+        host.start(sleeper(tmp_path), gpus=(0,), sleep_mib=MEMORY_MIB)
+        assert not host.wait(EngineReady).can_sleep
+        assert not host.record().sleeps
+    finally:
+        host.close()
 
 
 @pytest.mark.process

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gateway_plugin.catalog import catalog_document, parse_catalog
 from gateway_plugin.cli.main import cli
+from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
 from gateway_plugin.usage import CLASSES, classified, read_log
 from serve.simulate import times
@@ -153,3 +154,37 @@ def test_arrivals_rise_whatever_the_order_of_the_lines(
     log.write_text("".join(a_line(time) for time in at))
     assert export(folder / "state", str(log), "--out", str(out)).exit_code == 0
     assert len(list(read_trace(out).arrivals)) == len(at)
+
+
+@pytest.mark.parametrize("held", ["", "00", "zz", "ab" * 40])
+def test_pseudonyms_need_a_whole_key(tmp_path: Path, held: str) -> None:
+    layout = Layout(tmp_path / "state")
+    layout.logs.mkdir(parents=True)
+    layout.usage_log.write_text(a_line())
+    layout.pseudonyms.write_text(held)
+    done = export(layout.state)
+    assert done.exit_code == 2
+    assert "expected 64 hexadecimal digits" in done.output
+    assert "u-" not in done.output
+
+
+def test_odd_lines_are_passed_over_and_a_broken_archive_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "usage.jsonl"
+    odd = [a_line(**{name: float(said)}) for name in ("time", "bytes_in", "ms") for said in ("nan", "inf")]
+    log.write_text("".join(odd) + "[" * 100_000 + "\n" + a_line())
+    found = read_log([log])
+    assert (len(found.requests), found.unreadable) == (1, len(odd) + 1)
+    packed = bytearray(gzip.compress("".join(a_line(time) for time in range(500)).encode()))
+    packed[20:60] = b"\xff" * 40
+    log.write_bytes(packed)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_log([log])
+
+
+def test_names_are_kept_once_for_all_lines(tmp_path: Path) -> None:
+    log = tmp_path / "usage.jsonl"
+    log.write_text(a_line(1, caller="bob") + a_line(2, caller="bob"))
+    first, second = read_log([log]).requests
+    assert first.user is second.user
+    assert first.model is second.model
+    assert not hasattr(first, "__dict__")

@@ -71,6 +71,7 @@ def test_a_log_can_be_replayed() -> None:
     [
         {},
         {"event": "Nonsense"},
+        {"event": ["RouteOpened"]},
         {"event": "RouteOpened"},
         {"event": "RouteOpened", "engine": 7},
         {"event": "RouteOpened", "engine": "e", "more": 1},
@@ -99,6 +100,11 @@ def test_a_log_that_is_not_whole_is_said_to_be_so() -> None:
     next(replayed)
     with pytest.raises(ConfigError, match=r"line 3.*cut off"):
         next(replayed)
+
+
+def test_a_line_that_is_nested_too_deep_is_no_event() -> None:
+    with pytest.raises(ConfigError, match="line 1: expected a JSON object"):
+        list(replay(["[" * 100_000 + "\n"]))
 
 
 def test_a_fleet_comes_back_from_json() -> None:

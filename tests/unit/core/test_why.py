@@ -47,7 +47,7 @@ def test_what_serves_says_what_keeps_it() -> None:
     story.seen("a", in_flight=2, after=60)
     why, change = told(story, "a")
     assert "2 requests in flight" in why
-    assert "keeps its place: 2 requests in flight" in change
+    assert "keeps its place: 2 requests in flight; waiters of another model that weigh more make it go" in change
     story.seen("a", after=30)
     story.tick(60)
     why, change = told(story, "a")

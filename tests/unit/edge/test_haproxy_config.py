@@ -12,9 +12,10 @@ from gateway_plugin.edge import apart, turns
 from gateway_plugin.edge import error_pages as answers
 from gateway_plugin.edge.error_pages import Refusal, own_errors, refuse_script
 from gateway_plugin.edge.haproxy_config import EdgeSettings, render, script
+from gateway_plugin.edge.pages import EXPOSED
 from gateway_plugin.edge.places import places
 from gateway_plugin.edge.served import INFERENCE
-from gateway_plugin.errors import InvalidRequest, ServiceError
+from gateway_plugin.errors import DeadlineTooEarly, InvalidRequest, ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
 from serve.ingress import relay
@@ -228,3 +229,9 @@ def test_the_script_cannot_be_broken_by_a_message() -> None:
     assert json.loads(inside.replace('\\"', '"').replace("\\\\", "\\"))["error"]["message"].startswith(
         'a "quoted" \\ back'
     )
+
+
+def test_pages_of_other_origins_may_read_all_headers_of_a_refusal() -> None:
+    headers = {name.lower() for name in DeadlineTooEarly("late", position=3, retry_after_s=9).headers()}
+    assert len(headers) == 3
+    assert headers <= {*EXPOSED.split(", ")}
