@@ -209,9 +209,9 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
     second one would take host memory from other sleepers.
 
     (1) of its engines that sleep, the one for which the cheapest others go: as ``_evict``; (2) none may go yet, but
-    what loads, drains or has just begun to serve there will sooner than a load elsewhere would end: wait; (3) ``None``:
-    none sleeps, or its GPUs are held for longer, or by pinned models, or it has waited too long for them beside free
-    room elsewhere.
+    what loads, drains or has just begun to serve there will within the bound of a load: wait; (3) ``None``: none
+    sleeps, or its GPUs are held for longer, or by pinned models, or it has waited too long for them beside free room
+    elsewhere.
     """
     tx = plan.tx
     best: tuple[Victims, Node, Need] | None = None
@@ -231,7 +231,7 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
             best = (found, node, need)
         elif found is None:
             wakes_in_s = _frees_in_s(tx, node, frozenset(part.gpus)) + tx.wake_time_s(name)
-            hoped_for = hoped_for or (engine if wakes_in_s < tx.load_time_s(name) else None)
+            hoped_for = hoped_for or (engine if wakes_in_s < _bound_s(tx, name) else None)
     if best is None and hoped_for is None:
         return None  # (3)
     if best is not None and best[0].cost <= tx.policies.limit(tx, name):
@@ -241,7 +241,7 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
     if best is not None:  # (1) no node is asked for while there is free room
         return _evict(plan, name, best[1], best[0], best[2]) or _fits(plan, name)
     assert hoped_for is not None, "it was looked for"
-    why = "its engine sleeps, and what holds its GPUs will make way before it could load elsewhere"
+    why = "its engine sleeps, and what holds its GPUs loads, drains or has just begun to serve"
     tx.decide(Action.WAIT, name, why, engine=hoped_for.id)
     return True  # (2)
 
@@ -250,9 +250,12 @@ def _loads_elsewhere(plan: Plan, name: str) -> bool:
     """Whether it has waited for half of a load's bound for an engine to wake, and there is free room elsewhere: not
     sooner, as that room is GPUs where others sleep that may be asked for."""
     tx = plan.tx
-    bound_s = max(tx.policy.max_wait_s, tx.policy.max_wait_loads * tx.load_time_s(name))
     waiter = tx.attended(name)
-    return waiter is not None and tx.now >= waiter.since + bound_s / 2 and _fits(plan, name)
+    return waiter is not None and tx.now >= waiter.since + _bound_s(tx, name) / 2 and _fits(plan, name)
+
+
+def _bound_s(tx: Transaction, name: str) -> float:
+    return max(tx.policy.max_wait_s, tx.policy.max_wait_loads * tx.load_time_s(name))
 
 
 def _fits(plan: Plan, name: str) -> bool:
