@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
 from serve.core.engine_use import drain_is_over, unclaimed
-from serve.core.room import Able, Need, Room, Victims, able_by_node, holds, unsettles, victims
+from serve.core.room import AbleByNode, Need, Room, Victims, holds, unsettles, victims
 from serve.core.slots import slots_in_use
 from serve.core.state import Action, Engine, EngineState, Node, reservation
 from serve.core.transaction import Transaction
@@ -38,7 +38,7 @@ class Plan:
         self.held: dict[str, Room] = {}
         """Node -> free room that is kept for models that wait for more to be freed there."""
         self.in_use = slots_in_use(tx)
-        self.able: dict[int, dict[str, Able]] = {}
+        self.able: dict[int, AbleByNode] = {}
         """Of ``candidates``."""
         self.evicted: set[str] = set()
         """In this pass."""
@@ -149,11 +149,11 @@ class Plan:
             return [nodes[node] for node in self.unsettled] if need.gpus else ()
         return [nodes[node] for node in self.delta]
 
-    def candidates(self, name: str) -> dict[str, Able]:
-        """Node -> the engines there that may be evicted for ``name``; nodes with the cheapest first."""
+    def candidates(self, name: str) -> AbleByNode:
+        """The engines that may be evicted for ``name``, by node; nodes with the cheapest first."""
         found = self.tx.policies.candidates(self.tx, name)
         if id(found) not in self.able:
-            self.able[id(found)] = able_by_node(found)
+            self.able[id(found)] = AbleByNode(found, self.tx.nodes.rows)
         return self.able[id(found)]
 
     def evict(self, engine: Engine, name: str, why: str, reason: str = "evicted") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gateway_plugin.catalog import Model
@@ -177,21 +177,50 @@ class Able(NamedTuple):
     cheapest: tuple[float, Engine]
 
 
-def able_by_node(candidates: Sequence[tuple[float, Engine]]) -> dict[str, Able]:
-    """``candidates``: each with its cost, the cheapest first; so are the nodes."""
-    found: dict[str, Able] = {}
-    for cost, engine in candidates:
+class AbleByNode:
+    """Evictable engines, each with its cost, the cheapest first, by node. A node's are looked at when it is asked for:
+    mostly the first few are enough."""
+
+    def __init__(self, candidates: Sequence[tuple[float, Engine]], nodes: Mapping[str, Node]) -> None:
+        self._candidates = candidates
+        self._costs = {engine.id: (cost, engine) for cost, engine in candidates}
+        self._nodes = nodes
+        self._made: dict[str, Able | None] = {}
+
+    def get(self, node: str) -> Able | None:
+        """Those of one node; ``None``: there are none."""
+        if node not in self._made:
+            there = [found for one in self._nodes[node].engines if (found := self._costs.get(one)) is not None]
+            self._made[node] = _able(there, node) if there else None
+        return self._made[node]
+
+    def items(self) -> Iterator[tuple[str, Able]]:
+        """Each node with some, the one with the cheapest first."""
+        seen: set[str] = set()
+        for _, engine in self._candidates:
+            for part in engine.parts:
+                if part.node not in seen:
+                    seen.add(part.node)
+                    able = self.get(part.node)
+                    if able is not None:
+                        yield part.node, able
+
+
+def _able(there: list[tuple[float, Engine]], node: str) -> Able | None:
+    able: Able | None = None
+    for cost, engine in sorted(there, key=lambda one: (one[0], one[1].id)):
         for part in reservation(engine):
-            able = found.get(part.node)
-            if able is None:
-                able = found[part.node] = Able([], {}, {}, (cost, engine))
+            if part.node != node:
+                continue
+            able = able or Able([], {}, {}, (cost, engine))
+            held = (cost, engine, part.mib)
             if not part.gpus:
-                able.host.append((cost, engine, part.mib))
+                able.host.append(held)
             for gpu in part.gpus:
-                able.gpus.setdefault(gpu, []).append((cost, engine, part.mib))
+                able.gpus.setdefault(gpu, []).append(held)
             if len(part.gpus) > 1:
                 able.sets[part.gpus] = None
-    return found
+    return able
 
 
 _Held = tuple[float, Engine, int]
