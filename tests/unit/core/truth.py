@@ -194,6 +194,8 @@ def check_bound(world: World) -> None:
         if name not in fleet.queues or not pressure.weight(tx, name).overdue:
             return
         failure = fleet.failures.get(name)
+        if tx.attended(name) is None:
+            continue  # its clients have gone: it takes no room of what waits for its first request
         if any(live(one) for one in tx.engines_of(name)) or (failure is not None and world.now < failure.retry_at):
             continue
         if name in fleet.slots:  # else it waits for a slot at the edge
