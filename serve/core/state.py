@@ -274,6 +274,15 @@ DECISIONS_MAX = 512
 """``Fleet.decisions`` keeps the last ones."""
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """A waiting model weighed less than what would have to go for it."""
+
+    at: float
+    waits: bool
+    """It waits for that room; else it has none, and a node may be asked for."""
+
+
 class Cause(Enum):
     SUBMIT_REJECTED = "submit-rejected"
     """The scheduler rejects its jobs. Retried without end; waiters keep waiting."""
@@ -332,8 +341,8 @@ class Fleet:
     room_for: Mapping[str, float] = field(default_factory=dict)
     """Waiting model -> since when engines of others have been draining for it. Kept by
     ``serve.core.policies.placement``: until it loads, it comes before those that weigh more."""
-    weighed: Mapping[str, float] = field(default_factory=dict)
-    """Waiting model -> when it last weighed less than what would have to go for it."""
+    weighed: Mapping[str, Weighed] = field(default_factory=dict)
+    """Waiting models that weighed less than what would have to go for them."""
     decisions: tuple[Decision, ...] = ()
     """The last ones, oldest first."""
     spreads: Mapping[str, Spread] = field(default_factory=dict)

@@ -32,6 +32,7 @@ from serve.core.state import (
     NodeTypeBackoff,
     RouteState,
     Waiter,
+    Weighed,
     live,
     reservation,
 )
@@ -114,7 +115,7 @@ class Transaction:
     drain_s: Table[float]
     habits: Table[Habit]
     room_for: Table[float]
-    weighed: Table[float]
+    weighed: Table[Weighed]
     requested_until: Table[float]
     block_start_s: Table[tuple[tuple[str, float], ...]]
     apart: Table[Apart]
@@ -145,6 +146,7 @@ class Transaction:
         self.slots_changed = False
         self.fresh_slots: tuple[int, ...] = ()
         self._engines_before = fleet.engines
+        self._nodes_before = fleet.nodes
         self.memo: dict[Any, Any] = {}
         """What policies have computed in this step; not part of the fleet."""
         self.__dict__.update(fleet.__dict__)
@@ -323,9 +325,9 @@ class Transaction:
         return self.wake_s.rows.get(model, self.policy.wake_guess_s)
 
     @property
-    def engines_changed(self) -> bool:
-        """Whether this step has changed an engine."""
-        return self.engines.rows is not self._engines_before
+    def fleet_changed(self) -> bool:
+        """Whether this step has changed an engine or a node."""
+        return self.engines.rows is not self._engines_before or self.nodes.rows is not self._nodes_before
 
     def note_use(self, model: str, at: float, *, paused: bool) -> None:
         """``model`` was used at ``at``; ``paused``: nothing had been in flight since its last use."""

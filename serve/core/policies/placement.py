@@ -19,14 +19,15 @@ from serve.core.plan import Plan, When
 from serve.core.room import Need, Victims, need_of, victims_on
 from serve.core.sleep_room import first_sleep_mib
 from serve.core.slots import free_slot, take_slot
-from serve.core.state import Action, Engine, EngineState, Node, NodePhase, live, stays
+from serve.core.state import Action, Engine, EngineState, Node, NodePhase, Weighed, live, stays
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_wake, can_cancel_drain, cancel_drain
 
 _WEIGHED_AT_LEAST_S = 1.0
 _WEIGHED_S_AN_ENGINE = 0.002
-"""A model for which nothing may go yet is weighed again after this time, and whenever an engine has changed: at every
-tick in a small fleet, once a second in one of 500 engines, where it costs milliseconds."""
+"""A model for which nothing may go yet is weighed again after this time. In a small fleet that is at every tick, and
+whenever an engine or a node has changed; in one of 500 engines, where it costs milliseconds and something always
+changes, once a second."""
 
 
 def place_wanted(tx: Transaction, handed_over: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -142,14 +143,22 @@ def _find_room(plan: Plan, name: str, need: Need, slot: int, may_evict: bool, *,
     if not may_evict:
         return False
     unattended = plan.tx.unattended(name)
-    again_s = min(_WEIGHED_AT_LEAST_S, _WEIGHED_S_AN_ENGINE * len(plan.tx.engines.rows))
-    if plan.tx.now < plan.tx.weighed.rows.get(name, -math.inf) + again_s and not plan.tx.engines_changed:
-        return True
+    if (last := _just_weighed(plan.tx, name)) is not None:
+        return last.waits
     if (chosen := plan.cheapest(name, need, where, claimed=unattended)) is not None:  # (7)
         return _evict(plan, name, chosen[0], chosen[1], need)
+    plan.tx.weighed.put(name, Weighed(plan.tx.now, waits=False))
     if not ending and not unattended and not plan.dear:
         plan.learn(plan.hopeless, name, need)
     return False
+
+
+def _just_weighed(tx: Transaction, name: str) -> Weighed | None:
+    """Its last weighing, if that still holds."""
+    last = tx.weighed.rows.get(name)
+    again_s = min(_WEIGHED_AT_LEAST_S, _WEIGHED_S_AN_ENGINE * len(tx.engines.rows))
+    changed = tx.fleet_changed and again_s < _WEIGHED_AT_LEAST_S
+    return None if last is None or changed or tx.now >= last.at + again_s else last
 
 
 def _spared(plan: Plan, engine: Engine, served: bool) -> bool:
@@ -192,10 +201,11 @@ def _evict(plan: Plan, name: str, node: Node, chosen: Victims, need: Need) -> bo
     why = tx.policies.because(tx, name, chosen.cost)
     if chosen.cost > tx.policies.limit(tx, name):
         tx.decide(Action.WAIT, name, why, other=chosen.engines[0].model)
-        tx.weighed.put(name, tx.now)
         waiter = tx.attended(name)
         soon = waiter is None or tx.now < waiter.since + tx.load_time_s(name)
-        return soon and not any(engine.in_flight for engine in chosen.engines)  # else another node is asked for
+        waits = soon and not any(engine.in_flight for engine in chosen.engines)  # else another node is asked for
+        tx.weighed.put(name, Weighed(tx.now, waits))
+        return waits
     for engine in chosen.engines:
         plan.evict(engine, name, why)
     plan.reserve(node, chosen.gpus, need.mib)
