@@ -73,8 +73,18 @@ sys.addaudithook(_audit)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """A test without the mark ``process`` starts none: so ``make test-fast`` stays what it says."""
+    return (yield from _guarded(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Not in the teardown: after a worker's last test it ends what other tests shared, with the programs for that."""
+    return (yield from _guarded(item))
+
+
+def _guarded(item: pytest.Item) -> Generator[None, object, object]:
     global _no_process_in
     if item.get_closest_marker("process") is None:
         _no_process_in = item
