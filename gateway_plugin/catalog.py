@@ -6,15 +6,18 @@ Used by the service, the CLI and the Serve application, which receives the same 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
+from gateway_plugin.catalog_yaml import read_yaml
+from gateway_plugin.engine_kinds import KINDS, Engine, EngineKind, Task
 from gateway_plugin.engine_options import refusal, requests_at_a_time
 from gateway_plugin.errors import ConfigError, ModelNotFound
+from gateway_plugin.runtimes import Container, Runtime
 
 MODEL_NAME = re.compile(r"(?=[0-9._/:@+-]*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,127}")
 """Allowed names of a model: safe in the edge's maps and on its socket, whose commands are separated by ``;``. One
@@ -83,9 +86,11 @@ class Model(_Frozen):
     source: str
     """``prepared:NAME`` (built by ``gateway models prepare``), a local folder, or a hub repository: ``org/name``, or
     ``org/name@REVISION`` (a commit's hash, a tag or a branch)."""
-    task: Literal["generate", "embed"] = "generate"
+    task: Task = "generate"
     aliases: Annotated[tuple[str, ...], BeforeValidator(names_of)] = ()
-    engine: Literal["vllm", "command"] = "vllm"
+    engine: Engine = "vllm"
+    runtime: Runtime | None = None
+    """What its engines run in: by its name in the file, one of ``runtimes``. ``None``: the gateway's environment."""
     command: Words = ()
     """For ``engine: command``: argv of an OpenAI-compatible server; see ``serve.agent.argv`` for the placeholders."""
     args: Words = ()
@@ -158,6 +163,11 @@ class Model(_Frozen):
         return self
 
     @property
+    def kind(self) -> EngineKind:
+        """The program of its engines."""
+        return KINDS[self.engine]
+
+    @property
     def memory_mib(self) -> int:
         """Memory in whole MiB, per GPU when ``gpus`` > 0."""
         return max(1, round(self.memory_gib * 1024))
@@ -165,7 +175,7 @@ class Model(_Frozen):
     @property
     def sleeps(self) -> bool:
         """Whether its engines are started so that they can be put to sleep."""
-        return self.gpus > 0 and (self.engine == "vllm" if self.sleep is None else self.sleep)
+        return self.gpus > 0 and (self.kind.sleeps if self.sleep is None else self.sleep)
 
     @property
     def replica_target(self) -> float:
@@ -190,6 +200,7 @@ class Catalog(_Frozen):
     """Every model that the gateway may load."""
 
     models: tuple[Model, ...]
+    runtimes: tuple[Runtime, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Catalog:
@@ -210,7 +221,7 @@ class Catalog(_Frozen):
 
 
 def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> Catalog:
-    """The catalog in a parsed YAML document ``{"models": {NAME: {...}}}``.
+    """The catalog in a parsed YAML document ``{"models": {NAME: {...}}, "runtimes": {NAME: {...}}}``.
 
     Args:
         in_force: it was accepted before, maybe by an earlier version: its engine options are not checked again.
@@ -220,22 +231,20 @@ def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> C
     """
     if not isinstance(document, dict) or not isinstance(document.get("models"), dict):
         raise ConfigError(f"{origin}: models: expected a mapping of model names to entries")
-    unknown = sorted(str(key) for key in document if key != "models")
+    unknown = sorted(str(key) for key in document if key not in ("models", "runtimes"))
     if unknown:
-        raise ConfigError(f"{origin}: {unknown[0]}: unknown key; expected only 'models'")
-    entries: list[dict[str, Any]] = []
-    for name, entry in document["models"].items():
-        if not isinstance(name, str):
-            raise ConfigError(f"{origin}: models: {name!r}: a model's name is text; write it in quotes")
-        if not isinstance(entry, dict):
-            raise ConfigError(f"{origin}: models.{name}: expected a mapping such as 'source: ...'")
-        if "name" in entry:
-            raise ConfigError(f"{origin}: models.{name}.name: unknown key; the name is the entry's own key")
-        entries.append({"name": name, **entry})
-    try:
-        catalog = Catalog.model_validate({"models": entries})
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: {_first_problem(error, entries)}") from None
+        raise ConfigError(f"{origin}: {unknown[0]}: unknown key; expected 'models' or 'runtimes'")
+    runtimes = _catalog("runtimes", _entries(document.get("runtimes", {}), origin, "runtimes"), origin).runtimes
+    by_name = {runtime.name: runtime for runtime in runtimes}
+    entries = _entries(document["models"], origin, "models")
+    for entry in entries:
+        if (name := entry.get("runtime")) is None:
+            continue
+        if not isinstance(name, str) or name not in by_name:
+            known = ", ".join(by_name) or "there are none: 'runtimes' is beside 'models'"
+            raise ConfigError(f"{origin}: models.{entry['name']}.runtime: no runtime {name!r}; known: {known}")
+        entry["runtime"] = by_name[name]
+    catalog = _catalog("models", entries, origin).model_copy(update={"runtimes": runtimes})
     for model in () if in_force else catalog.models:
         wrong = refusal(model)
         if wrong is not None:
@@ -243,73 +252,64 @@ def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> C
     return catalog
 
 
+def _entries(found: object, origin: str, key: str) -> list[dict[str, Any]]:
+    """The entries of ``models`` or ``runtimes``, each with its name. Raises ``ConfigError``."""
+    if not isinstance(found, dict):
+        raise ConfigError(f"{origin}: {key}: expected a mapping of names to entries")
+    entries: list[dict[str, Any]] = []
+    for name, entry in found.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{origin}: {key}: {name!r}: a {key[:-1]}'s name is text; write it in quotes")
+        if not isinstance(entry, dict):
+            such_as = "source: ..." if key == "models" else "python: /sw/env/bin/python"
+            raise ConfigError(f"{origin}: {key}.{name}: expected a mapping such as '{such_as}'")
+        if "name" in entry:
+            raise ConfigError(f"{origin}: {key}.{name}.name: unknown key; the name is the entry's own key")
+        entries.append({"name": name, **entry})
+    return entries
+
+
+def _catalog(key: str, entries: list[dict[str, Any]], origin: str) -> Catalog:
+    """A catalog of these ``models`` or ``runtimes``. Raises ``ConfigError``."""
+    try:
+        return Catalog.model_validate({"models": (), key: entries})
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_first_problem(error, entries)}") from None
+
+
 def _first_problem(error: ValidationError, entries: list[dict[str, Any]]) -> str:
     # a misspelt key is reported before the required one that is missing because of it
     problem = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")[0]
     path = list(problem["loc"])
-    if len(path) >= 2 and path[0] == "models" and isinstance(path[1], int):
+    if len(path) >= 2 and isinstance(path[1], int):
         path[1] = entries[path[1]]["name"]
     what = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        what = f"unknown key; expected one of {', '.join(sorted(_keys()))}"
+        what = f"unknown key; expected one of {', '.join(sorted(_keys(path)))}"
     key = ".".join(str(part) for part in path) or "models"
     return f"{key}: {what}"
 
 
-def _keys() -> set[str]:
-    return {field.alias or name for name, field in Model.model_fields.items()} - {"name"}
-
-
-class _AsWritten(yaml.SafeLoader):
-    """YAML that keeps numbers and dates as written, and refuses a mapping with the same key twice.
-
-    YAML reads ``010`` as 8 and ``1.10`` as 1.1; values in ``args`` and ``env`` are text, and numbers are parsed where
-    one is expected. Of two entries with one name the first would be lost silently.
-    """
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """As the parent's; raises ``ComposerError`` for a duplicate key."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        lines: dict[object, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
-                continue
-            if key.value in lines:
-                said = f"'{key.value}' is there twice, first in line {lines[key.value]}"
-                raise yaml.composer.ComposerError(None, None, said, key.start_mark)
-            lines[key.value] = key.start_mark.line + 1
-        return node
-
-
-_AsWritten.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", "<<", "<"),
-):
-    _AsWritten.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+def _keys(path: Sequence[object]) -> set[str]:
+    """The keys of the mapping in which the last one of ``path`` is unknown."""
+    of = Model if path[0] == "models" else Container if "container" in path[2:-1] else Runtime
+    return {field.alias or name for name, field in of.model_fields.items()} - {"name"}
 
 
 def load_catalog(path: Path) -> Catalog:
     """The catalog in the YAML file ``path``. Raises ``ConfigError``."""
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_AsWritten)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: is nested too deep") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}: is not valid YAML{where}: {first}") from None
-    return parse_catalog(document, str(path))
+    return parse_catalog(read_yaml(path), str(path))
 
 
 def catalog_document(catalog: Catalog) -> dict[str, Any]:
-    """The catalog as ``parse_catalog`` reads it, ready for JSON: ``{"models": {NAME: {...}}}``."""
-    entries = {
-        model.name: model.model_dump(mode="json", by_alias=True, exclude={"name"}, exclude_defaults=True)
-        for model in catalog.models
-    }
-    return {"models": entries}
+    """The catalog as ``parse_catalog`` reads it, ready for JSON: ``{"models": {NAME: {...}}}``, and ``runtimes``."""
+
+    def entry(of: Model | Runtime) -> dict[str, Any]:
+        return of.model_dump(mode="json", by_alias=True, exclude={"name"}, exclude_defaults=True)
+
+    models = {model.name: entry(model) for model in catalog.models}
+    for model in catalog.models:
+        if model.runtime is not None:
+            models[model.name]["runtime"] = model.runtime.name
+    runtimes = {runtime.name: entry(runtime) for runtime in catalog.runtimes}
+    return {"models": models, **({"runtimes": runtimes} if runtimes else {})}

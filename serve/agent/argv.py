@@ -7,7 +7,7 @@ A catalog entry with ``engine: command`` gives an argv template. In each of its 
     {names}                            name and aliases (without adapters): the argument is repeated, once for each
     {source} {revision}                where the weights are: a folder, or a hub name and its revision (may be empty)
     {keyfile} {certfile} {cafile}      TLS: private key, certificate, and the authority of the clients it accepts
-    {python}                           this Python interpreter
+    {python}                           the Python interpreter of its runtime, else the gateway's
 
 The program must serve TLS and demand a client certificate signed by ``{cafile}``, take its key from ``VLLM_API_KEY``,
 and answer ``GET /health`` with 200 once it is loaded.
@@ -78,6 +78,13 @@ class Bind:
         return f"{self.host}:{self.port}"
 
 
+def python_of(model: Model) -> str:
+    """The interpreter of ``model``'s engine: its runtime's, else in a container ``python3``, else the agent's own."""
+    if model.runtime is None:
+        return sys.executable
+    return model.runtime.python or ("python3" if model.runtime.container is not None else sys.executable)
+
+
 def needs_source(model: Model) -> bool:
     """Whether the command line refers to the weights at all; a stand-in engine need not."""
     return model.engine == "vllm" or any("{source}" in word for word in model.command)
@@ -97,7 +104,7 @@ def engine_argv(
         return _from_template(model, source, bind, tls)
     name, revision = split_revision(source)
     return (
-        sys.executable,
+        python_of(model),
         *("-m", "vllm.entrypoints.openai.api_server"),
         *("--model", name),
         *(("--revision", revision, "--tokenizer-revision", revision) if revision else ()),
@@ -148,7 +155,7 @@ def _from_template(model: Model, source: str, bind: Bind, tls: TlsFiles) -> tupl
         "keyfile": str(tls.key),
         "certfile": str(tls.certificate),
         "cafile": str(tls.authority),
-        "python": sys.executable,
+        "python": python_of(model),
     }
     words: list[str] = []
     for template in model.command:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
+from gateway_plugin.engine_kinds import Task
 from gateway_plugin.masking import masked
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import age_s, alive
@@ -41,7 +42,6 @@ EngineEvent = EngineListening | EngineReady | EngineAsleep | EngineAwake | Engin
 """Callback for reports on an engine."""
 
 logger = logging.getLogger(__name__)
-
 
 _GAUGES = Gauges()
 
@@ -271,7 +271,7 @@ class EngineProcess:
     async def _ask(self) -> str:
         """Its one real request. ``""``: answered; else the failure."""
         try:
-            task = cast(Literal["generate", "embed"], self.record.task)
+            task = cast(Task, self.record.task)
             await self._probe.ask(self.record.model, task, self._timing.first_answer_s)
         except ProbeFailed as failure:
             return failure.message

@@ -12,8 +12,9 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
+from gateway_plugin.engine_kinds import Task
 from serve.agent.probe import Probe, ProbeFailed
 from serve.agent.progress import Sample, Verdict, Watch, counters_of, judge, look_every_s, observe
 from serve.agent.records import EngineRecord
@@ -104,7 +105,7 @@ class ProgressWatch:
     async def _ask(self, patience_s: float) -> None:
         """Repeat the request that made it ready. Any answer counts as a sign of life."""
         try:
-            task = cast(Literal["generate", "embed"], self._record.task)
+            task = cast(Task, self._record.task)
             await self._probe.answers(self._record.model, task, patience_s)
             self._signs += 1
         except ProbeFailed as failure:

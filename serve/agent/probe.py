@@ -7,10 +7,11 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
+from gateway_plugin.engine_kinds import Task
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
 from gateway_plugin.tls import ENGINE_NAME
@@ -78,7 +79,7 @@ class Probe:
             return Health(False, f"/health: {failure.message}")
         return Health(status == 200, f"/health answers {status}")
 
-    async def ask(self, model: str, task: Literal["generate", "embed"], timeout_s: float = 120.0) -> None:
+    async def ask(self, model: str, task: Task, timeout_s: float = 120.0) -> None:
         """One real request, as small as there is. Raises ``ProbeFailed`` with the engine's answer."""
         problem = ""
         for path, body in _requests(model, task):
@@ -94,7 +95,7 @@ class Probe:
                 break
         raise ProbeFailed(problem)
 
-    async def answers(self, model: str, task: Literal["generate", "embed"], timeout_s: float) -> None:
+    async def answers(self, model: str, task: Task, timeout_s: float) -> None:
         """One small request; any answer will do, be it an error. Raises ``ProbeFailed`` if none comes in time."""
         path, body = _requests(model, task)[0]
         await self.call("POST", path, body, timeout_s)

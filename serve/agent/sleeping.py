@@ -21,8 +21,9 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from gateway_plugin.engine_kinds import Task
 from serve.agent.probe import Probe, ProbeFailed
 
 Mib = tuple[int, ...]
@@ -172,7 +173,7 @@ class Sleeper:
         self,
         probe: Probe,
         model: str,
-        task: Literal["generate", "embed"],
+        task: Task,
         used_mib: Callable[[], Awaitable[Mib]],
         patience: Patience = Patience(),
     ) -> None:

@@ -11,8 +11,9 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
+from gateway_plugin.engine_kinds import Task
 from gateway_plugin.processes import Mark
 from serve.agent.argv import device_names, visible_devices
 from serve.agent.devices import Devices
@@ -70,7 +71,7 @@ class WarmTier:
         self._update = update
         self._devices = devices
         self._gauges = gauges
-        task = cast(Literal["generate", "embed"], made.task)
+        task = cast(Task, made.task)
         self._sleeper = Sleeper(probe, made.model, task, lambda: gauges.used_mib(names), patience)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_an_entry_with_defaults() -> None:
         ({"memory_gib": 0}, "models.m.memory_gib: Input should be greater than 0"),
         ({"memory_gib": None}, "models.m.memory_gib"),
         ({"gpus": -1}, "models.m.gpus"),
-        ({"task": "paint"}, "models.m.task: Input should be 'generate' or 'embed'"),
+        ({"task": "paint"}, "models.m.task: Input should be 'generate', 'embed', 'rerank'"),
         ({"keep_alive": "10 parsecs"}, "models.m.keep_alive: expected a duration such as 90, '10m' or -1"),
         ({"load_timeout": -1}, "'for ever') is not possible here"),
         ({"engine": "command"}, "'command' is given exactly when 'engine: command' is"),
@@ -238,3 +239,31 @@ def test_a_name_that_is_taken_cannot_break_out_of_a_map_or_a_socket_command(name
 def test_requests_at_a_time(entry: dict[str, object], at_a_time: int) -> None:
     (model,) = parse_catalog({"models": {"m": {"source": "x", "memory_gib": 1, **entry}}}, "f").models
     assert model.requests_at_a_time == at_a_time
+
+
+def test_an_entry_is_given_its_runtime_by_name_and_written_so_again() -> None:
+    runtimes = {"new": {"python": "/sw/vllm/bin/python", "modules": ["cuda/12.8"]}}
+    document = {"models": {"m": {**ENTRY, "runtime": "new"}}, "runtimes": runtimes}
+    catalog = parse_catalog(document, "models.yaml")
+    runtime = catalog.find("m").runtime
+    assert runtime is not None
+    assert (runtime.name, runtime.python, runtime.modules) == ("new", "/sw/vllm/bin/python", ("cuda/12.8",))
+    written = catalog_document(catalog)
+    assert (written["models"]["m"]["runtime"], written["runtimes"]) == ("new", runtimes)
+    assert parse_catalog(json.loads(json.dumps(written)), "again") == catalog
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "says"),
+    [
+        ({}, "models.m.runtime: no runtime 'new'; known: there are none"),
+        ({"old": {}}, "models.m.runtime: no runtime 'new'; known: old"),
+        ({"new": {"pyhton": "/x"}}, "runtimes.new.pyhton: unknown key; expected one of container, env"),
+        ({"new": {"container": {"kind": "docker", "image": "x"}}}, "runtimes.new.container.kind: Input should be"),
+        ({"new": {"container": {"kind": "podman", "image": "", "bind": []}}}, "expected one of args, binds, image"),
+        ({"new": []}, "runtimes.new: expected a mapping"),
+        ([], "runtimes: expected a mapping"),
+    ],
+)  # fmt: skip
+def test_a_wrong_runtime_is_told_by_its_key(runtimes: Any, says: str) -> None:
+    assert says in complaint({"models": {"m": {**ENTRY, "runtime": "new"}}, "runtimes": runtimes})
