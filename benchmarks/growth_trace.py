@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
 
-from gateway_plugin.catalog import Model
 from serve.core.policy import NodeTypeSpec
+from serve.simulate.times import Times
+from serve.simulate.traces import Request
 
 DAY_S = 86400.0
 GPU_MIB = 38 * 1024
@@ -20,30 +20,23 @@ NODE = NodeTypeSpec("gpu", host_mib=0, gpu_mib=(GPU_MIB,) * 4, min_nodes=0, max_
 GPUS_OF = (1, 1, 2, 1, 4, 1, 2, 1, 1, 4, 2, 1, 1, 2, 4, 1)
 """GPUs of each model, the most popular one first."""
 LOAD_S = {1: 25.0, 2: 45.0, 4: 80.0}
+TOKEN_S = 0.001
 
 
-@dataclass(frozen=True)
-class Request:
-    """One request: when it comes, for which model, how long the engine works on it."""
-
-    at: float
-    model: str
-    work_s: float
-
-
-def catalog() -> tuple[Model, ...]:
-    """The models; each takes whole GPUs."""
-    return tuple(
-        Model(
-            name=f"m{index:02}",
-            source="prepared:x",
-            gpus=gpus,
-            memory_gib=36.0,
-            keep_alive=KEEP_ALIVE_S,
-            load_timeout=900,
+def times() -> dict[str, Times]:
+    """The models with their times; each takes whole GPUs. A token of theirs is ``TOKEN_S`` of work."""
+    return {
+        f"m{index:02}": Times(
+            gpus, 36.0, cold_s=LOAD_S[gpus], wake_s=0.0, prompt_tokens_per_s=math.inf, token_s=TOKEN_S, beside=math.inf,
+            concurrency=100_000,
         )
         for index, gpus in enumerate(GPUS_OF)
-    )
+    }  # fmt: skip
+
+
+def request(at: float, model: str, work_s: float) -> Request:
+    """One that comes at ``at`` and takes ``work_s`` on any engine."""
+    return Request(at, model, 0, round(work_s / TOKEN_S), "")
 
 
 def day(seed: int, hours: float = 24.0) -> tuple[Request, ...]:
@@ -53,7 +46,7 @@ def day(seed: int, hours: float = 24.0) -> tuple[Request, ...]:
     A sweep: what a workflow over many models does, 6 to 10 of them at once for 20 to 50 minutes.
     """
     chance = random.Random(f"demand {seed}")  # noqa: S311 - a simulation wants it repeatable
-    names = [model.name for model in catalog()]
+    names = list(times())
     popularity = [1 / (rank + 1) for rank in range(len(names))]
     found: list[Request] = []
     end = hours * 3600
@@ -61,7 +54,7 @@ def day(seed: int, hours: float = 24.0) -> tuple[Request, ...]:
     def session(start: float, model: str, lasts_s: float, rate: float) -> None:
         at = start + chance.expovariate(rate)
         while at < min(end, start + lasts_s):
-            found.append(Request(at, model, min(120.0, chance.lognormvariate(math.log(6.0), 0.8))))
+            found.append(request(at, model, min(120.0, chance.lognormvariate(math.log(6.0), 0.8))))
             at += chance.expovariate(rate)
 
     at = 0.0

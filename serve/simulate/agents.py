@@ -4,7 +4,7 @@ over-committed. The world stops with an ``AssertionError`` where a decider break
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from serve.core import effects as ef
 from serve.core import events as ev
@@ -27,16 +27,28 @@ class Agents:
         self.engines: dict[str, Engine] = {}
         self._clock, self._fleet, self._tally, self._tell = clock, fleet, tally, tell
         self._keep_spans = keep_spans
-        self._free = {node: list(mib) for node, mib in fleet.nodes().items()}
+        self._free: dict[str, list[int]] = {}
         self.sleep_mib = round(fleet.host_gib * 1024)
         """Of each node, for the weights of engines that sleep or have slept."""
-        self._free_asleep = dict.fromkeys(self._free, self.sleep_mib)
+        self._free_asleep: dict[str, int] = {}
         self._held: dict[tuple[str, tuple[str, int]], int] = {}
         """Engine, GPU -> MiB."""
         self._busy: dict[tuple[str, int], list[Engine]] = {}
         """Engines that start, fall asleep, wake or stop, by GPU."""
         self._given_up: dict[tuple[str, int], set[str]] = {}
         """GPU -> models that left it since something last started or woke there."""
+
+        for node, mib in fleet.nodes().items():
+            self.joins(node, mib)
+
+    # --- nodes ---
+    def joins(self, node: str, gpu_mib: Sequence[int]) -> None:
+        self._free[node] = list(gpu_mib)
+        self._free_asleep[node] = self.sleep_mib
+
+    def leaves(self, node: str) -> None:
+        assert not any(engine.node == node for engine in self.engines.values()), f"{node}: given back with engines"
+        del self._free[node], self._free_asleep[node]
 
     # --- commands ---
     def start(self, start: ef.StartEngine, times: Times) -> None:

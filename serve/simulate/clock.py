@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 
 
@@ -21,9 +22,10 @@ class Clock:
     def after(self, delay_s: float, act: Callable[[], None]) -> None:
         self.at(self.now + delay_s, act)
 
-    def advance(self) -> bool:
-        """To the next thing, which happens. False: there is nothing more."""
-        if not self._heap:
+    def advance(self, until: float = math.inf) -> bool:
+        """To the next thing, which happens. False: there is nothing more before ``until``, where time stands then."""
+        if not self._heap or self._heap[0][0] > until:
+            self.now = until if until < math.inf else self.now
             return False
         self.now, _, act = heapq.heappop(self._heap)
         act()

@@ -46,8 +46,10 @@ class Edge:
         begins: Callable[[Pending], None],
         ends: Callable[[int, Outcome], None],
         turned_away: Callable[[int], None],
+        counters_s: float = COUNTERS_S,
     ) -> None:
-        """``turned_away``: a request that waited here has lost the last route of its model."""
+        """``turned_away``: a request that waited here has lost the last route of its model. ``counters_s``: between two
+        readings of the counters."""
         self.clock, self.engines, self.pending = clock, engines, pending
         self.routes: dict[str, list[Engine]] = {}
         self.queues: dict[str, list[tuple[float, int]]] = {}
@@ -57,7 +59,7 @@ class Edge:
         self._turn_s: dict[str, float] = {}
         self._tell = tell
         self._begins, self._ends, self._turned_away = begins, ends, turned_away
-        self._read_at = 0.0
+        self._read_at, self._counters_s = 0.0, counters_s
 
     # --- requests ---
     def take(self, number: int) -> bool:
@@ -187,8 +189,8 @@ class Edge:
     # --- counters ---
     def watch(self) -> None:
         """Something came: the next reading is at most a second away."""
-        if self._read_at > self.clock.now + COUNTERS_S:
-            self.read_in(COUNTERS_S)
+        if self._read_at > self.clock.now + self._counters_s:
+            self.read_in(self._counters_s)
 
     def read_in(self, delay_s: float) -> None:
         """Schedule the next reading; one planned for later is void."""
@@ -196,7 +198,7 @@ class Edge:
         self.clock.at(at, lambda: self._read() if at == self._read_at else None)
 
     def _read(self) -> None:
-        self.read_in(COUNTERS_S if self.pending else RESTING_S)
+        self.read_in(self._counters_s if self.pending else RESTING_S)
         self._count([engine for engine in self.engines.values() if engine.open or engine.draining])
 
     def _count_soon(self, engine: Engine) -> None:

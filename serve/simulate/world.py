@@ -8,6 +8,7 @@ back if the route has closed meanwhile; engines do one thing at a time on their 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -15,7 +16,8 @@ from serve.core import effects as ef
 from serve.core import events as ev
 from serve.simulate.agents import Agents
 from serve.simulate.clock import Clock
-from serve.simulate.edge import Edge
+from serve.simulate.edge import COUNTERS_S, Edge
+from serve.simulate.jobs import Batch, Nodes
 from serve.simulate.metrics import Outcome, Tally
 from serve.simulate.parts import Decider, Fleet, Loop, Pending
 from serve.simulate.times import catalog
@@ -46,6 +48,12 @@ class World:
     """Progress callback: the time of the trace, requests that came."""
     entry: Mapping[str, object] = field(default_factory=dict)
     """Further keys of every model's catalog entry, such as ``replicas_max``."""
+    batch: Batch | None = None
+    """Nodes come and go as the decider asks; ``None``: those of ``fleet`` are there."""
+    until_s: float = math.inf
+    """Ends then at the latest."""
+    counters_s: float = COUNTERS_S
+    """Between two readings of the edge's counters."""
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -59,7 +67,9 @@ class World:
             self.clock, self.engines, self.pending,
             tell=self.tell, begins=self._waited, ends=self._ends,
             turned_away=lambda number: self.clock.after(INNER_S, lambda: self._waits(number)),
+            counters_s=self.counters_s,
         )  # fmt: skip
+        self.nodes = None if self.batch is None else Nodes(self.batch, self.clock, self.agents, self.tell)
         self._came = 0
         self._tickets = 0
         self._loops = [Loop(session) for session in self.trace.sessions]
@@ -80,12 +90,14 @@ class World:
             self.clock.at(loop.session.starts, lambda number=number: self._next_batch(number))  # type: ignore[misc]
         self._next_arrival(iter(self.trace.arrivals))
         self.edge.read_in(0.0)
-        while not self._over() and self.clock.advance():
+        while not self._over() and self.clock.advance(self.until_s):
             pass
         self._finish()
         return self.tally
 
     def _over(self) -> bool:
+        if self.until_s < math.inf:  # what nodes cost after the last request counts
+            return False
         if not self._exhausted or any(loop.open or loop.next < len(loop.session.batches) for loop in self._loops):
             return False
         hopeless = self.clock.now > self._last_arrival + 2 * self.patience_s and len(self.waiting) == len(self.pending)
@@ -172,7 +184,7 @@ class World:
             self._reviewed = self.clock.now
         for effect in self.decider.tell(event, self.clock.now):
             self._carry_out(effect)
-        if self.waiting and not self._ticking:
+        if (self.waiting or (self.nodes is not None and self.nodes.pending)) and not self._ticking:
             self._ticking = True
             self._ticked = self.clock.now
             self.clock.after(self.tick_s, self._tick)
@@ -203,8 +215,15 @@ class World:
                 self.edge.drain(engine)
             case ef.CloseRoute(engine):
                 self.edge.close(engine)
-            case ef.CreateAgent(node) | ef.KillAgent(node):
-                raise AssertionError(f"{node}: this world's fleet does not change")
+            case ef.CreateAgent(node):
+                self._changing.ask_for(node)
+            case ef.KillAgent(node):
+                self._changing.give_back(node)
+
+    @property
+    def _changing(self) -> Nodes:
+        assert self.nodes is not None, "this world's fleet does not change"
+        return self.nodes
 
     def _answer(self, ticket: str, refused: bool) -> None:
         number = self.waiting[ticket]
