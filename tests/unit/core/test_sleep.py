@@ -91,8 +91,13 @@ def test_one_asked_for_while_it_falls_asleep_is_waited_for() -> None:
     story.on(ev.WaiterLeft("t2"))
     assert not story.ever(WakeEngine)
     story.on(ev.EngineAsleep(story.engine("a").id, 4 * GIB, 1.0), 1.0)
-    assert story.did() == (WakeEngine(story.engine("a").id, NODE, 1),)
+    first = story.engine("a").id
+    assert story.did() == (WakeEngine(first, NODE, 1),)
     assert len(story.ever(StartEngine)) == 1
+    story.on(ev.EngineAwake(first, 0.8), 0.2)
+    assert not story.did(), "outcomes name the engine alone: its route of before must be closed"
+    story.on(ev.RouteClosed(first))
+    assert story.did() == (OpenRoute(first, 0, 0, "10.0.0.1:1", limit=256),)
 
 
 def test_an_idle_one_past_its_keep_alive_sleeps() -> None:
@@ -340,6 +345,7 @@ def test_one_that_answers_an_agent_made_again_only_later_is_not_forgotten(sent: 
     story = serving(one_gpu(a_model("a", 8, gpus=1, keep_alive=30)), "a")
     story.tick(31)
     story.drained("a")
+    story.on(ev.RouteClosed("a-1-1"))
     if sent == "wake":
         story.on(ev.EngineAsleep("a-1-1", 4 * GIB, 1.0), 1.0)
         story.ask("a")
