@@ -1,0 +1,191 @@
+"""Sound, pictures and large bodies through the whole gateway, cold and warm, by the real ``openai`` client."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from gateway_plugin import Client
+from tests.support.fake_media import sound_of
+from tests.support.gateways import Gateway, chat_body, fake_model, gateway, wait_for
+
+pytestmark = [pytest.mark.process, pytest.mark.integration, pytest.mark.timeout(300)]
+
+MIB = 1 << 20
+BODY_BYTES = 24 * MIB
+SOUND = b'RIFF\r\n--\r\n{"model": "other"}' + bytes(range(256)) * 16
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Gateway]:
+    with gateway(
+        lambda memory: {
+            "whisper": fake_model(memory, "--media", memory_gib=0.1, aliases=["whisper-1"]),
+            "other": fake_model(memory, memory_gib=0.1),
+        },
+        limits={"body_bytes": BODY_BYTES},
+    ) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(running: Gateway) -> Iterator[Client]:
+    with Client(running.url, running.key, ca=running.layout.ca) as made:
+        yield made
+
+
+def heard(sound: bytes, model: str = "whisper") -> str:
+    return f"{model} heard {len(sound)} bytes {hashlib.sha256(sound).hexdigest()[:8]}"
+
+
+def unload(running: Gateway, name: str) -> None:
+    with running.client() as client:
+        client.post("/gateway/v1/models/unload", json={"model": name}).raise_for_status()
+        wait_for(lambda: client.get(f"/v1/models/{name}").json()["state"] == "cold", 30, f"{name} is cold")
+
+
+def plain(running: Gateway) -> openai.OpenAI:
+    """The client that everybody has: it sets no header."""
+    http = httpx.Client(verify=running.trust, timeout=60)
+    return openai.OpenAI(base_url=f"{running.url}/v1", api_key=running.key, http_client=http)
+
+
+@pytest.mark.parametrize("way", ["plain", "naming"])
+@pytest.mark.parametrize("size", [len(SOUND), 5 * MIB])
+def test_speech_is_transcribed_cold_and_warm(running: Gateway, client: Client, way: str, size: int) -> None:
+    sound = SOUND * (size // len(SOUND))
+    caller = client.openai if way == "naming" else plain(running)
+    unload(running, "whisper")
+    for model in ("whisper", "whisper-1", "whisper"):
+        for audio in (caller.audio.transcriptions, caller.audio.translations):
+            assert audio.create(model=model, file=("a.wav", sound)).text == heard(sound, model)
+
+
+def test_a_transcription_as_text_and_as_a_stream(running: Gateway, client: Client) -> None:
+    unload(running, "whisper")
+    for caller in (plain(running), client.openai):
+        audio: Any = caller.audio.transcriptions
+        assert audio.create(model="whisper", file=("a", SOUND), response_format="text") == heard(SOUND)
+        events = [event.delta for event in audio.create(model="whisper", file=("a", SOUND), stream=True)]
+        assert " ".join(events) == heard(SOUND)
+
+
+def test_speech_is_made_and_streamed_as_bytes(running: Gateway, client: Client) -> None:
+    unload(running, "whisper")
+    for caller in (plain(running), client.openai):
+        with caller.audio.speech.with_streaming_response.create(
+            model="whisper", voice="a", input="glacier", response_format="wav"
+        ) as answer:
+            assert answer.headers["content-type"] == "audio/wav"
+            assert b"".join(answer.iter_bytes()) == sound_of("glacier")
+
+
+def test_pictures_are_made_and_edited(running: Gateway, client: Client) -> None:
+    for caller in (plain(running), client.openai):
+        made = caller.images.generate(model="whisper", prompt="a glacier")
+        assert made.data is not None
+        assert base64.b64decode(made.data[0].b64_json or "") == b"a glacier"
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "says"),
+    [
+        (b'{"model": "nobody"}', "application/json", "takes a form"),
+        (b"--b\r\n\r\n", "multipart/form-data", "no boundary"),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhis',
+            "multipart/form-data; boundary=b",
+            "cut off",
+        ),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--',
+            "multipart/form-data; boundary=b",
+            "no field",
+        ),
+    ],
+    ids=["json", "boundary", "cut", "nameless"],
+)
+def test_a_malformed_form_is_refused_in_openais_form(
+    running: Gateway, content: bytes, content_type: str, says: str
+) -> None:
+    with running.client() as caller:
+        answer = caller.post("/v1/audio/transcriptions", content=content, headers={"content-type": content_type})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_request"
+    assert says in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_form_in_chunks_is_taken_and_one_over_the_limit_is_not(running: Gateway, named: bool) -> None:
+    request = httpx.Request("POST", "http://g", data={"model": "whisper"}, files={"file": ("a.wav", SOUND * 100)})
+    form = request.read()
+    headers = {"content-type": request.headers["content-type"], **({"x-gateway-model": "whisper"} if named else {})}
+
+    def pieces(end: int) -> Iterator[bytes]:
+        sent = 0
+        while sent < end:
+            yield form
+            sent += len(form)
+
+    with running.client() as caller:
+        answer = caller.post("/v1/audio/transcriptions", content=pieces(1), headers=headers)
+        assert answer.json() == {"text": heard(SOUND * 100)}
+        answer = caller.post("/v1/audio/transcriptions", content=pieces(BODY_BYTES + MIB), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("mib", [1, 5, 20])
+def test_a_large_picture_in_a_chat_is_taken_wherever_its_model_stands(
+    running: Gateway, client: Client, mib: int
+) -> None:
+    """As a data URL. Named in the header or first it goes to the engine at once, else by the ingress."""
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * (mib * MIB)}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}]
+    last, first = {"messages": messages, "model": "other"}, {"model": "other", "messages": messages}
+    assert running.chat("other").status_code == 200
+    ways = {}
+    with running.client() as caller:
+        for way, body, headers in (
+            ("last", last, {}), ("first", first, {}), ("named", last, {"x-gateway-model": "other"}),
+        ):  # fmt: skip
+            content = json.dumps(body).encode()
+            began = time.monotonic()
+            answer = caller.post("/v1/chat/completions", content=content, headers=headers)
+            ways[way] = time.monotonic() - began
+            assert answer.status_code == 200, answer.text
+    print(f"{mib} MiB:", {way: f"{seconds:.3f} s" for way, seconds in ways.items()})
+    chats: Any = client.openai.chat.completions
+    assert chats.create(model="other", messages=messages).model == "other"
+    where = [entry["where"] for entry in usage(running)[-4:]]
+    assert [place.split("/")[0].rstrip("0123456789") for place in where] == ["ingress", "slot", "slot", "slot"]
+
+
+def usage(running: Gateway) -> list[dict[str, Any]]:
+    """The usage log's lines for the models, once the last request is in it."""
+    time.sleep(0.3)
+    lines = [json.loads(line) for line in running.layout.usage_log.read_text().splitlines()]
+    return [line for line in lines if line["method"] == "POST" and line["model"] != "-"]
+
+
+def test_the_usage_log_has_a_line_for_each_of_them(running: Gateway, client: Client) -> None:
+    assert client.openai.audio.transcriptions.create(model="whisper", file=("a", SOUND)).text == heard(SOUND)
+    line = usage(running)[-1]
+    assert (line["path"], line["model"], line["status"]) == ("/v1/audio/transcriptions", "whisper", 200)
+    exported = running.cli("usage", "export-trace", "--names").stdout
+    assert ",8b-whisper,1," in exported
+
+
+def test_others_are_answered_as_before(running: Gateway) -> None:
+    with running.client() as caller:
+        assert caller.post("/v1/chat/completions", json=chat_body("other")).status_code == 200
+        assert caller.post("/v1/audio/transcription", json={}).status_code == 404
+        assert caller.get("/v1/audio/transcriptions").status_code == 405
+        assert caller.post("/v1/load_lora_adapter", json={}).status_code == 404
