@@ -26,7 +26,7 @@ from serve.core.events import Priority, Requester
 from serve.ingress.boarding import Boarding, Seat
 from serve.ingress.body import FORM_PATHS, Ask, Turns, read_bounded
 from serve.ingress.budget import TAG, Budget
-from serve.ingress.relay import AROUND, CALLER, PRIORITY, Relay, is_not_routed, response_headers
+from serve.ingress.relay import AROUND, CALLER, FOUND_MODEL, PRIORITY, Relay, is_not_routed, response_headers
 from serve.ingress.waiting import DEATH_NEWS_S, Ticket, Waiting
 
 log = logging.getLogger("gateway.ingress")
@@ -118,7 +118,10 @@ class Inference:
                 done, _ = await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
                 if not done:
                     return ClosedAfter(
-                        self._slow_stream(errand, work), lambda: self._end(errand, work), media_type="text/event-stream"
+                        self._slow_stream(errand, work),
+                        lambda: self._end(errand, work),
+                        media_type="text/event-stream",
+                        headers={FOUND_MODEL: ask.model},
                     )
             upstream = await work
         except DeadlineTooEarly:
@@ -132,7 +135,7 @@ class Inference:
             relayed(errand, upstream),
             lambda: self._end(errand, work),
             status_code=upstream.status_code,
-            headers=response_headers(upstream),
+            headers={**response_headers(upstream), FOUND_MODEL: ask.model},
         )
 
     async def _end(self, errand: Errand, work: asyncio.Task[httpx.Response]) -> None:

@@ -7,11 +7,13 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import yaml
 
 from gateway_plugin import Client
 from tests.support.fake_media import sound_of
@@ -20,6 +22,7 @@ from tests.support.gateways import Gateway, chat_body, fake_model, gateway, wait
 pytestmark = [pytest.mark.process, pytest.mark.integration, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
+FORM = "multipart/form-data; boundary=b"
 BODY_BYTES = 24 * MIB
 SOUND = b'RIFF\r\n--\r\n{"model": "other"}' + bytes(range(256)) * 16
 
@@ -30,10 +33,25 @@ def running() -> Iterator[Gateway]:
         lambda memory: {
             "whisper": fake_model(memory, "--media", memory_gib=0.1, aliases=["whisper-1"]),
             "other": fake_model(memory, memory_gib=0.1),
+            "base": fake_model(
+                memory,
+                "--enable-lora",
+                "--lora-modules",
+                "{adapters}",
+                memory_gib=0.1,
+                adapters={"fr": adapter(memory.parent / "fr")},
+            ),
         },
         limits={"body_bytes": BODY_BYTES},
     ) as made:
         yield made
+
+
+def adapter(folder: Path, rank: int = 8) -> str:
+    """A LoRA adapter, as far as it is looked at before an engine loads it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -52,35 +70,39 @@ def unload(running: Gateway, name: str) -> None:
         wait_for(lambda: client.get(f"/v1/models/{name}").json()["state"] == "cold", 30, f"{name} is cold")
 
 
-def plain(running: Gateway) -> openai.OpenAI:
+@pytest.fixture(scope="module")
+def plain(running: Gateway) -> Iterator[openai.OpenAI]:
     """The client that everybody has: it sets no header."""
-    http = httpx.Client(verify=running.trust, timeout=60)
-    return openai.OpenAI(base_url=f"{running.url}/v1", api_key=running.key, http_client=http)
+    http: Any = httpx.Client(verify=running.trust, timeout=60)
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key=running.key, http_client=http) as made:
+        yield made
 
 
 @pytest.mark.parametrize("way", ["plain", "naming"])
 @pytest.mark.parametrize("size", [len(SOUND), 5 * MIB])
-def test_speech_is_transcribed_cold_and_warm(running: Gateway, client: Client, way: str, size: int) -> None:
+def test_speech_is_transcribed_cold_and_warm(
+    running: Gateway, client: Client, plain: openai.OpenAI, way: str, size: int
+) -> None:
     sound = SOUND * (size // len(SOUND))
-    caller = client.openai if way == "naming" else plain(running)
+    caller = client.openai if way == "naming" else plain
     unload(running, "whisper")
     for model in ("whisper", "whisper-1", "whisper"):
         for audio in (caller.audio.transcriptions, caller.audio.translations):
             assert audio.create(model=model, file=("a.wav", sound)).text == heard(sound, model)
 
 
-def test_a_transcription_as_text_and_as_a_stream(running: Gateway, client: Client) -> None:
+def test_a_transcription_as_text_and_as_a_stream(running: Gateway, client: Client, plain: openai.OpenAI) -> None:
     unload(running, "whisper")
-    for caller in (plain(running), client.openai):
+    for caller in (plain, client.openai):
         audio: Any = caller.audio.transcriptions
         assert audio.create(model="whisper", file=("a", SOUND), response_format="text") == heard(SOUND)
         events = [event.delta for event in audio.create(model="whisper", file=("a", SOUND), stream=True)]
         assert " ".join(events) == heard(SOUND)
 
 
-def test_speech_is_made_and_streamed_as_bytes(running: Gateway, client: Client) -> None:
+def test_speech_is_made_and_streamed_as_bytes(running: Gateway, client: Client, plain: openai.OpenAI) -> None:
     unload(running, "whisper")
-    for caller in (plain(running), client.openai):
+    for caller in (plain, client.openai):
         with caller.audio.speech.with_streaming_response.create(
             model="whisper", voice="a", input="glacier", response_format="wav"
         ) as answer:
@@ -88,8 +110,8 @@ def test_speech_is_made_and_streamed_as_bytes(running: Gateway, client: Client) 
             assert b"".join(answer.iter_bytes()) == sound_of("glacier")
 
 
-def test_pictures_are_made_and_edited(running: Gateway, client: Client) -> None:
-    for caller in (plain(running), client.openai):
+def test_pictures_are_made_and_edited(running: Gateway, client: Client, plain: openai.OpenAI) -> None:
+    for caller in (plain, client.openai):
         made = caller.images.generate(model="whisper", prompt="a glacier")
         assert made.data is not None
         assert base64.b64decode(made.data[0].b64_json or "") == b"a glacier"
@@ -164,21 +186,82 @@ def test_a_large_picture_in_a_chat_is_taken_wherever_its_model_stands(
     print(f"{mib} MiB:", {way: f"{seconds:.3f} s" for way, seconds in ways.items()})
     chats: Any = client.openai.chat.completions
     assert chats.create(model="other", messages=messages).model == "other"
-    where = [entry["where"] for entry in usage(running)[-4:]]
+    sizes = range(mib * MIB, (mib + 1) * MIB)
+    where = wait_for(
+        lambda: len(found := [line["where"] for line in usage(running) if line["bytes_in"] in sizes]) == 4 and found,
+        10,
+        lambda: f"the usage log has all of them: {usage(running)[-6:]}",
+    )
     assert [place.split("/")[0].rstrip("0123456789") for place in where] == ["ingress", "slot", "slot", "slot"]
 
 
+def with_adapters(running: Gateway, adapters: dict[str, str] | None) -> dict[str, Any]:
+    """The catalog with these adapters of ``base``."""
+    document: dict[str, Any] = yaml.safe_load(running.catalog.read_text())
+    document["models"]["base"]["adapters"] = adapters
+    return document
+
+
+def apply(running: Gateway, document: dict[str, Any]) -> httpx.Response:
+    with running.client() as caller:
+        return caller.post("/gateway/v1/models/apply", json=document)
+
+
+def answers(running: Gateway, name: str) -> str:
+    answer = running.chat(name)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"]).split(" request=")[0]
+
+
+def test_adapters_are_models_of_their_own_and_come_and_go_without_a_reload(running: Gateway, tmp_path: Path) -> None:
+    fr = str(running.folder / "fr")
+    pid = answers(running, "fr").removeprefix("fr ")
+    assert answers(running, "base") == f"base {pid}"
+    with running.client() as caller:
+        cards = {card["id"]: card for card in caller.get("/v1/models").json()["data"]}
+        assert (cards["fr"]["root"], cards["fr"]["parent"], cards["base"]["parent"]) == ("base", "base", None)
+        assert caller.get("/v1/models/fr").json()["state"] == "ready"
+    with Client(running.url, running.key, ca=running.layout.ca) as client:
+        assert client.model("fr").adapters == ("fr",)
+        assert client.chat("hello", "fr").startswith("fr ")
+    assert apply(running, with_adapters(running, {"fr": fr, "de": adapter(tmp_path / "de")})).status_code == 200
+    assert [answers(running, name) for name in ("de", "fr", "base")] == [f"{n} {pid}" for n in ("de", "fr", "base")]
+    assert apply(running, with_adapters(running, {"de": adapter(tmp_path / "de-2")})).status_code == 200
+    assert answers(running, "de") == f"de {pid}"
+    assert running.chat("fr").status_code == 404
+
+
+def test_an_adapter_that_is_not_there_or_whose_name_is_taken_is_refused_in_a_line(running: Gateway) -> None:
+    fr = str(running.folder / "fr")
+    pid = answers(running, "base")
+    for adapters, says in (
+        ({"fr": fr, "it": "/no/such/adapter"}, "adapters.it: there is no LoRA adapter in /no/such/adapter"),
+        ({"other": fr}, "is taken by model 'other'"),
+        ({"base": fr}, "is taken by model 'base'"),
+        ({"a;b": fr}, "a model name matches"),
+        ({"it": "relative/folder"}, "expected a folder in full"),
+    ):
+        refused = apply(running, with_adapters(running, adapters))
+        assert refused.status_code == 400, adapters
+        message = refused.json()["error"]["message"]
+        assert says in message
+        assert "\n" not in message
+    assert answers(running, "base") == pid
+
+
 def usage(running: Gateway) -> list[dict[str, Any]]:
-    """The usage log's lines for the models, once the last request is in it."""
-    time.sleep(0.3)
+    """The usage log's lines for the models."""
     lines = [json.loads(line) for line in running.layout.usage_log.read_text().splitlines()]
     return [line for line in lines if line["method"] == "POST" and line["model"] != "-"]
 
 
-def test_the_usage_log_has_a_line_for_each_of_them(running: Gateway, client: Client) -> None:
+def test_the_usage_log_has_a_line_for_each_of_them(running: Gateway, client: Client, plain: openai.OpenAI) -> None:
     assert client.openai.audio.transcriptions.create(model="whisper", file=("a", SOUND)).text == heard(SOUND)
-    line = usage(running)[-1]
-    assert (line["path"], line["model"], line["status"]) == ("/v1/audio/transcriptions", "whisper", 200)
+    with running.client() as caller:
+        answer = caller.post("/v1/audio/translations", data={"model": "whisper-1"}, files={"file": ("a.wav", SOUND)})
+    assert (answer.status_code, "x-gateway-found-model" in answer.headers) == (200, False)
+    wanted = ("/v1/audio/translations", "whisper-1", 200)
+    wait_for(lambda: wanted in [(line["path"], line["model"], line["status"]) for line in usage(running)], 10, "a line")
     exported = running.cli("usage", "export-trace", "--names").stdout
     assert ",8b-whisper,1," in exported
 
