@@ -51,6 +51,7 @@ def adapter(folder: Path, rank: int = 8) -> str:
     """A LoRA adapter, as far as it is looked at before an engine loads it."""
     folder.mkdir(exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
+    (folder / "adapter_model.safetensors").touch()
     return str(folder)
 
 
@@ -236,7 +237,7 @@ def test_an_adapter_that_is_not_there_or_whose_name_is_taken_is_refused_in_a_lin
     pid = answers(running, "base")
     for adapters, says in (
         ({"fr": fr, "it": "/no/such/adapter"}, "adapters.it: there is no LoRA adapter in /no/such/adapter"),
-        ({"other": fr}, "is taken by model 'other'"),
+        ({"other": fr}, "the name 'other' of model 'other' is taken by model 'base'"),
         ({"base": fr}, "is taken by model 'base'"),
         ({"a;b": fr}, "a model name matches"),
         ({"it": "relative/folder"}, "expected a folder in full"),

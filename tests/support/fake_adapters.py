@@ -22,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """vLLM's."""
     parser.add_argument("--enable-lora", action="store_true")
     parser.add_argument("--lora-modules", nargs="*", default=[], metavar="NAME=PATH")
+    parser.add_argument("--max-lora-rank", type=int, default=16)
 
 
 class Adapters:
@@ -30,9 +31,10 @@ class Adapters:
     def __init__(self, given: argparse.Namespace) -> None:
         self._can = given.enable_lora and bool(os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING"))
         self.loaded: dict[str, str] = dict(module.split("=", 1) for module in given.lora_modules)
+        self._most = given.max_lora_rank
         for name, path in self.loaded.items():
-            if not _is_one(path):
-                sys.exit(f"fake engine: ValueError: no adapter {name} in {path}")
+            if wrong := self._wrong(path):
+                sys.exit(f"fake engine: ValueError: {name}: {wrong}")
 
     def cards(self, base: str) -> list[dict[str, Any]]:
         """For ``/v1/models``."""
@@ -50,12 +52,18 @@ class Adapters:
             exchange.send(200 if known is not None else 404, b"{}")
         elif name in self.loaded:
             exchange.send(400, b'{"error": {"message": "has already been loaded"}}')
-        elif not _is_one(path):
-            exchange.send(404, json.dumps({"error": {"message": f"No adapter found for {path}"}}).encode())
+        elif wrong := self._wrong(path):
+            exchange.send(500, json.dumps({"error": {"message": wrong}}).encode())
         else:
             self.loaded[name] = path
             exchange.send(200, b"Success")
 
-
-def _is_one(path: str) -> bool:
-    return (Path(path) / "adapter_config.json").is_file()
+    def _wrong(self, path: str) -> str:
+        folder = Path(path)
+        try:
+            rank = json.loads((folder / "adapter_config.json").read_text()).get("r", 8)
+        except (OSError, ValueError):
+            return f"No adapter found for {path}"
+        if not (folder / "adapter_model.safetensors").is_file():
+            return f"{folder} doesn't contain tensors"
+        return f"LoRA rank {rank} is greater than max_lora_rank {self._most}." if rank > self._most else ""
