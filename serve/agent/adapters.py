@@ -77,7 +77,7 @@ async def _loaded(probe: Probe) -> dict[str, str]:
 
 def _may_load_it_anew(status: int, answer: bytes) -> bool:
     """No such path; or a rank over the one that it was started with, which a start raises."""
-    return (status in (404, 405) and b'"error"' not in answer) or b"rank" in answer.lower()
+    return (status in (404, 405) and b'"error"' not in answer) or b"max_lora_rank" in answer
 
 
 def _words(path: str, status: int, answer: bytes) -> str:
