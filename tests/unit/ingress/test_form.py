@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from gateway_plugin.errors import InvalidRequest
 from serve.ingress.body import Ask, Turns, parse_ask
@@ -149,6 +151,32 @@ def test_no_body_and_no_header_break_it(body: bytes, content_type: str) -> None:
         return
     assert asked.body == body
     assert asked.model.encode() in body
+
+
+class Whole(Request):
+    """A request whose body is there."""
+
+    def __init__(self, body: bytes) -> None:
+        headers = [(b"content-type", FORM.encode())]
+        super().__init__({"type": "http", "method": "POST", "headers": headers})
+        self._body = body
+
+
+fields = st.sampled_from(
+    [MODEL, SPEECH, part("prompt", b"x"), part("a", b"", ""), b"Content-Type: text/plain\r\n" + MODEL]
+)
+
+
+@given(st.lists(fields | st.lists(pieces, max_size=8).map(b"".join), max_size=5).map(lambda parts: form(*parts)))
+def test_a_name_that_is_found_is_the_one_that_an_engine_reads(body: bytes) -> None:
+    """By Starlette's own reading of forms, which vLLM and its like use."""
+
+    async def read() -> object:
+        async with Whole(body).form() as found:
+            return found.get("model")
+
+    with contextlib.suppress(InvalidRequest):
+        assert parse_ask(body, None, FORM).model == asyncio.run(read())
 
 
 @given(st.binary(max_size=300))
