@@ -41,6 +41,8 @@ class ModelInfo:
     state: str
     """``cold``, ``loading``, ``ready``, ``stalled``, ``draining``, ``failed`` or ``queued``."""
     aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that its engines serve, under names of their own."""
     eta_s: float | None = None
     """Seconds until it is expected to be ready, where that can be said."""
     pinned: bool = False
@@ -88,8 +90,8 @@ class Status:
         return found if isinstance(found, Mapping) else {}
 
     def model(self, name: str) -> ModelInfo | None:
-        """The model with this name or alias."""
-        return next((model for model in self.models if name == model.name or name in model.aliases), None)
+        """The model with this name, alias or adapter."""
+        return next((one for one in self.models if name in (one.name, *one.aliases, *one.adapters)), None)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
         task=entry.get("task", "generate"),
         state=entry.get("state", READY),
         aliases=tuple(entry.get("aliases") or ()),
+        adapters=tuple(entry.get("adapters") or ()),
         eta_s=entry.get("eta_s"),
         pinned=bool(entry.get("pinned")),
         in_flight=int(entry.get("in_flight") or 0),

@@ -28,6 +28,7 @@ from gateway_plugin.readiness import wait_until_ready
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 _CONNECT_S = 10.0
+_APPLY_S = 180.0
 
 
 class Calls:
@@ -135,9 +136,10 @@ class Calls:
     def apply(self, catalog: dict[str, Any]) -> None:
         """Put another catalog in force, in the form of ``models.yaml``: ``{"models": {NAME: {...}}}``.
 
-        Raises ``ConfigError``.
+        Returns once engines that serve have loaded adapters that are new in it, at most ``_APPLY_S``. Raises
+        ``ConfigError``.
         """
-        self._verb("models/apply", catalog)
+        self._call("POST", "/gateway/v1/models/apply", catalog, timeout_s=_APPLY_S)
 
     def blocks(self, *, ended: bool = False) -> list[dict[str, Any]]:
         """Every block that holds a place, those in the queue too; with ``ended`` those that ended recently as well.

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gateway_plugin.adapters import adapters_of, adapters_refusal
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
 from gateway_plugin.catalog_yaml import read_yaml
 from gateway_plugin.engine_kinds import KINDS, Engine, EngineKind, Task
@@ -88,6 +89,8 @@ class Model(_Frozen):
     ``org/name@REVISION`` (a commit's hash, a tag or a branch)."""
     task: Task = "generate"
     aliases: Annotated[tuple[str, ...], BeforeValidator(names_of)] = ()
+    adapters: Annotated[dict[str, str] | None, BeforeValidator(adapters_of)] = None
+    """LoRA adapters of this base, name -> folder: names that its engines answer to as well. Empty: none yet."""
     engine: Engine = "vllm"
     runtime: Runtime | None = None
     """What its engines run in: by its name in the file, one of ``runtimes``. ``None``: the gateway's environment."""
@@ -120,10 +123,10 @@ class Model(_Frozen):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    @field_validator("name", "aliases")
+    @field_validator("name", "aliases", "adapters")
     @classmethod
-    def _safe_name(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for name in (value,) if isinstance(value, str) else value:
+    def _safe_name(cls, value: Any) -> Any:
+        for name in (value,) if isinstance(value, str) else value or ():
             if not MODEL_NAME.fullmatch(name):
                 raise ValueError(f"a model name matches {MODEL_NAME.pattern}, got {name!r}")
         return value
@@ -192,8 +195,8 @@ class Model(_Frozen):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name and every alias."""
-        return (self.name, *self.aliases)
+        """The name, every alias and every adapter."""
+        return (self.name, *self.aliases, *(self.adapters or ()))
 
 
 class Catalog(_Frozen):
@@ -246,7 +249,7 @@ def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> C
         entry["runtime"] = by_name[name]
     catalog = _catalog("models", entries, origin).model_copy(update={"runtimes": runtimes})
     for model in () if in_force else catalog.models:
-        wrong = refusal(model)
+        wrong = refusal(model) or adapters_refusal(model)
         if wrong is not None:
             raise ConfigError(f"{origin}: models.{model.name}.{wrong[0]}: {wrong[1]}")
     return catalog

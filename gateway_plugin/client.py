@@ -27,6 +27,7 @@ from gateway_plugin.calls import CHAT, EMBEDDINGS, Calls
 from gateway_plugin.channel import WAIT_HEADER, Channel, File, Item, Map, gathered, result_of
 from gateway_plugin.errors import ConfigError, GatewayError, InvalidRequest
 from gateway_plugin.http_channel import HttpChannel, gateway_error, unreachable
+from gateway_plugin.model_header import naming_async_client, naming_client
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI, OpenAIError
@@ -114,19 +115,17 @@ class Client(Calls):
 
     @cached_property
     def openai(self) -> OpenAI:
-        """The real one. Its errors are ``openai``'s own; ``error_of`` translates them."""
-        from openai import OpenAI
-
+        """The real one; its requests name their model in the header ``x-gateway-model``, too. Its errors are
+        ``openai``'s own; ``error_of`` translates them.
+        """
         client = httpx.Client(timeout=self.timeout_s, **self._channel.options(asynchronous=False))
-        return OpenAI(**self._openai_options(client))
+        return naming_client(**self._openai_options(client))
 
     @cached_property
     def async_openai(self) -> AsyncOpenAI:
         """The same for ``asyncio``; close it yourself (``await client.async_openai.close()``)."""
-        from openai import AsyncOpenAI
-
         client = httpx.AsyncClient(timeout=self.timeout_s, **self._channel.options(asynchronous=True))
-        return AsyncOpenAI(**self._openai_options(client))
+        return naming_async_client(**self._openai_options(client))
 
     def _openai_options(self, client: httpx.Client | httpx.AsyncClient) -> dict[str, Any]:
         # openai's 2 is made of httpx and its 3 of httpx2, of which it takes either client.

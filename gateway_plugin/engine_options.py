@@ -62,6 +62,7 @@ _POOLS = re.compile(r"--(?:runner[= ]pooling|convert[= ]embed|task[= ]embed(?:di
 """Options of an engine that makes vectors; ``--task`` is an earlier vLLM's."""
 _PLACEHOLDERS = frozenset(
     {"host", "port", "name", "model", "names", "source", "revision", "keyfile", "certfile", "cafile", "python"}
+    | {"adapters"}
 )
 """Placeholders of ``command``; see ``serve.agent.argv``."""
 _BRACED = re.compile(r"(?<![{$])\{([A-Za-z_]+)\}(?!\})")

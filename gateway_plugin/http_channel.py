@@ -22,6 +22,7 @@ from gateway_plugin.api_types import parse_error, understood
 from gateway_plugin.channel import WAIT_HEADER, File, Item, Map
 from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import GatewayError, GatewayUnreachable, InvalidRequest, WaitDeadline
+from gateway_plugin.model_header import naming_async_client
 from gateway_plugin.retrying import pause_s
 
 if TYPE_CHECKING:
@@ -139,11 +140,9 @@ class HttpChannel:
             if self._closed:
                 raise self.closed()
             if self._sending is None:
-                from openai import AsyncOpenAI
-
                 # openai's 2 is made of httpx and its 3 of httpx2, of which it takes either client.
                 http: Any = httpx.AsyncClient(**self.options(asynchronous=True))
-                openai = AsyncOpenAI(base_url=self.base_url, api_key=self.key, http_client=http, max_retries=0)
+                openai = naming_async_client(base_url=self.base_url, api_key=self.key, http_client=http, max_retries=0)
                 self._sending = asyncio.new_event_loop(), openai
                 threading.Thread(target=_run, args=self._sending[:1], name="gateway-client", daemon=True).start()
                 # for a client that is not closed, too: when it is collected, or the program ends

@@ -35,7 +35,10 @@ _CHUNK_BYTES = 240
 """Of a stream, the event for one token."""
 _STREAM_MS = 100
 """An answer whose bytes come over more than this time, and a tenth of all, is a stream."""
-_WITHOUT_OUTPUT = ("/embeddings", "/rerank", "/score", "/pooling", "tokenize")
+_WITHOUT_PROMPT = ("/audio/transcriptions", "/audio/translations", "/images/edits")
+"""What they are sent is a file, hardly any text."""
+_NO_TEXT = "/embeddings /rerank /score /pooling tokenize /audio/speech /images/generations /images/edits"
+_WITHOUT_OUTPUT = tuple(_NO_TEXT.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def _parse(line: str) -> Used | None:
     refused = 400 <= status < 500 and status != 499
     if model == "-" or row.get("method") != "POST" or refused:
         return Used(time, "", 0, 0, user)
-    prompt = max(1, (asked - _ASKED_BYTES) // _BYTES_PER_TOKEN)
+    prompt = 1 if path.endswith(_WITHOUT_PROMPT) else max(1, (asked - _ASKED_BYTES) // _BYTES_PER_TOKEN)
     model, user = sys.intern(model), sys.intern(user)  # one text each for a log of millions of lines
     return Used(time, model, prompt, 0 if path.endswith(_WITHOUT_OUTPUT) else _output(answered, ms, first_ms), user)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ray
 
 from serve.agent.actor import NodeAgent
+from serve.agent.adapters import adapt
 
 
 class RayNodeAgent(NodeAgent):
@@ -14,3 +17,7 @@ class RayNodeAgent(NodeAgent):
         """Ray's id of the node."""
         found: str = ray.get_runtime_context().get_node_id()
         return found
+
+    async def adapt(self, engine: str, adapters: Mapping[str, str]) -> tuple[str, str]:
+        """Have an engine serve these LoRA adapters and no others, without a reload (``serve.agent.adapters``)."""
+        return await adapt(self._layout, engine, adapters)

@@ -55,7 +55,7 @@ def list_models() -> None:
         found = client.models()
     rows = [
         (m.name, m.task, m.state, "yes" if m.pinned else "", m.in_flight, m.waiting, duration(m.eta_s),
-         " ".join(m.nodes), " ".join(m.aliases), m.reason)
+         " ".join(m.nodes), " ".join((*m.aliases, *m.adapters)), m.reason)
         for m in found
     ]  # fmt: skip
     show([asdict(model) for model in found], lambda: table(_COLUMNS, rows))

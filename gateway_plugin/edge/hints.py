@@ -11,7 +11,7 @@ _NO_BATCHES = NotFound(
     "There is no batch API. Send the requests one by one, many at a time: 'map_chat' of gateway_plugin.apps and of "
     "gateway_plugin.globus.GlobusClient does so, and its 'map_file' takes a file of requests at the site."
 )
-_WITHOUT_V1 = ("chat/completions", "completions", "embeddings", "models", "responses", "messages")
+_WITHOUT_V1 = ("chat/completions", "completions", "embeddings", "models", "responses", "messages", "audio/", "images/")
 
 
 def _hint(message: str) -> NotFound:
@@ -52,7 +52,8 @@ NO_PATH = Refusal(
         (
             "^/v1/",
             _hint(
-                "this is not served. Served are chat/completions, completions, embeddings, responses, messages, models."
+                "this is not served. Served are chat/completions, completions, embeddings, responses, messages, "
+                "models, audio/transcriptions, audio/translations, audio/speech, images/generations, images/edits."
             ),
         ),
     ),
@@ -86,7 +87,9 @@ def plainer_words() -> str:
         "The model's engine does not serve this path: an embedding model has no chat, for example. See the model's "
         "'task' in GET /v1/models."
     )
-    no_text = InvalidRequest("The request body is not valid JSON in UTF-8.")
+    no_text = InvalidRequest(
+        "The request body is not valid JSON in UTF-8; or, on a path that takes files, no valid form."
+    )
     no_words = _instead(no_text, "-m sub 'error parsing the body'")
     return _instead(no_path, """-m beg '{"detail":"Not Found"'""") + no_words + _no_plain_text()
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from gateway_plugin.catalog import MODEL_NAME
 
+FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits")
+"""They take a form (``multipart/form-data``). The edge does not parse one: without the header ``x-gateway-model`` the
+ingress finds the model."""
+
 INFERENCE = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -19,6 +23,9 @@ INFERENCE = (
     "/pooling",
     "/tokenize",
     "/detokenize",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    *FORMS,
 )
 """Paths that are passed to an engine, with POST; no others."""
 

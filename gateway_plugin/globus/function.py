@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-FUNCTION_VERSION = "1.1.1"
+FUNCTION_VERSION = "1.2.0"
 PROTOCOL = 1
 
 SITE_VARIABLE = "GATEWAY_ENDPOINT_SITE"
@@ -35,8 +35,10 @@ CALLER_VARIABLE = "GATEWAY_ENDPOINT_CALLER"
 POST_PATHS = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
     "/v1/messages/count_tokens", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score", "/pooling",
-    "/tokenize", "/detokenize",
+    "/tokenize", "/detokenize", "/v1/images/generations",
 )  # fmt: skip
+FILE_PATHS = ("/v1/audio/speech", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits")
+"""What the gateway serves and a task cannot carry."""
 GET_PATHS = ("/v1/models",)
 
 ITEMS_MAX = 10_000
@@ -154,6 +156,11 @@ def check_item(item: Any, where: str) -> None:
     path = item.get("path")
     if path in GET_PATHS and "body" not in item:
         return
+    if path in FILE_PATHS:
+        words = (
+            f"{where}: {path} takes or answers with a file, and a task is JSON: send it over HTTP, through a tunnel."
+        )
+        raise Refusal("path_not_allowed", words)
     if path not in POST_PATHS:
         raise Refusal("path_not_allowed", f"{where}: {str(path)[:100]!r} is not a path that this endpoint serves.")
     if not isinstance(item.get("body"), dict):

@@ -23,7 +23,7 @@ _WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin"
 
 
 def kind(model: Model, found: str) -> Check | None:
-    """A failed check for a model that no route of the gateway can use; ``None`` if there is no objection.
+    """A failed check for a model that its entry's engine or task does not fit; ``None`` if there is no objection.
 
     ``found``: its folder, or its hub name, which is then the only evidence.
     """
@@ -32,16 +32,21 @@ def kind(model: Model, found: str) -> Check | None:
         repository, _ = split_revision(found)
         said = "by its name a Whisper" if _WHISPER.search(repository) else ""
     else:
-        said = _never_served(Path(found))
-    if not said:
-        return None
-    words = f"{found} is {said}: the gateway serves text and vectors, and has no path for sound or pictures"
-    return Check(name, Verdict.FAIL, words, "take it out of the catalog", configuration=True)
+        said = _transcribes_only(Path(found))
+    if said and model.task != "transcribe":
+        words = f"{found} is {said}, and the task '{model.task}' is none for it"
+        return Check(name, Verdict.FAIL, words, "say task: transcribe in the catalog", configuration=True)
+    if is_local(model.source) and model.engine == "vllm" and _is_pipeline(Path(found)):
+        words = f"{found} is a pipeline of diffusers, which vLLM does not serve"
+        return Check(name, Verdict.FAIL, words, "say engine: command, with a program that does", configuration=True)
+    return None
 
 
-def _never_served(folder: Path) -> str:
-    if not (folder / "config.json").exists() and (folder / "model_index.json").is_file():
-        return "a pipeline of diffusers"
+def _is_pipeline(folder: Path) -> bool:
+    return not (folder / "config.json").exists() and (folder / "model_index.json").is_file()
+
+
+def _transcribes_only(folder: Path) -> str:
     try:
         said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     except (OSError, ValueError, AttributeError):

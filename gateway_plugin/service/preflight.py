@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from gateway_plugin.adapter_folders import on_disk
 from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge import program
 from gateway_plugin.edge.places import places
@@ -242,9 +243,14 @@ def few_files(limits: Limits, hard: int | None = None) -> str:
 
 
 def weights(catalog: Catalog) -> tuple[Check, ...]:
-    """Weights with a path on this machine's disk exist; those of a hub are of one revision."""
+    """Weights and adapters with a path on this machine's disk exist; those of a hub are of one revision."""
     checks: list[Check] = []
     for model in catalog.models:
+        try:
+            on_disk(model)
+        except GatewayError as error:
+            what, _, advice = error.message.partition("; ")
+            checks.append(Check(f"adapters of {model.name}", Verdict.FAIL, what, f"{advice} in the catalog"))
         if model.engine == "command":
             continue
         try:

@@ -5,6 +5,7 @@ A catalog entry with ``engine: command`` gives an argv template. In each of its 
     {host} {port}                      where to listen
     {name}, {model}                    the model's name in the catalog
     {names}                            name and aliases (without adapters): the argument is repeated, once for each
+    {adapters}                         NAME=PATH of each adapter, repeated like that
     {source} {revision}                where the weights are: a folder, or a hub name and its revision (may be empty)
     {keyfile} {certfile} {cafile}      TLS: private key, certificate, and the authority of the clients it accepts
     {python}                           the Python interpreter of its runtime, else the gateway's
@@ -21,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_plugin.adapters import PLACEHOLDER as ADAPTERS
+from gateway_plugin.adapters import adapter_words
 from gateway_plugin.catalog import Model
 from gateway_plugin.engine_options import adapters
 from gateway_plugin.masking import speaks_of_a_secret
@@ -119,6 +122,7 @@ def engine_argv(
         "--disable-uvicorn-access-log",
         *("--allowed-media-domains", _NO_DOMAIN),  # a caller's image_url must not reach hosts in the cluster
         *_devices(model, gpu_total_mib),
+        *_lora(model),
         # vLLM on CPU refuses it. With its development endpoints on, it logs a traceback with each refused request.
         *(("--enable-sleep-mode", "--no-log-error-stack") if sleeps and model.gpus else ()),
         *model.args,  # last: of two, vLLM takes the later
@@ -127,8 +131,14 @@ def engine_argv(
 
 def _served(model: Model) -> tuple[str, ...]:
     """The base model's names. vLLM does not start if an adapter has one of these; it serves adapters' names anyway."""
-    own = adapters((*model.command, *model.args))
+    own = {*adapters((*model.command, *model.args)), *(model.adapters or ())}
     return tuple(name for name in model.names if name not in own)
+
+
+def _lora(model: Model) -> tuple[str, ...]:
+    if model.adapters is None:
+        return ()
+    return ("--enable-lora", *(("--lora-modules", *adapter_words(model.adapters)) if model.adapters else ()))
 
 
 def _devices(model: Model, gpu_total_mib: int) -> tuple[str, ...]:
@@ -160,6 +170,9 @@ def _from_template(model: Model, source: str, bind: Bind, tls: TlsFiles) -> tupl
     words: list[str] = []
     for template in model.command:
         word = _PLACEHOLDER.sub(lambda found: values[found[1]], template)
+        if ADAPTERS in template:
+            words += [word.replace(ADAPTERS, adapter) for adapter in adapter_words(model.adapters)]
+            continue
         words += [word.replace("{names}", name) for name in _served(model)] if "{names}" in template else [word]
     return (*words, *model.args)
 
@@ -198,6 +211,8 @@ def engine_env(
     if model.engine == "vllm" and not model.gpus:
         # The worker runs inside the engine core: one import of torch and 500 MB less, 23 s instead of 50 to start.
         env.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if model.adapters is not None:
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # its paths take the key, and the edge does not pass them on
     env.update(model.env)
     if sleeps and model.gpus:
         env["VLLM_SERVER_DEV_MODE"] = "1"

@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from gateway_plugin.adapter_folders import on_disk
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.isolation import Isolation, isolated
 from gateway_plugin.masking import secrets_of
@@ -54,7 +55,7 @@ def launch(
     isolate: Literal["auto", "required", "off"],
 ) -> Launched:
     """Start the engine. Raises ``GatewayError`` or ``OSError``: nothing runs then."""
-    model = command.model
+    model = on_disk(command.model)
     source = resolve(model) if needs_source(model) else model.source
     bind = Bind(place.host, free_port(place.host))
     tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)

@@ -19,6 +19,7 @@ from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound, Service
 from gateway_plugin.files import Copies, why_unwritten, write_private
 from gateway_plugin.logs import log_events
 from gateway_plugin.paths import Layout
+from serve.controller.adapters import adapt_engines
 from serve.controller.agents import Agents, MakeAgent, agents_alive
 from serve.controller.blocks import LedgerWatch
 from serve.controller.calls import Calls
@@ -96,6 +97,7 @@ class Controller:
         self._catalog_pins: frozenset[str] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
         self._begun = asyncio.Event()
+        self._applying = asyncio.Lock()
         self._spawn(self._begin(), "begin")
 
     # --- the loop -------------------------------------------------------------------------------------------------
@@ -305,14 +307,15 @@ class Controller:
         """Apply another catalog. Returns the reason of a refusal, or ``None``; it is kept for the next controller."""
         try:
             catalog = parse_catalog(document, "catalog")
+            async with self._applying:
+                adapted = await adapt_engines(self.fleet, catalog.models, self._agents.call)
+                await asyncio.to_thread(write_private, self._layout.catalog_json, json.dumps(document))
+                self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
+                self.post(CatalogChanged(catalog.models, adapted))
         except GatewayError as error:
             return error
-        try:
-            await asyncio.to_thread(write_private, self._layout.catalog_json, json.dumps(document))
         except OSError as error:  # refused: the next controller would silently lose it
             return ServiceError(f"The catalog was not changed: {why_unwritten(error)}.")
-        self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
-        self.post(CatalogChanged(catalog.models))
         return None
 
     async def drain_block(self, block: str) -> GatewayError | None:

@@ -146,7 +146,7 @@ class Journal:
     def _without_secrets(self, event: Event) -> Event:
         if not isinstance(event, CatalogChanged):
             return event
-        return CatalogChanged(tuple(self._shown(model) for model in event.models))
+        return CatalogChanged(tuple(self._shown(model) for model in event.models), event.adapted)
 
     def _read(self, path: Path, read: Callable[[], Read], default: Read) -> Read:
         """The result of ``read`` for ``path``; ``default`` for a malformed file, which is set aside."""

@@ -76,6 +76,8 @@ class CatalogChanged:
     """The present catalog, whole."""
 
     models: tuple[Model, ...]
+    adapted: frozenset[str] = frozenset()
+    """Engines that serve their entry's adapters in it already, without having been loaded again."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reads a request's body, bounded, and the few keys of it that the ingress needs."""
+"""Reads a request's body, bounded, and the few keys or fields of it that the ingress needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from starlette.requests import Request
 from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.errors import BodyTooLarge, InvalidRequest, RequestTimeout
 from serve.ingress.budget import Hold
+from serve.ingress.form import NoForm, find_fields
 from serve.ingress.scan import Malformed, scan
+
+FORM_PATHS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits")
+"""They take a form, because they take files; all others take JSON."""
+_YES = frozenset({b"true", b"1", b"on", b"yes", b"t", b"y"})
+"""Values of a form's flag, in lower case, that are true to engines (pydantic)."""
 
 DOCUMENT_BYTES = 1 << 20
 """For administrators' requests: a catalog of some thousand models."""
@@ -83,14 +89,18 @@ async def read_bounded(request: Request, limit_bytes: int, pace: Pace = PACE, he
     return b"".join(chunks)
 
 
-def parse_ask(body: bytes, named: str | None) -> Ask:
-    """The request in ``body``, parsed in one go. ``named``: the edge's model, or the caller's ``x-gateway-model``.
+def parse_ask(body: bytes, named: str | None, form: str | None = None) -> Ask:
+    """The request in ``body``, parsed in one go.
+
+    Args:
+        named: the edge's model, or the caller's ``x-gateway-model``.
+        form: the header ``Content-Type`` of a request on one of ``FORM_PATHS``; ``None``: the path takes JSON.
 
     Raises:
-        InvalidRequest: (1) no JSON object, (2) no model in it and none named, (3) not a valid model name,
+        InvalidRequest: (1) no JSON object, or no form, (2) no model in it and none named, (3) not a valid model name,
         (4) the model's name cannot be found in reasonable time, (5) not UTF-8.
     """
-    reading = ask_in_slices(body, named)
+    reading = ask_in_slices(body, named, form)
     while True:
         try:
             next(reading)
@@ -98,8 +108,31 @@ def parse_ask(body: bytes, named: str | None) -> Ask:
             return cast(Ask, done.value)
 
 
-def ask_in_slices(body: bytes, named: str | None) -> Generator[None, None, Ask]:
+def ask_in_slices(body: bytes, named: str | None, form: str | None = None) -> Generator[None, None, Ask]:
     """``parse_ask`` that yields every few milliseconds."""
+    reading = _of_json(body, named) if form is None else _of_form(body, named, form)
+    return (yield from reading)
+
+
+def _of_form(body: bytes, named: str | None, content_type: str) -> Generator[None, None, Ask]:
+    try:
+        fields = yield from find_fields(body, content_type, ("model", "stream"))
+    except NoForm as error:
+        raise InvalidRequest(
+            f"The request body is no valid form: {error}. Such as: curl -F model=NAME -F file=@FILE"
+        ) from None  # (1)
+    stream = fields.get("stream", b"").lower() in _YES
+    if named:
+        return Ask(body, _model(named), stream)
+    if "model" not in fields:
+        raise InvalidRequest(
+            "The form has no field 'model', nor the request a header x-gateway-model; 'gateway models list' shows what "
+            "there is."
+        )  # (2)
+    return Ask(body, _model(fields["model"].decode("latin-1")), stream)
+
+
+def _of_json(body: bytes, named: str | None) -> Generator[None, None, Ask]:
     for beginning, what in _BEGINNINGS:
         if body.startswith(beginning):
             raise InvalidRequest(f"The request body is not valid JSON in UTF-8: it is {what}.")  # (1)
@@ -151,9 +184,9 @@ class Turns:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
 
-    async def read_ask(self, body: bytes, named: str | None) -> Ask:
+    async def read_ask(self, body: bytes, named: str | None, form: str | None = None) -> Ask:
         """``parse_ask``, interleaved with others."""
-        reading = ask_in_slices(body, named)
+        reading = ask_in_slices(body, named, form)
         while True:
             async with self._turn:  # admitted in the order of arrival
                 try:

@@ -31,6 +31,8 @@ from serve.ingress.waiting import LOST
 log = logging.getLogger("gateway.desk")
 
 _CONTROLLER_S = 10.0
+_APPLY_S = 150.0
+"""For a new catalog: engines that serve may first load adapters (``serve.controller.adapters``)."""
 
 
 class Desk:
@@ -145,7 +147,7 @@ class Desk:
         """One call to the controller. Raises ``GatewayError`` (503) while it is away."""
         response = getattr(self._controller, verb).remote(*arguments)
         try:
-            return await asyncio.wait_for(response, _CONTROLLER_S)
+            return await asyncio.wait_for(response, _APPLY_S if verb == "apply" else _CONTROLLER_S)
         except (TimeoutError, *LOST) as error:
             log.warning("controller-away", extra={"verb": verb, "error": type(error).__name__})
             raise _ControllerAway(

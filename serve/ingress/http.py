@@ -23,6 +23,7 @@ from gateway_plugin.errors import Forbidden, GatewayError, NotFound, NotRouted, 
 from gateway_plugin.logs import log_events
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
+from serve.ingress.body import FORM_PATHS
 from serve.ingress.budget import Budget
 from serve.ingress.inference import Inference, is_admin
 from serve.ingress.listener import Listener, requests_max
@@ -36,9 +37,9 @@ _CHECK_S = 3.0
 INFERENCE_PATHS = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
     "/v1/messages/count_tokens", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score", "/pooling",
-    "/tokenize", "/detokenize",
+    "/tokenize", "/detokenize", "/v1/audio/speech", "/v1/images/generations", *FORM_PATHS,
 )  # fmt: skip
-"""The edge has the same list (``gateway_plugin.edge.frontends``); a test holds them equal."""
+"""The edge has the same list (``gateway_plugin.edge.served``); a test holds them equal."""
 
 
 class EdgeOnly:

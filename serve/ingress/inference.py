@@ -24,9 +24,9 @@ from starlette.types import Receive, Scope, Send
 from gateway_plugin.errors import DeadlineTooEarly, GatewayError, InvalidRequest, NotRouted
 from serve.core.events import Priority, Requester
 from serve.ingress.boarding import Boarding, Seat
-from serve.ingress.body import Ask, Turns, read_bounded
+from serve.ingress.body import FORM_PATHS, Ask, Turns, read_bounded
 from serve.ingress.budget import TAG, Budget
-from serve.ingress.relay import AROUND, CALLER, PRIORITY, Relay, is_not_routed, response_headers
+from serve.ingress.relay import AROUND, CALLER, FOUND_MODEL, PRIORITY, Relay, is_not_routed, response_headers
 from serve.ingress.waiting import DEATH_NEWS_S, Ticket, Waiting
 
 log = logging.getLogger("gateway.ingress")
@@ -91,7 +91,8 @@ class Inference:
         hold = self._budget.hold(requester.key)
         try:
             body = await read_bounded(request, self._body_bytes_max, held=hold)
-            ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"))
+            form = request.headers.get("content-type", "") if request.url.path in FORM_PATHS else None
+            ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"), form)
         except BaseException:
             hold.end()
             raise
@@ -117,7 +118,10 @@ class Inference:
                 done, _ = await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
                 if not done:
                     return ClosedAfter(
-                        self._slow_stream(errand, work), lambda: self._end(errand, work), media_type="text/event-stream"
+                        self._slow_stream(errand, work),
+                        lambda: self._end(errand, work),
+                        media_type="text/event-stream",
+                        headers={FOUND_MODEL: ask.model},
                     )
             upstream = await work
         except DeadlineTooEarly:
@@ -131,7 +135,7 @@ class Inference:
             relayed(errand, upstream),
             lambda: self._end(errand, work),
             status_code=upstream.status_code,
-            headers=response_headers(upstream),
+            headers={**response_headers(upstream), FOUND_MODEL: ask.model},
         )
 
     async def _end(self, errand: Errand, work: asyncio.Task[httpx.Response]) -> None:

@@ -1,6 +1,7 @@
 """The list of models in OpenAI's form: one card for each name. Pure.
 
-vLLM lists its own names so, and clients let users choose from the ids. ``root`` is the entry's own name.
+vLLM lists its own names so, and clients let users choose from the ids. ``root`` is the entry's own name, and so is the
+``parent`` of an adapter.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from gateway_plugin.errors import ModelNotFound
 
 
 def cards(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each entry under its ``id`` and each of its ``aliases``."""
+    """Each entry under its ``id``, each of its ``aliases`` and each of its ``adapters``."""
     return [
-        {**entry, "id": name, "root": entry["id"]} for entry in entries for name in (entry["id"], *entry["aliases"])
+        {**entry, "id": name, "root": entry["id"], "parent": parent}
+        for entry in entries
+        for name, parent in (
+            *((name, None) for name in (entry["id"], *entry["aliases"])),
+            *((name, entry["id"]) for name in entry.get("adapters", ())),
+        )
     ]
 
 

@@ -23,6 +23,9 @@ NOT_ROUTED = "x-gateway-not-routed"
 """On an ingress's answer to a request that came in through the inner door and found no engine, and on the edge's own
 where an engine broke off before its answer (``gateway_plugin.edge.error_pages``)."""
 
+FOUND_MODEL = "x-gateway-found-model"
+"""On an answer: the request's model, for the edge's usage log (``gateway_plugin.edge.haproxy_config``)."""
+
 STAMP = "x-gateway-stamp"
 """Put on by the inner door."""
 

@@ -101,7 +101,7 @@ async def test_head_is_get_without_a_body(edge: Edge, engine: FakeEngine) -> Non
         ("/v1/engines/m/completions", "'/v1/completions'"),
         ("/api/chat", "Ollama's API"),
         ("/v1beta/models/m:generateContent", "Google's API"),
-        ("/v1/audio/transcriptions", "Served are chat/completions"),
+        ("/v1/audio/voices", "Served are chat/completions"),
         ("/v1/nothing", "Served are chat/completions"),
         ("/nothing", "'/v1' at its end"),
     ],

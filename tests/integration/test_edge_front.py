@@ -89,7 +89,8 @@ async def test_paths_that_are_nobodys_business(edge: Edge, engine: FakeEngine) -
     for path in (
         "/sleep", "/wake_up", "/collective_rpc", "/invocations", "/v1/load_lora_adapter", "/inference/v1/generate",
         "/is_sleeping", "/sleep?level=2", "/reset_prefix_cache", "/pause", "/resume", "/start_profile", "/slowdown",
-        "/v1/audio/transcriptions", "/v1/responses/resp_1", "/v1/chat/completions/batch", "/server_info", "/",
+        "/v1/audio/voices", "/v1/unload_lora_adapter", "/adapters",
+        "/v1/responses/resp_1", "/v1/chat/completions/batch", "/server_info", "/",
         "//v1/chat/completions", "/v1//chat/completions", "/v1/chat/completions/", "/v1/chat/completions;a=b",
         "/v1/../sleep", "/v1/chat/completions/../../sleep", "/./v1/chat/completions", "/v1/chat/completion%73",
         "/%76%31/chat/completions", "/v1%2fchat/completions", "/V1/CHAT/COMPLETIONS", "/v1/chat/completions%00",

@@ -28,7 +28,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.support import fake_sleep
+from tests.support import fake_adapters, fake_media, fake_sleep
 from tests.support.fake_memory import claim
 from tests.support.fake_vector import vector
 from tests.support.raw_http import Exchange, listen, run, tls_context
@@ -70,6 +70,8 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ssl-certfile")
     parser.add_argument("--ssl-ca-certs")
     parser.add_argument("--ssl-cert-reqs", type=int, default=0)
+    parser.add_argument("--media", action="store_true", help="audio and images, whatever its task (fake_media)")
+    fake_adapters.add_options(parser)
     fake_sleep.add_options(parser)
     return parser.parse_args(argv)
 
@@ -83,6 +85,7 @@ class Engine:
         self.key = os.environ.get("VLLM_API_KEY", "")
         self.loaded_at = loaded_at
         self.sleep = fake_sleep.Sleep(given)
+        self.adapters = fake_adapters.Adapters(given)
         self.requests = 0
         self.running = 0
         self.places = asyncio.Semaphore(given.at_a_time or 1_000_000)
@@ -108,7 +111,11 @@ class Engine:
             return None
         if request.path == "/v1/models":
             cards = [{"id": name, "object": "model", "max_model_len": 4096} for name in self.names]
+            cards += self.adapters.cards(self.names[0])
             exchange.send(200, json.dumps({"object": "list", "data": cards}).encode())
+            return None
+        if self.adapters.takes(exchange):
+            self.adapters(exchange)
             return None
         if request.path == "/metrics" and self.given.metrics:
             if self.wedged and self.given.wedge_metrics:
@@ -118,6 +125,8 @@ class Engine:
         if request.method != "POST":
             _fail(exchange, 405, "method not allowed")
             return None
+        if self.given.media and request.path in fake_media.FORMS:
+            return self._form(exchange)
         try:
             body = json.loads(request.body)
         except ValueError:
@@ -127,6 +136,18 @@ class Engine:
             return None
         work = self._infer(exchange, request.path, body)
         return None if work is None else self._counted(work)
+
+    def _form(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
+        form = fake_media.read_form(exchange)
+        if form is None:
+            _fail(exchange, 400, "There was an error parsing the body")
+            return None
+        model = form.fields.get("model") or self.names[0]
+        if model not in self.names:
+            _fail(exchange, 404, f"the model {model!r} does not exist")
+            return None
+        self.requests += 1
+        return fake_media.told(exchange, model, form)
 
     async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
         self.running += 1
@@ -171,7 +192,7 @@ class Engine:
 
     def _infer(self, exchange: Exchange, path: str, body: dict[str, Any]) -> Coroutine[Any, Any, None] | None:
         model = body.get("model", self.names[0])
-        if model not in self.names:
+        if model not in self.names and model not in self.adapters.loaded:
             _fail(exchange, 404, f"the model {model!r} does not exist")
             return None
         self.requests += 1
@@ -192,6 +213,8 @@ class Engine:
         if path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens"):
             answer = {"count": len(text.split()), "tokens": [len(word) for word in text.split()], "model": model}
             return self._later(exchange, answer, delay)
+        if path in fake_media.JSON and self.given.media:
+            return fake_media.made(exchange, path, body)
         if path in _EMBED and self.given.task == "embed":
             return self._later(exchange, _embeddings(body, model, number), delay)
         if path in _GENERATE and self.given.task == "generate":

@@ -39,7 +39,7 @@ def test_an_entry_with_defaults() -> None:
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ({"sauce": "x"}, "models.yaml: models.m.sauce: unknown key; expected one of aliases, args"),
+        ({"sauce": "x"}, "models.yaml: models.m.sauce: unknown key; expected one of adapters, aliases, args"),
         ({"hang_after": -1}, "models.m.hang_after: expected 1 s to 24 h, or 0 for 'never ended', got -1"),
         ({"hang_after": "25h"}, "models.m.hang_after: expected 1 s to 24 h"),
         ({"hang_after": 0.5}, "models.m.hang_after: expected 1 s to 24 h"),

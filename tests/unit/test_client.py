@@ -26,6 +26,7 @@ import pytest
 
 from gateway_plugin.api_types import parse_error, parse_status
 from gateway_plugin.asyncio_client import AsyncClient
+from gateway_plugin.catalog import MODEL_NAME
 from gateway_plugin.client import Client, gateway_error, unreachable
 from gateway_plugin.connection import find_gateway, on_loopback
 from gateway_plugin.errors import (
@@ -42,6 +43,7 @@ from gateway_plugin.errors import (
     WaitDeadline,
 )
 from gateway_plugin.http_channel import HttpChannel
+from gateway_plugin.model_header import NAME, model_header
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout
 from gateway_plugin.tls import make_authority
@@ -692,3 +694,37 @@ async def test_asyncio_s_client_has_the_plain_attributes_of_the_other() -> None:
     async with AsyncClient(URL, "secret", transport=httpx.MockTransport(lambda _: httpx.Response(200))) as both:
         assert (both.url, both.at_hand, both.streams) == (URL, False, True)
         assert both.timeout_s == both.sync.timeout_s
+
+
+@pytest.mark.parametrize(
+    ("body", "header"),
+    [
+        ({"model": "org/m:1"}, {"x-gateway-model": "org/m:1"}),
+        ({"model": "a;b"}, {}),
+        ({"model": "a\n"}, {}),
+        ({"model": 5}, {}),
+        ({}, {}),
+        (None, {}),
+        ([1], {}),
+    ],
+)
+def test_a_request_names_its_model_in_the_header(body: object, header: dict[str, str]) -> None:
+    assert model_header(body) == header
+    assert NAME == MODEL_NAME
+
+
+def test_every_request_of_openai_and_of_the_client_names_its_model_unless_its_caller_does() -> None:
+    named: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        named.append(request.headers.get("x-gateway-model"))
+        return httpx.Response(200, json={"text": "", "choices": [], "data": []})
+
+    with Client(URL, "k", transport=httpx.MockTransport(answer)) as client:
+        chats = client.openai.chat.completions
+        chats.create(model="m", messages=[])
+        client.openai.audio.transcriptions.create(model="whisper", file=("a.wav", b"RIFF"))
+        chats.create(model="m", messages=[], extra_headers={"X-Gateway-Model": "another"})
+        client.openai.with_options(max_retries=0).chat.completions.create(model="m", messages=[])
+        client.openai.models.list()
+    assert named == ["m", "whisper", "another", "m", None]

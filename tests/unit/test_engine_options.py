@@ -179,7 +179,7 @@ def test_an_engine_that_makes_vectors_has_that_task(args: tuple[str, ...]) -> No
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (("run", "--port", "{Port}"), "'{Port}' is not replaced; there are {cafile}, {certfile}, {host}"),
+        (("run", "--port", "{Port}"), "'{Port}' is not replaced; there are {adapters}, {cafile}, {certfile}, {host}"),
         (("run", "--key={api_key}", "{port}"), "'{api_key}' is not replaced"),
         (("run", "--port", "8000"), "no word has '{port}' in it"),
     ],

@@ -18,7 +18,7 @@ from gateway_plugin.globus import function_registry as registry
 from gateway_plugin.globus.client.batcher import Batcher
 from gateway_plugin.globus.client.batches import Batch, BatchKey, Call, Limits, Pace, size
 from gateway_plugin.globus.client.futures import close_at_exit
-from gateway_plugin.globus.client.httpx_transport import TaskTransport
+from gateway_plugin.globus.client.httpx_transport import TaskTransport, refuse_files
 from gateway_plugin.globus.client.protocol import GROUP_PROMPTS
 from gateway_plugin.globus.client.results import resumed
 from gateway_plugin.globus.client.sdk_transport import SdkTransport
@@ -264,7 +264,8 @@ def _group(given: str | None) -> str:
 
 
 def _content(item: Item) -> dict[str, Any]:
-    """``{"path", "body"?}``. Raises ``InvalidRequest`` for ``stream`` and headers."""
+    """``{"path", "body"?}``. Raises ``InvalidRequest`` for files, ``stream`` and headers."""
+    refuse_files(item.path)
     if item.headers:
         names = ", ".join(sorted(item.headers))
         raise InvalidRequest(

@@ -17,6 +17,7 @@ from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest, Model
 from gateway_plugin.globus.client.transport import Transport
 
 _MODEL = "/v1/models/"
+_FILES = ("/v1/audio/", "/v1/images/edits")
 
 
 class TaskTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -64,6 +65,7 @@ class TaskTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
             return known
         if path.startswith("/gateway/"):
             raise Forbidden(f"{path}: through Globus Compute there is inference; administer the gateway at its site.")
+        refuse_files(path)
         body = _body(request)
         seconds = request.extensions.get("timeout", {}).get("read")
         timeout_s = min(self._channel.longest_s if seconds is None else seconds, self._channel.longest_s)
@@ -71,6 +73,16 @@ class TaskTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         if body is None and path.startswith(_MODEL):
             path = _MODEL.rstrip("/")  # the site's function has the list alone
         return self._channel.submit(Item(path, body, whole, wait, timeout_s))
+
+
+def refuse_files(path: str) -> None:
+    """Raises ``InvalidRequest`` for a path that takes a file or answers with one."""
+    if path.startswith(_FILES):
+        raise InvalidRequest(
+            f"{path} takes or answers with a file, and requests and answers travel through Globus Compute as JSON. Use "
+            "the HTTP API through a tunnel: 'ssh -N -L 8180:127.0.0.1:8180 GATEWAY-HOST' to the gateway's own machine, "
+            "then gateway_plugin.Client('https://127.0.0.1:8180', KEY, ca=FILE).openai."
+        )
 
 
 def _body(request: httpx.Request) -> Mapping[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from gateway_plugin.catalog import Model
 from gateway_plugin.errors import GoingDown, ModelNotFound, Unloaded
 from gateway_plugin.phases import BlockPhase
 from serve.core.effects import KillAgent
@@ -25,7 +26,8 @@ from serve.core.transitions import answer_all, begin_stop, drain_node, lose
 
 
 def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
-    """(1) engines of models that are gone or changed are drained and stopped; (2) waiters of gone ones are
+    """(1) engines of models that are gone or changed are drained and stopped, those that serve changed adapters already
+    are not; (2) waiters of gone ones are
     refused; (3) their slots, failures and demand are dropped; (4) pins follow the catalog where it changed;
     (5) what is known of a model's load is kept, below its ``replicas_max``.
     """
@@ -36,10 +38,12 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     changed = {name for name, model in after.items() if name in before and model != before[name]}
     gone = set(before) - set(after)
     for name in sorted(gone | {n for n in changed if _other_engine(before[n], after[n])}):
+        same_weights = name not in gone and adapters_only(before[name], after[name])
         for engine in tx.engines_of(name):  # (1)
-            begin_stop(tx, engine, "catalog")
+            if not (same_weights and engine.id in event.adapted):
+                begin_stop(tx, engine, "catalog")
         tx.failures.drop(name)
-        for learned in (tx.load_s, tx.wake_s):
+        for learned in () if same_weights else (tx.load_s, tx.wake_s):
             learned.drop(name)
         tx.sleep_doubts.drop(name)
     for name in sorted(gone):
@@ -65,12 +69,25 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     tx.slots_changed = True
 
 
+_HOW_LONG = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s"}
+_HOW_LONG |= {"replicas_max", "target_in_flight"}
+"""Keys of an entry that its engines do not depend on."""
+
+
 def _other_engine(before: object, after: object) -> bool:
     """Whether an engine started for ``before`` does not fit the entry ``after``."""
-    how_long = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s"}
-    how_long |= {"replicas_max", "target_in_flight"}
-    old, new = dict(vars(before)), dict(vars(after))
-    return any(old[key] != new[key] for key in old.keys() - how_long)
+    return bool(_differences(before, after) - _HOW_LONG)
+
+
+def adapters_only(before: Model, after: Model) -> bool:
+    """Whether an engine started for ``before`` fits ``after`` once it serves that one's adapters: both take some."""
+    taken = before.adapters is not None and after.adapters is not None
+    return taken and _differences(before, after) - _HOW_LONG == {"adapters"}
+
+
+def _differences(before: object, after: object) -> set[str]:
+    old, new = vars(before), vars(after)
+    return {key for key in old if old[key] != new[key]}
 
 
 def load_asked(tx: Transaction, event: LoadAsked) -> None:

@@ -35,6 +35,7 @@ def model_view(
         "owned_by": "gateway",
         "task": model.task,
         "aliases": list(model.aliases),
+        "adapters": list(model.adapters or ()),
         "state": state,
         "eta_s": forecast.eta_s(name),
         "pinned": name in fleet.pinned,

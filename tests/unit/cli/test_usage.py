@@ -106,14 +106,23 @@ def test_what_is_no_work_of_a_model_is_left_out(tmp_path: Path) -> None:
         ({"bytes_out": 24000, "ms": 3000, "first_byte_ms": 40}, 100),
         ({"path": "/v1/embeddings", "bytes_out": 90000}, 0),
         ({"status": -1, "bytes_out": 0, "first_byte_ms": -1}, 0),
+        ({"path": "/v1/audio/speech", "bytes_out": 90000}, 0),
+        ({"path": "/v1/images/generations", "bytes_out": 90000}, 0),
     ],
-    ids=["whole", "stream", "embedding", "gone"],
+    ids=["whole", "stream", "embedding", "gone", "speech", "picture"],
 )
 def test_tokens_are_estimated_from_bytes(tmp_path: Path, fields: dict[str, Any], output: int) -> None:
     log = tmp_path / "usage.jsonl"
     log.write_text(a_line(**fields))
     (used,) = read_log([log]).requests
     assert (used.prompt_tokens, used.output_tokens) == (100, output)
+
+
+def test_a_file_is_no_prompt(tmp_path: Path) -> None:
+    log = tmp_path / "usage.jsonl"
+    log.write_text(a_line(path="/v1/audio/transcriptions", bytes_in=20 << 20, bytes_out=4700))
+    (used,) = read_log([log]).requests
+    assert (used.prompt_tokens, used.output_tokens) == (1, 1000)
 
 
 def test_a_models_class_is_chosen_named_or_that_of_its_size(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway_plugin.edge.served import INFERENCE
+from gateway_plugin.edge.served import FORMS, INFERENCE
 from gateway_plugin.globus import function
 from gateway_plugin.globus.function_registry import source
 from tests.support.gateways import wait_for
@@ -149,8 +149,16 @@ def test_in_a_bare_interpreter(site: dict[str, Any]) -> None:
     assert answer["repeated"] is False
 
 
-def test_serves_the_paths_that_the_edge_serves() -> None:
-    assert function.POST_PATHS == INFERENCE
+def test_serves_the_paths_that_the_edge_serves_but_those_of_files() -> None:
+    assert {*function.POST_PATHS, *function.FILE_PATHS} == set(INFERENCE)
+    assert set(function.FILE_PATHS) == {*FORMS, "/v1/audio/speech"}
+    assert not set(function.FILE_PATHS) & set(function.POST_PATHS)
+
+
+@pytest.mark.parametrize("path", function.FILE_PATHS)
+def test_a_file_is_refused_with_another_way(path: str) -> None:
+    with pytest.raises(function.Refusal, match="send it over HTTP"):
+        function.check_item({"path": path, "body": {"model": "m"}}, "item 0")
 
 
 def test_key_caller_and_patience_go_along(site: dict[str, Any], gateway: Gateway) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import openai
 import pytest
 
 from gateway_plugin.errors import (
@@ -76,6 +77,20 @@ def test_chat_gives_the_text_and_sends_what_was_asked(client: GlobusClient, tran
 
 def test_messages_are_taken_as_they_are(client: GlobusClient) -> None:
     assert client.chat([{"role": "user", "content": "one"}, {"role": "user", "content": "two"}], "m") == "re: two"
+
+
+def test_files_are_refused_with_what_to_do_instead(client: GlobusClient, transport: FakeTransport) -> None:
+    sound = ("a.wav", b"RIFF")
+    for ask in (
+        lambda: client.openai.audio.transcriptions.create(model="m", file=sound),
+        lambda: client.openai.audio.speech.create(model="m", voice="v", input="x"),
+        lambda: client.openai.images.edit(model="m", image=sound, prompt="x"),
+    ):
+        with pytest.raises(openai.BadRequestError, match="takes or answers with a file"):
+            ask()
+    with pytest.raises(InvalidRequest, match="takes or answers with a file"):
+        client.submit("/v1/audio/speech", {"model": "m"})
+    assert transport.requests == []
 
 
 def test_streaming_is_refused_with_what_to_do_instead(client: GlobusClient, transport: FakeTransport) -> None:

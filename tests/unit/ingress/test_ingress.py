@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from ray.exceptions import ActorDiedError
 from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.api_types import parse_model, parse_models
-from gateway_plugin.edge.served import INFERENCE
+from gateway_plugin.edge.served import FORMS, INFERENCE
 from gateway_plugin.errors import (
     DeadlineTooEarly,
     GatewayError,
@@ -31,7 +32,7 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
 from serve.core.events import Priority, Requester
 from serve.ingress import boarding, inference
-from serve.ingress.body import Turns
+from serve.ingress.body import FORM_PATHS, Turns
 from serve.ingress.desk import Desk
 from serve.ingress.http import INFERENCE_PATHS, Ingress
 from serve.ingress.relay import Relay
@@ -269,6 +270,32 @@ async def test_waits_then_goes_back_through_the_edge_with_the_model_named(tmp_pa
     assert SECRET.encode() not in head
     assert b"x-gateway-role" not in head
     assert json.loads(body) == CHAT
+
+
+async def test_a_form_goes_on_byte_for_byte_with_its_content_type_and_the_model_named(tmp_path: Path) -> None:
+    controller = ScriptedController()
+    request = httpx.Request("POST", "http://x", files={"file": ("a", b"\0\r\n--\xff" * 40_000), "model": (None, "m")})
+    form, content_type = request.read(), request.headers["content-type"]
+    async with inner_door(answer(200, b'{"text": "x"}')) as door, ingress(tmp_path, controller, door.path) as client:
+        for path in FORM_PATHS:
+            answered = await client.post(path, content=form, headers={"content-type": content_type})
+            assert (answered.status_code, answered.headers["x-gateway-found-model"]) == (200, "m")
+    assert controller.asked == [("m", False)] * len(FORM_PATHS)
+    for path, sent in zip(FORM_PATHS, door.requests, strict=True):
+        head, _, body = sent.partition(b"\r\n\r\n")
+        assert head.startswith(f"POST {path} ".encode())
+        assert f"content-type: {content_type}".encode() in head
+        assert b"x-gateway-model: m" in head
+        assert body == form
+
+
+async def test_a_form_is_held_within_its_keys_share_and_the_limit_of_a_body(tmp_path: Path) -> None:
+    form: dict[str, Any] = {"data": {"model": "m"}, "files": {"file": ("a", b"x" * 4096)}}
+    for limits, status in ((Limits(held_bytes_per_key=2048), 429), (Limits(body_bytes=2048), 413)):
+        controller = ScriptedController()
+        async with ingress(tmp_path, controller, limits=limits) as client:
+            assert (await client.post("/v1/audio/transcriptions", **form)).status_code == status
+        assert controller.asked == []
 
 
 async def test_an_engines_error_is_passed_on_as_it_is(tmp_path: Path) -> None:
@@ -798,6 +825,7 @@ async def test_nothing_is_added_to_what_the_caller_sent(tmp_path: Path) -> None:
 
 def test_edge_and_ingress_serve_the_same_inference_paths() -> None:
     assert set(INFERENCE_PATHS) == set(INFERENCE)
+    assert set(FORM_PATHS) == set(FORMS)
 
 
 async def test_the_controller_hears_on_whose_behalf_a_request_waits(tmp_path: Path) -> None:

@@ -28,12 +28,13 @@ def checked(one: Model) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["WhisperForConditionalGeneration", "FunASRForConditionalGeneration"])
-def test_a_folder_of_speech_is_refused_with_a_word(tmp_path: Path, kind: str) -> None:
+def test_a_folder_of_speech_is_refused_unless_its_task_is_to_transcribe(tmp_path: Path, kind: str) -> None:
     (found,) = failures(weights(Catalog(models=(model(folder(tmp_path, kind)),))))
     assert found.name == "kind of m"
     assert kind in found.found
-    assert "sound" in found.found
+    assert "task: transcribe" in found.advice
     assert found.configuration, "'up' refuses it too"
+    assert "kind of m" not in checked(model(folder(tmp_path, kind), task="transcribe"))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,7 @@ def test_a_folder_of_speech_is_refused_with_a_word(tmp_path: Path, kind: str) ->
 )
 def test_a_whisper_is_known_by_its_hub_name(source: str) -> None:
     assert checked(model(source))["kind of m"] == "fail"
+    assert "kind of m" not in checked(model(source, task="transcribe"))
 
 
 @pytest.mark.parametrize("source", ["org/whisper-of-the-heart-7b", "Qwen/Qwen3-8B", "org/whisperer"])
@@ -52,6 +54,8 @@ def test_other_names_are_nothing_to_refuse(source: str) -> None:
 def test_a_pipeline_of_pictures_is_refused_and_text_is_not(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     assert checked(model(str(tmp_path)))["kind of m"] == "fail"
+    command = ["images", "--port", "{port}"]
+    assert "kind of m" not in checked(model(str(tmp_path), task="image", engine="command", command=command))
     assert "kind of m" not in checked(model(folder(tmp_path, "LlamaForCausalLM")))
     for damaged in ("{", "[]", '{"architectures": null}'):
         (tmp_path / "config.json").write_text(damaged)

@@ -1,0 +1,82 @@
+"""Adapters of models that are loaded, when the catalog changes: their engines load them before the names are routed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayError
+
+from gateway_plugin.adapter_folders import adapter_folder
+from gateway_plugin.catalog import Model
+from gateway_plugin.errors import ConfigError
+from serve.core.handlers.admin import adapters_only
+from serve.core.state import EngineState, Fleet
+
+log = logging.getLogger("gateway.controller")
+
+_WITHIN_S = 120.0
+DONE, REFUSED = "done", "refused"
+
+Call = Callable[..., Awaitable[Any]]
+"""(node, verb, arguments) -> the answer of the node's agent."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """The adapters that one engine is to serve."""
+
+    engine: str
+    node: str
+    adapters: Mapping[str, str]
+
+
+def updates(fleet: Fleet, models: Sequence[Model]) -> tuple[Update, ...]:
+    """Engines that need no reload if they can take their entry's new adapters. Pure."""
+    return tuple(
+        Update(engine, fleet.engines[engine].node, model.adapters or {})
+        for model in models
+        if model.name in fleet.models and adapters_only(fleet.models[model.name], model)
+        for engine in fleet.model_engines.get(model.name, ())
+        if fleet.engines[engine].state is EngineState.READY
+    )
+
+
+def new_adapters(fleet: Fleet, models: Sequence[Model]) -> dict[str, str]:
+    """Name -> folder of each adapter that is not in the present catalog with this folder. Pure."""
+    known = {pair for model in fleet.models.values() for pair in (model.adapters or {}).items()}
+    wanted = [pair for model in models for pair in (model.adapters or {}).items()]
+    return {name: path for name, path in wanted if (name, path) not in known}
+
+
+def check_folders(adapters: Mapping[str, str]) -> None:
+    """Raises ``ConfigError`` where one of these is no adapter. Blocks."""
+    for name, path in adapters.items():
+        adapter_folder(name, path)
+
+
+async def adapt_engines(fleet: Fleet, models: Sequence[Model], call: Call) -> frozenset[str]:
+    """The engines that serve the adapters of the new catalog ``models`` without a reload.
+
+    Raises ``ConfigError`` for an adapter that is missing, or that an engine refuses.
+    """
+    await asyncio.to_thread(check_folders, new_adapters(fleet, models))
+    asked = updates(fleet, models)
+    outcomes = await asyncio.gather(*(_one(update, call) for update in asked))
+    for update, (outcome, why) in zip(asked, outcomes, strict=True):
+        if outcome == REFUSED:
+            raise ConfigError(f"The catalog was not changed: the engine {update.engine} refuses an adapter: {why}")
+    return frozenset(update.engine for update, (outcome, _) in zip(asked, outcomes, strict=True) if outcome == DONE)
+
+
+async def _one(update: Update, call: Call) -> tuple[str, str]:
+    try:
+        asked = call(update.node, "adapt", update.engine, dict(update.adapters))
+        outcome, why = await asyncio.wait_for(asked, _WITHIN_S)
+    except (KeyError, AttributeError, TimeoutError, RayError) as error:  # no agent, or one of an earlier version
+        outcome, why = "reload", type(error).__name__
+    log.info("adapt", extra={"engine": update.engine, "outcome": outcome, "why": why})
+    return outcome, why
