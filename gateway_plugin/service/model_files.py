@@ -27,6 +27,8 @@ def kind(model: Model, found: str) -> Check | None:
 
     ``found``: its folder, or its hub name, which is then the only evidence.
     """
+    if model.engine != "vllm" or model.task == "transcribe":
+        return None
     name = f"kind of {model.name}"
     if not is_local(model.source):
         repository, _ = split_revision(found)
