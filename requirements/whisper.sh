@@ -3,6 +3,11 @@
 # PYTHON: the interpreter (python3).
 set -eu
 venv=$1
+if ! command -v espeak-ng >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    # Speaks what is to be transcribed; without it, a tone is sent.
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends espeak-ng; } \
+        >/dev/null || true
+fi
 here=$(cd "$(dirname "$0")" && pwd)
 stamp=$venv/.complete-$(sha256sum <"$here/whisper.txt" | cut -c1-12)
 [ -e "$stamp" ] && exit 0
