@@ -67,8 +67,9 @@ check: $(STAMP) ## Linter, formatter, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py
 
-bench-gateway: $(STAMP) ## What the gateway adds to an engine: build/bench/gateway.json
-	$(BIN)/python -m benchmarks.gateway
+DOORMAN ?=
+bench-gateway: $(STAMP) ## What the gateway adds to an engine, DOORMAN=1: what a doorman adds: build/bench/gateway.json
+	$(BIN)/python -m benchmarks.gateway $(if $(DOORMAN),--doorman)
 
 bench-fairness: $(STAMP) ## One client beside 100 of another key at one loaded model: build/bench/fairness.json
 	$(BIN)/python -m benchmarks.fairness

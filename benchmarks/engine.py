@@ -22,7 +22,7 @@ class App:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._key = f"Bearer {engine.key}".encode()
+        self._key = f"Bearer {engine.key}".encode() if engine.key else None
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["path"] == "/health":
@@ -34,7 +34,7 @@ class App:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        if dict(scope["headers"]).get(b"authorization") != self._key:
+        if self._key is not None and dict(scope["headers"]).get(b"authorization") != self._key:
             await _answer(send, 401, b"{}")
             return
         asked = json.loads(body)
@@ -70,10 +70,14 @@ async def _answer(send: Any, status: int, body: bytes) -> None:
 def main() -> None:
     """The program; takes the fake engine's options."""
     given = options()
-    # The protocol is named, because asyncio switches Nagle's algorithm off only where it is.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((given.host, given.port))
+    if given.uds:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(given.uds)
+    else:
+        # The protocol is named, because asyncio switches Nagle's algorithm off only where it is.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((given.host, given.port))
     listener.listen(2048)
     config = uvicorn.Config(
         App(Engine(given, 0.0)),
@@ -85,8 +89,7 @@ def main() -> None:
         ssl_ca_certs=given.ssl_ca_certs,
         ssl_cert_reqs=given.ssl_cert_reqs,
     )
-    host, port = listener.getsockname()[:2]
-    print(f"listening {host}:{port}", flush=True)
+    print(f"listening {given.uds}" if given.uds else "listening {}:{}".format(*listener.getsockname()), flush=True)
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 

@@ -4,7 +4,7 @@ The engine is uvicorn, as vLLM's server is, with nothing behind it; both ways sp
 the edge checks an API key and looks the model up. Each round measures both, one after the other, and what is reported
 is the median over the rounds of the difference or the ratio *within* a round: a neighbour's load then falls on both.
 
-    python -m benchmarks.gateway [--rounds 5]
+    python -m benchmarks.gateway [--rounds 5] [--doorman]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks import doorman
 from benchmarks.load import Result
 from tests.support.edges import ROOT, Edge, FakeEngine, chat, running_edge, until
 
@@ -216,8 +217,11 @@ def main() -> None:
     """The program: exit code 1 if a request failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--doorman", action="store_true", help="measure what a doorman adds instead")
     given = parser.parse_args()
     console = Console()
+    if given.doorman:
+        sys.exit(1 if doorman.report(given.rounds, console, OUT) else 0)
     rounds = asyncio.run(run(given.rounds, console))
     found = summary(rounds)
     OUT.mkdir(parents=True, exist_ok=True)

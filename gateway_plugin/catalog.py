@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from gateway_plugin.adapters import adapters_of, adapters_refusal
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
 from gateway_plugin.catalog_yaml import read_yaml
-from gateway_plugin.engine_kinds import KINDS, Engine, EngineKind, Task
+from gateway_plugin.engine_kinds import KINDS, Engine, EngineKind, Task, on_socket, serves_tls
 from gateway_plugin.engine_options import refusal, requests_at_a_time
 from gateway_plugin.errors import ConfigError, ModelNotFound
 from gateway_plugin.runtimes import Container, Runtime
@@ -33,6 +33,7 @@ CONCURRENCY_MAX = 10_000
 """The edge tells an engine's places from those of the ingress by their number (``gateway_plugin.edge.floods``)."""
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,127}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -97,7 +98,9 @@ class Model(_Frozen):
     command: Words = ()
     """For ``engine: command``: argv of an OpenAI-compatible server; see ``serve.agent.argv`` for the placeholders."""
     args: Words = ()
-    """Further arguments for vLLM."""
+    """Further arguments for the engine."""
+    health: str = "/health"
+    """Path that answers 200 once the engine is loaded; another one only for a program that serves no TLS itself."""
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     isolated: bool = True
     """``False``: its engines see all your files, for any setting of the site. For programs that cannot be isolated."""
@@ -159,16 +162,41 @@ class Model(_Frozen):
             raise ValueError("'command' is given exactly when 'engine: command' is")
         return self
 
+    @field_validator("health")
+    @classmethod
+    def _health_is_a_path(cls, value: str) -> str:
+        if not _PATH.fullmatch(value):
+            raise ValueError(f"expected a path such as /health or /v1/models, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _health_is_the_doormans(self) -> Model:
+        if self.health != "/health" and not self.behind_doorman:
+            raise ValueError("the edge asks '/health' of an engine that serves TLS itself; leave it out")
+        return self
+
     @model_validator(mode="after")
     def _sleeps_on_gpus(self) -> Model:
         if self.sleep and not self.gpus:
             raise ValueError("'sleep: true' needs 'gpus': only the memory of GPUs is freed by sleep")
+        if self.sleep and not self.kind.sleeps and self.engine != "command":
+            raise ValueError(f"'sleep: true': 'engine: {self.engine}' cannot sleep; leave it out")
         return self
 
     @property
     def kind(self) -> EngineKind:
         """The program of its engines."""
         return KINDS[self.engine]
+
+    @property
+    def behind_doorman(self) -> bool:
+        """Whether its engines serve no mutual TLS themselves (``serve.agent.doorman``)."""
+        return not serves_tls(self.engine, self.command)
+
+    @property
+    def on_socket(self) -> bool:
+        """Whether its engines listen on a Unix socket, for their doorman alone."""
+        return on_socket(self.engine, self.command)
 
     @property
     def memory_mib(self) -> int:

@@ -6,7 +6,9 @@ block ends, no agent comes any more: then the block itself ends the recorded eng
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,12 @@ class RecordedEngine:
     leader: Mark
     log: str = ""
     """The file that its output goes to, and that of its children."""
+
+
+def socket_folder(record: Path) -> Path:
+    """The folder of the Unix socket of the engine with this record, if it has one: short, because AF_UNIX paths end at
+    107 characters."""
+    return record.parent.parent / "doors" / hashlib.sha256(record.stem.encode()).hexdigest()[:12]
 
 
 def complain(words: str) -> None:
@@ -89,5 +97,6 @@ def end_engines(folder: Path, block: str | None = None, grace_s: float = TERM_GR
         if stubborn and stubborn & set(members(record)):
             failed.append(record.path.name)
         else:
+            shutil.rmtree(socket_folder(record.path), ignore_errors=True)
             record.path.unlink(missing_ok=True)
     return tuple(failed)

@@ -146,7 +146,13 @@ def find_isolation(layout: Layout, program: str = "bwrap") -> Isolation:
 
 
 def isolated(
-    found: Isolation, wanted: str, model: Model, layout: Layout, source: str, env: Mapping[str, str]
+    found: Isolation,
+    wanted: str,
+    model: Model,
+    layout: Layout,
+    source: str,
+    env: Mapping[str, str],
+    folders: Iterable[Path] = (),
 ) -> tuple[str, ...]:
     """The arguments before the command line of ``model``'s engine; ``()``: it is not isolated.
 
@@ -154,6 +160,7 @@ def isolated(
         wanted: ``Site.isolate_engines``.
         source: where its weights are.
         env: its environment; folders in it are writable, wherever they are.
+        folders: further folders that it writes.
 
     Raises:
         ServiceError: the site requires isolation, and it is not available.
@@ -167,4 +174,5 @@ def isolated(
     shown = [Path(place).resolve() for place in (*read, *env.get("PYTHONPATH", "").split(":")) if place.startswith("/")]
     named = [Path(value).resolve() for value in env.values() if value.startswith("/") and ":" not in value]
     written = [path for path in named if path.is_dir() and path not in shown]
+    written += [folder.resolve() for folder in folders]
     return wrapper(found.program, hidden_here(layout), shown, written)

@@ -136,9 +136,23 @@ def resolve(model: Model, root: Path | None = None) -> str:
     folder = Path(source).expanduser()
     if not folder.is_absolute():
         raise ConfigError(f"models.{model.name}.source: {source!r} is a relative path; write it in full")
+    if folder.suffix == ".gguf" and folder.is_file():
+        return str(folder)
     if not folder.is_dir():
         raise ConfigError(f"models.{model.name}.source: there is no folder {folder}")
+    if model.engine == "llama.cpp":
+        return str(_one_gguf(model, folder))
     return str(folder)
+
+
+def _one_gguf(model: Model, folder: Path) -> Path:
+    """The GGUF file in ``folder``: of a split one, the first part, which names the others. Raises ``ConfigError``."""
+    found = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
+    whole = [path for path in found if "-of-" not in path.name or "-00001-of-" in path.name]
+    if len(whole) != 1:
+        several = f"{len(whole)} GGUF files ({', '.join(path.name for path in whole[:3])})" if whole else "no GGUF file"
+        raise ConfigError(f"models.{model.name}.source: {several} in {folder}; llama.cpp loads one: name it")
+    return whole[0]
 
 
 def is_local(source: str) -> bool:

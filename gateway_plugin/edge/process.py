@@ -16,9 +16,9 @@ import psutil
 from gateway_plugin.edge.haproxy_config import EdgeSettings, render, script
 from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.edge.places import places
-from gateway_plugin.edge.program import CHOICE, binary
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.files import set_aside, write_private
+from gateway_plugin.haproxy import CHOICE, binary
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.site import WILDCARDS, Site
 from gateway_plugin.tls import make_authority

@@ -27,6 +27,8 @@ def kind(model: Model, found: str) -> Check | None:
 
     ``found``: its folder, or its hub name, which is then the only evidence.
     """
+    if model.engine != "vllm":
+        return None
     name = f"kind of {model.name}"
     if not is_local(model.source):
         repository, _ = split_revision(found)
@@ -36,7 +38,7 @@ def kind(model: Model, found: str) -> Check | None:
     if said and model.task != "transcribe":
         words = f"{found} is {said}, and the task '{model.task}' is none for it"
         return Check(name, Verdict.FAIL, words, "say task: transcribe in the catalog", configuration=True)
-    if is_local(model.source) and model.engine == "vllm" and _is_pipeline(Path(found)):
+    if is_local(model.source) and _is_pipeline(Path(found)):
         words = f"{found} is a pipeline of diffusers, which vLLM does not serve"
         return Check(name, Verdict.FAIL, words, "say engine: command, with a program that does", configuration=True)
     return None

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
+from gateway_plugin import haproxy as program
 from gateway_plugin.adapter_folders import on_disk
 from gateway_plugin.catalog import Catalog
-from gateway_plugin.edge import program
 from gateway_plugin.edge.places import places
 from gateway_plugin.edge.process import open_files_limit
 from gateway_plugin.errors import ConfigError, GatewayError

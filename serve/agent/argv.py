@@ -3,6 +3,7 @@
 A catalog entry with ``engine: command`` gives an argv template. In each of its arguments these are replaced:
 
     {host} {port}                      where to listen
+    {socket}                           the Unix socket to listen on, instead of {port}
     {name}, {model}                    the model's name in the catalog
     {names}                            name and aliases (without adapters): the argument is repeated, once for each
     {adapters}                         NAME=PATH of each adapter, repeated like that
@@ -10,26 +11,33 @@ A catalog entry with ``engine: command`` gives an argv template. In each of its 
     {keyfile} {certfile} {cafile}      TLS: private key, certificate, and the authority of the clients it accepts
     {python}                           the Python interpreter of its runtime, else the gateway's
 
-The program must serve TLS and demand a client certificate signed by ``{cafile}``, take its key from ``VLLM_API_KEY``,
-and answer ``GET /health`` with 200 once it is loaded.
+A program that is given ``{certfile}`` or ``{keyfile}`` must serve TLS, demand a client certificate signed by
+``{cafile}`` and take its key from ``VLLM_API_KEY``. Any other is behind a doorman (``serve.agent.doorman``). Both
+answer ``GET /health`` (``Model.health``) with 200 once they are loaded.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-from gateway_plugin.adapters import PLACEHOLDER as ADAPTERS
-from gateway_plugin.adapters import adapter_words
 from gateway_plugin.catalog import Model
-from gateway_plugin.engine_options import adapters
 from gateway_plugin.masking import speaks_of_a_secret
-from gateway_plugin.weights import is_local, split_revision
+from gateway_plugin.weights import is_local
+from serve.agent.engines import llama_cpp, sglang, template, transformers_serve, vllm, whisper
+from serve.agent.engines.start import Bind, Start, TlsFiles
 
-_PLACEHOLDER = re.compile(r"\{(host|port|model|name|source|revision|keyfile|certfile|cafile|python)\}")
+__all__ = ["Bind", "TlsFiles", "engine_argv", "engine_env"]
+
+_ARGV: Mapping[str, Callable[[Start], tuple[str, ...]]] = {
+    "vllm": vllm.argv,
+    "sglang": sglang.argv,
+    "llama.cpp": llama_cpp.argv,
+    "transformers": transformers_serve.argv,
+    "whisper": whisper.argv,
+    "command": template.argv,
+}
 
 _ENGINES_OWN = ("HF_", "HUGGING_FACE_", "MODELSCOPE_", "VLLM_", "TORCH", "TRITON_", "NCCL_", "NVIDIA_", "GLOO_", "UCX_")
 """Prefixes of variables of libraries that engines load: always passed on; tokens for weights are among them."""
@@ -46,39 +54,12 @@ _KEPT = "GATEWAY_KEPT_"
 """Prefix of variables that Ray sets for its workers; the suffix is the name in the block (``blocks/host.py``)."""
 _PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
-_CPU_KV_CACHE_BYTES = 2**30
-"""For vLLM without a GPU, unless the catalog sets it; vLLM's default is nearly all of the machine."""
-_GPU_SHARE_MAX = 0.95
 _PINNING = "pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
 """For torch's allocator of pinned host memory (docs.pytorch.org/docs/stable/notes/cuda.html): 8 threads touch the
 pages, then CUDA registers them. CUDA's own allocation takes one thread, and an engine's first sleep waits for it."""
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """That memory in pages of 2 MiB where the kernel gives them on request (``transparent_hugepage/enabled``: ``madvise``,
 its default): fewer to touch and register. A glibc before 2.35 ignores it."""
-_NO_DOMAIN = "none.invalid"
-"""No host has a name in ``.invalid`` (RFC 6761). To vLLM an empty list means every host."""
-
-
-@dataclass(frozen=True)
-class TlsFiles:
-    """TLS files of an engine, and the authority of the clients that it accepts."""
-
-    key: Path
-    certificate: Path
-    authority: Path
-
-
-@dataclass(frozen=True)
-class Bind:
-    """Listening address and TLS of an engine."""
-
-    host: str
-    port: int
-
-    @property
-    def address(self) -> str:
-        """``host:port``."""
-        return f"{self.host}:{self.port}"
 
 
 def python_of(model: Model) -> str:
@@ -90,7 +71,7 @@ def python_of(model: Model) -> str:
 
 def needs_source(model: Model) -> bool:
     """Whether the command line refers to the weights at all; a stand-in engine need not."""
-    return model.engine == "vllm" or any("{source}" in word for word in model.command)
+    return model.engine != "command" or any("{source}" in word for word in model.command)
 
 
 def engine_argv(
@@ -103,78 +84,8 @@ def engine_argv(
         gpu_total_mib: physical memory of one GPU; 0 if unknown or none. vLLM takes its share as a fraction of it.
         sleeps: the engine can be put to sleep (``sleeping.py``): a vLLM with GPUs. Pass it to ``engine_env`` too.
     """
-    if model.engine == "command":
-        return _from_template(model, source, bind, tls)
-    name, revision = split_revision(source)
-    return (
-        python_of(model),
-        *("-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", name),
-        *(("--revision", revision, "--tokenizer-revision", revision) if revision else ()),
-        *("--served-model-name", *_served(model)),
-        *("--host", bind.host),
-        *("--port", str(bind.port)),
-        *("--ssl-keyfile", str(tls.key)),
-        *("--ssl-certfile", str(tls.certificate)),
-        *("--ssl-ca-certs", str(tls.authority)),
-        *("--ssl-cert-reqs", "2"),  # ssl.CERT_REQUIRED, on every path: its key guards only some of them
-        "--disable-fastapi-docs",
-        "--disable-uvicorn-access-log",
-        *("--allowed-media-domains", _NO_DOMAIN),  # a caller's image_url must not reach hosts in the cluster
-        *_devices(model, gpu_total_mib),
-        *_lora(model),
-        # vLLM on CPU refuses it. With its development endpoints on, it logs a traceback with each refused request.
-        *(("--enable-sleep-mode", "--no-log-error-stack") if sleeps and model.gpus else ()),
-        *model.args,  # last: of two, vLLM takes the later
-    )
-
-
-def _served(model: Model) -> tuple[str, ...]:
-    """The base model's names. vLLM does not start if an adapter has one of these; it serves adapters' names anyway."""
-    own = {*adapters((*model.command, *model.args)), *(model.adapters or ())}
-    return tuple(name for name in model.names if name not in own)
-
-
-def _lora(model: Model) -> tuple[str, ...]:
-    if model.adapters is None:
-        return ()
-    return ("--enable-lora", *(("--lora-modules", *adapter_words(model.adapters)) if model.adapters else ()))
-
-
-def _devices(model: Model, gpu_total_mib: int) -> tuple[str, ...]:
-    if not model.gpus:
-        kv_cache = ("--kv-cache-memory-bytes", str(_CPU_KV_CACHE_BYTES))
-        return ("--dtype", "float32", "--enforce-eager", *kv_cache)  # bfloat16 is slow on AVX2
-    share: tuple[str, ...] = ()
-    if gpu_total_mib:
-        fraction = min(_GPU_SHARE_MAX, model.memory_mib / gpu_total_mib)
-        share = ("--gpu-memory-utilization", f"{fraction:.3f}")
-    parallel = ("--tensor-parallel-size", str(model.gpus)) if model.gpus > 1 else ()
-    return (*parallel, *share)
-
-
-def _from_template(model: Model, source: str, bind: Bind, tls: TlsFiles) -> tuple[str, ...]:
-    name, revision = split_revision(source)
-    values = {
-        "host": bind.host,
-        "port": str(bind.port),
-        "model": model.name,
-        "name": model.name,
-        "source": name,
-        "revision": revision,
-        "keyfile": str(tls.key),
-        "certfile": str(tls.certificate),
-        "cafile": str(tls.authority),
-        "python": python_of(model),
-    }
-    words: list[str] = []
-    for template in model.command:
-        word = _PLACEHOLDER.sub(lambda found: values[found[1]], template)
-        if ADAPTERS in template:
-            words += [word.replace(ADAPTERS, adapter) for adapter in adapter_words(model.adapters)]
-            continue
-        words += [word.replace("{names}", name) for name in _served(model)] if "{names}" in template else [word]
-    return (*words, *model.args)
+    start = Start(model, source, bind, tls, python_of(model), gpu_total_mib, sleeps)
+    return _ARGV[model.engine](start)
 
 
 def engine_env(
@@ -188,7 +99,7 @@ def engine_env(
     """The whole environment of ``model``'s engine.
 
     Args:
-        key: the key that the engine demands of callers.
+        key: the key that the engine demands of callers; one behind a doorman gets none, and is asked without one.
         gpus: indices of its GPUs on this node.
         visible: the node's own names of its GPUs (``visible_devices``); ``()``: by their indices.
         environ: the agent's own environment, of which ``passed_on`` reaches the engine.
@@ -219,7 +130,8 @@ def engine_env(
         if "PYTORCH_CUDA_ALLOC_CONF" not in env:  # the older name of the same
             env.setdefault("PYTORCH_ALLOC_CONF", _PINNING)
         env.setdefault("GLIBC_TUNABLES", _HUGE_PAGES)
-    env["VLLM_API_KEY"] = key
+    if not model.behind_doorman:
+        env["VLLM_API_KEY"] = key
     return env
 
 

@@ -15,6 +15,7 @@ from gateway_plugin.engine_kinds import Task
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
 from gateway_plugin.tls import ENGINE_NAME
+from serve.agent.probe_requests import Trial, answered, trials
 
 _ANSWER_BYTES = 2**20
 """Larger than an answer of one token or one vector, and small enough for an agent to hold."""
@@ -82,23 +83,26 @@ class Probe:
     async def ask(self, model: str, task: Task, timeout_s: float = 120.0) -> None:
         """One real request, as small as there is. Raises ``ProbeFailed`` with the engine's answer."""
         problem = ""
-        for path, body in _requests(model, task):
+        for trial in trials(model, task):
+            path = trial.path
             try:
-                status, answer = await self.call("POST", path, body, timeout_s)
+                status, answer = await self.call("POST", path, trial.body, timeout_s, file=trial.file)
             except ProbeFailed as failure:
                 raise ProbeFailed(f"its first request, {path}, failed: {failure.message}") from None
-            if status == 200 and _answered(answer):
+            if answered(task, status, answer):
                 return
             words = answer[:200].decode(errors="replace")
             problem = problem or f"its first request, {path}, was answered {status}: {words}"
             if status not in (400, 404, 405):  # those may mean that it has no such path
                 break
-        raise ProbeFailed(problem)
+        if problem:
+            raise ProbeFailed(problem)
 
     async def answers(self, model: str, task: Task, timeout_s: float) -> None:
         """One small request; any answer will do, be it an error. Raises ``ProbeFailed`` if none comes in time."""
-        path, body = _requests(model, task)[0]
-        await self.call("POST", path, body, timeout_s)
+        for trial in trials(model, task)[:1] or (Trial("/health", {}),):
+            method = "POST" if trial.body else "GET"
+            await self.call(method, trial.path, trial.body or None, timeout_s, file=trial.file)
 
     async def metrics(self, timeout_s: float) -> str | None:
         """``GET /metrics``; ``None``: it has no such page. Raises ``ProbeFailed`` if it does not answer in time."""
@@ -119,14 +123,26 @@ class Probe:
         return said if type(said) is int and 0 < said < 10**9 else None
 
     async def call(
-        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float, most: int = _ANSWER_BYTES
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        timeout_s: float,
+        most: int = _ANSWER_BYTES,
+        file: bytes = b"",
     ) -> tuple[int, bytes]:
-        """Status and body. Raises ``ProbeFailed`` for one that is not whole in time, or larger than ``most`` bytes."""
+        """Status and body. Raises ``ProbeFailed`` for one that is not whole in time, or larger than ``most`` bytes.
+
+        ``file``: sent as a form, with the fields of ``body``.
+        """
         content = bytearray()
+        sent: dict[str, Any] = (
+            {"data": body, "files": {"file": ("a.wav", file, "audio/wav")}} if file else {"json": body}
+        )
         try:
             async with (
                 asyncio.timeout(timeout_s),  # in total: httpx applies a timeout to each read
-                self._client.stream(method, path, json=body, timeout=timeout_s, extensions=_named()) as answer,
+                self._client.stream(method, path, **sent, timeout=timeout_s, extensions=_named()) as answer,
             ):
                 async for piece in answer.aiter_raw():
                     content += piece
@@ -141,21 +157,3 @@ class Probe:
 
 def _named() -> dict[str, Any]:
     return {"sni_hostname": ENGINE_NAME}
-
-
-def _requests(model: str, task: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    if task == "embed":
-        return (("/v1/embeddings", {"model": model, "input": ["ready?"]}),)
-    message = {"role": "user", "content": "Hi"}
-    return (  # the plain one first: a base model has no chat template
-        ("/v1/completions", {"model": model, "prompt": "Hi", "max_tokens": 1}),
-        ("/v1/chat/completions", {"model": model, "messages": [message], "max_tokens": 1}),
-    )
-
-
-def _answered(answer: bytes) -> bool:
-    try:
-        body = json.loads(answer)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(body, dict) and bool(body.get("choices") or body.get("data"))

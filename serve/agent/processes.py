@@ -40,6 +40,12 @@ def free_port(host: str) -> int:
         return int(listener.getsockname()[1])
 
 
+def demand_program(argv: tuple[str, ...], env: Mapping[str, str]) -> None:
+    """Raises ``FileNotFoundError`` if the program of ``argv`` does not exist."""
+    if shutil.which(argv[0], path=env.get("PATH", os.defpath)) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
+
+
 @dataclass(frozen=True)
 class Spawned:
     """A process that was just started."""
@@ -60,8 +66,7 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tup
     """
     with contextlib.suppress(FileNotFoundError):
         log.replace(log.with_name(f"{log.name}.1"))  # keeps an earlier process's output apart from this one's
-    if shutil.which(argv[0], path=env.get("PATH", os.defpath)) is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])  # else only bubblewrap's child fails
+    demand_program(argv, env)  # else only bubblewrap's child fails
     told, tell = os.pipe()
     output = -1
     try:

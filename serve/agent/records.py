@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from gateway_plugin.engine_records import socket_folder
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout, private_folder
@@ -87,6 +89,15 @@ def record_path(layout: Layout, engine: str) -> Path:
     return layout.engine_records / f"{file_name(engine)}.json"
 
 
+def make_socket_folder(layout: Layout, engine: str) -> Path:
+    """An empty private folder for the Unix socket of ``engine``; removed with its record."""
+    folder = socket_folder(record_path(layout, engine))
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier engine's
+    private_folder(folder.parent)
+    private_folder(folder)
+    return folder
+
+
 def file_name(engine: str) -> str:
     """``engine`` as a file's name: characters other than letters, digits, ``.``, ``-`` and ``_`` become ``_``."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", engine)
@@ -99,8 +110,10 @@ def write(layout: Layout, record: EngineRecord) -> None:
 
 
 def remove(layout: Layout, engine: str) -> None:
-    """Remove the record of an engine that is gone."""
-    record_path(layout, engine).unlink(missing_ok=True)
+    """Remove the record of an engine that is gone, and the folder of its socket."""
+    path = record_path(layout, engine)
+    shutil.rmtree(socket_folder(path), ignore_errors=True)
+    path.unlink(missing_ok=True)
 
 
 def read_all(layout: Layout) -> Iterator[EngineRecord]:
@@ -128,6 +141,7 @@ def end_unrecorded(layout: Layout, block: str) -> None:
             continue  # another block's, on the same machine
         logger.warning("engine record garbled path=%s ended=%s", path, [known.pid for known in living])
         end(living, grace_s=0.0)
+        shutil.rmtree(socket_folder(path), ignore_errors=True)
         path.unlink(missing_ok=True)
 
 

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from gateway_plugin.catalog import Model, load_catalog
+from gateway_plugin.engine_records import socket_folder
 from gateway_plugin.isolation import find_isolation
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members
@@ -31,7 +32,8 @@ from serve.agent.progress import counters_of
 from serve.agent.records import EngineRecord
 from serve.agent.timing import Timing
 from serve.core.events import EngineExited, EngineListening, EngineReady
-from tests.support.agents import KEY, NAMED, QUICK, AgentHost, engine_client, fake_model, private_layout
+from tests.support.agents import KEY, NAMED, QUICK, AgentHost, engine_client, fake_model, plain_model, private_layout
+from tests.support.whisper import is_heard, speech, whisper_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "models.yaml"
 
@@ -81,20 +83,33 @@ class Row:
 
     @property
     def load_timeout_s(self) -> float:
-        return 15.0 if self.kind == "fake" else 240.0
+        return 15.0 if self.quick else 240.0
+
+    @property
+    def quick(self) -> bool:
+        """It is the fake engine."""
+        return self.kind in ("fake", "port", "socket")
 
     def model(self) -> Model:
+        options = ("--children", "2", "--load-delay-s", "0.2", "--metrics")
         if self.kind == "fake":
-            return fake_model("tiny", self.task, "--children", "2", "--load-delay-s", "0.2", "--metrics")
+            return fake_model("tiny", self.task, *options)
+        if self.quick:
+            return plain_model("tiny", self.task, *options, socket=self.kind == "socket")
+        if self.kind == "whisper":
+            return whisper_model()
         name = {"generate": "smollm2", "embed": "minilm"}[self.task]
         model = load_catalog(EXAMPLE).find(name)
         prepare([model.source.removeprefix("prepared:")])
+        if self.kind == "transformers":
+            return model.model_copy(update={"engine": "transformers", "args": ()})
         return model
 
     def broken_model(self) -> Model:
         """One that ends while it starts."""
-        if self.kind == "fake":
-            return fake_model("tiny", self.task, "--crash-on-start")
+        if self.quick:
+            made = fake_model if self.kind == "fake" else plain_model
+            return made("tiny", self.task, "--crash-on-start")
         return self.model().model_copy(update={"args": ("--max-model-len", "99999999")})
 
 
@@ -102,6 +117,12 @@ ROWS = [
     pytest.param(Row("fake", "generate", "stop"), id="fake-generate"),
     pytest.param(Row("fake", "embed", "kill"), id="fake-embed"),
     pytest.param(Row("fake", "generate", "kill", "off"), id="fake-not-isolated"),
+    pytest.param(Row("port", "generate", "stop"), id="doorman-port"),
+    pytest.param(Row("socket", "embed", "kill"), id="doorman-socket"),
+    pytest.param(Row("port", "generate", "doorman", "off"), id="doorman-not-isolated"),
+    pytest.param(Row("socket", "generate", "doorman"), id="doorman-killed"),
+    pytest.param(Row("transformers", "generate", "stop"), id="transformers", marks=pytest.mark.live),
+    pytest.param(Row("whisper", "transcribe", "doorman"), id="whisper", marks=pytest.mark.live),
     pytest.param(Row("vllm", "generate", "stop"), id="vllm-generate", marks=pytest.mark.live),
     pytest.param(Row("vllm", "embed", "kill"), id="vllm-embed", marks=pytest.mark.live),
 ]
@@ -134,7 +155,7 @@ def layout() -> Iterator[Layout]:
 @pytest.fixture(scope="module", params=ROWS)
 def engine(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Running]:
     row: Row = request.param
-    host = AgentHost(layout, timing=QUICK if row.kind == "fake" else Timing(), isolate=row.isolate)
+    host = AgentHost(layout, timing=QUICK if row.quick else Timing(), isolate=row.isolate)
     try:
         model = row.model()
         begun = time.monotonic()
@@ -154,6 +175,8 @@ def test_keeps_its_key_and_log_to_itself(engine: Running) -> None:
     group = [psutil.Process(known.pid) for known in group_members(engine.record.mark)]
     assert len(group) >= 2, "the test wants an engine with children"
     assert all(KEY not in word for process in group for word in process.cmdline())
+    if engine.model.behind_doorman:  # the doorman has a hash of it, the engine nothing
+        assert all(KEY not in value for process in group for value in process.environ().values())
     log = Path(engine.record.log)
     record = records.record_path(engine.layout, engine.record.engine)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (log, record)} == {0o600}
@@ -170,22 +193,28 @@ def test_sees_nothing_of_the_gateway_but_its_three_files(engine: Running) -> Non
     for pid in (known.pid for known in group_members(engine.record.mark)):
         seen = Path(f"/proc/{pid}/root") / str(layout.state).lstrip("/")
         assert {layout.state / path.relative_to(seen) for path in seen.rglob("*") if path.is_file()} == needed
-        assert list((seen.parent / layout.run.name).iterdir()) == []
+        found = {path.name for path in (seen.parent / layout.run.name).rglob("*") if not path.is_dir()}
+        assert found == ({"e.sock"} if engine.model.on_socket else set())
 
 
 def test_answers_over_mutual_tls_with_its_key(engine: Running) -> None:
     with engine.client() as client:
         assert client.get("/health", extensions=NAMED).status_code == 200
-        cards = client.get("/v1/models", extensions=NAMED).json()["data"]
-        assert {card["id"] for card in cards} == set(engine.model.names)
+        if engine.row.kind not in ("transformers", "whisper"):  # the one lists what its cache holds, the other nothing
+            cards = client.get("/v1/models", extensions=NAMED).json()["data"]
+            assert {card["id"] for card in cards} == set(engine.model.names)
         for name in engine.model.names:
             said = ask(client, engine.row.task, name)
             assert said, name
-    if engine.row.kind == "vllm" and engine.row.task == "generate":
+    if engine.row.kind == "whisper":
+        assert is_heard(said), said
+    if engine.row.kind in ("vllm", "transformers") and engine.row.task == "generate":
         assert "Paris" in said
 
 
 def test_counts_its_work_in_words_that_its_agent_knows(engine: Running) -> None:
+    if engine.row.kind in ("transformers", "whisper"):
+        pytest.skip("it has no metrics")
     with engine.client() as client:
         before = counters_of(client.get("/metrics", extensions=NAMED).text)
         ask(client, engine.row.task, engine.model.name)
@@ -232,11 +261,11 @@ def test_refuses_plain_http(engine: Running) -> None:
 
 
 def test_refuses_a_wrong_key(engine: Running) -> None:
-    path, body = request_of(engine.row.task, engine.model.name)
+    path, sent = request_of(engine.row.task, engine.model.name)
     for key in ("", "wrong", KEY[:-1], KEY + "0"):
         with engine.client(key) as client:
             assert client.get("/v1/models", extensions=NAMED).status_code == 401
-            assert client.post(path, json=body, extensions=NAMED).status_code == 401
+            assert client.post(path, **sent, extensions=NAMED).status_code == 401
 
 
 def test_is_adopted_by_the_next_agent(engine: Running) -> None:
@@ -256,21 +285,27 @@ def test_its_end_leaves_nothing(engine: Running) -> None:
     begun = time.monotonic()
     if engine.row.end == "stop":
         engine.host.stop(reason="evicted")
-    else:
+    elif engine.row.end == "kill":
         os.kill(engine.record.pid, signal.SIGKILL)
+    else:
+        (doorman,) = doormen(engine.record)
+        doorman.kill()
     exited = engine.host.wait(EngineExited, timeout_s=30)
     print(f"{engine.row}: gone after {time.monotonic() - begun:.1f} s: {exited.reason}")
     # At the very moment when it is reported, not a while later: its memory is given to another.
     assert group_members(engine.record.mark) == ()
     assert not any(alive(member) for member in members)
     assert exited.expected == (engine.row.end == "stop")
+    assert not socket_folder(records.record_path(engine.layout, engine.record.engine)).exists()
+    if engine.row.end == "doorman":
+        assert "doorman: fatal: HAProxy ended with exit code 137" in exited.reason
     if engine.row.end == "stop":
         assert exited.reason == "evicted"
     assert engine.host.describe().engines == ()
     assert not records.record_path(engine.layout, engine.record.engine).exists()
 
 
-@pytest.mark.parametrize("row", [ROWS[0], ROWS[3]])
+@pytest.mark.parametrize("row", [ROWS[0], ROWS[3], ROWS[-2]])
 def test_one_that_fails_to_start_leaves_its_last_words(row: Row, layout: Layout) -> None:
     host = AgentHost(layout)
     try:
@@ -280,7 +315,7 @@ def test_one_that_fails_to_start_leaves_its_last_words(row: Row, layout: Layout)
         host.close()
     assert not exited.expected
     assert "exit code" in exited.reason
-    wanted = "asked to crash on start" if row.kind == "fake" else "max_model_len"
+    wanted = "asked to crash on start" if row.quick else "max_model_len"
     assert wanted in exited.reason
     assert len(exited.reason) < 700
     assert KEY not in exited.reason
@@ -288,15 +323,26 @@ def test_one_that_fails_to_start_leaves_its_last_words(row: Row, layout: Layout)
 
 def request_of(task: str, model: str) -> tuple[str, dict[str, Any]]:
     if task == "embed":
-        return "/v1/embeddings", {"model": model, "input": ["hello"]}
+        return "/v1/embeddings", {"json": {"model": model, "input": ["hello"]}}
+    if task == "transcribe":
+        return "/v1/audio/transcriptions", {"data": {"model": model}, "files": {"file": ("a.wav", speech())}}
     question = {"role": "user", "content": "What is the capital of France?"}
-    return "/v1/chat/completions", {"model": model, "messages": [question], "max_tokens": 16, "temperature": 0}
+    body = {"model": model, "messages": [question], "max_tokens": 16, "temperature": 0}
+    return "/v1/chat/completions", {"json": body}
+
+
+def doormen(record: EngineRecord) -> list[psutil.Process]:
+    """The HAProxy processes in an engine's group."""
+    group = (psutil.Process(known.pid) for known in group_members(record.mark))
+    return [process for process in group if process.name() == "haproxy"]
 
 
 def ask(client: httpx.Client, task: str, model: str) -> str:
-    path, body = request_of(task, model)
-    answer = client.post(path, json=body, extensions=NAMED)
+    path, sent = request_of(task, model)
+    answer = client.post(path, **sent, extensions=NAMED)
     assert answer.status_code == 200, answer.text
+    if task == "transcribe":
+        return str(answer.json()["text"])
     if task == "embed":
         return json.dumps(answer.json()["data"][0]["embedding"])
     return str(answer.json()["choices"][0]["message"]["content"])

@@ -65,6 +65,16 @@ def fake_model(name: str = "tiny", task: str = "generate", *options: str, **fiel
     )
 
 
+def plain_model(
+    name: str = "plain", task: str = "generate", *options: str, socket: bool = False, **fields: Any
+) -> Model:
+    """A catalog entry whose engine is the fake one without TLS and key: behind a doorman."""
+    place = ("--uds", "{socket}") if socket else ("--host", "{host}", "--port", "{port}")
+    command = ("{python}", "-m", "tests.support.fake_engine", *place, "--model={names}", "--task", task, *options)
+    given = {"source": "none", "engine": "command", "memory_gib": 1, "aliases": (f"{name}-alias",), **fields}
+    return Model.model_validate({"name": name, "task": task, "command": command, **given})
+
+
 @contextmanager
 def private_layout() -> Iterator[Layout]:
     """A gateway's folders with certificates, under a short path (AF_UNIX); gone afterwards."""

