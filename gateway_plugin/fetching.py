@@ -102,7 +102,7 @@ def fetch(
         ConfigError: a malformed name, or patterns that leave nothing.
         NotFound: the hub has no such repository or revision.
         ServiceError: the hub cannot be reached or refuses; disk or quota have no room, which is found before anything
-            is fetched; or what came is not what the hub promised.
+            is fetched; or what came is not what the hub has.
         Stopped: ``stop`` was set.
     """
     stop = stop or threading.Event()
@@ -134,7 +134,7 @@ def fetch(
 
 
 class _Job:
-    """One fetch. Its threads are daemons: a process that is told to end need not wait for the hub."""
+    """One fetch. Its threads are daemons: a process that ends does not wait for the hub."""
 
     def __init__(
         self, repository: str, commit: str, cache: Path, token: str | None, files: tuple[RemoteFile, ...],

@@ -8,6 +8,7 @@ from typing import Any
 from ray import serve as ray_serve
 
 from gateway_plugin.errors import ConfigError
+from gateway_plugin.hub import cache_folder
 from gateway_plugin.paths import Layout
 from gateway_plugin.service.deployment import noted
 from gateway_plugin.site import NodeType, Site
@@ -65,6 +66,7 @@ class AgentMaker:
     def __init__(self, state: str, site: Site) -> None:
         self._state = state
         self._isolate = site.isolate_engines
+        self._fetched = None if site.fetch == "by-engine" else cache_folder(site.weights_folder)
         self._sleep_mib = {
             each.name: None if each.sleep_memory_gib is None else int(each.sleep_memory_gib * 1024)
             for each in site.node_types
@@ -80,6 +82,7 @@ class AgentMaker:
             gpu_mib=kind.gpu_mib,
             on_loopback=self._on_loopback[kind.name],
             isolate=self._isolate,
+            fetched=self._fetched,
             sleep_mib=self._sleep_mib[kind.name],
         )
         return RayNodeAgent, (settings,)

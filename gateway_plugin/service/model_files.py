@@ -28,7 +28,7 @@ def kind(model: Model, found: str) -> Check | None:
     ``found``: its folder, or its hub name, which is then the only evidence.
     """
     name = f"kind of {model.name}"
-    if not is_local(model.source):
+    if not is_local(found):
         repository, _ = split_revision(found)
         said = "by its name a Whisper" if _WHISPER.search(repository) else ""
     else:

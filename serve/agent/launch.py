@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gateway_plugin.errors import GatewayError
@@ -33,6 +34,8 @@ class Place:
     host: str
     """The address to listen on."""
     gpu_total_mib: int
+    fetched: Path | None = None
+    """Where weights from the hub lie; ``None``: engines load them themselves."""
     bare_mib: tuple[int, ...] = ()
     """Memory in use on the engine's GPUs before it starts; ``()``: it is not to sleep here."""
 
@@ -55,7 +58,10 @@ def launch(
 ) -> Launched:
     """Start the engine. Raises ``GatewayError`` or ``OSError``: nothing runs then."""
     model = command.model
-    source = resolve(model) if needs_source(model) else model.source
+    source = model.source
+    if needs_source(model):
+        source = resolve(model, fetched=place.fetched)
+        model = model.model_copy(update={"source": source})  # what was fetched is local: no hub, no token
     bind = Bind(place.host, free_port(place.host))
     tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
     sleeps = model.sleeps and bool(place.bare_mib)

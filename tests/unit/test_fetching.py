@@ -176,7 +176,7 @@ def test_a_disk_that_fills_up_keeps_what_came(hub: Hub, cache: Path, monkeypatch
         room[0] -= stream.write(FIRST[:MIB])  # type: ignore[attr-defined]
         if room[0] <= 0:
             raise OSError(28, "No space left on device")
-        arrived(stream.tell())  # type: ignore[operator]
+        arrived(stream.tell())  # type: ignore[attr-defined, operator]
 
     with monkeypatch.context() as full:
         full.setattr(hub_content, "_read_range", read_range)
