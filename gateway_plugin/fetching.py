@@ -22,7 +22,7 @@ from pathlib import Path
 from gateway_plugin import hub
 from gateway_plugin.disk_room import room_bytes
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
-from gateway_plugin.hub_cache import COMMIT, repository_folder
+from gateway_plugin.hub_cache import COMMIT, mark, repository_folder
 from gateway_plugin.hub_content import PARTIAL, LargeFile, read_content
 from gateway_plugin.weights_choice import KINDS, chosen
 
@@ -106,6 +106,8 @@ def fetch(
         Stopped: ``stop`` was set.
     """
     stop = stop or threading.Event()
+    with hub.asking(repository, revision):
+        hub.quiet()
     info = hub.model_info(repository, revision, token)
     commit = info.sha or ""
     if not COMMIT.fullmatch(commit):
@@ -189,6 +191,8 @@ class _Job:
 
     def run(self, progress: Callable[[Progress], None]) -> None:
         """Fetch everything that is not there."""
+        if not self.snapshot.is_dir():  # else another program fetched it, or this one began
+            mark(self._folder, self._commit)
         for file in self._files:
             self._drop_wrong(file)
             self._arrived[file.path] = self._there(file)

@@ -6,12 +6,16 @@ A token comes from a file, else the client takes it from ``HF_TOKEN`` or the hub
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError, GatewayError, NotFound, ServiceError
 from gateway_plugin.files import NO_ROOM
 
@@ -134,3 +138,18 @@ def cache_folder(configured: Path | None = None) -> Path:
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     found = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
     return Path(os.path.expandvars(found)).expanduser().absolute()
+
+
+def quiet() -> None:
+    """Have the client log errors alone: its warnings name addresses with signatures, and advise on its own commands."""
+    import huggingface_hub.utils  # noqa: F401 - sets a level of its own
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def hub_source(source: str) -> str:
+    """``source``, if it is ``org/name`` or ``org/name@REVISION``. Raises ``ConfigError``."""
+    try:
+        return Model(name="model", source=source, memory_gib=1).source
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None

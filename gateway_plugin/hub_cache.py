@@ -89,6 +89,17 @@ def indexed(index: Path) -> set[str] | None:
         return None
 
 
+def mark(folder: Path, commit: str) -> None:
+    """Note in a repository's folder that the gateway fetches this commit. Raises ``OSError``."""
+    (folder / ".gateway").mkdir(parents=True, exist_ok=True)
+    (folder / ".gateway" / commit).touch()
+
+
+def marked(folder: Path) -> frozenset[str]:
+    """The commits in a repository's folder that the gateway fetched."""
+    return frozenset(path.name for path in (folder / ".gateway").glob("*"))
+
+
 def shown_for(source: str) -> Path:
     """The folder that an engine must be able to read to load ``source``, a folder: of a snapshot its whole repository,
     since its files are links to content beside it."""
