@@ -164,6 +164,11 @@ def _fetched(model: Model, place: Path) -> Path:
     )
 
 
+def needs_source(model: Model) -> bool:
+    """Whether the command line of its engine refers to the weights at all; a stand-in engine need not."""
+    return model.engine != "command" or any("{source}" in word for word in model.command)
+
+
 def is_local(source: str) -> bool:
     """Whether ``source`` is on this machine's disk: prepared, or a path (``/...``, ``~/...``, ``./...``)."""
     return source.startswith(LOCAL_SOURCES)

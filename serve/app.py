@@ -14,6 +14,7 @@ from gateway_plugin.service.deployment import noted
 from gateway_plugin.site import NodeType, Site
 from serve.agent.actor import AgentSettings
 from serve.controller.deployment import Controller
+from serve.controller.weights import WeightsPlace
 from serve.core.policy import NodeTypeSpec, Policy
 from serve.ingress.desk import Desk
 from serve.ingress.http import ServedIngress
@@ -99,12 +100,13 @@ def build(args: dict[str, str]) -> ray_serve.Application:
     if not state:
         raise ConfigError("serve.app:build wants the argument 'state', the gateway's state folder")
     site = noted(Layout.of(Path(state))).site
+    place = WeightsPlace(site.fetch, cache_folder(site.weights_folder))
     controller = _deployment(
         Controller,
         "controller",
         # Each request in the ingress has two calls open at most: its own wait, and a query of the model's state.
         max_ongoing_requests=2 * site.limits.relayed_requests + _ADMINISTRATION,
-    ).bind(state, policy(site), AgentMaker(state, site))
+    ).bind(state, policy(site), AgentMaker(state, site), weights=place)
     # It listens by itself; the replica only stays alive. (Serve has no deployment without a place for a request.)
     ingress = _deployment(ServedIngress, "ingress", max_ongoing_requests=1).bind(state, site.limits, controller)
     desk = _deployment(

@@ -86,11 +86,6 @@ def python_of(model: Model) -> str:
     return model.runtime.python or ("python3" if model.runtime.container is not None else sys.executable)
 
 
-def needs_source(model: Model) -> bool:
-    """Whether the command line refers to the weights at all; a stand-in engine need not."""
-    return model.engine == "vllm" or any("{source}" in word for word in model.command)
-
-
 def engine_argv(
     model: Model, source: str, bind: Bind, tls: TlsFiles, gpu_total_mib: int = 0, sleeps: bool = False
 ) -> tuple[str, ...]:

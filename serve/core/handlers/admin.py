@@ -39,6 +39,7 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
         for engine in tx.engines_of(name):  # (1)
             begin_stop(tx, engine, "catalog")
         tx.failures.drop(name)
+        tx.weights.drop(name)
         for learned in (tx.load_s, tx.wake_s):
             learned.drop(name)
         tx.sleep_doubts.drop(name)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gateway_plugin.catalog import Model
-from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, sleeps_in, visible_devices
+from gateway_plugin.weights import needs_source
+from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, sleeps_in, visible_devices
 
 TLS = TlsFiles(Path("/t/engine.key"), Path("/t/engine.crt"), Path("/t/ca.pem"))
 BIND = Bind("10.0.0.7", 40123)
