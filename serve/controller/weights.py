@@ -165,9 +165,9 @@ class WeightsWatch:
                     seconds = now - seen[0][0]
                     rate = (done - seen[0][1]) / seconds if seconds > 0 else 0.0
                     self._post(WeightsFetching(model.name, done, int(said["total_bytes"]), max(0.0, rate)))
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.kill()
+        except BaseException:  # not at its normal end: the signal would reap it, and its exit code be lost
+            with suppress(ProcessLookupError):
+                process.kill()
+            raise
         code = await process.wait()
         return error or ("" if code == 0 else f"the fetch ended with exit code {code}")
