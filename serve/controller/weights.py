@@ -25,6 +25,7 @@ from serve.core.state import Fleet
 log = logging.getLogger("gateway.controller")
 
 _LOOK_S = 3.0
+_CATALOG_S = 0.1
 _AT_A_TIME = 2
 """Fetches at a time: more would only share the line."""
 _REPORT_S = 2.0
@@ -71,9 +72,12 @@ class WeightsWatch:
 
     async def watch(self) -> None:
         """Report what is missing, on every change, without end."""
+        loop = asyncio.get_running_loop()
         while self._folder is not None:
+            models, until = self._known.fleet.models, loop.time() + _LOOK_S
             await self.look()
-            await asyncio.sleep(_LOOK_S)
+            while loop.time() < until and self._known.fleet.models is models:  # another catalog: at once
+                await asyncio.sleep(_CATALOG_S)
 
     async def look(self) -> None:
         """Look once at all that is not being fetched."""

@@ -13,7 +13,7 @@ from serve.core.state import Cause, Node, NodePhase, NodeTypeBackoff, Weights
 from serve.core.transaction import Transaction
 
 _WEIGHTS_S = 60.0
-"""Retry-After of a model without weights: somebody, or a back-off, has to act first."""
+"""Retry-After of a model without weights, which wait for an administrator or for a back-off to end."""
 
 
 def may_ask(tx: Transaction, kind: NodeTypeSpec) -> bool:
