@@ -20,6 +20,7 @@ from pathlib import Path
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.hub_cache import shown_for
 from gateway_plugin.paths import Layout, default_state_root
 
 _OF_THE_OWNER = (
@@ -77,8 +78,8 @@ def wrapper(program: str, hidden: Hidden, shown: Iterable[Path], written: Iterab
     return tuple(words)
 
 
-def hidden_here(layout: Layout, home: Path | None = None) -> Hidden:
-    """The existing paths to hide on this machine, under each path that leads to them."""
+def hidden_here(layout: Layout, home: Path | None = None, more: Iterable[Path] = ()) -> Hidden:
+    """The existing paths to hide on this machine (with those in ``more``), under each path that leads to them."""
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     system = (Path(place.format(uid=os.getuid())) for place in _OF_THE_SYSTEM)
     places = (
@@ -87,6 +88,7 @@ def hidden_here(layout: Layout, home: Path | None = None) -> Hidden:
         layout.run,
         *((home or Path.home()) / name for name in _OF_THE_OWNER),
         *system,
+        *more,
     )
     found: set[Path] = set()
     for place in (place.resolve() for place in places if os.path.exists(place)):  # closed to us: to engines too
@@ -170,9 +172,17 @@ def isolated(
         raise ServiceError(f"the site wants isolated engines (isolate_engines), and this one cannot be: {why}")
     if wanted == "off" or not model.isolated or not found.program:
         return ()
-    read = (str(layout.engine_key), str(layout.engine_certificate), str(layout.ca), source, sys.prefix, sys.base_prefix)
+    own = (str(layout.engine_key), str(layout.engine_certificate), str(layout.ca))
+    read = (*own, str(shown_for(source)) if source.startswith("/") else source, sys.prefix, sys.base_prefix)
     shown = [Path(place).resolve() for place in (*read, *env.get("PYTHONPATH", "").split(":")) if place.startswith("/")]
+    hidden = hidden_here(layout, more=_logins(env) if source.startswith("/") else ())
     named = [Path(value).resolve() for value in env.values() if value.startswith("/") and ":" not in value]
     written = [path for path in named if path.is_dir() and path not in shown]
     written += [folder.resolve() for folder in folders]
-    return wrapper(found.program, hidden_here(layout), shown, written)
+    return wrapper(found.program, hidden, shown, written)
+
+
+def _logins(env: Mapping[str, str]) -> tuple[Path, ...]:
+    """The hub's own login: an engine that loads from disk has no use for it."""
+    home = env.get("HF_HOME") or os.path.join(env.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return tuple(Path(home).expanduser() / name for name in ("token", "stored_tokens"))

@@ -190,6 +190,15 @@ class Site(_Frozen):
     starts without it."""
     queue_wait_max_s: float = Field(default=7 * 86400.0, ge=60)
     """Longest time a job may be pending before Ray gives it up."""
+    weights_folder: Path | None = None
+    """Where ``gateway models fetch`` puts weights from the hub, and engines look for them: a folder that nodes see by
+    the same path, in the layout of the hub's cache. ``None``: the hub's own cache of the user who starts the
+    gateway (``HF_HUB_CACHE``, ``HF_HOME``, else ``~/.cache/huggingface/hub``)."""
+    fetch: Literal["by-command", "on-request", "by-engine"] = "by-command"
+    """How weights from the hub reach ``weights_folder``: ``by-command``: by ``gateway models fetch`` alone, and a model
+    whose weights are not there fails with that command as its reason; ``on-request``: by the gateway, on its own
+    machine, when the model is asked for; ``by-engine``: engines load them from the hub themselves, for which nodes need
+    the internet, and gated models a token in their environment."""
     switching: Literal["pressure", "lru"] = "pressure"
     """Which models get the room: ``lru`` is the plain least recently used of what is idle, for comparison."""
     limits: Limits = Limits()
@@ -211,6 +220,15 @@ class Site(_Frozen):
                     f"or 'http://localhost:3000': no path, no wildcard, lower case; got {origin!r}"
                 )
         return value
+
+    @field_validator("weights_folder")
+    @classmethod
+    def _whole_path(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        if not (folder := value.expanduser()).is_absolute():
+            raise ValueError(f"expected a path in full, as nodes see it, got {str(value)!r}")
+        return folder
 
     @model_validator(mode="after")
     def _consistent(self) -> Site:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from gateway_plugin.catalog import LOCAL_SOURCES, Model
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
+from gateway_plugin.hub import cache_folder
+from gateway_plugin.hub_cache import lacks, snapshot
 from gateway_plugin.ownership import others_write, replaceable
 from gateway_plugin.paths import weights_root
 
@@ -108,11 +110,15 @@ def prepare(
     return {name: place / name for name in wanted}
 
 
-def resolve(model: Model, root: Path | None = None) -> str:
+def resolve(model: Model, root: Path | None = None, fetched: Path | None = None) -> str:
     """The weights of ``model`` as vLLM takes them: a folder's path, or a hub name unchanged.
 
+    Args:
+        fetched: where weights from the hub lie; the hub's own cache on this machine is looked into, too. ``None``:
+            engines load them from the hub themselves.
+
     Raises:
-        ConfigError: the folder does not exist, or prepared weights are not prepared; the message names the command.
+        ConfigError: the folder does not exist, or weights are not prepared or fetched; the message names the command.
     """
     source = model.source
     if source.startswith(PREPARED):
@@ -132,7 +138,7 @@ def resolve(model: Model, root: Path | None = None) -> str:
                 raise ConfigError(f"models.{model.name}.source: {problem}")
         return str(folder)
     if not is_local(source):
-        return source
+        return source if fetched is None else str(_fetched(model, fetched))
     folder = Path(source).expanduser()
     if not folder.is_absolute():
         raise ConfigError(f"models.{model.name}.source: {source!r} is a relative path; write it in full")
@@ -153,6 +159,28 @@ def _one_gguf(model: Model, folder: Path) -> Path:
         several = f"{len(whole)} GGUF files ({', '.join(path.name for path in whole[:3])})" if whole else "no GGUF file"
         raise ConfigError(f"models.{model.name}.source: {several} in {folder}; llama.cpp loads one: name it")
     return whole[0]
+
+
+def _fetched(model: Model, place: Path) -> Path:
+    """The folder with the fetched weights of a hub model. Raises ``ConfigError``."""
+    repository, revision = split_revision(model.source)
+    wrong = ""
+    for cache in dict.fromkeys((place, cache_folder())):
+        folder = snapshot(cache, repository, revision)
+        if folder is not None:
+            missing = lacks(folder)
+            if not missing:
+                return folder
+            wrong = wrong or f"are not whole in {place} ({missing})"
+    raise ConfigError(
+        f"models.{model.name}.source: the weights of {model.source} {wrong or f'are not in {place}'}; "
+        f"run `gateway models fetch {model.name}`"
+    )
+
+
+def needs_source(model: Model) -> bool:
+    """Whether the command line of its engine refers to the weights at all; a stand-in engine need not."""
+    return model.engine != "command" or any("{source}" in word for word in model.command)
 
 
 def is_local(source: str) -> bool:

@@ -8,11 +8,13 @@ from typing import Any
 from ray import serve as ray_serve
 
 from gateway_plugin.errors import ConfigError
+from gateway_plugin.hub import cache_folder
 from gateway_plugin.paths import Layout
 from gateway_plugin.service.deployment import noted
 from gateway_plugin.site import NodeType, Site
 from serve.agent.actor import AgentSettings
 from serve.controller.deployment import Controller
+from serve.controller.weights import WeightsPlace
 from serve.core.policy import NodeTypeSpec, Policy
 from serve.ingress.desk import Desk
 from serve.ingress.http import ServedIngress
@@ -65,6 +67,7 @@ class AgentMaker:
     def __init__(self, state: str, site: Site) -> None:
         self._state = state
         self._isolate = site.isolate_engines
+        self._fetched = None if site.fetch == "by-engine" else cache_folder(site.weights_folder)
         self._sleep_mib = {
             each.name: None if each.sleep_memory_gib is None else int(each.sleep_memory_gib * 1024)
             for each in site.node_types
@@ -80,6 +83,7 @@ class AgentMaker:
             gpu_mib=kind.gpu_mib,
             on_loopback=self._on_loopback[kind.name],
             isolate=self._isolate,
+            fetched=self._fetched,
             sleep_mib=self._sleep_mib[kind.name],
         )
         return RayNodeAgent, (settings,)
@@ -96,12 +100,13 @@ def build(args: dict[str, str]) -> ray_serve.Application:
     if not state:
         raise ConfigError("serve.app:build wants the argument 'state', the gateway's state folder")
     site = noted(Layout.of(Path(state))).site
+    place = WeightsPlace(site.fetch, cache_folder(site.weights_folder))
     controller = _deployment(
         Controller,
         "controller",
         # Each request in the ingress has two calls open at most: its own wait, and a query of the model's state.
         max_ongoing_requests=2 * site.limits.relayed_requests + _ADMINISTRATION,
-    ).bind(state, policy(site), AgentMaker(state, site))
+    ).bind(state, policy(site), AgentMaker(state, site), weights=place)
     # It listens by itself; the replica only stays alive. (Serve has no deployment without a place for a request.)
     ingress = _deployment(ServedIngress, "ingress", max_ongoing_requests=1).bind(state, site.limits, controller)
     desk = _deployment(

@@ -14,17 +14,20 @@ from gateway_plugin.api_types import ModelInfo
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
 from gateway_plugin.cli.sizing import add, plan
+from gateway_plugin.cli.weights import fetch, prune, weights
 
 _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
 
 
 @click.group()
 def models() -> None:
-    """Models: plan, add, prepare, list, show, why, load, unload, pin, unpin, apply."""
+    """Models: plan, add, fetch, weights, prune, prepare, list, show, why, load, unload, pin, unpin, apply."""
 
 
 models.add_command(plan)
 models.add_command(add)
+for command in (fetch, weights, prune):
+    models.add_command(command)
 
 
 @models.command()
@@ -32,17 +35,17 @@ models.add_command(add)
 @json_option
 def prepare(names: tuple[str, ...]) -> None:
     """Build the weights of NAMES (default: all with a recipe) into the cache folder, once."""
-    from gateway_plugin import weights
+    from gateway_plugin import weights as prepared
 
     began = time.monotonic()
     rows: dict[str, tuple[str, str]] = {}
     with Steps("preparing") as steps:
 
-        def report(step: weights.Progress) -> None:
+        def report(step: prepared.Progress) -> None:
             rows[step.name] = (step.step, f"{100 * step.fraction:.0f} %")
             steps.update([(name, *row) for name, row in rows.items()], time.monotonic() - began)
 
-        folders = weights.prepare(names or None, progress=report)
+        folders = prepared.prepare(names or None, progress=report)
     document = {name: str(folder) for name, folder in folders.items()}
     show(document, lambda: table(("model", "folder"), document.items()))
 

@@ -30,7 +30,7 @@ def kind(model: Model, found: str) -> Check | None:
     if model.engine != "vllm":
         return None
     name = f"kind of {model.name}"
-    if not is_local(model.source):
+    if not is_local(found):
         repository, _ = split_revision(found)
         said = "by its name a Whisper" if _WHISPER.search(repository) else ""
     else:

@@ -19,6 +19,7 @@ from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge.places import places
 from gateway_plugin.edge.process import open_files_limit
 from gateway_plugin.errors import ConfigError, GatewayError
+from gateway_plugin.hub import cache_folder
 from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.paths import Layout
 from gateway_plugin.schedulers.base import shared_script_place
@@ -64,7 +65,7 @@ def every_check(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[in
         *job_scripts(layout, site),
         *disk(layout),
         open_files(site.limits),
-        *weights(catalog),
+        *weights(catalog, site),
         *certificate(site),
         *memory(site),
         engine_isolation(site, find_isolation(layout)),
@@ -242,8 +243,13 @@ def few_files(limits: Limits, hard: int | None = None) -> str:
     return f"Open files {found.found}. To have more, {found.advice}." if found.verdict is Verdict.WARN else ""
 
 
-def weights(catalog: Catalog) -> tuple[Check, ...]:
-    """Weights and adapters with a path on this machine's disk exist; those of a hub are of one revision."""
+def weights(catalog: Catalog, site: Site | None = None) -> tuple[Check, ...]:
+    """Weights and adapters with a path on this machine's disk exist; those of a hub are fetched, and of one revision.
+
+    What is not fetched prevents no start: ``gateway models fetch`` works while the gateway runs. Without a ``site``,
+    engines load from the hub.
+    """
+    fetched = None if site is None or site.fetch == "by-engine" else cache_folder(site.weights_folder)
     checks: list[Check] = []
     for model in catalog.models:
         try:
@@ -254,20 +260,21 @@ def weights(catalog: Catalog) -> tuple[Check, ...]:
         if model.engine == "command":
             continue
         try:
-            found = resolve(model)
-            seen = (kind(model, found), size(model, Path(found)) if is_local(model.source) else None)
+            found = resolve(model, fetched=fetched)
+            seen = (kind(model, found), size(model, Path(found)) if is_local(found) else None)
             checks += [check for check in seen if check is not None]
-            if is_local(model.source) or split_revision(found)[1]:
+            if is_local(model.source) or split_revision(model.source)[1]:
                 checks.append(Check(f"weights of {model.name}", Verdict.OK, found))
             else:
-                words = f"{found} without a revision: other weights are loaded once the repository has others"
-                advice = f"write 'source: {found}@COMMIT' in the catalog"
+                words = f"{model.source} without a revision: other weights are loaded once the repository has others"
+                advice = f"write 'source: {model.source}@COMMIT' in the catalog"
                 checks.append(Check(f"weights of {model.name}", Verdict.WARN, words, advice))
         except GatewayError as error:
             what, _, advice = error.message.partition("; ")
-            checks.append(
-                Check(f"weights of {model.name}", Verdict.FAIL, what, advice or "correct 'source' in the catalog")
-            )
+            verdict = Verdict.FAIL if is_local(model.source) else Verdict.WARN
+            if verdict is Verdict.WARN and site is not None and site.fetch == "on-request":
+                verdict, advice = Verdict.OK, "fetched when the model is asked for"
+            checks.append(Check(f"weights of {model.name}", verdict, what, advice or "correct 'source' in the catalog"))
     return tuple(checks)
 
 

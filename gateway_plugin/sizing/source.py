@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from gateway_plugin import hub
 from gateway_plugin.catalog import Model
-from gateway_plugin.errors import ConfigError, NotFound, ServiceError
+from gateway_plugin.errors import ConfigError, NotFound
 from gateway_plugin.sizing.architecture import UnknownArchitecture, parse_config
 from gateway_plugin.sizing.plan import Source
 from gateway_plugin.weights import is_local, resolve, split_revision
@@ -17,7 +18,6 @@ from gateway_plugin.weights import is_local, resolve, split_revision
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-_TIMEOUT_S = 20.0
 _CONFIG_MAX = 4 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 """Kinds of weights' files, the preferred first: of a repository with several kinds, engines load one."""
@@ -60,40 +60,25 @@ def _from_folder(name: str, folder: Path) -> Source:
 
 
 def _from_hub(name: str, token_file: Path | None) -> Source:
-    try:
-        from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub import errors as hub
-    except ImportError:
-        raise ServiceError("The hub's client is missing. Run: pip install 'gateway-plugin[serve]'") from None
     repository, revision = split_revision(name)
-    token = _token(token_file)
+    token = hub.token(token_file)
+    found = hub.model_info(repository, revision, token)
+    files = tuple(file.rfilename for file in found.siblings or ())
+    if files and "config.json" not in files:
+        raise ConfigError(f"{repository}: has no config.json; {_instead(files)}.")
+    with hub.asking(repository, revision):
+        from huggingface_hub import errors, hf_hub_download
+
+        try:
+            path = hf_hub_download(
+                repository, "config.json", revision=found.sha, token=token, etag_timeout=hub.TIMEOUT_S
+            )
+        except errors.RemoteEntryNotFoundError:
+            raise ConfigError(f"{repository}: has no config.json; {_instead(files)}.") from None
     try:
-        found = HfApi(token=token).model_info(
-            repository, revision=revision or None, files_metadata=True, timeout=_TIMEOUT_S
-        )
-        path = hf_hub_download(repository, "config.json", revision=found.sha, token=token, etag_timeout=_TIMEOUT_S)
         config = json.loads(Path(path).read_bytes()[:_CONFIG_MAX])
-    except hub.GatedRepoError:
-        raise ServiceError(
-            f"{repository} is gated: accept its licence on the hub, then give a token of that account (HF_TOKEN, "
-            "`hf auth login`, or --token-file)."
-        ) from None
-    except hub.RevisionNotFoundError:
-        raise NotFound(f"{repository} has no revision '{revision}'.") from None
-    except hub.RepositoryNotFoundError:
-        raise NotFound(
-            f"The hub has no model '{repository}', or it is private: check the name and the token."
-        ) from None
-    except hub.EntryNotFoundError:
-        files = tuple(file.rfilename for file in found.siblings or ())
-        raise ConfigError(f"{repository}: has no config.json; {_instead(files)}.") from None
-    except hub.HFValidationError as error:
-        raise ConfigError(f"{name!r} is no name of a model on the hub: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{repository}: its config.json is not JSON: {error}") from None
-    except (hub.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # refused, unreachable, offline
-        words = " ".join(str(error).split())[:200]
-        raise ServiceError(f"The hub cannot be asked for {repository}: {words}") from None
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
     return _source(repository, config, sizes, found)
 
@@ -135,15 +120,3 @@ def _weights_bytes(sizes: dict[str, int]) -> int:
 def _license(card: Any) -> str:
     found = card.get("license") if card is not None else None
     return " ".join(found.split())[:80] if isinstance(found, str) else ""
-
-
-def _token(file: Path | None) -> str | None:
-    """``None``: the hub's client looks in its own places."""
-    if file is None:
-        return None
-    try:
-        if file.stat().st_mode & 0o077:
-            raise ConfigError(f"{file}: others can read this token; run: chmod 600 {file}")
-        return file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None

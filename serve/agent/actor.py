@@ -67,6 +67,8 @@ class AgentSettings:
     """Engines listen on 127.0.0.1: the block is on the gateway's own machine."""
     isolate: Literal["auto", "required", "off"] = "auto"
     """``Site.isolate_engines``"""
+    fetched: Path | None = None
+    """Where weights from the hub lie; ``None``: engines load them."""
     sleep_mib: int | None = 0
     """Host memory for engines that sleep; 0: none does, ``None``: measured."""
 
@@ -164,13 +166,11 @@ class NodeAgent:
         if not self._accepts(command.epoch):
             return
         self._note(command.engine)
-        engine = self._engines.get(command.engine)
-        if engine is not None:
+        if (engine := self._engines.get(command.engine)) is not None:
             engine.stop(command.reason)
             return
         self._stopped[command.engine] = None
-        reason = f"{command.reason}; it was not there"
-        self._report(EngineExited(command.engine, reason, expected=True))
+        self._report(EngineExited(command.engine, f"{command.reason}; it was not there", expected=True))
 
     async def sleep(self, command: SleepEngine) -> None:
         """Put an engine to sleep; returns at once. Outcome: ``EngineAsleep``, or ``EngineExited``."""
@@ -252,8 +252,9 @@ class NodeAgent:
 
     def _launch(self, command: StartEngine, key: str, bare_mib: tuple[int, ...]) -> Launched:
         prune_engine_logs(self._layout, [records.file_name(engine) for engine in (command.engine, *self._engines)])
-        place = Place(self._settings.node, self._block, self._host, self._gpu_total_mib, bare_mib)
-        return launch(self._layout, place, command, key, self._isolation, self._settings.isolate)
+        given = self._settings
+        place = Place(given.node, self._block, self._host, self._gpu_total_mib, given.fetched, bare_mib)
+        return launch(self._layout, place, command, key, self._isolation, given.isolate)
 
     def _watch(
         self,
@@ -262,8 +263,7 @@ class NodeAgent:
         lease: Lease | None = None,
         recorded: bool = True,
     ) -> None:
-        if self._context is None:
-            self._context = client_context(self._layout)
+        self._context = self._context or client_context(self._layout)
         probe = Probe(record.address, self._context, record.key)
         names = device_names(record.gpus, visible_devices(os.environ))
         engine = EngineProcess(

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from gateway_plugin.catalog import Model
+from gateway_plugin.hub import TOKENS
 from gateway_plugin.masking import speaks_of_a_secret
 from gateway_plugin.weights import is_local
 from serve.agent.engines import llama_cpp, sglang, template, transformers_serve, vllm, whisper
@@ -67,11 +68,6 @@ def python_of(model: Model) -> str:
     if model.runtime is None:
         return sys.executable
     return model.runtime.python or ("python3" if model.runtime.container is not None else sys.executable)
-
-
-def needs_source(model: Model) -> bool:
-    """Whether the command line refers to the weights at all; a stand-in engine need not."""
-    return model.engine != "command" or any("{source}" in word for word in model.command)
 
 
 def engine_argv(
@@ -125,6 +121,9 @@ def engine_env(
     if model.adapters is not None:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # its paths take the key, and the edge does not pass them on
     env.update(model.env)
+    if is_local(model.source) and env["HF_HUB_OFFLINE"].lower() in ("1", "on", "yes", "true"):
+        for name in TOKENS:  # it asks the hub for nothing
+            env.pop(name, None)
     if sleeps and model.gpus:
         env["VLLM_SERVER_DEV_MODE"] = "1"
         if "PYTORCH_CUDA_ALLOC_CONF" not in env:  # the older name of the same

@@ -17,9 +17,9 @@ from gateway_plugin.errors import GatewayError
 from gateway_plugin.isolation import Isolation, isolated
 from gateway_plugin.masking import secrets_of
 from gateway_plugin.paths import Layout, private_folder
-from gateway_plugin.weights import resolve
+from gateway_plugin.weights import needs_source, resolve
 from serve.agent import records
-from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, sleeps_in, visible_devices
+from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, sleeps_in, visible_devices
 from serve.agent.doorman import Doorman, behind
 from serve.agent.processes import demand_program, free_port, spawn
 from serve.agent.records import EngineRecord
@@ -37,6 +37,8 @@ class Place:
     host: str
     """The address to listen on."""
     gpu_total_mib: int
+    fetched: Path | None = None
+    """Where weights from the hub lie; ``None``: engines load them themselves."""
     bare_mib: tuple[int, ...] = ()
     """Memory in use on the engine's GPUs before it starts; ``()``: it is not to sleep here."""
 
@@ -59,7 +61,10 @@ def launch(
 ) -> Launched:
     """Start the engine. Raises ``GatewayError`` or ``OSError``: nothing runs then."""
     model = on_disk(command.model)
-    source = resolve(model) if needs_source(model) else model.source
+    source = model.source
+    if needs_source(model):
+        source = resolve(model, fetched=place.fetched)
+        model = model.model_copy(update={"source": source})  # what was fetched is local: no hub, no token
     bind = Bind(place.host, free_port(place.host))
     folders = (records.make_socket_folder(layout, command.engine),) if model.on_socket else ()
     inner = _inner(bind, model, folders)

@@ -29,6 +29,7 @@ from serve.controller.journal import Journal
 from serve.controller.metrics import Metrics
 from serve.controller.observer import Observer, found_servers
 from serve.controller.performer import Performer
+from serve.controller.weights import UNWATCHED, WeightsPlace, WeightsWatch
 from serve.core.events import (
     Acquire,
     BlockCancelAsked,
@@ -74,7 +75,10 @@ _COPIES_S = 1.0
 class Controller:
     """Decides which models are loaded where and which routes are open."""
 
-    def __init__(self, state: str, policy: Policy, make_agent: MakeAgent, clock: SteadyClock | None = None) -> None:
+    def __init__(
+        self, state: str, policy: Policy, make_agent: MakeAgent, clock: SteadyClock | None = None,
+        weights: WeightsPlace = UNWATCHED,
+    ) -> None:  # fmt: skip
         self._clock = clock or SteadyClock()
         self._layout = Layout.of(Path(state))
         log_events("gateway.controller", self._layout.controller_log)
@@ -88,7 +92,8 @@ class Controller:
         self._metrics = Metrics()
         self._edge = EdgeRuntime(self._layout, self._copies)
         self._agents = Agents(policy.node_types, make_agent, self.post, self._clock)
-        self._performer = Performer(self._edge, self._agents, self.post, self._calls.answer)
+        self._weights = WeightsWatch(self, self.post, weights)
+        self._performer = Performer(self._edge, self._agents, self.post, self._calls.answer, self._weights.fetch)
         self._observer = Observer(
             self._edge, self, self.post, self._performer.start_all, self._clock.now, self._agents.still
         )
@@ -120,10 +125,9 @@ class Controller:
                 self._journal.record(event, now, before)
                 raise
             self._performer.start_all(effects)
-            decisions = new_decisions(before, self.fleet)
-            self._metrics.count_decisions(decisions)
-            news = bool(effects) or self.fleet != before
-            self._journal.record(event, now, before, digest(effects, decisions), news=news)
+            self._metrics.count_decisions(decisions := new_decisions(before, self.fleet))
+            did = digest(effects, decisions)
+            self._journal.record(event, now, before, did, news=bool(effects) or self.fleet != before)
             if self.fleet.pinned != before.pinned:
                 self._keep_pins()
 
@@ -132,8 +136,7 @@ class Controller:
         while True:
             await asyncio.sleep(_COPIES_S)
             await asyncio.to_thread(self._copies.retry)
-            trouble = self._copies.trouble
-            if trouble != self.fleet.storage:
+            if (trouble := self._copies.trouble) != self.fleet.storage:
                 log.warning("storage", extra={"trouble": trouble, "unwritten": self._copies.unwritten})
                 self.post(StorageSeen(trouble))
 
@@ -158,6 +161,7 @@ class Controller:
         self._spawn(self._observer.watch_closely(), "observer-closely")
         self._spawn(self._ledger.watch(), "ledger")
         self._spawn(self._keep_copies(), "copies")
+        self._spawn(self._weights.watch(), "weights")
         self._spawn(self._tick(), "tick")
         self._begun.set()
         log.info("controller-started", extra={"nodes": nodes, "servers": len(servers)})

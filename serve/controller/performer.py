@@ -24,6 +24,7 @@ from serve.core.effects import (
     CreateAgent,
     DrainRoute,
     Effect,
+    FetchWeights,
     KillAgent,
     OpenRoute,
     SleepEngine,
@@ -53,7 +54,9 @@ class Performer:
         agents: Agents,
         post: Callable[[Event], None],
         answer: Callable[[Answer], None],
+        fetch: Callable[[Model], None] = lambda model: None,
     ) -> None:
+        self._fetch = fetch
         self._edge = edge
         self._agents = agents
         self._post = post
@@ -112,6 +115,8 @@ class Performer:
                 self._lanes.beside(lambda: self._agents.command(node, "wake", effect))
             case CreateAgent(node, kind, block):
                 self._lanes.add(("node", node), lambda: self._agents.create(node, kind, block))
+            case FetchWeights(model):
+                self._fetch(model)
             case KillAgent(node, block_goes):
                 self._lanes.add(("node", node), lambda: self._agents.end(node, block_goes))
 

@@ -129,7 +129,15 @@ class KillAgent:
     """Else its block is left to the next pending agent; the autoscaler cancels it if there is none."""
 
 
+@dataclass(frozen=True)
+class FetchWeights:
+    """To the gateway's own machine: fetch the model's weights from the hub. Outcome: ``WeightsFetching``, in the end
+    ``WeightsThere`` or ``WeightsMissing``."""
+
+    model: Model
+
+
 Effect = (
     Answer | StartEngine | StopEngine | SleepEngine | WakeEngine | OpenRoute | DrainRoute | CloseRoute | SyncSlots
-    | CreateAgent | KillAgent
+    | CreateAgent | KillAgent | FetchWeights
 )  # fmt: skip

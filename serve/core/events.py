@@ -379,6 +379,36 @@ class StorageSeen:
 
 
 @dataclass(frozen=True)
+class WeightsMissing:
+    """The weights of a model are not on disk, or not whole. Reported once, and when it changes."""
+
+    model: str
+    reason: str
+    """For all users."""
+    detail: str = ""
+    """For administrators; ``""``: the same."""
+    may_fetch: bool = False
+    """The gateway fetches them when the model is wanted (``FetchWeights``)."""
+
+
+@dataclass(frozen=True)
+class WeightsFetching:
+    """How far a fetch is. ``total_bytes`` 0: not known yet; ``bytes_s``: its rate of late, 0: not known."""
+
+    model: str
+    done_bytes: int
+    total_bytes: int
+    bytes_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class WeightsThere:
+    """The weights of a model, which were missing, are on disk."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passed; deadlines are checked."""
 
@@ -388,5 +418,5 @@ Event = (
     | EngineAwake | EngineStalled | EngineMoves | EngineExited | RouteOpened | RouteRefused | RouteDrained
     | RouteClosed | EdgeSeen | Acquire | WaiterLeft | GatewayCloses | ModelAnswered | SuspectsKept | LoadAsked
     | UnloadAsked | PinChanged | NodeDrainAsked | BlockCancelAsked | BlocksSeen | NodeLeaves | NodeTypeRetryAsked
-    | StorageSeen | Tick
+    | StorageSeen | WeightsMissing | WeightsFetching | WeightsThere | Tick
 )  # fmt: skip

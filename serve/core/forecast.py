@@ -17,6 +17,7 @@ from serve.core.state import (
     Node,
     NodePhase,
     RouteState,
+    Weights,
     live,
     serving,
     sleeps,
@@ -108,9 +109,9 @@ class Forecast:
 
         (1) it serves: 0; (2) it loads or wakes: the rest of the last time that took, at least 1, or it sleeps on a node
         that stays: the time of a wake; (3) back-off: its rest and a load;
-        else a load, after (4) the loads and stops under way there, where there is free room; (5) the start of the
-        pending node, where one could hold it; (6) nothing, where a node here could hold it; (7) the queue and start of
-        a new node, which take as long as the last ones took.
+        else a load, after its weights are fetched where that must be, and (4) the loads and stops under way there,
+        where there is free room; (5) the start of the pending node, where one could hold it; (6) nothing, where a node
+        here could hold it; (7) the queue and start of a new node, which take as long as the last ones took.
         """
         fleet, now = self.fleet, self.now
         engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
@@ -131,11 +132,14 @@ class Forecast:
         entry = fleet.models.get(model)
         if entry is None:
             return None
+        weights_s = fetched_in_s(fleet.weights.get(model), now)
+        if weights_s is None:
+            return None
         need = need_of(entry)
         if need not in self._begins:
             self._begins[need] = self._begins_in_s(need)
         begins = self._begins[need]
-        return None if begins is None else begins + load
+        return None if begins is None else weights_s + begins + load
 
     def _begins_in_s(self, need: Need) -> float | None:
         """Cases (4) to (7) of ``eta_s``: seconds until a load could begin."""
@@ -153,11 +157,15 @@ class Forecast:
         return min((s for kind in able if (s := _ask_s(fleet, kind.name)) is not None), default=None)  # (7)
 
     def waiting_reason(self, model: str, *, detail: bool = False) -> str | None:
-        """Why a model waits: (1) a ``queued`` one, for another engine on a GPU or for a node that it needs; (2) any,
-        while the state folder cannot be written; else ``None``. ``detail``: for administrators."""
+        """Why a model waits: (1) a ``queued`` one, for another engine on a GPU or for a node that it needs; one whose
+        weights are fetched, for these; (2) any, while the state folder cannot be written; else ``None``. ``detail``:
+        for administrators."""
         entry = self.fleet.models.get(model)
         said: str | None = None
-        if entry is not None and model_state(self.fleet, model) == "queued":  # (1)
+        state = model_state(self.fleet, model)
+        if state == "fetching":
+            said = fetch_words(self.fleet.weights[model])
+        elif entry is not None and state == "queued":  # (1)
             need = need_of(entry)
             if (other := self._waits_for(need)) is not None:
                 said = wait_words(other)
@@ -189,10 +197,11 @@ class Forecast:
 
 
 def model_state(fleet: Fleet, model: str) -> str:
-    """``ready``, ``stalled``, ``loading``, ``failed``, ``queued``, ``asleep``, ``draining`` or ``cold``: the first that
-    is true.
+    """``ready``, ``stalled``, ``loading``, ``fetching``, ``failed``, ``queued``, ``asleep``, ``draining`` or ``cold``:
+    the first that is true.
 
     ``stalled``: its engines have work and make no progress. ``queued``: it is wanted, and waits for room or for a node.
+    ``fetching``: its weights are. ``failed``: also if they are not on disk, and nothing fetches them.
     ``asleep``: an engine of it sleeps, or falls asleep. One that wakes is ``loading``.
     """
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
@@ -201,13 +210,33 @@ def model_state(fleet: Fleet, model: str) -> str:
         return "stalled" if all(map(stalled, up)) else "ready"
     if any(live(engine) for engine in engines):
         return "loading"
-    if model in fleet.failures:
+    weights = fleet.weights.get(model) if not engines else None
+    if weights is not None and weights.fetching:
+        return "fetching"
+    if model in fleet.failures or (weights is not None and not weights.may_fetch):
         return "failed"
     if model in fleet.queues or model in fleet.pinned or model in fleet.requested_until:
         return "queued"
     if any(map(sleeps, engines)):
         return "asleep"
     return "draining" if engines else "cold"
+
+
+def fetched_in_s(weights: Weights | None, now: float) -> float | None:
+    """Seconds until weights are on disk, at the rate of late: 0 for those that are; ``None``: not known."""
+    if weights is None:
+        return 0.0
+    if not weights.fetching or not weights.bytes_s or not weights.total_bytes:
+        return None
+    return max(0.0, (weights.total_bytes - weights.done_bytes) / weights.bytes_s - (now - weights.at))
+
+
+def fetch_words(weights: Weights) -> str:
+    """``its weights are being fetched: 3.2 of 14.9 GiB, 210 MiB/s``."""
+    if not weights.total_bytes:
+        return weights.reason
+    rate = f", {weights.bytes_s / 2**20:.0f} MiB/s" if weights.bytes_s else ""
+    return f"{weights.reason}: {weights.done_bytes / 2**30:.1f} of {weights.total_bytes / 2**30:.1f} GiB{rate}"
 
 
 def models_before(fleet: Fleet, model: str) -> int:

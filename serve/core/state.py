@@ -228,6 +228,24 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Weights of a model that are not on disk, or not whole."""
+
+    reason: str
+    """For all users."""
+    detail: str
+    """For administrators."""
+    may_fetch: bool
+    """The gateway fetches them when the model is wanted."""
+    at: float
+    """When this was reported."""
+    fetching: bool = False
+    done_bytes: int = 0
+    total_bytes: int = 0
+    bytes_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class ClosingRoute:
     """A server at the edge whose engine is gone or going. Its place is free after ``RouteClosed``."""
 
@@ -328,6 +346,8 @@ class Fleet:
     slots: Mapping[str, int] = field(default_factory=dict)
     """Model -> slot at the edge."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    """By model: those that are not on disk, as far as is known."""
     load_s: Mapping[str, float] = field(default_factory=dict)
     """Model -> the last load's seconds, for ``eta_s``."""
     wake_s: Mapping[str, float] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from serve.core.effects import (
     CreateAgent,
     DrainRoute,
     Effect,
+    FetchWeights,
     KillAgent,
     OpenRoute,
     SleepEngine,
@@ -22,13 +23,14 @@ from serve.core.effects import (
     WakeEngine,
 )
 from serve.core.events import Event
-from serve.core.handlers import admin, blocks, engines, nodes, recovery, requests, routes
+from serve.core.handlers import admin, blocks, engines, nodes, recovery, requests, routes, weights
 from serve.core.policies import (
     apart,
     backoff,
     commands,
     eviction,
     expiry,
+    fetches,
     idle,
     pressure,
     replicas,
@@ -74,6 +76,9 @@ _HANDLERS: dict[type, Callable[[Transaction, Any], None]] = {
     events.UnloadAsked: admin.unload_asked,
     events.PinChanged: admin.pin_changed,
     events.StorageSeen: admin.storage_seen,
+    events.WeightsMissing: weights.weights_missing,
+    events.WeightsFetching: weights.weights_fetching,
+    events.WeightsThere: weights.weights_there,
     events.Tick: lambda tx, event: requests.answer_overdue(tx),
 }
 
@@ -82,7 +87,7 @@ _RANK = {
     for rank, effect in enumerate(
         (
             *(DrainRoute, Answer, StopEngine, CloseRoute, SleepEngine, SyncSlots, StartEngine, WakeEngine, OpenRoute),
-            *(CreateAgent, KillAgent),
+            *(CreateAgent, KillAgent, FetchWeights),
         )
     )
 }
@@ -138,8 +143,8 @@ def step(fleet: Fleet, event: Event, now: float, policies: Policies | None = Non
     (1) a request for a model that serves: go; (2) the handler records the fact, and a new ledger determines which
     node types back off; (3) a waiter more or less for a model that has others waiting changes nothing else; (4) before
     the fleet has settled nothing is started or stopped, but waiters of a model that serves are released; (5) the
-    passes: expiry, hand-over, idle engines, replicas, answers, placement, scaling, and the commands that carry all of
-    it out.
+    passes: expiry, hand-over, idle engines, replicas, answers, fetches, placement, scaling, and the commands that carry
+    all of it out.
     """
     if type(event) is events.Acquire:
         granted = requests.go_at_once(fleet, event, now)  # (1)
@@ -175,6 +180,7 @@ def _follow(tx: Transaction) -> None:
     replicas.review(tx)
     apart.review_apart(tx)
     answer_ready(tx)
+    fetches.review_fetches(tx)
     unplaced = tx.policies.placement(tx, (*handed_over, *replicas.short(tx)))
     if unplaced:
         expiry.release_ending(tx, unplaced)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.errors import GatewayError, NoBlocks, NoRoom
+from gateway_plugin.errors import GatewayError, ModelUnavailable, NoBlocks, NoRoom
 from gateway_plugin.phases import BlockPhase
 from serve.core.policy import NodeTypeSpec
 from serve.core.room import Need, could_ever_hold, holds, need_of
-from serve.core.state import Cause, Node, NodePhase, NodeTypeBackoff
+from serve.core.state import Cause, Node, NodePhase, NodeTypeBackoff, Weights
 from serve.core.transaction import Transaction
+
+_WEIGHTS_S = 60.0
+"""Retry-After of a model without weights, which wait for an administrator or for a back-off to end."""
 
 
 def may_ask(tx: Transaction, kind: NodeTypeSpec) -> bool:
@@ -68,6 +71,17 @@ def why_hopeless(tx: Transaction, model: Model) -> GatewayError | None:
         return _no_room(tx, model)
     backed_off = _only_backed_off(tx, need_of(model))
     return _no_blocks(tx, model, backed_off) if backed_off else None
+
+
+def without_weights(model: str, weights: Weights) -> ModelUnavailable:
+    """The refusal of a model whose weights are not on disk, and that nothing fetches."""
+    return ModelUnavailable(
+        f"The model '{model}' cannot be loaded: {weights.reason.rstrip('.')}.",
+        retry_after_s=_WEIGHTS_S,
+        state="failed",
+        eta_s=None,
+        detail=weights.detail,
+    )
 
 
 def _no_room(tx: Transaction, model: Model) -> NoRoom:

@@ -33,6 +33,7 @@ from serve.core.state import (
     RouteState,
     Waiter,
     Weighed,
+    Weights,
     live,
     reservation,
 )
@@ -108,6 +109,7 @@ class Transaction:
     closing: Table[ClosingRoute]
     failures: Table[Failure]
     agent_failures: Table[Failure]
+    weights: Table[Weights]
     load_s: Table[float]
     wake_s: Table[float]
     sleep_doubts: Table[int]
@@ -311,7 +313,9 @@ class Transaction:
     def deficit(self, model: str, *, replaced: bool = False) -> int:
         """How many engines ``model`` lacks. ``replaced``: those on nodes that end do not count, and at least one is
         needed; but with them there is never more than one above ``replicas_max``, so several on one node are replaced
-        one after the other."""
+        one after the other. Without weights on disk none is lacked, unless it has engines all the same."""
+        if model in self.weights.rows and model not in self.model_engines.rows:
+            return 0
         engines = [engine for engine in self.engines_of(model) if live(engine)]
         wanted = self.policies.wanted_replicas(self, model)
         if not replaced:

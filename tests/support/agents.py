@@ -106,7 +106,9 @@ class AgentHost:
         isolate: Literal["auto", "required", "off"] = "auto",
         sleep_mib: int | None = 0,
         gauges: Gauges | None = None,
+        fetched: Path | None = None,
     ) -> None:
+        self.fetched = fetched
         self.layout = layout
         self.sleep_mib = sleep_mib
         self.gauges = gauges
@@ -127,7 +129,7 @@ class AgentHost:
         state = str(self.layout.state)
         settings = AgentSettings(
             self.node, "local", state, 4096, self.gpu_mib, on_loopback=True, isolate=self.isolate,
-            sleep_mib=self.sleep_mib,
+            fetched=self.fetched, sleep_mib=self.sleep_mib,
         )  # fmt: skip
         return NodeAgent(settings, self.timing, self.gauges)
 

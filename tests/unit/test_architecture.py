@@ -37,6 +37,7 @@ WALL_CLOCK = {
     "gateway_plugin.service.teardown": "what the ledger keeps",
     "gateway_plugin.blocks.self_check": "compared with this machine's by doctor",
     "gateway_plugin.doctor.node_probe": "against a node's",
+    "gateway_plugin.cli.weights": "against files' times",
     "gateway_plugin.cli.usage": "against the usage log's times",
     "gateway_plugin.tls": "what a certificate says",
     "serve.agent.engine": "told to the controller, which converts it",

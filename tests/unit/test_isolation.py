@@ -151,6 +151,25 @@ def test_weights_and_caches_below_the_state_folder_are_put_back(layout: Layout) 
     assert not {str(layout.tls), str(layout.edge), str(layout.node)} & set(words)
 
 
+def test_of_fetched_weights_the_content_is_shown_and_the_hubs_login_hidden(layout: Layout) -> None:
+    home = layout.state / "hf"
+    folder = home / "hub" / "models--org--m" / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    for name in ("token", "stored_tokens"):
+        (home / name).touch()
+    env = {"HF_HOME": str(home)}
+    words = isolated(Isolation("bwrap"), "auto", model(), layout, str(folder), env)
+    shown = folder.parent.parent
+    assert words[words.index(str(shown)) - 1 : words.index(str(shown)) + 2] == ("--ro-bind", str(shown), str(shown))
+    outside = layout.state.parent / "hf"
+    outside.mkdir()
+    (outside / "token").touch()
+    env = {"HF_HOME": str(outside)}
+    for source, hidden in ((str(folder), True), ("org/m", False)):
+        words = isolated(Isolation("bwrap"), "auto", model(), layout, source, env)
+        assert (str(outside / "token") in words) == hidden
+
+
 @pytest.mark.process
 def test_where_it_is_not_there_it_says_so(layout: Layout) -> None:
     assert "no-such-program" in find_isolation(layout, "no-such-program").reason

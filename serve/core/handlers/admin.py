@@ -43,6 +43,8 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
             if not (same_weights and engine.id in event.adapted):
                 begin_stop(tx, engine, "catalog")
         tx.failures.drop(name)
+        if not same_weights:
+            tx.weights.drop(name)
         for learned in () if same_weights else (tx.load_s, tx.wake_s):
             learned.drop(name)
         tx.sleep_doubts.drop(name)

@@ -12,7 +12,7 @@ from serve.core.policy import APART_S, GRANT_STEP_S
 from serve.core.room import need_of
 from serve.core.shares import positions
 from serve.core.state import Fleet, Waiter, live, serving
-from serve.core.supply import why_hopeless
+from serve.core.supply import why_hopeless, without_weights
 from serve.core.transaction import Transaction
 from serve.core.transitions import keep_apart, suspect_route, unavailable
 
@@ -37,8 +37,9 @@ def acquire(tx: Transaction, event: Acquire) -> None:
 
     (1) it waits already; (2) unknown model (before the catalog is known: it waits); (3) it was released and the
     edge had no usable server; (4) no node, present or available soon, could hold the model; (5) its loads failed too
-    often and the back-off is not over; (6) too many wait; (7) it does not wait, or its own deadline cannot be met: it
-    is answered at once with the model's state, and nothing is done for it; (8) wait.
+    often and the back-off is not over, or its weights are not on disk and nothing fetches them; (6) too many wait;
+    (7) it does not wait, or its own deadline cannot be met: it is answered at once with the model's state, and nothing
+    is done for it; (8) wait.
     """
     if event.ticket in tx.waiters.rows:  # (1)
         return
@@ -57,6 +58,10 @@ def acquire(tx: Transaction, event: Acquire) -> None:
             return
         if failure is not None and failure.count >= tx.policy.failures_per_wait and tx.now < failure.retry_at:
             tx.emit(Answer(event.ticket, unavailable(model.name, failure, tx.now)))  # (5)
+            return
+        weights = tx.weights.rows.get(model.name)
+        if weights is not None and not weights.may_fetch and not tx.engines_of(model.name):
+            tx.emit(Answer(event.ticket, without_weights(model.name, weights)))
             return
     if len(tx.waiters.rows) >= tx.policy.waiting_max:  # (6)
         tx.emit(Answer(event.ticket, ModelQueueFull(event.model, tx.policy.waiting_max)))

@@ -77,11 +77,13 @@ def _load(tx: Transaction, model: str) -> int:
 
 
 def _starving(tx: Transaction) -> list[Need]:
-    """The needs of models that are wanted, have no engine, and do not back off."""
+    """The needs of models that are wanted, have no engine, do not back off, and have weights."""
     needs = []
     for model in {*tx.queues.rows, *tx.pinned, *tx.requested_until.rows} & tx.models.keys():
         failure = tx.failures.rows.get(model)
         if failure is not None and tx.now < failure.retry_at:
+            continue
+        if model in tx.weights.rows:
             continue
         if tx.wanted(model) and not any(map(live, tx.engines_of(model))):
             needs.append(need_of(tx.models[model]))

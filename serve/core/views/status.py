@@ -21,12 +21,14 @@ def model_view(
     """
     model = fleet.models[name]
     engines = [fleet.engines[engine] for engine in fleet.model_engines.get(name, ())]
-    failure = fleet.failures.get(name)
+    failure, weights = fleet.failures.get(name), None if engines else fleet.weights.get(name)
     said = None if failure is None else failure.reason if detail else failure.summary
+    if weights is not None:
+        said = None if weights.fetching or weights.may_fetch else weights.detail if detail else weights.reason
     still = next((words for one in engines if (words := stall_words(fleet, one, now))), None)
     forecast = forecast or Forecast(fleet, now)
     state = model_state(fleet, name)
-    reason = forecast.waiting_reason(name, detail=detail) if state == "queued" or fleet.storage else None
+    reason = forecast.waiting_reason(name, detail=detail) if state in ("queued", "fetching") or fleet.storage else None
     if still or said:
         reason = "; ".join(filter(None, (still or said, fleet.storage)))
     return {

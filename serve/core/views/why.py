@@ -114,6 +114,11 @@ def _without_engine(fleet: Fleet, model: str, state: str, now: float) -> list[st
         again = f"; no load is tried for {left:.0f} s" if left > 0 else "; the next load is tried when it is wanted"
         many = _count(failure.count, "time")
         found.append(f"Its engine failed {many} in a row, the last time: {failure.reason.rstrip('.')}{again}.")
+    weights = fleet.weights.get(model)
+    if state == "fetching":
+        found.append(f"It waits for its weights: {Forecast(fleet, now).waiting_reason(model)}.")
+    elif weights is not None:
+        found.append(f"Its weights are not on disk: {weights.detail.rstrip('.')}.")
     if state == "queued":
         reason = Forecast(fleet, now).waiting_reason(model, detail=True)
         found.append(f"It waits for room: {reason}." if reason else "It waits for room on a node.")
@@ -182,14 +187,16 @@ def _upkeep(fleet: Fleet, model: str, engines: Iterable[Engine], now: float) -> 
 
 
 def _ways_to_room(fleet: Fleet, model: str, state: str, now: float) -> list[str]:
-    """What would let it load: (1) nothing asks for it; (2) it backs off; (3) room; (4) what holds it, node by node;
-    (5) node types that back off."""
+    """What would let it load: its weights; (1) nothing asks for it; (2) it backs off; (3) room; (4) what holds it, node
+    by node; (5) node types that back off."""
     entry = fleet.models.get(model)
     if entry is None or state == "asleep":
         return []
     if state in ("cold", "draining"):  # (1)
         return [f"A request loads it, or 'gateway models load {model}'."]
     found = []
+    if model in fleet.weights and not fleet.weights[model].may_fetch:
+        return [f"'gateway models fetch {model}' fetches its weights."]
     failure = fleet.failures.get(model)
     if failure is not None and now < failure.retry_at:  # (2)
         found.append(f"'gateway models load {model}' tries again at once.")

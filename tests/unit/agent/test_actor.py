@@ -240,6 +240,16 @@ def test_an_engine_that_could_not_be_started_says_no_more_to_users(host: AgentHo
     assert exited.summary == "it could not be started"
 
 
+def test_weights_that_are_not_fetched_end_a_start_at_once(layout: Layout, tmp_path: Path) -> None:
+    host = AgentHost(layout, fetched=tmp_path / "hub")
+    try:
+        host.start(fake_model(source="org/none@v1", command=("run", "{source}")))
+        exited = host.wait(EngineExited)
+        assert exited.reason.endswith(f"org/none@v1 are not in {tmp_path}/hub; run `gateway models fetch tiny`")
+    finally:
+        host.close()
+
+
 def test_events_wait_and_are_numbered(layout: Layout) -> None:
     async def story() -> None:
         agent = NodeAgent(AgentSettings("n", "local", str(layout.state), 1, (), on_loopback=True))

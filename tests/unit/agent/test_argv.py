@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gateway_plugin.catalog import Model
-from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, sleeps_in, visible_devices
+from gateway_plugin.weights import needs_source
+from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, sleeps_in, visible_devices
 
 TLS = TlsFiles(Path("/t/engine.key"), Path("/t/engine.crt"), Path("/t/ca.pem"))
 BIND = Bind("10.0.0.7", 40123)
@@ -156,9 +157,8 @@ def test_the_environment_has_the_key_and_no_secret_of_anybody() -> None:
 
 def test_what_a_block_exports_reaches_its_engines() -> None:
     environ = {name: f"of {name}" for name in USUAL.split()}
-    assert {
-        name: value for name, value in engine_env(model(), "k", (), (), environ).items() if name in environ
-    } == environ
+    env = engine_env(model(source="org/name"), "k", (), (), environ)
+    assert {name: value for name, value in env.items() if name in environ} == environ
     proxy = {"https_proxy": "http://me:word@proxy:3128"}
     assert engine_env(model(), "k", (), (), proxy)["https_proxy"] == proxy["https_proxy"]
 
@@ -221,6 +221,16 @@ def test_a_hub_is_asked_only_for_what_is_not_here() -> None:
     assert "HF_HUB_OFFLINE" not in engine_env(model(source="org/name"), "k", (), (), {})
     for local in ("/weights/m", "~/m", "prepared:smollm2-135m-instruct"):
         assert engine_env(model(source=local), "k", (), (), {})["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_hubs_token_reaches_only_engines_that_ask_the_hub() -> None:
+    environ = {"HF_TOKEN": "hf_1", "HUGGING_FACE_HUB_TOKEN": "hf_2"}
+    own = {"HF_TOKEN": "hf_3"}
+    assert engine_env(model(source="org/name"), "k", (), (), environ)["HF_TOKEN"] == "hf_1"
+    for entry in (model(source="/weights/m"), model(source="/weights/m", env=own)):
+        assert not engine_env(entry, "k", (), (), environ).keys() & environ.keys()
+    asks = model(source="/weights/m", env={**own, "HF_HUB_OFFLINE": "0"})
+    assert engine_env(asks, "k", (), (), environ)["HF_TOKEN"] == "hf_3"
 
 
 def test_only_a_vllm_with_gpus_that_is_to_sleep_is_given_sleep_mode_and_its_endpoints() -> None:

@@ -121,6 +121,23 @@ def test_a_hub_model_without_a_revision_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fetch", "verdict", "advice"),
+    [
+        ("by-command", Verdict.WARN, "run `gateway models fetch m`"),
+        ("on-request", Verdict.OK, "fetched when the model is asked for"),
+        ("by-engine", Verdict.OK, ""),
+    ],
+)
+def test_weights_that_are_not_fetched_prevent_no_start(
+    tmp_path: Path, fetch: str, verdict: Verdict, advice: str
+) -> None:
+    place = site().model_copy(update={"weights_folder": tmp_path, "fetch": fetch})
+    (found,) = weights(parse_catalog({"models": {"m": {"source": "org/m@0f3c", "memory_gib": 1}}}, "test"), place)
+    assert (found.verdict, found.advice) == (verdict, advice)
+    assert (str(tmp_path) in found.found) == bool(advice)
+
+
+@pytest.mark.parametrize(
     ("wanted", "found", "here", "verdict"),
     [
         ("auto", Isolation("/usr/bin/bwrap"), True, Verdict.OK),

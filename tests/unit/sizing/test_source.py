@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,66 +17,21 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.sizing.entry import add_entry, entry_text
 from gateway_plugin.sizing.plan import Room, Wish, fits
 from gateway_plugin.sizing.source import read_source
+from tests.support.hub import SHA, Repository, serving
 from tests.unit.sizing.published import PUBLISHED
 
-SHA = "0" * 39 + "1"
 CONFIG = json.dumps(PUBLISHED["Llama-3.2-1B"][1]).encode()
-
-
-class Hub(BaseHTTPRequestHandler):
-    """``org/small``; ``org/gated`` refuses without the token; ``org/odd`` has a config that is not JSON."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        name = "/".join(self.path.removeprefix("/api/models").split("?")[0].split("/")[1:3])
-        gated = name == "org/gated" and self.headers.get("Authorization") != "Bearer hf_right"
-        if gated:
-            self._answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        elif name not in ("org/small", "org/gated", "org/odd"):
-            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif "/nowhere" in self.path:
-            self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        elif "/resolve/" in self.path:
-            body = b"<html>" if name == "org/odd" else CONFIG
-            self._answer(200, body, {"ETag": '"1"', "X-Repo-Commit": SHA})
-        else:
-            files = {"model.safetensors": 2_471_645_608, "original/consolidated.00.pth": 5, "config.json": len(CONFIG)}
-            siblings = [{"rfilename": file, "size": size} for file, size in files.items()]
-            info = {"id": name, "sha": SHA, "gated": name == "org/gated", "siblings": siblings,
-                    "cardData": {"license": "llama3.2"}, "tags": [], "downloads": 0, "likes": 0,
-                    "private": False, "disabled": False}  # fmt: skip
-            self._answer(200, json.dumps(info).encode(), {})
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *words: object) -> None:
-        return
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield url
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    """``org/small``; ``org/gated``, which refuses without the token; ``org/odd``, whose config is not JSON."""
+    sizes = {"model.safetensors": 2_471_645_608, "original/consolidated.00.pth": 5}
+    small = Repository({"config.json": CONFIG}, licence="llama3.2", said_sizes=sizes)
+    gated, odd = replace(small, gated=True), replace(small, files={"config.json": b"<html>"})
+    with serving({"org/small": small, "org/gated": gated, "org/odd": odd}) as found:
+        found.here(monkeypatch, tmp_path / "hub")
+        yield found.url
 
 
 def test_metadata_of_the_hub(hub: str) -> None:

@@ -1,0 +1,155 @@
+"""The hub as a whole: its client, tokens, and what its refusals mean. For ``sizing`` and ``fetching``.
+
+A token comes from a file, else the client takes it from ``HF_TOKEN`` or the hub's own login
+(huggingface.co/docs/huggingface_hub/package_reference/environment_variables). It is never part of a message.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from gateway_plugin.catalog import Model
+from gateway_plugin.errors import ConfigError, GatewayError, NotFound, ServiceError
+from gateway_plugin.files import NO_ROOM
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+TIMEOUT_S = 20.0
+_WORDS_MAX = 200
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Variables that hold the hub's token."""
+
+
+def token(file: Path | None) -> str | None:
+    """The token in ``file``; ``None``: the client looks in its own places.
+
+    Raises:
+        ConfigError: the file cannot be read, others can read it, or it holds no token.
+    """
+    if file is None:
+        return None
+    try:
+        if file.stat().st_mode & 0o077:
+            raise ConfigError(f"{file}: others can read this token; run: chmod 600 {file}")
+        found = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"{file}: cannot be read: {said}") from None
+    if not found or not found.isascii() or not found.isprintable() or " " in found:
+        raise ConfigError(f"{file}: expected the hub's token alone, on one line")
+    return found
+
+
+def model_info(repository: str, revision: str, with_token: str | None) -> ModelInfo:
+    """What the hub knows of a repository: its files with sizes and hashes, the commit of ``revision``, its licence.
+
+    Raises:
+        NotFound: there is no such repository or revision.
+        ServiceError: the hub cannot be reached, or refuses; its client is missing.
+    """
+    with asking(repository, revision):
+        from huggingface_hub import HfApi
+
+        return HfApi(token=with_token).model_info(
+            repository, revision=revision or None, files_metadata=True, timeout=TIMEOUT_S
+        )
+
+
+@contextmanager
+def asking(repository: str, revision: str = "") -> Iterator[None]:
+    """Turn the client's errors into one line each, with what to do; a file that is missing stays the client's error.
+
+    Raises:
+        ConfigError: ``repository`` cannot be a name on the hub.
+        NotFound: the hub has no such repository or revision.
+        ServiceError: the hub cannot be reached, or refuses; a disk is full; the client is missing.
+    """
+    try:
+        from huggingface_hub import constants, errors
+    except ImportError:
+        raise ServiceError("The hub's client is missing. Run: pip install 'gateway-plugin[serve]'") from None
+    try:
+        yield
+    except GatewayError:
+        raise
+    except errors.GatedRepoError:
+        raise ServiceError(
+            f"{repository} is gated: accept its licence on the hub, then give a token of that account (HF_TOKEN, "
+            "`hf auth login`, or --token-file)."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise NotFound(f"{repository} has no revision '{revision}'. Its owner may have removed it.") from None
+    except errors.RepositoryNotFoundError:
+        raise NotFound(
+            f"The hub has no model '{repository}', or it is private: check the name and the token."
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise ServiceError(
+            f"The hub cannot be asked for {repository}: HF_HUB_OFFLINE is set here; unset it and try again."
+        ) from None
+    except errors.HFValidationError as error:
+        raise ConfigError(f"{repository!r} is no name of a model on the hub: {_words(error)}") from None
+    except errors.RemoteEntryNotFoundError:
+        raise
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # refused, unreachable
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            where = error.filename or "the weights folder"
+            raise ServiceError(
+                f"{where} cannot be written: {error.strerror}. Make room there, then run it again."
+            ) from None
+        root = _root(error)
+        status = getattr(getattr(root, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise ServiceError(
+                f"The hub refuses {repository} ({status}): give a token that may read it (HF_TOKEN, `hf auth login`, "
+                "or --token-file)."
+            ) from None
+        raise ServiceError(f"The hub cannot be asked for {repository}: {_words(root)} ({constants.ENDPOINT})") from None
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first cause: the client wraps 'connection refused' into a text of several lines that advises only itself."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _words(error: BaseException) -> str:
+    """One short line. An address may carry a signature that gives access for a while: it ends before the query."""
+    said = " ".join(part.partition("?")[0] if "://" in part else part for part in str(error).split())
+    return (said or type(error).__name__)[:_WORDS_MAX]
+
+
+def cache_folder(configured: Path | None = None) -> Path:
+    """Where fetched weights lie: ``Site.weights_folder``, else the hub's own cache, as its client finds it.
+
+    The client need not be installed: nodes look here, too.
+    """
+    if configured is not None:
+        return configured
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    found = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    return Path(os.path.expandvars(found)).expanduser().absolute()
+
+
+def quiet() -> None:
+    """Have the client log errors alone: its warnings name addresses with signatures, and advise on its own commands."""
+    import huggingface_hub.utils  # noqa: F401 - sets a level of its own
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def hub_source(source: str) -> str:
+    """``source``, if it is ``org/name`` or ``org/name@REVISION``. Raises ``ConfigError``."""
+    try:
+        return Model(name="model", source=source, memory_gib=1).source
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
