@@ -154,9 +154,11 @@ def unpin(name: str) -> None:
 @json_option
 def apply(catalog: Path) -> None:
     """Put another catalog in force while the gateway runs."""
-    from gateway_plugin.catalog import catalog_document, load_catalog
+    from gateway_plugin.catalog import catalog_document
+    from gateway_plugin.cli.sizing import last_site
+    from gateway_plugin.sizing.catalog_file import read_catalog
 
-    wanted = load_catalog(catalog)
+    wanted = read_catalog(catalog, last_site())
     with connect() as client:
         client.apply(catalog_document(wanted))
     names = [model.name for model in wanted.models]

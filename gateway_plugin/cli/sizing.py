@@ -46,7 +46,7 @@ def plan(name: str, site: str | None, token_file: Path | None, **asked: Any) -> 
 
     NAME is org/name or org/name@REVISION on the hub, a folder, or prepared:NAME. Only its metadata is read.
     """
-    source, wish, found, _ = _work_out(name, site, token_file, asked)
+    source, wish, found, _, _ = _work_out(name, site, token_file, asked)
     show(_document(source, wish, found), lambda: _print(source, wish, found))
 
 
@@ -69,7 +69,7 @@ def add(
     from gateway_plugin.service.active_catalog import own_catalog
     from gateway_plugin.sizing.entry import add_entry, entry_text
 
-    source, wish, found, record_file = _work_out(name, site, token_file, asked)
+    source, wish, found, here, record_file = _work_out(name, site, token_file, asked)
     fit = next((one for one in found if one.engine is not None), None)
     if fit is None:
         why = "; ".join(f"{one.node_type}: {one.because}" for one in found)
@@ -81,9 +81,9 @@ def add(
     if dry_run:
         show(document, lambda: put(text.rstrip("\n")))
         return
-    differs = _differs(target)
+    differs = _differs(target, here)
     add_entry(target, text)
-    document["in_force"] = not differs and _apply(target)
+    document["in_force"] = not differs and _apply(target, here)
     then = (
         "in force" if document["in_force"] else differs or f"no gateway runs: 'gateway up --models {target}' takes it"
     )
@@ -93,11 +93,12 @@ def add(
 
 def _work_out(
     name: str, site: str | None, token_file: Path | None, asked: dict[str, Any]
-) -> tuple[Source, Wish, tuple[Fit, ...], Path | None]:
-    """The model, what is asked of it, how it fits, and the catalog of the gateway's last start."""
+) -> tuple[Source, Wish, tuple[Fit, ...], Site, Path | None]:
+    """The model, what is asked of it, how it fits, the site, and the catalog of the gateway's last start."""
     from gateway_plugin.paths import Layout
     from gateway_plugin.service_state import read_record
     from gateway_plugin.site import load_site
+    from gateway_plugin.sizing.catalog_file import rooms_of
     from gateway_plugin.sizing.plan import Wish, fits
     from gateway_plugin.sizing.source import read_source
 
@@ -106,29 +107,30 @@ def _work_out(
     source = read_source(name, token_file)
     wish = Wish(asked["context"], asked["concurrency"], asked["gpus"], asked["quantization"])
     catalog = Path(record.catalog) if record is not None and record.catalog else None
-    return source, wish, fits(source, _rooms(found), wish), catalog
+    return source, wish, fits(source, rooms_of(found), wish), found, catalog
 
 
-def _rooms(site: Site) -> list[Any]:
-    from gateway_plugin.sizing.plan import Room
+def last_site() -> Site | None:
+    """The site of this machine's gateway; ``None``: there is none, or another is spoken to."""
+    from gateway_plugin.paths import Layout
+    from gateway_plugin.service_state import read_record
+    from gateway_plugin.site import load_site
 
-    return [
-        Room(one.name, one.gpus, int(one.gpu_memory_gib * GIB), int(one.engine_memory_gib * GIB))
-        for one in site.node_types
-    ]
+    record = read_record(Layout(settings().state)) if elsewhere() is None else None
+    return load_site(record.site_reference) if record is not None and record.site_reference else None
 
 
-def _differs(file: Path) -> str:
+def _differs(file: Path, site: Site) -> str:
     """Why the catalog ``file`` must not be put in force: it would replace other entries than those added to."""
-    from gateway_plugin.catalog import load_catalog
     from gateway_plugin.paths import Layout
     from gateway_plugin.service.active_catalog import in_force
+    from gateway_plugin.sizing.catalog_file import read_catalog
 
     url = elsewhere()
     if url is not None:
         return f"not in force at {url} (GATEWAY_URL): 'gateway models apply {file}' puts this whole file in force"
     present = in_force(Layout(settings().state))
-    if present is None or (file.exists() and load_catalog(file) == present):
+    if present is None or (file.exists() and read_catalog(file, site) == present):
         return ""
     return (
         f"not in force: the gateway's catalog is another one; 'gateway models apply {file}', or the next "
@@ -136,13 +138,14 @@ def _differs(file: Path) -> str:
     )
 
 
-def _apply(file: Path) -> bool:
+def _apply(file: Path, site: Site) -> bool:
     """Put the catalog in force; ``False``: no gateway runs."""
-    from gateway_plugin.catalog import catalog_document, load_catalog
+    from gateway_plugin.catalog import catalog_document
+    from gateway_plugin.sizing.catalog_file import read_catalog
 
     try:
         with connect() as client:
-            client.apply(catalog_document(load_catalog(file)))
+            client.apply(catalog_document(read_catalog(file, site)))
     except GatewayUnreachable:
         return False
     except GatewayError as error:

@@ -48,7 +48,7 @@ def with_entry(file: Path, text: str) -> str:
     """
     if not file.exists():
         return "models:\n" + text
-    load_catalog(file)
+    load_catalog(file, unsized=True)
     before = file.read_bytes().decode()
     indents = re.findall(r"^( +)[^\s#]", before, re.MULTILINE)
     block = re.search(r"^models:[ \t]*(#.*)?\r?$", before, re.MULTILINE)
@@ -68,11 +68,11 @@ def add_entry(file: Path, text: str) -> None:
     """
     real = file.resolve()
     content = with_entry(file, text)
-    old = load_catalog(file).models if file.exists() else ()
+    old = load_catalog(file, unsized=True).models if file.exists() else ()
     trial = real.with_name(f".{real.name}.new")
     try:
         write_private(trial, content)
-        if load_catalog(trial).models[:-1] != old:
+        if load_catalog(trial, unsized=True).models[:-1] != old:
             raise _by_hand(file, text)
         _as_before(trial, real)
         trial.replace(real)

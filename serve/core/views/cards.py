@@ -6,23 +6,14 @@ known where the catalog asks for a length.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gateway_plugin.catalog import Model
+from gateway_plugin.option_values import number_of, value_of
 from serve.core.events import CatalogChanged, EngineReady, Event
 from serve.core.state import Fleet
-
-_OPTION = re.compile(r"--max[-_]model[-_]len(?:=(.*))?", re.DOTALL)
-
-
-_LENGTH = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([kmgKMG]?)")
-
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
-"""As vLLM reads them."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +64,7 @@ def on_card(card: Card | None) -> dict[str, int | None]:
 
 def asked_length(args: tuple[str, ...]) -> int | None:
     """The length that vLLM's arguments ask for; ``None`` where they leave it to the model."""
-    asked = None
-    for index, argument in enumerate(args):
-        if option := _OPTION.fullmatch(argument):
-            asked = option[1] if option[1] is not None else next(iter(args[index + 1 : index + 2]), None)
-    length = _LENGTH.fullmatch(asked or "")
-    return None if length is None else int(float(length[1]) * _UNITS[length[2]]) or None
+    return number_of(value_of(args, "max-model-len"))
 
 
 def cards_to_json(cards: Cards) -> dict[str, Any]:
