@@ -106,8 +106,8 @@ class Model(_Frozen):
     memory_gib: Annotated[float, BeforeValidator(_gib)] = Field(default=0.0, ge=0, le=100_000)
     """Per GPU when ``gpus`` > 0, else of the node's engine memory. 0 (``auto`` in the file, or left out): not worked
     out yet (``gateway_plugin.sizing.catalog_file``); no catalog in force has it."""
-    memory_auto: bool = False
-    """``memory_gib`` was worked out; it is raised if an engine is seen to take more."""
+    predicted_gib: float | None = Field(default=None, gt=0)
+    """``memory_gib`` as it was worked out; it is raised if an engine is seen to take more. ``None``: the user's own."""
     sleep: bool | None = None
     """Its engines may sleep in host memory; ``None``: where the gateway's vLLM has GPUs (``sleeps``)."""
     replicas_max: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=8)

@@ -15,6 +15,8 @@ from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
 from gateway_plugin.cli.sizing import add, plan
 
+_MEMORY = ("gpus", "memory_gib", "predicted_gib", "measured_gib", "cache_tokens", "load_s")
+"""Shown where they are known."""
 _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
 
 
@@ -68,7 +70,8 @@ def show_model(name: str) -> None:
     """One model, by name or alias."""
     with connect() as client:
         document = asdict(client.model(name))
-    show(document, lambda: table(("", name), document.items()))
+    rows = [(key, value) for key, value in document.items() if value is not None or key not in _MEMORY]
+    show(document, lambda: table(("", name), rows))
 
 
 @models.command()

@@ -1,7 +1,7 @@
 """``memory_gib: auto``: the memory of a catalog entry from its model's sizes and its own options. Pure.
 
-Without ``--max-model-len`` vLLM takes the model's whole context, and does not start where its cache cannot hold that. So
-the length that was counted with is put into the entry's ``args``, before the user's own.
+Without ``--max-model-len`` vLLM takes the model's whole context, and does not start where its cache cannot hold that.
+So the length that was counted with is put into the entry's ``args``, before the user's own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Sized:
 
     def applied(self, model: Model) -> Model:
         """``model`` with its memory."""
-        update = {"memory_gib": self.engine.gib, "memory_auto": True, "args": (*self.args, *model.args)}
+        gib = self.engine.gib
+        update = {"memory_gib": gib, "predicted_gib": gib, "args": (*self.args, *model.args)}
         return model.model_copy(update=update)
 
 

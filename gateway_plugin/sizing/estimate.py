@@ -24,9 +24,9 @@ QUANTIZED = {
 (mxfp4) or 16 (nvfp4)."""
 _CONTEXT_MIB = 1536
 """CUDA's context, libraries, captured graphs: 1.1 to 1.4 GiB with vLLM 0.26 on an H100 (docs/switching.md)."""
-_HOST_PROGRAMS_MIB = 1536
-"""Two Python processes with PyTorch, and the activations of a step: 1.4 and 1.7 GiB were measured for the two models of
-examples/models.yaml."""
+_HOST_PROGRAMS_MIB = 1472
+"""Python processes with PyTorch, and the activations of a step: 1.3 to 1.7 GiB were measured for the two models of
+examples/models.yaml, less where another engine shares the pages of the libraries."""
 _COLLECTIVES_MIB = 1024
 """Buffers of NCCL and of the custom all-reduce, on each of several GPUs."""
 _BATCHED_TOKENS = 8192

@@ -248,7 +248,7 @@ class EngineProcess:
             doubt = await self._warm.sleep_once()
             if doubt is not None:
                 return _doubt(doubt)
-        self._now_ready(await self._probe.max_model_len())
+        self._now_ready(await self._probe.max_model_len(), await self._warm.measure())
         return None
 
     async def _serve(self) -> Why | None:
@@ -277,7 +277,7 @@ class EngineProcess:
             return failure.message
         return ""
 
-    def _now_ready(self, max_model_len: int | None) -> None:
+    def _now_ready(self, length: int | None, measured: tuple[int, int]) -> None:
         loaded_s = self.record.loaded_s
         if loaded_s is None:
             loaded_s = age_s(self.record.mark)
@@ -287,7 +287,7 @@ class EngineProcess:
         record = self.record
         slept_mib = record.sleep_mib if record.slept else 0
         can_sleep = self._warm.possible
-        self._report(EngineReady(record.engine, record.address, loaded_s, max_model_len, can_sleep, slept_mib))
+        self._report(EngineReady(record.engine, record.address, loaded_s, length, can_sleep, slept_mib, *measured))
         self.settled.set()
 
     def _update(self, changes: dict[str, Any]) -> None:

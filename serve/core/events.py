@@ -128,6 +128,10 @@ class EngineReady:
     can_sleep: bool = False
     sleep_mib: int = 0
     """As in ``EngineAsleep``, if it slept once after loading."""
+    used_mib: int = 0
+    """What it holds of each of its GPUs, or of the host where it has none; 0: not known."""
+    kv_tokens: int = 0
+    """Tokens that its cache of keys and values has room for; 0: not known."""
 
 
 @dataclass(frozen=True)

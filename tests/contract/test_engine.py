@@ -142,6 +142,7 @@ def engine(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Running]:
         assert time.monotonic() - begun < 10, "start must return at once: a vLLM takes longer to load"
         listening = host.wait(EngineListening, timeout_s=row.load_timeout_s)
         ready = host.wait(EngineReady, timeout_s=row.load_timeout_s)
+        assert ready.used_mib > 0
         print(f"{row}: ready after {ready.load_s:.1f} s")
         assert listening.address == ready.address
         assert 0 < ready.load_s <= time.monotonic() - begun + 2.5  # the wall clock's start is rounded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from gateway_plugin.catalog import Model
 from gateway_plugin.errors import GoingDown, ModelNotFound, Unloaded
 from gateway_plugin.phases import BlockPhase
 from serve.core.effects import KillAgent
@@ -65,12 +66,15 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     tx.slots_changed = True
 
 
-def _other_engine(before: object, after: object) -> bool:
-    """Whether an engine started for ``before`` does not fit the entry ``after``."""
-    how_long = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s"}
-    how_long |= {"replicas_max", "target_in_flight"}
+def _other_engine(before: Model, after: Model) -> bool:
+    """Whether an engine started for ``before`` does not fit the entry ``after``. One whose memory was worked out keeps
+    it until it is loaded again."""
+    other = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s"}
+    other |= {"replicas_max", "target_in_flight"}
+    if before.predicted_gib is not None and after.predicted_gib is not None:
+        other |= {"memory_gib", "predicted_gib"}
     old, new = dict(vars(before)), dict(vars(after))
-    return any(old[key] != new[key] for key in old.keys() - how_long)
+    return any(old[key] != new[key] for key in old.keys() - other)
 
 
 def load_asked(tx: Transaction, event: LoadAsked) -> None:

@@ -36,7 +36,7 @@ def model(*args: str, gpus: int = 1, **more: Any) -> Model:
 def test_an_entry_that_says_nothing_gets_the_context_that_room_was_made_for() -> None:
     found = sized(model(), source("Llama-3.1-8B"), (A100,)).applied(model())
     assert found.args == ("--max-model-len", "16384")
-    assert found.memory_auto
+    assert found.predicted_gib == found.memory_gib
     assert 25 < found.memory_gib < 30  # 15 of weights, 8 of cache, the rest for the engine
 
 
@@ -128,7 +128,7 @@ def test_a_catalog_is_read_with_every_memory_worked_out(tmp_path: Path) -> None:
     found = {one.name: one for one in read_catalog(file, the_site(tmp_path)).models}
     assert list(found) == ["a", "b", "c"]
     assert found["a"].memory_gib > found["b"].memory_gib > 2
-    assert (found["c"].memory_gib, found["c"].memory_auto) == (7, False)
+    assert (found["c"].memory_gib, found["c"].predicted_gib) == (7, None)
     document = catalog_document(read_catalog(file, the_site(tmp_path)))
     assert parse_catalog(document, "again").find("a") == found["a"], "controller and agents see numbers only"
     with pytest.raises(ConfigError, match=r"models\.a\.memory_gib: expected GiB"):
