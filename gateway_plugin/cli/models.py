@@ -13,6 +13,7 @@ import click
 from gateway_plugin.api_types import ModelInfo
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
+from gateway_plugin.cli.recipes import recipes
 from gateway_plugin.cli.sizing import add, plan
 
 _MEMORY = ("gpus", "memory_gib", "predicted_gib", "measured_gib", "cache_tokens", "load_s")
@@ -22,9 +23,10 @@ _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready i
 
 @click.group()
 def models() -> None:
-    """Models: plan, add, prepare, list, show, why, load, unload, pin, unpin, apply."""
+    """Models: recipes, plan, add, prepare, list, show, why, load, unload, pin, unpin, apply."""
 
 
+models.add_command(recipes)
 models.add_command(plan)
 models.add_command(add)
 

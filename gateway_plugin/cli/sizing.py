@@ -10,9 +10,11 @@ import click
 
 from gateway_plugin.cli.connection import connect, elsewhere
 from gateway_plugin.cli.output import json_option, put, say, settings, show, table
+from gateway_plugin.cli.recipes import recipe_of
 from gateway_plugin.errors import GatewayError, GatewayUnreachable, NoRoom
 
 if TYPE_CHECKING:
+    from gateway_plugin.recipes.recipes import Recipe
     from gateway_plugin.site import Site
     from gateway_plugin.sizing.plan import Fit, Source, Wish
 
@@ -44,16 +46,18 @@ def _asks(command: Callable[..., Any]) -> Callable[..., Any]:
 def plan(name: str, site: str | None, token_file: Path | None, **asked: Any) -> None:
     """Work out whether and how a model fits on each node type.
 
-    NAME is org/name or org/name@REVISION on the hub, a folder, or prepared:NAME. Only its metadata is read.
+    NAME is org/name or org/name@REVISION on the hub, a folder, prepared:NAME, or a recipe. Only its metadata is read.
     """
-    source, wish, found, _, _ = _work_out(name, site, token_file, asked)
+    source, wish, found, _, _ = _work_out(name, recipe_of(name), site, token_file, asked)
     show(_document(source, wish, found), lambda: _print(source, wish, found))
 
 
 @click.command()
 @_asks
 @click.option("--as", "alias", metavar="NAME", help="Its name in the catalog. Default: the last part of NAME.")
-@click.option("--task", type=click.Choice(("generate", "embed")), help="Default: by its architecture.")
+@click.option(
+    "--task", type=click.Choice(("generate", "embed")), help="Default: the recipe's, else by its architecture."
+)
 @click.option("--models", "file", type=click.Path(dir_okay=False, path_type=Path),
               help="Catalog to add it to. Default: the gateway's own, or models.yaml.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the entry, change nothing.")
@@ -62,20 +66,26 @@ def add(
     name: str, site: str | None, token_file: Path | None, alias: str | None, task: str | None, file: Path | None,
     dry_run: bool, **asked: Any,
 ) -> None:  # fmt: skip
-    """Add a model to the catalog, its memory worked out, its revision pinned.
+    """Add a model to the catalog, its memory worked out, its revision pinned; NAME as for 'plan'.
 
-    A running gateway takes it at once if the catalog's other entries are what is in force there.
+    A recipe's options ('gateway models recipes') come with it. A running gateway takes the model at once if the
+    catalog's other entries are what is in force there.
     """
     from gateway_plugin.service.active_catalog import own_catalog
     from gateway_plugin.sizing.entry import add_entry, entry_text
 
-    source, wish, found, here, record_file = _work_out(name, site, token_file, asked)
+    recipe = recipe_of(name)
+    source, wish, found, here, record_file = _work_out(name, recipe, site, token_file, asked)
     fit = next((one for one in found if one.engine is not None), None)
     if fit is None:
         why = "; ".join(f"{one.node_type}: {one.because}" for one in found)
         raise NoRoom(f"'{source.name}' fits on no node type of this site: {why}.")
-    own = alias or source.name.rstrip("/").removeprefix("prepared:").rsplit("/", 1)[-1]
-    text = entry_text(own, source, fit, wish, task or ("generate" if source.architecture.attention else "embed"))
+    own = alias or (recipe.name if recipe else source.name.rstrip("/").removeprefix("prepared:").rsplit("/", 1)[-1])
+    if recipe is None:
+        text = entry_text(own, source, fit, wish, task or ("generate" if source.architecture.attention else "embed"))
+    else:
+        told = f"recipe of {', '.join(f'{one.url} ({one.date})' for one in recipe.documents)}" if recipe.args else ""
+        text = entry_text(own, source, fit, wish, task or recipe.task, recipe.args, told)
     target = file or record_file or (own_catalog() if Path("models.yaml").exists() else Path("models.yaml"))
     document = {"model": own, "file": str(target), "entry": text, "in_force": False, "doubt": source.doubt or None}
     if dry_run:
@@ -92,9 +102,10 @@ def add(
 
 
 def _work_out(
-    name: str, site: str | None, token_file: Path | None, asked: dict[str, Any]
+    name: str, recipe: Recipe | None, site: str | None, token_file: Path | None, asked: dict[str, Any]
 ) -> tuple[Source, Wish, tuple[Fit, ...], Site, Path | None]:
     """The model, what is asked of it, how it fits, the site, and the catalog of the gateway's last start."""
+    from gateway_plugin.option_values import number_of, value_of
     from gateway_plugin.paths import Layout
     from gateway_plugin.service_state import read_record
     from gateway_plugin.site import load_site
@@ -104,8 +115,9 @@ def _work_out(
 
     record = read_record(Layout(settings().state))
     found = load_site(site or (record.site_reference if record is not None else "") or "local")
-    source = read_source(name, token_file)
-    wish = Wish(asked["context"], asked["concurrency"], asked["gpus"], asked["quantization"])
+    source = read_source(recipe.source if recipe else name, token_file)
+    advised = number_of(value_of(recipe.args, "max-model-len")) if recipe else None
+    wish = Wish(asked["context"] or advised, asked["concurrency"], asked["gpus"], asked["quantization"])
     catalog = Path(record.catalog) if record is not None and record.catalog else None
     return source, wish, fits(source, rooms_of(found), wish), found, catalog
 
