@@ -16,6 +16,7 @@ from gateway_plugin.errors import GatewayError, GatewayUnreachable, NoRoom
 if TYPE_CHECKING:
     from gateway_plugin.recipes.recipes import Recipe
     from gateway_plugin.site import Site
+    from gateway_plugin.sizing.past import Expected, Load
     from gateway_plugin.sizing.plan import Fit, Source, Wish
 
 GIB = 2**30
@@ -49,7 +50,8 @@ def plan(name: str, site: str | None, token_file: Path | None, **asked: Any) -> 
     NAME is org/name or org/name@REVISION on the hub, a folder, prepared:NAME, or a recipe. Only its metadata is read.
     """
     source, wish, found, _, _ = _work_out(name, recipe_of(name), site, token_file, asked)
-    show(_document(source, wish, found), lambda: _print(source, wish, found))
+    loads = _past_loads()
+    show(_document(source, wish, found, loads), lambda: _print(source, wish, found, loads))
 
 
 @click.command()
@@ -166,7 +168,27 @@ def _apply(file: Path, site: Site) -> bool:
     return True
 
 
-def _document(source: Source, wish: Wish, found: tuple[Fit, ...]) -> dict[str, Any]:
+def _past_loads() -> tuple[Load, ...]:
+    """Loads that the controller of this machine's gateway noted."""
+    from gateway_plugin.files import Garbled, read_object
+    from gateway_plugin.paths import Layout
+    from gateway_plugin.sizing.past import loads_in
+
+    if elsewhere() is not None:
+        return ()
+    try:
+        return loads_in(read_object(Layout(settings().state).controller_files.cards) or {})
+    except (OSError, Garbled):
+        return ()
+
+
+def _load_of(source: Source, fit: Fit, loads: tuple[Load, ...]) -> Expected | None:
+    from gateway_plugin.sizing.past import expected
+
+    return expected(source.name, fit.engine, loads) if fit.engine is not None else None
+
+
+def _document(source: Source, wish: Wish, found: tuple[Fit, ...], loads: tuple[Load, ...]) -> dict[str, Any]:
     from gateway_plugin.sizing.estimate import cache_bytes
     from gateway_plugin.sizing.plan import weights_of
 
@@ -192,7 +214,10 @@ def _document(source: Source, wish: Wish, found: tuple[Fit, ...]) -> dict[str, A
                 "memory_gib": fit.engine.gib if fit.engine else None,
                 "context": fit.engine.context if fit.engine else None,
                 "sequences": fit.engine.sequences if fit.engine else None,
+                "cache_tokens": fit.engine.context * fit.engine.sequences if fit.engine else None,
                 "longest_context": fit.longest,
+                "load_s": load.seconds if (load := _load_of(source, fit, loads)) else None,
+                "load_like": list(load.like) if load else [],
                 "reason": fit.because or None,
             }
             for fit in found
@@ -200,10 +225,10 @@ def _document(source: Source, wish: Wish, found: tuple[Fit, ...]) -> dict[str, A
     }
 
 
-def _print(source: Source, wish: Wish, found: tuple[Fit, ...]) -> None:
+def _print(source: Source, wish: Wish, found: tuple[Fit, ...], loads: tuple[Load, ...]) -> None:
     from gateway_plugin.sizing.plan import parameters_words
 
-    document = _document(source, wish, found)
+    document = _document(source, wish, found, loads)
     facts = [
         ("architecture", document["architecture"]),
         ("parameters", parameters_words(source.architecture).removesuffix(" parameters")),
@@ -229,4 +254,6 @@ def _print(source: Source, wish: Wish, found: tuple[Fit, ...]) -> None:
             put(f"{fit.node_type}: no: {fit.because}")
         else:
             cut = f"{fit.because}; " if fit.because else ""
-            put(f"{fit.node_type}: {cut}one sequence alone may have {fit.longest} tokens")
+            load = _load_of(source, fit, loads)
+            soon = f"; {load.words}" if load else ""
+            put(f"{fit.node_type}: {cut}one sequence alone may have {fit.longest} tokens{soon}")
