@@ -23,11 +23,12 @@ from serve.agent.probe import Probe, ProbeFailed
 from serve.agent.records import EngineRecord
 from serve.agent.sleeping import Asleep, Canary, DevicesUnseen, Mib, Patience, Reload, Sleeper, used_mib_of
 from serve.core.effects import StartEngine
-from serve.core.events import EngineAsleep, EngineAwake
+from serve.core.events import EngineAsleep, EngineAwake, EngineGrew
 
 logger = logging.getLogger(__name__)
 
 _METRICS_S = 5.0
+_GROWN = 1.05
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class WarmTier:
         GPUs."""
         made = record()
         self._probe = probe
+        self._most_mib = 0
+        """The most that it was seen to hold of the host."""
         self._record = record
         self._update = update
         self._devices = devices
@@ -97,7 +100,19 @@ class WarmTier:
             tokens = 0
         if record.gpus:
             return record.held_mib or await self._gauges.device_mib(record.mark), tokens
-        return await asyncio.to_thread(self._gauges.taken_mib, record.mark), tokens
+        self._most_mib = await asyncio.to_thread(self._gauges.taken_mib, record.mark)
+        return self._most_mib, tokens
+
+    async def watch(self, every_s: float, report: Callable[[EngineGrew], None]) -> None:
+        """While it serves: report each time that it holds a twentieth more of the host than it ever did: pages of a
+        cache count once they are used. vLLM takes all that it will of a GPU before it is ready."""
+        record = self._record()
+        while not record.gpus:
+            await asyncio.sleep(every_s)
+            held_mib = await asyncio.to_thread(self._gauges.taken_mib, record.mark)
+            if held_mib > self._most_mib * _GROWN:
+                self._most_mib = held_mib
+                report(EngineGrew(record.engine, held_mib))
 
     async def prepare(self) -> None:
         """After loading: note the canary's answer. Without one it never sleeps."""

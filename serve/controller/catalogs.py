@@ -9,7 +9,7 @@ from gateway_plugin.catalog import Catalog, parse_catalog
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.files import set_aside
 from gateway_plugin.paths import Layout
-from serve.core.events import CatalogChanged, EngineReady, Event
+from serve.core.events import CatalogChanged, EngineGrew, EngineReady, Event
 from serve.core.state import Fleet
 from serve.core.views.cards import Cards, raised
 
@@ -40,7 +40,7 @@ def with_more_memory(before: Fleet, event: Event, cards: Cards) -> CatalogChange
     file: the cards are kept, and the next controller raises it again."""
     if isinstance(event, CatalogChanged):
         models = event.models
-    elif isinstance(event, EngineReady):
+    elif isinstance(event, EngineReady | EngineGrew):
         models = tuple(before.models.values())
     else:
         return None

@@ -135,6 +135,14 @@ class EngineReady:
 
 
 @dataclass(frozen=True)
+class EngineGrew:
+    """It holds more than was reported. ``used_mib``: as in ``EngineReady``."""
+
+    engine: str
+    used_mib: int
+
+
+@dataclass(frozen=True)
 class EngineAsleep:
     """It sleeps, its GPUs are free. ``sleep_mib``: host memory that it holds from now on, awake too, until it exits;
     ``kept_mib``: what it still holds of each of its GPUs."""
@@ -387,8 +395,8 @@ class Tick:
 
 Event = (
     Started | CatalogChanged | NodeJoined | NodeGone | NodeFailed | EngineListening | EngineReady | EngineAsleep
-    | EngineAwake | EngineStalled | EngineMoves | EngineExited | RouteOpened | RouteRefused | RouteDrained
-    | RouteClosed | EdgeSeen | Acquire | WaiterLeft | GatewayCloses | ModelAnswered | SuspectsKept | LoadAsked
-    | UnloadAsked | PinChanged | NodeDrainAsked | BlockCancelAsked | BlocksSeen | NodeLeaves | NodeTypeRetryAsked
-    | StorageSeen | Tick
+    | EngineAwake | EngineGrew | EngineStalled | EngineMoves | EngineExited | RouteOpened | RouteRefused
+    | RouteDrained | RouteClosed | EdgeSeen | Acquire | WaiterLeft | GatewayCloses | ModelAnswered | SuspectsKept
+    | LoadAsked | UnloadAsked | PinChanged | NodeDrainAsked | BlockCancelAsked | BlocksSeen | NodeLeaves
+    | NodeTypeRetryAsked | StorageSeen | Tick
 )  # fmt: skip

@@ -25,8 +25,11 @@ from gateway_plugin.catalog import Model, load_catalog
 from gateway_plugin.isolation import find_isolation
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members
+from gateway_plugin.sizing.auto import sized
+from gateway_plugin.sizing.source import read_source
 from gateway_plugin.weights import prepare
 from serve.agent import records
+from serve.agent.host_memory import taken_mib
 from serve.agent.progress import counters_of
 from serve.agent.records import EngineRecord
 from serve.agent.timing import Timing
@@ -207,6 +210,21 @@ def test_embeddings_mean_something(engine: Running) -> None:
     cat, kitten, rates = (item["embedding"] for item in data)
     assert len(cat) == 384
     assert dot(cat, kitten) > 0.5 > 0.3 > dot(cat, rates)
+
+
+def test_its_memory_is_as_it_was_worked_out(engine: Running) -> None:
+    """Not too small; too large as far as engines of other tests share the pages of its libraries meanwhile."""
+    if engine.row.kind != "vllm":
+        pytest.skip("of other engines it is not worked out")
+    planned = sized(engine.model, read_source(engine.model.source), ()).engine.total / 2**30
+    many = {"input": ["word " * 200] * 64} if engine.row.task == "embed" else {"prompt": ["word " * 1500] * 6}
+    path = "/v1/embeddings" if engine.row.task == "embed" else "/v1/completions"
+    with engine.client() as client:
+        body = {"model": engine.model.name, **many}
+        assert client.post(path, json=body, extensions=NAMED, timeout=300).status_code == 200
+    held = taken_mib(engine.record.mark) / 1024
+    print(f"{engine.row}: planned with {planned:.2f} GiB, holds {held:.2f}")
+    assert 0.85 < planned / held < 1.4
 
 
 def test_refuses_everybody_without_the_gateways_certificate(engine: Running) -> None:

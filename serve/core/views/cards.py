@@ -14,7 +14,7 @@ from typing import Any
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.option_values import number_of, value_of
-from serve.core.events import CatalogChanged, EngineReady, Event
+from serve.core.events import CatalogChanged, EngineGrew, EngineReady, Event
 from serve.core.policy import NodeTypeSpec
 from serve.core.state import Fleet
 
@@ -48,7 +48,7 @@ def after(cards: Cards, fleet: Fleet, event: Event, wall_s: float) -> Cards:
     """The cards after ``event``, which ``fleet`` does not include yet; the same object where nothing changed.
 
     (1) Another catalog: new models are created now; what was reported counts while source, arguments and GPUs are the
-    same. (2) An engine is ready and reports its length and what it holds.
+    same. (2) An engine is ready and reports its length and what it holds. (3) It holds more.
     """
     found = dict(cards)
     if isinstance(event, CatalogChanged):  # (1)
@@ -64,6 +64,11 @@ def after(cards: Cards, fleet: Fleet, event: Event, wall_s: float) -> Cards:
                 used_mib=max(event.used_mib, card.used_mib),
                 kv_tokens=event.kv_tokens or card.kv_tokens,
             )
+    elif isinstance(event, EngineGrew):  # (3)
+        engine = fleet.engines.get(event.engine)
+        card = cards.get(engine.model) if engine is not None else None
+        if engine is not None and card is not None:
+            found[engine.model] = replace(card, used_mib=max(event.used_mib, card.used_mib))
     return cards if found == cards else found
 
 

@@ -114,6 +114,19 @@ def test_a_number_that_was_worked_out_and_is_too_small_is_raised(
     assert raised((found,), cards, kinds) == (found,), "once"
 
 
+def test_an_engine_that_grows_is_the_new_most() -> None:
+    story = begin(a_model("a"))
+    story.ask("a")
+    engine = story.engine("a").id
+    before = story.fleet
+    assert story.on(ev.EngineGrew(engine, 3000)) == ()
+    assert story.fleet == before
+    cards = after(listed(a_model("a")), story.fleet, ev.EngineGrew(engine, 3000), 200.0)
+    assert cards["a"].used_mib == 3000
+    assert after(cards, story.fleet, ev.EngineGrew(engine, 2500), 300.0) is cards
+    assert after(cards, story.fleet, ev.EngineGrew("nobody", 9000), 300.0) is cards
+
+
 def test_an_engine_stays_when_its_worked_out_memory_is_raised() -> None:
     story = begin(a_model("a", predicted_gib=4))
     story.ask("a")
