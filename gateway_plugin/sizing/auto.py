@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.option_values import number_of, value_of
-from gateway_plugin.sizing.estimate import BYTES, Estimate, cache_bytes
-from gateway_plugin.sizing.plan import GIB, SEQUENCES_DEFAULT, Room, Source, Wish, fits
+from gateway_plugin.sizing.estimate import BYTES, Estimate, cache_bytes, estimate_transformers
+from gateway_plugin.sizing.plan import CONTEXT_DEFAULT, GIB, SEQUENCES_DEFAULT, Room, Source, Wish, fits, weights_of
 
 _UNCOUNTED = ("speculative-config", "cpu-offload-gb", "kv-transfer-config", "offload-group-size", "enable-lora")
 """Options with memory of their own, or less on the GPU, that is not counted."""
@@ -41,8 +41,10 @@ class Sized:
 
 def refusal(model: Model) -> str:
     """Why the memory of such an entry cannot be worked out for any model; ``""``: it can."""
+    if _of_transformers(model.engine):
+        return "of Transformers that is done for one GPU, or none" if model.gpus > 1 else ""
     if model.engine != "vllm":
-        return f"that is done for vLLM; how much 'engine: {model.engine}' takes is not known"
+        return f"that is done for vLLM and Transformers; how much 'engine: {model.engine}' takes is not known"
     if found := next((option for option in _UNCOUNTED if value_of(model.args, option) is not None), None):
         return f"what --{found} takes is not counted"
     return ""
@@ -53,13 +55,18 @@ def sized(model: Model, source: Source, rooms: Sequence[Room]) -> Sized:
 
     (1) The context is the entry's ``--max-model-len``, else as ``plan`` cuts it; room is made for four sequences of
     that length, for fewer where ``--max-num-seqs`` says so or no more fit. (2) ``--kv-cache-memory-bytes`` is taken as
-    it is. Without ``rooms`` nothing is cut.
+    it is. Without ``rooms`` nothing is cut. Of Transformers, whose cache grows with a request, room is made for one
+    request of that length.
 
     Raises ``Unsized``: it fits on none, or its options contradict each other.
     """
     if why := refusal(model):
         raise Unsized(why)
     args, architecture = model.args, source.architecture
+    if _of_transformers(model.engine):
+        context = min(architecture.context, CONTEXT_DEFAULT)
+        weights = weights_of(source, Wish())
+        return Sized(estimate_transformers(architecture, weights, model.gpus, context), ())
     asked = number_of(value_of(args, "max-model-len"))
     at_most = number_of(value_of(args, "max-num-seqs")) or SEQUENCES_DEFAULT
     wish = Wish(
@@ -87,6 +94,10 @@ def sized(model: Model, source: Source, rooms: Sequence[Room]) -> Sized:
     if given is None and architecture.attention and not model.gpus:
         added += ["--kv-cache-memory-bytes", str(engine.cache)]
     return Sized(engine, tuple(added))
+
+
+def _of_transformers(engine: str) -> bool:
+    return engine == "transformers"
 
 
 def _rooms(model: Model, rooms: Sequence[Room]) -> list[Room]:

@@ -27,6 +27,8 @@ _CONTEXT_MIB = 1536
 _HOST_PROGRAMS_MIB = 1472
 """Python processes with PyTorch, and the activations of a step: 1.3 to 1.7 GiB were measured for the two models of
 examples/models.yaml, less where another engine shares the pages of the libraries."""
+_TRANSFORMERS_MIB = 576
+"""One Python process with PyTorch and Transformers, without a GPU: 0.5 to 0.6 GiB were measured."""
 _COLLECTIVES_MIB = 1024
 """Buffers of NCCL and of the custom all-reduce, on each of several GPUs."""
 _BATCHED_TOKENS = 8192
@@ -113,6 +115,14 @@ def estimate_host(architecture: Architecture, context: int, sequences: int, elem
     element = element or 4.0
     cache = cache_bytes(architecture, context, sequences, 1, element)
     return Estimate(0, int(architecture.parameters * element), cache, _HOST_PROGRAMS_MIB * MIB, context, sequences)
+
+
+def estimate_transformers(architecture: Architecture, weights: int, gpus: int, context: int) -> Estimate:
+    """One ``transformers serve``, which works on one request at a time: weights and cache in the weights' own type, in
+    host memory or on one GPU. ``weights``: bytes of all weights."""
+    cache = cache_bytes(architecture, context, 1, 1)
+    buffers = _CONTEXT_MIB if gpus else _TRANSFORMERS_MIB
+    return Estimate(gpus, weights, cache, buffers * MIB, context, 1)
 
 
 def divides(architecture: Architecture, gpus: int) -> bool:

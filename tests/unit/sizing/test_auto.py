@@ -97,6 +97,16 @@ def test_what_cannot_be_worked_out_says_why(entry: Model, name: str, words: str)
         sized(entry, source(name), (A100, CPU))
 
 
+def test_transformers_works_on_one_request_at_a_time() -> None:
+    entry = model(gpus=0).model_copy(update={"engine": "transformers"})
+    found = sized(entry, source("SmolLM2-135M"), (CPU,))
+    assert found.args == ()
+    measured_gib = 1.02  # with a request of 7,200 tokens, which leaves it so
+    assert found.engine.total / GIB == pytest.approx(measured_gib, rel=0.15)
+    with pytest.raises(Unsized, match="one GPU, or none"):
+        sized(entry.model_copy(update={"gpus": 2}), source("SmolLM2-135M"), (CPU,))
+
+
 def test_files_that_lie_are_planned_with_the_larger() -> None:
     lies = replace(source("Llama-3.1-8B"), file_bytes=GIB)
     assert sized(model(), lies, (A100,)).engine.weights == 2 * 8_030_261_248
