@@ -14,6 +14,9 @@ CONTEXT_DEFAULT = 16_384
 SEQUENCES_DEFAULT = 4
 """Sequences of that length that room is made for at a time; shorter ones leave room for more."""
 
+_SURE = 0.9
+"""Of the longest context that fits: vLLM does not start where its cache is a block too small for one sequence."""
+
 
 def parameters_words(architecture: Architecture) -> str:
     """``8.03 billion parameters``."""
@@ -132,9 +135,9 @@ def _fit(source: Source, room: Room, wish: Wish) -> Fit:
                 fewer = f"room for {count} sequences of {context} tokens" if count < sequences else ""
                 return Fit(room.name, made, most, fewer)
     if wish.context is None and wish.sequences is None and longest >= min(2048, architecture.context):  # (3)
-        gpus = able[-1]
-        made = estimate(architecture, weights, gpus, _round(longest), 1, wish.cache_element)
-        return Fit(room.name, made, longest, f"room for one sequence of {_round(longest)} tokens")
+        gpus, tokens = able[-1], _round(int(longest * _SURE))
+        made = estimate(architecture, weights, gpus, tokens, 1, wish.cache_element)
+        return Fit(room.name, made, longest, f"room for one sequence of {tokens} tokens")
     return Fit(room.name, None, longest, _why(source, room, weights, able[-1], context, longest))  # (4)
 
 

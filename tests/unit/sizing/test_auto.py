@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from gateway_plugin.catalog import Model, catalog_document, load_catalog, parse_catalog
+from gateway_plugin.cli.main import cli
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
+from gateway_plugin.paths import Layout
 from gateway_plugin.site import NodeType, Site
 from gateway_plugin.sizing.architecture import parse_config
 from gateway_plugin.sizing.auto import Unsized, sized
@@ -19,6 +22,7 @@ from gateway_plugin.sizing.estimate import cache_bytes
 from gateway_plugin.sizing.kept import Kept
 from gateway_plugin.sizing.plan import GIB, Room, Source
 from tests.unit.sizing.published import PUBLISHED
+from tests.unit.sizing.test_source import a_site
 
 A100 = Room("a100", 4, 38 * GIB, 0)
 CPU = Room("cpu", 0, 0, 30 * GIB)
@@ -244,3 +248,22 @@ def test_a_model_that_is_not_there_is_not_taken_from_what_is_kept(tmp_path: Path
     kept._keep("org/a", source("Llama-3.2-1B"))
     with pytest.raises(NotFound):
         Kept(tmp_path / "sizes.json", lambda: 2e9).source("org/a", gone)
+
+
+def test_the_command_line_reads_it_for_the_last_site_and_names_what_it_cannot_work_out(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    layout.state.mkdir(mode=0o700)
+    site = a_site(tmp_path)
+    layout.service_json.write_text(json.dumps({"site": "s", "site_reference": str(site)}))
+    file = tmp_path / "models.yaml"
+    runner = CliRunner(env={"GATEWAY_URL": ""})
+    words = ["--state", str(layout.state), "models", "apply", str(file)]
+    file.write_text(f"models:\n  big: {{source: {folder_of(tmp_path, 'Llama-3.3-70B')}, gpus: 2}}\n")
+    refused = runner.invoke(cli, words, catch_exceptions=False)
+    assert refused.exit_code == 2
+    assert f"{file}: models.big.memory_gib: cannot be worked out: it fits on no node type with 2 GPUs: gpu: its" in (
+        " ".join(refused.output.split())
+    )
+    file.write_text(f"models:\n  small: {{source: {folder_of(tmp_path, 'Llama-3.2-1B')}, gpus: 2}}\n")
+    unreached = runner.invoke(cli, words, catch_exceptions=False)
+    assert unreached.exit_code not in (0, 2), "read, and then there is no gateway"
