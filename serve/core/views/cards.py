@@ -81,17 +81,17 @@ def _listed(card: Card | None, model: Model, wall_s: float) -> Card:
 
 def raised(models: Iterable[Model], cards: Cards, node_types: Iterable[NodeTypeSpec]) -> tuple[Model, ...]:
     """``models``, with more memory for those whose memory was worked out and whose engines were seen to hold more: no
-    more than a node type has, or it would never be loaded again."""
+    more than a node type has, or it would never be loaded again. Not with GPUs: of these vLLM fills what it is given,
+    and would hold the more, the more that is."""
     kinds = tuple(node_types)
     return tuple(_raised(model, cards.get(model.name), kinds) for model in models)
 
 
 def _raised(model: Model, card: Card | None, kinds: tuple[NodeTypeSpec, ...]) -> Model:
-    if model.predicted_gib is None or card is None or card.used_mib <= model.memory_mib:
+    if model.gpus or model.predicted_gib is None or card is None or card.used_mib <= model.memory_mib:
         return model
-    has = [min(kind.gpu_mib) if model.gpus else kind.host_mib for kind in kinds if len(kind.gpu_mib) >= model.gpus]
-    gib = math.ceil(card.used_mib * _MARGIN / 102.4) / 10
-    gib = min(gib, max(has, default=0) / 1024)
+    has_gib = max((kind.host_mib for kind in kinds), default=0) / 1024
+    gib = min(math.ceil(card.used_mib * _MARGIN / 102.4) / 10, has_gib)
     return model if gib <= model.memory_gib else model.model_copy(update={"memory_gib": gib})
 
 

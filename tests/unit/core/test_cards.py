@@ -114,6 +114,12 @@ def test_a_number_that_was_worked_out_and_is_too_small_is_raised(
     assert raised((found,), cards, kinds) == (found,), "once"
 
 
+def test_with_gpus_it_is_not_raised_since_vllm_fills_what_it_is_given() -> None:
+    model = a_model("a", predicted_gib=4, gpus=1)
+    cards = {"a": Card(1, model.source, (), gpus=1, used_mib=4500)}
+    assert raised((model,), cards, (a_kind(gpus=(40,)),)) == (model,)
+
+
 def test_an_engine_that_grows_is_the_new_most() -> None:
     story = begin(a_model("a"))
     story.ask("a")
