@@ -62,7 +62,8 @@ def after(cards: Cards, fleet: Fleet, event: Event, wall_s: float) -> Cards:
                 max_model_len=event.max_model_len or card.max_model_len,
                 load_s=round(event.load_s, 1),
                 used_mib=max(event.used_mib, card.used_mib),
-                kv_tokens=event.kv_tokens or card.kv_tokens,
+                # vLLM starts where the cache holds one sequence: an encoder, which has none, says less
+                kv_tokens=event.kv_tokens if event.kv_tokens >= (event.max_model_len or 0) else 0,
             )
     elif isinstance(event, EngineGrew):  # (3)
         engine = fleet.engines.get(event.engine)

@@ -90,6 +90,10 @@ def test_what_an_engine_holds_is_kept_and_shown_to_administrators() -> None:
     assert cards_from_json(json.loads(json.dumps(cards_to_json(cards)))) == cards
     earlier = {"a": {"created": 1, "source": "s", "args": [], "max_model_len": None}}
     assert cards_from_json(earlier)["a"] == Card(1, "s", ()), "written by an earlier version"
+    story = begin(a_model("a"))
+    story.ask("a")
+    encoder = ev.EngineReady(story.engine("a").id, "h:1", 42.04, 4096, kv_tokens=128)
+    assert after(cards, story.fleet, encoder, 300.0)["a"].kv_tokens == 0
     other = a_model("a").model_copy(update={"gpus": 1})
     assert listed(other, cards=cards)["a"].used_mib == 0, "of other GPUs nothing is known"
 
