@@ -53,6 +53,17 @@ class ModelInfo:
     nodes: tuple[str, ...] = ()
     reason: str | None = None
     """Why it is not ready: how its engine failed, with its last output for administrators, or what it is queued for."""
+    gpus: int | None = None
+    memory_gib: float | None = None
+    """What is planned with, of each GPU or of the node's engine memory. This and what follows: for administrators."""
+    predicted_gib: float | None = None
+    """What was worked out, where the catalog leaves it to the gateway."""
+    measured_gib: float | None = None
+    """The most that an engine of it was seen to hold."""
+    cache_tokens: int | None = None
+    """Tokens that its engine's cache of keys and values has room for."""
+    load_s: float | None = None
+    """Seconds of its last load."""
 
     @property
     def ready(self) -> bool:
@@ -119,6 +130,9 @@ def parse_why(answer: Mapping[str, Any]) -> Why:
     )
 
 
+_MEASURED = ("gpus", "memory_gib", "predicted_gib", "measured_gib", "cache_tokens", "load_s")
+
+
 def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
     """One entry of ``GET /v1/models``, also of one that stands under an alias."""
     return ModelInfo(
@@ -133,6 +147,7 @@ def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
         waiting=int(entry.get("waiting") or 0),
         nodes=tuple(entry.get("nodes") or ()),
         reason=entry.get("reason"),
+        **{name: entry.get(name) for name in _MEASURED},
     )
 
 

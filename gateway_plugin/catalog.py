@@ -67,9 +67,13 @@ def _number(value: object) -> object:
 
 
 def _gib(value: object) -> object:
-    """Raises ``ValueError`` for a text with a unit, which would have to be guessed."""
+    """0 for ``auto`` and its like. Raises ``ValueError`` for a text with a unit, which would have to be guessed."""
+    if value in (None, "auto"):
+        return 0
     if isinstance(value, str) and not re.fullmatch(r"\s*[0-9.eE+-]+\s*", value):
-        raise ValueError(f"expected GiB as a number, such as 24 or 2.8, got {value!r}")
+        raise ValueError(f"expected GiB as a number, such as 24 or 2.8, or 'auto', got {value!r}")
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and float(value) == 0:
+        raise ValueError("Input should be greater than 0")
     return _number(value)
 
 
@@ -105,8 +109,11 @@ class Model(_Frozen):
     isolated: bool = True
     """``False``: its engines see all your files, for any setting of the site. For programs that cannot be isolated."""
     gpus: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=64)
-    memory_gib: Annotated[float, BeforeValidator(_gib)] = Field(gt=0, le=100_000)
-    """Per GPU when ``gpus`` > 0, else of the node's engine memory."""
+    memory_gib: Annotated[float, BeforeValidator(_gib)] = Field(default=0.0, ge=0, le=100_000)
+    """Per GPU when ``gpus`` > 0, else of the node's engine memory. 0 (``auto`` in the file, or left out): not worked
+    out yet (``gateway_plugin.sizing.catalog_file``); no catalog in force has it."""
+    predicted_gib: float | None = Field(default=None, gt=0)
+    """``memory_gib`` as it was worked out; it is raised if an engine is seen to take more. ``None``: the user's own."""
     sleep: bool | None = None
     """Its engines may sleep in host memory; ``None``: where the gateway's vLLM has GPUs (``sleeps``)."""
     replicas_max: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=8)
@@ -251,11 +258,12 @@ class Catalog(_Frozen):
         raise ModelNotFound(name, tuple(model.name for model in self.models))
 
 
-def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> Catalog:
+def parse_catalog(document: object, origin: str, *, in_force: bool = False, unsized: bool = False) -> Catalog:
     """The catalog in a parsed YAML document ``{"models": {NAME: {...}}, "runtimes": {NAME: {...}}}``.
 
     Args:
         in_force: it was accepted before, maybe by an earlier version: its engine options are not checked again.
+        unsized: entries may leave ``memory_gib`` to be worked out.
 
     Raises:
         ConfigError: one line that names ``origin``, the key and what was expected.
@@ -280,6 +288,9 @@ def parse_catalog(document: object, origin: str, *, in_force: bool = False) -> C
         wrong = refusal(model) or adapters_refusal(model)
         if wrong is not None:
             raise ConfigError(f"{origin}: models.{model.name}.{wrong[0]}: {wrong[1]}")
+    for model in () if unsized else catalog.models:
+        if not model.memory_gib:
+            raise ConfigError(f"{origin}: models.{model.name}.memory_gib: expected GiB as a number, such as 24 or 2.8")
     return catalog
 
 
@@ -327,9 +338,10 @@ def _keys(path: Sequence[object]) -> set[str]:
     return {field.alias or name for name, field in of.model_fields.items()} - {"name"}
 
 
-def load_catalog(path: Path) -> Catalog:
-    """The catalog in the YAML file ``path``. Raises ``ConfigError``."""
-    return parse_catalog(read_yaml(path), str(path))
+def load_catalog(path: Path, *, unsized: bool = False) -> Catalog:
+    """The catalog in the YAML file ``path``. Raises ``ConfigError``. ``unsized``: as for ``parse_catalog``; what is to
+    be put in force is read by ``gateway_plugin.sizing.catalog_file.read_catalog``."""
+    return parse_catalog(read_yaml(path), str(path), unsized=unsized)
 
 
 def catalog_document(catalog: Catalog) -> dict[str, Any]:

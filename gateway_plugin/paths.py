@@ -25,13 +25,18 @@ def default_state_root() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "gateway-plugin"
 
 
+def cache_root() -> Path:
+    """For what can be made or looked up again: in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gateway-plugin"
+
+
 def weights_root() -> Path:
-    """Where prepared weights lie: ``$GATEWAY_WEIGHTS``, else in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
+    """Where prepared weights lie: ``$GATEWAY_WEIGHTS``, else in ``cache_root``."""
     explicit = os.environ.get("GATEWAY_WEIGHTS")
     if explicit:
         return Path(explicit).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gateway-plugin" / "models"
+    return cache_root() / "models"
 
 
 _RUN_NAMES = 9

@@ -13,17 +13,21 @@ import click
 from gateway_plugin.api_types import ModelInfo
 from gateway_plugin.cli.connection import connect
 from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
+from gateway_plugin.cli.recipes import recipes
 from gateway_plugin.cli.sizing import add, plan
 from gateway_plugin.cli.weights import fetch, prune, weights
 
+_MEMORY = ("gpus", "memory_gib", "predicted_gib", "measured_gib", "cache_tokens", "load_s")
+"""Shown where they are known."""
 _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
 
 
 @click.group()
 def models() -> None:
-    """Models: plan, add, fetch, weights, prune, prepare, list, show, why, load, unload, pin, unpin, apply."""
+    """Models: recipes, plan, add, fetch, weights, prune, prepare, list, show, why, load, unload, pin, unpin, apply."""
 
 
+models.add_command(recipes)
 models.add_command(plan)
 models.add_command(add)
 for command in (fetch, weights, prune):
@@ -71,7 +75,8 @@ def show_model(name: str) -> None:
     """One model, by name or alias."""
     with connect() as client:
         document = asdict(client.model(name))
-    show(document, lambda: table(("", name), document.items()))
+    rows = [(key, value) for key, value in document.items() if value is not None or key not in _MEMORY]
+    show(document, lambda: table(("", name), rows))
 
 
 @models.command()
@@ -157,9 +162,11 @@ def unpin(name: str) -> None:
 @json_option
 def apply(catalog: Path) -> None:
     """Put another catalog in force while the gateway runs."""
-    from gateway_plugin.catalog import catalog_document, load_catalog
+    from gateway_plugin.catalog import catalog_document
+    from gateway_plugin.cli.sizing import last_site
+    from gateway_plugin.sizing.catalog_file import read_catalog
 
-    wanted = load_catalog(catalog)
+    wanted = read_catalog(catalog, last_site())
     with connect() as client:
         client.apply(catalog_document(wanted))
     names = [model.name for model in wanted.models]

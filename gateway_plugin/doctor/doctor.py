@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.catalog import Catalog, load_catalog
+from gateway_plugin.catalog import Catalog
 from gateway_plugin.doctor.scheduler import every_site_check
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.paths import Layout
@@ -18,6 +18,7 @@ from gateway_plugin.service.status import report
 from gateway_plugin.service.up_down import ports_held
 from gateway_plugin.service_state import on_this_host, read_record
 from gateway_plugin.site import Site, load_site
+from gateway_plugin.sizing.catalog_file import read_catalog
 
 Checks = tuple[Check, ...]
 
@@ -43,7 +44,7 @@ def examine(
     named = models or (Path(record.catalog) if record and record.catalog else None)
     try:
         chosen = named or own_catalog()
-        catalog = load_catalog(chosen)
+        catalog = read_catalog(chosen, site)
         checks.append(Check("catalog", Verdict.OK, f"{chosen}: {len(catalog.models)} models"))
     except ConfigError as error:
         none = named is None and not Path("models.yaml").exists()

@@ -8,10 +8,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.catalog import Catalog, catalog_document, load_catalog, parse_catalog
+from gateway_plugin.catalog import Catalog, catalog_document, parse_catalog
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.ownership import others_write
 from gateway_plugin.paths import Layout, write_private
+from gateway_plugin.site import Site
+from gateway_plugin.sizing.catalog_file import read_catalog
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Chosen:
     """A message for the user if the file differs; empty otherwise."""
 
 
-def choose(layout: Layout, file: Path, lives: bool) -> Chosen:
+def choose(layout: Layout, file: Path, lives: bool, site: Site | None = None) -> Chosen:
     """The catalog of an ``up`` without ``--models``; ``file`` is the last one's.
 
     (1) The gateway is down and its catalog is the file as last read: the file is read again. (2) A live gateway keeps
@@ -38,9 +40,9 @@ def choose(layout: Layout, file: Path, lives: bool) -> Chosen:
     """
     present = _read(layout.catalog_json)
     if present is None or (not lives and present == _read(layout.catalog_of_file)):  # (1)
-        return Chosen(file, load_catalog(file), from_file=True)
+        return Chosen(file, read_catalog(file, site), from_file=True)
     try:
-        differs = load_catalog(file) != present
+        differs = read_catalog(file, site) != present
     except ConfigError:
         differs = True
     if not differs:

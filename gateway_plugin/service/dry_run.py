@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.catalog import load_catalog
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.paths import Layout
 from gateway_plugin.schedulers.base import shared_script_place
@@ -22,6 +21,7 @@ from gateway_plugin.service.deployment import planned
 from gateway_plugin.service.ray_head import head_address
 from gateway_plugin.service_state import record_here
 from gateway_plugin.site import NodeType, Site
+from gateway_plugin.sizing.catalog_file import read_catalog
 
 _ACCEPTED = "Submitted batch job 0"
 """The output of ``sbatch``; other providers take the whole line for the job's id."""
@@ -87,8 +87,6 @@ def rehearse(
     from gateway_plugin.blocks.node_provider import block_name, script_for
 
     layout = Layout.of(state)
-    if models is not None:
-        load_catalog(models)
     notes: list[str] = []
 
     def address_of(site: Site) -> str:
@@ -103,6 +101,8 @@ def rehearse(
 
     known = record_here(layout) if layout.state.is_dir() else None
     gateway = planned(layout, known, site_reference, port, address_of)
+    if models is not None:
+        read_catalog(models, gateway.site)
     jobs = []
     for node_type in gateway.site.node_types:
         name = block_name(node_type.name)

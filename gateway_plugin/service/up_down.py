@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from gateway_plugin.catalog import Catalog, load_catalog
+from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge import process as edge_process
 from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import ConfigError, GatewayError, ServiceError
@@ -35,6 +35,7 @@ from gateway_plugin.service.startup import Progress, Report, wait_until_ready
 from gateway_plugin.service.teardown import end_everything, has_blocks, head_runs, shielded_from_signals
 from gateway_plugin.service_state import ServiceRecord, record_here, recover_record
 from gateway_plugin.site import Site
+from gateway_plugin.sizing.catalog_file import read_catalog
 
 UP_TIMEOUT_S = 300.0
 DOWN_TIMEOUT_S = 90.0
@@ -92,10 +93,10 @@ def up(
     gateway = planned(layout, known, site_reference, port)
     site = gateway.site
     if models is None and known is not None and known.catalog:  # (1)
-        chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site))
+        chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site), site)
     else:
         file = models or own_catalog()
-        chosen = Chosen(file, load_catalog(file), from_file=True)
+        chosen = Chosen(file, read_catalog(file, site), from_file=True)
     chosen = replace(chosen, note=" ".join(filter(None, (mended, chosen.note))))
     private_folder(layout.state)
     with _locked(layout):

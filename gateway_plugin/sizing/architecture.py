@@ -152,13 +152,16 @@ def _windowed_layers(name: str, text: Mapping[str, Any], layers: int) -> int:
 def _feed_forward(text: Mapping[str, Any], hidden: int, layers: int) -> tuple[int, int, int]:
     """Parameters of all dense layers (routers and shared experts with them), those of all routed experts, and the width
     of the widest dense layer."""
-    width = _number(text, "intermediate_size")
+    llama4 = text.get("model_type") == "llama4_text"  # every sparse layer has one more expert, for all tokens
+    expert_width = _number(text, "intermediate_size")
+    width = _number(text, "intermediate_size_mlp", expert_width) if llama4 else expert_width
     names = ("n_routed_experts", "num_experts", "num_local_experts")
     count = next((found for key in names if (found := _optional(text, key))), 0)
     if not count:
         return layers * 3 * hidden * width, 0, width
-    expert_width = _number(text, "moe_intermediate_size", width)
-    first_dense, step = _optional(text, "first_k_dense_replace"), _optional(text, "decoder_sparse_step") or 1
+    expert_width = _number(text, "moe_intermediate_size", expert_width)
+    first_dense = _optional(text, "first_k_dense_replace")
+    step = _optional(text, "decoder_sparse_step") or _optional(text, "interleave_moe_layer_step") or 1
     said = text.get("mlp_only_layers")
     dense_only = said if isinstance(said, list) else []
     sparse = sum(
@@ -166,7 +169,7 @@ def _feed_forward(text: Mapping[str, Any], hidden: int, layers: int) -> tuple[in
     )
     biased = text.get("model_type") == "gpt_oss"
     expert = 3 * hidden * expert_width + (2 * expert_width + hidden if biased else 0)
-    shared_experts = _optional(text, "n_shared_experts")
+    shared_experts = 1 if llama4 else _optional(text, "n_shared_experts")
     shared = shared_experts * 3 * hidden * expert_width
     if shared_width := _optional(text, "shared_expert_intermediate_size"):
         shared = 3 * hidden * shared_width + hidden
@@ -187,7 +190,9 @@ def _vision(config: Any, hidden: int) -> int:
     inner = _optional(config, "intermediate_size") or 4 * width
     matrices = 3 if config.get("hidden_act") == "silu" else 2
     merged = width * (_optional(config, "spatial_merge_size") or 1) ** 2
-    return depth * (4 * width * width + matrices * width * inner) + merged * merged + merged * hidden
+    levels = config.get("deepstack_visual_indexes")  # Qwen3-VL: their features are merged, too
+    mergers = 1 + (len(levels) if isinstance(levels, list) else 0)
+    return depth * (4 * width * width + matrices * width * inner) + mergers * (merged * merged + merged * hidden)
 
 
 def _encoder(name: str, text: Mapping[str, Any]) -> Architecture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -15,8 +16,13 @@ from gateway_plugin.files import write_private
 from gateway_plugin.sizing.plan import GIB, Fit, Source, Wish, parameters_words
 
 
-def entry_text(name: str, source: Source, fit: Fit, wish: Wish, task: str) -> str:
-    """YAML lines of one entry of ``models``, indented by two, with comments that say where its numbers come from."""
+def entry_text(
+    name: str, source: Source, fit: Fit, wish: Wish, task: str, more: Sequence[str] = (), why: str = ""
+) -> str:
+    """YAML lines of one entry of ``models``, indented by two, with comments that say where its numbers come from.
+
+    ``more``: further options for vLLM; ``why``: a comment on them.
+    """
     engine = fit.engine
     assert engine is not None, "only what fits becomes an entry"
     architecture = source.architecture
@@ -24,6 +30,7 @@ def entry_text(name: str, source: Source, fit: Fit, wish: Wish, task: str) -> st
     args = ["--max-model-len", str(engine.context)]
     args += [] if engine.gpus or not engine.cache else ["--kv-cache-memory-bytes", str(engine.cache)]
     args += ["--quantization", wish.quantization] if wish.quantization else []
+    args += _without_context(more)
     kind = wish.quantization or architecture.quantization or architecture.dtype
     what = [architecture.name, parameters_words(architecture), kind, *([source.license] if source.license else [])]
     lines = [
@@ -36,9 +43,18 @@ def entry_text(name: str, source: Source, fit: Fit, wish: Wish, task: str) -> st
         f"{engine.buffers / GIB:.1f} GiB, cache {engine.cache / GIB:.1f} GiB for {engine.sequences} sequences of "
         f"{engine.context} tokens",
         f"    memory_gib: {engine.gib:g}",
+        *([f"    # {_comment(why)}"] if why else []),
         f"    args: [{', '.join(_scalar(word) for word in args)}]",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _without_context(words: Sequence[str]) -> list[str]:
+    """``words`` without ``--max-model-len N``: the plan has it."""
+    if "--max-model-len" not in words:
+        return list(words)
+    place = words.index("--max-model-len")
+    return [*words[:place], *words[place + 2 :]]
 
 
 def with_entry(file: Path, text: str) -> str:
@@ -48,7 +64,7 @@ def with_entry(file: Path, text: str) -> str:
     """
     if not file.exists():
         return "models:\n" + text
-    load_catalog(file)
+    load_catalog(file, unsized=True)
     before = file.read_bytes().decode()
     indents = re.findall(r"^( +)[^\s#]", before, re.MULTILINE)
     block = re.search(r"^models:[ \t]*(#.*)?\r?$", before, re.MULTILINE)
@@ -68,11 +84,11 @@ def add_entry(file: Path, text: str) -> None:
     """
     real = file.resolve()
     content = with_entry(file, text)
-    old = load_catalog(file).models if file.exists() else ()
+    old = load_catalog(file, unsized=True).models if file.exists() else ()
     trial = real.with_name(f".{real.name}.new")
     try:
         write_private(trial, content)
-        if load_catalog(trial).models[:-1] != old:
+        if load_catalog(trial, unsized=True).models[:-1] != old:
             raise _by_hand(file, text)
         _as_before(trial, real)
         trial.replace(real)

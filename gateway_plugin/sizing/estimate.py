@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from gateway_plugin.sizing.architecture import Architecture
 
 MIB = 2**20
-_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "half": 2.0, "float8_e4m3fn": 1.0, "float8_e5m2": 1.0}
+BYTES = {
+    "float32": 4.0,
+    "float": 4.0,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "half": 2.0,
+    "float8_e4m3fn": 1.0,
+    "float8_e5m2": 1.0,
+}
 QUANTIZED = {
     "fp8": 1.0, "compressed-tensors": 1.0, "int8": 1.0, "bitsandbytes": 0.56, "awq": 0.56, "gptq": 0.56, "mxfp4": 0.53,
     "nvfp4": 0.56, "modelopt": 0.56,
@@ -16,9 +24,11 @@ QUANTIZED = {
 (mxfp4) or 16 (nvfp4)."""
 _CONTEXT_MIB = 1536
 """CUDA's context, libraries, captured graphs: 1.1 to 1.4 GiB with vLLM 0.26 on an H100 (docs/switching.md)."""
-_HOST_PROGRAMS_MIB = 1536
-"""Two Python processes with PyTorch, and the activations of a step: 1.4 and 1.7 GiB were measured for the two models of
-examples/models.yaml."""
+_HOST_PROGRAMS_MIB = 1472
+"""Python processes with PyTorch, and the activations of a step: 1.3 to 1.7 GiB were measured for the two models of
+examples/models.yaml, less where another engine shares the pages of the libraries."""
+_TRANSFORMERS_MIB = 576
+"""One Python process with PyTorch and Transformers, without a GPU: 0.5 to 0.6 GiB were measured."""
 _COLLECTIVES_MIB = 1024
 """Buffers of NCCL and of the custom all-reduce, on each of several GPUs."""
 _BATCHED_TOKENS = 8192
@@ -53,7 +63,7 @@ class Estimate:
 def weight_bytes(architecture: Architecture, quantization: str = "") -> int:
     """All weights, where their files' size is not known, or where the engine is to quantize them."""
     method = quantization or architecture.quantization
-    plain = _BYTES.get(architecture.dtype, 2.0)
+    plain = BYTES.get(architecture.dtype, 2.0)
     if not method:
         return int(architecture.parameters * plain)
     packed = QUANTIZED.get(method, plain)
@@ -69,7 +79,7 @@ def cache_bytes(architecture: Architecture, context: int, sequences: int, gpus: 
 
     ``element``: bytes of one element; 0: as the weights' type, 2 for quantized ones.
     """
-    element = element or _BYTES.get(architecture.dtype, 2.0)
+    element = element or BYTES.get(architecture.dtype, 2.0)
     total = 0.0
     for kind in architecture.attention:
         tokens = context if kind.window is None else min(context, kind.window)
@@ -99,10 +109,20 @@ def estimate(
     )
 
 
-def estimate_host(architecture: Architecture, context: int, sequences: int) -> Estimate:
-    """One engine in host memory. vLLM gets float32 there (``serve.agent.argv``), for weights and cache."""
-    cache = cache_bytes(architecture, context, sequences, 1, 4.0)
-    return Estimate(0, architecture.parameters * 4, cache, _HOST_PROGRAMS_MIB * MIB, context, sequences)
+def estimate_host(architecture: Architecture, context: int, sequences: int, element: float = 0.0) -> Estimate:
+    """One engine in host memory. vLLM gets float32 there (``serve.agent.argv``), for weights and cache, unless
+    ``element`` (bytes) says otherwise."""
+    element = element or 4.0
+    cache = cache_bytes(architecture, context, sequences, 1, element)
+    return Estimate(0, int(architecture.parameters * element), cache, _HOST_PROGRAMS_MIB * MIB, context, sequences)
+
+
+def estimate_transformers(architecture: Architecture, weights: int, gpus: int, context: int) -> Estimate:
+    """One ``transformers serve``, which works on one request at a time: weights and cache in the weights' own type, in
+    host memory or on one GPU. ``weights``: bytes of all weights."""
+    cache = cache_bytes(architecture, context, 1, 1)
+    buffers = _CONTEXT_MIB if gpus else _TRANSFORMERS_MIB
+    return Estimate(gpus, weights, cache, buffers * MIB, context, 1)
 
 
 def divides(architecture: Architecture, gpus: int) -> bool:

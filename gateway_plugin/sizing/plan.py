@@ -14,6 +14,9 @@ CONTEXT_DEFAULT = 16_384
 SEQUENCES_DEFAULT = 4
 """Sequences of that length that room is made for at a time; shorter ones leave room for more."""
 
+_SURE = 0.9
+"""Of the longest context that fits: vLLM does not start where its cache is a block too small for one sequence."""
+
 
 def parameters_words(architecture: Architecture) -> str:
     """``8.03 billion parameters``."""
@@ -58,6 +61,10 @@ class Wish:
     gpus: int | None = None
     quantization: str = ""
     """To be applied by the engine as it loads (vLLM's ``--quantization``)."""
+    cache_element: float = 0.0
+    """Bytes of one element of the cache; 0: as the weights' type."""
+    element: float = 0.0
+    """Bytes of one element of weights and cache in host memory; 0: as vLLM is started there."""
 
 
 @dataclass(frozen=True)
@@ -120,16 +127,17 @@ def _fit(source: Source, room: Room, wish: Wish) -> Fit:
         return Fit(room.name, None, 0, f"it was made for {architecture.context} tokens, {context} are asked for")
     longest = 0
     for gpus in able:
-        longest = max(longest, longest_context(architecture, weights, gpus, room.gpu_bytes))
+        most = longest_context(architecture, weights, gpus, room.gpu_bytes, wish.cache_element)
+        longest = max(longest, most)
         for count in _sequences(sequences, wish.sequences is None):  # (2), (3)
-            made = estimate(architecture, weights, gpus, context, count)
+            made = estimate(architecture, weights, gpus, context, count, wish.cache_element)
             if made.gib * GIB <= room.gpu_bytes:
                 fewer = f"room for {count} sequences of {context} tokens" if count < sequences else ""
-                return Fit(room.name, made, longest_context(architecture, weights, gpus, room.gpu_bytes), fewer)
+                return Fit(room.name, made, most, fewer)
     if wish.context is None and wish.sequences is None and longest >= min(2048, architecture.context):  # (3)
-        gpus = able[-1]
-        made = estimate(architecture, weights, gpus, _round(longest), 1)
-        return Fit(room.name, made, longest, f"room for one sequence of {_round(longest)} tokens")
+        gpus, tokens = able[-1], _round(int(longest * _SURE))
+        made = estimate(architecture, weights, gpus, tokens, 1, wish.cache_element)
+        return Fit(room.name, made, longest, f"room for one sequence of {tokens} tokens")
     return Fit(room.name, None, longest, _why(source, room, weights, able[-1], context, longest))  # (4)
 
 
@@ -142,9 +150,9 @@ def _fit_host(source: Source, room: Room, wish: Wish) -> Fit:
     sequences = wish.sequences or SEQUENCES_DEFAULT
     if context > architecture.context:
         return Fit(room.name, None, 0, f"it was made for {architecture.context} tokens, {context} are asked for")
-    made = estimate_host(architecture, context, sequences)
+    made = estimate_host(architecture, context, sequences, wish.element)
     for count in _sequences(sequences, wish.sequences is None):
-        made = estimate_host(architecture, context, count)
+        made = estimate_host(architecture, context, count, wish.element)
         if made.gib * GIB <= room.host_bytes:
             fewer = f"room for {count} sequences of {context} tokens" if count < sequences else ""
             return Fit(room.name, made, architecture.context, fewer)

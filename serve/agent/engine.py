@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +18,8 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.processes import age_s, alive
 from serve.agent import records
 from serve.agent.devices import Devices, Lease
-from serve.agent.hanging import ProgressWatch, Why
-from serve.agent.lastwords import last_words, summary_of
+from serve.agent.hanging import ProgressWatch, Why, in_doubt, with_words
+from serve.agent.lastwords import last_words
 from serve.agent.probe import Health, Probe, ProbeFailed
 from serve.agent.processes import end_group, tail
 from serve.agent.records import EngineRecord
@@ -31,6 +30,7 @@ from serve.core.events import (
     EngineAsleep,
     EngineAwake,
     EngineExited,
+    EngineGrew,
     EngineListening,
     EngineMoves,
     EngineReady,
@@ -38,7 +38,9 @@ from serve.core.events import (
     FoundEngine,
 )
 
-EngineEvent = EngineListening | EngineReady | EngineAsleep | EngineAwake | EngineStalled | EngineMoves | EngineExited
+EngineEvent = (
+    EngineListening | EngineReady | EngineAsleep | EngineAwake | EngineGrew | EngineStalled | EngineMoves | EngineExited
+)
 """Callback for reports on an engine."""
 
 logger = logging.getLogger(__name__)
@@ -149,7 +151,7 @@ class EngineProcess:
                 self._lease.release()
         await asyncio.to_thread(records.remove, self._layout, self.record.engine)
         words = last_words(tail(Path(self.record.log)), self._secrets)
-        why = self._told(words) if expected else _with_words(why or self._how_it_ended(), words)
+        why = self._told(words) if expected else with_words(why or self._how_it_ended(), words)
         logger.info("engine gone engine=%s pid=%d expected=%s", self.record.engine, self.record.pid, expected)
         self.settled.set()
         self._report(self._exited(why, expected))
@@ -200,7 +202,7 @@ class EngineProcess:
             self._listening = self._ready = True
             self.settled.set()
             if self.record.sleep != "asleep":
-                why = _doubt(Reload("its agent was lost while it fell asleep or woke"))
+                why = in_doubt(Reload("its agent was lost while it fell asleep or woke"))
         else:
             if self._lease is None and not self.record.ready:
                 self._lease = await self._devices.take(self.record.gpus)
@@ -220,7 +222,7 @@ class EngineProcess:
         """Put it to sleep or wake it, and report."""
         result = await act()
         if isinstance(result, Reload):
-            return _doubt(result)
+            return in_doubt(result)
         self._report(result)
         return None
 
@@ -247,8 +249,8 @@ class EngineProcess:
         if self._warm.possible and self.record.sleep_mib and not self.record.slept:
             doubt = await self._warm.sleep_once()
             if doubt is not None:
-                return _doubt(doubt)
-        self._now_ready(await self._probe.max_model_len())
+                return in_doubt(doubt)
+        self._now_ready(await self._probe.max_model_len(), await self._warm.measure())
         return None
 
     async def _serve(self) -> Why | None:
@@ -256,17 +258,18 @@ class EngineProcess:
         self._sleep_asked.clear()
         asked = asyncio.create_task(self._sleep_asked.wait())
         ends = [asyncio.create_task(self._until_ill()), asyncio.create_task(self._progress.until_hung())]
+        grows = asyncio.create_task(self._warm.watch(self._timing.measure_every_s, self._report))
         watches: list[asyncio.Task[Any]] = [asked, *ends]
         try:
             done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
             over = next((end for end in ends if end in done), None)
             if over is not None:
                 return over.result()
-            return None if self._warm.possible else _doubt(Reload("it cannot be put to sleep"))
+            return None if self._warm.possible else in_doubt(Reload("it cannot be put to sleep"))
         finally:
-            for watch in watches:
+            for watch in (*watches, grows):
                 watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
+            await asyncio.gather(*watches, grows, return_exceptions=True)
 
     async def _ask(self) -> str:
         """Its one real request. ``""``: answered; else the failure."""
@@ -277,7 +280,7 @@ class EngineProcess:
             return failure.message
         return ""
 
-    def _now_ready(self, max_model_len: int | None) -> None:
+    def _now_ready(self, length: int | None, measured: tuple[int, int]) -> None:
         loaded_s = self.record.loaded_s
         if loaded_s is None:
             loaded_s = age_s(self.record.mark)
@@ -287,7 +290,7 @@ class EngineProcess:
         record = self.record
         slept_mib = record.sleep_mib if record.slept else 0
         can_sleep = self._warm.possible
-        self._report(EngineReady(record.engine, record.address, loaded_s, max_model_len, can_sleep, slept_mib))
+        self._report(EngineReady(record.engine, record.address, loaded_s, length, can_sleep, slept_mib, *measured))
         self.settled.set()
 
     def _update(self, changes: dict[str, Any]) -> None:
@@ -325,7 +328,7 @@ class EngineProcess:
             return Why(self._stop_reason, self._stop_reason)
         stage = self._health.why if self._listening else "never listened"
         how = f"{self._stop_reason}; it was not ready"
-        return _with_words(Why(f"{how} ({stage})", how), words)
+        return with_words(Why(f"{how} ({stage})", how), words)
 
     def _how_it_ended(self) -> Why:
         code = self._child.returncode if self._child is not None else None
@@ -338,13 +341,3 @@ class EngineProcess:
             name = signal.Signals(-code).name
             how = f"it was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         return Why(how, how, doubt=self.record.sleep in ("sleep", "wake"))
-
-
-def _doubt(reload: Reload) -> Why:
-    return Why(f"in doubt: {reload.reason}", "its sleep or its waking went wrong", doubt=True)
-
-
-def _with_words(why: Why, words: str) -> Why:
-    return replace(
-        why, reason=f"{why.reason}: {words}" if words else why.reason, summary=summary_of(why.summary, words)
-    )

@@ -11,13 +11,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from gateway_plugin.engine_kinds import Task
+from serve.agent.lastwords import summary_of
 from serve.agent.probe import Probe, ProbeFailed
 from serve.agent.progress import Sample, Verdict, Watch, counters_of, judge, look_every_s, observe
 from serve.agent.records import EngineRecord
+from serve.agent.sleeping import Reload
 from serve.core.events import EngineMoves, EngineStalled
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,18 @@ class Why:
     """Ended by SIGKILL: on SIGTERM it would answer what is in flight with errors first."""
     doubt: bool = False
     """Its sleep or its waking went wrong."""
+
+
+def in_doubt(reload: Reload) -> Why:
+    """Of an engine whose sleep or waking went wrong."""
+    return Why(f"in doubt: {reload.reason}", "its sleep or its waking went wrong", doubt=True)
+
+
+def with_words(why: Why, words: str) -> Why:
+    """``why``, with the engine's last output."""
+    return replace(
+        why, reason=f"{why.reason}: {words}" if words else why.reason, summary=summary_of(why.summary, words)
+    )
 
 
 class ProgressWatch:

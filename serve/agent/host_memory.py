@@ -33,6 +33,15 @@ def held_mib(leader: Mark) -> int:
     return held // 2**20
 
 
+def taken_mib(leader: Mark) -> int:
+    """Host memory of an engine's processes, what they share counted once (proportional set size)."""
+    taken = 0
+    for member in group_members(leader):
+        with contextlib.suppress(psutil.Error):
+            taken += psutil.Process(member.pid).memory_full_info().pss
+    return taken // 2**20
+
+
 def asleep_mib(before_mib: int, after_mib: int, gone_mib: int, most_mib: int) -> int:
     """Host memory that an engine holds from its first sleep on. Pure.
 

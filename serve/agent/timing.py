@@ -25,5 +25,7 @@ class Timing:
     """From SIGTERM to SIGKILL."""
     device_wait_s: float = 30.0
     """How long a stop waits for another engine that loads, stops, falls asleep or wakes on one of its GPUs."""
+    measure_every_s: float = 60.0
+    """Between measurements of the host memory of an engine that serves."""
     patience: Patience = field(default_factory=Patience)
     """With sleep and wake."""

@@ -17,14 +17,18 @@ from gateway_plugin.engine_kinds import Task
 from gateway_plugin.processes import Mark
 from serve.agent.argv import device_names, visible_devices
 from serve.agent.devices import Devices
-from serve.agent.host_memory import asleep_mib, available_mib, held_mib
-from serve.agent.probe import Probe
+from serve.agent.host_memory import asleep_mib, available_mib, held_mib, taken_mib
+from serve.agent.measured import cache_tokens, device_mib_of
+from serve.agent.probe import Probe, ProbeFailed
 from serve.agent.records import EngineRecord
 from serve.agent.sleeping import Asleep, Canary, DevicesUnseen, Mib, Patience, Reload, Sleeper, used_mib_of
 from serve.core.effects import StartEngine
-from serve.core.events import EngineAsleep, EngineAwake
+from serve.core.events import EngineAsleep, EngineAwake, EngineGrew
 
 logger = logging.getLogger(__name__)
+
+_METRICS_S = 5.0
+_GROWN = 1.05
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,11 @@ class Gauges:
     available_mib: Callable[[], int] = available_mib
     """What is left of the host's."""
     held_mib: Callable[[Mark], int] = held_mib
-    """Of the host's, what an engine's processes hold."""
+    """Of the host's, what an engine's processes hold for themselves alone."""
+    taken_mib: Callable[[Mark], int] = taken_mib
+    """Of the host's, what an engine's processes hold, what they share counted once."""
+    device_mib: Callable[[Mark], Awaitable[int]] = device_mib_of
+    """Of one GPU's, the most that an engine's processes hold."""
 
 
 async def measure_bare(command: StartEngine, gauges: Gauges) -> Mib:
@@ -67,6 +75,9 @@ class WarmTier:
         """``record``, ``update``: the engine's record as it is; new values for it, also on disk. ``names``: of its
         GPUs."""
         made = record()
+        self._probe = probe
+        self._most_mib = 0
+        """The most that it was seen to hold of the host."""
         self._record = record
         self._update = update
         self._devices = devices
@@ -78,6 +89,30 @@ class WarmTier:
     def possible(self) -> bool:
         """It was started for it, and its answer to the canary is known."""
         return self._record().canary_noted
+
+    async def measure(self) -> tuple[int, int]:
+        """Once it is loaded: ``used_mib`` and ``kv_tokens`` of ``EngineReady``; 0 for each that is not known. What its
+        record has of its GPUs was measured while nothing else changed there."""
+        record = self._record()
+        try:
+            tokens = cache_tokens(await self._probe.metrics(_METRICS_S) or "")
+        except ProbeFailed:
+            tokens = 0
+        if record.gpus:
+            return record.held_mib or await self._gauges.device_mib(record.mark), tokens
+        self._most_mib = await asyncio.to_thread(self._gauges.taken_mib, record.mark)
+        return self._most_mib, tokens
+
+    async def watch(self, every_s: float, report: Callable[[EngineGrew], None]) -> None:
+        """While it serves: report each time that it holds a twentieth more of the host than it ever did: pages of a
+        cache count once they are used. vLLM takes all that it will of a GPU before it is ready."""
+        record = self._record()
+        while not record.gpus:
+            await asyncio.sleep(every_s)
+            held_mib = await asyncio.to_thread(self._gauges.taken_mib, record.mark)
+            if held_mib > self._most_mib * _GROWN:
+                self._most_mib = held_mib
+                report(EngineGrew(record.engine, held_mib))
 
     async def prepare(self) -> None:
         """After loading: note the canary's answer. Without one it never sleeps."""

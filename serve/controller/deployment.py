@@ -23,7 +23,7 @@ from serve.controller.adapters import adapt_engines
 from serve.controller.agents import Agents, MakeAgent, agents_alive
 from serve.controller.blocks import LedgerWatch
 from serve.controller.calls import Calls
-from serve.controller.catalogs import catalog_in_force
+from serve.controller.catalogs import catalog_in_force, with_more_memory
 from serve.controller.fence import become_the_only_one
 from serve.controller.journal import Journal
 from serve.controller.metrics import Metrics
@@ -201,6 +201,8 @@ class Controller:
         if cards is not self._cards:
             self._cards = cards
             self._journal.keep_cards(cards)
+        if (raised := with_more_memory(before, event, cards)) is not None:
+            self.post(raised)
 
     def _count_death(self, before: Fleet, event: Event, now: float) -> None:
         model = died_in_service(before, event)
@@ -263,7 +265,7 @@ class Controller:
     async def models(self, detail: bool) -> list[dict[str, Any]]:
         """Every model with its state; ``detail``: for an administrator."""
         entries = models_view(self.fleet, self._clock.now(), detail=detail)
-        return [{**entry, **on_card(self._cards.get(entry["id"]))} for entry in entries]
+        return [{**entry, **on_card(self._cards.get(entry["id"]), detail=detail)} for entry in entries]
 
     async def why(self, model: str) -> dict[str, Any] | GatewayError:
         """Why a model is as it is, and what would change it."""

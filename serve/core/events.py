@@ -130,6 +130,18 @@ class EngineReady:
     can_sleep: bool = False
     sleep_mib: int = 0
     """As in ``EngineAsleep``, if it slept once after loading."""
+    used_mib: int = 0
+    """What it holds of each of its GPUs, or of the host where it has none; 0: not known."""
+    kv_tokens: int = 0
+    """Tokens that its cache of keys and values has room for; 0: not known."""
+
+
+@dataclass(frozen=True)
+class EngineGrew:
+    """It holds more than was reported. ``used_mib``: as in ``EngineReady``."""
+
+    engine: str
+    used_mib: int
 
 
 @dataclass(frozen=True)
@@ -415,8 +427,8 @@ class Tick:
 
 Event = (
     Started | CatalogChanged | NodeJoined | NodeGone | NodeFailed | EngineListening | EngineReady | EngineAsleep
-    | EngineAwake | EngineStalled | EngineMoves | EngineExited | RouteOpened | RouteRefused | RouteDrained
-    | RouteClosed | EdgeSeen | Acquire | WaiterLeft | GatewayCloses | ModelAnswered | SuspectsKept | LoadAsked
-    | UnloadAsked | PinChanged | NodeDrainAsked | BlockCancelAsked | BlocksSeen | NodeLeaves | NodeTypeRetryAsked
-    | StorageSeen | WeightsMissing | WeightsFetching | WeightsThere | Tick
+    | EngineAwake | EngineGrew | EngineStalled | EngineMoves | EngineExited | RouteOpened | RouteRefused
+    | RouteDrained | RouteClosed | EdgeSeen | Acquire | WaiterLeft | GatewayCloses | ModelAnswered | SuspectsKept
+    | LoadAsked | UnloadAsked | PinChanged | NodeDrainAsked | BlockCancelAsked | BlocksSeen | NodeLeaves
+    | NodeTypeRetryAsked | StorageSeen | WeightsMissing | WeightsFetching | WeightsThere | Tick
 )  # fmt: skip

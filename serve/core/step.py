@@ -59,6 +59,7 @@ _HANDLERS: dict[type, Callable[[Transaction, Any], None]] = {
     events.EngineReady: engines.engine_ready,
     events.EngineAsleep: engines.engine_asleep,
     events.EngineAwake: engines.engine_awake,
+    events.EngineGrew: engines.engine_grew,
     events.EngineStalled: engines.engine_stalled,
     events.EngineMoves: engines.engine_moves,
     events.EngineExited: engines.engine_exited,

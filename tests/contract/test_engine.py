@@ -26,8 +26,11 @@ from gateway_plugin.engine_records import socket_folder
 from gateway_plugin.isolation import find_isolation
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members
+from gateway_plugin.sizing.auto import sized
+from gateway_plugin.sizing.source import read_source
 from gateway_plugin.weights import prepare
 from serve.agent import records
+from serve.agent.host_memory import taken_mib
 from serve.agent.progress import counters_of
 from serve.agent.records import EngineRecord
 from serve.agent.timing import Timing
@@ -163,6 +166,7 @@ def engine(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Running]:
         assert time.monotonic() - begun < 10, "start must return at once: a vLLM takes longer to load"
         listening = host.wait(EngineListening, timeout_s=row.load_timeout_s)
         ready = host.wait(EngineReady, timeout_s=row.load_timeout_s)
+        assert ready.used_mib > 0
         print(f"{row}: ready after {ready.load_s:.1f} s")
         assert listening.address == ready.address
         assert 0 < ready.load_s <= time.monotonic() - begun + 2.5  # the wall clock's start is rounded
@@ -235,6 +239,21 @@ def test_embeddings_mean_something(engine: Running) -> None:
     cat, kitten, rates = (item["embedding"] for item in data)
     assert len(cat) == 384
     assert dot(cat, kitten) > 0.5 > 0.3 > dot(cat, rates)
+
+
+def test_its_memory_is_as_it_was_worked_out(engine: Running) -> None:
+    """Not too small; too large as far as engines of other tests share the pages of its libraries meanwhile."""
+    if engine.row.kind != "vllm":
+        pytest.skip("of other engines it is not worked out")
+    planned = sized(engine.model, read_source(engine.model.source), ()).engine.total / 2**30
+    many = {"input": ["word " * 200] * 64} if engine.row.task == "embed" else {"prompt": ["word " * 1500] * 6}
+    path = "/v1/embeddings" if engine.row.task == "embed" else "/v1/completions"
+    with engine.client() as client:
+        body = {"model": engine.model.name, **many}
+        assert client.post(path, json=body, extensions=NAMED, timeout=300).status_code == 200
+    held = taken_mib(engine.record.mark) / 1024
+    print(f"{engine.row}: planned with {planned:.2f} GiB, holds {held:.2f}")
+    assert 0.85 < planned / held < 1.4
 
 
 def test_refuses_everybody_without_the_gateways_certificate(engine: Running) -> None:

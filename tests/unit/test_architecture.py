@@ -29,6 +29,7 @@ WALL_CLOCK = {
     "gateway_plugin.blocks.pool": "what the ledger keeps",
     "gateway_plugin.blocks.stop_files": "for people",
     "gateway_plugin.schedulers.queue": "against the ledger's times",
+    "gateway_plugin.sizing.kept": "how old what was looked up is",
     "gateway_plugin.globus.endpoint.endpoints": "against a file's",
     "gateway_plugin.globus.function": "against files'",
     "gateway_plugin.globus.client.channel": "numbers that rise",
@@ -151,7 +152,7 @@ def test_there_are_sources_to_judge() -> None:
 
 
 def test_the_core_imports_only_itself_and_shared_vocabularies() -> None:
-    shared = ("gateway_plugin.catalog", "gateway_plugin.errors", "gateway_plugin.phases")
+    shared = tuple(f"gateway_plugin.{name}" for name in ("catalog", "errors", "option_values", "phases"))
     assert breaches("serve.core", ("serve.core", *shared)) == []
 
 

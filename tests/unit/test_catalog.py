@@ -62,7 +62,10 @@ def test_an_entry_with_defaults() -> None:
         ({"env": {"A": True}}, 'models.m.env: A: expected text, such as "1", got true; write it in quotes'),
         ({"env": ["A=1"]}, "models.m.env: expected a mapping of names to texts"),
         ({"env": {"VLLM_API_KEY": "x"}}, "models.m.env: VLLM_API_KEY: the gateway gives it itself"),
-        ({"memory_gib": "70GB"}, "models.m.memory_gib: expected GiB as a number, such as 24 or 2.8, got '70GB'"),
+        (
+            {"memory_gib": "70GB"},
+            "models.m.memory_gib: expected GiB as a number, such as 24 or 2.8, or 'auto', got '70GB'",
+        ),
         ({"memory_gib": True}, "models.m.memory_gib: expected a number, got True"),
         ({"gpus": True}, "models.m.gpus: expected a number, got True"),
         ({"replicas_max": True}, "models.m.replicas_max: expected a number, got True"),

@@ -76,20 +76,24 @@ _HOW_LONG |= {"replicas_max", "target_in_flight"}
 """Keys of an entry that its engines do not depend on."""
 
 
-def _other_engine(before: object, after: object) -> bool:
+def _other_engine(before: Model, after: Model) -> bool:
     """Whether an engine started for ``before`` does not fit the entry ``after``."""
-    return bool(_differences(before, after) - _HOW_LONG)
+    return bool(_differences(before, after))
 
 
 def adapters_only(before: Model, after: Model) -> bool:
     """Whether an engine started for ``before`` fits ``after`` once it serves that one's adapters: both take some."""
     taken = before.adapters is not None and after.adapters is not None
-    return taken and _differences(before, after) - _HOW_LONG == {"adapters"}
+    return taken and _differences(before, after) == {"adapters"}
 
 
-def _differences(before: object, after: object) -> set[str]:
+def _differences(before: Model, after: Model) -> set[str]:
+    """Keys that an engine depends on. One whose memory was worked out keeps it until it is loaded again."""
+    same = set(_HOW_LONG)
+    if before.predicted_gib is not None and after.predicted_gib is not None:
+        same |= {"memory_gib", "predicted_gib"}
     old, new = vars(before), vars(after)
-    return {key for key in old if old[key] != new[key]}
+    return {key for key in old if old[key] != new[key]} - same
 
 
 def load_asked(tx: Transaction, event: LoadAsked) -> None:

@@ -7,6 +7,7 @@ from serve.core.events import (
     EngineAsleep,
     EngineAwake,
     EngineExited,
+    EngineGrew,
     EngineListening,
     EngineMoves,
     EngineReady,
@@ -61,6 +62,10 @@ def engine_awake(tx: Transaction, event: EngineAwake) -> None:
     engine = tx.engines.rows.get(event.engine)
     if engine is not None and engine.state is EngineState.WAKING:
         woke(tx, engine, event.took_s)
+
+
+def engine_grew(tx: Transaction, event: EngineGrew) -> None:
+    """Nothing changes: what engines hold is kept on the models' cards (``serve.core.views.cards``)."""
 
 
 def engine_exited(tx: Transaction, event: EngineExited) -> None:

@@ -28,6 +28,7 @@ def model_view(
     still = next((words for one in engines if (words := stall_words(fleet, one, now))), None)
     forecast = forecast or Forecast(fleet, now)
     state = model_state(fleet, name)
+    memory = {"gpus": model.gpus, "memory_gib": model.memory_gib, "predicted_gib": model.predicted_gib}
     reason = forecast.waiting_reason(name, detail=detail) if state in ("queued", "fetching") or fleet.storage else None
     if still or said:
         reason = "; ".join(filter(None, (still or said, fleet.storage)))
@@ -45,6 +46,7 @@ def model_view(
         "waiting": len(fleet.queues.get(name, ())),
         "nodes": sorted({part.node for engine in engines for part in engine.parts}),
         "reason": reason,
+        **(memory if detail else {}),
     }
 
 

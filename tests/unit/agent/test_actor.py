@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,9 +20,10 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members
 from serve.agent import records
 from serve.agent.actor import AgentSettings, NodeAgent
+from serve.agent.warm import Gauges
 from serve.core.effects import StopEngine
-from serve.core.events import EngineExited, EngineListening, EngineReady, NodeLeaves
-from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
+from serve.core.events import EngineExited, EngineGrew, EngineListening, EngineReady, NodeLeaves
+from tests.support.agents import NAMED, QUICK, AgentHost, engine_client, eventually, fake_model, private_layout
 from tests.support.clocks import set_clock
 
 pytestmark = pytest.mark.process
@@ -56,6 +58,22 @@ def test_an_engine_is_found_from_its_start_on(host: AgentHost) -> None:
     assert ready.max_model_len == 4096, "as the engine says in its /v1/models"
     (found,) = host.describe().engines
     assert (found.ready, found.address, found.loaded_s) == (True, ready.address, ready.load_s)
+
+
+def test_what_an_engine_holds_is_reported_when_it_is_ready_and_when_it_grows() -> None:
+    held = iter((2000, 2040, 2200))
+    gauges = Gauges(taken_mib=lambda leader: next(held, 2210))
+    with private_layout() as layout:
+        host = AgentHost(layout, timing=replace(QUICK, measure_every_s=0.05), gauges=gauges)
+        try:
+            host.start(fake_model("tiny", "generate"))
+            assert host.wait(EngineReady).used_mib == 2000
+            assert host.wait(EngineGrew) == EngineGrew("e1", 2200)
+            time.sleep(0.3)
+            host.poll()
+            assert not any(isinstance(event, EngineGrew) for event in host.seen), "a little more is not reported"
+        finally:
+            host.close()
 
 
 def test_listening_is_not_ready(host: AgentHost) -> None:

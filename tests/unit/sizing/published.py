@@ -1,5 +1,6 @@
-"""Facts of published models: parameters as the hub counts them in their safetensors files (of gpt-oss: its model card;
-of DeepSeek-V3: without the module for multi-token prediction), and the numbers of their ``config.json``."""
+"""Facts of published models: parameters as the hub counts them in their safetensors files, and the numbers of their
+``config.json``. Of gpt-oss and GLM-4.5-Air the parameters are those of their cards; of DeepSeek-V3 they are without the
+module for multi-token prediction."""
 
 from __future__ import annotations
 

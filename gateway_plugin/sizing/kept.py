@@ -1,0 +1,115 @@
+"""What the hub said of a model's size, kept on disk, so that a catalog can be read again without the hub.
+
+One file in the cache folder, 0600. A commit does not change: what is kept of it is not asked again. Of a branch, a tag
+or no revision the hub is asked again after a day, and what is kept is used if it cannot be reached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from gateway_plugin.errors import ServiceError
+from gateway_plugin.files import write_private
+from gateway_plugin.ownership import others_write
+from gateway_plugin.paths import cache_root
+from gateway_plugin.sizing.plan import Source
+from gateway_plugin.sizing.source import read_source
+from gateway_plugin.weights import is_local, split_revision
+
+FORMAT = 1
+"""Another one is not used: raise it where ``parse_config`` counts otherwise, or what is kept has other fields."""
+_MOST = 256
+"""Models kept; the oldest go."""
+_BYTES_MAX = 4 << 20
+_FRESH_S = 86_400.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SOURCE = TypeAdapter(Source)
+
+
+class Kept:
+    """The file."""
+
+    def __init__(self, path: Path | None = None, now: Callable[[], float] = time.time) -> None:
+        self._path = path or cache_root() / "sizes.json"
+        self._now = now
+        self._lock = threading.Lock()
+
+    def source(self, name: str, ask: Callable[[str], Source] = read_source) -> Source:
+        """The sizes of the model at ``name``, as ``read_source`` has them, and raises:
+
+        (1) of a folder as it is now; (2) as kept, if that is a commit's or fresh; (3) of a snapshot of that commit in
+        the hub's own cache; (4) as the hub says; (5) as kept, or of a snapshot, if the hub cannot be reached.
+        """
+        if is_local(name):  # (1)
+            return ask(name)
+        commit = _COMMIT.fullmatch(split_revision(name)[1]) is not None
+        kept = self._all().get(name)
+        if kept is not None and (commit or 0 <= self._now() - kept[0] < _FRESH_S):  # (2)
+            return kept[1]
+        if commit and (found := _snapshot(name, ask)) is not None:  # (3)
+            return found
+        try:
+            found = ask(name)  # (4)
+        except ServiceError:
+            known = kept[1] if kept is not None else _snapshot(name, ask)  # (5)
+            if known is None:
+                raise
+            return known
+        self._keep(name, found)
+        return found
+
+    def _all(self) -> dict[str, tuple[float, Source]]:
+        """Name -> when it was asked, and the answer; of a file that cannot be used nothing."""
+        try:
+            seen = self._path.stat()
+            if seen.st_uid != os.getuid() or others_write(seen) or seen.st_size > _BYTES_MAX:
+                return {}
+            document = json.loads(self._path.read_bytes())
+            if document["format"] != FORMAT:
+                return {}
+            found = {}
+            for name, entry in document["sources"].items():
+                found[str(name)] = (float(entry["at"]), _SOURCE.validate_python(entry["source"]))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ValidationError):
+            return {}
+        return found
+
+    def _keep(self, name: str, found: Source) -> None:
+        """On a full disk it is asked again the next time."""
+        with self._lock, contextlib.suppress(OSError):
+            known = {**self._all(), name: (self._now(), found)}
+            latest = sorted(known.items(), key=lambda item: (-item[1][0], item[0]))[:_MOST]
+            sources = {
+                key: {"at": at, "source": _SOURCE.dump_python(source, mode="json")} for key, (at, source) in latest
+            }
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            write_private(self._path, json.dumps({"format": FORMAT, "sources": sources}))
+
+
+def _snapshot(name: str, ask: Callable[[str], Source]) -> Source | None:
+    """The sizes of a model whose files lie in the hub's cache on this machine; ``None``: they do not."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    repository, revision = split_revision(name)
+    try:
+        config = try_to_load_from_cache(repository, "config.json", revision=revision or "main")
+    except (HFValidationError, OSError):
+        return None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    found = ask(str(folder))
+    return replace(found, name=repository, revision=folder.name if _COMMIT.fullmatch(folder.name) else "")
