@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from gateway_plugin.adapters import adapters_of, adapters_refusal
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
 from gateway_plugin.catalog_yaml import read_yaml
+from gateway_plugin.durations import parse_duration_s
 from gateway_plugin.engine_kinds import KINDS, Engine, EngineKind, Task, on_socket, serves_tls
 from gateway_plugin.engine_options import refusal, requests_at_a_time
 from gateway_plugin.errors import ConfigError, ModelNotFound
@@ -34,29 +35,6 @@ CONCURRENCY_MAX = 10_000
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,127}")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_duration_s(value: object) -> float:
-    """Seconds of ``90``, ``"90s"``, ``"10m"`` or ``"1h30m"``; ``-1`` stands for "for ever". Raises ``ValueError``."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"expected a duration such as 90, '10m' or -1, got {value!r}")
-    if isinstance(value, int | float):
-        seconds = float(value)
-    else:
-        text = value.strip()
-        try:
-            seconds = float(text)
-        except ValueError:
-            if not text or _DURATION.sub("", text):
-                raise ValueError(f"expected a duration such as 90, '10m' or -1, got {value!r}") from None
-            seconds = sum(float(n) * _UNIT_S[unit] for n, unit in _DURATION.findall(text))
-    if seconds < 0 and seconds != -1:
-        raise ValueError(f"a duration is 0 or more, or -1 for 'for ever', got {value!r}")
-    if seconds != seconds or seconds == float("inf"):
-        raise ValueError(f"a duration is a finite number of seconds, got {value!r}")
-    return seconds
 
 
 def _number(value: object) -> object:
