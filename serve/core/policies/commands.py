@@ -17,8 +17,8 @@ from serve.core.transitions import MAY_SLEEP, begin_sleep, begin_stop, close_rou
 def reconcile(tx: Transaction) -> None:
     """Send the commands that the engines' states require (only after the fleet settled):
 
-    (1) READY without a route: open it, when its slot has a free server, and the last refusal and the death of another
-        engine are long enough ago
+    (1) READY without a route: open it, when its slot has a free server, its own earlier route (it slept for a moment)
+        is closed, and the last refusal and the death of another engine are long enough ago
         (an open or drain without any outcome is taken for lost at last, and sent again);
     (2) DRAINING: drain an open route; put it to sleep or stop it when the edge reported nothing in flight, or stop it
         at the deadline, and nothing loads, falls asleep or wakes on its GPUs;
@@ -44,7 +44,7 @@ def reconcile(tx: Transaction) -> None:
 
 
 def _open(tx: Transaction, engine: Engine) -> None:
-    if engine.slot is None or not may_open(tx, engine.model):
+    if engine.slot is None or engine.id in tx.closing.rows or not may_open(tx, engine.model):
         return
     server = engine.server
     if server is None:

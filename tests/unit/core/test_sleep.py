@@ -340,6 +340,7 @@ def test_one_that_answers_an_agent_made_again_only_later_is_not_forgotten(sent: 
     story = serving(one_gpu(a_model("a", 8, gpus=1, keep_alive=30)), "a")
     story.tick(31)
     story.drained("a")
+    story.on(ev.RouteClosed("a-1-1"))
     if sent == "wake":
         story.on(ev.EngineAsleep("a-1-1", 4 * GIB, 1.0), 1.0)
         story.ask("a")
