@@ -46,6 +46,8 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
         answer_all(tx, name, ModelNotFound(name, tuple(after)))  # (2)
         tx.slots.drop(name)  # (3)
         tx.habits.drop(name)
+        tx.asked.drop(name)
+        tx.follows.drop(name)
         tx.drain_s.drop(name)
     tx.pinned = frozenset(  # (4)
         name

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve.core.asking import deserted
 from serve.core.engine_use import idle, may_go, surplus
 from serve.core.habits import likely, rate
 from serve.core.shares import weights
@@ -205,6 +206,13 @@ def loss_s(tx: Transaction, model: str, away_s: float, back_s: float, *, in_use:
             asked, gone_s = likely(habit, back_s, tx.now), back_s
         known = tx.memo[key] = asked * gone_s * (1 + rate(habit, tx.now) * gone_s / 2)
     return known
+
+
+def price(tx: Transaction, engines: Sequence[Engine], cost: float) -> float:
+    """``cost``, or nothing where these engines are of no use until others are served (``deserted``): to keep them any
+    longer gains nothing. The choice among several is still made by what they are worth, as they may be asked again
+    after that."""
+    return 0.0 if all(deserted(tx, engine) for engine in engines) else cost
 
 
 def _least_load_s(tx: Transaction) -> float:

@@ -390,7 +390,8 @@ class World:
         ticket = f"t{self.tickets}"
         self.waiting[ticket] = (model, deadline)
         unattended = self.random.random() < 0.15
-        event = ev.Acquire(ticket, model, max(0.0, deadline - self.now), again, unattended)
+        requester = ev.Requester(self.random.choice(("", "k1", "k2", "k3")))
+        event = ev.Acquire(ticket, model, max(0.0, deadline - self.now), again, unattended, requester)
         self.edge_word.append(event)
 
     def request(self, model: str, wait_s: float = 60.0) -> None:
