@@ -23,6 +23,7 @@ from serve.core.effects import (
 )
 from serve.core.events import Event
 from serve.core.handlers import admin, blocks, engines, nodes, recovery, requests, routes
+from serve.core.learned import Learned
 from serve.core.policies import (
     apart,
     backoff,
@@ -128,9 +129,9 @@ POLICIES = {"pressure": DEFAULT, "lru": LRU}
 """By the name that a site chooses (``Policy.switching``)."""
 
 
-def initial(policy: Policy) -> Fleet:
-    """The initial, empty fleet; ``CatalogChanged`` and ``Started`` come first."""
-    return Fleet(policy)
+def initial(policy: Policy, learned: Learned | None = None) -> Fleet:
+    """The initial, empty fleet; ``CatalogChanged`` and ``Started`` come first. ``learned``: by the one before."""
+    return Fleet(policy, **vars(learned or Learned()))
 
 
 def step(fleet: Fleet, event: Event, now: float, policies: Policies | None = None) -> tuple[Fleet, tuple[Effect, ...]]:

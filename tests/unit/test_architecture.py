@@ -65,7 +65,7 @@ CORE_LAYERS = (
     "effects state",
     "transaction",
     "room engine_use node_times shares reasons",
-    "supply slots sleep_room asking",
+    "supply slots sleep_room asking learned",
     "forecast transitions",
     "plan",
     "handlers policies views",

@@ -45,10 +45,10 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     for name in sorted(gone):
         answer_all(tx, name, ModelNotFound(name, tuple(after)))  # (2)
         tx.slots.drop(name)  # (3)
-        tx.habits.drop(name)
         tx.asked.drop(name)
-        tx.follows.drop(name)
-        tx.drain_s.drop(name)
+    for table in (tx.habits, tx.follows, tx.load_s, tx.wake_s, tx.drain_s):
+        for name in table.rows.keys() - after.keys():  # (3) an earlier controller may have known them
+            table.drop(name)
     tx.pinned = frozenset(  # (4)
         name
         for name, model in after.items()
