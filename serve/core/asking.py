@@ -1,11 +1,11 @@
-"""Who asks for which model: noted from the waiters, and what follows for an idle engine."""
+"""Who asks for which model, and after which: noted from the waiters, and what follows from it for an idle engine."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 
-from serve.core.callers import CALLERS_MAX, after, all_wait, asked, calls, tag, turn
+from serve.core.callers import CALLERS_MAX, after, all_wait, asked, calls, share, tag, turn
 from serve.core.engine_use import idle
 from serve.core.state import Engine, Waiter
 from serve.core.transaction import Transaction
@@ -35,6 +35,40 @@ def note_asked(tx: Transaction, model: str) -> None:
         tx.asked.drop(model)
     else:
         tx.asked.put(model, found)
+
+
+GROUP_S = 60.0
+"""How long after a request for it the models that workflows ask next are expected."""
+GROUPED = 0.9
+"""Probability that a model of the same ``group`` of the catalog is asked next."""
+
+
+def expected(tx: Transaction, model: str) -> float:
+    """Probability that ``model`` is asked soon as one that workflows ask before it is asked now: that one waits to be
+    loaded, or was used in the last minute."""
+    if expected not in tx.memo:
+        tx.memo[expected] = _expected(tx)
+    found: Mapping[str, float] = tx.memo[expected]
+    return found.get(model, 0.0)
+
+
+def _expected(tx: Transaction) -> Mapping[str, float]:
+    groups = {name: model.group for name, model in tx.models.items() if model.group}
+    members: dict[str, list[str]] = {}
+    for name, group in groups.items():
+        members.setdefault(group, []).append(name)
+    found: dict[str, float] = {}
+    for name in {*tx.follows.rows, *groups}:
+        habit = tx.habits.rows.get(name)
+        if name not in tx.queues.rows and (habit is None or tx.now > habit.last + GROUP_S):
+            continue
+        known = tx.follows.rows.get(name, ())
+        following = [(other, share(known, other)) for other, _ in known]
+        following += [(other, GROUPED) for other in members.get(groups.get(name, ""), ())]
+        for other, probability in following:
+            if other != name:
+                found[other] = max(probability, found.get(other, 0.0))
+    return found
 
 
 def deserted(tx: Transaction, engine: Engine) -> bool:

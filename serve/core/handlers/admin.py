@@ -70,7 +70,7 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
 def _other_engine(before: object, after: object) -> bool:
     """Whether an engine started for ``before`` does not fit the entry ``after``."""
     how_long = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s"}
-    how_long |= {"replicas_max", "target_in_flight"}
+    how_long |= {"replicas_max", "target_in_flight", "group"}
     old, new = dict(vars(before)), dict(vars(after))
     return any(old[key] != new[key] for key in old.keys() - how_long)
 

@@ -3,6 +3,8 @@ turn are kept together."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from serve.core import callers
@@ -116,3 +118,25 @@ def test_a_request_long_after_another_is_not_of_the_same_workflow() -> None:
     assert callers.turn(Caller("a", 0.0, "t1"), 60.0) == "a"
     assert callers.turn(Caller("a", 0.0, "t1"), 3600.0) == ""
     assert callers.turn(Caller("a", 0.0, "t1", crowd_until=100.0), 60.0) == ""
+
+
+@pytest.mark.parametrize("how", ["", "learned", "catalog"])
+def test_models_that_a_workflow_asks_in_turn_are_kept_together(how: str) -> None:
+    """``a`` and ``c`` have the room; ``a`` was used before ``c``, and goes for ``b`` unless it comes after ``b``."""
+    group = "w" if how == "catalog" else ""
+    story = begin(a_model("a", 3, group=group), a_model("b", 3, group=group), a_model("c", 3))
+    if how == "learned":
+        story.fleet = replace(story.fleet, follows={"b": (("a", 5.0),)})
+    for model in ("a", "c"):
+        served(story, model, BEN)
+    story.tick(300)
+    story.ask("b", requester=ANN)
+    assert waits_s(story) < 60
+    (gone,) = story.ever(DrainRoute)
+    assert gone.engine == story.engine("a" if how == "" else "c").id
+
+
+def test_another_group_starts_nothing_afresh() -> None:
+    story = one_place(ANN)
+    story.on(ev.CatalogChanged((a_model("a", 4, group="w"), a_model("b", 4, group="w"))))
+    assert not story.ever(DrainRoute)
