@@ -102,6 +102,8 @@ class Model(_Frozen):
     pinned: bool = False
     keep_alive_s: Duration = Field(default=-1.0, alias="keep_alive")
     """Unload after this time without a request, even if no model needs the room. ``-1``: never. ``0``: at once."""
+    group: Annotated[str, Field(max_length=64)] = ""
+    """Models of one group are used together by workflows: while one is asked, the others give their room up last."""
     min_residency_s: Duration = Field(default=0.0, alias="min_residency")
     load_timeout_s: Duration = Field(default=900.0, alias="load_timeout")
     drain_timeout_s: Duration = Field(default=600.0, alias="drain_timeout")

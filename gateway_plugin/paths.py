@@ -67,6 +67,8 @@ class ControllerFiles:
     """An administrator's changes to the catalog's pins."""
     cards = _Below("folder", "cards.json")
     """Model cards, as the last controller showed them."""
+    learned = _Below("folder", "learned.json")
+    """What the last controller had learned of its models: when they are requested, how long they load."""
     events = _Below("folder", "events.jsonl")
     """What happened to the fleet, for ``controller replay``."""
     events_before = _Below("folder", "events.1.jsonl")

@@ -26,6 +26,7 @@ from serve.controller.calls import Calls
 from serve.controller.catalogs import catalog_in_force, with_more_memory
 from serve.controller.fence import become_the_only_one
 from serve.controller.journal import Journal
+from serve.controller.memory import Memory
 from serve.controller.metrics import Metrics
 from serve.controller.observer import Observer, found_servers
 from serve.controller.performer import Performer
@@ -65,7 +66,6 @@ from serve.core.weighing import weighing
 log = logging.getLogger("gateway.controller")
 
 _UNNAMED = Requester()
-
 _TICK_S = 0.25
 _DEATHS_KEPT = 8
 _COPIES_S = 1.0
@@ -88,6 +88,7 @@ class Controller:
         self._deaths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS_KEPT))
         self._copies = Copies()
         self._journal = Journal(self._layout.controller, self._copies)
+        self._memory = Memory(self._journal, self._clock, lambda: self.fleet)
         self._cards = self._journal.cards()
         self._metrics = Metrics()
         self._edge = EdgeRuntime(self._layout, self._copies)
@@ -148,6 +149,7 @@ class Controller:
         nodes = await asyncio.to_thread(agents_alive)
         pinned, unpinned = self._journal.pins()
         self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
+        self.fleet = initial(self.fleet.policy, self._memory.read())
         self.post(CatalogChanged(catalog.models))
         epoch = self._journal.next_epoch(self._clock.wall(self._clock.now()))
         self.post(Started(epoch, slots, servers, nodes, pinned, apart))
@@ -162,6 +164,7 @@ class Controller:
         self._spawn(self._ledger.watch(), "ledger")
         self._spawn(self._keep_copies(), "copies")
         self._spawn(self._weights.watch(), "weights")
+        self._spawn(self._memory.keep(), "memory")
         self._spawn(self._tick(), "tick")
         self._begun.set()
         log.info("controller-started", extra={"nodes": nodes, "servers": len(servers)})
@@ -308,6 +311,7 @@ class Controller:
     async def refuse_waiters(self) -> None:
         """The gateway is shutting down: refuse all waiters."""
         self.post(GatewayCloses())
+        await self._memory.write()
 
     async def apply(self, document: object) -> GatewayError | None:
         """Apply another catalog. Returns the reason of a refusal, or ``None``; it is kept for the next controller."""

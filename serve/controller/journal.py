@@ -20,6 +20,7 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.files import Copies, Garbled, read_object, set_aside
 from gateway_plugin.paths import ControllerFiles
 from gateway_plugin.state_file import State, StateFile, state_text
+from serve.controller.learned import KeptLearned
 from serve.core.events import CatalogChanged, Event
 from serve.core.replay import event_to_json, fleet_to_json
 from serve.core.state import Fleet
@@ -79,6 +80,15 @@ class Journal:
     def keep_cards(self, cards: Cards) -> None:
         """Keep them for the next controller."""
         self._copies.keep(self._files.cards, json.dumps(cards_to_json(cards)))
+
+    def learned(self) -> KeptLearned:
+        """What the last controller had learned; nothing if the file cannot be read."""
+        file = StateFile(self._files.learned, KeptLearned)
+        return self._read(file.path, lambda: file.read() or KeptLearned(), KeptLearned())
+
+    def keep_learned(self, found: KeptLearned) -> None:
+        """Keep it for the next controller."""
+        self._copies.keep(self._files.learned, state_text(found))
 
     def record(self, event: Event, now: float, before: Fleet, did: str = "", *, news: bool = True) -> None:
         """Append one event, received in the state ``before``; ``did``: ``serve.core.replay.digest`` of its step. An

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 PAUSE_S = 2.0
 """Shorter pauses are none: the model is in use."""
 _GROWTH = 1.35
-_BINS = 34
+BINS = 34
+"""Lengths of pauses that are counted apart."""
 """The last one begins at 2 s * 1.35^33: 11 hours."""
-_BOUNDS = tuple(PAUSE_S * _GROWTH**index for index in range(_BINS))
+_BOUNDS = tuple(PAUSE_S * _GROWTH**index for index in range(BINS))
 _LOG_GROWTH = math.log(_GROWTH)
 _KEPT = 0.98
 """Each pause makes the earlier ones count 2 % less: the last 50 matter."""
@@ -33,7 +34,7 @@ class Habit:
     fast: float = 0.0
     slow: float = 0.0
     """Seconds with requests per second, over the last two and the last ten minutes, at ``last``."""
-    pauses: tuple[float, ...] = (0.0,) * _BINS
+    pauses: tuple[float, ...] = (0.0,) * BINS
     """How many pauses of each length, older ones counting less."""
 
 
@@ -73,7 +74,7 @@ def likely(habit: Habit | None, within_s: float, now: float) -> float:
 
 
 def _bin(pause_s: float) -> int:
-    return min(_BINS - 1, int(math.log(pause_s / PAUSE_S) / _LOG_GROWTH))
+    return min(BINS - 1, int(math.log(pause_s / PAUSE_S) / _LOG_GROWTH))
 
 
 def _longer_than(pauses: tuple[float, ...], past_s: float) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from gateway_plugin.catalog import Model
+from serve.core.callers import Asked, Caller, Next
 from serve.core.events import FoundServer, Part, Requester, SeenBlock
 from serve.core.habits import Habit
 from serve.core.policy import Policy
@@ -358,6 +359,12 @@ class Fleet:
     """Model -> how long its engines took to finish what was in flight: the longest, of late."""
     habits: Mapping[str, Habit] = field(default_factory=dict)
     """Model -> when it is requested. Kept by ``serve.core.handlers``."""
+    callers: Mapping[str, Caller] = field(default_factory=dict)
+    """Requester -> its last request that waited, the latest last (``serve.core.callers``)."""
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+    """Model -> who asked it last; without a row that is not known."""
+    follows: Mapping[str, Next] = field(default_factory=dict)
+    """Model -> the models that the same requester asked next."""
     room_for: Mapping[str, float] = field(default_factory=dict)
     """Waiting model -> since when engines of others have been draining for it. Kept by
     ``serve.core.policies.placement``: until it loads, it comes before those that weigh more."""

@@ -24,6 +24,7 @@ from serve.core.effects import (
 )
 from serve.core.events import Event
 from serve.core.handlers import admin, blocks, engines, nodes, recovery, requests, routes, weights
+from serve.core.learned import Learned
 from serve.core.policies import (
     apart,
     backoff,
@@ -109,6 +110,7 @@ DEFAULT = Policies(
     candidates=pressure.candidates,
     limit=pressure.limit,
     summed=True,
+    price=pressure.price,
     held_s=pressure.held_s,
     sleep_worth=pressure.sleep_worth,
     because=pressure.because,
@@ -122,6 +124,7 @@ LRU = replace(
     candidates=eviction.least_recently_used,
     limit=eviction.no_limit,
     summed=False,
+    price=eviction.price,
     held_s=eviction.held_s,
     sleep_worth=eviction.used_last,
     because=eviction.recency,
@@ -132,9 +135,9 @@ POLICIES = {"pressure": DEFAULT, "lru": LRU}
 """By the name that a site chooses (``Policy.switching``)."""
 
 
-def initial(policy: Policy) -> Fleet:
-    """The initial, empty fleet; ``CatalogChanged`` and ``Started`` come first."""
-    return Fleet(policy)
+def initial(policy: Policy, learned: Learned | None = None) -> Fleet:
+    """The initial, empty fleet; ``CatalogChanged`` and ``Started`` come first. ``learned``: by the one before."""
+    return Fleet(policy, **vars(learned or Learned()))
 
 
 def step(fleet: Fleet, event: Event, now: float, policies: Policies | None = None) -> tuple[Fleet, tuple[Effect, ...]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 from gateway_plugin.catalog import Model
+from serve.core.callers import Asked, Caller, Next
 from serve.core.effects import Effect
 from serve.core.events import FoundServer, Part, SeenBlock
 from serve.core.habits import Habit, noted
@@ -60,6 +61,8 @@ class Policies:
     """The most that may be evicted for a model, in the unit of ``candidates``."""
     summed: bool
     """Several victims are worth the sum of all; ``False``: as much as the most valuable one."""
+    price: Callable[[Transaction, Sequence[Engine], float], float]
+    """What of the worth of several victims counts against the limit."""
     held_s: Callable[[Transaction, Engine], float]
     """Seconds until a ready engine may go for another model."""
     sleep_worth: Callable[[Transaction, Engine], float]
@@ -116,6 +119,9 @@ class Transaction:
     spreads: Table[Spread]
     drain_s: Table[float]
     habits: Table[Habit]
+    callers: Table[Caller]
+    asked: Table[Asked]
+    follows: Table[Next]
     room_for: Table[float]
     weighed: Table[Weighed]
     requested_until: Table[float]

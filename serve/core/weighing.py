@@ -33,7 +33,8 @@ def weighing(fleet: Fleet, model: str, now: float, policies: Policies | None = N
     node, chosen = found  # (2)
     names = ", ".join(f"'{engine.model}'" for engine in chosen.engines)
     limit = tx.policies.limit(tx, model)
-    then = "it goes now" if chosen.cost <= limit else f"its waiters pay for {limit:.0f} s of that so far"
-    cost = f"evicting {names} costs {chosen.cost:.0f} s of waiting"
+    price = tx.policies.price(tx, chosen.engines, chosen.cost)
+    then = "it goes now" if price <= limit else f"its waiters pay for {limit:.0f} s of that so far"
+    cost = f"evicting {names} costs {price:.0f} s of waiting"
     said.append(f"The cheapest room is on node {node.id}: {cost}; {then}.")
     return said

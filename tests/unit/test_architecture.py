@@ -63,10 +63,11 @@ LIGHT = (
 
 CORE_LAYERS = (
     "events habits policy spread",
+    "callers",
     "effects state",
     "transaction",
     "room engine_use node_times shares reasons",
-    "supply slots sleep_room",
+    "supply slots sleep_room asking learned",
     "forecast transitions",
     "plan",
     "handlers policies views",

@@ -51,8 +51,10 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
     for name in sorted(gone):
         answer_all(tx, name, ModelNotFound(name, tuple(after)))  # (2)
         tx.slots.drop(name)  # (3)
-        tx.habits.drop(name)
-        tx.drain_s.drop(name)
+        tx.asked.drop(name)
+    for table in (tx.habits, tx.follows, tx.load_s, tx.wake_s, tx.drain_s):
+        for name in table.rows.keys() - after.keys():  # (3) an earlier controller may have known them
+            table.drop(name)
     tx.pinned = frozenset(  # (4)
         name
         for name, model in after.items()
@@ -72,7 +74,7 @@ def catalog_changed(tx: Transaction, event: CatalogChanged) -> None:
 
 
 _HOW_LONG = {"pinned", "keep_alive_s", "min_residency_s", "load_timeout_s", "drain_timeout_s"}
-_HOW_LONG |= {"replicas_max", "target_in_flight"}
+_HOW_LONG |= {"replicas_max", "target_in_flight", "group"}
 """Keys of an entry that its engines do not depend on."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gateway_plugin.errors import DeadlineTooEarly, ModelNotFound, ModelQueueFull, WaitDeadline
+from serve.core.asking import note_caller
 from serve.core.effects import Answer, Effect
 from serve.core.events import Acquire, ModelAnswered, SuspectsKept, WaiterLeft
 from serve.core.forecast import Forecast, eta_s, model_state, waiting_reason
@@ -71,6 +72,7 @@ def acquire(tx: Transaction, event: Acquire) -> None:
     tx.add_waiter(waiter)
     if name is not None and not event.not_routed:
         tx.note_use(name, tx.now, paused=True)
+        note_caller(tx, waiter)
     if wait_s <= 0:  # (7)
         answer_overdue(tx)
     elif event.deadline_s is not None and tx.settled:

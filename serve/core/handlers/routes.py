@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from serve.core.callers import ARRIVED_S
 from serve.core.events import EdgeSeen, RouteClosed, RouteDrained, RouteOpened, RouteRefused
 from serve.core.habits import NOTED_EACH_S, PAUSE_S
 from serve.core.state import Engine, RouteState, ready_at
@@ -61,8 +62,9 @@ def _acknowledge_closing(tx: Transaction, engine: str) -> None:
 
 def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
     """The edge's counters: (1) unknown server or stale count: ignored; (2) up, in flight, last used; (3) a drained
-    route with nothing in flight is quiet; (4) the model was used again (its waiters were noted when they came)."""
-    rows, habits = tx.engines.rows, tx.habits.rows
+    route with nothing in flight is quiet; (4) the model was used again (its waiters were noted when they came);
+    (5) by others than the waiters that were released last: who asked it last is not known any more."""
+    rows, habits, asked = tx.engines.rows, tx.habits.rows, tx.asked.rows
     for seen in event.servers:
         engine = rows.get(seen.engine)
         if engine is None or engine.server is None or event.read_at < engine.fresh_from:  # (1)
@@ -74,6 +76,10 @@ def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
             if habit is None or last_used > habit.last + (PAUSE_S if paused else NOTED_EACH_S):
                 tx.note_use(engine.model, last_used, paused=paused)
                 habits = tx.habits.rows
+        who = asked.get(engine.model)
+        if who is not None and (seen.last_used > who.at + ARRIVED_S or seen.in_flight + seen.queued > who.many):  # (5)
+            tx.asked.drop(engine.model)
+            asked = tx.asked.rows
         drained_idle = engine.drained and seen.in_flight == 0 and seen.queued == 0  # (3)
         if (engine.up, engine.in_flight, engine.queued, engine.last_used, engine.drained_idle) != (
             seen.up,

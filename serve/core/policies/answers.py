@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serve.core.asking import note_asked
 from serve.core.state import serving
 from serve.core.supply import why_hopeless
 from serve.core.transaction import Transaction
@@ -12,6 +13,7 @@ def answer_ready(tx: Transaction) -> None:
     """Release the waiters of every model that serves."""
     for model in sorted(tx.queues.rows):
         if any(serving(engine) for engine in tx.engines_of(model)):
+            note_asked(tx, model)
             answer_all(tx, model, None)
             mark_granted(tx, model)
 

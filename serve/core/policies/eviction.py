@@ -32,6 +32,10 @@ def least_recently_used(tx: Transaction, asking: str) -> Sequence[tuple[float, E
     return found
 
 
+def price(tx: Transaction, engines: Sequence[Engine], cost: float) -> float:
+    return cost
+
+
 def held_s(tx: Transaction, engine: Engine) -> float:
     """A busy one is never evicted, however long that is."""
     return 0.0 if may_go(tx, engine) else math.inf

@@ -198,8 +198,9 @@ def _start(tx: Transaction, name: str, node: Node, gpus: tuple[int, ...], slot: 
 def _evict(plan: Plan, name: str, node: Node, chosen: Victims, need: Need) -> bool:
     """Whether they are worth less than what waits."""
     tx = plan.tx
-    why = tx.policies.because(tx, name, chosen.cost)
-    if chosen.cost > tx.policies.limit(tx, name):
+    price = tx.policies.price(tx, chosen.engines, chosen.cost)
+    why = tx.policies.because(tx, name, price)
+    if price > tx.policies.limit(tx, name):
         tx.decide(Action.WAIT, name, why, other=chosen.engines[0].model)
         waiter = tx.attended(name)
         soon = waiter is None or tx.now < waiter.since + tx.load_time_s(name)

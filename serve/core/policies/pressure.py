@@ -2,8 +2,9 @@
 
 A model without a place weighs the seconds that its waiters have waited (``weight``). An engine is worth the seconds
 of waiting that its loss would cause (``loss_s``): how likely its model is requested within the time of a load, times
-its load. It goes when the waiters weigh as much. A busy engine keeps its place for a quantum, then it is a victim like
-any other: it is drained, and its next requests wait. A model near its bound is next, at any cost to others.
+its load. (A model that workflows use after one that is asked now is likely to be requested.) It goes when the waiters
+weigh as much. A busy engine keeps its place for a quantum, then it is a victim like any other: it is drained, and its
+next requests wait. A model near its bound is next, at any cost to others.
 
 After max-weight scheduling of queues with switch-over times (Celik and Modiano, 2012), with what a switch costs others
 as its hysteresis.
@@ -15,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve.core.asking import deserted, expected
 from serve.core.engine_use import idle, may_go, surplus
 from serve.core.habits import likely, rate
 from serve.core.shares import weights
@@ -202,9 +204,16 @@ def loss_s(tx: Transaction, model: str, away_s: float, back_s: float, *, in_use:
         if in_use:  # its next request comes at once, and waits for both loads
             asked, gone_s = 1.0, away_s + back_s
         else:
-            asked, gone_s = likely(habit, back_s, tx.now), back_s
+            asked, gone_s = max(likely(habit, back_s, tx.now), expected(tx, model)), back_s
         known = tx.memo[key] = asked * gone_s * (1 + rate(habit, tx.now) * gone_s / 2)
     return known
+
+
+def price(tx: Transaction, engines: Sequence[Engine], cost: float) -> float:
+    """``cost``, or nothing where these engines are of no use until others are served (``deserted``): to keep them any
+    longer gains nothing. The choice among several is still made by what they are worth, as they may be asked again
+    after that."""
+    return 0.0 if all(deserted(tx, engine) for engine in engines) else cost
 
 
 def _least_load_s(tx: Transaction) -> float:

@@ -14,7 +14,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from serve.core import events as ev
 from serve.core.replay import event_to_json, fleet_to_json, replay
 from serve.core.state import EngineState
-from serve.core.step import initial
 from tests.support.fleets import a_kind, a_model, a_policy
 from tests.unit.core.things import Process
 from tests.unit.core.world import World
@@ -252,7 +251,7 @@ class Gateway(RuleBasedStateMachine):
         assert all(count == 1 for count in world.answered.values())
         assert not world.edge_commands
         assert not world.fleet.closing
-        lines = [json.dumps({"at": 0.0, **fleet_to_json(initial(self.world.policy))})]
+        lines = [json.dumps({"at": 0.0, **fleet_to_json(world.first)})]
         lines += [json.dumps({"at": at, **event_to_json(event)}) for event, at, _ in world.log]
         expected = [repr(effects) for _, _, effects in world.log]
         replayed = list(replay(lines))

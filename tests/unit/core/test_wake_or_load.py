@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve.core import events as ev
-from serve.core.effects import CreateAgent, StartEngine
+from serve.core.effects import CreateAgent, OpenRoute, StartEngine, WakeEngine
 from serve.core.state import Action
 from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 from tests.unit.core.test_sleep import NODE, asleep
@@ -82,3 +82,25 @@ def test_it_does_not_wait_for_one_that_must_stay() -> None:
     assert [(one.model, one.other) for one in story.fleet.decisions if one.action is Action.EVICT][-1] == (
         "other", "cold"
     )  # fmt: skip
+
+
+def test_a_route_opens_again_only_when_the_one_before_its_sleep_is_closed() -> None:
+    """Both commands would be under way for one engine, and the outcome of one be taken for the other's."""
+    story = begin(
+        a_model("a", 8, gpus=1), a_model("b", 8, gpus=1), policy=a_policy(a_kind("gpu", 4, gpus=(10,), most=1)),
+        nodes=(NODE,), host_gib=4, gpus=(10,), sleep_mib=40 * GIB,
+    )  # fmt: skip
+    story.ask("a")
+    story.loaded("a", can_sleep=True)
+    story.used("a")
+    story.ask("b", after=5)
+    asleep(story, "a")  # the edge has not closed its route yet
+    story.on(ev.WaiterLeft("t2"))
+    story.on(ev.EngineExited(story.engine("b").id, "stopped", True))
+    story.ask("a")
+    engine = story.engine("a").id
+    assert story.ever(WakeEngine)
+    story.on(ev.EngineAwake(engine, 0.5), 0.5)
+    assert not story.said(OpenRoute)
+    story.on(ev.RouteClosed(engine))
+    assert [one.engine for one in story.said(OpenRoute)] == [engine]

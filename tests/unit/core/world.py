@@ -25,6 +25,7 @@ from serve.core.effects import (
     SyncSlots,
     WakeEngine,
 )
+from serve.core.learned import learned
 from serve.core.policy import Policy
 from serve.core.room import need_of
 from serve.core.state import EngineState, Fleet, RouteState
@@ -59,6 +60,8 @@ class World:
         self.blocks = Blocks(self, walltimes)
         self.epoch = 0
         self.fleet: Fleet = initial(policy)
+        self.first = self.fleet
+        """That the present controller began with."""
         self.before = self.fleet
         """The fleet before the event that is being worked in."""
         self.agents: dict[str, Agent] = {}
@@ -101,7 +104,7 @@ class World:
         self.edge_commands, self.opening, self.edge_word, self.counts, self.log = [], [], [], [], []
         for agent in list(self.agents.values()):
             agent.word, agent.commands = [], []
-        self.fleet = initial(self.policy)
+        self.fleet = self.first = initial(self.policy, learned(self.fleet) if self.random.random() < 0.5 else None)
         self.blocks.forget()
         self.tell(ev.CatalogChanged(tuple(self.models.values())))
         self.tell(ev.Started(self.epoch, dict(self.names), self.found_servers(), tuple(sorted(self.agents))))
@@ -390,7 +393,8 @@ class World:
         ticket = f"t{self.tickets}"
         self.waiting[ticket] = (model, deadline)
         unattended = self.random.random() < 0.15
-        event = ev.Acquire(ticket, model, max(0.0, deadline - self.now), again, unattended)
+        requester = ev.Requester(self.random.choice(("", "k1", "k2", "k3")))
+        event = ev.Acquire(ticket, model, max(0.0, deadline - self.now), again, unattended, requester)
         self.edge_word.append(event)
 
     def request(self, model: str, wait_s: float = 60.0) -> None:
