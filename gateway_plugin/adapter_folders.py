@@ -56,11 +56,11 @@ def fitting_folder(model: Model, name: str, path: str) -> tuple[Path, int]:
 
 def misfit(folder: Path, base: Path) -> str:
     """The first tensor of the adapter in ``folder`` that does not fit the weights in ``base``; ``""``: none is seen."""
-    pairs = {}
+    pairs: dict[str, tuple[str, int, int]] = {}
     for tensor, (_, shape) in _header(folder / "adapter_model.safetensors").items():
-        module, found, side = tensor.removeprefix("base_model.model.").partition(".lora_")
-        if found and side in ("A.weight", "B.weight") and len(shape) == 2:
-            pairs[tensor] = (f"{module}.weight", *((1, shape[1]) if side[0] == "A" else (0, shape[0])))
+        module, _, matrix = tensor.removeprefix("base_model.model.").partition(".lora_")
+        if matrix in ("A.weight", "B.weight") and len(shape) == 2:
+            pairs[tensor] = (f"{module}.weight", *((1, shape[1]) if matrix[0] == "A" else (0, shape[0])))
     wanted = {weight for weight, _, _ in pairs.values()}
     weights: dict[str, tuple[str, list[int]]] = {}
     for file in sorted(base.glob("*.safetensors")):
