@@ -33,6 +33,7 @@ _LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 _AT_ONCE = 64
 """Submitted requests for one model in flight; the rest wait here, where they cost the gateway nothing. Those that wait
 for a model that is cold are in the way of no other model's, nor of those that do not wait."""
+_FILES = ("/v1/audio/", "/v1/images/edits")
 _ONLY_GLOBUS = (
     "map_file(), resume() and task_group_id are there with Client(endpoint=ID) only: over HTTP no service keeps tasks "
     "and answers."
@@ -212,6 +213,8 @@ os.register_at_fork(after_in_child=_begin_after_fork)
 
 def _check(item: Item) -> None:
     """Raises ``InvalidRequest`` for a body that cannot be sent, or not be answered whole."""
+    if item.path.startswith(_FILES):
+        raise InvalidRequest(f"{item.path}: files are sent and fetched by Client().openai (.audio, .images).")
     if item.body is None:
         return
     if item.body.get("stream"):

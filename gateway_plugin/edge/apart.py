@@ -15,6 +15,9 @@ from gateway_plugin.edge.error_pages import client_left
 CHECK = "/check"
 """Health check of the ingress: it fails without a controller."""
 
+FOUND_MODEL = "x-gateway-found-model"
+"""On an answer of the ingress: the model that it found in the body."""
+
 AROUND = "x-gateway-around"
 """Set on a request that bypassed the ingress: an engine may have received it, although its model is kept apart."""
 
@@ -32,6 +35,7 @@ backend apart
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-edge {secret}
+  http-response del-header {FOUND_MODEL}
   option httpchk
   http-check send meth GET uri {CHECK} hdr x-gateway-edge {secret}
   http-check expect status 200

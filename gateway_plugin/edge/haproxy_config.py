@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.edge.apart import around
+from gateway_plugin.edge.apart import FOUND_MODEL, around
 from gateway_plugin.edge.error_pages import client_left, http_error, own_errors, refuse_script
 from gateway_plugin.edge.floods import at_a_time, in_ingress, in_slot, readiness
 from gateway_plugin.edge.frontends import BUFFER_BYTES, FrontSettings, front_door
@@ -30,8 +30,6 @@ _STREAM_S = 3600
 _INGRESS_TRIES = 30
 _HOT_BYTES = 128 * BUFFER_BYTES
 """Freed memory that the thread keeps for reuse: saves 0.02 ms a request over new buffers."""
-FOUND_MODEL = "x-gateway-found-model"
-"""On an answer of the ingress: the model that it found in the body."""
 _PATH = re.compile(r"/[A-Za-z0-9._@=+/-]+")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from gateway_plugin.adapter_folders import adapter_folder
+from gateway_plugin.adapter_folders import fitting_folder
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError
 from serve.core.handlers.admin import adapters_only
@@ -45,17 +45,17 @@ def updates(fleet: Fleet, models: Sequence[Model]) -> tuple[Update, ...]:
     )
 
 
-def new_adapters(fleet: Fleet, models: Sequence[Model]) -> dict[str, str]:
-    """Name -> folder of each adapter that is not in the present catalog with this folder. Pure."""
-    known = {pair for model in fleet.models.values() for pair in (model.adapters or {}).items()}
-    wanted = [pair for model in models for pair in (model.adapters or {}).items()]
-    return {name: path for name, path in wanted if (name, path) not in known}
+def new_adapters(fleet: Fleet, models: Sequence[Model]) -> list[tuple[Model, str, str]]:
+    """Base, name and folder of each adapter that its base does not have in the present catalog. Pure."""
+    known = {(model.name, *pair) for model in fleet.models.values() for pair in (model.adapters or {}).items()}
+    wanted = [(model, *pair) for model in models for pair in (model.adapters or {}).items()]
+    return [(model, name, path) for model, name, path in wanted if (model.name, name, path) not in known]
 
 
-def check_folders(adapters: Mapping[str, str]) -> None:
-    """Raises ``ConfigError`` where one of these is no adapter. Blocks."""
-    for name, path in adapters.items():
-        adapter_folder(name, path)
+def check_folders(adapters: Sequence[tuple[Model, str, str]]) -> None:
+    """Raises ``ConfigError`` where one of these is no adapter, or another base's. Blocks."""
+    for adapter in adapters:
+        fitting_folder(*adapter)
 
 
 async def adapt_engines(fleet: Fleet, models: Sequence[Model], call: Call) -> frozenset[str]:

@@ -24,7 +24,7 @@ NOT_ROUTED = "x-gateway-not-routed"
 where an engine broke off before its answer (``gateway_plugin.edge.error_pages``)."""
 
 FOUND_MODEL = "x-gateway-found-model"
-"""On an answer: the request's model, for the edge's usage log (``gateway_plugin.edge.haproxy_config``)."""
+"""On an answer: the request's model, for the edge's usage log (``gateway_plugin.edge.apart``)."""
 
 STAMP = "x-gateway-stamp"
 """Put on by the inner door."""

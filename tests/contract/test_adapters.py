@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway_plugin.adapter_folders import fitting_folder
 from gateway_plugin.catalog import Model, load_catalog
+from gateway_plugin.errors import ConfigError
 from gateway_plugin.weights import prepare, resolve
 from serve.agent.adapters import DONE, REFUSED, RELOAD, adapt
 from serve.agent.timing import Timing
@@ -29,8 +31,9 @@ def base(kind: str, adapters: dict[str, str]) -> Model:
     return model.model_copy(update={"adapters": adapters})
 
 
-def adapter(kind: str, folder: Path, scale: float = 0.0, rank: int = 8) -> str:
-    """An adapter of the base's query projections, in PEFT's form; 0: one that changes nothing."""
+def adapter(kind: str, folder: Path, scale: float = 0.0, rank: int = 8, hidden: int = 0) -> str:
+    """An adapter of the base's query projections, in PEFT's form; 0: one that changes nothing. ``hidden``: of a base
+    with so many dimensions."""
     folder.mkdir()
     wanted = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "bias": "none"}
     wanted |= {"target_modules": ["q_proj"], "base_model_name_or_path": "x"}
@@ -42,7 +45,7 @@ def adapter(kind: str, folder: Path, scale: float = 0.0, rank: int = 8) -> str:
     from safetensors.torch import save_file
 
     config = json.loads((Path(resolve(base(kind, {}))) / "config.json").read_text())
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    hidden, layers = hidden or config["hidden_size"], config["num_hidden_layers"]
     made, tensors = torch.Generator().manual_seed(1), {}
     for layer in range(layers):
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora"
@@ -94,6 +97,11 @@ def test_an_adapter_is_a_model_of_its_own_and_others_come_and_go(host: AgentHost
         (tmp_path / "idle" / "adapter_model.safetensors").unlink()
         assert adapted(gone=idle) == REFUSED
         assert adapted(nowhere=str(tmp_path / "nowhere")) == REFUSED
+        if kind == "vllm":  # it would load this one, and answer with it
+            foreign = adapter(kind, tmp_path / "foreign", hidden=64)
+            with pytest.raises(ConfigError, match="another base's adapter"):
+                fitting_folder(model, "foreign", foreign)
+            fitting_folder(model, "loud", loud)
         assert adapted() == DONE
         assert said(model.aliases[0]) == bare or kind == "fake"
         assert host.record().pid == record.pid

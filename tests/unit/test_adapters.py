@@ -116,6 +116,43 @@ def test_a_folder_without_an_adapter_is_named(tmp_path: Path, config: str | None
     assert (found.name, found.advice) == ("adapters of base", "correct its folder in the catalog")
 
 
+def safetensors(file: Path, **shapes: tuple[str, list[int]]) -> None:
+    said = {name.replace("_0_", ".0."): {"dtype": kind, "shape": shape} for name, (kind, shape) in shapes.items()}
+    header = json.dumps({"__metadata__": {}, **said}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "base", "wrong"),
+    [
+        ([8, 576], [192, 8], ("BF16", [192, 576]), ""),
+        ([8, 64], [192, 8], ("BF16", [192, 576]), "is for 64 values, and layers.0.q.weight has 576"),
+        ([8, 576], [64, 8], ("F32", [192, 576]), "is for 64 values, and layers.0.q.weight has 192"),
+        ([8, 576], [192, 8], ("U8", [192, 288]), ""),
+        ([8, 576], [192, 8], ("BF16", [192]), ""),
+    ],
+    ids=["fits", "in", "out", "packed", "no-matrix"],
+)
+def test_an_adapter_of_another_base_is_seen_by_its_shapes(
+    tmp_path: Path, a: list[int], b: list[int], base: tuple[str, list[int]], wrong: str
+) -> None:
+    folder, weights_folder = Path(adapter(tmp_path / "a")), tmp_path / "base"
+    weights_folder.mkdir()
+    lora = {
+        "base_model.model.layers_0_q.lora_A.weight": ("F32", a),
+        "base_model.model.layers_0_q.lora_B.weight": ("F32", b),
+    }
+    safetensors(folder / "adapter_model.safetensors", **lora, other=("F32", [1]))
+    (weights_folder / "model-1.safetensors").write_bytes(b"garbled")
+    safetensors(weights_folder / "model-2.safetensors", layers_0_q_0_weight=("U8", [1]), **{"layers_0_q.weight": base})
+    model = parsed(source=str(weights_folder), adapters={"a": str(folder)})
+    if wrong:
+        with pytest.raises(ConfigError, match=wrong):
+            on_disk(model)
+    else:
+        on_disk(model)
+
+
 @pytest.mark.parametrize("rank", ["8", None, True, -1, 0])
 def test_an_odd_rank_is_the_usual_one(tmp_path: Path, rank: object) -> None:
     assert adapter_folder("a", adapter(tmp_path / "a", r=rank))[1] == 16
@@ -182,7 +219,7 @@ def test_what_is_more_than_a_change_of_adapters(after: dict[str, Any], only: boo
 async def test_engines_are_asked_and_a_bad_adapter_refuses_the_catalog(tmp_path: Path) -> None:
     story = loaded(adapters={"x": "/gone"})
     after = a_model("a", adapters={"x": "/gone", "y": adapter(tmp_path / "y")})
-    assert new_adapters(story.fleet, (after,)).keys() == {"y"}
+    assert [name for _, name, _ in new_adapters(story.fleet, (after,))] == ["y"]
     asked: list[tuple[Any, ...]] = []
 
     def answering(answer: tuple[str, str] | Exception) -> Any:

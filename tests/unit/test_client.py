@@ -713,6 +713,14 @@ def test_a_request_names_its_model_in_the_header(body: object, header: dict[str,
     assert NAME == MODEL_NAME
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/audio/transcriptions", "/v1/images/edits"])
+def test_files_are_left_to_openai(path: str) -> None:
+    gateway, sent = scripted((200, {}))
+    with pytest.raises(InvalidRequest, match="files are sent and fetched by"):
+        gateway.submit(path, {"model": "m", "input": "x"})
+    assert sent == []
+
+
 def test_every_request_of_openai_and_of_the_client_names_its_model_unless_its_caller_does() -> None:
     named: list[str | None] = []
 

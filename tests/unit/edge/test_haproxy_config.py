@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.edge import apart, haproxy_config, turns
+from gateway_plugin.edge import apart, turns
 from gateway_plugin.edge import error_pages as answers
 from gateway_plugin.edge.error_pages import Refusal, own_errors, refuse_script
 from gateway_plugin.edge.haproxy_config import EdgeSettings, render, script
@@ -128,10 +128,11 @@ def test_a_caller_is_known_before_its_body_is_awaited() -> None:
 
 
 def test_the_ingress_says_which_model_it_found_and_callers_do_not_see_it() -> None:
-    assert haproxy_config.FOUND_MODEL == relay.FOUND_MODEL
+    assert apart.FOUND_MODEL == relay.FOUND_MODEL
     backend = section(render(settings()), "backend ingress")
     assert f"http-response set-var(txn.model) res.fhdr({relay.FOUND_MODEL})" in backend
-    assert f"http-response del-header {relay.FOUND_MODEL}" in backend
+    for each in (backend, section(render(settings()), "backend apart")):
+        assert f"http-response del-header {relay.FOUND_MODEL}" in each
 
 
 def test_the_allow_list_is_exact() -> None:
