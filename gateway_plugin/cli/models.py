@@ -166,7 +166,7 @@ def apply(catalog: Path) -> None:
     from gateway_plugin.cli.sizing import last_site
     from gateway_plugin.sizing.catalog_file import read_catalog
 
-    wanted = read_catalog(catalog, last_site())
+    wanted = read_catalog(catalog, last_site(), report=lambda models: say(f"sizing {models} models"))
     with connect() as client:
         client.apply(catalog_document(wanted))
     names = [model.name for model in wanted.models]

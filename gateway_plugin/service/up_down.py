@@ -96,7 +96,12 @@ def up(
         chosen = choose(layout, Path(known.catalog), _anything_lives(layout, site), site)
     else:
         file = models or own_catalog()
-        chosen = Chosen(file, read_catalog(file, site), from_file=True)
+
+        def tell(models: int) -> None:
+            steps = (("catalog", "sizing", f"{models} models"),)
+            report(Progress(steps, time.monotonic() - began))
+
+        chosen = Chosen(file, read_catalog(file, site, report=tell), from_file=True)
     chosen = replace(chosen, note=" ".join(filter(None, (mended, chosen.note))))
     private_folder(layout.state)
     with _locked(layout):

@@ -57,6 +57,8 @@ class Architecture:
     """Of its published weights: ``bfloat16``, ``float16``, ``float32``."""
     quantization: str = ""
     """Method of its published weights (``fp8``, ``awq``, ``mxfp4``, ...); ``""``: none."""
+    bits: int = 0
+    """Of a quantized weight, where its configuration says so; 0: by the method."""
 
 
 def parse_config(config: Mapping[str, Any]) -> Architecture:
@@ -99,6 +101,7 @@ def _decoder(name: str, config: Mapping[str, Any], text: Mapping[str, Any]) -> A
         vocabulary=vocabulary,
         dtype=_dtype(config, text),
         quantization=_quantization(config),
+        bits=_bits(config.get("quantization_config")),
     )
 
 
@@ -276,6 +279,20 @@ def _dtype(config: Mapping[str, Any], text: Mapping[str, Any], default: str = "b
 def _quantization(config: Mapping[str, Any]) -> str:
     said = config.get("quantization_config")
     return _word(said.get("quant_method", "unknown"), "quant_method") if isinstance(said, Mapping) else ""
+
+
+def _bits(said: Any) -> int:
+    """Bits of a quantized weight: ``bits`` (GPTQ, AWQ), ``config_groups`` (compressed-tensors), ``quant_algo``
+    (ModelOpt), ``load_in_8bit`` (bitsandbytes); 0: none of them says it."""
+    if not isinstance(said, Mapping):
+        return 0
+    found = [said.get("bits"), said.get("w_bit")]
+    groups = said.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        found.append(weights.get("num_bits") if isinstance(weights, Mapping) else None)
+    found += [8] if said.get("quant_algo") == "FP8" or said.get("load_in_8bit") is True else []
+    return max((bits for bits in found if isinstance(bits, int) and bits in (2, 3, 4, 5, 6, 8, 16)), default=0)
 
 
 def _word(said: Any, key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gateway_plugin.site import Site
 from gateway_plugin.sizing.auto import Unsized, refusal, sized
 from gateway_plugin.sizing.kept import Kept
 from gateway_plugin.sizing.plan import GIB, Room
+from gateway_plugin.weights import is_local
 
 _AT_A_TIME = 8
 """Models whose sizes are asked of the hub side by side."""
@@ -24,8 +26,13 @@ def rooms_of(site: Site | None) -> list[Room]:
     ]
 
 
-def read_catalog(file: Path, site: Site | None, kept: Kept | None = None) -> Catalog:
+def read_catalog(
+    file: Path, site: Site | None, kept: Kept | None = None, report: Callable[[int], None] = lambda models: None
+) -> Catalog:
     """The catalog in ``file``, for ``site``. Metadata of models on the hub is asked for, or read from the cache.
+
+    Args:
+        report: called with their number before models are looked up on the hub, which may take a while.
 
     Raises:
         ConfigError: it is not valid, or the memory of a model cannot be worked out: the message names the model.
@@ -35,6 +42,8 @@ def read_catalog(file: Path, site: Site | None, kept: Kept | None = None) -> Cat
     if not waiting:
         return catalog
     kept, rooms = kept or Kept(), rooms_of(site)
+    if asked := sum(not is_local(model.source) for model in waiting):
+        report(asked)
 
     def worked_out(model: Model) -> Model:
         try:

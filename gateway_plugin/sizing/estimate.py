@@ -22,6 +22,8 @@ QUANTIZED = {
 }  # fmt: skip
 """Bytes an element with its scales: 4 bits and a 16-bit scale (and zero) for every 128, or an 8-bit one for every 32
 (mxfp4) or 16 (nvfp4)."""
+_SCALES = 0.06
+"""Bytes of scales and zeros for an element of less than 8 bits."""
 _CONTEXT_MIB = 1536
 """CUDA's context, libraries, captured graphs: 1.1 to 1.4 GiB with vLLM 0.26 on an H100 (docs/switching.md)."""
 _HOST_PROGRAMS_MIB = 1472
@@ -67,6 +69,8 @@ def weight_bytes(architecture: Architecture, quantization: str = "") -> int:
     if not method:
         return int(architecture.parameters * plain)
     packed = QUANTIZED.get(method, plain)
+    if architecture.bits and not quantization:
+        packed = architecture.bits / 8 + (_SCALES if architecture.bits < 8 else 0.0)
     embeddings = min(architecture.parameters, 2 * architecture.vocabulary * architecture.hidden)
     if method == "mxfp4":  # experts alone are packed
         return int((architecture.parameters - architecture.expert_parameters) * plain

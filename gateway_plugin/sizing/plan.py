@@ -100,9 +100,9 @@ def fits(source: Source, rooms: Iterable[Room], wish: Wish) -> tuple[Fit, ...]:
 def weights_of(source: Source, wish: Wish) -> int:
     """Bytes of all weights as the engine holds them: of the files, or of the configuration if the files are smaller
     than it makes them (an index that lies), or as quantized on loading."""
-    counted = weight_bytes(source.architecture, wish.quantization)
-    if wish.quantization and wish.quantization != source.architecture.quantization:
-        return counted
+    if wish.quantization and not source.architecture.quantization:
+        return weight_bytes(source.architecture, wish.quantization)
+    counted = weight_bytes(source.architecture)  # of quantized weights the option names the program for them
     return max(source.file_bytes, counted) if source.doubt or not source.file_bytes else source.file_bytes
 
 

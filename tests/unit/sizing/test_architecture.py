@@ -8,6 +8,7 @@ import pytest
 
 from gateway_plugin.sizing.architecture import UnknownArchitecture, parse_config
 from gateway_plugin.sizing.estimate import cache_bytes, divides, weight_bytes
+from gateway_plugin.sizing.plan import Source, Wish, weights_of
 from tests.unit.sizing.published import PUBLISHED
 
 ROUGH = {name for name, (_, config) in PUBLISHED.items() if "vision_config" in config or "num_mel_bins" in config}
@@ -64,6 +65,34 @@ def test_quantized_weights() -> None:
     assert 38e9 < weight_bytes(llama, "awq") < 43e9  # its AWQ: 39.8 GB
     oss = parse_config({**PUBLISHED["gpt-oss-120b"][1], "quantization_config": {"quant_method": "mxfp4"}})
     assert 62e9 < weight_bytes(oss) < 68e9  # its checkpoint: 60.8 GiB
+
+
+@pytest.mark.parametrize(
+    ("quantized", "least", "most"),
+    [
+        ({"quant_method": "awq", "bits": 4}, 38e9, 43e9),  # 39.8 GB as published
+        ({"quant_method": "gptq", "bits": 8}, 70e9, 75e9),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
+            38e9,
+            43e9,
+        ),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}},
+            70e9,
+            75e9,
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, 70e9, 75e9),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, 38e9, 43e9),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 70e9, 75e9),
+        ({"quant_method": "compressed-tensors", "config_groups": {"x": 3}, "bits": "4"}, 70e9, 75e9),
+    ],
+)
+def test_published_weights_of_few_bits(quantized: dict[str, Any], least: float, most: float) -> None:
+    found = parse_config({**PUBLISHED["Llama-3.3-70B"][1], "quantization_config": quantized})
+    assert least < weight_bytes(found) < most
+    named = Wish(quantization="awq_marlin")  # of weights that are quantized already
+    assert weights_of(Source("org/m", found), named) == weight_bytes(found)
 
 
 @pytest.mark.parametrize(
