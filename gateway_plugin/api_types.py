@@ -39,7 +39,7 @@ class ModelInfo:
     task: str
     """``generate`` or ``embed``."""
     state: str
-    """``cold``, ``loading``, ``ready``, ``stalled``, ``draining``, ``failed`` or ``queued``."""
+    """``cold``, ``fetching``, ``loading``, ``ready``, ``stalled``, ``draining``, ``failed`` or ``queued``."""
     aliases: tuple[str, ...] = ()
     eta_s: float | None = None
     """Seconds until it is expected to be ready, where that can be said."""
