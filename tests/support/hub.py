@@ -57,6 +57,8 @@ class Hub:
     """Of the next answers with large content: bytes after which the connection breaks."""
     damages: int = 0
     """So many answers with large content have a wrong byte."""
+    content_status: list[int] = field(default_factory=list)
+    """Of the next requests for large content: answered so, with nothing."""
     ranges: bool = True
     chunk_s: float = 0.0
     """A pause before each 64 KiB of large content."""
@@ -196,6 +198,9 @@ class _Content(_Handler):
     name = "content"
 
     def act(self) -> None:
+        if self.hub.content_status:
+            self.answer(self.hub.content_status.pop(0), b"<Error>expired</Error>")
+            return
         digest = self.path.strip("/").partition("?")[0]
         every = (content for one in self.hub.repositories.values() for content in one.files.values())
         content = next((content for content in every if len(content) > LFS_ABOVE and sha256(content) == digest), None)
