@@ -39,7 +39,7 @@ class ModelInfo:
     task: str
     """``generate`` or ``embed``."""
     state: str
-    """``cold``, ``loading``, ``ready``, ``stalled``, ``draining``, ``failed`` or ``queued``."""
+    """``cold``, ``fetching``, ``loading``, ``ready``, ``stalled``, ``draining``, ``failed`` or ``queued``."""
     aliases: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     """LoRA adapters that its engines serve, under names of their own."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from gateway_plugin import hub
 from gateway_plugin.disk_room import room_bytes
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
-from gateway_plugin.hub_cache import COMMIT, mark, repository_folder
+from gateway_plugin.hub_cache import COMMIT, lacks, mark, repository_folder
 from gateway_plugin.hub_content import PARTIAL, LargeFile, read_content
 from gateway_plugin.weights_choice import KINDS, chosen
 
@@ -191,7 +191,7 @@ class _Job:
 
     def run(self, progress: Callable[[Progress], None]) -> None:
         """Fetch everything that is not there."""
-        if not self.snapshot.is_dir():  # else another program fetched it, or this one began
+        if not self.snapshot.is_dir() or lacks(self.snapshot):  # else another program fetched it
             mark(self._folder, self._commit)
         for file in self._files:
             self._drop_wrong(file)

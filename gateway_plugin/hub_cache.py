@@ -100,6 +100,11 @@ def marked(folder: Path) -> frozenset[str]:
     return frozenset(path.name for path in (folder / ".gateway").glob("*"))
 
 
+def cache_of(snapshot: str) -> Path:
+    """The cache in which a snapshot lies."""
+    return Path(snapshot).parents[2]
+
+
 def shown_for(source: str) -> Path:
     """The folder that an engine must be able to read to load ``source``, a folder: of a snapshot its whole repository,
     since its files are links to content beside it."""

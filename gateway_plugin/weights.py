@@ -166,12 +166,16 @@ def _fetched(model: Model, place: Path) -> Path:
     repository, revision = split_revision(model.source)
     wrong = ""
     for cache in dict.fromkeys((place, cache_folder())):
-        folder = snapshot(cache, repository, revision)
+        try:
+            folder = snapshot(cache, repository, revision)
+            missing = "" if folder is None else lacks(folder)
+        except OSError as error:
+            wrong = wrong or f"cannot be read in {cache} ({error.strerror})"
+            continue
+        if folder is not None and not missing:
+            return folder
         if folder is not None:
-            missing = lacks(folder)
-            if not missing:
-                return folder
-            wrong = wrong or f"are not whole in {place} ({missing})"
+            wrong = wrong or f"are not whole in {cache} ({missing})"
     raise ConfigError(
         f"models.{model.name}.source: the weights of {model.source} {wrong or f'are not in {place}'}; "
         f"run `gateway models fetch {model.name}`"

@@ -86,6 +86,9 @@ site = Site(
     ),
     # Which address of this machine nodes can reach. Left out: that of the default route. Else one of
     #   head_address="10.1.2.3"    head_interface="ib0"
+    # Where 'gateway models fetch' puts weights from the hub: a large folder that nodes see by the same path. Left out:
+    # the hub's own cache, in your home folder.
+    #   weights_folder="/scratch/project/weights"    fetch="on-request"
     # How long a block is kept that holds no model and that nobody needs. A new one costs a wait in the queue.
     block_idle_s=900.0,
     # And one whose models are loaded, but used by nobody. The last block of all is kept longer (last_block_idle_s).

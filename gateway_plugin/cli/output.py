@@ -32,7 +32,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _COLOURS = {
     **dict.fromkeys(("ready", "running", "ok", "open", "up", "active", "serving"), "green"),
     **dict.fromkeys(
-        ("loading", "stalled", "starting", "waiting", "draining", "degraded", "warn", "pending", "queued"), "yellow"
+        ("loading", "fetching", "stalled", "starting", "waiting", "draining", "degraded", "warn", "pending", "queued"),
+        "yellow",
     ),
     **dict.fromkeys(("asked", "adopting", "leaving", "ending"), "yellow"),
     "asleep": "cyan",

@@ -101,6 +101,8 @@ def add(
     )
     show(document, lambda: put(text.rstrip("\n")))
     say(f"added to {target}, for {fit.node_type} nodes; {then}")
+    if source.revision:
+        say(f"its weights: gateway models fetch {own}")
 
 
 def _work_out(

@@ -21,6 +21,7 @@ from gateway_plugin.edge.process import open_files_limit
 from gateway_plugin.errors import ConfigError, GatewayError
 from gateway_plugin.hub import cache_folder
 from gateway_plugin.isolation import Isolation, find_isolation
+from gateway_plugin.ownership import others_write
 from gateway_plugin.paths import Layout
 from gateway_plugin.schedulers.base import shared_script_place
 from gateway_plugin.schedulers.select import is_queue, scheduler_for
@@ -250,7 +251,7 @@ def weights(catalog: Catalog, site: Site | None = None) -> tuple[Check, ...]:
     engines load from the hub.
     """
     fetched = None if site is None or site.fetch == "by-engine" else cache_folder(site.weights_folder)
-    checks: list[Check] = []
+    checks = [] if fetched is None else _open_to_others(fetched)
     for model in catalog.models:
         try:
             on_disk(model)
@@ -276,6 +277,17 @@ def weights(catalog: Catalog, site: Site | None = None) -> tuple[Check, ...]:
                 verdict, advice = Verdict.OK, "fetched when the model is asked for"
             checks.append(Check(f"weights of {model.name}", verdict, what, advice or "correct 'source' in the catalog"))
     return tuple(checks)
+
+
+def _open_to_others(folder: Path) -> list[Check]:
+    """A warning where other users may put weights into the folder."""
+    try:
+        if not others_write(folder.stat()):
+            return []
+    except OSError:  # not there yet
+        return []
+    words = f"others may write to {folder}, and engines load what is in it"
+    return [Check("weights folder", Verdict.WARN, words, f"chmod go-w {folder}, unless you trust its group")]
 
 
 def memory(site: Site) -> tuple[Check, ...]:

@@ -24,8 +24,10 @@ from serve.core.state import Fleet
 
 log = logging.getLogger("gateway.controller")
 
-_LOOK_S = 3.0
-_CATALOG_S = 0.1
+_LOOK_S = 20.0
+"""Interval of looks at weights that were there."""
+_CATALOG_S, _CATALOG_LOOKS = 0.1, 10
+"""Another catalog is noticed after a tenth of a second, weights that come after one."""
 _AT_A_TIME = 2
 """Fetches at a time: more would only share the line."""
 _REPORT_S = 2.0
@@ -73,20 +75,31 @@ class WeightsWatch:
     async def watch(self) -> None:
         """Report what is missing, on every change, without end."""
         loop = asyncio.get_running_loop()
+        models, looked = None, 0.0
         while self._folder is not None:
-            models, until = self._known.fleet.models, loop.time() + _LOOK_S
-            await self.look()
-            while loop.time() < until and self._known.fleet.models is models:  # another catalog: at once
+            if self._known.fleet.models is not models or loop.time() >= looked + _LOOK_S:
+                models, looked = self._known.fleet.models, loop.time()
+                await self.look()
+            else:
+                await self.look(self.missing())
+            for _ in range(_CATALOG_LOOKS):
                 await asyncio.sleep(_CATALOG_S)
+                if self._known.fleet.models is not models:
+                    break
 
-    async def look(self) -> None:
-        """Look once at all that is not being fetched."""
+    def missing(self) -> frozenset[str]:
+        """The models whose weights were missing when they were looked at last."""
+        return frozenset(name for name, (_, missing) in self._seen.items() if missing)
+
+    async def look(self, names: frozenset[str] | None = None) -> None:
+        """Look once at what is not being fetched: at models called ``names`` (``None``: all)."""
         models = [
             model for model in self._known.fleet.models.values()
-            if not is_local(model.source) and needs_source(model) and model.name not in self._fetches
+            if (names is None or model.name in names)
+            and not is_local(model.source) and needs_source(model) and model.name not in self._fetches
         ]  # fmt: skip
         found = await asyncio.to_thread(lambda: {model.name: self._missing(model) for model in models})
-        for name in self._seen.keys() - found.keys() - self._fetches.keys():
+        for name in self._seen.keys() - self._known.fleet.models.keys():
             del self._seen[name]
         for model in models:
             now = (model.source, found[model.name])

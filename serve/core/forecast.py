@@ -236,7 +236,8 @@ def fetch_words(weights: Weights) -> str:
     if not weights.total_bytes:
         return weights.reason
     rate = f", {weights.bytes_s / 2**20:.0f} MiB/s" if weights.bytes_s else ""
-    return f"{weights.reason}: {weights.done_bytes / 2**30:.1f} of {weights.total_bytes / 2**30:.1f} GiB{rate}"
+    unit, name = (2**30, "GiB") if weights.total_bytes >= 2**30 else (2**20, "MiB")
+    return f"{weights.reason}: {weights.done_bytes / unit:.1f} of {weights.total_bytes / unit:.1f} {name}{rate}"
 
 
 def models_before(fleet: Fleet, model: str) -> int:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ LFS_ABOVE = 1 << 20
 CONFIG = b'{"model_type": "x"}'
 
 
+@lru_cache(64)
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@lru_cache(64)
 def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
@@ -54,6 +57,8 @@ class Hub:
     """Of the next answers with large content: bytes after which the connection breaks."""
     damages: int = 0
     """So many answers with large content have a wrong byte."""
+    content_status: list[int] = field(default_factory=list)
+    """Of the next requests for large content: answered so, with nothing."""
     ranges: bool = True
     chunk_s: float = 0.0
     """A pause before each 64 KiB of large content."""
@@ -193,6 +198,9 @@ class _Content(_Handler):
     name = "content"
 
     def act(self) -> None:
+        if self.hub.content_status:
+            self.answer(self.hub.content_status.pop(0), b"<Error>expired</Error>")
+            return
         digest = self.path.strip("/").partition("?")[0]
         every = (content for one in self.hub.repositories.values() for content in one.files.values())
         content = next((content for content in every if len(content) > LFS_ABOVE and sha256(content) == digest), None)

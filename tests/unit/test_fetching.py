@@ -93,6 +93,19 @@ def test_a_server_without_ranges_is_read_from_the_start(hub: Hub, cache: Path) -
     assert files_in(fetch("org/m", "", cache).folder)["model-00001-of-00002.safetensors"] == FIRST
 
 
+def test_a_server_in_trouble_is_asked_again_and_one_that_refuses_is_not(hub: Hub, cache: Path) -> None:
+    hub.content_status = [503, 429, 408]
+    fetch("org/m", "", cache)
+    assert not hub.content_status
+    shutil.rmtree(cache)
+    hub.content_status = [403] * 9
+    with pytest.raises(ServiceError) as refused:
+        fetch("org/m", "", cache)
+    assert "signature" not in refused.value.message, "an address that gives access is in no message"
+    assert "\n" not in refused.value.message
+    assert len(hub.content_status) >= 9 - 2
+
+
 def test_damaged_content_is_fetched_again_and_refused_if_it_stays_so(hub: Hub, cache: Path) -> None:
     hub.damages = 1
     assert files_in(fetch("org/m", "", cache).folder)["model-00001-of-00002.safetensors"] == FIRST

@@ -66,6 +66,15 @@ def test_a_snapshot_is_whole_or_says_what_it_lacks(tmp_path: Path, names: tuple[
     assert bool(lacks(put(tmp_path / "other", *names))) == bool(missing)
 
 
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*words: object) -> Path | None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("gateway_plugin.weights.snapshot", closed)
+    with pytest.raises(ConfigError, match=rf"cannot be read in {tmp_path} \(Permission denied\)"):
+        resolve(Model(name="m", source=f"org/m@{COMMIT}", memory_gib=1), fetched=tmp_path)
+
+
 def test_odd_snapshots(tmp_path: Path) -> None:
     folder = put(tmp_path, "model.safetensors", "model.safetensors.index.json")
     (folder / "model.safetensors.index.json").resolve().write_text('{"weight_map": [1]}')

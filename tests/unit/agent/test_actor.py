@@ -25,6 +25,7 @@ from serve.core.effects import StopEngine
 from serve.core.events import EngineExited, EngineGrew, EngineListening, EngineReady, NodeLeaves
 from tests.support.agents import NAMED, QUICK, AgentHost, engine_client, eventually, fake_model, private_layout
 from tests.support.clocks import set_clock
+from tests.unit.test_hub_cache import put
 
 pytestmark = pytest.mark.process
 
@@ -264,6 +265,27 @@ def test_weights_that_are_not_fetched_end_a_start_at_once(layout: Layout, tmp_pa
         host.start(fake_model(source="org/none@v1", command=("run", "{source}")))
         exited = host.wait(EngineExited)
         assert exited.reason.endswith(f"org/none@v1 are not in {tmp_path}/hub; run `gateway models fetch tiny`")
+    finally:
+        host.close()
+
+
+TELLS = (
+    "import os, sys; told = [os.environ.get(name) for name in ('HF_HUB_OFFLINE', 'HF_HUB_CACHE', 'HF_TOKEN')]; "
+    "print(sys.argv[1], *told, flush=True); sys.exit(3)"
+)
+
+
+def test_fetched_weights_are_loaded_from_their_folder_without_the_hub(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_block")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    cache = tmp_path / "hub"
+    folder = put(cache, "model.safetensors")
+    host = AgentHost(layout, fetched=cache)
+    try:
+        host.start(fake_model(source=f"org/m@{folder.name}", command=("{python}", "-c", TELLS, "{source}")))
+        assert host.wait(EngineExited).reason.endswith(f": {folder} 1 {cache} None")
     finally:
         host.close()
 

@@ -22,6 +22,7 @@ from gateway_plugin.cli.weights import rate, size, transfer_words
 from gateway_plugin.fetching import Progress, fetch_lock
 from gateway_plugin.hub_cache import snapshot
 from tests.support.hub import CONFIG, SHA, Hub, Repository, serving
+from tests.support.terminal import Terminal
 
 MIB = 1 << 20
 OTHER = "0" * 39 + "2"
@@ -213,6 +214,23 @@ def test_an_interrupted_fetch_is_listed_and_continued(place: Place, how: signal.
     place.hub.chunk_s = 0
     assert place.gateway("fetch", "m")[0] == 0
     assert sum(place.hub.sent.values()) < 7 * MIB
+
+
+@pytest.mark.process
+def test_a_bar_on_a_terminal_and_ctrl_c(place: Place) -> None:
+    place.hub.chunk_s = 0.03
+    environment = {**os.environ, **place.hub.environment(place.folder / "hub"), "TERM": "xterm", "COLUMNS": "160"}
+    words = [sys.executable, "-m", "gateway_plugin.cli.main", *place.words("fetch", "m")]
+    terminal = Terminal(words, environment)
+    try:
+        terminal.read_until(" of 5.0 MiB, ")
+        terminal.read_until(" left")
+        terminal.type("\x03")
+        terminal.read_until("interrupted")
+        assert terminal.end() == 130
+        assert "Traceback" not in terminal.shown
+    finally:
+        terminal.close()
 
 
 def test_words_of_a_transfer() -> None:

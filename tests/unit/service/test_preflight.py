@@ -135,6 +135,10 @@ def test_weights_that_are_not_fetched_prevent_no_start(
     (found,) = weights(parse_catalog({"models": {"m": {"source": "org/m@0f3c", "memory_gib": 1}}}, "test"), place)
     assert (found.verdict, found.advice) == (verdict, advice)
     assert (str(tmp_path) in found.found) == bool(advice)
+    tmp_path.chmod(0o777)
+    open_to_others = weights(parse_catalog({"models": {}}, "test"), place)
+    expected = [] if fetch == "by-engine" else [("weights folder", Verdict.WARN)]
+    assert [(check.name, check.verdict) for check in open_to_others] == expected
 
 
 @pytest.mark.parametrize(
