@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import stat
 import time
@@ -252,6 +253,22 @@ def test_refuses_everybody_without_the_gateways_certificate(engine: Running) -> 
                 with engine.client(context=context) as client, pytest.raises(httpx.TransportError):
                     answer = client.request(method, path, extensions=NAMED)
                     pytest.fail(f"{who}: {method} {path} was answered {answer.status_code}")
+
+
+def test_nobody_goes_round_its_doorman(engine: Running) -> None:
+    if not engine.model.behind_doorman:
+        pytest.skip("it has none")
+    if engine.model.on_socket:
+        folder = socket_folder(records.record_path(engine.layout, engine.record.engine))
+        assert [path.name for path in folder.iterdir() if path.is_socket()] == ["e.sock"]
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent)} == {0o700}
+        return
+    if engine.row.isolate == "off" or not find_isolation(engine.layout).network:
+        pytest.skip("its port is on the node's own loopback")
+    words = psutil.Process(engine.record.pid).cmdline()
+    port = int(words[words.index("--port") + 1])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 def test_refuses_plain_http(engine: Running) -> None:
