@@ -24,10 +24,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.load import Result
-from serve.agent.doorman import Doorman, behind
+from serve.agent.doorman import Doorman, behind, listener
 from serve.agent.engines.start import Bind, TlsFiles
 from tests.support.edges import ROOT, Edge, FakeEngine, chat, running_edge, until
-from tests.support.ports import free_port
 
 TARGET_MS = 0.2
 ENGINE = "benchmarks.engine"
@@ -43,12 +42,16 @@ async def guarded_engine(edge: Edge, folder: Path) -> FakeEngine:
     slot = len(set(edge.names.values()))
     edge.names["guarded"] = slot
     await edge.runtime.sync_slots(edge.names, (slot,))
-    public, inner = Bind("127.0.0.1", free_port()), Bind("127.0.0.1", 0, str(folder / "e.sock"))
+    inner = Bind("127.0.0.1", 0, str(folder / "e.sock"))
     tls = TlsFiles(edge.layout.engine_key, edge.layout.engine_certificate, edge.layout.ca)
     engine = (sys.executable, "-m", ENGINE, "--model", "guarded", "--uds", inner.socket)
-    argv, env = behind(Doorman(public, inner, tls, edge.runtime.slot_key(slot)), engine, dict(os.environ))
-    child = subprocess.Popen(argv, env=env, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
-    return FakeEngine(child, public.address, slot, 0, folder)
+    argv, env = behind(Doorman(inner, tls, edge.runtime.slot_key(slot)), engine, dict(os.environ))
+    with listener("127.0.0.1") as door:
+        child = subprocess.Popen(  # noqa: ASYNC220
+            argv, env=env, cwd=ROOT, start_new_session=True, stdin=door.fileno(), stdout=subprocess.PIPE, text=True
+        )
+        address = f"127.0.0.1:{door.getsockname()[1]}"
+    return FakeEngine(child, address, slot, 0, folder)
 
 
 async def measure(edge: Edge, engine: FakeEngine, model: str, way: str, clients: int, seconds: float) -> Result:

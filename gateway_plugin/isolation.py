@@ -43,6 +43,8 @@ class Isolation:
     """bubblewrap's path; ``""``: not available."""
     reason: str = ""
     """Why it is not available."""
+    network: bool = False
+    """An engine can have a network of its own, in which there is loopback alone."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,18 @@ class Hidden:
         return any(folder in path.parents for folder in self.folders)
 
 
-def wrapper(program: str, hidden: Hidden, shown: Iterable[Path], written: Iterable[Path] = ()) -> tuple[str, ...]:
+def wrapper(
+    program: str, hidden: Hidden, shown: Iterable[Path], written: Iterable[Path] = (), alone: bool = False
+) -> tuple[str, ...]:
     """The arguments before an engine's command line: pure. Its process leads a session of its own.
 
     Args:
         shown: files and folders that it reads; those that are not hidden are left out.
         written: folders that it writes; likewise.
+        alone: with a network of its own.
     """
     words = [program, "--unshare-user", "--cap-drop", "ALL", "--new-session", "--dev-bind", "/", "/"]
+    words += ["--unshare-net"] if alone else []
     for folder in hidden.folders:
         words += ["--tmpfs", str(folder)]
     for file in hidden.files:
@@ -144,7 +150,12 @@ def find_isolation(layout: Layout, program: str = "bwrap") -> Isolation:
     if ended.returncode:
         said = ended.stderr.strip().splitlines()
         return Isolation(reason=said[-1] if said else f"{found}: what it should hide is seen, or the reverse")
-    return Isolation(found)
+    apart = (*wrapper(found, Hidden(), (), alone=True), "--", "true")
+    try:
+        network = subprocess.run(apart, capture_output=True, timeout=_PROBE_S, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        network = False
+    return Isolation(found, network=network)
 
 
 def isolated(
@@ -155,6 +166,7 @@ def isolated(
     source: str,
     env: Mapping[str, str],
     folders: Iterable[Path] = (),
+    alone: bool = False,
 ) -> tuple[str, ...]:
     """The arguments before the command line of ``model``'s engine; ``()``: it is not isolated.
 
@@ -163,6 +175,7 @@ def isolated(
         source: where its weights are.
         env: its environment; folders in it are writable, wherever they are.
         folders: further folders that it writes.
+        alone: it gets a network of its own where that is possible: no other process of the node reaches its port.
 
     Raises:
         ServiceError: the site requires isolation, and it is not available.
@@ -179,7 +192,7 @@ def isolated(
     named = [Path(value).resolve() for value in env.values() if value.startswith("/") and ":" not in value]
     written = [path for path in named if path.is_dir() and path not in shown]
     written += [folder.resolve() for folder in folders]
-    return wrapper(found.program, hidden, shown, written)
+    return wrapper(found.program, hidden, shown, written, alone and found.network)
 
 
 def _logins(env: Mapping[str, str]) -> tuple[Path, ...]:

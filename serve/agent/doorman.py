@@ -1,8 +1,9 @@
 """A doorman: HAProxy in front of an engine that cannot demand a client certificate. Pure, but for finding the program.
 
-It listens at the engine's address, demands the gateway's client certificate and, but for ``GET /health``, the engine's
-key, and passes requests on without the key, to a Unix socket in a private folder, or to loopback where the engine can
-listen nowhere else. It is started in the engine's session by a shell that then becomes the engine: so the process that
+It accepts on a socket that the agent has bound to the engine's address (descriptor 3: it works from inside a network
+namespace, too), demands the gateway's client certificate and, but for ``GET /health``, the engine's key, and passes
+requests on without the key, to a Unix socket in a private folder, or to loopback where the engine can listen nowhere
+else. It is started in the engine's session by a shell that then becomes the engine: so the process that
 the agent watches is the engine, and what ends its group ends the doorman. If the doorman ends, the shell's background
 process ends the engine, whether an agent watches it or not.
 
@@ -13,6 +14,7 @@ SHA-256 of the key only, so that the key is neither in a command line nor in the
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -23,19 +25,23 @@ from serve.agent.engines.start import Bind, TlsFiles
 _CONFIG = "GATEWAY_DOORMAN"
 """Variable with the configuration; unset before the engine starts."""
 _SCRIPT = f"""\
+exec 3<&0 </dev/null
 (
   ulimit -n "$(ulimit -H -n)"
   printf '%s\\n' "${_CONFIG}" | "$1" -db -f /dev/stdin
-  echo "doorman: fatal: HAProxy ended with exit code $?" >&2
+  code=$?
+  exec 3<&-  # what connects now is refused at once
+  echo "doorman: fatal: HAProxy ended with exit code $code" >&2
   kill -TERM $$
   sleep 5
   kill -KILL $$
 ) &
 unset {_CONFIG}
 shift
-exec "$@"
+exec "$@" 3<&-
 """
 """``$$`` in the background process is the engine: no process gets its PID while its session has members."""
+_BACKLOG = 4096
 _STREAM_S = 86_400
 """Idle timeout of a connection in use: longer than the edge's, which decides."""
 _FILES = 40_000
@@ -46,8 +52,6 @@ _FILES = 40_000
 class Doorman:
     """One doorman."""
 
-    public: Bind
-    """Where it listens."""
     inner: Bind
     """Where the engine listens."""
     tls: TlsFiles
@@ -81,7 +85,7 @@ global
 
 defaults
   mode http
-  backlog 4096
+  backlog {_BACKLOG}
   option disable-h2-upgrade
   option http-no-delay      # without it the first token of a stream waits up to 200 ms
   option abortonclose
@@ -99,7 +103,7 @@ defaults
   errorfile 504 /dev/null
 
 frontend door
-  bind {doorman.public.address} ssl {files} verify required proto h1
+  bind fd@3 ssl {files} verify required proto h1
   acl asks_health var(txn.asks) -m str health
   acl has_one_key req.fhdr_cnt(authorization) eq 1
   acl has_the_key req.fhdr(authorization),sha2(256),hex -m str -i {secret}
@@ -131,13 +135,27 @@ _REFUSAL = '{"error":{"message":"wrong engine key","type":"authentication_error"
 def behind(
     doorman: Doorman, argv: tuple[str, ...], env: Mapping[str, str], program: str = ""
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Command line and environment of an engine with its doorman. ``program``: the HAProxy; default: this node's.
+    """Command line and environment of an engine with its doorman; standard input is to be the ``listener``.
+
+    ``program``: the HAProxy; default: this node's.
 
     Raises:
         ServiceError: there is no HAProxy on this node.
     """
     words = ("sh", "-c", _SCRIPT, "doorman", program or _program(), *argv)
     return words, {**env, _CONFIG: config(doorman)}
+
+
+def listener(host: str) -> socket.socket:
+    """A socket that accepts connections on a free port of ``host``. Raises ``OSError``."""
+    made = socket.socket()
+    try:
+        made.bind((host, 0))
+        made.listen(_BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 @cache

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gateway_plugin.adapter_folders import on_disk
-from gateway_plugin.catalog import Model
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.hub_cache import cache_of
 from gateway_plugin.isolation import Isolation, isolated
@@ -21,7 +20,7 @@ from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.weights import is_local, needs_source, resolve
 from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, sleeps_in, visible_devices
-from serve.agent.doorman import Doorman, behind
+from serve.agent.doorman import Doorman, behind, listener
 from serve.agent.processes import demand_program, free_port, spawn
 from serve.agent.records import EngineRecord
 from serve.core.effects import StartEngine
@@ -66,26 +65,29 @@ def launch(
     if needs_source(model):
         source = resolve(model, fetched=place.fetched)
         model = model.model_copy(update={"source": source})  # what was fetched is local: no hub, no token
-    bind = Bind(place.host, free_port(place.host))
-    folders = (records.make_socket_folder(layout, command.engine),) if model.on_socket else ()
-    inner = _inner(bind, model, folders)
-    tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
     sleeps = model.sleeps and bool(place.bare_mib)
     if sleeps and not sleeps_in({**os.environ, **model.env}):
         logger.warning("engine cannot sleep engine=%s why=expandable_segments in its environment", command.engine)
         sleeps = False
-    argv = engine_argv(model, source, inner, tls, place.gpu_total_mib, sleeps)
-    env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
-    if not is_local(command.model.source) and is_local(source):  # what its options name by a hub name lies there, too
-        env.setdefault("HF_HUB_CACHE", str(cache_of(source)))
     log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
+    folders = (records.make_socket_folder(layout, command.engine),) if model.on_socket else ()
+    tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
     try:
-        wrapper = isolated(isolation, isolate, model, layout, source, env, folders)
-        if model.behind_doorman:
-            demand_program(argv, env)
-            deaf = model.kind.deaf_while_busy
-            argv, env = behind(Doorman(bind, inner, tls, key, model.health, deaf), argv, env)
-        spawned = spawn(argv, env, log, wrapper)
+        with listener(place.host) if model.behind_doorman else contextlib.nullcontext() as door:
+            bind = Bind(place.host, free_port(place.host) if door is None else door.getsockname()[1])
+            inner = bind if door is None else _inner(folders)
+            argv = engine_argv(model, source, inner, tls, place.gpu_total_mib, sleeps)
+            env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
+            if not is_local(command.model.source) and is_local(source):  # its options may name others by a hub name
+                env.setdefault("HF_HUB_CACHE", str(cache_of(source)))
+            alone = door is not None and not folders and is_local(model.source)
+            wrapper = isolated(isolation, isolate, model, layout, source, env, folders, alone)
+            if door is None:
+                spawned = spawn(argv, env, log, wrapper)
+            else:
+                demand_program(argv, env)
+                argv, env = behind(Doorman(inner, tls, key, model.health, model.kind.deaf_while_busy), argv, env)
+                spawned = spawn(argv, env, log, wrapper, door.fileno())
     except (GatewayError, OSError):
         records.remove(layout, command.engine)  # the folder of its socket
         raise
@@ -127,10 +129,8 @@ def launch(
     return Launched(record, spawned.child, recorded)
 
 
-def _inner(bind: Bind, model: Model, folders: tuple[Path, ...]) -> Bind:
-    """Where the engine itself listens: where callers reach it, or for its doorman alone."""
-    if not model.behind_doorman:
-        return bind
+def _inner(folders: tuple[Path, ...]) -> Bind:
+    """Where an engine behind a doorman listens."""
     if folders:
         return Bind("127.0.0.1", 0, str(folders[0] / "e.sock"))
     return Bind("127.0.0.1", free_port("127.0.0.1"))

@@ -56,7 +56,13 @@ class Spawned:
     """The engine's own process: leader of its session and group."""
 
 
-def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tuple[str, ...] = ()) -> Spawned:
+def spawn(
+    argv: tuple[str, ...],
+    env: Mapping[str, str],
+    log: Path,
+    wrapper: tuple[str, ...] = (),
+    stdin: int = subprocess.DEVNULL,
+) -> Spawned:
     """Start a process in its own session and group, its output in ``log`` (0600; an earlier one becomes ``.log.1``).
 
     ``wrapper``: the command line of ``gateway_plugin.isolation``, of a program that starts ``argv`` as its child.
@@ -86,7 +92,7 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], log: Path, wrapper: tup
         child = subprocess.Popen(
             words,
             env=dict(env),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=output,
             start_new_session=True,

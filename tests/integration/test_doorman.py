@@ -21,7 +21,7 @@ import pytest
 from gateway_plugin.haproxy import binary
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import group_members, mark
-from serve.agent.doorman import Doorman, behind, config
+from serve.agent.doorman import Doorman, behind, config, listener
 from serve.agent.engines.start import Bind, TlsFiles
 from serve.agent.processes import free_port
 from tests.support.agents import KEY, NAMED, engine_client, eventually, private_layout
@@ -65,9 +65,8 @@ def start(layout: Layout, tmp_path: Path) -> Iterator[Start]:
 
     def guarded(*options: str, wait: bool = True, health: str = "/health", deaf: bool = False) -> Guarded:
         inner = Bind("127.0.0.1", free_port("127.0.0.1"))
-        public = Bind("127.0.0.1", free_port("127.0.0.1"))
         tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
-        doorman = Doorman(public, inner, tls, KEY, health, deaf)
+        doorman = Doorman(inner, tls, KEY, health, deaf)
         engine = (
             sys.executable,
             "-m",
@@ -79,9 +78,10 @@ def start(layout: Layout, tmp_path: Path) -> Iterator[Start]:
             *options,
         )
         argv, env = behind(doorman, engine, dict(os.environ))
-        process = subprocess.Popen(argv, env=env, start_new_session=True, stdin=subprocess.DEVNULL)
-        started.append(process)
-        made = Guarded(layout, process, public.address)
+        with listener("127.0.0.1") as door:
+            process = subprocess.Popen(argv, env=env, start_new_session=True, stdin=door.fileno())
+            started.append(process)
+            made = Guarded(layout, process, f"127.0.0.1:{door.getsockname()[1]}")
         if wait:
             assert eventually(lambda: healthy(made))
         return made
@@ -107,7 +107,7 @@ def test_haproxy_has_nothing_to_say_about_its_configuration(layout: Layout) -> N
     tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
     for inner in (Bind("127.0.0.1", 2), Bind("127.0.0.1", 0, "/tmp/e.sock")):
         for deaf, health in ((False, "/health"), (True, "/v1/models")):
-            text = config(Doorman(Bind("10.0.0.7", 1), inner, tls, KEY, health, deaf))
+            text = config(Doorman(inner, tls, KEY, health, deaf)).replace("fd@3", "127.0.0.1:1")
             assert KEY not in text
             done = subprocess.run(
                 (str(binary()), "-c", "-f", "/dev/stdin"), input=text, capture_output=True, text=True, check=False

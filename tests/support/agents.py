@@ -71,7 +71,7 @@ def plain_model(
     """A catalog entry whose engine is the fake one without TLS and key: behind a doorman."""
     place = ("--uds", "{socket}") if socket else ("--host", "{host}", "--port", "{port}")
     command = ("{python}", "-m", "tests.support.fake_engine", *place, "--model={names}", "--task", task, *options)
-    given = {"source": "none", "engine": "command", "memory_gib": 1, "aliases": (f"{name}-alias",), **fields}
+    given = {"source": "/none", "engine": "command", "memory_gib": 1, "aliases": (f"{name}-alias",), **fields}
     return Model.model_validate({"name": name, "task": task, "command": command, **given})
 
 
