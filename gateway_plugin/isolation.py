@@ -146,7 +146,14 @@ def find_isolation(layout: Layout, program: str = "bwrap") -> Isolation:
 
 
 def isolated(
-    found: Isolation, wanted: str, model: Model, layout: Layout, source: str, env: Mapping[str, str]
+    found: Isolation,
+    wanted: str,
+    model: Model,
+    layout: Layout,
+    source: str,
+    env: Mapping[str, str],
+    read: Iterable[str] = (),
+    written: Iterable[str] = (),
 ) -> tuple[str, ...]:
     """The arguments before the command line of ``model``'s engine; ``()``: it is not isolated.
 
@@ -154,6 +161,7 @@ def isolated(
         wanted: ``Site.isolate_engines``.
         source: where its weights are.
         env: its environment; folders in it are writable, wherever they are.
+        read, written: further paths of its runtime.
 
     Raises:
         ServiceError: the site requires isolation, and it is not available.
@@ -163,8 +171,9 @@ def isolated(
         raise ServiceError(f"the site wants isolated engines (isolate_engines), and this one cannot be: {why}")
     if wanted == "off" or not model.isolated or not found.program:
         return ()
-    read = (str(layout.engine_key), str(layout.engine_certificate), str(layout.ca), source, sys.prefix, sys.base_prefix)
-    shown = [Path(place).resolve() for place in (*read, *env.get("PYTHONPATH", "").split(":")) if place.startswith("/")]
-    named = [Path(value).resolve() for value in env.values() if value.startswith("/") and ":" not in value]
-    written = [path for path in named if path.is_dir() and path not in shown]
-    return wrapper(found.program, hidden_here(layout), shown, written)
+    tls = (str(layout.engine_key), str(layout.engine_certificate), str(layout.ca))
+    seen = (*tls, source, sys.prefix, sys.base_prefix, *read, *env.get("PYTHONPATH", "").split(":"))
+    shown = [Path(place).resolve() for place in seen if place.startswith("/")]
+    named = [Path(value).resolve() for value in (*written, *env.values()) if value.startswith("/") and ":" not in value]
+    writable = [path for path in named if path.is_dir() and path not in shown]
+    return wrapper(found.program, hidden_here(layout), shown, writable)

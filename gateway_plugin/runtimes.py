@@ -40,9 +40,11 @@ class Runtime(_Frozen):
     name: str
     python: str = ""
     """The interpreter, as a path where the engine runs (inside the container, if there is one); ``""``: the gateway's
-    own, in a container its ``python3``."""
+    own; in a container or behind modules ``python3``."""
     modules: Annotated[tuple[str, ...], BeforeValidator(names_of)] = ()
     """Environment modules, in the order in which they are loaded."""
+    module_folders: Annotated[tuple[str, ...], BeforeValidator(names_of)] = ()
+    """Folders with module files that are searched too (``module use``)."""
     container: Container | None = None
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     """Variables of every engine in this runtime; an entry's own come after them."""

@@ -79,10 +79,12 @@ class Bind:
 
 
 def python_of(model: Model) -> str:
-    """The interpreter of ``model``'s engine: its runtime's, else in a container ``python3``, else the agent's own."""
-    if model.runtime is None:
+    """The interpreter of ``model``'s engine: its runtime's, else in a container or behind modules ``python3``, else the
+    agent's own."""
+    runtime = model.runtime
+    if runtime is None:
         return sys.executable
-    return model.runtime.python or ("python3" if model.runtime.container is not None else sys.executable)
+    return runtime.python or ("python3" if runtime.container is not None or runtime.modules else sys.executable)
 
 
 def needs_source(model: Model) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.isolation import Isolation, isolated
+from gateway_plugin.isolation import Isolation
 from gateway_plugin.masking import secrets_of
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.weights import resolve
@@ -19,6 +19,7 @@ from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, sleeps_in, visible_devices
 from serve.agent.processes import free_port, spawn
 from serve.agent.records import EngineRecord
+from serve.agent.runtime_here import confined, start_in_runtime
 from serve.core.effects import StartEngine
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ def launch(
     argv = engine_argv(model, source, bind, tls, place.gpu_total_mib, sleeps)
     env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
     log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
-    spawned = spawn(argv, env, log, isolated(isolation, isolate, model, layout, source, env))
+    seen = (tls.key, tls.certificate, tls.authority)
+    start = start_in_runtime(argv, env, model, layout, log, seen, source, len(command.gpus))
+    spawned = spawn(start.argv, start.env, log, confined(isolation, isolate, model, layout, source, start))
     record = EngineRecord(
         engine=command.engine,
         model=model.name,
@@ -84,6 +87,8 @@ def launch(
         secrets=secrets_of(model.env),
         ticks=spawned.mark.ticks,
         boot=spawned.mark.boot,
+        remove=start.remove,
+        scratch=start.scratch,
         hang_after_s=model.hang_after_s,
         sleeps=sleeps,
         bare_mib=place.bare_mib,
