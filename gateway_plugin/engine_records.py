@@ -22,8 +22,10 @@ from gateway_plugin.processes import (
     end,
     environment,
     group_members,
+    has_its_pid,
     mark,
     own_pids,
+    parent_pid,
     read_mark,
     writes_to,
 )
@@ -89,12 +91,18 @@ def members(record: RecordedEngine) -> tuple[Mark, ...]:
         )
     elif record.leader.pid not in {known.pid for known in group}:
         group = (record.leader, *descendants(record.leader.pid))
-    return tuple(dict.fromkeys((*group, *strays(record.log))))
+    return tuple(dict.fromkeys((*group, *strays(record.log, record.leader))))
 
 
-def strays(log: str) -> tuple[Mark, ...]:
-    """The living processes, in the process group or not, of the engine whose log is ``log``, by their environment."""
-    found = (mark(pid) for pid in own_pids() if log and environment(pid).get(ENGINE_MARK) == log)
+def strays(log: str, leader: Mark, wrapper: int = 0) -> tuple[Mark, ...]:
+    """The living processes, in the process group or not, of the engine whose log is ``log``, by their environment.
+
+    Without ``wrapper`` and the parent of ``leader``: bubblewrap reaps the engine, and has its exit code.
+    """
+    if not log:
+        return ()
+    spared = (wrapper, parent_pid(leader.pid) if has_its_pid(leader) else 0)
+    found = (mark(pid) for pid in own_pids() if pid not in spared and environment(pid).get(ENGINE_MARK) == log)
     return tuple(known for known in found if known is not None)
 
 

@@ -156,7 +156,7 @@ class EngineProcess:
 
     async def _end(self, grace_s: float) -> None:
         """End its process group, and take note of its end."""
-        await end_engine(self.record, grace_s)
+        await end_engine(self.record, grace_s, self._child)
         deadline = time.monotonic() + self._timing.grace_s
         while self._child is not None and self._child.poll() is None:
             if time.monotonic() > deadline:

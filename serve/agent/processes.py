@@ -156,9 +156,13 @@ async def end_group(leader: Mark, grace_s: float, strays: Callable[[], tuple[Mar
         await asyncio.sleep(0.05)
 
 
-async def end_engine(record: EngineRecord, grace_s: float) -> None:
-    """End an engine's process group, and what left it; returns when these and its container are gone."""
-    await end_group(record.mark, grace_s, lambda: strays(record.log))
+async def end_engine(record: EngineRecord, grace_s: float, child: subprocess.Popen[bytes] | None = None) -> None:
+    """End an engine's process group, and what left it; returns when these and its container are gone.
+
+    ``child``: the engine, or its isolation wrapper.
+    """
+    wrapper = 0 if child is None or child.pid == record.pid else child.pid
+    await end_group(record.mark, grace_s, lambda: strays(record.log, record.mark, wrapper))
     if record.remove or record.scratch:
         await asyncio.to_thread(clear_away, record.remove, record.scratch)
 

@@ -18,7 +18,7 @@ import pytest
 from gateway_plugin import engine_records
 from gateway_plugin.engine_records import strays
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import alive, group_members, mark
+from gateway_plugin.processes import Mark, alive, group_members, mark
 from gateway_plugin.runtimes import Runtime
 from serve.core.events import EngineExited, EngineReady
 from tests.support.agents import KEY, NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
@@ -93,7 +93,7 @@ def test_an_engine_in_a_container_answers_and_leaves_nothing(layout: Layout, hos
     assert host.wait(EngineExited).expected
     assert not any(alive(known) for known in members)
     assert not scratch.exists()
-    assert strays(record.log) == ()
+    assert strays(record.log, record.mark) == ()
 
 
 @needs_container
@@ -123,7 +123,7 @@ def test_an_engine_in_a_container_is_adopted_by_the_next_agent(layout: Layout, h
     assert ask(layout, host)
     host.stop()
     host.wait(EngineExited)
-    assert strays(before.log) == ()
+    assert strays(before.log, before.mark) == ()
     assert not Path(before.scratch).exists()
 
 
@@ -137,7 +137,7 @@ def test_a_container_that_ignores_sigterm_is_killed_with_all_of_it(host: AgentHo
     host.wait(EngineExited)
     assert time.monotonic() - began >= host.timing.grace_s
     assert not any(alive(known) for known in members)
-    assert strays(record.log) == ()
+    assert strays(record.log, record.mark) == ()
 
 
 @needs_container
@@ -178,7 +178,7 @@ def test_an_engine_that_forks_away_fails_and_leaves_nothing(layout: Layout, host
     exited = host.wait(EngineExited)
     assert not exited.expected
     log = next(layout.engine_logs.glob("*.log"))
-    assert strays(str(log)) == ()
+    assert strays(str(log), Mark(0, 0)) == ()
 
 
 def test_a_helper_that_left_the_group_is_ended_with_its_engine(layout: Layout, host: AgentHost) -> None:
@@ -189,8 +189,8 @@ def test_a_helper_that_left_the_group_is_ended_with_its_engine(layout: Layout, h
     host.wait(EngineReady)
     record = host.record()
     group = {known.pid for known in group_members(record.mark)}
-    assert eventually(lambda: {known.pid for known in strays(record.log)} > group)
-    left = [known for known in strays(record.log) if known.pid not in group]
+    assert eventually(lambda: {known.pid for known in strays(record.log, record.mark)} > group)
+    left = [known for known in strays(record.log, record.mark) if known.pid not in group]
     host.stop()
     host.wait(EngineExited)
     assert not any(alive(known) for known in left)
