@@ -81,10 +81,7 @@ class Bind:
 def python_of(model: Model) -> str:
     """The interpreter of ``model``'s engine: its runtime's, else in a container or behind modules ``python3``, else the
     agent's own."""
-    runtime = model.runtime
-    if runtime is None:
-        return sys.executable
-    return runtime.python or ("python3" if runtime.container is not None or runtime.modules else sys.executable)
+    return sys.executable if model.runtime is None else model.runtime.interpreter(sys.executable)
 
 
 def needs_source(model: Model) -> bool:

@@ -14,12 +14,12 @@ from gateway_plugin.errors import GatewayError
 from gateway_plugin.isolation import Isolation
 from gateway_plugin.masking import secrets_of
 from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.runtimes.here import confined, start_in_runtime
 from gateway_plugin.weights import resolve
 from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, needs_source, sleeps_in, visible_devices
 from serve.agent.processes import free_port, spawn
 from serve.agent.records import EngineRecord
-from serve.agent.runtime_here import confined, start_in_runtime
 from serve.core.effects import StartEngine
 
 logger = logging.getLogger(__name__)

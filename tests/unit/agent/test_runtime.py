@@ -11,9 +11,9 @@ import pytest
 from gateway_plugin.catalog import Model
 from gateway_plugin.engine_records import ENGINE_MARK
 from gateway_plugin.runtimes import Runtime
+from gateway_plugin.runtimes.containers import Facts, Start, inner_env, named_paths
+from gateway_plugin.runtimes.start import in_runtime, with_variables
 from serve.agent.argv import python_of
-from serve.agent.containers import Facts, Start, inner_env, named_paths
-from serve.agent.runtime import in_runtime, with_variables
 
 SECRET = "sk-engine-0123456789"
 TOKEN = "hf_abcdefghijklmnop"
@@ -53,7 +53,8 @@ def started(facts: Facts = FACTS, entry: dict[str, Any] | None = None, **runtime
     box = Runtime.model_validate({"name": "box", **runtime})
     fields = {"name": "m", "source": SNAPSHOT, "memory_gib": 1, "gpus": 1, "runtime": box, **(entry or {})}
     model = Model.model_validate(fields)
-    return in_runtime(ARGV, with_variables({**ENV, **model.env}, model, "/s/logs/e1.log"), model, facts)
+    env = with_variables({**ENV, **model.env}, model, "/s/logs/e1.log")
+    return in_runtime(ARGV, env, {**box.env, **model.env}, box, facts)
 
 
 def contained(kind: str, facts: Facts = FACTS, **fields: Any) -> Start:
@@ -235,11 +236,6 @@ def test_the_interpreter_of_each_runtime() -> None:
     assert python(modules=["vllm"]) == "python3"
     assert python(container={"kind": "podman", "image": "vllm"}) == "python3"
     assert python(container={"kind": "podman", "image": "vllm"}, python="/opt/py") == "/opt/py"
-
-
-def test_an_entry_without_a_runtime_is_started_as_it_is() -> None:
-    model = Model.model_validate({"name": "m", "source": "o/m", "memory_gib": 1})
-    assert in_runtime(ARGV, ENV, model, FACTS) == Start(ARGV, ENV)
 
 
 def test_a_runtimes_variables_yield_to_the_entrys_and_never_replace_the_key() -> None:

@@ -4,21 +4,30 @@ folders, and tells whether bubblewrap hides the gateway's folders from it or the
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.errors import ServiceError
+from gateway_plugin.engine_records import clear_away
+from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.isolation import Isolation, isolated
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout, runtime_home
 from gateway_plugin.runtimes import Container, Runtime
+from gateway_plugin.runtimes.containers import HIDING, PROGRAMS, Facts, Gpu, Start, inner_env, named_paths
+from gateway_plugin.runtimes.start import in_runtime, with_variables
+from gateway_plugin.runtimes.versions import Seen, Tried, argv_of, seen
 from gateway_plugin.weights import is_local
-from serve.agent.containers import HIDING, PROGRAMS, Facts, Gpu, Start, inner_env, named_paths
-from serve.agent.runtime import in_runtime, with_variables
+
+logger = logging.getLogger(__name__)
 
 _TMP = "/tmp/"  # noqa: S108 - the container's own
 _BY_PATH = frozenset({"apptainer", "singularity", "charliecloud"})
@@ -31,7 +40,7 @@ def start_in_runtime(
     model: Model,
     layout: Layout,
     log: Path,
-    seen: Iterable[Path],
+    files: Iterable[Path],
     source: str,
     gpus: int,
 ) -> Start:
@@ -39,7 +48,7 @@ def start_in_runtime(
 
     Args:
         log: its log; its name is the engine's.
-        seen: files that it must see: those of TLS.
+        files: what it must see: those of TLS.
         source: where its weights are: a folder, or the name of a repository of a hub.
         gpus: how many it gets.
 
@@ -50,20 +59,36 @@ def start_in_runtime(
     with_all = with_variables(env, model, str(log))
     runtime = model.runtime
     if runtime is None:
-        return in_runtime(argv, with_all, model, Facts("", "", ""))
+        return Start(argv, with_all)
     if problem := missing(runtime, with_all):
         raise ServiceError(f"runtime '{runtime.name}': {problem}")
     if runtime.container is not None and not is_local(source) and not {"HF_HOME", "HF_HUB_CACHE"} & set(with_all):
         hub = Path.home() / ".cache" / "huggingface"
         hub.mkdir(parents=True, exist_ok=True)
         with_all["HF_HOME"] = str(hub)  # in its own home it would fetch the weights again
-    facts = _facts(argv, with_all, model, runtime, layout, log.stem, seen, source, gpus)
-    start = in_runtime(argv, with_all, model, facts)
+    read = (*map(str, files), *_weights(source))
+    return made(argv, with_all, {**runtime.env, **model.env}, runtime, layout, log.stem, read, gpus)
+
+
+def made(
+    argv: tuple[str, ...],
+    env: Mapping[str, str],
+    own: Mapping[str, str],
+    runtime: Runtime,
+    layout: Layout,
+    name: str,
+    read: tuple[str, ...] = (),
+    gpus: int = 0,
+) -> Start:
+    """How ``argv`` is started in ``runtime`` under ``name``; its folders and files are made. Arguments as for
+    ``start.in_runtime``. Raises ``OSError``."""
+    facts = _facts(argv, env, own, runtime, layout, name, read, gpus)
+    start = in_runtime(argv, env, own, runtime, facts)
     if runtime.container is not None:
         private_folder(Path(facts.home))
         _mount_points(private_folder(Path(facts.scratch)), (*start.read, *start.written))
-    for name, text in start.files.items():
-        Path(name).write_text(text, encoding="utf-8")
+    for file, text in start.files.items():
+        Path(file).write_text(text, encoding="utf-8")
     return start
 
 
@@ -104,6 +129,8 @@ def confined(found: Isolation, wanted: str, model: Model, layout: Layout, source
         found = Isolation(reason="Shifter does not run inside bubblewrap, and shows home folders")
     elif container is not None and container.kind == "charliecloud" and os.getuid() == 0:
         found = Isolation(reason="Charliecloud does not run inside bubblewrap as root")
+    if wanted == "auto" and model.isolated and not found.program:
+        logger.warning("engine not isolated model=%s why=%s", model.name, found.reason)
     return isolated(found, wanted, model, layout, source, start.env, start.read, start.written)
 
 
@@ -120,21 +147,19 @@ def _shown(container: Container, layout: Layout) -> str:
 def _facts(
     argv: tuple[str, ...],
     env: Mapping[str, str],
-    model: Model,
+    own: Mapping[str, str],
     runtime: Runtime,
     layout: Layout,
-    engine: str,
-    seen: Iterable[Path],
-    source: str,
+    name: str,
+    read: tuple[str, ...],
     gpus: int,
 ) -> Facts:
     container, home = runtime.container, runtime_home(runtime.name)
     python = Path(runtime.python)
     conda = bool(runtime.python) and (python.parent.parent / "conda-meta").is_dir()
     if container is None:
-        return Facts(engine, str(home), "", conda=conda)
-    read = (*map(str, seen), *_weights(source))
-    inner = inner_env(env, {**runtime.env, **model.env})
+        return Facts(name, str(home), "", conda=conda)
+    inner = inner_env(env, own)
     hidden = (layout.state, layout.run, Path.home())
     named = [
         path
@@ -147,9 +172,9 @@ def _facts(
     image = Path(container.image)
     paths = (str(home), *read, *files, *folders) if container.kind == "charliecloud" and image.is_dir() else ()
     return Facts(
-        engine=f"{layout.run.name}-{engine}",
+        engine=f"{layout.run.name}-{name}",
         home=str(home),
-        scratch=str(layout.scratch / engine),
+        scratch=str(layout.scratch / name),
         read=read,
         files=files,
         folders=folders,
@@ -192,3 +217,44 @@ def _maker() -> Gpu:
     if os.path.exists("/dev/nvidiactl"):
         return "nvidia"
     return "amd" if os.path.exists("/dev/kfd") else ""
+
+
+def look(tried: Tried, layout: Layout, environ: Mapping[str, str], timeout_s: float) -> Seen:
+    """Start ``tried``'s runtime here for its versions. What is not there, or takes longer, is its ``problem``."""
+    runtime = tried.runtime
+    if problem := missing(runtime, environ):
+        return Seen(problem=problem)
+    name = f"look-{runtime.name or 'own'}"
+    argv, env = argv_of(tried, sys.executable), {**environ, **runtime.env}
+    start = Start(argv, env)
+    try:
+        if runtime.name:
+            start = made(argv, env, runtime.env, runtime, layout, name, gpus=tried.gpus)
+        code, output, complaint = _ended(start, timeout_s)
+    except subprocess.TimeoutExpired:
+        return Seen(problem=f"it did not start within {timeout_s:.0f} s")
+    except (GatewayError, OSError) as error:
+        return Seen(problem=error.message if isinstance(error, GatewayError) else str(error))
+    finally:
+        clear_away(start.remove, start.scratch)
+        if start.scratch:
+            for folder in (layout.scratch, layout.run):
+                with contextlib.suppress(OSError):  # a gateway's, or another runtime's
+                    folder.rmdir()
+    return seen(tried, code, output, complaint)
+
+
+def _ended(start: Start, timeout_s: float) -> tuple[int, str, str]:
+    """Exit code and output. Raises ``OSError``, or ``TimeoutExpired``: its process group was killed."""
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(
+        start.argv, env=start.env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+    )
+    try:
+        output, complaint = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        raise
+    return child.returncode, output.decode(errors="replace"), complaint.decode(errors="replace")

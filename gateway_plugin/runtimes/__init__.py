@@ -2,7 +2,7 @@
 
 A runtime is a Python of its own (a virtual environment or conda's, with another version of the engine than the
 gateway's), environment modules, a container, or several of these: modules are loaded first, then the container starts,
-and in it the Python. An entry without a runtime runs in the gateway's own environment. ``serve.agent.runtime`` makes
+and in it the Python. An entry without a runtime runs in the gateway's own environment. ``runtimes.start`` makes
 the command line of it.
 """
 
@@ -48,3 +48,7 @@ class Runtime(_Frozen):
     container: Container | None = None
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     """Variables of every engine in this runtime; an entry's own come after them."""
+
+    def interpreter(self, own: str) -> str:
+        """Its Python; ``own``: the gateway's."""
+        return self.python or ("python3" if self.container is not None or self.modules else own)

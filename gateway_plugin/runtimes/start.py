@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from gateway_plugin.catalog import Model
 from gateway_plugin.engine_records import ENGINE_MARK
 from gateway_plugin.runtimes import Runtime
-from serve.agent.containers import GATEWAYS_PYTHON, Facts, Start, in_container
+from gateway_plugin.runtimes.containers import GATEWAYS_PYTHON, Facts, Start, in_container
 
 _MODULES = r"""
 for init in "${LMOD_PKG:-/}/init/bash" "${MODULESHOME:-/}/init/bash" /etc/profile.d/{z00_,}lmod.sh \
@@ -41,16 +41,15 @@ exec "$@"
 """Arguments: the number of folders, the number of modules, these, and the command line."""
 
 
-def in_runtime(argv: tuple[str, ...], env: Mapping[str, str], model: Model, facts: Facts) -> Start:
-    """The command line and environment that start ``argv`` in ``model``'s runtime.
+def in_runtime(
+    argv: tuple[str, ...], env: Mapping[str, str], own: Mapping[str, str], runtime: Runtime, facts: Facts
+) -> Start:
+    """The command line and environment that start ``argv`` in ``runtime``.
 
     Args:
-        env: the engine's own environment (``engine_env``), with the runtime's variables (``with_variables``).
+        env: the whole environment, ``own`` included.
+        own: the variables of the entry and of its runtime.
     """
-    runtime = model.runtime
-    if runtime is None:
-        return Start(argv, dict(env))
-    own = {**runtime.env, **model.env}
     if runtime.container is not None:
         start = in_container(argv, env, own, runtime.container, facts)
     else:
@@ -62,11 +61,11 @@ def in_runtime(argv: tuple[str, ...], env: Mapping[str, str], model: Model, fact
     return replace(start, argv=(*loading, *runtime.module_folders, *runtime.modules, *start.argv))
 
 
-def with_variables(env: Mapping[str, str], model: Model, engine: str) -> dict[str, str]:
+def with_variables(env: Mapping[str, str], model: Model, log: str) -> dict[str, str]:
     """``env`` with the variables of ``model``'s runtime, which yield to the entry's own, and with the engine's mark."""
     of_runtime = {} if model.runtime is None else model.runtime.env
     added = {name: value for name, value in of_runtime.items() if name not in model.env and name != "VLLM_API_KEY"}
-    return {**env, **added, ENGINE_MARK: engine}
+    return {**env, **added, ENGINE_MARK: log}
 
 
 def _prefix(runtime: Runtime) -> tuple[str, ...]:
