@@ -271,6 +271,45 @@ def test_an_engine_that_does_not_know_an_option_says_so(host: AgentHost) -> None
     assert "unrecognized arguments: --of-a-later-version" in ended(host, args=("--of-a-later-version",))
 
 
+# --- a gateway's environment without an engine's packages ---
+
+WITHOUT_ENGINES = """
+import sys
+for name in ("vllm", "torch", "transformers"):
+    sys.modules[name] = None
+import gateway_plugin.cli.main, serve.app
+from gateway_plugin.catalog import parse_catalog
+from gateway_plugin.service.preflight import failures, packages, runtimes
+from gateway_plugin.site import load_site
+from serve.core.events import EngineReady
+from tests.support.agents import AgentHost, fake_model, private_layout
+
+document = {"runtimes": {"box": {"python": sys.executable}},
+            "models": {"m": {"source": "o/m", "memory_gib": 1, "runtime": "box"}}}
+catalog, site = parse_catalog(document, "test"), load_site("local")
+assert failures((*packages(site, catalog), *runtimes(site, catalog))) == ()
+del document["models"]["m"]["runtime"]
+(lacks,) = failures(packages(site, parse_catalog(document, "test")))
+assert lacks.name == "package vllm", lacks
+box = catalog.runtimes[0].model_copy(update={"env": {"PYTHONPATH": sys.argv[1]}})
+with private_layout() as layout:
+    host = AgentHost(layout)
+    try:
+        host.start(fake_model("tiny", runtime=box))
+        host.wait(EngineReady)
+    finally:
+        host.close()
+assert sys.modules["vllm"] is sys.modules["torch"] is sys.modules["transformers"] is None
+"""
+
+
+def test_an_environment_without_vllm_runs_engines_in_a_runtime() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ENGINES, str(ROOT)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # --- another Python, modules ---
 
 

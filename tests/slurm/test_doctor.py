@@ -118,7 +118,7 @@ def test_the_runtimes_of_a_catalog_are_tried_on_a_node(slurm: VirtualSlurm, doct
     checks = doctor.says("--submit", "--models", str(models), code=1)
     assert checks["runtime own"]["verdict"] == "ok"
     assert checks["runtime gone"]["verdict"] == "warn"  # here; a node may have it
-    assert checks["gpu: runtime own"]["verdict"] == "ok"
+    assert checks["gpu: runtime own"]["verdict"] == "ok", checks["gpu: runtime own"]["found"]
     assert "vllm 0." in checks["gpu: runtime own"]["found"]
     assert checks["gpu: runtime bare"]["verdict"] == checks["gpu: runtime gone"]["verdict"] == "fail"
     assert "has no vllm" in checks["gpu: runtime bare"]["found"]
