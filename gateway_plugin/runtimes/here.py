@@ -16,14 +16,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gateway_plugin.catalog import Model
-from gateway_plugin.engine_records import clear_away
+from gateway_plugin.engine_records import ENGINE_MARK, clear_away
 from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.isolation import Isolation, isolated
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout, runtime_home
 from gateway_plugin.runtimes import Container, Runtime
 from gateway_plugin.runtimes.containers import HIDING, PROGRAMS, Facts, Gpu, Start, inner_env, named_paths
-from gateway_plugin.runtimes.start import in_runtime, with_variables
+from gateway_plugin.runtimes.start import in_runtime
 from gateway_plugin.runtimes.versions import Seen, Tried, argv_of, seen
 from gateway_plugin.weights import is_local
 
@@ -56,7 +56,7 @@ def start_in_runtime(
         ServiceError: the runtime is not there on this node.
         OSError: a folder cannot be made.
     """
-    with_all = with_variables(env, model, str(log))
+    with_all = {**env, ENGINE_MARK: str(log)}
     runtime = model.runtime
     if runtime is None:
         return Start(argv, with_all)
@@ -67,7 +67,7 @@ def start_in_runtime(
         hub.mkdir(parents=True, exist_ok=True)
         with_all["HF_HOME"] = str(hub)  # in its own home it would fetch the weights again
     read = (*map(str, files), *_weights(source))
-    return made(argv, with_all, {**runtime.env, **model.env}, runtime, layout, log.stem, read, gpus)
+    return made(argv, with_all, model.variables, runtime, layout, log.stem, read, gpus)
 
 
 def made(

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from gateway_plugin.catalog import Model
-from gateway_plugin.engine_records import ENGINE_MARK
 from gateway_plugin.runtimes import Runtime
 from gateway_plugin.runtimes.containers import GATEWAYS_PYTHON, Facts, Start, in_container
 
@@ -59,13 +57,6 @@ def in_runtime(
     counts = (str(len(runtime.module_folders)), str(len(runtime.modules)))
     loading = ("bash", "--noprofile", "--norc", "-c", _MODULES, "modules", *counts)
     return replace(start, argv=(*loading, *runtime.module_folders, *runtime.modules, *start.argv))
-
-
-def with_variables(env: Mapping[str, str], model: Model, log: str) -> dict[str, str]:
-    """``env`` with the variables of ``model``'s runtime, which yield to the entry's own, and with the engine's mark."""
-    of_runtime = {} if model.runtime is None else model.runtime.env
-    added = {name: value for name, value in of_runtime.items() if name not in model.env and name != "VLLM_API_KEY"}
-    return {**env, **added, ENGINE_MARK: log}
 
 
 def _prefix(runtime: Runtime) -> tuple[str, ...]:

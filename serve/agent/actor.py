@@ -151,7 +151,7 @@ class NodeAgent:
         except (GatewayError, OSError) as error:
             lease.release()
             reason = error.message if isinstance(error, GatewayError) else f"could not be started: {error}"
-            reason = masked(reason, secrets_of(command.model.env))
+            reason = masked(reason, secrets_of(command.model.variables))
             summary = "it could not be started"
             self._report(EngineExited(command.engine, reason, expected=False, summary=summary))
 

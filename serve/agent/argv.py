@@ -197,7 +197,7 @@ def engine_env(
     if model.engine == "vllm" and not model.gpus:
         # The worker runs inside the engine core: one import of torch and 500 MB less, 23 s instead of 50 to start.
         env.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    env.update(model.env)
+    env.update(model.variables)
     if sleeps and model.gpus:
         env["VLLM_SERVER_DEV_MODE"] = "1"
         if "PYTORCH_CUDA_ALLOC_CONF" not in env:  # the older name of the same

@@ -60,7 +60,7 @@ def launch(
     bind = Bind(place.host, free_port(place.host))
     tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
     sleeps = model.sleeps and bool(place.bare_mib)
-    if sleeps and not sleeps_in({**os.environ, **model.env}):
+    if sleeps and not sleeps_in({**os.environ, **model.variables}):
         logger.warning("engine cannot sleep engine=%s why=expandable_segments in its environment", command.engine)
         sleeps = False
     argv = engine_argv(model, source, bind, tls, place.gpu_total_mib, sleeps)
@@ -84,7 +84,7 @@ def launch(
         memory_mib=model.memory_mib,
         log=str(log),
         key=key,
-        secrets=secrets_of(model.env),
+        secrets=secrets_of(model.variables),
         ticks=spawned.mark.ticks,
         boot=spawned.mark.boot,
         remove=start.remove,

@@ -12,8 +12,8 @@ from gateway_plugin.catalog import Model
 from gateway_plugin.engine_records import ENGINE_MARK
 from gateway_plugin.runtimes import Runtime
 from gateway_plugin.runtimes.containers import Facts, Start, inner_env, named_paths
-from gateway_plugin.runtimes.start import in_runtime, with_variables
-from serve.agent.argv import python_of
+from gateway_plugin.runtimes.start import in_runtime
+from serve.agent.argv import engine_env, python_of
 
 SECRET = "sk-engine-0123456789"
 TOKEN = "hf_abcdefghijklmnop"
@@ -53,8 +53,8 @@ def started(facts: Facts = FACTS, entry: dict[str, Any] | None = None, **runtime
     box = Runtime.model_validate({"name": "box", **runtime})
     fields = {"name": "m", "source": SNAPSHOT, "memory_gib": 1, "gpus": 1, "runtime": box, **(entry or {})}
     model = Model.model_validate(fields)
-    env = with_variables({**ENV, **model.env}, model, "/s/logs/e1.log")
-    return in_runtime(ARGV, env, {**box.env, **model.env}, box, facts)
+    env = {**ENV, **model.variables, ENGINE_MARK: "/s/logs/e1.log"}
+    return in_runtime(ARGV, env, model.variables, box, facts)
 
 
 def contained(kind: str, facts: Facts = FACTS, **fields: Any) -> Start:
@@ -238,11 +238,13 @@ def test_the_interpreter_of_each_runtime() -> None:
     assert python(container={"kind": "podman", "image": "vllm"}, python="/opt/py") == "/opt/py"
 
 
-def test_a_runtimes_variables_yield_to_the_entrys_and_never_replace_the_key() -> None:
-    box = Runtime.model_validate({"name": "box", "env": {"A": "runtime", "B": "runtime", "VLLM_API_KEY": "x"}})
-    model = Model.model_validate({"name": "m", "source": "o/m", "memory_gib": 1, "runtime": box, "env": {"A": "entry"}})
-    found = with_variables({"A": "entry", "VLLM_API_KEY": SECRET}, model, "log")
-    assert found == {"A": "entry", "B": "runtime", "VLLM_API_KEY": SECRET, ENGINE_MARK: "log"}
+def test_a_runtimes_variables_yield_to_the_entrys_and_reach_its_engine() -> None:
+    box = Runtime.model_validate({"name": "box", "env": {"A": "runtime", "B": "runtime"}})
+    fields = {"name": "m", "source": "o/m", "memory_gib": 1, "runtime": box, "env": {"A": "entry"}}
+    model = Model.model_validate(fields)
+    assert model.variables == {"A": "entry", "B": "runtime"}
+    env = engine_env(model, SECRET, (), (), {})
+    assert (env["A"], env["B"], env["VLLM_API_KEY"]) == ("entry", "runtime", SECRET)
 
 
 def test_an_entrys_pythonpath_is_not_the_pythonpath_of_the_containers_program() -> None:
