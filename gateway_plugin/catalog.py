@@ -186,6 +186,11 @@ class Model(_Frozen):
         return on_socket(self.engine, self.command)
 
     @property
+    def variables(self) -> dict[str, str]:
+        """Variables that the catalog gives its engines: those of the runtime, and its own."""
+        return {**(self.runtime.env if self.runtime else {}), **self.env}
+
+    @property
     def memory_mib(self) -> int:
         """Memory in whole MiB, per GPU when ``gpus`` > 0."""
         return max(1, round(self.memory_gib * 1024))

@@ -80,10 +80,8 @@ def refusal(entry: Entry) -> tuple[str, str] | None:
     if unreachable := _unreachable(entry):  # (3)
         return unreachable
     for name in entry.env:  # (4)
-        if name in _TAKEN_VARIABLES:
-            return "env", f"{name}: {_TAKEN_VARIABLES[name]}"
-        if not _VARIABLE.fullmatch(name):
-            return "env", f"{name!r}: expected the name of an environment variable"
+        if wrong := refused_variable(name):
+            return "env", wrong
     for key, text in _texts(entry):  # (5)
         if "\0" in text:
             return key, f"{text!r}: no text may have a NUL in it"
@@ -93,6 +91,13 @@ def refusal(entry: Entry) -> tuple[str, str] | None:
     if entry.engine == "command" and (deaf := _deaf(entry)):  # (6)
         return deaf
     return _no_source(entry)  # (7)
+
+
+def refused_variable(name: str) -> str:
+    """Why no ``env`` may have this variable; ``""`` if it may."""
+    if name in _TAKEN_VARIABLES:
+        return f"{name}: {_TAKEN_VARIABLES[name]}"
+    return "" if _VARIABLE.fullmatch(name) else f"{name!r}: expected the name of an environment variable"
 
 
 def _texts(entry: Entry, scripts: bool = True) -> Iterator[tuple[str, str]]:

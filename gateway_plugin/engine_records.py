@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,22 @@ from gateway_plugin.processes import (
     carries_mark,
     descendants,
     end,
+    environment,
     group_members,
+    has_its_pid,
+    mark,
+    own_pids,
+    parent_pid,
     read_mark,
     writes_to,
 )
 
 TERM_GRACE_S = 10.0
 """Between SIGTERM and SIGKILL of an engine."""
+ENGINE_MARK = "GATEWAY_ENGINE"
+"""The environment variable that carries the path of an engine's log into each of its processes: also into one that
+leaves the process group, or that a container's monitor starts."""
+_REMOVE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,10 @@ class RecordedEngine:
     leader: Mark
     log: str = ""
     """The file that its output goes to, and that of its children."""
+    remove: tuple[str, ...] = ()
+    """The command that removes its container."""
+    scratch: str = ""
+    """Its temporary folder in a container."""
 
 
 def socket_folder(record: Path) -> Path:
@@ -65,24 +79,52 @@ def read_records(folder: Path) -> tuple[RecordedEngine, ...]:
         if leader is None:
             complain(f"{path}: not an engine record: it names no process")
             continue
-        records.append(RecordedEngine(path, block, leader, str(document.get("log", ""))))
+        remove, scratch = document.get("remove") or (), str(document.get("scratch", ""))
+        command = tuple(map(str, remove)) if isinstance(remove, list | tuple) else ()
+        records.append(RecordedEngine(path, block, leader, str(document.get("log", "")), command, scratch))
     return tuple(records)
 
 
 def members(record: RecordedEngine) -> tuple[Mark, ...]:
-    """The living processes of an engine: its process group, if its leader is the recorded one.
+    """The living processes of an engine: its process group, if its leader is the recorded one, and its strays.
 
     Without the leader, a process of a group with its number is the engine's only if it carries the block's name, or
     writes to the engine's log: vLLM's core sets a process title, which overwrites its environment.
     """
     group = group_members(record.leader)
     if not alive(record.leader):
-        return tuple(
+        group = tuple(
             known for known in group if carries_mark(known.pid, record.block) or writes_to(known.pid, record.log)
         )
-    return group if record.leader.pid in {known.pid for known in group} else (
-        record.leader, *descendants(record.leader.pid)
-    )  # fmt: skip
+    elif record.leader.pid not in {known.pid for known in group}:
+        group = (record.leader, *descendants(record.leader.pid))
+    return tuple(dict.fromkeys((*group, *strays(record.log, record.leader))))
+
+
+def strays(log: str, leader: Mark, wrapper: int = 0) -> tuple[Mark, ...]:
+    """The living processes, in the process group or not, of the engine whose log is ``log``, by their environment.
+
+    Without ``wrapper`` and the parent of ``leader``: bubblewrap reaps the engine, and has its exit code.
+    """
+    if not log:
+        return ()
+    spared = (wrapper, parent_pid(leader.pid) if has_its_pid(leader) else 0)
+    found = (mark(pid) for pid in own_pids() if pid not in spared and environment(pid).get(ENGINE_MARK) == log)
+    return tuple(known for known in found if known is not None)
+
+
+def clear_away(remove: tuple[str, ...], scratch: str) -> None:
+    """Remove an engine's container and its temporary folder, once its processes are gone. Blocks up to a minute."""
+    if remove:
+        try:
+            done = subprocess.run(remove, capture_output=True, text=True, timeout=_REMOVE_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            complain(f"{' '.join(remove)}: {error}")
+        else:
+            if done.returncode:
+                complain(f"{' '.join(remove)}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def end_engines(folder: Path, block: str | None = None, grace_s: float = TERM_GRACE_S) -> tuple[str, ...]:
@@ -98,5 +140,6 @@ def end_engines(folder: Path, block: str | None = None, grace_s: float = TERM_GR
             failed.append(record.path.name)
         else:
             shutil.rmtree(socket_folder(record.path), ignore_errors=True)
+            clear_away(record.remove, record.scratch)
             record.path.unlink(missing_ok=True)
     return tuple(failed)

@@ -165,7 +165,8 @@ def isolated(
     layout: Layout,
     source: str,
     env: Mapping[str, str],
-    folders: Iterable[Path] = (),
+    read: Iterable[str] = (),
+    written: Iterable[str] = (),
     alone: bool = False,
 ) -> tuple[str, ...]:
     """The arguments before the command line of ``model``'s engine; ``()``: it is not isolated.
@@ -174,7 +175,7 @@ def isolated(
         wanted: ``Site.isolate_engines``.
         source: where its weights are.
         env: its environment; folders in it are writable, wherever they are.
-        folders: further folders that it writes.
+        read, written: further paths of its runtime, and the folder of its socket.
         alone: it gets a network of its own where that is possible: no other process of the node reaches its port.
 
     Raises:
@@ -185,14 +186,14 @@ def isolated(
         raise ServiceError(f"the site wants isolated engines (isolate_engines), and this one cannot be: {why}")
     if wanted == "off" or not model.isolated or not found.program:
         return ()
-    own = (str(layout.engine_key), str(layout.engine_certificate), str(layout.ca))
-    read = (*own, str(shown_for(source)) if source.startswith("/") else source, sys.prefix, sys.base_prefix)
-    shown = [Path(place).resolve() for place in (*read, *env.get("PYTHONPATH", "").split(":")) if place.startswith("/")]
+    tls = (str(layout.engine_key), str(layout.engine_certificate), str(layout.ca))
+    weights = str(shown_for(source)) if source.startswith("/") else source
+    seen = (*tls, weights, sys.prefix, sys.base_prefix, *read, *env.get("PYTHONPATH", "").split(":"))
+    shown = [Path(place).resolve() for place in seen if place.startswith("/")]
     hidden = hidden_here(layout, more=_logins(env) if source.startswith("/") else ())
-    named = [Path(value).resolve() for value in env.values() if value.startswith("/") and ":" not in value]
-    written = [path for path in named if path.is_dir() and path not in shown]
-    written += [folder.resolve() for folder in folders]
-    return wrapper(found.program, hidden, shown, written, alone and found.network)
+    named = [Path(value).resolve() for value in (*written, *env.values()) if value.startswith("/") and ":" not in value]
+    writable = [path for path in named if path.is_dir() and path not in shown]
+    return wrapper(found.program, hidden, shown, writable, alone and found.network)
 
 
 def _logins(env: Mapping[str, str]) -> tuple[Path, ...]:

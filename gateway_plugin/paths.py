@@ -39,6 +39,13 @@ def weights_root() -> Path:
     return cache_root() / "models"
 
 
+def runtime_home(runtime: str) -> Path:
+    """The home folder of engines in the containers of ``runtime``, with their caches: in ``$XDG_CACHE_HOME``, else in
+    ``~/.cache``. It is kept: what was compiled there need not be again."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gateway-plugin" / "homes" / runtime
+
+
 _RUN_NAMES = 9
 """How many names for the run folder are tried: each takes another user a folder in /tmp to occupy."""
 
@@ -214,6 +221,8 @@ class Layout:
     block_cancels = _Below("blocks", "cancel")
     """One file a block that is to be ended at once, from the controller to the pool."""
     engine_records = _Below("run", "engines")
+    scratch = _Below("run", "scratch")
+    """Temporary folders of engines in containers."""
     """One JSON file an engine of this node: PID, start, port, model."""
     controller = _Below("state", "controller")
     """What the controller keeps for the next one: ``ControllerFiles``."""

@@ -322,8 +322,8 @@ def _address_to(head: str) -> str:
 def _check_itself(settings: Settings, address: str) -> int:
     """``gateway doctor --submit``: look at the node, write the report, and be there to be called for a while."""
     with socket.create_server(("", 0)) as called:
-        file = Path(settings.report)
-        write_private(file, json.dumps(report(settings.head, address, called.getsockname()[1], os.environ)))
+        found = report(settings, address, called.getsockname()[1], os.environ)
+        write_private(Path(settings.report), json.dumps(found))
         called.settimeout(CALLED_S)
         with suppress(TimeoutError):  # then the report is read, and says where to call
             called.accept()[0].close()

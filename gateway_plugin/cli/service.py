@@ -301,7 +301,10 @@ def doctor(site: str | None, models: Path | None, submit: bool, wait: float) -> 
         interrupt_on_signals()
         with Steps("node type") as steps:
             checks = examine(
-                settings().state, site, models, lambda layout, site: try_nodes(layout, site, wait, steps.update)
+                settings().state,
+                site,
+                models,
+                lambda layout, site, catalog: try_nodes(layout, site, wait, steps.update, catalog),
             )
     else:
         checks = examine(settings().state, site, models)

@@ -21,10 +21,11 @@ from gateway_plugin.site import Site, load_site
 from gateway_plugin.sizing.catalog_file import read_catalog
 
 Checks = tuple[Check, ...]
+Trial = Callable[[Layout, Site, Catalog], Checks]
 
 
 def examine(
-    state: Path, site_reference: str | None, models: Path | None, trial: Callable[[Layout, Site], Checks] | None = None
+    state: Path, site_reference: str | None, models: Path | None, trial: Trial | None = None
 ) -> tuple[Check, ...]:
     """All checks. Without ``site_reference`` and ``models``, those of the gateway in ``state`` are used, else the
     defaults of ``up``.
@@ -61,7 +62,7 @@ def examine(
         on_site = every_site_check(layout, site)
         checks += on_site
         if trial is not None:
-            checks += _tried(trial, layout, site, on_site)
+            checks += _tried(trial, layout, site, catalog, on_site)
     if record is not None and not on_this_host(record):
         running = Check("service", Verdict.WARN, f"runs on {record.host}", "run 'gateway doctor' there")
     return (*checks, running)
@@ -73,13 +74,13 @@ def not_elsewhere(url: str) -> Check:
     return Check("GATEWAY_URL", Verdict.WARN, words, "for that gateway run 'gateway doctor' on its own machine")
 
 
-def _tried(trial: Callable[[Layout, Site], Checks], layout: Layout, site: Site, on_site: Checks) -> Checks:
+def _tried(trial: Trial, layout: Layout, site: Site, catalog: Catalog, on_site: Checks) -> Checks:
     """The trial's checks. It is skipped if a job could not be submitted, or would pend for ever."""
     if wrong := failures(on_site):
         words = f"not submitted: {', '.join(check.name for check in wrong)} first"
         return (Check("trial jobs", Verdict.WARN, words, "fix the failed checks, then try again"),)
     try:
-        return trial(layout, site)
+        return trial(layout, site, catalog)
     except GatewayError as error:
         return (Check("trial jobs", Verdict.FAIL, error.message, "correct the site file"),)
 

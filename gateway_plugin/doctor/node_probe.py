@@ -18,12 +18,14 @@ from pydantic import ValidationError
 
 from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.blocks.ledger import Block
-from gateway_plugin.blocks.self_check import PACKAGES, call, version
+from gateway_plugin.blocks.self_check import PACKAGES, call, version, wanted_file
+from gateway_plugin.catalog import Catalog
 from gateway_plugin.doctor.node_report import REPORT_BYTES, Report, judged
 from gateway_plugin.doctor.scheduler import versions
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.paths import Layout, private_folder, write_private
 from gateway_plugin.phases import BlockPhase
+from gateway_plugin.runtimes.versions import wanted
 from gateway_plugin.schedulers.base import JobStatus, Scheduler, shared_script_place
 from gateway_plugin.schedulers.select import is_queue, schedulers_for
 from gateway_plugin.service.checks import Check, Verdict
@@ -40,6 +42,8 @@ _LATE_S = 10.0
 _END_S = 40.0
 _CALL_S = 5.0
 _FIND_S = 5.0
+
+_NO_MODELS = Catalog(models=())
 
 Progress = Callable[[tuple[tuple[str, str, str], ...], float], None]
 """Receives ``(what, phase, note)`` rows and the seconds since the beginning."""
@@ -64,9 +68,16 @@ class _Trial:
 
 
 def try_nodes(
-    layout: Layout, site: Site, wait_s: float = WAIT_S, progress: Progress = lambda rows, elapsed_s: None
+    layout: Layout,
+    site: Site,
+    wait_s: float = WAIT_S,
+    progress: Progress = lambda rows, elapsed_s: None,
+    catalog: Catalog = _NO_MODELS,
 ) -> tuple[Check, ...]:
     """Submit, wait for every node's report, judge it. No job and no file is left, also after Ctrl-C.
+
+    Args:
+        catalog: its runtimes are started on each node, for their versions.
 
     Raises:
         ConfigError: this machine has no address for nodes, or the state folder's path cannot be used.
@@ -89,6 +100,7 @@ def try_nodes(
                 trial = _Trial(node_type, schedulers[node_type.name], block, scripts / f"{name}.report")
                 trials.append(trial)  # before its job is submitted, so that Ctrl-C leaves none unknown
                 try:
+                    write_private(wanted_file(trial.file), wanted(catalog).model_dump_json())
                     _submit(trial, layout, f"{head}:{site.ray_port}")
                 except (GatewayError, TimeoutError) as error:
                     trials.remove(trial)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from gateway_plugin.runtimes.versions import Seen
 from gateway_plugin.service.checks import Check, Verdict
 from gateway_plugin.site import NodeType
 
@@ -40,6 +41,12 @@ class Report(BaseModel):
     """The memory of each GPU that ``nvidia-smi`` shows; empty without it."""
     isolation: str
     """``works``: bubblewrap works; or the reason why not."""
+    gpus: list[str] = []
+    """``NAME, DRIVER`` of each GPU."""
+    cuda: str = ""
+    """The newest CUDA that the driver knows."""
+    runtimes: dict[str, Seen] = {}
+    """Of the catalog's runtimes; ``""``: the gateway's own environment."""
 
 
 def judged(
@@ -60,6 +67,7 @@ def judged(
         _size(node_type, report),
         _clock(node_type, report, now_s),
         _isolation(node_type, report),
+        *_runtimes(node_type, report),
     )
 
 
@@ -103,7 +111,9 @@ def _gpus(node_type: NodeType, report: Report) -> Check:
     if least_gib < node_type.gpu_memory_gib:
         words = f"{least_gib:.1f} GiB each on {report.host}, and engines may use {node_type.gpu_memory_gib:.1f}"
         return Check(name, Verdict.FAIL, words, "lower gpu_memory_gib= of the node type")
-    return Check(name, Verdict.OK, f"{count} with {least_gib:.1f} GiB, engines may use {node_type.gpu_memory_gib:.1f}")
+    words = f"{count} with {least_gib:.1f} GiB, engines may use {node_type.gpu_memory_gib:.1f}"
+    kinds = "; ".join(sorted(set(report.gpus)))
+    return Check(name, Verdict.OK, f"{words}; {kinds}, CUDA {report.cuda or 'unknown'}" if kinds else words)
 
 
 def _size(node_type: NodeType, report: Report) -> Check:
@@ -132,3 +142,30 @@ def _isolation(node_type: NodeType, report: Report) -> Check:
         words = f"engines on {report.host} would read what you read: {report.isolation}"
         return Check(name, Verdict.WARN, words, "ask the site for bubblewrap and user namespaces on its nodes")
     return Check(name, Verdict.OK, f"bubblewrap works on {report.host}")
+
+
+def _runtimes(node_type: NodeType, report: Report) -> tuple[Check, ...]:
+    checks = []
+    for runtime, seen in report.runtimes.items():
+        name = f"{node_type.name}: runtime {runtime}" if runtime else f"{node_type.name}: engines without a runtime"
+        words = ", ".join(f"{what} {version}" for what, version in seen.versions.items())
+        if seen.problem:
+            advice = (
+                f"correct '{runtime}' in the catalog" if runtime else "give its entries a runtime, or install it there"
+            )
+            checks.append(Check(name, Verdict.FAIL, f"{seen.problem} (on {report.host})", advice))
+        elif _newer(seen.versions.get("torch for cuda", ""), report.cuda):
+            words += f"; the driver of {report.host} knows CUDA up to {report.cuda}"
+            checks.append(
+                Check(name, Verdict.WARN, words, "take a build for an older CUDA, or an image with its libraries")
+            )
+        else:
+            checks.append(Check(name, Verdict.OK, words))
+    return tuple(checks)
+
+
+def _newer(built_for: str, known: str) -> bool:
+    """Whether a build needs a newer driver: within a major version an older driver will do (docs.nvidia.com, "CUDA
+    Compatibility": minor version compatibility)."""
+    majors = [text.partition(".")[0] for text in (built_for, known)]
+    return all(text.isdigit() for text in majors) and int(majors[0]) > int(majors[1])

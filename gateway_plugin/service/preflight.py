@@ -23,6 +23,7 @@ from gateway_plugin.hub import cache_folder
 from gateway_plugin.isolation import Isolation, find_isolation
 from gateway_plugin.ownership import others_write
 from gateway_plugin.paths import Layout
+from gateway_plugin.runtimes.here import missing
 from gateway_plugin.schedulers.base import shared_script_place
 from gateway_plugin.schedulers.select import is_queue, scheduler_for
 from gateway_plugin.service.capacity import fit
@@ -66,6 +67,7 @@ def every_check(layout: Layout, site: Site, catalog: Catalog, ours: frozenset[in
         *job_scripts(layout, site),
         *disk(layout),
         open_files(site.limits),
+        *runtimes(site, catalog),
         *weights(catalog, site),
         *certificate(site),
         *memory(site),
@@ -94,12 +96,28 @@ def packages(site: Site, catalog: Catalog, installed: Callable[[str], bool] = _i
         for module in ("ray", "parsl", "psutil", "cryptography")
     ]
     here = [node_type for node_type in site.node_types if node_type.engines_on_loopback and not node_type.worker_init]
-    if here and any(model.engine == "vllm" for model in catalog.models):
+    if here and any(model.engine == "vllm" and model.runtime is None for model in catalog.models):
         if installed("vllm"):
             checks.append(Check("package vllm", Verdict.OK, "installed"))
         else:
-            advice = "see requirements/cpu.txt, or pip install 'gateway-plugin[gpu]'"
+            advice = "give its entries a runtime (docs/engines.md), or pip install 'gateway-plugin[gpu]'"
             checks.append(Check("package vllm", Verdict.FAIL, "missing, and engines run on this machine", advice))
+    return tuple(checks)
+
+
+def runtimes(site: Site, catalog: Catalog) -> tuple[Check, ...]:
+    """What of the entries' runtimes is on this machine. Nodes of a queue may have what it lacks."""
+    here = any(node_type.engines_on_loopback for node_type in site.node_types)
+    checks: list[Check] = []
+    for runtime in {model.runtime.name: model.runtime for model in catalog.models if model.runtime}.values():
+        name = f"runtime {runtime.name}"
+        if not (problem := missing(runtime, os.environ)):
+            checks.append(Check(name, Verdict.OK, "as far as it shows without a start"))
+        elif here:
+            checks.append(Check(name, Verdict.FAIL, problem, f"correct runtimes.{runtime.name} in the catalog"))
+        else:
+            words = f"{problem.replace(' on this node', ' on this machine')}; a node may have it"
+            checks.append(Check(name, Verdict.WARN, words, "'gateway doctor --submit' looks on the nodes"))
     return tuple(checks)
 
 

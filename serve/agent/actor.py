@@ -34,7 +34,7 @@ from serve.agent.lastwords import last_words, summary_of
 from serve.agent.launch import Launched, Place, launch
 from serve.agent.node import gpu_total_mib, node_address, notice_in
 from serve.agent.probe import Probe, client_context
-from serve.agent.processes import end_group, prune_engine_logs, tail
+from serve.agent.processes import end_engine, prune_engine_logs, tail
 from serve.agent.records import EngineRecord
 from serve.agent.timing import Timing
 from serve.agent.warm import Gauges, measure_bare
@@ -153,7 +153,7 @@ class NodeAgent:
         except (GatewayError, OSError) as error:
             lease.release()
             reason = error.message if isinstance(error, GatewayError) else f"could not be started: {error}"
-            reason = masked(reason, secrets_of(command.model.env))
+            reason = masked(reason, secrets_of(command.model.variables))
             summary = "it could not be started"
             self._report(EngineExited(command.engine, reason, expected=False, summary=summary))
 
@@ -328,7 +328,7 @@ class NodeAgent:
                 logger.info("engine adopted engine=%s pid=%d", record.engine, record.pid)
                 self._watch(records.completed(self._layout, record), None)
                 continue
-            await end_group(record.mark, self._timing.grace_s)
+            await end_engine(record, self._timing.grace_s)
             records.remove(self._layout, record.engine)
             if record.node == self._settings.node:
                 words = last_words(tail(Path(record.log)), (record.key, *record.secrets))

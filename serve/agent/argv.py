@@ -64,10 +64,9 @@ its default): fewer to touch and register. A glibc before 2.35 ignores it."""
 
 
 def python_of(model: Model) -> str:
-    """The interpreter of ``model``'s engine: its runtime's, else in a container ``python3``, else the agent's own."""
-    if model.runtime is None:
-        return sys.executable
-    return model.runtime.python or ("python3" if model.runtime.container is not None else sys.executable)
+    """The interpreter of ``model``'s engine: its runtime's, else in a container or behind modules ``python3``, else the
+    agent's own."""
+    return sys.executable if model.runtime is None else model.runtime.interpreter(sys.executable)
 
 
 def engine_argv(
@@ -120,7 +119,7 @@ def engine_env(
         env.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if model.adapters is not None:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # its paths take the key, and the edge does not pass them on
-    env.update(model.env)
+    env.update(model.variables)
     if is_local(model.source) and env["HF_HUB_OFFLINE"].lower() in ("1", "on", "yes", "true"):
         for name in TOKENS:  # it asks the hub for nothing
             env.pop(name, None)

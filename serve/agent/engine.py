@@ -21,7 +21,7 @@ from serve.agent.devices import Devices, Lease
 from serve.agent.hanging import ProgressWatch, Why, in_doubt, with_words
 from serve.agent.lastwords import last_words
 from serve.agent.probe import Health, Probe, ProbeFailed
-from serve.agent.processes import end_group, tail
+from serve.agent.processes import end_engine, tail
 from serve.agent.records import EngineRecord
 from serve.agent.sleeping import Reload
 from serve.agent.timing import Timing
@@ -158,7 +158,7 @@ class EngineProcess:
 
     async def _end(self, grace_s: float) -> None:
         """End its process group, and take note of its end."""
-        await end_group(self.record.mark, grace_s)
+        await end_engine(self.record, grace_s, self._child)
         deadline = time.monotonic() + self._timing.grace_s
         while self._child is not None and self._child.poll() is None:
             if time.monotonic() > deadline:

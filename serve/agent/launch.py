@@ -14,9 +14,10 @@ from typing import Literal, NamedTuple
 from gateway_plugin.adapter_folders import on_disk
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.hub_cache import cache_of
-from gateway_plugin.isolation import Isolation, isolated
+from gateway_plugin.isolation import Isolation
 from gateway_plugin.masking import secrets_of
 from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.runtimes.here import confined, start_in_runtime
 from gateway_plugin.weights import is_local, needs_source, resolve
 from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, sleeps_in, visible_devices
@@ -66,7 +67,7 @@ def launch(
         source = resolve(model, fetched=place.fetched)
         model = model.model_copy(update={"source": source})  # what was fetched is local: no hub, no token
     sleeps = model.sleeps and bool(place.bare_mib)
-    if sleeps and not sleeps_in({**os.environ, **model.env}):
+    if sleeps and not sleeps_in({**os.environ, **model.variables}):
         logger.warning("engine cannot sleep engine=%s why=expandable_segments in its environment", command.engine)
         sleeps = False
     log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
@@ -81,13 +82,15 @@ def launch(
             if not is_local(command.model.source) and is_local(source):  # its options may name others by a hub name
                 env.setdefault("HF_HUB_CACHE", str(cache_of(source)))
             alone = door is not None and not folders and is_local(model.source)
-            wrapper = isolated(isolation, isolate, model, layout, source, env, folders, alone)
+            seen = (tls.key, tls.certificate, tls.authority)
+            start = start_in_runtime(argv, env, model, layout, log, seen, source, len(command.gpus), folders)
+            wrapper = confined(isolation, isolate, model, layout, source, start, alone)
             if door is None:
-                spawned = spawn(argv, env, log, wrapper)
+                spawned = spawn(start.argv, start.env, log, wrapper)
             else:
-                demand_program(argv, env)
-                argv, env = behind(Doorman(inner, tls, key, model.health, model.kind.deaf_while_busy), argv, env)
-                spawned = spawn(argv, env, log, wrapper, door.fileno())
+                demand_program(start.argv, start.env)
+                doorman = Doorman(inner, tls, key, model.health, model.kind.deaf_while_busy)
+                spawned = spawn(*behind(doorman, start.argv, start.env), log, wrapper, door.fileno())
     except (GatewayError, OSError):
         records.remove(layout, command.engine)  # the folder of its socket
         raise
@@ -106,9 +109,11 @@ def launch(
         memory_mib=model.memory_mib,
         log=str(log),
         key=key,
-        secrets=secrets_of(model.env),
+        secrets=secrets_of(model.variables),
         ticks=spawned.mark.ticks,
         boot=spawned.mark.boot,
+        remove=start.remove,
+        scratch=start.scratch,
         hang_after_s=model.hang_after_s,
         sleeps=sleeps,
         bare_mib=place.bare_mib,

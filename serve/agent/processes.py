@@ -15,14 +15,16 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_plugin.engine_records import clear_away, strays
 from gateway_plugin.files import NO_ROOM
 from gateway_plugin.log_retention import KEPT, mark_in_use, prune
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive, group_members, mark, mark_of_dead
+from serve.agent.records import EngineRecord
 
 logger = logging.getLogger(__name__)
 
@@ -142,14 +144,20 @@ def prune_engine_logs(layout: Layout, living: Collection[str], keep: int = KEPT)
     prune(layout.engine_logs.glob("*.log*"), engine_of, living, keep)
 
 
-async def end_group(leader: Mark, grace_s: float) -> None:
-    """End the process group that ``leader`` leads or led: SIGTERM, after ``grace_s`` SIGKILL; returns when it is gone.
+async def end_group(leader: Mark, grace_s: float, strays: Callable[[], tuple[Mark, ...]] = tuple) -> None:
+    """End the process group that ``leader`` leads or led, and ``strays``: SIGTERM, after ``grace_s`` SIGKILL; returns
+    when they are gone.
 
     Where the leader is dead, the rest is killed at once: it holds the memory and serves no request.
     """
     deadline = time.monotonic() + (grace_s if alive(leader) else 0.0)
     told = False
-    while members := await asyncio.to_thread(group_members, leader):
+
+    def found() -> tuple[Mark, ...]:
+        group = group_members(leader)
+        return group if group and told else tuple(dict.fromkeys((*group, *strays())))
+
+    while members := await asyncio.to_thread(found):
         kill = time.monotonic() >= deadline or leader.pid not in {member.pid for member in members}
         if kill or not told:
             for member in members:
@@ -157,6 +165,17 @@ async def end_group(leader: Mark, grace_s: float) -> None:
                     os.kill(member.pid, signal.SIGKILL if kill else signal.SIGTERM)
         told = True
         await asyncio.sleep(0.05)
+
+
+async def end_engine(record: EngineRecord, grace_s: float, child: subprocess.Popen[bytes] | None = None) -> None:
+    """End an engine's process group, and what left it; returns when these and its container are gone.
+
+    ``child``: the engine, or its isolation wrapper.
+    """
+    wrapper = 0 if child is None or child.pid == record.pid else child.pid
+    await end_group(record.mark, grace_s, lambda: strays(record.log, record.mark, wrapper))
+    if record.remove or record.scratch:
+        await asyncio.to_thread(clear_away, record.remove, record.scratch)
 
 
 def tail(log: Path) -> str:

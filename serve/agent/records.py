@@ -48,6 +48,10 @@ class EngineRecord(State):
     """Values of its environment that must be masked."""
     ready: bool = False
     loaded_s: float | None = None
+    remove: tuple[str, ...] = ()
+    """The command that removes its container, after its processes are gone."""
+    scratch: str = ""
+    """Its temporary folder in a container."""
     ticks: int = 0
     boot: str = ""
     hang_after_s: float = 300.0

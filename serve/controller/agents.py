@@ -181,7 +181,7 @@ class Agents:
             log.warning("agent-unreachable", extra={"node": node, "verb": verb, "error": _first_line(error)})
         except ray.exceptions.RayTaskError as error:
             log.exception("agent-refused", extra={"node": node, "verb": verb})
-            said = masked(_first_line(error), secrets_of(command.model.env) if verb == "start" else ())
+            said = masked(_first_line(error), secrets_of(command.model.variables) if verb == "start" else ())
             refused = "its agent refused the command"
             self._post(EngineExited(command.engine, said, expected=False, summary=refused))
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TypeVar
@@ -147,11 +147,16 @@ class Journal:
     def _shown(self, model: Model) -> Model:
         """Hide the values of an engine's environment, which may be tokens. Equal ones stay equal and others different
         (a keyed hash, with a key that is nowhere kept), since a changed value makes the controller load again."""
-        hidden = {
+        runtime = model.runtime
+        if runtime is not None:
+            runtime = runtime.model_copy(update={"env": self._hidden(runtime.env)})
+        return model.model_copy(update={"env": self._hidden(model.env), "runtime": runtime})
+
+    def _hidden(self, env: Mapping[str, str]) -> dict[str, str]:
+        return {
             name: hashlib.blake2b(value.encode(errors="surrogatepass"), digest_size=6, key=self._secret).hexdigest()
-            for name, value in model.env.items()
+            for name, value in env.items()
         }
-        return model.model_copy(update={"env": hidden})
 
     def _without_secrets(self, event: Event) -> Event:
         if not isinstance(event, CatalogChanged):

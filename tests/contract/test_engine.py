@@ -37,6 +37,7 @@ from serve.agent.records import EngineRecord
 from serve.agent.timing import Timing
 from serve.core.events import EngineExited, EngineListening, EngineReady
 from tests.support.agents import KEY, NAMED, QUICK, AgentHost, engine_client, fake_model, plain_model, private_layout
+from tests.support.images import charliecloud, missing
 from tests.support.whisper import is_heard, speech, whisper_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "models.yaml"
@@ -84,6 +85,7 @@ class Row:
     task: str
     end: str
     isolate: Literal["auto", "off"] = "auto"
+    container: bool = False
 
     @property
     def load_timeout_s(self) -> float:
@@ -126,6 +128,11 @@ ROWS = [
     pytest.param(Row("socket", "generate", "doorman", "off"), id="doorman-not-isolated"),
     pytest.param(Row("transformers", "generate", "stop"), id="transformers", marks=pytest.mark.live),
     pytest.param(Row("whisper", "transcribe", "doorman"), id="whisper", marks=pytest.mark.live),
+    pytest.param(
+        Row("fake", "generate", "stop", container=True),
+        id="fake-in-a-container",
+        marks=pytest.mark.skipif(bool(missing()), reason=f"no container: {missing()}"),
+    ),
     pytest.param(Row("vllm", "generate", "stop"), id="vllm-generate", marks=pytest.mark.live),
     pytest.param(Row("vllm", "embed", "kill"), id="vllm-embed", marks=pytest.mark.live),
 ]
@@ -156,11 +163,19 @@ def layout() -> Iterator[Layout]:
 
 
 @pytest.fixture(scope="module", params=ROWS)
-def engine(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Running]:
+def engine(
+    request: pytest.FixtureRequest, layout: Layout, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     row: Row = request.param
+    place = tmp_path_factory.mktemp("runtime")
+    set_here = pytest.MonkeyPatch()
+    if row.container:
+        set_here.setenv("XDG_CACHE_HOME", str(place / "cache"))  # its home; real engines' weights stay where they are
     host = AgentHost(layout, timing=QUICK if row.quick else Timing(), isolate=row.isolate)
     try:
         model = row.model()
+        if row.container:
+            model = model.model_copy(update={"runtime": charliecloud(place / "image")})
         begun = time.monotonic()
         host.start(model)
         assert time.monotonic() - begun < 10, "start must return at once: a vLLM takes longer to load"
@@ -172,6 +187,7 @@ def engine(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Running]:
         assert 0 < ready.load_s <= time.monotonic() - begun + 2.5  # the wall clock's start is rounded
         yield Running(row, host, model, host.record(), (listening.address, ready.address))
     finally:
+        set_here.undo()
         host.close()
 
 
@@ -190,14 +206,15 @@ def test_keeps_its_key_and_log_to_itself(engine: Running) -> None:
 def test_sees_nothing_of_the_gateway_but_its_three_files(engine: Running) -> None:
     if engine.row.isolate == "off":
         pytest.skip("it is not isolated")
-    if reason := find_isolation(engine.layout).reason:
+    if not engine.row.container and (reason := find_isolation(engine.layout).reason):
         pytest.skip(f"no bubblewrap: {reason}")
     layout = engine.layout
     needed = {layout.ca, layout.engine_certificate, layout.engine_key}
     for pid in (known.pid for known in group_members(engine.record.mark)):
         seen = Path(f"/proc/{pid}/root") / str(layout.state).lstrip("/")
         assert {layout.state / path.relative_to(seen) for path in seen.rglob("*") if path.is_file()} == needed
-        found = {path.name for path in (seen.parent / layout.run.name).rglob("*") if not path.is_dir()}
+        run = seen.parent / layout.run.name
+        found = {path.name for path in run.rglob("*") if not path.is_dir()}
         assert found == ({"e.sock"} if engine.model.on_socket else set())
 
 

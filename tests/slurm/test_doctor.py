@@ -99,6 +99,33 @@ def test_a_good_site_passes_and_its_node_is_looked_at(slurm: VirtualSlurm, docto
     assert not doctor.state.exists()
 
 
+MODELS = """
+runtimes:
+  own: {{python: {python}}}
+  bare: {{python: {folder}/bare/bin/python}}
+  gone: {{container: {{kind: apptainer, image: /sw/none.sif}}}}
+models:
+  a: {{source: org/a@0f3c, memory_gib: 1, runtime: own}}
+  b: {{source: org/b@0f3c, memory_gib: 1, runtime: bare}}
+  c: {{source: org/c@0f3c, memory_gib: 1, runtime: gone}}
+"""
+
+
+def test_the_runtimes_of_a_catalog_are_tried_on_a_node(slurm: VirtualSlurm, doctor: Doctor, folder: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "bare"], check=True)
+    models = folder / "models.yaml"
+    models.write_text(MODELS.format(python=sys.executable, folder=folder))
+    checks = doctor.says("--submit", "--models", str(models), code=1)
+    assert checks["runtime own"]["verdict"] == "ok"
+    assert checks["runtime gone"]["verdict"] == "warn"  # here; a node may have it
+    assert checks["gpu: runtime own"]["verdict"] == "ok", checks["gpu: runtime own"]["found"]
+    assert "vllm " in checks["gpu: runtime own"]["found"]
+    assert checks["gpu: runtime bare"]["verdict"] == checks["gpu: runtime gone"]["verdict"] == "fail"
+    assert "has no vllm" in checks["gpu: runtime bare"]["found"]
+    assert "there is no apptainer on PATH" in checks["gpu: runtime gone"]["found"]
+    assert not doctor.state.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "check", "said"),
     [

@@ -266,6 +266,20 @@ def test_an_entry_is_given_its_runtime_by_name_and_written_so_again() -> None:
         ({"new": {"container": {"kind": "docker", "image": "x"}}}, "runtimes.new.container.kind: Input should be"),
         ({"new": {"container": {"kind": "podman", "image": "", "bind": []}}}, "expected one of args, binds, image"),
         ({"new": []}, "runtimes.new: expected a mapping"),
+        ({"new": {"python": "env/bin/python"}}, "runtimes.new.python: expected the interpreter's full path"),
+        ({"new": {"python": "$HOME/env/bin/python"}}, "runtimes.new.python: "),
+        ({"new": {"modules": ["--force"]}}, "runtimes.new.modules: expected one name for each item, got '--force'"),
+        ({"new": {"modules": ["cuda vllm"]}}, "runtimes.new.modules: expected one name for each item"),
+        ({"new": {"env": {"VLLM_API_KEY": "x"}}}, "runtimes.new.env: VLLM_API_KEY: the gateway gives it itself"),
+        ({"../new": {"python": "/x"}, "new": {}}, "runtimes.../new.name: a runtime's name is letters, digits"),
+        (
+            {"new": {"container": {"kind": "podman", "image": "--privileged"}}},
+            "runtimes.new.container.image: expected a full path, or a name",
+        ),
+        (
+            {"new": {"container": {"kind": "podman", "image": "x", "binds": ["data:/data"]}}},
+            "runtimes.new.container.binds: expected /PATH, or /PATH:/PATH_INSIDE, got 'data:/data'",
+        ),
         ([], "runtimes: expected a mapping"),
     ],
 )  # fmt: skip

@@ -6,6 +6,9 @@ import ast
 import re
 from pathlib import Path
 
+import yaml
+
+from gateway_plugin.catalog import parse_catalog
 from gateway_plugin.edge.process import front_hosts
 from gateway_plugin.site import load_site
 
@@ -63,3 +66,16 @@ def test_every_tunnel_that_is_told_leads_to_the_default_front_door_and_to_a_name
             assert (scheme, used) == ("https", mine), place
             assert name in front_hosts(site), place
     assert told >= 2
+
+
+def test_the_catalogs_on_the_page_of_runtimes_are_catalogs() -> None:
+    text = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 6
+    kinds = set()
+    for block in blocks:
+        document = yaml.safe_load(block)
+        document.setdefault("models", {})
+        for runtime in parse_catalog(document, "docs/engines.md").runtimes:
+            kinds.add(runtime.container.kind if runtime.container else "")
+    assert kinds >= {"", "apptainer", "podman-hpc"}

@@ -16,6 +16,7 @@ from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.blocks.self_check import call
 from gateway_plugin.doctor.node_report import Report, judged
 from gateway_plugin.paths import Layout
+from gateway_plugin.runtimes.versions import Seen
 from gateway_plugin.service.checks import Verdict
 from gateway_plugin.site import NodeType
 from tests.support.agents import eventually
@@ -105,3 +106,18 @@ def test_a_blocks_script_looks_at_its_node(tmp_path: Path, monkeypatch: pytest.M
     assert report.isolation
     assert file.stat().st_mode & 0o777 == 0o600
     assert not list(layout.run.glob("b-*"))
+
+
+def test_runtimes_are_told_with_their_versions_and_problems() -> None:
+    good = Seen(versions={"python": "3.12.3", "vllm": "0.32.0", "torch": "2.11.0", "torch for cuda": "12.8"})
+    newer = Seen(versions={"vllm": "0.40.0", "torch for cuda": "13.0"})
+    runtimes = {"": good, "next": newer, "box": Seen(problem="there is no image /sw/vllm.sif on this node")}
+    report = GOOD.model_copy(update={"runtimes": runtimes, "cuda": "12.8", "gpus": ["NVIDIA A100, 570.1"] * 4})
+    found = {check.name: check for check in judged(TYPE, report, HERE, "reached", 1000.0)}
+    own = found["big: engines without a runtime"]
+    assert (own.verdict, own.found) == (Verdict.OK, "python 3.12.3, vllm 0.32.0, torch 2.11.0, torch for cuda 12.8")
+    assert found["big: runtime next"].verdict is Verdict.WARN
+    assert "knows CUDA up to 12.8" in found["big: runtime next"].found
+    assert found["big: runtime box"].verdict is Verdict.FAIL
+    assert found["big: runtime box"].found == "there is no image /sw/vllm.sif on this node (on n1)"
+    assert found["big: GPUs"].found.endswith("; NVIDIA A100, 570.1, CUDA 12.8")

@@ -30,6 +30,7 @@ from gateway_plugin.service.preflight import (
     ports,
     providers,
     python_version,
+    runtimes,
     weights,
 )
 from gateway_plugin.site import Limits, NodeType, Site
@@ -90,6 +91,21 @@ def test_a_missing_package_says_what_to_install() -> None:
 def test_vllm_is_wanted_only_where_engines_run_in_this_environment(place: Site, missing: list[str]) -> None:
     found = failures(packages(place, VLLM, installed=lambda module: module != "vllm"))
     assert [check.name for check in found] == missing
+
+
+@pytest.mark.parametrize(("here", "verdict"), [(True, Verdict.FAIL), (False, Verdict.WARN)])
+def test_a_runtime_that_is_not_there_is_named_and_wants_no_vllm_in_this_environment(
+    here: bool, verdict: Verdict
+) -> None:
+    document = {
+        "runtimes": {"box": {"python": "/sw/none/bin/python"}, "unused": {"python": "/sw/none/bin/python"}},
+        "models": {"m": {"source": "org/model", "memory_gib": 1, "runtime": "box"}},
+    }
+    catalog = parse_catalog(document, "test")
+    (found,) = runtimes(site(engines_on_loopback=here), catalog)
+    assert (found.name, found.verdict) == ("runtime box", verdict)
+    assert "there is no Python /sw/none/bin/python" in found.found
+    assert failures(packages(site(), catalog, installed=lambda module: module != "vllm")) == ()
 
 
 def test_somebody_elses_state_folder_is_refused_and_a_wide_one_corrected(tmp_path: Path) -> None:
