@@ -16,7 +16,7 @@ WAIT_S = 600
 
 def main(speech):
     with Client(timeout_s=WAIT_S) as client:
-        openai = client.openai()
+        openai = client.openai
         with Path(speech).open("rb") as file:
             heard = openai.audio.transcriptions.create(model=LISTENER, file=file).text.strip()
         print(f"heard     {heard}", flush=True)
