@@ -245,7 +245,7 @@ def test_embeddings_and_the_client_library(running: Gateway) -> None:
         client.wait_until_ready("vectors", 60)
         vectors = client.openai.embeddings.create(model="vectors", input=["one", "two"]).data
         assert len(vectors) == 2
-        assert {entry.name for entry in client.models()} == {"a", "b", "brief", "slow", "vectors"}
+        assert {entry.name for entry in client.models()} == {"a", "b", "brief", "slow", "small", "vectors"}
 
 
 def test_the_block_that_holds_the_models_is_listed_with_them(running: Gateway) -> None:
