@@ -13,9 +13,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gateway_plugin.adapters import adapters_of, adapters_refusal
+from gateway_plugin.catalog_values import gib, number, parse_duration_s
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
 from gateway_plugin.catalog_yaml import read_yaml
-from gateway_plugin.durations import parse_duration_s
 from gateway_plugin.engine_kinds import KINDS, Engine, EngineKind, Task, on_socket, serves_tls
 from gateway_plugin.engine_options import refusal, requests_at_a_time
 from gateway_plugin.errors import ConfigError, ModelNotFound
@@ -35,24 +35,6 @@ CONCURRENCY_MAX = 10_000
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,127}")
-
-
-def _number(value: object) -> object:
-    """Refuse YAML's ``true``, which Python takes for 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"expected a number, got {value!r}")
-    return value
-
-
-def _gib(value: object) -> object:
-    """0 for ``auto`` and its like. Raises ``ValueError`` for a text with a unit, which would have to be guessed."""
-    if value in (None, "auto"):
-        return 0
-    if isinstance(value, str) and not re.fullmatch(r"\s*[0-9.eE+-]+\s*", value):
-        raise ValueError(f"expected GiB as a number, such as 24 or 2.8, or 'auto', got {value!r}")
-    if isinstance(value, str | int | float) and not isinstance(value, bool) and float(value) == 0:
-        raise ValueError("Input should be greater than 0")
-    return _number(value)
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration_s)]
@@ -86,18 +68,18 @@ class Model(_Frozen):
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     isolated: bool = True
     """``False``: its engines see all your files, for any setting of the site. For programs that cannot be isolated."""
-    gpus: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=64)
-    memory_gib: Annotated[float, BeforeValidator(_gib)] = Field(default=0.0, ge=0, le=100_000)
+    gpus: Annotated[int, BeforeValidator(number)] = Field(default=0, ge=0, le=64)
+    memory_gib: Annotated[float, BeforeValidator(gib)] = Field(default=0.0, ge=0, le=100_000)
     """Per GPU when ``gpus`` > 0, else of the node's engine memory. 0 (``auto`` in the file, or left out): not worked
     out yet (``gateway_plugin.sizing.catalog_file``); no catalog in force has it."""
     predicted_gib: float | None = Field(default=None, gt=0)
     """``memory_gib`` as it was worked out; it is raised if an engine is seen to take more. ``None``: the user's own."""
     sleep: bool | None = None
     """Its engines may sleep in host memory; ``None``: where the gateway's vLLM has GPUs (``sleeps``)."""
-    replicas_max: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=8)
-    target_in_flight: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=100_000)
+    replicas_max: Annotated[int, BeforeValidator(number)] = Field(default=1, ge=1, le=8)
+    target_in_flight: Annotated[int | None, BeforeValidator(number)] = Field(default=None, ge=1, le=100_000)
     """Requests per engine above which one more is started; see ``replica_target``."""
-    concurrency: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=CONCURRENCY_MAX)
+    concurrency: Annotated[int | None, BeforeValidator(number)] = Field(default=None, ge=1, le=CONCURRENCY_MAX)
     """Requests that one engine is sent at a time; more wait at the edge. ``None``: see ``requests_at_a_time``."""
     pinned: bool = False
     keep_alive_s: Duration = Field(default=-1.0, alias="keep_alive")

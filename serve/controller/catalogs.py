@@ -9,9 +9,6 @@ from gateway_plugin.catalog import Catalog, parse_catalog
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.files import set_aside
 from gateway_plugin.paths import Layout
-from serve.core.events import CatalogChanged, EngineGrew, EngineReady, Event
-from serve.core.state import Fleet
-from serve.core.views.cards import Cards, raised
 
 log = logging.getLogger("gateway.controller")
 
@@ -32,21 +29,3 @@ def catalog_in_force(layout: Layout) -> Catalog:
     if path.exists():
         log.error("state-garbled", extra={"path": str(path), "error": said, "set_aside": str(set_aside(path))})
     return found
-
-
-def with_more_memory(before: Fleet, event: Event, cards: Cards) -> CatalogChanged | None:
-    """The catalog after ``event`` with the memory that engines were seen to hold, where that was worked out and is too
-    little; ``None`` if it is enough. It is not written to ``catalog.json``, which stays comparable with the user's
-    file: the cards are kept, and the next controller raises it again."""
-    if isinstance(event, CatalogChanged):
-        models = event.models
-    elif isinstance(event, EngineReady | EngineGrew):
-        models = tuple(before.models.values())
-    else:
-        return None
-    more = raised(models, cards, before.policy.node_types)
-    for model, was in zip(more, models, strict=True):
-        if model is not was:
-            words = {"model": was.name, "predicted_gib": was.memory_gib, "memory_gib": model.memory_gib}
-            log.warning("memory-raised", extra={**words, "measured_mib": cards[was.name].used_mib})
-    return CatalogChanged(more) if more != models else None

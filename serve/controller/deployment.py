@@ -23,11 +23,12 @@ from serve.controller.adapters import adapt_engines
 from serve.controller.agents import Agents, MakeAgent, agents_alive
 from serve.controller.blocks import LedgerWatch
 from serve.controller.calls import Calls
-from serve.controller.catalogs import catalog_in_force, with_more_memory
+from serve.controller.catalogs import catalog_in_force
 from serve.controller.fence import become_the_only_one
 from serve.controller.journal import Journal
 from serve.controller.memory import Memory
 from serve.controller.metrics import Metrics
+from serve.controller.model_cards import ModelCards
 from serve.controller.observer import Observer, found_servers
 from serve.controller.performer import Performer
 from serve.controller.weights import UNWATCHED, WeightsPlace, WeightsWatch
@@ -57,8 +58,6 @@ from serve.core.replay import digest, new_decisions
 from serve.core.state import Fleet
 from serve.core.step import initial, step
 from serve.core.views.blocks import blocks_view
-from serve.core.views.cards import after as cards_after
-from serve.core.views.cards import on_card
 from serve.core.views.status import models_view, outlook_view, status_view
 from serve.core.views.why import why_view
 from serve.core.weighing import weighing
@@ -89,7 +88,7 @@ class Controller:
         self._copies = Copies()
         self._journal = Journal(self._layout.controller, self._copies)
         self._memory = Memory(self._journal, self._clock, lambda: self.fleet)
-        self._cards = self._journal.cards()
+        self._cards = ModelCards(self._journal)
         self._metrics = Metrics()
         self._edge = EdgeRuntime(self._layout, self._copies)
         self._agents = Agents(policy.node_types, make_agent, self.post, self._clock)
@@ -119,7 +118,8 @@ class Controller:
             before = self.fleet
             self._metrics.count(before, event)
             self._count_death(before, event, now)
-            self._note(before, event)
+            if (raised := self._cards.note(before, event, self._clock.wall(now))) is not None:
+                self.post(raised)
             try:
                 self.fleet, effects = step(before, event, now)
             except Exception:
@@ -199,14 +199,6 @@ class Controller:
                 log.critical("controller-broken", exc_info=task.exception(), extra={"task": task.get_name()})
                 raise RuntimeError(f"the controller's {task.get_name()} ended") from task.exception()
 
-    def _note(self, before: Fleet, event: Event) -> None:
-        cards = cards_after(self._cards, before, event, self._clock.wall(self._clock.now()))
-        if cards is not self._cards:
-            self._cards = cards
-            self._journal.keep_cards(cards)
-        if (raised := with_more_memory(before, event, cards)) is not None:
-            self.post(raised)
-
     def _count_death(self, before: Fleet, event: Event, now: float) -> None:
         model = died_in_service(before, event)
         if model is not None:
@@ -268,7 +260,7 @@ class Controller:
     async def models(self, detail: bool) -> list[dict[str, Any]]:
         """Every model with its state; ``detail``: for an administrator."""
         entries = models_view(self.fleet, self._clock.now(), detail=detail)
-        return [{**entry, **on_card(self._cards.get(entry["id"]), detail=detail)} for entry in entries]
+        return [{**entry, **self._cards.shown(entry["id"], detail=detail)} for entry in entries]
 
     async def why(self, model: str) -> dict[str, Any] | GatewayError:
         """Why a model is as it is, and what would change it."""

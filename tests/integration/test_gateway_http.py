@@ -39,6 +39,7 @@ def running() -> Iterator[Gateway]:
             "brief": fake_model(memory, memory_gib=0.1, keep_alive="1s"),
             "slow": fake_model(memory, "--load-delay-s", "12", memory_gib=0.1),
             "vectors": fake_model(memory, "--task", "embed", memory_gib=0.1, task="embed"),
+            "small": fake_model(memory, memory_gib=0.01, predicted_gib=0.01),
         },
         limits={"waiting_requests": WAITING_MAX, "body_bytes": 200_000},
     ) as made:
@@ -85,6 +86,19 @@ async def test_one_more_than_may_wait_is_refused_and_told_when_to_come_back(runn
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_queue_full")
         assert str(WAITING_MAX) in answer.json()["error"]["message"]
         assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_memory_that_was_worked_out_and_is_too_small_is_raised_while_its_engine_serves(running: Gateway) -> None:
+    with running.client() as client:
+        assert client.post("/v1/chat/completions", json=chat_body("small")).status_code == 200
+    wait_for(lambda: model(running, "small")["memory_gib"] != 0.01, 10, "the memory of 'small' is raised")
+    found = model(running, "small")
+    assert (found["state"], found["predicted_gib"], starts(running, "small")) == ("ready", 0.01, 1)
+    held, planned = float(str(found["measured_gib"])), float(str(found["memory_gib"]))
+    assert 0 < held < planned
+    lines = [json.loads(line) for line in (running.layout.logs / "controller.log").read_text().splitlines()]
+    assert [line["model"] for line in lines if line["message"] == "memory-raised"] == ["small"]
+    unload(running, "small")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +245,7 @@ def test_embeddings_and_the_client_library(running: Gateway) -> None:
         client.wait_until_ready("vectors", 60)
         vectors = client.openai.embeddings.create(model="vectors", input=["one", "two"]).data
         assert len(vectors) == 2
-        assert {entry.name for entry in client.models()} == {"a", "b", "brief", "slow", "vectors"}
+        assert {entry.name for entry in client.models()} == {"a", "b", "brief", "slow", "small", "vectors"}
 
 
 def test_the_block_that_holds_the_models_is_listed_with_them(running: Gateway) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_plugin.catalog import MODEL_NAME, catalog_document, load_catalog, parse_catalog
-from gateway_plugin.durations import parse_duration_s
+from gateway_plugin.catalog_values import parse_duration_s
 from gateway_plugin.errors import ConfigError, ModelNotFound
 
 ENTRY = {"source": "org/name", "memory_gib": 2}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from serve.controller.catalogs import with_more_memory
+from serve.controller.model_cards import with_more_memory
 from serve.core import events as ev
 from serve.core.views.cards import Cards, after
 from tests.support.fleets import a_kind, a_model, a_policy, begin

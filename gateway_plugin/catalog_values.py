@@ -1,4 +1,4 @@
-"""Durations as a catalog has them. Pure."""
+"""Durations, numbers and memory as a catalog writes them. Pure."""
 
 from __future__ import annotations
 
@@ -27,3 +27,21 @@ def parse_duration_s(value: object) -> float:
     if seconds != seconds or seconds == float("inf"):
         raise ValueError(f"a duration is a finite number of seconds, got {value!r}")
     return seconds
+
+
+def number(value: object) -> object:
+    """Refuse YAML's ``true``, which Python takes for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {value!r}")
+    return value
+
+
+def gib(value: object) -> object:
+    """0 for ``auto`` and its like. Raises ``ValueError`` for a text with a unit, which would have to be guessed."""
+    if value in (None, "auto"):
+        return 0
+    if isinstance(value, str) and not re.fullmatch(r"\s*[0-9.eE+-]+\s*", value):
+        raise ValueError(f"expected GiB as a number, such as 24 or 2.8, or 'auto', got {value!r}")
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and float(value) == 0:
+        raise ValueError("Input should be greater than 0")
+    return number(value)
