@@ -46,6 +46,8 @@ class Container(_Frozen):
     def _whole_image(cls, value: str) -> str:
         if not value.strip() or value.startswith("-") or value.startswith(("~", "./", "../")):
             raise ValueError(f"expected a full path, or a name as the program takes it, got {value!r}")
+        if "://" in value:
+            raise ValueError(f"fetch it before ('apptainer pull', 'enroot import', ...) and name the file: {value!r}")
         return _plain((value,))[0]
 
     @field_validator("binds")

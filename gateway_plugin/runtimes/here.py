@@ -5,7 +5,6 @@ folders, and tells whether bubblewrap hides the gateway's folders from it or the
 from __future__ import annotations
 
 import contextlib
-import getpass
 import logging
 import os
 import shutil
@@ -30,8 +29,8 @@ from gateway_plugin.weights import is_local
 logger = logging.getLogger(__name__)
 
 _TMP = "/tmp/"  # noqa: S108 - the container's own
-_BY_PATH = frozenset({"apptainer", "singularity", "charliecloud"})
-"""Kinds whose image is a file or folder, if its name does not say where to get it."""
+_BY_PATH = frozenset({"apptainer", "singularity"})
+"""Kinds whose image is a file or folder."""
 
 
 def start_in_runtime(
@@ -107,7 +106,7 @@ def missing(runtime: Runtime, env: Mapping[str, str]) -> str:
     if not runtime.modules and shutil.which(program, path=env.get("PATH", os.defpath)) is None:
         return f"there is no {program} on PATH on this node"
     image = container.image
-    if (image.startswith("/") or (container.kind in _BY_PATH and "://" not in image)) and not os.path.exists(image):
+    if (image.startswith("/") or container.kind in _BY_PATH) and not os.path.exists(image):
         return f"there is no image {image} on this node"
     for place in (bind.partition(":")[0] for bind in container.binds):
         if not os.path.exists(place):
@@ -188,7 +187,7 @@ def _facts(
         files=files,
         folders=folders,
         gpu=_maker() if gpus else "",
-        user=getpass.getuser(),
+        user=env.get("USER") or env.get("LOGNAME") or str(os.getuid()),
         conda=conda,
         in_image=frozenset(path for path in paths if path.startswith(_TMP) or (image / path.lstrip("/")).exists()),
         empty_in_image=frozenset(above for path in paths for above in _empty_above(image, path)),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,8 +210,15 @@ exec sleep 600
 """A stand-in: 'run' starts the engine beside itself, in a session of its own; 'rm' ends it."""
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a short path: conmon's sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix="gwp-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(params=["stand-in", "podman"])
-def podman(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+def podman(request: pytest.FixtureRequest, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
     """A runtime of podman, with this Python in an image of empty folders."""
     box = charliecloud(tmp_path / "image")
     assert box.container is not None
@@ -224,8 +232,6 @@ def podman(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         return runtime(python=sys.executable, container=container)
     if shutil.which("podman") is None:
         pytest.skip("there is no podman on PATH (package podman)")
-    place = tmp_path / "podman"
-    place.mkdir()
     (place / "storage.conf").write_text(
         f'[storage]\ndriver = "vfs"\ngraphroot = "{place}/root"\nrunroot = "{place}/run"\n'
     )
@@ -234,7 +240,7 @@ def podman(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     (place / "containers.conf").write_text(f'[containers]\ndefault_ulimits = {limits}\n[engine]\nruntime = "{oci}"\n')
     monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(place / "storage.conf"))
     monkeypatch.setenv("CONTAINERS_CONF", str(place / "containers.conf"))
-    pack = f"tar -C {tmp_path}/image -c . | podman import - gateway-test && podman run --rm"
+    pack = f"tar -C {tmp_path}/image -c . | podman import - gateway-test && podman --cgroup-manager=cgroupfs run --rm"
     binds = " ".join(f"-v {bind}:{bind}" for bind in box.container.binds)
     tried = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{pack} --network=host {binds} gateway-test /bin/true"],

@@ -277,6 +277,10 @@ def test_an_entry_is_given_its_runtime_by_name_and_written_so_again() -> None:
             "runtimes.new.container.image: expected a full path, or a name",
         ),
         (
+            {"new": {"container": {"kind": "apptainer", "image": "docker://vllm/vllm-openai"}}},
+            "runtimes.new.container.image: fetch it before ('apptainer pull'",
+        ),
+        (
             {"new": {"container": {"kind": "podman", "image": "x", "binds": ["data:/data"]}}},
             "runtimes.new.container.binds: expected /PATH, or /PATH:/PATH_INSIDE, got 'data:/data'",
         ),

@@ -110,9 +110,10 @@ def test_its_folders_are_private(layout: Layout, programs: str) -> None:
         ({"container": {"kind": "apptainer", "image": "/sw/x.sif"}}, "there is no image /sw/x.sif on this node"),
         ({"container": {"kind": "podman", "image": "x", "binds": ["/none:/in"]}}, "there is no /none on this node"),
         ({"container": {"kind": "podman", "image": "x"}}, ""),
-        ({"container": {"kind": "apptainer", "image": "docker://vllm/vllm-openai"}}, ""),
+        ({"container": {"kind": "apptainer", "image": "vllm.sif"}}, "there is no image vllm.sif on this node"),
+        ({"container": {"kind": "charliecloud", "image": "vllm"}}, ""),
         (
-            {"modules": ["apptainer"], "container": {"kind": "singularity", "image": "docker://x"}},
+            {"modules": ["apptainer"], "container": {"kind": "singularity", "image": "/usr"}},
             "",
         ),  # a module has it
         ({"modules": ["vllm"]}, ""),
