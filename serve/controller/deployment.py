@@ -112,14 +112,14 @@ class Controller:
         self._mailbox.put_nowait(event)
 
     async def _run(self) -> None:
+        raised: Event | None = None
         while True:
-            event = await self._mailbox.get()
+            event = raised or await self._mailbox.get()  # else it would undo another catalog that waits in the mailbox
             now = self._clock.now()
             before = self.fleet
             self._metrics.count(before, event)
             self._count_death(before, event, now)
-            if (raised := self._cards.note(before, event, self._clock.wall(now))) is not None:
-                self.post(raised)
+            raised = self._cards.note(before, event, self._clock.wall(now))
             try:
                 self.fleet, effects = step(before, event, now)
             except Exception:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from serve.controller.deployment import Controller
 from serve.controller.model_cards import with_more_memory
 from serve.core import events as ev
 from serve.core.views.cards import Cards, after
@@ -32,3 +35,20 @@ def test_it_is_raised_when_an_engine_is_ready_and_when_a_catalog_is_read(caplog:
     assert with_more_memory(story.fleet, ev.Tick(), cards) is None
     enough: Cards = {"a": replace(cards["a"], used_mib=4000)}
     assert with_more_memory(story.fleet, ready, enough) is None
+
+
+async def test_a_raise_does_not_undo_a_catalog_that_waits_in_the_mailbox(tmp_path: Path) -> None:
+    model = a_model("a", predicted_gib=4)
+    story = begin(model)
+    story.ask("a")
+    controller = Controller(str(tmp_path), story.fleet.policy, lambda *_: None)
+    controller.fleet = story.fleet
+    controller.post(ev.CatalogChanged((model,)))
+    controller.post(ev.EngineReady(story.engine("a").id, "h:1", 42.0, used_mib=4500))
+    controller.post(ev.CatalogChanged((a_model("a", 6), a_model("new"))))
+    loop = asyncio.create_task(controller._run())
+    await asyncio.sleep(0.2)
+    for task in (loop, *controller._tasks):
+        task.cancel()
+    assert controller.fleet.models.keys() == {"a", "new"}
+    assert controller.fleet.models["a"].memory_gib == 6
