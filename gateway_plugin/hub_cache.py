@@ -100,15 +100,20 @@ def marked(folder: Path) -> frozenset[str]:
     return frozenset(path.name for path in (folder / ".gateway").glob("*"))
 
 
-def cache_of(snapshot: str) -> Path:
-    """The cache in which a snapshot lies."""
-    return Path(snapshot).parents[2]
+def cache_of(source: str) -> Path | None:
+    """The cache in which a snapshot, or a file of one, lies; ``None``: it lies in none."""
+    folder = _repository_of(Path(source))
+    return None if folder is None else folder.parent
 
 
 def shown_for(source: str) -> Path:
-    """The folder that an engine must be able to read to load ``source``, a folder: of a snapshot its whole repository,
-    since its files are links to content beside it."""
-    folder = Path(source)
-    if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots":
-        return folder.parent.parent
-    return folder
+    """The folder that an engine must be able to read to load ``source``, a folder or a file: of a snapshot its whole
+    repository, since its files are links to content beside it."""
+    return _repository_of(Path(source)) or Path(source)
+
+
+def _repository_of(path: Path) -> Path | None:
+    for folder in (path, *path.parents):
+        if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots":
+            return folder.parent.parent
+    return None

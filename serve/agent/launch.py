@@ -16,7 +16,7 @@ from gateway_plugin.hub_cache import cache_of
 from gateway_plugin.isolation import Isolation, isolated
 from gateway_plugin.masking import secrets_of
 from gateway_plugin.paths import Layout, private_folder
-from gateway_plugin.weights import is_local, needs_source, resolve
+from gateway_plugin.weights import needs_source, resolve
 from serve.agent import records
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env, sleeps_in, visible_devices
 from serve.agent.processes import free_port, spawn
@@ -71,8 +71,8 @@ def launch(
         sleeps = False
     argv = engine_argv(model, source, bind, tls, place.gpu_total_mib, sleeps)
     env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
-    if not is_local(command.model.source) and is_local(source):  # what its options name by a hub name lies there, too
-        env.setdefault("HF_HUB_CACHE", str(cache_of(source)))
+    if (cache := cache_of(source)) is not None:  # what its options name by a hub name lies there, too
+        env.setdefault("HF_HUB_CACHE", str(cache))
     log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
     spawned = spawn(argv, env, log, isolated(isolation, isolate, model, layout, source, env))
     record = EngineRecord(

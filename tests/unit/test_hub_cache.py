@@ -13,7 +13,7 @@ import pytest
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.hub import cache_folder
-from gateway_plugin.hub_cache import commit_of, lacks, repository_folder, shown_for, snapshot
+from gateway_plugin.hub_cache import cache_of, commit_of, lacks, repository_folder, shown_for, snapshot
 from gateway_plugin.weights import resolve
 from gateway_plugin.weights_choice import chosen
 
@@ -95,7 +95,11 @@ def test_an_entrys_fetched_weights_are_a_folder(tmp_path: Path, monkeypatch: pyt
     there = put(own, "model.safetensors")
     assert resolve(entry, fetched=place) == str(there), "the hub's own cache, too"
     assert shown_for(str(there)) == own / "models--org--m"
+    assert shown_for(str(there / "model.safetensors")) == own / "models--org--m"
+    assert (cache_of(str(there)), cache_of(str(there / "x" / "m.gguf"))) == (own, own)
     assert shown_for("/data/m") == Path("/data/m")
+    assert cache_of("/data/m") is None
+    assert cache_of("org/m@v1") is None
     assert resolve(entry) == entry.source
 
 
