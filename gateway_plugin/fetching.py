@@ -10,21 +10,20 @@ Order: small files first, large content next, links to weights last. So a snapsh
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gateway_plugin import hub
 from gateway_plugin.disk_room import room_bytes
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
-from gateway_plugin.hub_cache import COMMIT, lacks, mark, repository_folder
+from gateway_plugin.hub_cache import COMMIT, fetch_lock, lacks, mark, repository_folder
 from gateway_plugin.hub_content import PARTIAL, LargeFile, read_content
-from gateway_plugin.weights_choice import KINDS, chosen
+from gateway_plugin.weights_choice import KINDS, chosen, quantizations
 
 _LARGE = 4 << 20
 """The client itself fetches files up to this size: at most so much is fetched twice."""
@@ -33,6 +32,8 @@ _AT_A_TIME = 4
 _SPARE = 64 << 20
 """Free space left beside the weights."""
 _LOOK_S = 0.2
+_ENDS_S = 15.0
+"""Longest time that a thread takes to see that it is over: the client reads for 10 s at most."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,12 @@ def fetch(
         raise ConfigError(
             f"{repository}: {'these patterns leave no weights' if exclude or include else 'it has no weights'}; "
             f"its files: {', '.join(sorted(files)[:8])}{', ...' if len(files) > 8 else ''}."
+        )
+    many = quantizations(taken)
+    if len(many) > 1 and not include and not exclude:
+        raise ConfigError(
+            f"{repository} has {len(many)} GGUF files, of which an engine loads one: choose it, as in "
+            f"--include '*{PurePosixPath(many[0]).name}'."
         )
     job = _Job(repository, commit, cache, token, tuple(files[name] for name in taken), stop)
     with job.locked(lambda: progress(Progress(job.there_bytes(), job.total_bytes, waits=True))):
@@ -249,9 +256,12 @@ class _Job:
         except BaseException:
             self._halt.set()
             raise
+        over = bool(failures) or self._over()
+        for thread in threads:  # before the lock is released: two would write to one part
+            thread.join(_ENDS_S if over else None)
         if failures:
             raise failures[0]
-        if self._over():
+        if over:
             raise Stopped
 
     def _over(self) -> bool:
@@ -297,36 +307,6 @@ class _Job:
             Path(path).unlink(missing_ok=True)
             raise ServiceError(f"{self._repository}: {file.path} came damaged. Fetch it again.")
         self._arrived[file.path] = file.size
-
-
-@contextlib.contextmanager
-def fetch_lock(cache: Path, repository: str) -> Iterator[Callable[[], bool]]:
-    """A function that tries to take the lock of a repository's fetch. It is released at the end.
-
-    Raises ``ServiceError``: the cache cannot be written to.
-    """
-    path = cache / ".locks" / repository_folder(cache, repository).name / "gateway-fetch.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise ServiceError(
-            f"{path} cannot be written: {error.strerror}. Set weights_folder in the site file to a folder of yours."
-        ) from None
-
-    def take() -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks: hashes still tell what two fetches at once would spoil
-            return True
-        return True
-
-    try:
-        yield take
-    finally:
-        os.close(handle)
 
 
 def _is(path: Path, file: RemoteFile) -> bool:

@@ -10,9 +10,15 @@ programs fetched are used as they are:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+
+from gateway_plugin.errors import ServiceError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
@@ -117,3 +123,33 @@ def _repository_of(path: Path) -> Path | None:
         if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots":
             return folder.parent.parent
     return None
+
+
+@contextlib.contextmanager
+def fetch_lock(cache: Path, repository: str) -> Iterator[Callable[[], bool]]:
+    """A function that tries to take the lock of a repository's fetch. It is released at the end.
+
+    Raises ``ServiceError``: the cache cannot be written to.
+    """
+    path = cache / ".locks" / repository_folder(cache, repository).name / "gateway-fetch.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise ServiceError(
+            f"{path} cannot be written: {error.strerror}. Set weights_folder in the site file to a folder of yours."
+        ) from None
+
+    def take() -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks: hashes still tell what two fetches at once would spoil
+            return True
+        return True
+
+    try:
+        yield take
+    finally:
+        os.close(handle)

@@ -205,6 +205,10 @@ def test_patterns_choose_and_a_repository_without_weights_is_refused(hub: Hub, c
     assert "pytorch_model.bin" in files_in(done.folder)
     with pytest.raises(ConfigError, match=r"org/m: these patterns leave no weights; its files: config\.json, "):
         fetch("org/m", "", cache, exclude=("*",))
+    hub.repositories["org/m"].files = {"m-Q4.gguf": b"4", "m-Q8.gguf": b"8", "README.md": b""}
+    with pytest.raises(ConfigError, match=r"2 GGUF files, of which an engine loads one: .* --include '\*m-Q4\.gguf'"):
+        fetch("org/m", "", cache)
+    assert sorted(files_in(fetch("org/m", "", cache, include=("*Q8*",)).folder))[-1] == "pytorch_model.bin"
     hub.repositories["org/m"].files = {"README.md": b""}
     with pytest.raises(ConfigError, match="has no weights"):
         fetch("org/m", "", cache)

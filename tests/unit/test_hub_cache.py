@@ -15,7 +15,7 @@ from gateway_plugin.errors import ConfigError
 from gateway_plugin.hub import cache_folder
 from gateway_plugin.hub_cache import cache_of, commit_of, lacks, repository_folder, shown_for, snapshot
 from gateway_plugin.weights import resolve
-from gateway_plugin.weights_choice import chosen
+from gateway_plugin.weights_choice import chosen, quantizations
 
 COMMIT = "ab" * 20
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -148,6 +148,11 @@ def test_the_cache_is_where_the_hubs_client_has_it(names: dict[str, str], monkey
 )  # fmt: skip
 def test_second_copies_are_left_out(files: str, left_out: str) -> None:
     assert set(files.split()) - set(chosen(files.split())) == set(left_out.split())
+
+
+def test_quantizations_are_counted_whole() -> None:
+    files = ("m-Q4.gguf", "q8/m-Q8-00001-of-00002.gguf", "q8/m-Q8-00002-of-00002.gguf", "mmproj-f16.gguf", "x.json")
+    assert quantizations(files) == ("m-Q4.gguf", "q8/m-Q8-00001-of-00002.gguf")
 
 
 def test_patterns() -> None:
