@@ -13,10 +13,12 @@ import contextlib
 import hashlib
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from gateway_plugin import hub
 from gateway_plugin.disk_room import room_bytes
@@ -25,6 +27,9 @@ from gateway_plugin.hub_cache import COMMIT, fetch_lock, lacks, mark, repository
 from gateway_plugin.hub_content import PARTIAL, LargeFile, read_content
 from gateway_plugin.weights_choice import KINDS, chosen, quantizations
 
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
 _LARGE = 4 << 20
 """The client itself fetches files up to this size: at most so much is fetched twice."""
 _AT_A_TIME = 4
@@ -32,6 +37,7 @@ _AT_A_TIME = 4
 _SPARE = 64 << 20
 """Free space left beside the weights."""
 _LOOK_S = 0.2
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENDS_S = 15.0
 """Longest time that a thread takes to see that it is over: the client reads for 10 s at most."""
 
@@ -113,12 +119,11 @@ def fetch(
     commit = info.sha or ""
     if not COMMIT.fullmatch(commit):
         raise ServiceError(f"The hub names no commit of {repository}.")
-    files = {
-        one.rfilename: RemoteFile(
-            one.rfilename, one.size or 0, (one.lfs.sha256 or "") if one.lfs is not None else "", one.blob_id or ""
+    files = {file.path: file for file in map(_remote, info.siblings or ())}
+    if wrong := [name for name in files if not _stays_inside(name)]:
+        raise ServiceError(
+            f"{repository}: a file of it is called {wrong[0]!r}, which leads out of its folder: not fetched."
         )
-        for one in info.siblings or ()
-    }
     taken = chosen(files, exclude, include)
     if not any(name.endswith(KINDS) for name in taken):
         raise ConfigError(
@@ -207,8 +212,9 @@ class _Job:
         weights = [file for file in self._files if file.path.endswith(KINDS)]
         small = [file for file in self._files if file not in large and file not in weights]
         others = [file for file in large if file not in weights]
+        contents = list({file.sha256: file for file in large}.values())
         for step, work in (
-            (small, self._whole), (large, self._content), (others, self._whole), (weights, self._whole),
+            (small, self._whole), (contents, self._content), (others, self._whole), (weights, self._whole),
         ):  # fmt: skip
             self._in_threads(step, work, progress)
         for file in self._files:
@@ -269,7 +275,7 @@ class _Job:
 
     def _drop_wrong(self, file: RemoteFile) -> None:
         """Remove what is there with another size than on the hub (a write that failed), and links that lead nowhere."""
-        link, blobs = self.snapshot / file.path, self._folder / "blobs"
+        link, blobs = self.snapshot / file.path, (self._folder / "blobs").resolve()
         found = [link.resolve(), link] if link.is_symlink() else [link]
         for path in (*found, blobs / file.sha256) if file.sha256 else found:
             if path.is_file() and path.stat().st_size == file.size:
@@ -307,6 +313,18 @@ class _Job:
             Path(path).unlink(missing_ok=True)
             raise ServiceError(f"{self._repository}: {file.path} came damaged. Fetch it again.")
         self._arrived[file.path] = file.size
+
+
+def _remote(said: RepoSibling) -> RemoteFile:
+    sha256 = (said.lfs.sha256 or "") if said.lfs is not None else ""
+    return RemoteFile(
+        said.rfilename, said.size or 0, sha256 if _SHA256.fullmatch(sha256) else "", said.blob_id or ""
+    )  # fmt: skip
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a file's name, which the hub says, is one below its folder."""
+    return bool(name) and not name.startswith("/") and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _is(path: Path, file: RemoteFile) -> bool:

@@ -231,6 +231,24 @@ def test_a_fetch_is_stopped_and_continued(hub: Hub, cache: Path) -> None:
     assert sum(hub.sent.values()) < TOTAL + 4 * MIB, before
 
 
+@pytest.mark.parametrize("name", ["../../../../precious", "/precious", "a/../../precious", "", "a//b"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(hub: Hub, cache: Path, name: str) -> None:
+    precious = cache.parent / "precious"
+    precious.write_text("kept")
+    hub.repositories["org/m"].said_sizes = {name: 5}
+    with pytest.raises(ServiceError, match="leads out of its folder"):
+        fetch("org/m", "", cache)
+    assert precious.read_text() == "kept"
+    assert not cache.exists()
+
+
+def test_the_same_content_under_two_names_comes_once(hub: Hub, cache: Path) -> None:
+    hub.repositories["org/m"].files["copy/model-00001-of-00002.safetensors"] = FIRST
+    done = fetch("org/m", "", cache)
+    assert files_in(done.folder)["copy/model-00001-of-00002.safetensors"] == FIRST
+    assert hub.sent == {sha256(FIRST): len(FIRST), sha256(SECOND): len(SECOND)}
+
+
 def test_two_at_once_fetch_once(hub: Hub, cache: Path) -> None:
     hub.chunk_s = 0.002
     done: list[Fetched] = []
