@@ -173,7 +173,7 @@ def isolated(
         source: where its weights are.
         env: its environment; folders in it are writable, wherever they are.
         folders: further folders that it writes.
-        alone: it gets a network of its own where that is possible, so that no other process of the node reaches its port.
+        alone: with a network of its own where that is possible, so that no other process reaches its port.
 
     Raises:
         ServiceError: the site requires isolation, and it is not available.

@@ -116,8 +116,10 @@ frontend door
 backend engine
   http-request del-header authorization
   http-request del-header x-api-key
-  retries 1
-  retry-on conn-failure empty-response # of a connection that the engine has just closed
+  # An engine may just have closed the connection. If it is gone, its agent ends the doorman during the second's pause
+  # between attempts to connect: the edge then sees the connection break, and the port refuse, as of any dead engine.
+  retries 3
+  retry-on conn-failure empty-response
   server engine {inner} proto h1
 
 backend health
