@@ -66,7 +66,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:  # neither JSON nor UTF-8
+    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested without end
         raise Garbled(f"{path} is garbled ({error})") from None
     if not isinstance(document, dict):
         raise Garbled(f"{path} is garbled (expected a JSON object)")

@@ -24,8 +24,10 @@ class Memory:
         self._fleet = fleet
 
     def read(self) -> Learned:
-        """What the last controller left; nothing where its file cannot be read, which is logged."""
-        return given_back(self._journal.learned(), self._clock.steady)
+        """What the last controller left; nothing where its file cannot be read, which is logged. A use after now, as
+        the clock was set back, was now at the latest: else none would be noted until then."""
+        now = self._clock.now()
+        return given_back(self._journal.learned(), lambda at: self._clock.steady(at, latest=now))
 
     async def write(self) -> None:
         """Now: also when the gateway shuts down."""

@@ -65,6 +65,13 @@ def test_times_are_those_of_the_wall_clock(tmp_path: Path) -> None:
     assert read.habits["often"].last == story.fleet.habits["often"].last
 
 
+def test_a_use_after_now_was_now_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    story = taught()
+    asyncio.run(memory(tmp_path, story.fleet, story.now).write())
+    found = memory(tmp_path, initial(a_policy()), story.now - 86_400).read()
+    assert {habit.last for habit in found.habits.values()} == {story.now - 86_400}
+
+
 def test_a_restarted_controller_evicts_what_is_rarely_asked_at_its_first_decision(tmp_path: Path) -> None:
     """Without what was learned, ``often`` and ``once`` would be worth the same."""
     before = taught()
@@ -90,7 +97,7 @@ def test_a_restarted_controller_evicts_what_is_rarely_asked_at_its_first_decisio
 
 @pytest.mark.parametrize(
     "garbled",
-    ["", "{", "[]", "\x00", '{"habits": []}', '{"load_s": {"a": NaN}}', '{"load_s": {"a": -1}}',
+    ["", "{", "[]", "\x00", '{"a":' * 100_000, '{"habits": []}', '{"load_s": {"a": NaN}}', '{"load_s": {"a": -1}}',
      '{"habits": {"a": {"last": 1, "fast": 0, "slow": 0, "pauses": [1]}}}'],
 )  # fmt: skip
 def test_a_garbled_file_is_set_aside_and_logged(tmp_path: Path, garbled: str, caplog: pytest.LogCaptureFixture) -> None:
