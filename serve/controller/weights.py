@@ -28,6 +28,8 @@ _LOOK_S = 20.0
 """Interval of looks at weights that were there."""
 _CATALOG_S, _CATALOG_LOOKS = 0.1, 10
 """Another catalog is noticed after a tenth of a second, weights that come after one."""
+_AGAIN_S = 1.0
+"""Interval of looks while a fetch that failed is not tried again."""
 _AT_A_TIME = 2
 """Fetches at a time: more would only share the line."""
 _REPORT_S = 2.0
@@ -138,21 +140,33 @@ class WeightsWatch:
             else:
                 self._failures.pop(model.name, None)
             self._seen.pop(model.name, None)
-            missing = await asyncio.to_thread(self._missing, model)
-            self._seen[model.name] = (model.source, missing)
-            self._report(model, missing)
+            now = self._known.fleet.models.get(model.name)
+            if now is None or is_local(now.source) or not needs_source(now):  # by another catalog
+                self._post(WeightsThere(model.name))
+                return
+            missing = await asyncio.to_thread(self._missing, now)
+            self._seen[model.name] = (now.source, missing)
+            self._report(now, missing)
         finally:
             del self._fetches[model.name]
 
     async def _wait_after(self, model: Model, error: str) -> None:
-        """Refuse the model for a while; twice as long after each failure in a row."""
+        """Refuse the model for a while, twice as long after each failure in a row; no longer once another catalog has
+        another source, or the weights have come by a command."""
         failures = self._failures[model.name] = self._failures.get(model.name, 0) + 1
         pause_s = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2.0 ** (failures - 1))
         log.warning("fetch-failed", extra={"model": model.name, "error": error, "retry_s": pause_s})
         again = f"it is tried again for requests that come after {pause_s:.0f} s"
         public = f"its weights could not be fetched from the hub; {again}"
         self._post(WeightsMissing(model.name, public, f"its weights could not be fetched: {error} ({again})"))
-        await asyncio.sleep(pause_s)
+        loop = asyncio.get_running_loop()
+        over = loop.time() + pause_s
+        while (left := over - loop.time()) > 0:
+            await asyncio.sleep(min(_AGAIN_S, left))
+            now = self._known.fleet.models.get(model.name)
+            if now is None or now.source != model.source or not await asyncio.to_thread(self._missing, now):
+                self._failures.pop(model.name, None)
+                return
 
     async def _run(self, model: Model, folder: Path) -> str:
         """Run one fetch; why it failed, ``""``: it did not."""

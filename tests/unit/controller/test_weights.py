@@ -135,6 +135,40 @@ def test_a_fetch_that_fails_is_told_and_tried_again_later(
     assert "The hub has no model 'org/gone'" in failed.detail
 
 
+@pytest.mark.parametrize("mended", ["fetched by a command", "another source", "no source"])
+def test_what_is_mended_is_not_refused_until_the_next_try(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mended: str
+) -> None:
+    monkeypatch.setattr(weights, "_AGAIN_S", 0.05)
+    heard: list[Event] = []
+    by_command = mended == "fetched by a command"
+    wrong = ENTRY if by_command else entry("m", "org/gone")
+    if by_command:
+        hub.repositories.pop("org/m")
+    known = Known(wrong)
+
+    async def story() -> None:
+        watch = WeightsWatch(known, heard.append, WeightsPlace("on-request", tmp_path / "hub"))
+        watch.fetch(wrong)
+        await until(lambda: heard)
+        assert isinstance(heard[0], WeightsMissing)
+        from gateway_plugin.fetching import fetch
+
+        if by_command:
+            hub.repositories["org/m"] = Repository({"config.json": CONFIG, "model.safetensors": CONTENT})
+            await asyncio.to_thread(fetch, "org/m", SHA, tmp_path / "hub")
+        else:
+            known.fleet = Known(ENTRY if mended == "another source" else entry("m", "/data/m")).fleet
+        await until(lambda: len(heard) > 1, 10.0)
+        if mended == "another source":
+            assert isinstance(heard[1], WeightsMissing)
+            assert heard[1].may_fetch
+        else:
+            assert heard[1] == WeightsThere("m")
+
+    asyncio.run(story())
+
+
 _CONTROLLER = """
 import asyncio, sys
 from pathlib import Path
