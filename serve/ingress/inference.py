@@ -34,6 +34,8 @@ log = logging.getLogger("gateway.ingress")
 KEEP_ALIVE_S = 10.0
 """A streaming client that waits longer receives SSE comments from here on."""
 
+_STREAM_SOUND = ("/v1/audio/speech",)
+"""What they stream need be no SSE: comments before it would spoil the sound."""
 _DEADLINE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?", re.ASCII)
 _NOT_ROUTED_MAX = 3
 _BACK_OFF_S = 0.2
@@ -114,7 +116,7 @@ class Inference:
             self._waiting.see_it_loaded(ask.model, requester)
         work = asyncio.create_task(self._fetch(errand))
         try:
-            if ask.stream:
+            if ask.stream and request.url.path not in _STREAM_SOUND:
                 done, _ = await asyncio.wait({work}, timeout=KEEP_ALIVE_S)
                 if not done:
                     return ClosedAfter(

@@ -616,6 +616,17 @@ async def test_a_slow_stream_gets_comments_then_the_engines_bytes(
     assert response.text.count("\n\n") == 1, "a comment ends no event: some clients take an empty one for JSON"
 
 
+async def test_sound_that_is_streamed_after_a_wait_is_the_engines_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "KEEP_ALIVE_S", 0.05)
+    async with inner_door(answer(200, b"RIFF\x00\xff")) as door:
+        async with ingress(tmp_path, ScriptedController(0.2), door.path) as client:
+            response = await client.post("/v1/audio/speech", json={"model": "m", "input": "x", "stream": True})
+    assert (response.status_code, response.content) == (200, b"RIFF\x00\xff")
+    assert not response.headers.get("content-type", "").startswith("text/event-stream")
+
+
 async def test_the_comments_say_what_a_queued_model_waits_for_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
