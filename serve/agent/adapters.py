@@ -50,19 +50,30 @@ async def adapt(layout: Layout, engine: str, wanted: Mapping[str, str]) -> tuple
 
 
 async def _adapt(probe: Probe, wanted: Mapping[str, str]) -> tuple[str, str]:
-    """(1) what it has; (2) those that are gone, or have another folder; (3) new ones."""
+    """(1) what it has; (2) new ones; (3) those with another folder, which are away for a moment (vLLM would load one
+    that was replaced in place from its folder again at each request); (4) those that are gone, which are asked for
+    until then. A bad new adapter leaves the others untouched."""
     folders = {name: str(adapter_folder(name, path)[0]) for name, path in wanted.items()}
     loaded = await _loaded(probe)  # (1)
-    for name in [name for name, path in loaded.items() if folders.get(name) != path]:  # (2)
-        status, answer = await probe.call("POST", _UNLOAD, {"lora_name": name}, _ASK_S)
-        if status != 200:
-            return RELOAD, _words(_UNLOAD, status, answer)
-    for name in [name for name, path in folders.items() if loaded.get(name) != path]:  # (3)
+    for name in sorted(folders, key=lambda name: name in loaded):
+        if loaded.get(name) == folders[name]:
+            continue
+        if name in loaded and (why := await _unloaded(probe, name)):  # (3)
+            return RELOAD, why
         status, answer = await probe.call("POST", _LOAD, {"lora_name": name, "lora_path": folders[name]}, _LOAD_S)
         if status != 200:
             why = _words(f"{_LOAD} of {name}", status, answer)
             return (RELOAD if _may_load_it_anew(status, answer) else REFUSED), why
+    for name in loaded.keys() - folders.keys():  # (4)
+        if why := await _unloaded(probe, name):
+            return RELOAD, why
     return DONE, ""
+
+
+async def _unloaded(probe: Probe, name: str) -> str:
+    """``""``, or why not."""
+    status, answer = await probe.call("POST", _UNLOAD, {"lora_name": name}, _ASK_S)
+    return "" if status == 200 else _words(_UNLOAD, status, answer)
 
 
 async def _loaded(probe: Probe) -> dict[str, str]:

@@ -68,8 +68,19 @@ async def adapt_engines(fleet: Fleet, models: Sequence[Model], call: Call) -> fr
     outcomes = await asyncio.gather(*(_one(update, call) for update in asked))
     for update, (outcome, why) in zip(asked, outcomes, strict=True):
         if outcome == REFUSED:
+            await give_back(fleet, models, call)
             raise ConfigError(f"The catalog was not changed: the engine {update.engine} refuses an adapter: {why}")
     return frozenset(update.engine for update, (outcome, _) in zip(asked, outcomes, strict=True) if outcome == DONE)
+
+
+async def give_back(fleet: Fleet, models: Sequence[Model], call: Call) -> None:
+    """Have the engines serve the adapters of the present catalog again: ``models`` are refused."""
+    before = (Update(one.engine, one.node, _adapters(fleet, one.engine)) for one in updates(fleet, models))
+    await asyncio.gather(*(_one(update, call) for update in before))
+
+
+def _adapters(fleet: Fleet, engine: str) -> Mapping[str, str]:
+    return fleet.models[fleet.engines[engine].model].adapters or {}
 
 
 async def _one(update: Update, call: Call) -> tuple[str, str]:

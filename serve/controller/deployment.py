@@ -19,7 +19,7 @@ from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound, Service
 from gateway_plugin.files import Copies, why_unwritten, write_private
 from gateway_plugin.logs import log_events
 from gateway_plugin.paths import Layout
-from serve.controller.adapters import adapt_engines
+from serve.controller.adapters import adapt_engines, give_back
 from serve.controller.agents import Agents, MakeAgent, agents_alive
 from serve.controller.blocks import LedgerWatch
 from serve.controller.calls import Calls
@@ -290,12 +290,22 @@ class Controller:
         await self._memory.write()
 
     async def apply(self, document: object) -> GatewayError | None:
-        """Apply another catalog. Returns the reason of a refusal, or ``None``; it is kept for the next controller."""
+        """Apply another catalog. Returns the reason of a refusal, or ``None``; it is kept for the next controller.
+
+        It goes on without its caller: engines that have taken its adapters must not be left with them alone.
+        """
+        return await asyncio.shield(asyncio.create_task(self._apply(document)))
+
+    async def _apply(self, document: object) -> GatewayError | None:
         try:
             catalog = parse_catalog(document, "catalog")
             async with self._applying:
                 adapted = await adapt_engines(self.fleet, catalog.models, self._agents.call)
-                await asyncio.to_thread(write_private, self._layout.catalog_json, json.dumps(document))
+                try:
+                    await asyncio.to_thread(write_private, self._layout.catalog_json, json.dumps(document))
+                except OSError:
+                    await give_back(self.fleet, catalog.models, self._agents.call)
+                    raise
                 self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
                 self.post(CatalogChanged(catalog.models, adapted))
         except GatewayError as error:

@@ -94,9 +94,11 @@ def test_an_adapter_is_a_model_of_its_own_and_others_come_and_go(host: AgentHost
         assert adapted(loud=idle) == DONE
         assert (said("loud") == bare or kind == "fake", said("idle")) == (True, "404")
         assert adapted(wide=adapter(kind, tmp_path / "wide", rank=64)) == RELOAD, "it was started for rank 16"
+        assert said("loud") != "404", "what it served until it is loaded again"
         (tmp_path / "idle" / "adapter_model.safetensors").unlink()
         assert adapted(gone=idle) == REFUSED
         assert adapted(nowhere=str(tmp_path / "nowhere")) == REFUSED
+        assert said("loud") != "404", "a catalog that is refused takes nothing away"
         if kind == "vllm":  # it would load this one, and answer with it
             foreign = adapter(kind, tmp_path / "foreign", hidden=64)
             with pytest.raises(ConfigError, match="another base's adapter"):

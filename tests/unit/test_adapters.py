@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import pytest
 
 from gateway_plugin.adapter_folders import adapter_folder, on_disk
 from gateway_plugin.catalog import Catalog, Model, catalog_document, parse_catalog
-from gateway_plugin.errors import ConfigError
+from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.service.preflight import failures, weights
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env
+from serve.controller import deployment
 from serve.controller.adapters import adapt_engines, new_adapters, updates
+from serve.controller.deployment import Controller
 from serve.core import events as ev
 from serve.core.effects import DrainRoute, StopEngine, SyncSlots
 from serve.core.handlers.admin import adapters_only
@@ -236,9 +240,44 @@ async def test_engines_are_asked_and_a_bad_adapter_refuses_the_catalog(tmp_path:
     assert asked == [("cpu-0-0", "adapt", engine, dict(after.adapters or {}))]
     for failure in (("reload", "no such path"), KeyError("cpu-0-0"), AttributeError("adapt"), TimeoutError()):
         assert await adapt_engines(story.fleet, (after,), answering(failure)) == frozenset()
+    asked.clear()
     with pytest.raises(ConfigError, match="refuses an adapter: no weights"):
         await adapt_engines(story.fleet, (after,), answering(("refused", "no weights")))
+    assert [adapters for *_, adapters in asked] == [after.adapters, {"x": "/gone"}], "the present catalog's again"
     asked.clear()
     with pytest.raises(ConfigError, match="no LoRA adapter in /nowhere"):
         await adapt_engines(story.fleet, (a_model("a", adapters={"z": "/nowhere"}),), answering(("done", "")))
     assert not asked
+
+
+async def test_a_catalog_whose_caller_leaves_or_that_cannot_be_written_leaves_no_engine_with_its_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = loaded(adapters={"x": "/gone"})
+    y = adapter(tmp_path / "y")
+    controller = Controller(str(tmp_path), story.fleet.policy, lambda *_: (object, ()))
+    controller.fleet = story.fleet
+    asked: list[dict[str, str]] = []
+
+    async def call(node: str, verb: str, engine: str, adapters: dict[str, str]) -> tuple[str, str]:
+        asked.append(adapters)
+        await asyncio.sleep(0.05)
+        return "done", ""
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(controller._agents, "call", call)
+    monkeypatch.setattr(deployment, "write_private", full)
+    document = catalog_document(Catalog(models=(a_model("a", adapters={"x": "/gone", "y": y}),)))
+    assert isinstance(await controller.apply(document), ServiceError)
+    assert asked == [{"x": "/gone", "y": y}, {"x": "/gone"}]
+    monkeypatch.undo()
+    monkeypatch.setattr(controller._agents, "call", call)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(controller.apply(document), 0.02)
+    await asyncio.sleep(0.3)
+    (changed,) = [event for event in controller._mailbox._queue if isinstance(event, ev.CatalogChanged)]  # type: ignore[attr-defined]
+    assert changed.adapted == {story.engine("a").id}
+    for task in controller._tasks:
+        task.cancel()

@@ -41,7 +41,7 @@ async def test_a_raise_does_not_undo_a_catalog_that_waits_in_the_mailbox(tmp_pat
     model = a_model("a", predicted_gib=4)
     story = begin(model)
     story.ask("a")
-    controller = Controller(str(tmp_path), story.fleet.policy, lambda *_: None)
+    controller = Controller(str(tmp_path), story.fleet.policy, lambda *_: (object, ()))
     controller.fleet = story.fleet
     controller.post(ev.CatalogChanged((model,)))
     controller.post(ev.EngineReady(story.engine("a").id, "h:1", 42.0, used_mib=4500))
