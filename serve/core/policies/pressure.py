@@ -201,8 +201,8 @@ def loss_s(tx: Transaction, model: str, away_s: float, back_s: float, *, in_use:
     known: float | None = tx.memo.get(key)
     if known is None:
         habit = tx.habits.rows.get(model)
-        if in_use:  # its next request comes at once, and waits for both loads
-            asked, gone_s = 1.0, away_s + back_s
+        if in_use:  # its next request comes at once, and waits for what is in flight to end and for both loads
+            asked, gone_s = 1.0, tx.drain_s.rows.get(model, 0.0) + away_s + back_s
         else:
             asked, gone_s = max(likely(habit, back_s, tx.now), expected(tx, model)), back_s
         known = tx.memo[key] = asked * gone_s * (1 + rate(habit, tx.now) * gone_s / 2)
