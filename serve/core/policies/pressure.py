@@ -146,8 +146,8 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
     where they could go."""
     urgent = asking in tx.queues.rows and weight(tx, asking).overdue
     with_busy = urgent or (asking in tx.queues.rows and limit(tx, asking) >= return_s(tx, asking) + _least_load_s(tx))
-    away_s = _rounded(return_s(tx, asking))
-    key = (candidates, with_busy, away_s)
+    away_s, drain_s = _rounded(return_s(tx, asking)), _rounded(tx.drain_s.rows.get(asking, 0.0))
+    key = (candidates, with_busy, away_s, drain_s)
     found: list[tuple[float, Engine]] | None = tx.memo.get(key)
     if found is None:
         found = []
@@ -155,7 +155,7 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
             if not kept:
                 # without clients, or of no use to them, or others serve them
                 useless = engine.state is EngineState.LOADING or stalled(engine) or surplus(tx, engine)
-                back_s = _back_s(tx, engine)
+                back_s = drain_s + _back_s(tx, engine)  # what it makes way for serves then, and drains first
                 found.append((0.0 if useless else loss_s(tx, engine.model, away_s, back_s, in_use=in_use), engine))
         found.sort(key=lambda one: (one[0], one[1].node, one[1].id))
         tx.memo[key] = found
