@@ -28,6 +28,7 @@ letter is required: a number in a body (``"model": 5``) is no name, and the edge
 LOCAL_SOURCES = ("prepared:", "/", "~", ".")
 """Prefixes of a ``source`` on this machine's disk."""
 
+_WHISPER_HANG_AFTER_S = 1800.0
 _REQUESTS_GUESS = 256
 """Requests at a time of an engine that does not say it."""
 CONCURRENCY_MAX = 10_000
@@ -91,7 +92,7 @@ class Model(_Frozen):
     drain_timeout_s: Duration = Field(default=600.0, alias="drain_timeout")
     hang_after_s: Duration = Field(default=300.0, alias="hang_after")
     """End an engine that makes no progress for this long with requests in flight: longer than its longest prompt takes
-    until the first token. ``0``: never."""
+    until the first token. ``0``: never. With ``engine: whisper`` 30 minutes, unless given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -110,6 +111,13 @@ class Model(_Frozen):
         if not value.startswith(LOCAL_SOURCES) and at and not (name and _REVISION.fullmatch(revision)):
             raise ValueError(f"a hub source is 'org/name' or 'org/name@REVISION', got {value!r}")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whisper_is_silent(cls, entry: Any) -> Any:
+        """It answers nothing at all while it transcribes, which may take long on CPUs."""
+        said = isinstance(entry, dict) and entry.get("engine") == "whisper"
+        return {"hang_after": _WHISPER_HANG_AFTER_S, **entry} if said and "hang_after_s" not in entry else entry
 
     @field_validator("hang_after_s")
     @classmethod

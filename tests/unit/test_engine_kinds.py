@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway_plugin.catalog import Model
+from gateway_plugin.catalog import Catalog, Model, catalog_document, parse_catalog
 from gateway_plugin.engine_kinds import KINDS
 from gateway_plugin.engine_options import refusal
 from gateway_plugin.engine_reserved import RESERVED
@@ -159,3 +159,12 @@ def test_llama_cpp_loads_the_one_gguf_file_of_a_fetched_repository(tmp_path: Any
     folder.mkdir(parents=True)
     (folder / "m-Q4.gguf").write_bytes(b"4")
     assert resolve(entry("llama.cpp", source=f"org/m-GGUF@{commit}"), fetched=tmp_path) == str(folder / "m-Q4.gguf")
+
+
+def test_a_long_transcription_is_not_taken_for_a_hang() -> None:
+    whisper = entry("whisper", task="transcribe")
+    assert (entry("vllm").hang_after_s, whisper.hang_after_s) == (300.0, 1800.0)
+    for given in ("hang_after", "hang_after_s"):
+        assert entry("whisper", task="transcribe", **{given: 60.0}).hang_after_s == 60.0
+    document = catalog_document(Catalog(models=(whisper,)))
+    assert parse_catalog(document, "again").models == (whisper,)
