@@ -134,7 +134,10 @@ class WeightsWatch:
     async def _fetch(self, model: Model, folder: Path) -> None:
         try:
             async with self._turns:
-                error = await self._run(model, folder)
+                try:
+                    error = await self._run(model, folder)
+                except (OSError, ValueError) as failure:  # no more processes, say
+                    error = f"the fetch could not be run: {failure}"
             if error:
                 await self._wait_after(model, error)
             else:

@@ -135,6 +135,21 @@ def test_a_fetch_that_fails_is_told_and_tried_again_later(
     assert "The hub has no model 'org/gone'" in failed.detail
 
 
+@pytest.mark.parametrize("program", [("/nowhere/fetch",), (sys.executable, "-c", "print('no JSON')")])
+def test_a_fetch_that_cannot_be_run_is_told_too(tmp_path: Path, program: tuple[str, ...]) -> None:
+    heard: list[Event] = []
+
+    async def story() -> None:
+        watch = WeightsWatch(Known(ENTRY), heard.append, WeightsPlace("on-request", tmp_path / "hub"), program)
+        watch.fetch(ENTRY)
+        await until(lambda: heard, 10.0)
+
+    asyncio.run(story())
+    (failed,) = heard
+    assert isinstance(failed, WeightsMissing)
+    assert "the fetch could not be run" in failed.detail
+
+
 @pytest.mark.parametrize("mended", ["fetched by a command", "another source", "no source"])
 def test_what_is_mended_is_not_refused_until_the_next_try(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mended: str
