@@ -71,6 +71,8 @@ class WeightsWatch:
         """Model -> its source, and what is missing (``""``: nothing), as last reported."""
         self._fetches: dict[str, asyncio.Task[None]] = {}
         """Model -> its fetch, and the wait after one that failed."""
+        self._fetching: dict[str, Model] = {}
+        """Their entries when they began."""
         self._failures: dict[str, int] = {}
         self._turns = asyncio.Semaphore(_AT_A_TIME)
 
@@ -94,7 +96,9 @@ class WeightsWatch:
         return frozenset(name for name, (_, missing) in self._seen.items() if missing)
 
     async def look(self, names: frozenset[str] | None = None) -> None:
-        """Look once at what is not being fetched: at models called ``names`` (``None``: all)."""
+        """Look once at what is not being fetched: at models called ``names`` (``None``: all). Fetches of sources that
+        the catalog does not have any more are ended."""
+        await self._end_outdated()
         models = [
             model for model in self._known.fleet.models.values()
             if (names is None or model.name in names)
@@ -110,9 +114,28 @@ class WeightsWatch:
             self._seen[model.name] = now
             self._report(model, now[1])
 
+    async def _end_outdated(self) -> None:
+        models = self._known.fleet.models
+        over = [name for name, was in self._fetching.items() if name not in models or models[name].source != was.source]
+        tasks = [self._fetches[name] for name in over]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for name in over:
+            self._forget(name)  # one that had not begun ends without doing so
+            log.info("fetch-ended", extra={"model": name, "why": "another catalog"})
+            self._seen.pop(name, None)
+            self._failures.pop(name, None)
+            self._post(WeightsThere(name))  # as far as is known, until it is looked at
+
+    def _forget(self, name: str) -> None:
+        self._fetches.pop(name, None)
+        self._fetching.pop(name, None)
+
     def fetch(self, model: Model) -> None:
         """Begin to fetch the weights of ``model``, unless that is under way."""
         if model.name not in self._fetches and self._folder is not None:
+            self._fetching[model.name] = model
             self._fetches[model.name] = asyncio.create_task(self._fetch(model, self._folder))
 
     def _missing(self, model: Model) -> str:
@@ -151,7 +174,7 @@ class WeightsWatch:
             self._seen[model.name] = (now.source, missing)
             self._report(now, missing)
         finally:
-            del self._fetches[model.name]
+            self._forget(model.name)
 
     async def _wait_after(self, model: Model, error: str) -> None:
         """Refuse the model for a while, twice as long after each failure in a row; no longer once another catalog has

@@ -135,6 +135,28 @@ def test_a_fetch_that_fails_is_told_and_tried_again_later(
     assert "The hub has no model 'org/gone'" in failed.detail
 
 
+@pytest.mark.parametrize("after", [(), (entry("m", "/data/m"),), (entry("m", "org/m@main"),)])
+def test_a_fetch_ends_with_its_source_in_the_catalog(hub: Hub, tmp_path: Path, after: tuple[Model, ...]) -> None:
+    hub.chunk_s = 0.05
+    heard: list[Event] = []
+    known = Known(ENTRY)
+
+    async def story() -> None:
+        watch = WeightsWatch(known, heard.append, WeightsPlace("on-request", tmp_path / "hub"))
+        watch.fetch(ENTRY)
+        await until(lambda: sum(hub.sent.values()) > MIB)
+        known.fleet = Known(*after).fleet
+        await watch.look()
+        await until(lambda: not [one for one in psutil.Process().children() if one.status() != "zombie"], 10.0)
+        await asyncio.sleep(0.2)
+        assert sum(hub.sent.values()) < len(CONTENT)
+        told = [event for event in heard if not isinstance(event, WeightsFetching)]
+        assert told[0] == WeightsThere("m")
+        assert [type(event) for event in told[1:]] == [WeightsMissing] * sum("@main" in one.source for one in after)
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("program", [("/nowhere/fetch",), (sys.executable, "-c", "print('no JSON')")])
 def test_a_fetch_that_cannot_be_run_is_told_too(tmp_path: Path, program: tuple[str, ...]) -> None:
     heard: list[Event] = []
