@@ -122,7 +122,7 @@ class WeightsWatch:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for name in over:
-            self._forget(name)  # one that had not begun ends without doing so
+            self._forget(name)  # a task cancelled before its first step does not
             log.info("fetch-ended", extra={"model": name, "why": "another catalog"})
             self._seen.pop(name, None)
             self._failures.pop(name, None)
