@@ -114,9 +114,13 @@ def write(layout: Layout, record: EngineRecord) -> None:
 
 
 def remove(layout: Layout, engine: str) -> None:
-    """Remove the record of an engine that is gone, and the folder of its socket."""
-    path = record_path(layout, engine)
-    shutil.rmtree(socket_folder(path), ignore_errors=True)
+    """Remove the record of an engine that is gone, the folder of its socket, and its temporary one in a container."""
+    _remove(layout, record_path(layout, engine))
+
+
+def _remove(layout: Layout, path: Path) -> None:
+    for folder in (socket_folder(path), layout.scratch / path.stem):
+        shutil.rmtree(folder, ignore_errors=True)
     path.unlink(missing_ok=True)
 
 
@@ -145,8 +149,7 @@ def end_unrecorded(layout: Layout, block: str) -> None:
             continue  # another block's, on the same machine
         logger.warning("engine record garbled path=%s ended=%s", path, [known.pid for known in living])
         end(living, grace_s=0.0)
-        shutil.rmtree(socket_folder(path), ignore_errors=True)
-        path.unlink(missing_ok=True)
+        _remove(layout, path)
 
 
 def _read(path: Path) -> EngineRecord | None:

@@ -19,11 +19,21 @@ import pytest
 
 from gateway_plugin import engine_records
 from gateway_plugin.engine_records import strays
+from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive, group_members
 from gateway_plugin.runtimes import Runtime
 from serve.core.events import EngineExited, EngineReady
-from tests.support.agents import KEY, NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
+from tests.support.agents import (
+    KEY,
+    NAMED,
+    AgentHost,
+    engine_client,
+    eventually,
+    fake_model,
+    plain_model,
+    private_layout,
+)
 from tests.support.images import ROOT, charliecloud, missing
 
 pytestmark = pytest.mark.process
@@ -151,6 +161,51 @@ def test_the_end_of_a_block_leaves_nothing_of_a_container(layout: Layout, host: 
     assert engine_records.end_engines(layout.engine_records, record.block, grace_s=0.5) == ()
     assert not any(alive(known) for known in members)
     assert not Path(record.scratch).exists()
+
+
+@needs_container
+@pytest.mark.parametrize("socket", [True, False], ids=["socket", "port"])
+def test_an_engine_behind_a_doorman_in_a_container(layout: Layout, host: AgentHost, box: Runtime, socket: bool) -> None:
+    host.start(plain_model("tiny", socket=socket, source="none", runtime=box))
+    host.wait(EngineReady)
+    record = host.record()
+    assert ask(layout, host).startswith("tiny pid=")
+    assert not any(
+        KEY in word for known in group_members(record.mark) for word in psutil.Process(known.pid).environ().values()
+    )
+    host.crash()
+    host.wait(EngineReady)
+    assert host.record().mark == record.mark
+    (door,) = (p for m in group_members(record.mark) if (p := psutil.Process(m.pid)).name() == "haproxy")
+    door.kill()
+    assert not host.wait(EngineExited).expected
+    assert strays(record.log, record.mark) == group_members(record.mark) == ()
+    assert not [path for path in layout.run.rglob("*") if "e1" in path.name or path.parent.name == "doors"]
+
+
+@needs_container
+@pytest.mark.skipif(os.getuid() != 0, reason="root's alone is refused before its start")
+def test_an_engine_that_is_not_started_leaves_no_folder(layout: Layout, host: AgentHost, box: Runtime) -> None:
+    host.isolate = "required"
+    host.agent = host._new()
+    assert "Charliecloud does not run inside bubblewrap as root" in ended(host, runtime=box)
+    assert list(layout.scratch.iterdir()) == []
+
+
+def test_an_engine_that_must_not_be_recorded_is_ended_with_its_doorman(
+    layout: Layout, host: AgentHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        time.sleep(0.3)  # the doorman has begun
+        raise ServiceError("the folder is another user's")
+
+    monkeypatch.setattr("serve.agent.records.write", refuse)
+    assert "another user's" in ended(host)
+    host.start(plain_model("b", socket=True), engine="e2")
+    assert "another user's" in host.wait(EngineExited, "e2").reason
+    for name in ("e1", "e2"):
+        assert strays(str(layout.engine_logs / f"{name}.log"), Mark(0, 0)) == ()
+    assert list((layout.run / "doors").iterdir()) == []
 
 
 # --- what left the process group ---
