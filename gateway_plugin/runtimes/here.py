@@ -68,7 +68,8 @@ def start_in_runtime(
         hub = Path.home() / ".cache" / "huggingface"
         hub.mkdir(parents=True, exist_ok=True)
         with_all["HF_HOME"] = str(hub)  # in its own home it would fetch the weights again
-    read = (*map(str, files), *_weights(source))
+    local = [folder for folder in (source, *(model.adapters or {}).values()) if folder.startswith("/")]
+    read = (*map(str, files), *_cache(source, with_all), *(str(shown_for(folder)) for folder in local))
     return made(argv, with_all, model.variables, runtime, layout, log.stem, read, gpus, tuple(map(str, sockets)))
 
 
@@ -196,9 +197,10 @@ def _facts(
     )
 
 
-def _weights(source: str) -> tuple[str, ...]:
-    """What to bind for local weights."""
-    return (str(shown_for(source)),) if source.startswith("/") else ()
+def _cache(source: str, env: Mapping[str, str]) -> tuple[str, ...]:
+    """The cache in which fetched weights lie, if ``env`` names it: to be read only, as they are."""
+    cache = env.get("HF_HUB_CACHE", "")
+    return (cache,) if cache and Path(source).is_relative_to(cache) else ()
 
 
 def _empty_above(image: Path, path: str) -> Iterable[str]:
