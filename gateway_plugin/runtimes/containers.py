@@ -260,9 +260,10 @@ def _charliecloud(argv: tuple[str, ...], inside: _Inside) -> Start:
     words += [f"--set-env=HOME={facts.home}", "--set-env=TMPDIR=/tmp", "--bind", f"{facts.scratch}:/tmp"]
     grows = any(_GROWS.fullmatch(word) for word in container.args)
     paths = (facts.home, *inside.read, *inside.written)
-    for path in dict.fromkeys(path if grows else _mount_point(path, facts) for path in paths):
-        words += ["--bind", f"{path}:{path}"]
-    words += [word for bind in container.binds for word in ("--bind", bind)]
+    places = dict.fromkeys(path if grows else _mount_point(path, facts) for path in paths)
+    own = (bind if grows or ":" in bind else _mount_point(bind, facts) for bind in container.binds)
+    for bind in dict.fromkeys((*(f"{path}:{path}" for path in places), *(one for one in own if one not in places))):
+        words += ["--bind", bind]
     of_node = {name: value for name, value in inside.env.items() if _FOR_MODULES.fullmatch(name)}
     env = {**of_node, **inside.inner, "USER": facts.user}
     return Start((*words, *container.args, container.image, "--", *argv), env)

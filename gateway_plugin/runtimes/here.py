@@ -177,9 +177,9 @@ def _facts(
     files = frozenset(path for path in named if os.path.isfile(path))
     folders = frozenset(path for path in named if os.path.isdir(path))
     image = Path(container.image)
-    paths = (
-        (str(home), *read, *written, *files, *folders) if container.kind == "charliecloud" and image.is_dir() else ()
-    )
+    paths: tuple[str, ...] = ()
+    if container.kind == "charliecloud" and image.is_dir():
+        paths = (str(home), *read, *written, *files, *folders, *(bind for bind in container.binds if ":" not in bind))
     return Facts(
         engine=f"{layout.run.name}-{name}",
         home=str(home),

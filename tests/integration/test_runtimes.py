@@ -109,6 +109,16 @@ def test_an_engine_in_a_container_answers_and_leaves_nothing(layout: Layout, hos
 
 
 @needs_container
+def test_a_bind_without_a_mount_point_in_the_image(host: AgentHost, box: Runtime) -> None:
+    assert box.container is not None
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as bound:
+        container = box.container.model_copy(update={"binds": (*box.container.binds, bound)})
+        host.start(fake_model("tiny", runtime=box.model_copy(update={"container": container})))
+        host.wait(EngineReady)
+        assert Path(f"/proc/{host.record().pid}/root{bound}").is_dir()
+
+
+@needs_container
 def test_a_container_has_a_home_and_a_tmp_of_its_own(layout: Layout, host: AgentHost, box: Runtime) -> None:
     (Path("/tmp") / "of-the-node").touch()
     try:

@@ -156,6 +156,9 @@ def test_charliecloud_binds_an_empty_folder_of_the_image_above_what_it_lacks() -
     assert " --bind /users:/users --bind /s/tls/key:/s/tls/key --bind /data:/data --bind /scratch " in " ".join(argv)
     grown = contained("charliecloud", facts, args=["--write"]).argv
     assert f"{WEIGHTS}:{WEIGHTS}" in grown
+    binds = ["/data/mine", "/sw/a", "/sw/b", "/sw/a:/c"]
+    mine = contained("charliecloud", replace(facts, empty_in_image=frozenset({"/data", "/sw"})), binds=binds).argv
+    assert " --bind /data:/data --bind /sw --bind /sw/a:/c " in " ".join(mine)
     with_variables_of_the_image = contained("charliecloud", replace(facts, image_environment=True)).argv
     assert "--set-env" in with_variables_of_the_image
 
