@@ -260,9 +260,12 @@ def _ended(start: Start, timeout_s: float) -> tuple[int, str, str]:
     )
     try:
         output, complaint = child.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+    except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+        child.wait()
+        for stream in (child.stdout, child.stderr):  # not read to their end: a container's monitor may hold them
+            if stream is not None:
+                stream.close()
         raise
     return child.returncode, output.decode(errors="replace"), complaint.decode(errors="replace")
