@@ -114,6 +114,14 @@ def test_secrets_reach_a_container_by_its_environment_only(kind: str) -> None:
     assert "PYTHONPATH" not in " ".join(start.argv)
 
 
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_secret_that_is_called_as_the_nodes_software_is_stays_out_of_argv(kind: str) -> None:
+    own = {"CONDA_TOKEN": "c-secret", "PODMAN_PASSWORD": "p-secret", "LD_LIBRARY_PATH": "/mine"}
+    start = started(entry={"env": own}, container={"kind": kind, "image": "/sw/vllm.sif"})
+    assert not any("-secret" in word for word in start.argv)
+    assert {"c-secret", "p-secret"} <= set(start.env.values())
+
+
 def test_a_container_of_each_gpu_maker() -> None:
     flags = {
         ("apptainer", "amd"): "--rocm",
