@@ -173,7 +173,7 @@ def test_an_entry_that_is_not_to_be_isolated_is_refused_in_a_container_too(layou
 
 def test_bubblewrap_is_around_charliecloud_and_pythons(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 1000)
-    monkeypatch.setattr("gateway_plugin.isolation.hidden_here", lambda *_, **__: Hidden())
+    monkeypatch.setattr("gateway_plugin.isolation.hidden_here", lambda layout, more: Hidden())
     assert wrapped(layout, model("charliecloud"))
     python = Runtime(name="own", python="/sw/env/bin/python")
     assert wrapped(layout, model().model_copy(update={"runtime": python}))
