@@ -17,7 +17,7 @@ from gateway_plugin.hub_cache import cache_of
 from gateway_plugin.isolation import Isolation
 from gateway_plugin.masking import secrets_of
 from gateway_plugin.paths import Layout, private_folder
-from gateway_plugin.processes import end, group_members
+from gateway_plugin.processes import BLOCK_MARK, end, group_members
 from gateway_plugin.runtimes.here import confined, start_in_runtime
 from gateway_plugin.weights import is_local, needs_source, resolve
 from serve.agent import records
@@ -80,6 +80,8 @@ def launch(
             inner = bind if door is None else _inner(folders)
             argv = engine_argv(model, source, inner, tls, place.gpu_total_mib, sleeps)
             env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
+            if place.block:
+                env[BLOCK_MARK] = place.block  # what has no record, or a garbled one, ends with its block all the same
             if (cache := cache_of(source)) is not None:  # what its options name by a hub name lies there, too
                 env.setdefault("HF_HUB_CACHE", str(cache))
             alone = door is not None and not folders and is_local(model.source)

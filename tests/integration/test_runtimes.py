@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from gateway_plugin import engine_records
+from gateway_plugin.blocks.cleanup import clean_up
 from gateway_plugin.engine_records import strays
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
@@ -216,6 +217,26 @@ def test_an_engine_that_must_not_be_recorded_is_ended_with_its_doorman(
     for name in ("e1", "e2"):
         assert strays(str(layout.engine_logs / f"{name}.log"), Mark(0, 0)) == ()
     assert list((layout.run / "doors").iterdir()) == []
+
+
+@needs_container
+@pytest.mark.parametrize("how", ["garbled", "unrecorded"])
+def test_an_engine_without_a_usable_record_ends(layout: Layout, host: AgentHost, box: Runtime, how: str) -> None:
+    """Garbled: by the next agent of its block. Without one, as on a full disk: with its block."""
+    host.start(plain_model("tiny", "generate", "--children", "1", socket=True, source="none", runtime=box))
+    host.wait(EngineReady)
+    record, members = host.record(), group_members(host.record().mark)
+    host.crash()
+    (path,) = layout.engine_records.iterdir()
+    if how == "garbled":
+        path.write_text("{")
+        host.describe()
+        assert [*layout.engine_records.iterdir(), *layout.scratch.iterdir(), *(layout.run / "doors").iterdir()] == []
+    else:
+        path.unlink()
+        assert clean_up(layout.engine_records, record.block, layout.run / "of-the-block")
+    assert not any(alive(known) for known in members)
+    assert strays(record.log, record.mark) == ()
 
 
 # --- what left the process group ---
