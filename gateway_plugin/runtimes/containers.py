@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
+from gateway_plugin.masking import speaks_of_a_secret
 from gateway_plugin.runtimes import Container
 
 Gpu = Literal["", "nvidia", "amd"]
@@ -163,6 +164,11 @@ def _within(path: str, folders: Iterable[str]) -> bool:
     return any(folder in (path, *map(str, place.parents)) for folder in folders)
 
 
+def _for_the_engine_alone(name: str) -> bool:
+    """Whether a variable would change the container's program, and may stand in its command line."""
+    return _OF_THE_NODE.fullmatch(name) is not None and not speaks_of_a_secret(name)
+
+
 @dataclass(frozen=True)
 class _Inside:
     env: Mapping[str, str]
@@ -185,14 +191,14 @@ class _Inside:
 
     def by_name(self) -> list[str]:
         """``--env NAME`` for each variable: the program takes the value from its own environment. An entry's
-        ``PYTHONPATH`` and the like are for the engine alone: with their values."""
+        ``PYTHONPATH`` and the like are for the engine alone: with their values, but for secrets."""
         inner = self.inner.items()
-        said = (f"{name}={value}" if _OF_THE_NODE.fullmatch(name) else name for name, value in inner)
+        said = (f"{name}={value}" if _for_the_engine_alone(name) else name for name, value in inner)
         return [word for variable in said for word in ("--env", variable)]
 
     def outer(self) -> dict[str, str]:
         """The environment of the container's program, with the values of ``by_name``."""
-        return {**self.env, **{name: value for name, value in self.inner.items() if not _OF_THE_NODE.fullmatch(name)}}
+        return {**self.env, **{name: value for name, value in self.inner.items() if not _for_the_engine_alone(name)}}
 
     def homes(self) -> list[str]:
         return ["--env", f"HOME={self.facts.home}", "--env", "TMPDIR=/tmp"]
@@ -260,9 +266,10 @@ def _charliecloud(argv: tuple[str, ...], inside: _Inside) -> Start:
     words += [f"--set-env=HOME={facts.home}", "--set-env=TMPDIR=/tmp", "--bind", f"{facts.scratch}:/tmp"]
     grows = any(_GROWS.fullmatch(word) for word in container.args)
     paths = (facts.home, *inside.read, *inside.written)
-    for path in dict.fromkeys(path if grows else _mount_point(path, facts) for path in paths):
-        words += ["--bind", f"{path}:{path}"]
-    words += [word for bind in container.binds for word in ("--bind", bind)]
+    places = dict.fromkeys(path if grows else _mount_point(path, facts) for path in paths)
+    own = (bind if grows or ":" in bind else _mount_point(bind, facts) for bind in container.binds)
+    for bind in dict.fromkeys((*(f"{path}:{path}" for path in places), *(one for one in own if one not in places))):
+        words += ["--bind", bind]
     of_node = {name: value for name, value in inside.env.items() if _FOR_MODULES.fullmatch(name)}
     env = {**of_node, **inside.inner, "USER": facts.user}
     return Start((*words, *container.args, container.image, "--", *argv), env)

@@ -68,7 +68,8 @@ def start_in_runtime(
         hub = Path.home() / ".cache" / "huggingface"
         hub.mkdir(parents=True, exist_ok=True)
         with_all["HF_HOME"] = str(hub)  # in its own home it would fetch the weights again
-    read = (*map(str, files), *_weights(source))
+    local = [folder for folder in (source, *(model.adapters or {}).values()) if folder.startswith("/")]
+    read = (*map(str, files), *_cache(source, with_all), *(str(shown_for(folder)) for folder in local))
     return made(argv, with_all, model.variables, runtime, layout, log.stem, read, gpus, tuple(map(str, sockets)))
 
 
@@ -176,9 +177,9 @@ def _facts(
     files = frozenset(path for path in named if os.path.isfile(path))
     folders = frozenset(path for path in named if os.path.isdir(path))
     image = Path(container.image)
-    paths = (
-        (str(home), *read, *written, *files, *folders) if container.kind == "charliecloud" and image.is_dir() else ()
-    )
+    paths: tuple[str, ...] = ()
+    if container.kind == "charliecloud" and image.is_dir():
+        paths = (str(home), *read, *written, *files, *folders, *(bind for bind in container.binds if ":" not in bind))
     return Facts(
         engine=f"{layout.run.name}-{name}",
         home=str(home),
@@ -196,9 +197,10 @@ def _facts(
     )
 
 
-def _weights(source: str) -> tuple[str, ...]:
-    """What to bind for local weights."""
-    return (str(shown_for(source)),) if source.startswith("/") else ()
+def _cache(source: str, env: Mapping[str, str]) -> tuple[str, ...]:
+    """The cache in which fetched weights lie, if ``env`` names it: to be read only, as they are."""
+    cache = env.get("HF_HUB_CACHE", "")
+    return (cache,) if cache and Path(source).is_relative_to(cache) else ()
 
 
 def _empty_above(image: Path, path: str) -> Iterable[str]:
@@ -258,9 +260,12 @@ def _ended(start: Start, timeout_s: float) -> tuple[int, str, str]:
     )
     try:
         output, complaint = child.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+    except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+        child.wait()
+        for stream in (child.stdout, child.stderr):  # not read to their end: a container's monitor may hold them
+            if stream is not None:
+                stream.close()
         raise
     return child.returncode, output.decode(errors="replace"), complaint.decode(errors="replace")

@@ -87,8 +87,10 @@ async def _loaded(probe: Probe) -> dict[str, str]:
 
 
 def _may_load_it_anew(status: int, answer: bytes) -> bool:
-    """No such path; or a rank over the one that it was started with, which a start raises."""
-    return (status in (404, 405) and b'"error"' not in answer) or b"max_lora_rank" in answer
+    """No such path; a rank over the one that it was started with, which a start raises; or a folder that the agent
+    sees and the engine does not: a container has those of its start alone."""
+    unknown_path = status in (404, 405) and b'"error"' not in answer
+    return unknown_path or b"max_lora_rank" in answer or b"No adapter found" in answer
 
 
 def _words(path: str, status: int, answer: bytes) -> str:

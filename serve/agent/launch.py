@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gateway_plugin.adapter_folders import on_disk
+from gateway_plugin.engine_records import clear_away, strays
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.hub_cache import cache_of
 from gateway_plugin.isolation import Isolation
 from gateway_plugin.masking import secrets_of
 from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.processes import BLOCK_MARK, end, group_members
 from gateway_plugin.runtimes.here import confined, start_in_runtime
 from gateway_plugin.weights import is_local, needs_source, resolve
 from serve.agent import records
@@ -79,6 +80,8 @@ def launch(
             inner = bind if door is None else _inner(folders)
             argv = engine_argv(model, source, inner, tls, place.gpu_total_mib, sleeps)
             env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
+            if place.block:
+                env[BLOCK_MARK] = place.block  # what has no record, or a garbled one, ends with its block all the same
             if (cache := cache_of(source)) is not None:  # what its options name by a hub name lies there, too
                 env.setdefault("HF_HUB_CACHE", str(cache))
             alone = door is not None and not folders and is_local(model.source)
@@ -92,7 +95,7 @@ def launch(
                 doorman = Doorman(inner, tls, key, model.health, model.kind.deaf_while_busy)
                 spawned = spawn(*behind(doorman, start.argv, start.env), log, wrapper, door.fileno())
     except (GatewayError, OSError):
-        records.remove(layout, command.engine)  # the folder of its socket
+        records.remove(layout, command.engine)  # its folders
         raise
     record = EngineRecord(
         engine=command.engine,
@@ -125,10 +128,11 @@ def launch(
     except OSError as error:  # a full disk: its watcher keeps trying
         logger.warning("engine not recorded engine=%s why=%s", record.engine, error)
         recorded = False
-    except GatewayError:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(spawned.mark.pid, signal.SIGKILL)  # without a record it could not be found again
+    except GatewayError:  # without a record it could not be found again
+        end((*group_members(spawned.mark), *strays(str(log), spawned.mark)), grace_s=0.0)
         spawned.child.wait()
+        clear_away(start.remove, start.scratch)
+        records.remove(layout, command.engine)
         raise
     logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
     return Launched(record, spawned.child, recorded)

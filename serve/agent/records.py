@@ -15,11 +15,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from gateway_plugin.engine_records import socket_folder
+from gateway_plugin.engine_records import socket_folder, strays
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout, private_folder
-from gateway_plugin.processes import Mark, carries_mark, end, mark, own_pids, writes_to
+from gateway_plugin.processes import Mark, carries_mark, end, mark, mark_of_dead, own_pids, writes_to
 from gateway_plugin.state_file import State, StateFile
 
 logger = logging.getLogger(__name__)
@@ -114,9 +114,13 @@ def write(layout: Layout, record: EngineRecord) -> None:
 
 
 def remove(layout: Layout, engine: str) -> None:
-    """Remove the record of an engine that is gone, and the folder of its socket."""
-    path = record_path(layout, engine)
-    shutil.rmtree(socket_folder(path), ignore_errors=True)
+    """Remove the record of an engine that is gone, the folder of its socket, and its temporary one in a container."""
+    _remove(layout, record_path(layout, engine))
+
+
+def _remove(layout: Layout, path: Path) -> None:
+    for folder in (socket_folder(path), layout.scratch / path.stem):
+        shutil.rmtree(folder, ignore_errors=True)
     path.unlink(missing_ok=True)
 
 
@@ -136,17 +140,18 @@ def garbled(layout: Layout) -> tuple[Path, ...]:
 def end_unrecorded(layout: Layout, block: str) -> None:
     """Kill the engines of ``block`` whose records are garbled, and remove those records. Blocks.
 
-    An engine is found by its log, which has the record's name. It cannot be used any more: its key is lost.
+    An engine is found by its log, which has the record's name: it writes to it, or has it in its environment
+    (``ENGINE_MARK``). It cannot be used any more: its key is lost.
     """
     for path in garbled(layout):
         log = layout.engine_logs / f"{path.stem}.log"
-        living = [known for pid in own_pids() if writes_to(pid, log) and (known := mark(pid)) is not None]
+        writing = (known for pid in own_pids() if writes_to(pid, log) and (known := mark(pid)) is not None)
+        living = tuple(dict.fromkeys((*writing, *strays(str(log), mark_of_dead(0)))))
         if living and not any(carries_mark(known.pid, block) for known in living):
             continue  # another block's, on the same machine
         logger.warning("engine record garbled path=%s ended=%s", path, [known.pid for known in living])
         end(living, grace_s=0.0)
-        shutil.rmtree(socket_folder(path), ignore_errors=True)
-        path.unlink(missing_ok=True)
+        _remove(layout, path)
 
 
 def _read(path: Path) -> EngineRecord | None:

@@ -17,6 +17,7 @@ from serve.agent.adapters import DONE, REFUSED, RELOAD, adapt
 from serve.agent.timing import Timing
 from serve.core.events import EngineReady
 from tests.support.agents import NAMED, QUICK, AgentHost, engine_client, fake_model, private_layout
+from tests.support.images import charliecloud, missing
 
 pytestmark = pytest.mark.process
 
@@ -107,6 +108,23 @@ def test_an_adapter_is_a_model_of_its_own_and_others_come_and_go(host: AgentHost
         assert adapted() == DONE
         assert said(model.aliases[0]) == bare or kind == "fake"
         assert host.record().pid == record.pid
+
+
+@pytest.mark.skipif(bool(missing()), reason=f"no container: {missing()}")
+def test_a_folder_that_its_container_has_not_is_there_after_a_reload(
+    host: AgentHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # homes of containers
+    one, two = adapter("fake", tmp_path / "one"), adapter("fake", tmp_path / "two")
+    box = charliecloud(tmp_path / "image")
+    host.start(base("fake", {"one": one}).model_copy(update={"runtime": box}))
+    host.wait(EngineReady)
+    wanted = {"one": one, "two": two}
+    outcome, why = asyncio.run(adapt(host.layout, "e1", wanted))
+    assert (outcome, f"No adapter found for {two}" in why) == (RELOAD, True)
+    host.start(base("fake", wanted).model_copy(update={"runtime": box}), engine="e2")
+    host.wait(EngineReady, "e2")
+    assert asyncio.run(adapt(host.layout, "e2", wanted))[0] == DONE
 
 
 def test_an_engine_that_cannot_or_is_not_there_is_to_be_loaded_again(host: AgentHost, tmp_path: Path) -> None:

@@ -18,12 +18,23 @@ import psutil
 import pytest
 
 from gateway_plugin import engine_records
+from gateway_plugin.blocks.cleanup import clean_up
 from gateway_plugin.engine_records import strays
+from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive, group_members
 from gateway_plugin.runtimes import Runtime
 from serve.core.events import EngineExited, EngineReady
-from tests.support.agents import KEY, NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
+from tests.support.agents import (
+    KEY,
+    NAMED,
+    AgentHost,
+    engine_client,
+    eventually,
+    fake_model,
+    plain_model,
+    private_layout,
+)
 from tests.support.images import ROOT, charliecloud, missing
 
 pytestmark = pytest.mark.process
@@ -99,6 +110,16 @@ def test_an_engine_in_a_container_answers_and_leaves_nothing(layout: Layout, hos
 
 
 @needs_container
+def test_a_bind_without_a_mount_point_in_the_image(host: AgentHost, box: Runtime) -> None:
+    assert box.container is not None
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as bound:
+        container = box.container.model_copy(update={"binds": (*box.container.binds, bound)})
+        host.start(fake_model("tiny", runtime=box.model_copy(update={"container": container})))
+        host.wait(EngineReady)
+        assert Path(f"/proc/{host.record().pid}/root{bound}").is_dir()
+
+
+@needs_container
 def test_a_container_has_a_home_and_a_tmp_of_its_own(layout: Layout, host: AgentHost, box: Runtime) -> None:
     (Path("/tmp") / "of-the-node").touch()
     try:
@@ -151,6 +172,71 @@ def test_the_end_of_a_block_leaves_nothing_of_a_container(layout: Layout, host: 
     assert engine_records.end_engines(layout.engine_records, record.block, grace_s=0.5) == ()
     assert not any(alive(known) for known in members)
     assert not Path(record.scratch).exists()
+
+
+@needs_container
+@pytest.mark.parametrize("socket", [True, False], ids=["socket", "port"])
+def test_an_engine_behind_a_doorman_in_a_container(layout: Layout, host: AgentHost, box: Runtime, socket: bool) -> None:
+    host.start(plain_model("tiny", socket=socket, source="none", runtime=box))
+    host.wait(EngineReady)
+    record = host.record()
+    assert ask(layout, host).startswith("tiny pid=")
+    assert not any(
+        KEY in word for known in group_members(record.mark) for word in psutil.Process(known.pid).environ().values()
+    )
+    host.crash()
+    host.wait(EngineReady)
+    assert host.record().mark == record.mark
+    (door,) = (p for m in group_members(record.mark) if (p := psutil.Process(m.pid)).name() == "haproxy")
+    door.kill()
+    assert not host.wait(EngineExited).expected
+    assert strays(record.log, record.mark) == group_members(record.mark) == ()
+    assert not [path for path in layout.run.rglob("*") if "e1" in path.name or path.parent.name == "doors"]
+
+
+@needs_container
+@pytest.mark.skipif(os.getuid() != 0, reason="root's alone is refused before its start")
+def test_an_engine_that_is_not_started_leaves_no_folder(layout: Layout, host: AgentHost, box: Runtime) -> None:
+    host.isolate = "required"
+    host.agent = host._new()
+    assert "Charliecloud does not run inside bubblewrap as root" in ended(host, runtime=box)
+    assert list(layout.scratch.iterdir()) == []
+
+
+def test_an_engine_that_must_not_be_recorded_is_ended_with_its_doorman(
+    layout: Layout, host: AgentHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        time.sleep(0.3)  # the doorman has begun
+        raise ServiceError("the folder is another user's")
+
+    monkeypatch.setattr("serve.agent.records.write", refuse)
+    assert "another user's" in ended(host)
+    host.start(plain_model("b", socket=True), engine="e2")
+    assert "another user's" in host.wait(EngineExited, "e2").reason
+    for name in ("e1", "e2"):
+        assert strays(str(layout.engine_logs / f"{name}.log"), Mark(0, 0)) == ()
+    assert list((layout.run / "doors").iterdir()) == []
+
+
+@needs_container
+@pytest.mark.parametrize("how", ["garbled", "unrecorded"])
+def test_an_engine_without_a_usable_record_ends(layout: Layout, host: AgentHost, box: Runtime, how: str) -> None:
+    """Garbled: by the next agent of its block. Without one, as on a full disk: with its block."""
+    host.start(plain_model("tiny", "generate", "--children", "1", socket=True, source="none", runtime=box))
+    host.wait(EngineReady)
+    record, members = host.record(), group_members(host.record().mark)
+    host.crash()
+    (path,) = layout.engine_records.iterdir()
+    if how == "garbled":
+        path.write_text("{")
+        host.describe()
+        assert [*layout.engine_records.iterdir(), *layout.scratch.iterdir(), *(layout.run / "doors").iterdir()] == []
+    else:
+        path.unlink()
+        assert clean_up(layout.engine_records, record.block, layout.run / "of-the-block")
+    assert not any(alive(known) for known in members)
+    assert strays(record.log, record.mark) == ()
 
 
 # --- what left the process group ---

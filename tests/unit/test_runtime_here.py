@@ -17,6 +17,7 @@ from gateway_plugin.runtimes.containers import Start
 from gateway_plugin.runtimes.here import confined, missing, start_in_runtime
 
 BWRAP = Isolation("/usr/bin/bwrap")
+COMMIT = "0" * 40
 
 
 @pytest.fixture
@@ -61,13 +62,29 @@ def test_a_snapshot_of_a_hub_is_bound_with_the_blobs_that_it_links_to(
     layout: Layout, programs: str, tmp_path: Path
 ) -> None:
     repository = tmp_path / "hub/models--o--m"
-    commit = repository / "snapshots" / ("0" * 40)
-    commit.mkdir(parents=True)
-    snapshot = str(commit)
+    (repository / "snapshots" / COMMIT).mkdir(parents=True)
+    snapshot = str(repository / "snapshots" / COMMIT)
     found = start(layout, model(source=snapshot), {"PATH": programs}, ("python3", "--model", snapshot))
     assert f"{repository}:{repository}:ro" in bound(found)
     assert not any(f"{snapshot}:" in bind for bind in bound(found))
     assert "HF_HOME" not in found.env
+
+
+def test_fetched_weights_and_adapters_are_bound_whole_and_to_be_read_only(
+    layout: Layout, programs: str, tmp_path: Path
+) -> None:
+    cache = tmp_path / "hub"
+    repository, other = cache / "models--o--m", tmp_path / "adapters/models--o--a"
+    for folder in (repository, other):
+        (folder / "snapshots" / COMMIT).mkdir(parents=True)
+    snapshot, adapter = (f"{folder}/snapshots/{COMMIT}" for folder in (repository, other))
+    env = {"PATH": programs, "HF_HUB_CACHE": str(cache)}  # as the agent sets it for what was fetched
+    argv = ("python3", "--model", snapshot, "--lora-modules", f"a={adapter}")
+    binds = bound(start(layout, model(source=snapshot, adapters={"a": adapter}), env, argv))
+    assert {f"{cache}:{cache}:ro", f"{other}:{other}:ro"} <= set(binds)
+    assert not any(bind in (f"{cache}:{cache}", f"{adapter}:{adapter}") for bind in binds)
+    mine = start(layout, model(), {"PATH": programs, "HF_HUB_CACHE": str(cache)})
+    assert f"{cache}:{cache}" in bound(mine), "an engine that loads from the hub writes it"
 
 
 def test_weights_of_a_hub_come_from_the_owners_cache(layout: Layout, programs: str, tmp_path: Path) -> None:

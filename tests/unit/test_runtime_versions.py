@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -81,12 +82,14 @@ def test_the_versions_of_this_environment(layout: Layout) -> None:
 @pytest.mark.process
 def test_a_runtime_that_hangs_is_given_up(layout: Layout, tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nsleep 600 & wait\n")
+    # As a container's monitor does, one process leaves the group and keeps the output open.
+    python.write_text(f"#!/bin/sh\nsetsid sleep 20 & echo $! > {tmp_path}/pid; sleep 600 & wait\n")
     python.chmod(0o755)
     began = time.monotonic()
     found = look(Tried(runtime=Runtime(name="slow", python=str(python))), layout, os.environ, 0.5)
     assert found.problem == "it did not start within 0 s"
     assert time.monotonic() - began < 10
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.process

@@ -114,6 +114,14 @@ def test_secrets_reach_a_container_by_its_environment_only(kind: str) -> None:
     assert "PYTHONPATH" not in " ".join(start.argv)
 
 
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_secret_that_is_called_as_the_nodes_software_is_stays_out_of_argv(kind: str) -> None:
+    own = {"CONDA_TOKEN": "c-secret", "PODMAN_PASSWORD": "p-secret", "LD_LIBRARY_PATH": "/mine"}
+    start = started(entry={"env": own}, container={"kind": kind, "image": "/sw/vllm.sif"})
+    assert not any("-secret" in word for word in start.argv)
+    assert {"c-secret", "p-secret"} <= set(start.env.values())
+
+
 def test_a_container_of_each_gpu_maker() -> None:
     flags = {
         ("apptainer", "amd"): "--rocm",
@@ -156,6 +164,9 @@ def test_charliecloud_binds_an_empty_folder_of_the_image_above_what_it_lacks() -
     assert " --bind /users:/users --bind /s/tls/key:/s/tls/key --bind /data:/data --bind /scratch " in " ".join(argv)
     grown = contained("charliecloud", facts, args=["--write"]).argv
     assert f"{WEIGHTS}:{WEIGHTS}" in grown
+    binds = ["/data/mine", "/sw/a", "/sw/b", "/sw/a:/c"]
+    mine = contained("charliecloud", replace(facts, empty_in_image=frozenset({"/data", "/sw"})), binds=binds).argv
+    assert " --bind /data:/data --bind /sw --bind /sw/a:/c " in " ".join(mine)
     with_variables_of_the_image = contained("charliecloud", replace(facts, image_environment=True)).argv
     assert "--set-env" in with_variables_of_the_image
 
