@@ -277,14 +277,14 @@ def _entries(file: Path | None) -> tuple[Model, ...]:
     layout = Layout(settings().state)
     found: list[Model] = []
     if file is not None:
-        found += load_catalog(file).models
+        found += load_catalog(file, unsized=True).models
     present = in_force(layout)
     found += present.models if present is not None else ()
     record = read_record(layout)
     if record is not None and record.catalog and Path(record.catalog).exists():
-        found += load_catalog(Path(record.catalog)).models
+        found += load_catalog(Path(record.catalog), unsized=True).models
     if not found and file is None and Path("models.yaml").exists():
-        found += load_catalog(own_catalog()).models
+        found += load_catalog(own_catalog(), unsized=True).models
     return tuple(found)
 
 

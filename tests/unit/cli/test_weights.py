@@ -91,6 +91,14 @@ def test_an_entry_is_fetched_into_the_sites_folder(place: Place) -> None:
     assert (found["fetched_bytes"], found["revision"], found["folder"]) == (0, SHA, str(folder))
 
 
+def test_entries_whose_memory_is_worked_out_are_fetched_listed_and_kept(place: Place) -> None:
+    entries = {"m": {"source": f"org/m@{SHA}", "memory_gib": "auto"}, "loose": {"source": "org/copy"}}
+    (place.folder / "models.yaml").write_text(json.dumps({"models": entries}))
+    assert place.gateway("fetch", "m", "loose", "org/old")[0] == 0
+    assert [one["entries"] for one in place.json("weights")["weights"]] == [["loose"], ["m"], []]
+    assert [one["repository"] for one in place.json("prune", "--yes")["removed"]] == ["org/old"]
+
+
 def test_what_is_there_is_enough_where_the_hub_cannot_be_reached(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert place.gateway("fetch", "m")[0] == 0
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
