@@ -10,21 +10,25 @@ Order: small files first, large content next, links to weights last. So a snapsh
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from gateway_plugin import hub
 from gateway_plugin.disk_room import room_bytes
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
-from gateway_plugin.hub_cache import COMMIT, lacks, mark, repository_folder
+from gateway_plugin.hub_cache import COMMIT, fetch_lock, lacks, mark, repository_folder
 from gateway_plugin.hub_content import PARTIAL, LargeFile, read_content
-from gateway_plugin.weights_choice import KINDS, chosen
+from gateway_plugin.weights_choice import KINDS, chosen, quantizations
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 _LARGE = 4 << 20
 """The client itself fetches files up to this size: at most so much is fetched twice."""
@@ -33,6 +37,9 @@ _AT_A_TIME = 4
 _SPARE = 64 << 20
 """Free space left beside the weights."""
 _LOOK_S = 0.2
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ENDS_S = 15.0
+"""Longest time that a thread takes to see that it is over: the client reads for 10 s at most."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +119,22 @@ def fetch(
     commit = info.sha or ""
     if not COMMIT.fullmatch(commit):
         raise ServiceError(f"The hub names no commit of {repository}.")
-    files = {
-        one.rfilename: RemoteFile(
-            one.rfilename, one.size or 0, (one.lfs.sha256 or "") if one.lfs is not None else "", one.blob_id or ""
+    files = {file.path: file for file in map(_remote, info.siblings or ())}
+    if wrong := [name for name in files if not _stays_inside(name)]:
+        raise ServiceError(
+            f"{repository}: a file of it is called {wrong[0]!r}, which leads out of its folder: not fetched."
         )
-        for one in info.siblings or ()
-    }
     taken = chosen(files, exclude, include)
     if not any(name.endswith(KINDS) for name in taken):
         raise ConfigError(
             f"{repository}: {'these patterns leave no weights' if exclude or include else 'it has no weights'}; "
             f"its files: {', '.join(sorted(files)[:8])}{', ...' if len(files) > 8 else ''}."
+        )
+    many = quantizations(taken)
+    if len(many) > 1 and not include and not exclude:
+        raise ConfigError(
+            f"{repository} has {len(many)} GGUF files, of which an engine loads one: choose it, as in "
+            f"--include '*{PurePosixPath(many[0]).name}'."
         )
     job = _Job(repository, commit, cache, token, tuple(files[name] for name in taken), stop)
     with job.locked(lambda: progress(Progress(job.there_bytes(), job.total_bytes, waits=True))):
@@ -200,8 +212,9 @@ class _Job:
         weights = [file for file in self._files if file.path.endswith(KINDS)]
         small = [file for file in self._files if file not in large and file not in weights]
         others = [file for file in large if file not in weights]
+        contents = list({file.sha256: file for file in large}.values())
         for step, work in (
-            (small, self._whole), (large, self._content), (others, self._whole), (weights, self._whole),
+            (small, self._whole), (contents, self._content), (others, self._whole), (weights, self._whole),
         ):  # fmt: skip
             self._in_threads(step, work, progress)
         for file in self._files:
@@ -249,9 +262,12 @@ class _Job:
         except BaseException:
             self._halt.set()
             raise
+        over = bool(failures) or self._over()
+        for thread in threads:  # before the lock is released: two would write to one part
+            thread.join(_ENDS_S if over else None)
         if failures:
             raise failures[0]
-        if self._over():
+        if over:
             raise Stopped
 
     def _over(self) -> bool:
@@ -259,7 +275,7 @@ class _Job:
 
     def _drop_wrong(self, file: RemoteFile) -> None:
         """Remove what is there with another size than on the hub (a write that failed), and links that lead nowhere."""
-        link, blobs = self.snapshot / file.path, self._folder / "blobs"
+        link, blobs = self.snapshot / file.path, (self._folder / "blobs").resolve()
         found = [link.resolve(), link] if link.is_symlink() else [link]
         for path in (*found, blobs / file.sha256) if file.sha256 else found:
             if path.is_file() and path.stat().st_size == file.size:
@@ -299,34 +315,16 @@ class _Job:
         self._arrived[file.path] = file.size
 
 
-@contextlib.contextmanager
-def fetch_lock(cache: Path, repository: str) -> Iterator[Callable[[], bool]]:
-    """A function that tries to take the lock of a repository's fetch. It is released at the end.
+def _remote(said: RepoSibling) -> RemoteFile:
+    sha256 = (said.lfs.sha256 or "") if said.lfs is not None else ""
+    return RemoteFile(
+        said.rfilename, said.size or 0, sha256 if _SHA256.fullmatch(sha256) else "", said.blob_id or ""
+    )  # fmt: skip
 
-    Raises ``ServiceError``: the cache cannot be written to.
-    """
-    path = cache / ".locks" / repository_folder(cache, repository).name / "gateway-fetch.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise ServiceError(
-            f"{path} cannot be written: {error.strerror}. Set weights_folder in the site file to a folder of yours."
-        ) from None
 
-    def take() -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks: hashes still tell what two fetches at once would spoil
-            return True
-        return True
-
-    try:
-        yield take
-    finally:
-        os.close(handle)
+def _stays_inside(name: str) -> bool:
+    """Whether a file's name, which the hub says, is one below its folder."""
+    return bool(name) and not name.startswith("/") and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _is(path: Path, file: RemoteFile) -> bool:

@@ -10,9 +10,15 @@ programs fetched are used as they are:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+
+from gateway_plugin.errors import ServiceError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
@@ -100,15 +106,50 @@ def marked(folder: Path) -> frozenset[str]:
     return frozenset(path.name for path in (folder / ".gateway").glob("*"))
 
 
-def cache_of(snapshot: str) -> Path:
-    """The cache in which a snapshot lies."""
-    return Path(snapshot).parents[2]
+def cache_of(source: str) -> Path | None:
+    """The cache in which a snapshot, or a file of one, lies; ``None``: it lies in none."""
+    folder = _repository_of(Path(source))
+    return None if folder is None else folder.parent
 
 
 def shown_for(source: str) -> Path:
-    """The folder that an engine must be able to read to load ``source``, a folder: of a snapshot its whole repository,
-    since its files are links to content beside it."""
-    folder = Path(source)
-    if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots":
-        return folder.parent.parent
-    return folder
+    """The folder that an engine must be able to read to load ``source``, a folder or a file: of a snapshot its whole
+    repository, since its files are links to content beside it."""
+    return _repository_of(Path(source)) or Path(source)
+
+
+def _repository_of(path: Path) -> Path | None:
+    for folder in (path, *path.parents):
+        if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots":
+            return folder.parent.parent
+    return None
+
+
+@contextlib.contextmanager
+def fetch_lock(cache: Path, repository: str) -> Iterator[Callable[[], bool]]:
+    """A function that tries to take the lock of a repository's fetch. It is released at the end.
+
+    Raises ``ServiceError``: the cache cannot be written to.
+    """
+    path = cache / ".locks" / repository_folder(cache, repository).name / "gateway-fetch.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise ServiceError(
+            f"{path} cannot be written: {error.strerror}. Set weights_folder in the site file to a folder of yours."
+        ) from None
+
+    def take() -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks: hashes still tell what two fetches at once would spoil
+            return True
+        return True
+
+    try:
+        yield take
+    finally:
+        os.close(handle)

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.fetching import fetch_lock
 from gateway_plugin.hub import quiet
-from gateway_plugin.hub_cache import commit_of, lacks, marked, repository_folder
+from gateway_plugin.hub_cache import commit_of, fetch_lock, lacks, marked, repository_folder
 from gateway_plugin.weights import is_local, split_revision
 
 if TYPE_CHECKING:

@@ -176,7 +176,7 @@ def isolated(
         source: where its weights are.
         env: its environment; folders in it are writable, wherever they are.
         read, written: further paths of its runtime, and the folder of its socket.
-        alone: it gets a network of its own where that is possible: no other process of the node reaches its port.
+        alone: with a network of its own where that is possible, so that no other process reaches its port.
 
     Raises:
         ServiceError: the site requires isolation, and it is not available.

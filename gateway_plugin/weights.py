@@ -138,7 +138,7 @@ def resolve(model: Model, root: Path | None = None, fetched: Path | None = None)
                 raise ConfigError(f"models.{model.name}.source: {problem}")
         return str(folder)
     if not is_local(source):
-        return source if fetched is None else str(_fetched(model, fetched))
+        return source if fetched is None else _loaded(model, _fetched(model, fetched))
     folder = Path(source).expanduser()
     if not folder.is_absolute():
         raise ConfigError(f"models.{model.name}.source: {source!r} is a relative path; write it in full")
@@ -146,9 +146,12 @@ def resolve(model: Model, root: Path | None = None, fetched: Path | None = None)
         return str(folder)
     if not folder.is_dir():
         raise ConfigError(f"models.{model.name}.source: there is no folder {folder}")
-    if model.engine == "llama.cpp":
-        return str(_one_gguf(model, folder))
-    return str(folder)
+    return _loaded(model, folder)
+
+
+def _loaded(model: Model, folder: Path) -> str:
+    """What its engine is given of the weights in ``folder``. Raises ``ConfigError``."""
+    return str(_one_gguf(model, folder) if model.engine == "llama.cpp" else folder)
 
 
 def _one_gguf(model: Model, folder: Path) -> Path:

@@ -52,6 +52,15 @@ def second_copies(files: Collection[str]) -> set[str]:
     return left
 
 
+def quantizations(files: Collection[str]) -> tuple[str, ...]:
+    """The models among GGUF files, each by its first file: of a split one the first part; no projectors of images.
+
+    Repositories of GGUF files hold the same model in many quantizations, and an engine loads one.
+    """
+    found = (file for file in files if file.endswith(".gguf") and "mmproj" not in file.rpartition("/")[2])
+    return tuple(sorted(file for file in found if "-of-" not in file or "-00001-of-" in file))
+
+
 def _folder(file: str) -> str:
     return file.rpartition("/")[0]
 

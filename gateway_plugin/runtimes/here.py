@@ -17,6 +17,7 @@ from pathlib import Path
 from gateway_plugin.catalog import Model
 from gateway_plugin.engine_records import ENGINE_MARK, clear_away
 from gateway_plugin.errors import GatewayError, ServiceError
+from gateway_plugin.hub_cache import shown_for
 from gateway_plugin.isolation import Isolation, isolated
 from gateway_plugin.ownership import private_folder
 from gateway_plugin.paths import Layout, runtime_home
@@ -196,11 +197,8 @@ def _facts(
 
 
 def _weights(source: str) -> tuple[str, ...]:
-    """The folder to bind for local weights. A snapshot in a hub's cache has links to its repository's ``blobs``."""
-    if not source.startswith("/"):
-        return ()
-    folder = Path(source)
-    return (str(folder.parent.parent if folder.parent.name == "snapshots" else folder),)
+    """What to bind for local weights."""
+    return (str(shown_for(source)),) if source.startswith("/") else ()
 
 
 def _empty_above(image: Path, path: str) -> Iterable[str]:

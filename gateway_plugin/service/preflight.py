@@ -291,6 +291,8 @@ def weights(catalog: Catalog, site: Site | None = None) -> tuple[Check, ...]:
         except GatewayError as error:
             what, _, advice = error.message.partition("; ")
             verdict = Verdict.FAIL if is_local(model.source) else Verdict.WARN
+            if verdict is Verdict.WARN and (check := kind(model, model.source)) is not None:
+                checks.append(check)
             if verdict is Verdict.WARN and site is not None and site.fetch == "on-request":
                 verdict, advice = Verdict.OK, "fetched when the model is asked for"
             checks.append(Check(f"weights of {model.name}", verdict, what, advice or "correct 'source' in the catalog"))

@@ -24,23 +24,28 @@ from serve.agent.engines.start import Bind, TlsFiles
 
 _CONFIG = "GATEWAY_DOORMAN"
 """Variable with the configuration; unset before the engine starts."""
+_WATCH = f"""\
+ulimit -n "$(ulimit -H -n)"
+printf '%s\\n' "${_CONFIG}" | $3 "$2" -db -f /dev/stdin
+code=$?
+exec 3<&-  # what connects now is refused at once
+echo "doorman: fatal: HAProxy ended with exit code $code" >&2
+kill -TERM "$1"
+sleep 5
+kill -KILL "$1"
+"""
+"""Arguments: the engine's PID, which no other process gets while its session has members; HAProxy; what runs it."""
 _SCRIPT = f"""\
 exec 3<&0 </dev/null
-(
-  ulimit -n "$(ulimit -H -n)"
-  printf '%s\\n' "${_CONFIG}" | "$1" -db -f /dev/stdin
-  code=$?
-  exec 3<&-  # what connects now is refused at once
-  echo "doorman: fatal: HAProxy ended with exit code $code" >&2
-  kill -TERM $$
-  sleep 5
-  kill -KILL $$
-) &
+dies=
+setpriv --pdeathsig KILL true 2>/dev/null && dies="setpriv --pdeathsig KILL"
+$dies sh -c "$1" doorman $$ "$2" "$dies" &
 unset {_CONFIG}
-shift
+shift 2
 exec "$@" 3<&-
 """
-"""``$$`` in the background process is the engine: no process gets its PID while its session has members."""
+"""The kernel kills the doorman with the engine (util-linux 2.33 and later; else the agent does): the edge then sees its
+connections break and its port refuse, as of any dead engine, and sends elsewhere what was not answered."""
 _BACKLOG = 4096
 _STREAM_S = 86_400
 """Idle timeout of a connection in use: longer than the edge's, which decides."""
@@ -142,7 +147,7 @@ def behind(
     Raises:
         ServiceError: there is no HAProxy on this node.
     """
-    words = ("sh", "-c", _SCRIPT, "doorman", program or _program(), *argv)
+    words = ("sh", "-c", _SCRIPT, "doorman", _WATCH, program or _program(), *argv)
     return words, {**env, _CONFIG: config(doorman)}
 
 

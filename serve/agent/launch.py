@@ -79,8 +79,8 @@ def launch(
             inner = bind if door is None else _inner(folders)
             argv = engine_argv(model, source, inner, tls, place.gpu_total_mib, sleeps)
             env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
-            if not is_local(command.model.source) and is_local(source):  # its options may name others by a hub name
-                env.setdefault("HF_HUB_CACHE", str(cache_of(source)))
+            if (cache := cache_of(source)) is not None:  # what its options name by a hub name lies there, too
+                env.setdefault("HF_HUB_CACHE", str(cache))
             alone = door is not None and not folders and is_local(model.source)
             seen = (tls.key, tls.certificate, tls.authority)
             start = start_in_runtime(argv, env, model, layout, log, seen, source, len(command.gpus), folders)

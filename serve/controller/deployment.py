@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway_plugin.blocks.stop_files import CancelRequests
-from gateway_plugin.catalog import Catalog, parse_catalog
+from gateway_plugin.catalog import parse_catalog
 from gateway_plugin.clock import SteadyClock
 from gateway_plugin.edge.runtime import EdgeRuntime
 from gateway_plugin.errors import GatewayError, ModelNotFound, NotFound, ServiceError
@@ -29,7 +29,7 @@ from serve.controller.journal import Journal
 from serve.controller.memory import Memory
 from serve.controller.metrics import Metrics
 from serve.controller.model_cards import ModelCards
-from serve.controller.observer import Observer, found_servers
+from serve.controller.observer import Observer, edge_as_it_is
 from serve.controller.performer import Performer
 from serve.controller.weights import UNWATCHED, WeightsPlace, WeightsWatch
 from serve.core.events import (
@@ -37,7 +37,6 @@ from serve.core.events import (
     BlockCancelAsked,
     CatalogChanged,
     Event,
-    FoundServer,
     GatewayCloses,
     LoadAsked,
     ModelAnswered,
@@ -145,7 +144,7 @@ class Controller:
         """Read the present state of edge and agents, then start the loop with it."""
         self._lock = await asyncio.to_thread(become_the_only_one, self._layout.controller_lock)
         catalog = catalog_in_force(self._layout)
-        slots, apart, servers = await self._edge_as_it_is(catalog)
+        slots, apart, servers = await edge_as_it_is(self._edge, catalog)
         nodes = await asyncio.to_thread(agents_alive)
         pinned, unpinned = self._journal.pins()
         self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
@@ -168,21 +167,6 @@ class Controller:
         self._spawn(self._tick(), "tick")
         self._begun.set()
         log.info("controller-started", extra={"nodes": nodes, "servers": len(servers)})
-
-    async def _edge_as_it_is(self, catalog: Catalog) -> tuple[dict[str, int], frozenset[str], tuple[FoundServer, ...]]:
-        while True:
-            try:
-                await self._edge.adopt_keys()
-                tenants = await self._edge.tenants()
-                apart = await self._edge.apart()
-                stats = await self._edge.servers()
-            except (OSError, GatewayError) as error:
-                log.warning("edge-not-yet", extra={"error": str(error)})
-                await asyncio.sleep(0.2)
-                continue
-            names = {model.name for model in catalog.models}
-            slots = {name: slot for name, slot in tenants.items() if name in names}
-            return slots, apart & names, found_servers(stats)
 
     async def _tick(self) -> None:
         while True:

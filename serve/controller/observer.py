@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Protocol
 
+from gateway_plugin.catalog import Catalog
 from gateway_plugin.edge.runtime import EdgeRuntime, ServerStat
 from gateway_plugin.errors import GatewayError
 from serve.controller.stillness import Flow, flows, still
@@ -20,6 +21,7 @@ log = logging.getLogger("gateway.controller")
 
 _ALL_S = 1.0
 _CLOSELY_S = 0.05
+_NOT_YET_S = 0.2
 
 
 class Known(Protocol):
@@ -56,6 +58,24 @@ def found_servers(stats: Iterable[ServerStat]) -> tuple[FoundServer, ...]:
         FoundServer(stat.slot, stat.server, stat.address, stat.up, stat.draining, stat.in_flight, stat.idle_s)
         for stat in stats
     )
+
+
+async def edge_as_it_is(
+    edge: EdgeRuntime, catalog: Catalog
+) -> tuple[dict[str, int], frozenset[str], tuple[FoundServer, ...]]:
+    """The catalog's models with a slot and those kept apart, and all servers; asks until the edge answers."""
+    while True:
+        try:
+            await edge.adopt_keys()
+            tenants = await edge.tenants()
+            apart = await edge.apart()
+            stats = await edge.servers()
+        except (OSError, GatewayError) as error:
+            log.warning("edge-not-yet", extra={"error": str(error)})
+            await asyncio.sleep(_NOT_YET_S)
+            continue
+        names = {model.name for model in catalog.models}
+        return {name: slot for name, slot in tenants.items() if name in names}, apart & names, found_servers(stats)
 
 
 def limits(fleet: Fleet, stats: Iterable[ServerStat]) -> tuple[tuple[int, int, int], ...]:

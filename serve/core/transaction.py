@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from gateway_plugin.catalog import Model
 from serve.core.callers import Asked, Caller, Next
@@ -38,8 +38,8 @@ from serve.core.state import (
     live,
     reservation,
 )
+from serve.core.table import Table
 
-Row = TypeVar("Row")
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -71,32 +71,6 @@ class Policies:
     """The clause that tells why so much is evicted for a model, or (more than its limit) why it is not."""
     scaling: Callable[[Transaction, tuple[str, ...]], None]
     """Asks for nodes and releases nodes; given the models without room, in order."""
-
-
-class Table(Generic[Row]):
-    """A mapping that is copied at the first write."""
-
-    __slots__ = ("_own", "rows")
-
-    def __init__(self, rows: Mapping[str, Row]) -> None:
-        self.rows: Mapping[str, Row] = rows
-        self._own: dict[str, Row] | None = None
-
-    def put(self, key: str, row: Row) -> None:
-        if self._own is None:
-            self.rows = self._own = dict(self.rows)
-        self._own[key] = row
-
-    def drop(self, key: str) -> None:
-        """Remove ``key`` if it is there."""
-        if key not in self.rows:
-            return
-        if self._own is None:
-            self.rows = self._own = dict(self.rows)
-        del self._own[key]
-
-    def clear(self) -> None:
-        self.rows = self._own = {}
 
 
 class Transaction:

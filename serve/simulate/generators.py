@@ -155,6 +155,7 @@ def greedy(seed: int) -> Trace:
         tuple(heapq.merge(modest, asked, key=lambda one: one.at)),
         gpus=2,
         gpus_per_node=2,
+        compare_users=True,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -97,13 +97,22 @@ class Tally:
         return sum(self.outcomes.values())
 
     @property
+    def progress(self) -> dict[str, float]:
+        """User -> seconds of work done for it for each second in which it had something pending, at most 1."""
+        return {
+            name: min(1.0, user.work_s / user.pending_s) if user.pending_s > 0 else 1.0
+            for name, user in self.users.items()
+        }
+
+    @property
     def jain(self) -> float:
-        """Jain's index over users of their progress: seconds of work done for a user for each second in which that user
-        had something pending, at most 1. A user whose own backlog fills the time has 1; one that waits behind the
+        """Jain's index of the users' progress. One whose own backlog fills the time has 1; one that waits behind the
         backlog of another has less."""
-        shares = [min(1.0, user.work_s / user.pending_s) if user.pending_s > 0 else 1.0 for user in self.users.values()]
-        squares = sum(share * share for share in shares)
-        return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
+        return jain(self.progress.values())
+
+    def jain_to(self, alone: Mapping[str, float]) -> float:
+        """Jain's index of what is left to each user of its progress alone on the fleet (user -> ``progress`` there)."""
+        return jain(min(1.0, mine / alone[user]) if alone[user] else 1.0 for user, mine in self.progress.items())
 
     def document(self) -> dict[str, float | int]:
         """One cell of the JSON."""
@@ -123,6 +132,13 @@ class Tally:
     def over(self, seconds: float) -> float:
         """Share of the requests that waited longer."""
         return sum(wait > seconds for wait in self.waits_s) / max(1, len(self.waits_s))
+
+
+def jain(shares: Iterable[float]) -> float:
+    """Square of the sum over count times sum of squares (Jain, Chiu, Hawe 1984): 1 if all are equal; 1 for none."""
+    found = list(shares)
+    squares = sum(share * share for share in found)
+    return sum(found) ** 2 / (len(found) * squares) if squares else 1.0
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

@@ -14,7 +14,7 @@ from serve.simulate.metrics import Outcome, Span, quantile
 from serve.simulate.parts import Fleet
 from serve.simulate.resample import resampled
 from serve.simulate.times import PIN_GIB_PER_S
-from serve.simulate.traces import Trace, read_trace
+from serve.simulate.traces import Trace, of_user, read_trace
 from serve.simulate.world import PATIENCE_S, World
 
 
@@ -99,10 +99,14 @@ def run(cell: Cell, progress: Callable[[float, int], None] | None = None) -> Out
     fleet = fleet_for(trace, cell)
     world = World(trace, fleet, decider, patience_s=cell.patience_s, keep_spans=cell.keep_spans, progress=progress)
     tally = world.run()
+    figures = tally.document()
+    if trace.compare_users:
+        alone = {user: _alone(trace, cell, user) for user in tally.users}
+        figures["jain"] = round(tally.jain_to(alone), 4)
     waits = sorted(tally.waits_s)
     return Outcomes(
         replace(cell, label=cell.label or trace.name),
-        tally.document(),
+        figures,
         tally.over(10.0),
         tally.past_bound,
         tally.requests - tally.outcomes[Outcome.SERVED],
@@ -113,3 +117,12 @@ def run(cell: Cell, progress: Callable[[float, int], None] | None = None) -> Out
         tally.end_s,
         {node: len(gpus) for node, gpus in fleet.nodes().items()},
     )
+
+
+def _alone(trace: Trace, cell: Cell, user: str) -> float:
+    """A user's progress with the fleet to itself, under the same policy."""
+    mine = of_user(trace, user)
+    decider = POLICIES[cell.policy](mine)
+    assert decider is not None, "a policy for the trace is one for a part of it"
+    tally = World(mine, fleet_for(trace, cell), decider, patience_s=cell.patience_s, keep_spans=False).run()
+    return tally.progress[user]

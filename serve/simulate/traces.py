@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -64,6 +64,14 @@ class Trace:
     priorities: Mapping[str, int] = field(default_factory=dict)
     """Model -> its priority, 0 for most; higher is more. Only used by a policy with priorities."""
     source: str = ""
+    compare_users: bool = False
+    """Each user's requests are also run alone on the fleet, for Jain's index: with few users only."""
+
+
+def of_user(trace: Trace, user: str) -> Trace:
+    """The requests of one user. Without sessions: theirs may be of several."""
+    mine = tuple(request for request in trace.arrivals if request.user == user)
+    return replace(trace, arrivals=mine, sessions=(), compare_users=False)
 
 
 class TraceFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,13 +19,17 @@ import httpx
 import psutil
 import pytest
 
+from gateway_plugin.engine_records import end_engines, socket_folder
 from gateway_plugin.haproxy import binary
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import group_members, mark
+from gateway_plugin.processes import alive, group_members, mark
 from serve.agent.doorman import Doorman, behind, config, listener
 from serve.agent.engines.start import Bind, TlsFiles
 from serve.agent.processes import free_port
-from tests.support.agents import KEY, NAMED, engine_client, eventually, private_layout
+from serve.agent.records import record_path
+from serve.core.events import EngineReady
+from tests.support.agents import KEY, NAMED, AgentHost, engine_client, eventually, plain_model, private_layout
+from tests.support.edges import running_edge, until
 
 pytestmark = pytest.mark.process
 """Every test starts processes."""
@@ -167,22 +172,9 @@ def test_a_stream_comes_as_it_is_made_and_is_not_cut(start: Start) -> None:
 
 def test_an_engine_that_dies_is_no_answer_of_the_doormans(start: Start) -> None:
     """The edge tries another engine for a request without any byte of an answer: a 502 would go to the caller."""
-    guarded = start("--load-delay-s", "1", wait=False)
-    with guarded.client() as client:
-        assert eventually(lambda: _is_closed(client))  # it listens, the engine does not yet
-    assert eventually(lambda: healthy(guarded))
+    guarded = start()
     with guarded.client() as client, pytest.raises(httpx.TransportError):
         client.post(CHAT, json=body("@crash"), extensions=NAMED)
-
-
-def _is_closed(client: httpx.Client) -> bool:
-    try:
-        client.post(CHAT, json=body("hi"), extensions=NAMED)
-    except httpx.ConnectError:
-        return False
-    except httpx.TransportError:
-        return True
-    raise AssertionError("an engine that does not listen answered")
 
 
 def test_another_path_of_health(start: Start) -> None:
@@ -216,7 +208,54 @@ def test_its_end_is_the_engines_though_no_agent_watches(start: Start) -> None:
     assert eventually(lambda: group_members(known) == ())
 
 
+def test_the_engines_end_is_its_own_though_no_agent_watches(start: Start) -> None:
+    if subprocess.run(("setpriv", "--pdeathsig", "KILL", "true"), check=False, capture_output=True).returncode:
+        pytest.skip("setpriv of util-linux 2.33 or later")
+    guarded = start()
+    haproxy = guarded.haproxy
+    guarded.process.kill()
+    assert eventually(lambda: not haproxy.is_running() or haproxy.status() == psutil.STATUS_ZOMBIE)
+
+
 def test_an_engine_that_ignores_sigterm_is_killed(start: Start) -> None:
     guarded = start("--ignore-sigterm")
     guarded.haproxy.kill()
     assert guarded.process.wait(10) == -signal.SIGKILL
+
+
+def test_what_a_lost_agent_leaves_is_ended_with_the_block(layout: Layout) -> None:
+    host = AgentHost(layout)
+    try:
+        host.start(plain_model(socket=True))
+        host.wait(EngineReady)
+        record = host.record()
+        host.call(host.agent.shutdown(end_engines=False))
+        folder = socket_folder(record_path(layout, record.engine))
+        assert folder.is_dir()
+        os.kill(record.pid, signal.SIGKILL)
+        assert eventually(lambda: not alive(record.mark))
+        assert end_engines(layout.engine_records) == ()
+        assert group_members(record.mark) == ()
+        assert not folder.exists()
+    finally:
+        host.close()
+
+
+async def test_the_edge_sends_a_request_elsewhere_that_its_engine_did_not_answer() -> None:
+    async with running_edge() as edge:
+        edge.names["m"] = 0
+        await edge.runtime.sync_slots(edge.names, (0,))
+        host = await asyncio.to_thread(AgentHost, edge.layout)
+        try:
+            await asyncio.to_thread(host.start, plain_model("m", socket=True), key=edge.runtime.slot_key(0))
+            ready = await asyncio.to_thread(host.wait, EngineReady)
+            await edge.runtime.open(0, 0, ready.address)
+
+            async def answered() -> bool:
+                return "request=" in (await edge.ask("m", "hello")).text
+
+            await until(answered, "the engine behind its doorman answers")
+            lost = await edge.ask("m", "@crash")
+            assert (lost.status_code, lost.json().get("cold")) == (200, True), lost.text
+        finally:
+            await asyncio.to_thread(host.close)

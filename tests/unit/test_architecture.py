@@ -62,7 +62,7 @@ LIGHT = (
 
 
 CORE_LAYERS = (
-    "events habits policy spread",
+    "events habits policy spread table",
     "callers",
     "effects state",
     "transaction",

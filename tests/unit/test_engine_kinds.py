@@ -151,3 +151,11 @@ def test_llama_cpp_loads_the_one_gguf_file_of_a_folder(tmp_path: Any) -> None:
         found(str(tmp_path))
     assert found(str(tmp_path / "b.gguf")) == str(tmp_path / "b.gguf")
     assert found("org/m-GGUF:Q4_K_M") == "org/m-GGUF:Q4_K_M"
+
+
+def test_llama_cpp_loads_the_one_gguf_file_of_a_fetched_repository(tmp_path: Any) -> None:
+    commit = "0" * 40
+    folder = tmp_path / "models--org--m-GGUF" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (folder / "m-Q4.gguf").write_bytes(b"4")
+    assert resolve(entry("llama.cpp", source=f"org/m-GGUF@{commit}"), fetched=tmp_path) == str(folder / "m-Q4.gguf")

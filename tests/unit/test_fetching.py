@@ -237,6 +237,10 @@ def test_patterns_choose_and_a_repository_without_weights_is_refused(hub: Hub, c
     assert "pytorch_model.bin" in files_in(done.folder)
     with pytest.raises(ConfigError, match=r"org/m: these patterns leave no weights; its files: config\.json, "):
         fetch("org/m", "", cache, exclude=("*",))
+    hub.repositories["org/m"].files = {"m-Q4.gguf": b"4", "m-Q8.gguf": b"8", "README.md": b""}
+    with pytest.raises(ConfigError, match=r"2 GGUF files, of which an engine loads one: .* --include '\*m-Q4\.gguf'"):
+        fetch("org/m", "", cache)
+    assert sorted(files_in(fetch("org/m", "", cache, include=("*Q8*",)).folder))[-1] == "pytorch_model.bin"
     hub.repositories["org/m"].files = {"README.md": b""}
     with pytest.raises(ConfigError, match="has no weights"):
         fetch("org/m", "", cache)
@@ -257,6 +261,24 @@ def test_a_fetch_is_stopped_and_continued(hub: Hub, cache: Path) -> None:
     done = fetch("org/m", "", cache)
     assert done.fetched_bytes < TOTAL - 4 * MIB
     assert sum(hub.sent.values()) < TOTAL + 4 * MIB, before
+
+
+@pytest.mark.parametrize("name", ["../../../../precious", "/precious", "a/../../precious", "", "a//b"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(hub: Hub, cache: Path, name: str) -> None:
+    precious = cache.parent / "precious"
+    precious.write_text("kept")
+    hub.repositories["org/m"].said_sizes = {name: 5}
+    with pytest.raises(ServiceError, match="leads out of its folder"):
+        fetch("org/m", "", cache)
+    assert precious.read_text() == "kept"
+    assert not cache.exists()
+
+
+def test_the_same_content_under_two_names_comes_once(hub: Hub, cache: Path) -> None:
+    hub.repositories["org/m"].files["copy/model-00001-of-00002.safetensors"] = FIRST
+    done = fetch("org/m", "", cache)
+    assert files_in(done.folder)["copy/model-00001-of-00002.safetensors"] == FIRST
+    assert hub.sent == {sha256(FIRST): len(FIRST), sha256(SECOND): len(SECOND)}
 
 
 def test_two_at_once_fetch_once(hub: Hub, cache: Path) -> None:

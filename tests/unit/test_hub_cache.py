@@ -13,9 +13,9 @@ import pytest
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.hub import cache_folder
-from gateway_plugin.hub_cache import commit_of, lacks, repository_folder, shown_for, snapshot
+from gateway_plugin.hub_cache import cache_of, commit_of, lacks, repository_folder, shown_for, snapshot
 from gateway_plugin.weights import resolve
-from gateway_plugin.weights_choice import chosen
+from gateway_plugin.weights_choice import chosen, quantizations
 
 COMMIT = "ab" * 20
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -95,7 +95,11 @@ def test_an_entrys_fetched_weights_are_a_folder(tmp_path: Path, monkeypatch: pyt
     there = put(own, "model.safetensors")
     assert resolve(entry, fetched=place) == str(there), "the hub's own cache, too"
     assert shown_for(str(there)) == own / "models--org--m"
+    assert shown_for(str(there / "model.safetensors")) == own / "models--org--m"
+    assert (cache_of(str(there)), cache_of(str(there / "x" / "m.gguf"))) == (own, own)
     assert shown_for("/data/m") == Path("/data/m")
+    assert cache_of("/data/m") is None
+    assert cache_of("org/m@v1") is None
     assert resolve(entry) == entry.source
 
 
@@ -144,6 +148,11 @@ def test_the_cache_is_where_the_hubs_client_has_it(names: dict[str, str], monkey
 )  # fmt: skip
 def test_second_copies_are_left_out(files: str, left_out: str) -> None:
     assert set(files.split()) - set(chosen(files.split())) == set(left_out.split())
+
+
+def test_quantizations_are_counted_whole() -> None:
+    files = ("m-Q4.gguf", "q8/m-Q8-00001-of-00002.gguf", "q8/m-Q8-00002-of-00002.gguf", "mmproj-f16.gguf", "x.json")
+    assert quantizations(files) == ("m-Q4.gguf", "q8/m-Q8-00001-of-00002.gguf")
 
 
 def test_patterns() -> None:

@@ -76,7 +76,7 @@ def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
             if habit is None or last_used > habit.last + (PAUSE_S if paused else NOTED_EACH_S):
                 tx.note_use(engine.model, last_used, paused=paused)
                 habits = tx.habits.rows
-        who = asked.get(engine.model)
+        who = asked.get(engine.model) if asked else None
         if who is not None and (seen.last_used > who.at + ARRIVED_S or seen.in_flight + seen.queued > who.many):  # (5)
             tx.asked.drop(engine.model)
             asked = tx.asked.rows

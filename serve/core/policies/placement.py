@@ -17,11 +17,11 @@ from serve.core.events import Part
 from serve.core.node_times import takes
 from serve.core.plan import Plan, When
 from serve.core.room import Need, Victims, need_of, victims_on
-from serve.core.sleep_room import first_sleep_mib
+from serve.core.sleep_room import could_sleep, first_sleep_mib
 from serve.core.slots import free_slot, take_slot
 from serve.core.state import Action, Engine, EngineState, Node, NodePhase, Weighed, live, stays
 from serve.core.transaction import Transaction
-from serve.core.transitions import begin_wake, can_cancel_drain, cancel_drain
+from serve.core.transitions import MAY_SLEEP, begin_wake, can_cancel_drain, cancel_drain
 
 _WEIGHED_AT_LEAST_S = 1.0
 _WEIGHED_S_AN_ENGINE = 0.002
@@ -97,11 +97,12 @@ def _place(plan: Plan, name: str) -> bool:
 
 
 def _wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool:
-    """Whether an engine that sleeps wakes, or something is on its way for that: (1) it falls asleep: wait; (2) there is
-    room on its GPUs, and nothing moves there: wake it; (3) there will be: wait, unless that takes too long."""
+    """Whether an engine that sleeps wakes, or something is on its way for that: (1) it falls asleep, or will when what
+    is in flight has ended, and wakes sooner than another one loads: wait; (2) there is room on its GPUs, and nothing
+    moves there: wake it; (3) there will be: wait, unless that takes too long."""
     for engine in engines:
         node = plan.tx.nodes.rows[engine.node]
-        if engine.state is EngineState.FALLING_ASLEEP and stays(node):  # (1)
+        if stays(node) and (engine.state is EngineState.FALLING_ASLEEP or _drains_to_sleep(plan.tx, engine)):  # (1)
             return True
         if engine.state is not EngineState.ASLEEP or not stays(node):
             continue
@@ -118,6 +119,15 @@ def _wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool:
         plan.unsettle(node, part.gpus)  # (2)
         return True
     return False
+
+
+def _drains_to_sleep(tx: Transaction, engine: Engine) -> bool:
+    """Whether it drains, sleeps then, and is expected to be awake again sooner than an engine is loaded."""
+    if engine.state is not EngineState.DRAINING or engine.stop_reason not in MAY_SLEEP or not could_sleep(tx, engine):
+        return False
+    since_s, load_s = tx.now - engine.since, tx.load_time_s(engine.model)
+    left_s = max(0.0, tx.drain_s.rows.get(engine.model, 0.0) - since_s)
+    return since_s < load_s / 2 and left_s + tx.wake_time_s(engine.model) < load_s
 
 
 def _find_room(plan: Plan, name: str, need: Need, slot: int, may_evict: bool, *, ending: bool = False) -> bool:

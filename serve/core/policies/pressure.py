@@ -146,8 +146,8 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
     where they could go."""
     urgent = asking in tx.queues.rows and weight(tx, asking).overdue
     with_busy = urgent or (asking in tx.queues.rows and limit(tx, asking) >= return_s(tx, asking) + _least_load_s(tx))
-    away_s = _rounded(return_s(tx, asking))
-    key = (candidates, with_busy, away_s)
+    away_s, drain_s = _rounded(return_s(tx, asking)), _rounded(tx.drain_s.rows.get(asking, 0.0))
+    key = (candidates, with_busy, away_s, drain_s)
     found: list[tuple[float, Engine]] | None = tx.memo.get(key)
     if found is None:
         found = []
@@ -155,7 +155,7 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
             if not kept:
                 # without clients, or of no use to them, or others serve them
                 useless = engine.state is EngineState.LOADING or stalled(engine) or surplus(tx, engine)
-                back_s = _back_s(tx, engine)
+                back_s = drain_s + _back_s(tx, engine)  # what it makes way for serves then, and drains first
                 found.append((0.0 if useless else loss_s(tx, engine.model, away_s, back_s, in_use=in_use), engine))
         found.sort(key=lambda one: (one[0], one[1].node, one[1].id))
         tx.memo[key] = found
@@ -201,8 +201,8 @@ def loss_s(tx: Transaction, model: str, away_s: float, back_s: float, *, in_use:
     known: float | None = tx.memo.get(key)
     if known is None:
         habit = tx.habits.rows.get(model)
-        if in_use:  # its next request comes at once, and waits for both loads
-            asked, gone_s = 1.0, away_s + back_s
+        if in_use:  # its next request comes at once, and waits for what is in flight to end and for both loads
+            asked, gone_s = 1.0, tx.drain_s.rows.get(model, 0.0) + away_s + back_s
         else:
             asked, gone_s = max(likely(habit, back_s, tx.now), expected(tx, model)), back_s
         known = tx.memo[key] = asked * gone_s * (1 + rate(habit, tx.now) * gone_s / 2)

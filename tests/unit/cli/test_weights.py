@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from gateway_plugin.cli.main import cli
 from gateway_plugin.cli.weights import rate, size, transfer_words
-from gateway_plugin.fetching import Progress, fetch_lock
-from gateway_plugin.hub_cache import snapshot
+from gateway_plugin.fetching import Progress
+from gateway_plugin.hub_cache import fetch_lock, snapshot
 from tests.support.hub import CONFIG, SHA, Hub, Repository, serving
 from tests.support.terminal import Terminal
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from serve.core import events as ev
-from serve.core.effects import CreateAgent, OpenRoute, StartEngine, WakeEngine
+from serve.core.effects import CreateAgent, DrainRoute, OpenRoute, StartEngine, WakeEngine
 from serve.core.state import Action
 from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 from tests.unit.core.test_sleep import NODE, asleep
@@ -34,10 +36,10 @@ def under_a_busy_one(most_nodes: int, hot_load_s: float = 10.0, min_residency: f
     return story
 
 
-def second_gpu_is_free(story: Story) -> None:
-    story.on(ev.UnloadAsked("other"))
-    story.drained("other")
-    story.exited("other", expected=True)
+def second_gpu_is_free(story: Story, model: str = "other") -> None:
+    story.on(ev.UnloadAsked(model))
+    story.drained(model)
+    story.exited(model, expected=True)
 
 
 def starts(story: Story) -> list[str]:
@@ -104,3 +106,27 @@ def test_a_route_opens_again_only_when_the_one_before_its_sleep_is_closed() -> N
     assert not story.said(OpenRoute)
     story.on(ev.RouteClosed(engine))
     assert [one.engine for one in story.said(OpenRoute)] == [engine]
+
+
+@pytest.mark.parametrize(("drain_s", "loads"), [(20.0, 0), (90.0, 1)])
+def test_one_that_will_sleep_after_its_drain_is_waited_for_unless_a_load_elsewhere_is_sooner(
+    drain_s: float, loads: int
+) -> None:
+    """``big`` was first, and gets its room; on the third GPU is free room for it."""
+    small = [a_model(name, 4, gpus=1) for name in ("a", "c")]
+    policy = a_policy(a_kind("gpu", 4, gpus=(10, 10, 5), most=1), sleep_once_loaded=False)
+    story = begin(
+        *small, a_model("big", 8, gpus=2), policy=policy, nodes=(NODE,), host_gib=4, gpus=(10, 10, 5),
+        sleep_mib=40 * GIB,
+    )  # fmt: skip
+    for model in ("c", "a"):
+        story.ask(model)
+        story.loaded(model, can_sleep=True, after=45.0)
+        story.used(model)
+    second_gpu_is_free(story, "c")
+    story.fleet = replace(story.fleet, drain_s={"a": drain_s})
+    story.ask("big", after=60)
+    assert [one.engine for one in story.said(DrainRoute)] == [story.engine("a").id]
+    before = len(story.ever(StartEngine))
+    story.ask("a", after=0.1)
+    assert len(story.ever(StartEngine)) - before == loads

@@ -17,7 +17,7 @@ from serve.simulate.house import House
 from serve.simulate.metrics import Outcome, Tally
 from serve.simulate.parts import Decider, Fleet
 from serve.simulate.times import Times
-from serve.simulate.traces import Request, Session, Trace
+from serve.simulate.traces import Request, Session, Trace, of_user
 from serve.simulate.world import INNER_S, World
 
 SLOW = Times(1, 70, cold_s=30, wake_s=1, prompt_tokens_per_s=1e9, token_s=1.0, beside=1e9, stop_s=2)
@@ -146,6 +146,17 @@ def test_jain_tells_one_user_behind_anothers_backlog() -> None:
 
     assert alone.jain > 0.98  # u loads for 30 of 130 s, v not at all
     assert behind.jain < 0.75  # v waits 130 s for 10 s of work
+
+
+def test_users_are_compared_with_themselves_alone() -> None:
+    both = trace_of(asked(0, "A", 100, "u"), asked(31, "B", 10, "v"))
+    alone = {user: run(of_user(both, user), Core()).progress[user] for user in "uv"}
+    tally = run(both, Core())
+
+    assert alone == {"u": pytest.approx(100 / 130, abs=0.01), "v": pytest.approx(10 / 40, abs=0.01)}
+    left = [1.0, tally.progress["v"] / alone["v"]]  # u as alone; v waits for u, too
+    assert tally.jain_to(alone) == pytest.approx(sum(left) ** 2 / (2 * sum(one * one for one in left)), abs=0.01)
+    assert tally.jain < tally.jain_to(alone) < 1, "that a model must be loaded at all is nobody's unfairness"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
