@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import os
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ _AT_A_TIME = 4
 _SPARE = 64 << 20
 """Free space left beside the weights."""
 _LOOK_S = 0.2
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENDS_S = 15.0
 """Longest time that a thread takes to see that it is over: the client reads for 10 s at most."""
 
@@ -120,10 +118,6 @@ def fetch(
     if not COMMIT.fullmatch(commit):
         raise ServiceError(f"The hub names no commit of {repository}.")
     files = {file.path: file for file in map(_remote, info.siblings or ())}
-    if wrong := [name for name in files if not _stays_inside(name)]:
-        raise ServiceError(
-            f"{repository}: a file of it is called {wrong[0]!r}, which leads out of its folder: not fetched."
-        )
     taken = chosen(files, exclude, include)
     if not any(name.endswith(KINDS) for name in taken):
         raise ConfigError(
@@ -317,14 +311,7 @@ class _Job:
 
 def _remote(said: RepoSibling) -> RemoteFile:
     sha256 = (said.lfs.sha256 or "") if said.lfs is not None else ""
-    return RemoteFile(
-        said.rfilename, said.size or 0, sha256 if _SHA256.fullmatch(sha256) else "", said.blob_id or ""
-    )  # fmt: skip
-
-
-def _stays_inside(name: str) -> bool:
-    """Whether a file's name, which the hub says, is one below its folder."""
-    return bool(name) and not name.startswith("/") and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
+    return RemoteFile(said.rfilename, said.size or 0, sha256, said.blob_id or "")
 
 
 def _is(path: Path, file: RemoteFile) -> bool:

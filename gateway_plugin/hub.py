@@ -91,7 +91,7 @@ def _wrong(found: ModelInfo) -> str:
         if not isinstance(name, str) or not name.isprintable() or "\\" in name or len(name) > _NAME_MAX:
             return f"a file's name is {ascii(name)[:80]}"
         if any(part in ("", ".", "..") for part in name.split("/")):
-            return f"the file {name[:80]!r} would be outside the model's folder"
+            return f"the file {name[:80]!r} leads out of its folder"
         if size is not None and not (isinstance(size, int) and size >= 0):
             return f"the size of {name} is {ascii(size)[:40]}"
         if sha256 and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
