@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from gateway_plugin import hub
 from gateway_plugin.disk_room import room_bytes
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
-from gateway_plugin.hub_cache import COMMIT, fetch_lock, lacks, mark, repository_folder
+from gateway_plugin.hub_cache import COMMIT, commit_of, fetch_lock, lacks, mark, repository_folder
 from gateway_plugin.hub_content import PARTIAL, LargeFile, read_content
 from gateway_plugin.weights_choice import KINDS, chosen, quantizations
 
@@ -131,11 +131,13 @@ def fetch(
             f"--include '*{PurePosixPath(many[0]).name}'."
         )
     job = _Job(repository, commit, cache, token, tuple(files[name] for name in taken), stop)
-    with job.locked(lambda: progress(Progress(job.there_bytes(), job.total_bytes, waits=True))):
-        begun = job.there_bytes()
-        job.demand_room()
-        job.run(progress)
-        job.note_ref(revision or "main")
+    begun = job.total_bytes
+    if not job.whole() or commit_of(cache, repository, revision) != commit:  # else it may be another user's
+        with _writing(cache), job.locked(lambda: progress(Progress(job.there_bytes(), job.total_bytes, waits=True))):
+            begun = job.there_bytes()
+            job.demand_room()
+            job.run(progress)
+            job.note_ref(revision or "main")
     progress(Progress(job.total_bytes, job.total_bytes))
     left_out = tuple(sorted(set(files) - set(taken)))
     return Fetched(repository, commit, job.snapshot, job.total_bytes, max(0, job.total_bytes - begun), left_out)
@@ -165,6 +167,11 @@ class _Job:
                 if self._asked_to_stop.wait(1.0):
                     raise Stopped
             yield
+
+    def whole(self) -> bool:
+        """Whether every file is there."""
+        places = [(self.snapshot / file.path, file.size) for file in self._files]
+        return all(place.is_file() and place.stat().st_size == size for place, size in places)
 
     def there_bytes(self) -> int:
         """Bytes that need not be fetched, of whole files and parts."""
@@ -211,10 +218,8 @@ class _Job:
             (small, self._whole), (contents, self._content), (others, self._whole), (weights, self._whole),
         ):  # fmt: skip
             self._in_threads(step, work, progress)
-        for file in self._files:
-            path = self.snapshot / file.path
-            if not path.is_file() or path.stat().st_size != file.size:
-                raise ServiceError(f"{path} is not what the hub has. Remove it, and fetch {self._repository} again.")
+        if not self.whole():
+            raise ServiceError(f"{self.snapshot} is not what the hub has. Remove it, and fetch it again.")
 
     def note_ref(self, revision: str) -> None:
         """Record the commit of a branch or tag, as the client does."""
@@ -307,6 +312,18 @@ class _Job:
             Path(path).unlink(missing_ok=True)
             raise ServiceError(f"{self._repository}: {file.path} came damaged. Fetch it again.")
         self._arrived[file.path] = file.size
+
+
+@contextlib.contextmanager
+def _writing(cache: Path) -> Iterator[None]:
+    """Turn what the system refuses into one line: a folder of the cache may be another user's."""
+    try:
+        yield
+    except OSError as error:
+        raise ServiceError(
+            f"{error.filename or cache} cannot be written: {error.strerror or error}. Set weights_folder in the site "
+            "file to a folder of yours."
+        ) from None
 
 
 def _remote(said: RepoSibling) -> RemoteFile:
