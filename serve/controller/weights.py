@@ -34,6 +34,7 @@ _REPORT_S = 2.0
 _RATE_OVER_S = 20.0
 _RETRY_FIRST_S = 60.0
 _RETRY_MAX_S = 3600.0
+_WAIT_LOOK_S = 1.0
 _FETCH = (sys.executable, "-m", "gateway_plugin.fetch_process")
 
 
@@ -65,10 +66,10 @@ class WeightsWatch:
         self._folder = None if place.fetch == "by-engine" else place.folder
         self._on_request = place.fetch == "on-request"
         self._program = program
-        self._seen: dict[str, tuple[str, str]] = {}
-        """Model -> its source, and what is missing (``""``: nothing), as last reported."""
-        self._fetches: dict[str, asyncio.Task[None]] = {}
-        """Model -> its fetch, and the wait after one that failed."""
+        self._seen: dict[str, tuple[Model, str]] = {}
+        """Model -> its entry, and what is missing (``""``: nothing), as last reported."""
+        self._fetches: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        """Model -> its source, and the fetch of it, with the wait after one that failed."""
         self._failures: dict[str, int] = {}
         self._turns = asyncio.Semaphore(_AT_A_TIME)
 
@@ -92,7 +93,12 @@ class WeightsWatch:
         return frozenset(name for name, (_, missing) in self._seen.items() if missing)
 
     async def look(self, names: frozenset[str] | None = None) -> None:
-        """Look once at what is not being fetched: at models called ``names`` (``None``: all)."""
+        """Look once at what is not being fetched: at models called ``names`` (``None``: all). Fetches of what the
+        catalog has no more are ended."""
+        for name, (source, task) in self._fetches.items():
+            present = self._known.fleet.models.get(name)
+            if present is None or present.source != source:
+                task.cancel()
         models = [
             model for model in self._known.fleet.models.values()
             if (names is None or model.name in names)
@@ -102,16 +108,18 @@ class WeightsWatch:
         for name in self._seen.keys() - self._known.fleet.models.keys():
             del self._seen[name]
         for model in models:
-            now = (model.source, found[model.name])
-            if model.name in self._fetches or self._seen.get(model.name, (model.source, "")) == now:
+            before, was = self._seen.get(model.name, (model, ""))
+            missing = found[model.name]
+            if model.name in self._fetches:
                 continue
-            self._seen[model.name] = now
-            self._report(model, now[1])
+            self._seen[model.name] = (model, missing)
+            if missing != was or (missing and model != before):  # of an entry that changes the core knows nothing
+                self._report(model, missing)
 
     def fetch(self, model: Model) -> None:
         """Begin to fetch the weights of ``model``, unless that is under way."""
         if model.name not in self._fetches and self._folder is not None:
-            self._fetches[model.name] = asyncio.create_task(self._fetch(model, self._folder))
+            self._fetches[model.name] = (model.source, asyncio.create_task(self._fetch(model, self._folder)))
 
     def _missing(self, model: Model) -> str:
         try:
@@ -132,27 +140,43 @@ class WeightsWatch:
     async def _fetch(self, model: Model, folder: Path) -> None:
         try:
             async with self._turns:
-                error = await self._run(model, folder)
+                try:
+                    error = await self._run(model, folder)
+                except (OSError, ValueError) as broken:
+                    error = f"the fetch could not run: {broken}"
             if error:
                 await self._wait_after(model, error)
             else:
                 self._failures.pop(model.name, None)
-            self._seen.pop(model.name, None)
-            missing = await asyncio.to_thread(self._missing, model)
-            self._seen[model.name] = (model.source, missing)
-            self._report(model, missing)
+            present = self._known.fleet.models.get(model.name)
+            if present is not None and present.source == model.source:
+                missing = await asyncio.to_thread(self._missing, present)
+                self._seen[model.name] = (present, missing)
+                self._report(present, missing)
         finally:
             del self._fetches[model.name]
 
     async def _wait_after(self, model: Model, error: str) -> None:
-        """Refuse the model for a while; twice as long after each failure in a row."""
+        """Refuse the model for a while; twice as long after each failure in a row. It ends when the weights come by
+        another way, such as 'gateway models fetch'."""
         failures = self._failures[model.name] = self._failures.get(model.name, 0) + 1
         pause_s = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2.0 ** (failures - 1))
         log.warning("fetch-failed", extra={"model": model.name, "error": error, "retry_s": pause_s})
         again = f"it is tried again for requests that come after {pause_s:.0f} s"
         public = f"its weights could not be fetched from the hub; {again}"
-        self._post(WeightsMissing(model.name, public, f"its weights could not be fetched: {error} ({again})"))
-        await asyncio.sleep(pause_s)
+        refused = WeightsMissing(model.name, public, f"its weights could not be fetched: {error} ({again})")
+        told: Model | None = None
+        loop = asyncio.get_running_loop()
+        until = loop.time() + pause_s
+        while (left := until - loop.time()) > 0:
+            present = self._known.fleet.models.get(model.name)
+            if present != told:  # of an entry that changes the core knows nothing
+                told = present
+                self._post(refused)
+            await asyncio.sleep(min(_WAIT_LOOK_S, left))
+            if not await asyncio.to_thread(self._missing, model):
+                self._failures.pop(model.name, None)
+                return
 
     async def _run(self, model: Model, folder: Path) -> str:
         """Run one fetch; why it failed, ``""``: it did not."""

@@ -35,7 +35,11 @@ class Known:
     """A fleet with these models."""
 
     def __init__(self, *models: Model) -> None:
-        self.fleet: Fleet = replace(initial(a_policy()), models={model.name: model for model in models})
+        self.fleet: Fleet = initial(a_policy())
+        self.change(*models)
+
+    def change(self, *models: Model) -> None:
+        self.fleet = replace(self.fleet, models={model.name: model for model in models})
 
 
 def entry(name: str, source: str, **fields: Any) -> Model:
@@ -60,7 +64,8 @@ async def until(true: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 def children() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children() if "gateway_plugin.fetch_process" in one.cmdline()]
+    alive = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in alive if "gateway_plugin.fetch_process" in one.cmdline()]
 
 
 def test_what_is_missing_is_reported_once_and_what_comes_too(hub: Hub, tmp_path: Path) -> None:
@@ -133,6 +138,82 @@ def test_a_fetch_that_fails_is_told_and_tried_again_later(
     assert (failed.may_fetch, again.may_fetch) == (False, True)
     assert "org/gone" not in failed.reason
     assert "The hub has no model 'org/gone'" in failed.detail
+
+
+def test_weights_that_come_by_hand_after_a_failure_end_the_wait(hub: Hub, tmp_path: Path) -> None:
+    hub.status = 500
+    heard: list[Event] = []
+    known = Known(ENTRY)
+
+    async def story() -> None:
+        watch = WeightsWatch(known, heard.append, WeightsPlace("on-request", tmp_path / "hub"))
+        await watch.look()
+        watch.fetch(ENTRY)
+        await until(lambda: len(heard) == 2)
+        known.change(entry("m", ENTRY.source, gpus=1))  # the core forgets what it knew of the old entry
+        await until(lambda: len(heard) == 3)
+        assert heard[2] == heard[1]
+        hub.status = 0
+        from gateway_plugin.fetching import fetch
+
+        await asyncio.to_thread(fetch, "org/m", SHA, tmp_path / "hub")
+        await until(lambda: heard[-1] == WeightsThere("m"), 5.0)
+
+    asyncio.run(story())
+
+
+def test_what_is_missing_is_reported_of_a_changed_entry_again(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    known = Known(ENTRY)
+
+    async def story() -> None:
+        watch = WeightsWatch(known, heard.append, WeightsPlace("by-command", tmp_path / "hub"))
+        await watch.look()
+        known.change(entry("m", ENTRY.source, gpus=1))
+        await watch.look()
+        await watch.look()
+
+    asyncio.run(story())
+    assert len(heard) == 2
+    assert heard[0] == heard[1]
+
+
+@pytest.mark.parametrize("instead", [(), (entry("m", "org/other"),)], ids=["gone", "another"])
+def test_a_fetch_of_what_the_catalog_has_no_more_ends(hub: Hub, tmp_path: Path, instead: tuple[Model, ...]) -> None:
+    hub.chunk_s = 0.05
+    heard: list[Event] = []
+    known = Known(ENTRY)
+
+    async def story() -> None:
+        watch = WeightsWatch(known, heard.append, WeightsPlace("on-request", tmp_path / "hub"))
+        watch.fetch(ENTRY)
+        await until(lambda: sum(hub.sent.values()) > MIB)
+        known.change(*instead)
+        await watch.look()
+        await until(lambda: not children(), 5.0)
+        await watch.look()
+        last = heard[-1] if instead else None
+        assert last is None or (isinstance(last, WeightsMissing) and "org/other" in last.detail)
+        assert WeightsThere("m") not in heard
+
+    asyncio.run(story())
+
+
+def test_a_fetch_that_cannot_be_started_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_RETRY_FIRST_S", 0.2)
+    heard: list[Event] = []
+
+    async def story() -> None:
+        place = WeightsPlace("on-request", tmp_path / "hub")
+        watch = WeightsWatch(Known(ENTRY), heard.append, place, (str(tmp_path / "none"),))
+        watch.fetch(ENTRY)
+        await until(lambda: len(heard) == 2)
+
+    asyncio.run(story())
+    failed, again = heard
+    assert isinstance(failed, WeightsMissing)
+    assert isinstance(again, WeightsMissing)
+    assert ("could not run" in failed.detail, failed.may_fetch, again.may_fetch) == (True, False, True)
 
 
 _CONTROLLER = """
