@@ -165,7 +165,7 @@ class _Front(_Handler):
 
     def act(self) -> None:
         path = self.path.partition("?")[0]
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        api = re.fullmatch(r"/api/models/([^/]+(?:/(?!revision/)[^/]+)?)(?:/revision/(.+))?", path)
         resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         found = api or resolve
         if found is None:

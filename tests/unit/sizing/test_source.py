@@ -121,8 +121,10 @@ def test_plan_and_add(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert models.read_text().startswith("# ours\nmodels:\n    old:   # keep\n")
     code, words = gateway("add", "org/small", "--as", "small", "--site", str(site), "--models", str(models))
     assert code == 2
-    assert "twice" in words
+    assert words == f"error: {models} has a model called 'small' already: remove that entry, or say --as NAME.\n"
     assert load_catalog(models).models == tuple(entries.values()), "a refused entry changes nothing"
+    code, words = gateway("plan", "lama-8b", "--site", str(site))
+    assert (code, "It is no recipe either: 'gateway models recipes' lists them." in words) == (66, True), words
     code, words = gateway("add", "org/small", "--gpus", "4", "--site", str(site), "--dry-run")
     assert code != 0
     assert "a node has 2" in words
