@@ -93,6 +93,8 @@ def test_without_a_gpu_vllm_is_given_the_cache_that_was_counted() -> None:
         (model(), "DeepSeek-V3", "its weights take"),
         (model("--max-model-len", "200000"), "Llama-3.1-8B", "made for 131072 tokens"),
         (model("--speculative-config", "{}"), "Llama-3.1-8B", "--speculative-config takes is not counted"),
+        (model(adapters={"x": "/adapters/x"}), "Llama-3.1-8B", "adapters take is not counted"),
+        (model(adapters={}), "Llama-3.1-8B", "adapters take is not counted"),
         (model(engine="command", command=["x", "{port}"]), "Llama-3.1-8B", "'engine: command' takes is not known"),
     ],
 )
