@@ -61,8 +61,9 @@ def test_a_snapshot_of_a_hub_is_bound_with_the_blobs_that_it_links_to(
     layout: Layout, programs: str, tmp_path: Path
 ) -> None:
     repository = tmp_path / "hub/models--o--m"
-    (repository / "snapshots/abc").mkdir(parents=True)
-    snapshot = str(repository / "snapshots/abc")
+    commit = repository / "snapshots" / ("0" * 40)
+    commit.mkdir(parents=True)
+    snapshot = str(commit)
     found = start(layout, model(source=snapshot), {"PATH": programs}, ("python3", "--model", snapshot))
     assert f"{repository}:{repository}:ro" in bound(found)
     assert not any(f"{snapshot}:" in bind for bind in bound(found))
@@ -155,7 +156,7 @@ def test_an_entry_that_is_not_to_be_isolated_is_refused_in_a_container_too(layou
 
 def test_bubblewrap_is_around_charliecloud_and_pythons(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 1000)
-    monkeypatch.setattr("gateway_plugin.isolation.hidden_here", lambda layout: Hidden())
+    monkeypatch.setattr("gateway_plugin.isolation.hidden_here", lambda layout, more: Hidden())
     assert wrapped(layout, model("charliecloud"))
     python = Runtime(name="own", python="/sw/env/bin/python")
     assert wrapped(layout, model().model_copy(update={"runtime": python}))
