@@ -108,7 +108,7 @@ class SlurmDemo(Demo):
     def workflow(self) -> tuple[int, int]:
         """Ask for both models at once, run the quickstart, let the models go, and see the blocks given back."""
         with Client(state=self.state) as client, self.squeue_shown():
-            models = [model.name for model in load_catalog(CATALOG).models]
+            models = [model.name for model in load_catalog(CATALOG, unsized=True).models]
             for model in models:
                 client.load(model)
             code, switches = super().workflow()

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import os
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 from gateway_plugin import hub
 from gateway_plugin.disk_room import room_bytes
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
-from gateway_plugin.hub_cache import COMMIT, fetch_lock, lacks, mark, repository_folder
+from gateway_plugin.hub_cache import COMMIT, commit_of, fetch_lock, lacks, mark, repository_folder
 from gateway_plugin.hub_content import PARTIAL, LargeFile, read_content
 from gateway_plugin.weights_choice import KINDS, chosen, quantizations
 
@@ -37,7 +36,6 @@ _AT_A_TIME = 4
 _SPARE = 64 << 20
 """Free space left beside the weights."""
 _LOOK_S = 0.2
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENDS_S = 15.0
 """Longest time that a thread takes to see that it is over: the client reads for 10 s at most."""
 
@@ -120,10 +118,6 @@ def fetch(
     if not COMMIT.fullmatch(commit):
         raise ServiceError(f"The hub names no commit of {repository}.")
     files = {file.path: file for file in map(_remote, info.siblings or ())}
-    if wrong := [name for name in files if not _stays_inside(name)]:
-        raise ServiceError(
-            f"{repository}: a file of it is called {wrong[0]!r}, which leads out of its folder: not fetched."
-        )
     taken = chosen(files, exclude, include)
     if not any(name.endswith(KINDS) for name in taken):
         raise ConfigError(
@@ -137,11 +131,13 @@ def fetch(
             f"--include '*{PurePosixPath(many[0]).name}'."
         )
     job = _Job(repository, commit, cache, token, tuple(files[name] for name in taken), stop)
-    with job.locked(lambda: progress(Progress(job.there_bytes(), job.total_bytes, waits=True))):
-        begun = job.there_bytes()
-        job.demand_room()
-        job.run(progress)
-        job.note_ref(revision or "main")
+    begun = job.total_bytes
+    if not job.whole() or commit_of(cache, repository, revision) != commit:  # else it may be another user's
+        with _writing(cache), job.locked(lambda: progress(Progress(job.there_bytes(), job.total_bytes, waits=True))):
+            begun = job.there_bytes()
+            job.demand_room()
+            job.run(progress)
+            job.note_ref(revision or "main")
     progress(Progress(job.total_bytes, job.total_bytes))
     left_out = tuple(sorted(set(files) - set(taken)))
     return Fetched(repository, commit, job.snapshot, job.total_bytes, max(0, job.total_bytes - begun), left_out)
@@ -171,6 +167,11 @@ class _Job:
                 if self._asked_to_stop.wait(1.0):
                     raise Stopped
             yield
+
+    def whole(self) -> bool:
+        """Whether every file is there."""
+        places = [(self.snapshot / file.path, file.size) for file in self._files]
+        return all(place.is_file() and place.stat().st_size == size for place, size in places)
 
     def there_bytes(self) -> int:
         """Bytes that need not be fetched, of whole files and parts."""
@@ -217,10 +218,8 @@ class _Job:
             (small, self._whole), (contents, self._content), (others, self._whole), (weights, self._whole),
         ):  # fmt: skip
             self._in_threads(step, work, progress)
-        for file in self._files:
-            path = self.snapshot / file.path
-            if not path.is_file() or path.stat().st_size != file.size:
-                raise ServiceError(f"{path} is not what the hub has. Remove it, and fetch {self._repository} again.")
+        if not self.whole():
+            raise ServiceError(f"{self.snapshot} is not what the hub has. Remove it, and fetch it again.")
 
     def note_ref(self, revision: str) -> None:
         """Record the commit of a branch or tag, as the client does."""
@@ -315,16 +314,21 @@ class _Job:
         self._arrived[file.path] = file.size
 
 
+@contextlib.contextmanager
+def _writing(cache: Path) -> Iterator[None]:
+    """Turn what the system refuses into one line: a folder of the cache may be another user's."""
+    try:
+        yield
+    except OSError as error:
+        raise ServiceError(
+            f"{error.filename or cache} cannot be written: {error.strerror or error}. Set weights_folder in the site "
+            "file to a folder of yours."
+        ) from None
+
+
 def _remote(said: RepoSibling) -> RemoteFile:
     sha256 = (said.lfs.sha256 or "") if said.lfs is not None else ""
-    return RemoteFile(
-        said.rfilename, said.size or 0, sha256 if _SHA256.fullmatch(sha256) else "", said.blob_id or ""
-    )  # fmt: skip
-
-
-def _stays_inside(name: str) -> bool:
-    """Whether a file's name, which the hub says, is one below its folder."""
-    return bool(name) and not name.startswith("/") and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
+    return RemoteFile(said.rfilename, said.size or 0, sha256, said.blob_id or "")
 
 
 def _is(path: Path, file: RemoteFile) -> bool:

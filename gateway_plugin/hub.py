@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 20.0
 _WORDS_MAX = 200
+_FILES_MAX = 20_000
+_NAME_MAX = 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Variables that hold the hub's token."""
 
@@ -53,14 +57,46 @@ def model_info(repository: str, revision: str, with_token: str | None) -> ModelI
 
     Raises:
         NotFound: there is no such repository or revision.
-        ServiceError: the hub cannot be reached, or refuses; its client is missing.
+        ServiceError: the hub cannot be reached, or refuses; its answer is none of a hub; its client is missing.
     """
     with asking(repository, revision):
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import HFValidationError
 
-        return HfApi(token=with_token).model_info(
-            repository, revision=revision or None, files_metadata=True, timeout=TIMEOUT_S
+        try:
+            found = HfApi(token=with_token).model_info(
+                repository, revision=revision or None, files_metadata=True, timeout=TIMEOUT_S
+            )
+            wrong = _wrong(found)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            if isinstance(error, OSError | HFValidationError):
+                raise
+            wrong = f"it is not what a hub says ({type(error).__name__})"
+    if wrong:
+        raise ServiceError(
+            f"The answer about {repository} cannot be used: {wrong}. Is {constants.ENDPOINT} a hub, and is no proxy's "
+            "page in between?"
         )
+    return found
+
+
+def _wrong(found: ModelInfo) -> str:
+    """What cannot be right in the hub's list of files; ``""``: nothing. Names and hashes of files become paths here."""
+    files = found.siblings or ()
+    if len(files) > _FILES_MAX:
+        return f"it names {len(files)} files"
+    for file in files:
+        name, size = file.rfilename, file.size
+        sha256 = file.lfs.sha256 if file.lfs is not None else None
+        if not isinstance(name, str) or not name.isprintable() or "\\" in name or len(name) > _NAME_MAX:
+            return f"a file's name is {ascii(name)[:80]}"
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            return f"the file {name[:80]!r} leads out of its folder"
+        if size is not None and not (isinstance(size, int) and size >= 0):
+            return f"the size of {name} is {ascii(size)[:40]}"
+        if sha256 and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+            return f"the hash of {name} is {ascii(sha256)[:80]}"
+    return ""
 
 
 @contextmanager

@@ -98,7 +98,9 @@ def indexed(index: Path) -> set[str] | None:
 def mark(folder: Path, commit: str) -> None:
     """Note in a repository's folder that the gateway fetches this commit. Raises ``OSError``."""
     (folder / ".gateway").mkdir(parents=True, exist_ok=True)
-    (folder / ".gateway" / commit).touch()
+    note = folder / ".gateway" / commit
+    if not note.exists():  # another user's would refuse to be touched
+        note.touch()
 
 
 def marked(folder: Path) -> frozenset[str]:

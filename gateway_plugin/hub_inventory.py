@@ -2,11 +2,12 @@
 removal of what nothing refers to.
 
 The hub's own cache may hold models of the user's other programs. ``fetching`` marks what it fetched
-(``hub_cache.mark``): only that is removed, unless asked otherwise.
+(``hub_cache.mark``): only what this user's gateway fetched is removed, unless asked otherwise.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ class Held:
     last_used: float
     """When a file of it was read last, seconds since the epoch; as exact as the file system notes it."""
     by_gateway: bool
-    """``gateway models fetch`` fetched it."""
+    """The gateway fetched it here, for this user."""
     lacks: str
     """What it lacks for an engine; ``""``: nothing."""
     entries: tuple[str, ...] = ()
@@ -60,31 +61,39 @@ def inventory(cache: Path, models: Iterable[Model] = ()) -> tuple[Held, ...]:
         part_bytes = sum(path.stat().st_size for path in parts)
         busy = _busy(cache, repository)
         repo = scanned.get(folder.name)
+        ours = _ours(folder)
         if repo is None or not repo.revisions:
             used = max((path.stat().st_mtime for path in parts), default=folder.stat().st_mtime)
             bytes_ = sum(path.stat().st_size for path in folder.glob("blobs/*") if path.is_file())
-            found.append(Held(repository, "", (), bytes_, used, bool(marked(folder)), "it is not whole", fetching=busy))
+            # The client reads no revision of a repository in which one is damaged: all of them would be removed.
+            alone = bool(ours) and _snapshots(folder) <= ours
+            found.append(Held(repository, "", (), bytes_, used, alone, "it is not whole", fetching=busy))
             continue
         for revision in sorted(repo.revisions, key=lambda one: one.commit_hash):
             used = max((file.blob_last_accessed for file in revision.files), default=revision.last_modified)
             commit, refs = revision.commit_hash, tuple(sorted(revision.refs))
-            ours, missing = commit in marked(folder), lacks(revision.snapshot_path)
+            missing = lacks(revision.snapshot_path)
             bytes_ = revision.size_on_disk + part_bytes
-            found.append(Held(repository, commit, refs, bytes_, used, ours, missing, fetching=busy))
+            found.append(Held(repository, commit, refs, bytes_, used, commit in ours, missing, fetching=busy))
     return tuple(replace(held, entries=referring(held, entries, cache)) for held in found)
 
 
 def referring(held: Held, models: Iterable[Model], cache: Path) -> tuple[str, ...]:
     """Names of the entries that refer to ``held``: (1) by their source, at this commit, or at a revision that is not
-    known to be another one; (2) by an option or variable with the repository's name in it, such as an adapter.
+    known to be another one; (2) by an option or variable with the repository's name in it, such as an adapter; (3) by
+    a folder in it, or a link to one.
     """
     names: list[str] = []
+    inside = f"{repository_folder(cache, held.repository).resolve()}/"
     for model in models:
         repository, revision = split_revision(model.source)
         commit = commit_of(cache, repository, revision) if repository == held.repository else ""
         by_source = not is_local(model.source) and repository == held.repository and commit in ("", held.commit)  # (1)
         texts = (*model.args, *model.command, *model.env.values())
-        if by_source or (not held.commit and repository == held.repository) or any(held.repository in t for t in texts):
+        by_text = any(held.repository in text or inside in text for text in texts)  # (2)
+        folders = (*([model.source] if is_local(model.source) else []), *(model.adapters or {}).values())
+        by_folder = any(f"{Path(one).expanduser().resolve()}/".startswith(inside) for one in folders)  # (3)
+        if by_source or by_text or by_folder or (not held.commit and repository == held.repository):
             names.append(model.name)
     return tuple(dict.fromkeys(names))
 
@@ -105,6 +114,8 @@ def remove(cache: Path, held: Iterable[Held]) -> int:
         by_repository.setdefault(one.repository, []).append(one)
     freed = 0
     for repository, ones in by_repository.items():
+        if (folder := repository_folder(cache, repository)).is_symlink():
+            raise ServiceError(f"{folder} is a link to {folder.resolve()}: remove it there, or remove the link.")
         with fetch_lock(cache, repository) as lock:
             if lock():
                 freed += _remove(cache, repository, ones)
@@ -143,6 +154,18 @@ def _delete(cache: Path, repo: CachedRepoInfo, commits: set[str]) -> int:
     return strategy.expected_freed_size
 
 
+def _ours(folder: Path) -> frozenset[str]:
+    """The commits in a repository's folder that are this user's to remove: a colleague's gateway may use the same
+    cache, or a link lead to a colleague's."""
+    if folder.is_symlink():
+        return frozenset()
+    return frozenset(name for name in marked(folder) if (folder / ".gateway" / name).stat().st_uid == os.getuid())
+
+
+def _snapshots(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "snapshots").glob("*") if path.is_dir()}
+
+
 def _scan(cache: Path) -> tuple[CachedRepoInfo, ...]:
     try:
         from huggingface_hub import scan_cache_dir
@@ -161,5 +184,8 @@ def _busy(cache: Path, repository: str) -> bool:
     lock = cache / ".locks" / repository_folder(cache, repository).name / "gateway-fetch.lock"
     if not lock.exists():
         return False
-    with fetch_lock(cache, repository) as take:
-        return not take()
+    try:
+        with fetch_lock(cache, repository) as take:
+            return not take()
+    except ServiceError:  # another user's cache, which is listed all the same
+        return False

@@ -11,7 +11,7 @@ import click
 from gateway_plugin.cli.connection import connect, elsewhere
 from gateway_plugin.cli.output import json_option, put, say, settings, show, table
 from gateway_plugin.cli.recipes import recipe_of
-from gateway_plugin.errors import GatewayError, GatewayUnreachable, NoRoom
+from gateway_plugin.errors import GatewayError, GatewayUnreachable, NoRoom, NotFound
 
 if TYPE_CHECKING:
     from gateway_plugin.recipes.recipes import Recipe
@@ -119,7 +119,13 @@ def _work_out(
 
     record = read_record(Layout(settings().state))
     found = load_site(site or (record.site_reference if record is not None else "") or "local")
-    source = read_source(recipe.source if recipe else name, token_file)
+    try:
+        source = read_source(recipe.source if recipe else name, token_file)
+    except NotFound as error:
+        if "/" in name:
+            raise
+        words = f"{error.message} It is no recipe either: 'gateway models recipes' lists them."
+        raise NotFound(words) from None
     advised = number_of(value_of(recipe.args, "max-model-len")) if recipe else None
     wish = Wish(asked["context"] or advised, asked["concurrency"], asked["gpus"], asked["quantization"])
     catalog = Path(record.catalog) if record is not None and record.catalog else None

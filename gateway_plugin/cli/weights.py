@@ -121,7 +121,9 @@ def weights(site: str | None, file: Path | None) -> None:
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--all", "all_programs", is_flag=True, help="Also what other programs fetched into the same folder.")
+@click.option(
+    "--all", "all_programs", is_flag=True, help="Also what other programs and users fetched into the same folder."
+)
 @_SITE
 @_MODELS
 @json_option
@@ -136,7 +138,7 @@ def prune(dry_run: bool, yes: bool, all_programs: bool, site: str | None, file: 
     found = unused(inventory(cache, entries), all_programs=all_programs)
     document: dict[str, Any] = {"folder": str(cache), "removed": [asdict(one) for one in found], "freed_bytes": 0}
     if not found:
-        show(document, lambda: put(f"Every model in {cache} is referred to, or another program fetched it."))
+        show(document, lambda: put(f"Every model in {cache} is referred to, or another program or user fetched it."))
         return
     if not settings().json:
         rows = [(one.repository, one.commit[:12] or None, size(one.disk_bytes), _ago(one)) for one in found]
@@ -240,7 +242,7 @@ def _ago(one: Held) -> str:
 
 def _about(one: Held) -> str:
     """Who refers to it, and what is odd about it."""
-    words = [", ".join(one.entries) or ("none" if one.by_gateway else "none; another program fetched it")]
+    words = [", ".join(one.entries) or ("none" if one.by_gateway else "none; another program or user fetched it")]
     words += ["being fetched"] if one.fetching else [one.lacks] if one.lacks else []
     return "; ".join(words)
 
@@ -277,14 +279,14 @@ def _entries(file: Path | None) -> tuple[Model, ...]:
     layout = Layout(settings().state)
     found: list[Model] = []
     if file is not None:
-        found += load_catalog(file).models
+        found += load_catalog(file, unsized=True).models
     present = in_force(layout)
     found += present.models if present is not None else ()
     record = read_record(layout)
     if record is not None and record.catalog and Path(record.catalog).exists():
-        found += load_catalog(Path(record.catalog)).models
+        found += load_catalog(Path(record.catalog), unsized=True).models
     if not found and file is None and Path("models.yaml").exists():
-        found += load_catalog(own_catalog()).models
+        found += load_catalog(own_catalog(), unsized=True).models
     return tuple(found)
 
 

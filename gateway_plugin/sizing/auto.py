@@ -47,6 +47,8 @@ def refusal(model: Model) -> str:
         return f"that is done for vLLM and Transformers; how much 'engine: {model.engine}' takes is not known"
     if found := next((option for option in _UNCOUNTED if value_of(model.args, option) is not None), None):
         return f"what --{found} takes is not counted"
+    if model.adapters is not None:  # vLLM is started with --enable-lora
+        return "what its adapters take is not counted"
     return ""
 
 

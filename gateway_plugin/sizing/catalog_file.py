@@ -41,7 +41,7 @@ def read_catalog(
     waiting = [model for model in catalog.models if not model.memory_gib]
     if not waiting:
         return catalog
-    kept, rooms = kept or Kept(), rooms_of(site)
+    kept, rooms = kept or Kept(weights_folder=site.weights_folder if site is not None else None), rooms_of(site)
     if asked := sum(not is_local(model.source) for model in waiting):
         report(asked)
 

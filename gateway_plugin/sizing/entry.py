@@ -60,11 +60,13 @@ def _without_context(words: Sequence[str]) -> list[str]:
 def with_entry(file: Path, text: str) -> str:
     """The content of the catalog ``file`` with ``text`` as the last entry of ``models``; comments and line ends stay.
 
-    Raises ``ConfigError`` if the file is not valid, or not in block style.
+    Raises ``ConfigError`` if the file is not valid, not in block style, or has a model of that name.
     """
     if not file.exists():
         return "models:\n" + text
-    load_catalog(file, unsized=True)
+    (name,) = yaml.safe_load(text)
+    if any(name == model.name for model in load_catalog(file, unsized=True).models):
+        raise ConfigError(f"{file} has a model called '{name}' already: remove that entry, or say --as NAME.")
     before = file.read_bytes().decode()
     indents = re.findall(r"^( +)[^\s#]", before, re.MULTILINE)
     block = re.search(r"^models:[ \t]*(#.*)?\r?$", before, re.MULTILINE)

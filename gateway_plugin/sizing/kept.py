@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.files import write_private
+from gateway_plugin.hub import cache_folder
+from gateway_plugin.hub_cache import lacks, snapshot
 from gateway_plugin.ownership import others_write
 from gateway_plugin.paths import cache_root
 from gateway_plugin.sizing.plan import Source
@@ -37,9 +39,12 @@ _SOURCE = TypeAdapter(Source)
 
 
 class Kept:
-    """The file."""
+    """The file. ``weights_folder``: the site's."""
 
-    def __init__(self, path: Path | None = None, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path | None = None, now: Callable[[], float] = time.time, weights_folder: Path | None = None
+    ) -> None:
+        self._places = dict.fromkeys((cache_folder(weights_folder), cache_folder()))
         self._path = path or cache_root() / "sizes.json"
         self._now = now
         self._lock = threading.Lock()
@@ -48,7 +53,8 @@ class Kept:
         """The sizes of the model at ``name``, as ``read_source`` has them, and raises:
 
         (1) of a folder as it is now; (2) as kept, if that is a commit's or fresh; (3) of a snapshot of that commit in
-        the hub's own cache; (4) as the hub says; (5) as kept, or of a snapshot, if the hub cannot be reached.
+        the site's ``weights_folder`` or the hub's own cache; (4) as the hub says; (5) as kept, or of a snapshot, if
+        the hub cannot be reached.
         """
         if is_local(name):  # (1)
             return ask(name)
@@ -56,12 +62,12 @@ class Kept:
         kept = self._all().get(name)
         if kept is not None and (commit or 0 <= self._now() - kept[0] < _FRESH_S):  # (2)
             return kept[1]
-        if commit and (found := _snapshot(name, ask)) is not None:  # (3)
+        if commit and (found := _snapshot(name, ask, self._places)) is not None:  # (3)
             return found
         try:
             found = ask(name)  # (4)
         except ServiceError:
-            known = kept[1] if kept is not None else _snapshot(name, ask)  # (5)
+            known = kept[1] if kept is not None else _snapshot(name, ask, self._places)  # (5)
             if known is None:
                 raise
             return known
@@ -96,20 +102,13 @@ class Kept:
             write_private(self._path, json.dumps({"format": FORMAT, "sources": sources}))
 
 
-def _snapshot(name: str, ask: Callable[[str], Source]) -> Source | None:
-    """The sizes of a model whose files lie in the hub's cache on this machine; ``None``: they do not."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-    except ImportError:
-        return None
+def _snapshot(name: str, ask: Callable[[str], Source], places: Iterable[Path]) -> Source | None:
+    """The sizes of a model whose files lie in one of these caches, preferably whole; ``None``: they do not."""
     repository, revision = split_revision(name)
-    try:
-        config = try_to_load_from_cache(repository, "config.json", revision=revision or "main")
-    except (HFValidationError, OSError):
-        return None
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    found = ask(str(folder))
-    return replace(found, name=repository, revision=folder.name if _COMMIT.fullmatch(folder.name) else "")
+    found: list[Path] = []
+    for place in places:
+        with contextlib.suppress(OSError):
+            folder = snapshot(place, repository, revision)
+            if folder is not None and (folder / "config.json").is_file():
+                found.insert(0 if not lacks(folder) else len(found), folder)
+    return replace(ask(str(found[0])), name=repository, revision=found[0].name) if found else None

@@ -66,6 +66,9 @@ def _from_hub(name: str, token_file: Path | None) -> Source:
     files = tuple(file.rfilename for file in found.siblings or ())
     if files and "config.json" not in files:
         raise ConfigError(f"{repository}: has no config.json; {_instead(files)}.")
+    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    if sizes.get("config.json", 0) > _CONFIG_MAX:
+        raise ConfigError(f"{repository}: its config.json has {sizes['config.json']} bytes, which is none of a model.")
     with hub.asking(repository, revision):
         from huggingface_hub import errors, hf_hub_download
 
@@ -79,7 +82,6 @@ def _from_hub(name: str, token_file: Path | None) -> Source:
         config = json.loads(Path(path).read_bytes()[:_CONFIG_MAX])
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{repository}: its config.json is not JSON: {error}") from None
-    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
     return _source(repository, config, sizes, found)
 
 

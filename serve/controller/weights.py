@@ -67,8 +67,8 @@ class WeightsWatch:
         self._folder = None if place.fetch == "by-engine" else place.folder
         self._on_request = place.fetch == "on-request"
         self._program = program
-        self._seen: dict[str, tuple[str, str]] = {}
-        """Model -> its source, and what is missing (``""``: nothing), as last reported."""
+        self._seen: dict[str, tuple[Model, str]] = {}
+        """Model -> its entry, and what is missing (``""``: nothing), as last reported."""
         self._fetches: dict[str, asyncio.Task[None]] = {}
         """Model -> its fetch, and the wait after one that failed."""
         self._fetching: dict[str, Model] = {}
@@ -108,11 +108,13 @@ class WeightsWatch:
         for name in self._seen.keys() - self._known.fleet.models.keys():
             del self._seen[name]
         for model in models:
-            now = (model.source, found[model.name])
-            if model.name in self._fetches or self._seen.get(model.name, (model.source, "")) == now:
+            before, was = self._seen.get(model.name, (model, ""))
+            missing = found[model.name]
+            if model.name in self._fetches:
                 continue
-            self._seen[model.name] = now
-            self._report(model, now[1])
+            self._seen[model.name] = (model, missing)
+            if missing != was or (missing and model != before):  # of an entry that changes the core knows nothing
+                self._report(model, missing)
 
     async def _end_outdated(self) -> None:
         models = self._known.fleet.models
@@ -171,7 +173,7 @@ class WeightsWatch:
                 self._post(WeightsThere(model.name))
                 return
             missing = await asyncio.to_thread(self._missing, now)
-            self._seen[model.name] = (now.source, missing)
+            self._seen[model.name] = (now, missing)
             self._report(now, missing)
         finally:
             self._forget(model.name)
@@ -184,10 +186,15 @@ class WeightsWatch:
         log.warning("fetch-failed", extra={"model": model.name, "error": error, "retry_s": pause_s})
         again = f"it is tried again for requests that come after {pause_s:.0f} s"
         public = f"its weights could not be fetched from the hub; {again}"
-        self._post(WeightsMissing(model.name, public, f"its weights could not be fetched: {error} ({again})"))
+        refused = WeightsMissing(model.name, public, f"its weights could not be fetched: {error} ({again})")
+        told: Model | None = None
         loop = asyncio.get_running_loop()
         over = loop.time() + pause_s
         while (left := over - loop.time()) > 0:
+            now = self._known.fleet.models.get(model.name)
+            if now is not None and now != told:  # of an entry that changes the core knows nothing
+                told = now
+                self._post(refused)
             await asyncio.sleep(min(_AGAIN_S, left))
             now = self._known.fleet.models.get(model.name)
             if now is None or now.source != model.source or not await asyncio.to_thread(self._missing, now):

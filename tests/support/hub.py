@@ -64,6 +64,8 @@ class Hub:
     """A pause before each 64 KiB of large content."""
     status: int = 0
     """Every request gets this instead."""
+    listing: bytes | None = None
+    """Every question about a repository is answered so."""
     seen: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Requests: server (``hub`` or ``content``), method and path, range, authorization."""
     sent: dict[str, int] = field(default_factory=dict)
@@ -163,7 +165,7 @@ class _Front(_Handler):
 
     def act(self) -> None:
         path = self.path.partition("?")[0]
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        api = re.fullmatch(r"/api/models/([^/]+(?:/(?!revision/)[^/]+)?)(?:/revision/(.+))?", path)
         resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         found = api or resolve
         if found is None:
@@ -175,6 +177,8 @@ class _Front(_Handler):
             self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif revision not in ("main", "v1", repository.commit):
             self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        elif api and self.hub.listing is not None:
+            self.answer(200, self.hub.listing)
         elif api:
             self.answer(200, json.dumps(_info(name, repository)).encode())
         elif repository.gated and self.headers.get("Authorization") != f"Bearer {self.hub.token}":

@@ -159,6 +159,38 @@ def test_a_hub_that_refuses(hub: Hub, cache: Path, status: int) -> None:
     assert ("token" in refused.value.message) == (status < 500)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"rfilename": "../../../../precious.safetensors", "size": 5},
+        {"rfilename": "/etc/x.safetensors", "size": 5},
+        {"rfilename": "a\n.safetensors", "size": 5},
+        {"rfilename": "a.safetensors", "size": "5"},
+        {"rfilename": "a.safetensors", "size": -5},
+        {"rfilename": "a.safetensors", "size": 9 * MIB, "lfs": {"sha256": "../../../precious.safetensors", "size": 9,
+                                                                "pointerSize": 1}},
+    ],
+    ids=["above", "absolute", "newline", "size-as-text", "size-below-0", "hash"],
+)  # fmt: skip
+def test_a_list_of_files_that_leads_elsewhere(hub: Hub, tmp_path: Path, file: dict[str, object]) -> None:
+    precious = tmp_path / "precious.safetensors"
+    precious.write_text("mine")
+    hub.listing = json.dumps({"id": "org/m", "sha": SHA, "siblings": [file]}).encode()
+    with pytest.raises(ServiceError, match=r"The answer about org/m cannot be used: ") as refused:
+        fetch("org/m", "", tmp_path / "hub")
+    assert "\n" not in refused.value.message
+    assert precious.read_text() == "mine"
+    assert sorted(tmp_path.rglob("*")) == [precious]
+
+
+@pytest.mark.parametrize("said", [b"<html>Log in to the guest network</html>", b"[]", b"[" * 100_000, b"{}", b'{"id":'])
+def test_a_page_that_is_no_hubs_answer(hub: Hub, cache: Path, said: bytes) -> None:
+    hub.listing = said
+    with pytest.raises(ServiceError, match=r"no proxy's page in between|names no commit"):
+        fetch("org/m", "", cache)
+    assert not cache.exists()
+
+
 def test_a_hub_that_cannot_be_reached(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

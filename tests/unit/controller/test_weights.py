@@ -35,7 +35,11 @@ class Known:
     """A fleet with these models."""
 
     def __init__(self, *models: Model) -> None:
-        self.fleet: Fleet = replace(initial(a_policy()), models={model.name: model for model in models})
+        self.fleet: Fleet = initial(a_policy())
+        self.change(*models)
+
+    def change(self, *models: Model) -> None:
+        self.fleet = replace(self.fleet, models={model.name: model for model in models})
 
 
 def entry(name: str, source: str, **fields: Any) -> Model:
@@ -204,6 +208,44 @@ def test_what_is_mended_is_not_refused_until_the_next_try(
             assert heard[1] == WeightsThere("m")
 
     asyncio.run(story())
+
+
+def test_weights_that_come_by_hand_after_a_failure_end_the_wait(hub: Hub, tmp_path: Path) -> None:
+    hub.status = 500
+    heard: list[Event] = []
+    known = Known(ENTRY)
+
+    async def story() -> None:
+        watch = WeightsWatch(known, heard.append, WeightsPlace("on-request", tmp_path / "hub"))
+        await watch.look()
+        watch.fetch(ENTRY)
+        await until(lambda: len(heard) == 2)
+        known.change(entry("m", ENTRY.source, gpus=1))  # the core forgets what it knew of the old entry
+        await until(lambda: len(heard) == 3)
+        assert heard[2] == heard[1]
+        hub.status = 0
+        from gateway_plugin.fetching import fetch
+
+        await asyncio.to_thread(fetch, "org/m", SHA, tmp_path / "hub")
+        await until(lambda: heard[-1] == WeightsThere("m"), 5.0)
+
+    asyncio.run(story())
+
+
+def test_what_is_missing_is_reported_of_a_changed_entry_again(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    known = Known(ENTRY)
+
+    async def story() -> None:
+        watch = WeightsWatch(known, heard.append, WeightsPlace("by-command", tmp_path / "hub"))
+        await watch.look()
+        known.change(entry("m", ENTRY.source, gpus=1))
+        await watch.look()
+        await watch.look()
+
+    asyncio.run(story())
+    assert len(heard) == 2
+    assert heard[0] == heard[1]
 
 
 _CONTROLLER = """

@@ -93,6 +93,8 @@ def test_without_a_gpu_vllm_is_given_the_cache_that_was_counted() -> None:
         (model(), "DeepSeek-V3", "its weights take"),
         (model("--max-model-len", "200000"), "Llama-3.1-8B", "made for 131072 tokens"),
         (model("--speculative-config", "{}"), "Llama-3.1-8B", "--speculative-config takes is not counted"),
+        (model(adapters={"x": "/adapters/x"}), "Llama-3.1-8B", "adapters take is not counted"),
+        (model(adapters={}), "Llama-3.1-8B", "adapters take is not counted"),
         (model(engine="command", command=["x", "{port}"]), "Llama-3.1-8B", "'engine: command' takes is not known"),
     ],
 )
@@ -229,15 +231,39 @@ def test_what_is_kept_is_bounded_and_garbage_is_not_used(tmp_path: Path) -> None
     assert len(hub.asked) == 6, "others could have written it"
 
 
-def test_weights_that_lie_in_the_hubs_own_cache_need_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    folder = tmp_path / "hub" / "models--org--a" / "snapshots" / COMMIT
+def a_snapshot(cache: Path, *weights: str) -> None:
+    folder = cache / "models--org--a" / "snapshots" / COMMIT
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(PUBLISHED["Llama-3.2-1B"][1]))
+    for name in weights:
+        (folder / name).write_text("12345")
+
+
+def test_weights_that_lie_on_disk_need_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, sites = tmp_path / "hub", tmp_path / "weights"
+    monkeypatch.setenv("HF_HUB_CACHE", str(own))
+    a_snapshot(own)
     found = Kept(tmp_path / "sizes.json").source(f"org/a@{COMMIT}")
-    assert (found.name, found.revision) == ("org/a", COMMIT)
+    assert (found.name, found.revision, found.file_bytes) == ("org/a", COMMIT, 0)
     assert found.architecture.parameters == 1_235_814_400
+    a_snapshot(sites, "model.safetensors")
+    found = Kept(tmp_path / "sizes.json", weights_folder=sites).source(f"org/a@{COMMIT}")
+    assert found.file_bytes == 5, "of the one that is whole"
+
+
+def test_a_catalog_is_read_without_a_hub_where_its_weights_are_in_the_sites_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("gateway_plugin.sizing.kept.cache_root", lambda: tmp_path / "cache")
+    pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    a_snapshot(tmp_path / "weights", "model.safetensors")
+    file = tmp_path / "models.yaml"
+    file.write_text(f"models:\n  a: {{source: org/a@{COMMIT}, gpus: 1}}\n")
+    site = the_site(tmp_path).model_copy(update={"weights_folder": tmp_path / "weights"})
+    (found,) = read_catalog(file, site).models
+    assert found.memory_gib > 2
 
 
 def test_a_model_that_is_not_there_is_not_taken_from_what_is_kept(tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ CONFIG = json.dumps(PUBLISHED["Llama-3.2-1B"][1]).encode()
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """``org/small``; ``org/gated``, which refuses without the token; ``org/odd``, whose config is not JSON."""
+    """``org/small``; ``org/gated``, which needs the token; ``org/odd``, its config not JSON; ``org/huge``."""
     sizes = {"model.safetensors": 2_471_645_608, "original/consolidated.00.pth": 5}
     small = Repository({"config.json": CONFIG}, licence="llama3.2", said_sizes=sizes)
     gated, odd = replace(small, gated=True), replace(small, files={"config.json": b"<html>"})
-    with serving({"org/small": small, "org/gated": gated, "org/odd": odd}) as found:
+    huge = replace(small, said_sizes={"config.json": 1 << 40})
+    with serving({"org/small": small, "org/gated": gated, "org/odd": odd, "org/huge": huge}) as found:
         found.here(monkeypatch, tmp_path / "hub")
         yield found.url
 
@@ -48,6 +49,7 @@ def test_metadata_of_the_hub(hub: str) -> None:
         ("org/small@nowhere", NotFound, "no revision 'nowhere'"),
         ("org/gated", ServiceError, "accept its licence"),
         ("org/odd", ConfigError, "not JSON"),
+        ("org/huge", ConfigError, "its config.json has 1099511627776 bytes"),
         ("org/a@b@c", ConfigError, "org/name@REVISION"),
         ("/nowhere/at/all", ConfigError, "^there is no folder"),
         ("prepared:nothing", ConfigError, "^no recipe 'nothing'"),
@@ -119,8 +121,10 @@ def test_plan_and_add(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert models.read_text().startswith("# ours\nmodels:\n    old:   # keep\n")
     code, words = gateway("add", "org/small", "--as", "small", "--site", str(site), "--models", str(models))
     assert code == 2
-    assert "twice" in words
+    assert words == f"error: {models} has a model called 'small' already: remove that entry, or say --as NAME.\n"
     assert load_catalog(models).models == tuple(entries.values()), "a refused entry changes nothing"
+    code, words = gateway("plan", "lama-8b", "--site", str(site))
+    assert (code, "It is no recipe either: 'gateway models recipes' lists them." in words) == (66, True), words
     code, words = gateway("add", "org/small", "--gpus", "4", "--site", str(site), "--dry-run")
     assert code != 0
     assert "a node has 2" in words
