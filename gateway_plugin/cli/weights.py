@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from gateway_plugin.cli.output import duration, json_option, put, say, settings, show, table
+from gateway_plugin.cli.recipes import recipe_of
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def fetch(
 ) -> None:  # fmt: skip
     """Fetch weights from the hub into the site's folder, where engines find them.
 
-    NAME is an entry of the catalog, or org/name or org/name@REVISION. An interrupted fetch goes on where it stopped.
+    NAME is an entry of the catalog, a recipe, or org/name or org/name@REVISION. An interrupted fetch goes on where it
+    stopped.
     """
     from gateway_plugin import hub
     from gateway_plugin.fetching import Fetched
@@ -255,10 +257,13 @@ def _sources(names: tuple[str, ...], entries: tuple[Model, ...]) -> list[str]:
     found: dict[str, None] = {}
     for name in names:
         entry = next((entry for entry in entries if name in entry.names), None)
-        if entry is None and "/" not in name:
+        recipe = recipe_of(name) if entry is None else None
+        if entry is None and recipe is None and "/" not in name:
             known = ", ".join(entry.name for entry in entries if not is_local(entry.source)) or "none"
-            raise NotFound(f"No catalog entry is called '{name}', and a hub name is org/name. Entries: {known}.")
-        source = name if entry is None else entry.source
+            raise NotFound(
+                f"No catalog entry or recipe is called '{name}', and a hub name is org/name. Entries: {known}."
+            )
+        source = entry.source if entry is not None else recipe.source if recipe is not None else name
         if source.startswith(PREPARED):
             raise ConfigError(f"'{name}' is prepared, not fetched: run `gateway models prepare "
                               f"{source.removeprefix(PREPARED)}`")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import stat
 import sys
@@ -177,6 +178,10 @@ def folders(layout: Layout) -> tuple[Check, ...]:
     checks: list[Check] = []
     for name, folder in (("state folder", layout.state), ("run folder", layout.run)):
         advice = "set another place: GATEWAY_STATE or --state for the state folder, GATEWAY_RUN_ROOT for the run folder"
+        if odd := "".join(sorted(set(re.findall(r"[^\w./@%+=:,~-]", str(folder))))):
+            words = f"{folder} has signs in its path that files for HAProxy cannot have: {odd!r}"
+            checks.append(Check(name, Verdict.FAIL, words, advice))
+            continue
         if not folder.exists():
             parent = next(parent for parent in folder.parents if parent.exists())
             writable = os.access(parent, os.W_OK | os.X_OK)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -68,15 +69,24 @@ def with_entry(file: Path, text: str) -> str:
     if any(name == model.name for model in load_catalog(file, unsized=True).models):
         raise ConfigError(f"{file} has a model called '{name}' already: remove that entry, or say --as NAME.")
     before = file.read_bytes().decode()
-    indents = re.findall(r"^( +)[^\s#]", before, re.MULTILINE)
     block = re.search(r"^models:[ \t]*(#.*)?\r?$", before, re.MULTILINE)
-    if not block or not indents or re.search(r"^\.\.\.", before, re.MULTILINE):
+    if not block or re.search(r"^\.\.\.", before, re.MULTILINE):
+        raise _by_hand(file, text)
+    end = _end_of(before, block.end())
+    indents = re.findall(r"^( +)[^\s#]", before[block.end() : end], re.MULTILINE)
+    if not indents:
         raise _by_hand(file, text)
     first = indents[0]
     moved = "".join(first + line[2:] if line.startswith("  ") else line for line in text.splitlines(keepends=True))
     if "\r\n" in before:
         moved = moved.replace("\n", "\r\n")
-    return before + ("" if before.endswith("\n") else "\n") + moved
+    return before[:end] + ("" if before[:end].endswith("\n") else "\n") + moved + before[end:]
+
+
+def _end_of(text: str, begin: int) -> int:
+    """Where the block that begins at ``begin`` ends: before the next key at the margin, and its comments."""
+    following = re.compile(r"^(?:[ \t]*(?:#.*)?\r?\n)*(?=[^\s#])", re.MULTILINE).search(text, begin + 1)
+    return following.start() if following and begin < len(text) else len(text)
 
 
 def add_entry(file: Path, text: str) -> None:
@@ -85,9 +95,29 @@ def add_entry(file: Path, text: str) -> None:
     A link to it stays one. Raises ``ConfigError``.
     """
     real = file.resolve()
+    trial = real.with_name(f".{real.name}.new")
+    with _alone_in(real.parent):
+        _write(file, real, trial, text)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One writer at a time: of two entries added at once the second would be lost. No lock where there is none."""
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _write(file: Path, real: Path, trial: Path, text: str) -> None:
     content = with_entry(file, text)
     old = load_catalog(file, unsized=True).models if file.exists() else ()
-    trial = real.with_name(f".{real.name}.new")
     try:
         write_private(trial, content)
         if load_catalog(trial, unsized=True).models[:-1] != old:

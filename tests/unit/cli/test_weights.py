@@ -113,10 +113,11 @@ def test_what_is_there_is_enough_where_the_hub_cannot_be_reached(place: Place, m
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("nothing", 66, "No catalog entry is called 'nothing', and a hub name is org/name. Entries: m, loose."),
+        ("nothing", 66, "No catalog entry or recipe is called 'nothing', and a hub name is org/name."),
         ("local", 2, "'local' is the folder /data/m: there is nothing to fetch."),
         ("made", 2, "run `gateway models prepare all-minilm-l6-v2`"),
         ("org/none", 66, "check the name and the token"),
+        ("qwen3-4b", 66, "Qwen/Qwen3-4B"),  # a recipe, and no model of this hub
         ("org/m@gone", 66, "has no revision 'gone'"),
         ("org/m@a b", 2, "'org/name@REVISION'"),
         ("org/gated", 69, "is gated: accept its licence"),

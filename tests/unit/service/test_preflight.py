@@ -117,6 +117,14 @@ def test_somebody_elses_state_folder_is_refused_and_a_wide_one_corrected(tmp_pat
     assert folders(Layout(link))[0].verdict is Verdict.FAIL
 
 
+@pytest.mark.parametrize("name", ["my state", 'state"', "$state", "st#ate", "a\\b"])
+def test_a_state_folder_that_haproxy_could_not_read_is_refused(tmp_path: Path, name: str) -> None:
+    found = {check.name: check for check in folders(Layout(tmp_path / name))}
+    assert found["state folder"].verdict is Verdict.FAIL
+    assert "HAProxy" in found["state folder"].found
+    assert "GATEWAY_STATE" in found["state folder"].advice
+
+
 def test_a_run_folder_too_long_for_sockets_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GATEWAY_RUN_ROOT", str(tmp_path / ("x" * 90)))
     assert "socket paths" in [check.name for check in failures(folders(Layout(tmp_path)))]

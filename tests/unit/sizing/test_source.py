@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +163,27 @@ def test_an_entry_is_added_and_all_else_stays(tmp_path: Path, before: str) -> No
     assert load_catalog(link).models[-1].source == "org/new"
     assert link.is_symlink()
     assert models.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("between", ["", "\n# what they run in\n"])
+def test_an_entry_is_added_to_the_models_though_runtimes_follow(tmp_path: Path, between: str) -> None:
+    models = tmp_path / "models.yaml"
+    runtimes = between + "runtimes:\n  own:\n    python: /sw/env/bin/python\n"
+    models.write_text(OLD + runtimes)
+    add_entry(models, ENTRY)
+    assert models.read_text() == OLD + ENTRY.replace("  ", "    ", 1).replace("\n    ", "\n      ") + runtimes
+    assert [model.name for model in load_catalog(models).models] == ["old", "new"]
+    models.write_text(runtimes + OLD)
+    add_entry(models, ENTRY)
+    assert [model.name for model in load_catalog(models).models] == ["old", "new"]
+
+
+def test_of_entries_added_at_once_none_is_lost(tmp_path: Path) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text(OLD)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: add_entry(models, ENTRY.replace("new", f"new{number}", 1)), range(8)))
+    assert {model.name for model in load_catalog(models).models} == {"old", *(f"new{number}" for number in range(8))}
 
 
 @pytest.mark.parametrize(
