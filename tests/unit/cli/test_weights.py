@@ -241,8 +241,11 @@ def test_an_entry_that_names_a_folder_in_the_cache_keeps_it(place: Place) -> Non
 def test_a_colleagues_folder_is_used_listed_and_not_written_to(place: Place) -> None:
     for words in (("fetch", "m"), ("weights",)):  # with all that is imported on the way
         assert place.gateway(*words)[0] == 0
-    for folder in (place.folder, *place.folder.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
+    closed = {
+        one: one.stat().st_mode for one in (place.folder, *place.folder.parents) if not one.stat().st_mode & 0o005
+    }
+    for folder, mode in closed.items():
+        folder.chmod(mode | 0o055)
     before = sorted(place.cache.rglob("*"))
     os.setegid(65534)
     os.seteuid(65534)
@@ -253,6 +256,8 @@ def test_a_colleagues_folder_is_used_listed_and_not_written_to(place: Place) -> 
     finally:
         os.seteuid(0)
         os.setegid(0)
+        for folder, mode in closed.items():
+            folder.chmod(mode)
     assert (listed[0], "org/m" in listed[1]) == (0, True), listed
     assert (fetched[0], "was there" in fetched[1]) == (0, True), fetched
     assert (refused[0], "cannot be written: Permission denied. Set weights_folder" in refused[1]) == (69, True), refused
