@@ -166,10 +166,8 @@ def ports(site: Site, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
         if problem is None:
             checks.append(Check(name, Verdict.OK, "free"))
             continue
-        advice = "end that process, or choose another port" + (
-            " (--port)" if what == "front door" else " in the site file"
-        )
-        checks.append(Check(name, Verdict.FAIL, problem, advice))
+        place = " (--port)" if what == "front door" else " in the site file"
+        checks.append(Check(name, Verdict.FAIL, problem, f"end that process, or choose another port{place}"))
     return tuple(checks)
 
 
