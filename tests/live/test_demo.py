@@ -55,8 +55,7 @@ class Demo:
     def finish(self) -> int:
         """Read the rest. Returns the exit code."""
         assert self.process.stdout is not None
-        with self.process.stdout:
-            self.said += [line.rstrip("\n") for line in self.process.stdout]
+        self.said += [line.rstrip("\n") for line in self.process.stdout]
         return self.process.wait(timeout=60)
 
     def interrupt(self) -> None:
@@ -85,13 +84,17 @@ class Demo:
 def demo() -> Iterator[Demo]:
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         made = Demo(Path(folder) / "state")
-        yield made
-        if made.process.poll() is None:
-            made.interrupt()
-            made.finish()
-        if made.processes():
-            gateway = [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(made.layout.state)]
-            subprocess.run([*gateway, "down", "--force"], check=False, capture_output=True)
+        assert made.process.stdout is not None
+        try:
+            with made.process.stdout:
+                yield made
+                if made.process.poll() is None:
+                    made.interrupt()
+                    made.finish()
+        finally:  # before its folder is removed, by which its parts are found
+            if made.processes():
+                gateway = [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(made.layout.state)]
+                subprocess.run([*gateway, "down", "--force"], check=False, capture_output=True)
 
 
 def nothing_left(demo: Demo) -> bool:

@@ -1,4 +1,4 @@
-"""What the two workers take names places that are there, and keeps together what shares a gateway."""
+"""What the workers take names places that are there, and keeps together what shares a gateway."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.support.lanes import ORDER, TOGETHER, ordered, unit_of
+from tests.support.lanes import ORDER, TOGETHER, next_of, ordered, unit_of
 
 TESTS = Path(__file__).parents[1]
 
@@ -26,3 +26,9 @@ def test_who_wants_the_shared_gateway_up_comes_before_who_brings_it_down() -> No
         SimpleNamespace(nodeid=f"tests/security/test_{name}.py::t") for name in ("front_door", "neighbours")
     ]
     assert [item.nodeid.split("_", 1)[1] for item in ordered(items)] == ["neighbours.py::t", "front_door.py::t"]
+
+
+def test_workers_take_from_both_ends_and_the_third_small_ones_first() -> None:
+    left = ["tests/slurm/test_jobs.py", "tests/unit/test_a.py", "tests/unit/test_b.py", "tests/live/test_demo.py"]
+    assert [next_of(worker, left) for worker in ("gw0", "gw1", "gw2", "gw3")] == [left[0], left[3], left[1], left[3]]
+    assert next_of("gw2", [left[0], left[3]]) == left[3], "Slurm is the first one's alone while there is anything else"
