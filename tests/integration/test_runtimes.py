@@ -32,6 +32,7 @@ from tests.support.agents import (
     engine_client,
     eventually,
     fake_model,
+    own_block,
     plain_model,
     private_layout,
 )
@@ -46,7 +47,7 @@ needs_container = pytest.mark.skipif(bool(WITHOUT), reason=f"no container: {WITH
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Layout]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # homes of containers
-    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "block-a")
+    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", own_block())
     with private_layout() as made:
         yield made
 
