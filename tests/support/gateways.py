@@ -157,7 +157,10 @@ class Gateway:
         """Serve's proxy and the application's replicas: name -> PID."""
         found = {}
         for process in self.processes():
-            title = " ".join(process.cmdline()[:1])
+            try:
+                title = " ".join(process.cmdline()[:1])
+            except psutil.NoSuchProcess:  # ended since it was listed
+                continue
             if title.startswith(("ray::ServeReplica:", "ray::ProxyActor")):
                 found[title.partition(".")[0]] = process.pid
         return found
