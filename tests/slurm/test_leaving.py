@@ -25,13 +25,14 @@ from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.schedulers.base import Scheduler
 from gateway_plugin.schedulers.select import scheduler_for
 from gateway_plugin.site import NodeType
+from tests.support.agents import own_block
 from tests.support.clusters import wait_for
 from tests.support.ray_stand_in import RUNS, stand_in
 from tests.support.slurm.blocks import look, reaches, slurm_provider
 from tests.support.slurm.virtual import VirtualSlurm
 
 pytestmark = pytest.mark.slurm
-NAME = "gw-node-00000001"
+NAME = own_block("node")
 ENGINE = "setsid bash -c 'trap \"echo engine was told; exit\" TERM; echo $$ >{folder}/engine; sleep 300 & wait' & "
 
 

@@ -390,7 +390,7 @@ def test_a_notice_lasts_as_long_as_it_says_though_the_clock_is_set(
     began = time.monotonic()
     set_clock(step_s)
     assert process.wait(WITHIN_S) == CANCELLED
-    assert 3 < time.monotonic() - began < 12
+    assert 3 < time.monotonic() - began < 40
     assert "its notice ends" in said(tmp_path)
 
 
