@@ -25,11 +25,11 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members, mark
 from serve.agent.doorman import Doorman, behind, config, listener
 from serve.agent.engines.start import Bind, TlsFiles
-from serve.agent.processes import free_port
 from serve.agent.records import record_path
 from serve.core.events import EngineReady
 from tests.support.agents import KEY, NAMED, AgentHost, engine_client, eventually, plain_model, private_layout
 from tests.support.edges import running_edge, until
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.process
 """Every test starts processes."""
@@ -69,7 +69,7 @@ def start(layout: Layout, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
     def guarded(*options: str, wait: bool = True, health: str = "/health", deaf: bool = False) -> Guarded:
-        inner = Bind("127.0.0.1", free_port("127.0.0.1"))
+        inner = Bind("127.0.0.1", free_port())
         tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
         doorman = Doorman(inner, tls, KEY, health, deaf)
         engine = (

@@ -22,6 +22,7 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.blocks.pool import BlockPool
 from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
+from gateway_plugin.processes import mark
 from gateway_plugin.schedulers.base import Scheduler
 from gateway_plugin.schedulers.select import scheduler_for
 from gateway_plugin.site import NodeType
@@ -137,7 +138,7 @@ def test_a_script_that_is_killed_takes_all_that_it_started_with_it(start: Start)
     assert "slurm_script" in " ".join(batch_shell.cmdline())
     batch_shell.kill()
     assert "signal 9" in (reaches(running.jobs, running.block, BlockPhase.FAILED).reason or "")
-    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, "its engine's end", 30)
+    wait_for(lambda: mark(engine.pid) is None, "its engine's end", 30)
 
 
 def test_it_leaves_before_an_end_that_was_changed_while_it_ran(slurm: VirtualSlurm, start: Start) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -37,6 +36,7 @@ from serve.agent.sleeping import (
 from tests.support.agents import KEY, fake_model, private_layout
 from tests.support.fake_memory import held_mib
 from tests.support.fake_sleep import KEPT_MIB
+from tests.support.ports import free_port
 
 NOTED = Canary("Hello", (-0.25,))
 MEMORY_MIB = 1024
@@ -162,9 +162,7 @@ async def an_engine(
     memory = folder / "memory"
     options = ["--memory-marker", str(memory), "--memory-mib", str(MEMORY_MIB), "--enable-sleep-mode"]
     model = fake_model("tiny", task, *options, *(word for fault in faults for word in ("--sleep-fault", fault)), gpus=1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        bind = Bind("127.0.0.1", free.getsockname()[1])
+    bind = Bind("127.0.0.1", free_port())
     tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
     argv = engine_argv(model, "", bind, tls, sleeps=sleeps)
     engine = subprocess.Popen(argv, env=engine_env(model, KEY, (0,), (), os.environ, sleeps=sleeps))
