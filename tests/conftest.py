@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -128,6 +129,19 @@ def own_signals() -> Iterator[None]:
     for number, handler in before.items():
         if handler is not None:
             signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """What a controller, an ingress or a desk of a test logs goes to its own folder: not so what the next one's does,
+    when that folder is gone."""
+    yield
+    for name in ("gateway.controller", "gateway.ingress", "gateway.desk"):
+        logger = logging.getLogger(name)
+        for handler in [one for one in logger.handlers if isinstance(one, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
+            logger.propagate = True
 
 
 @pytest.fixture(scope="session")

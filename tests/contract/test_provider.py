@@ -21,12 +21,15 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.blocks.pool import BlockPool, end_all
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout, private_folder
+from gateway_plugin.processes import mark
 from gateway_plugin.schedulers import base
 from gateway_plugin.schedulers.select import scheduler_for
+from tests.support.agents import own_block
 from tests.support.clusters import wait_for
 from tests.support.queue import QueueProvider, Scheduler
 
 TYPE = "node"
+NAME = own_block(TYPE)
 
 
 class Bench(ABC):
@@ -136,7 +139,7 @@ def local() -> Iterator[Bench]:
 
 def test_a_block_is_submitted_runs_and_is_given_back(bench: Bench) -> None:
     pool = bench.pool()
-    block = pool.submit("gw-node-00000001", TYPE, bench.script(None), {"color": "blue"})
+    block = pool.submit(NAME, TYPE, bench.script(None), {"color": "blue"})
     assert block.job is not None
     assert bench.ledger.read()[block.name].job == block.job
     assert bench.ledger.path.stat().st_mode & 0o777 == 0o600
@@ -151,17 +154,17 @@ def test_a_block_is_submitted_runs_and_is_given_back(bench: Bench) -> None:
 @pytest.mark.parametrize(("code", "phase"), [(0, BlockPhase.COMPLETED), (3, BlockPhase.FAILED)])
 def test_how_a_block_ended_is_kept(bench: Bench, code: int, phase: BlockPhase) -> None:
     pool = bench.pool()
-    pool.submit("gw-node-00000001", TYPE, bench.script(code), {})
-    ended = bench.reaches(pool, "gw-node-00000001", phase)
-    bench.happens("gw-node-00000001", BlockPhase.COMPLETED)  # Parsl says so of a failed job on its next poll
+    pool.submit(NAME, TYPE, bench.script(code), {})
+    ended = bench.reaches(pool, NAME, phase)
+    bench.happens(NAME, BlockPhase.COMPLETED)  # Parsl says so of a failed job on its next poll
     pool.refresh()
-    pool.cancel(["gw-node-00000001"])
-    assert pool.find("gw-node-00000001") == ended == bench.ledger.read()["gw-node-00000001"]
+    pool.cancel([NAME])
+    assert pool.find(NAME) == ended == bench.ledger.read()[NAME]
 
 
 def test_a_new_process_takes_over_and_ends_the_block(bench: Bench) -> None:
     first = bench.pool()
-    block = first.submit("gw-node-00000001", TYPE, bench.script(None), {"color": "blue"})
+    block = first.submit(NAME, TYPE, bench.script(None), {"color": "blue"})
     bench.reaches(first, block.name, BlockPhase.RUNNING)
     second = bench.pool()
     (adopted,) = second.refresh()
@@ -173,7 +176,7 @@ def test_a_new_process_takes_over_and_ends_the_block(bench: Bench) -> None:
 
 def test_a_submit_cut_short_after_the_job_was_there_is_found(bench: Bench) -> None:
     first = bench.pool()
-    block = first.submit("gw-node-00000001", TYPE, bench.script(None), {})
+    block = first.submit(NAME, TYPE, bench.script(None), {})
     bench.reaches(first, block.name, BlockPhase.RUNNING)
     # What the ledger says when the process dies between the scheduler's answer and the next line.
     bench.ledger.write({block.name: replace(block, phase=BlockPhase.SUBMITTING, job=None)})
@@ -204,7 +207,7 @@ def test_a_submit_cut_short_before_there_was_a_job_is_forgotten(bench: Bench) ->
 
 def test_a_block_cancelled_by_a_process_that_died_is_cancelled_by_the_next(bench: Bench) -> None:
     first = bench.pool()
-    block = first.submit("gw-node-00000001", TYPE, bench.script(None), {})
+    block = first.submit(NAME, TYPE, bench.script(None), {})
     running = bench.reaches(first, block.name, BlockPhase.RUNNING)
     bench.ledger.write({block.name: replace(running, phase=BlockPhase.CANCELLING)})
     bench.reaches(bench.pool(), block.name, BlockPhase.CANCELLED)
@@ -212,8 +215,8 @@ def test_a_block_cancelled_by_a_process_that_died_is_cancelled_by_the_next(bench
 
 def test_no_more_blocks_than_the_site_allows(bench: Bench) -> None:
     pool = bench.pool(max_blocks=1)
-    pool.submit("gw-node-00000001", TYPE, bench.script(None), {})
-    with pytest.raises(ServiceError, match="gw-node-00000001"):
+    pool.submit(NAME, TYPE, bench.script(None), {})
+    with pytest.raises(ServiceError, match=NAME):
         pool.submit("gw-node-00000002", TYPE, bench.script(None), {})
     assert len(pool.refresh()) == 1
 
@@ -223,22 +226,24 @@ def test_no_more_blocks_than_the_site_allows(bench: Bench) -> None:
 
 def test_a_killed_block_is_lost_and_nothing_of_it_is_left(local: Bench) -> None:
     pool = local.pool()
-    name = "gw-node-00000001"
-    child = f"RAY_CLOUD_INSTANCE_ID={name} setsid sleep 300 & echo $! > {local.layout.run}/child\n"
-    block = pool.submit(name, TYPE, child + local.script(None), {})
-    local.reaches(pool, name, BlockPhase.RUNNING)
+    child = f"RAY_CLOUD_INSTANCE_ID={NAME} setsid sleep 300 & echo $! > {local.layout.run}/child\n"
+    block = pool.submit(NAME, TYPE, child + local.script(None), {})
+    local.reaches(pool, NAME, BlockPhase.RUNNING)
     note = local.layout.run / "child"
     child_pid = int(wait_for(lambda: note.exists() and note.read_text().strip(), "child", pause_s=0.02))
     assert block.job is not None
     assert block.job.pid is not None
     keeper = psutil.Process(block.job.pid)
-    for process in (keeper, *keeper.children()):
+    keeper.suspend()  # first: from then on it starts and reaps nothing
+    wait_for(lambda: keeper.status() == psutil.STATUS_STOPPED, "the keeper's stop", pause_s=0.02)
+    children = keeper.children()
+    for process in children:
         process.suspend()
-    for process in (*keeper.children(), keeper):
+    for process in (*children, keeper):
         if process.pid != child_pid:
             process.kill()
-    local.reaches(pool, name, BlockPhase.LOST)
-    wait_for(lambda: not psutil.pid_exists(child_pid) or psutil.Process(child_pid).status() == "zombie", "child's end")
+    local.reaches(pool, NAME, BlockPhase.LOST)
+    wait_for(lambda: mark(child_pid) is None, "child's end")
 
 
 def test_a_pid_that_somebody_else_has_by_now_is_left_alone(local: Bench) -> None:
@@ -246,7 +251,7 @@ def test_a_pid_that_somebody_else_has_by_now_is_left_alone(local: Bench) -> None
     stranger = psutil.Process(child.pid)
     try:
         pool = local.pool()
-        block = pool.submit("gw-node-00000001", TYPE, local.script(0), {})
+        block = pool.submit(NAME, TYPE, local.script(0), {})
         assert block.job is not None
         local.reaches(pool, block.name, BlockPhase.COMPLETED)
         job = replace(block.job, pid=stranger.pid, started=stranger.create_time() - 100, id=str(stranger.pid))
@@ -264,12 +269,14 @@ def test_a_pid_that_somebody_else_has_by_now_is_left_alone(local: Bench) -> None
 def test_a_block_that_will_not_end_is_killed(local: Bench) -> None:
     now = 1_000_000.0
     pool = BlockPool(local.ledger, {TYPE: local.jobs()}, {TYPE: 1}, clock=lambda: now, monotonic=lambda: now)
-    block = pool.submit("gw-node-00000001", TYPE, "trap '' TERM\nwhile true; do sleep 0.1; done", {})
+    deaf = local.layout.run / "deaf"
+    block = pool.submit(NAME, TYPE, f"trap '' TERM\ntouch {deaf}\nwhile true; do sleep 0.1; done", {})
     local.reaches(pool, block.name, BlockPhase.RUNNING)
+    wait_for(deaf.exists, "its trap")
     pool.cancel([block.name])
     assert [held.phase for held in pool.refresh()] == [BlockPhase.CANCELLING]
     now += 60
     local.reaches(pool, block.name, BlockPhase.CANCELLED)
     assert block.job is not None
     assert block.job.pid is not None
-    assert not psutil.pid_exists(block.job.pid) or psutil.Process(block.job.pid).status() == psutil.STATUS_ZOMBIE
+    assert mark(block.job.pid) is None

@@ -166,16 +166,17 @@ def test_nothing_listens_for_strangers(globus_chain: Chain) -> None:
         for process in psutil.process_iter(["uids", "environ"])
         if process.info["uids"].real == globus_chain.account.uid
         and str(globus_chain.account.home) in str(process.info["environ"])
-        for connection in process.net_connections("inet")
+        for connection in connections(process, "inet")
         if connection.status == psutil.CONN_LISTEN
     ]
     assert len(found) >= 4, "broker, its port mapper, the agent's interchange"
     assert set(found) <= {"127.0.0.1", "::1"}
 
 
-def connections(process: psutil.Process) -> list[Any]:
+def connections(process: psutil.Process, kind: str = "tcp4") -> list[Any]:
+    """None if it has ended since it was listed."""
     try:
-        return list(process.net_connections("tcp4"))
+        return list(process.net_connections(kind))
     except psutil.NoSuchProcess:
         return []
 
@@ -197,7 +198,7 @@ def test_a_pack_whose_worker_is_killed_is_done_by_another_once(
     wait_for(lambda: not who_asks(globus_chain, globus_gateway), 90, "what other tests left being done")
     seen = len(globus_gateway.seen())
     executor = globus_chain.executor()
-    future = executor.submit_to_registered_function(globus_chain.function_id, args=(pack("quick", "@sleep=3"),))
+    future = executor.submit_to_registered_function(globus_chain.function_id, args=(pack("quick", "@sleep=6"),))
     wait_for(lambda: len(globus_gateway.seen()) == seen + 2, 60, "the pack is worked on")
     (worker,) = who_asks(globus_chain, globus_gateway)
     worker.kill()

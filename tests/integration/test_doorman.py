@@ -25,11 +25,11 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members, mark
 from serve.agent.doorman import Doorman, behind, config, listener
 from serve.agent.engines.start import Bind, TlsFiles
-from serve.agent.processes import free_port
 from serve.agent.records import record_path
 from serve.core.events import EngineReady
 from tests.support.agents import KEY, NAMED, AgentHost, engine_client, eventually, plain_model, private_layout
 from tests.support.edges import running_edge, until
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.process
 """Every test starts processes."""
@@ -69,7 +69,7 @@ def start(layout: Layout, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
     def guarded(*options: str, wait: bool = True, health: str = "/health", deaf: bool = False) -> Guarded:
-        inner = Bind("127.0.0.1", free_port("127.0.0.1"))
+        inner = Bind("127.0.0.1", free_port())
         tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
         doorman = Doorman(inner, tls, KEY, health, deaf)
         engine = (
@@ -95,7 +95,7 @@ def start(layout: Layout, tmp_path: Path) -> Iterator[Start]:
     for process in started:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(30)
 
 
 def healthy(guarded: Guarded) -> bool:
@@ -214,13 +214,13 @@ def test_the_engines_end_is_its_own_though_no_agent_watches(start: Start) -> Non
     guarded = start()
     haproxy = guarded.haproxy
     guarded.process.kill()
-    assert eventually(lambda: not haproxy.is_running() or haproxy.status() == psutil.STATUS_ZOMBIE)
+    assert eventually(lambda: mark(haproxy.pid) is None)
 
 
 def test_an_engine_that_ignores_sigterm_is_killed(start: Start) -> None:
     guarded = start("--ignore-sigterm")
     guarded.haproxy.kill()
-    assert guarded.process.wait(10) == -signal.SIGKILL
+    assert guarded.process.wait(30) == -signal.SIGKILL
 
 
 def test_what_a_lost_agent_leaves_is_ended_with_the_block(layout: Layout) -> None:

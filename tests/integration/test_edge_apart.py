@@ -142,7 +142,7 @@ async def test_without_ingress_and_engine_a_request_ends(edge: Edge) -> None:
 async def test_who_went_round_the_ingress_is_known_to_it_if_the_engine_dies(edge: Edge) -> None:
     engine = await kept_apart(edge)
     edge.cold_hangs = True
-    asked = asyncio.create_task(edge.ask("tiny", "@sleep=3"))
+    asked = asyncio.create_task(edge.ask("tiny", "@sleep=20"))
 
     async def has_it() -> bool:
         return bool(edge.cold)

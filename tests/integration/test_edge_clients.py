@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -37,18 +35,14 @@ def message(text: str) -> str:
     return str(error["message"])
 
 
-async def until_closed(edge: Edge, data: bytes, close_sending_after_s: float | None = None) -> str:
+async def until_closed(edge: Edge, data: bytes) -> str:
     """All that comes, up to the connection's end."""
-
-    def talk() -> str:
-        with socket.create_connection(("127.0.0.1", edge.site.port), timeout=10) as link:
-            link.sendall(data)
-            if close_sending_after_s is not None:
-                time.sleep(close_sending_after_s)
-                link.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: link.recv(65536), b"")).decode("latin-1")
-
-    return await asyncio.to_thread(talk)
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
+        writer.write(data)
+        said = await reader.read()
+        writer.close()
+    return said.decode("latin-1")
 
 
 async def test_head_is_get_without_a_body(edge: Edge, engine: FakeEngine) -> None:
@@ -217,14 +211,26 @@ async def test_http_1_0_gets_no_chunks(edge: Edge, engine: FakeEngine) -> None:
 
 async def test_one_that_closes_early_is_told_so_and_is_no_bad_request(edge: Edge, engine: FakeEngine) -> None:
     """HAProxy's own word for both is 400 "malformed", and accounting would count it as a mistake of that user's."""
-    slow = json.dumps(chat("tiny", "@sleep=1 hello")).encode()
-    asked = post("/v1/chat/completions", f"x-api-key: {edge.user_key}", body=slow)
-    half = await until_closed(edge, asked, close_sending_after_s=0.2)
+    slow = json.dumps(chat("tiny", "@sleep=20 hello")).encode()
+
+    async def asked() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
+        before = len(engine.seen())
+        writer.write(post("/v1/chat/completions", f"x-api-key: {edge.user_key}", body=slow))
+
+        async def at_the_engine() -> bool:
+            return len(engine.seen()) > before
+
+        await until(at_the_engine, "the engine has it")
+        return reader, writer
+
+    reader, writer = await asked()
+    writer.write_eof()
+    half = (await asyncio.wait_for(reader.read(), 15)).decode("latin-1")
+    writer.close()
     assert half.startswith("HTTP/1.1 499 ")
     assert "sending half" in message(half)
-    _, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
-    writer.write(asked)
-    await asyncio.sleep(0.2)
+    _, writer = await asked()
     writer.close()
     await edge.raw(b"no HTTP at all\r\n\r\n")
     bad = b"{" * 10

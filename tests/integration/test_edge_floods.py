@@ -136,7 +136,7 @@ async def test_waiters_more_than_can_be_answered(edge: Edge, model: str) -> None
             assert (await admin.get("/gateway/v1/status")).status_code == 200, "administration has places of its own"
         await edge.add_engine("cold")
         edge.loaded.set()
-        answered = await asyncio.wait_for(asyncio.gather(*waiters), 20)
+        answered = await asyncio.wait_for(asyncio.gather(*waiters), 60)
     assert Counter(status for status, _, _ in answered) == {200: PLACES.cold, 503: many - PLACES.cold}
 
 
@@ -172,7 +172,7 @@ async def test_one_model_leaves_places_to_others(edge: Edge) -> None:
     body = json.dumps(chat("slow", "@sleep=4")).encode()
     async with probed(edge):
         asked = [asyncio.create_task(waiter(edge, keys[n % len(keys)], body)) for n in range(many)]
-        answers = Counter(status for status, _, _ in await asyncio.wait_for(asyncio.gather(*asked), 20))
+        answers = Counter(status for status, _, _ in await asyncio.wait_for(asyncio.gather(*asked), 60))
     assert answers == {200: PLACES.of_one_model, 503: 30}
 
 
@@ -283,7 +283,7 @@ async def test_one_address_of_others_cannot_take_all_places(edge: Edge) -> None:
         for _ in range(PLACES.per_source):
             await connect()
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for((await connect()).read(), 1) == b""
+            assert await asyncio.wait_for((await connect()).read(), 4) == b""
         async with probed(edge):
             await asyncio.sleep(0.5)
     finally:
@@ -302,7 +302,7 @@ async def test_an_answer_without_a_key_ends_its_connection(edge: Edge) -> None:
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", edge.site.port)
         writer.write(f"GET {path} HTTP/1.1\r\nhost: e\r\n{headers}\r\n".encode())
-        said = await asyncio.wait_for(reader.read(), 2)  # to the end: it is closed
+        said = await asyncio.wait_for(reader.read(), 4)  # to the end: it is closed
         writer.close()
         assert said.startswith(b"HTTP/1.1 %d " % status)
         assert b"connection: close" in said.lower()
@@ -314,13 +314,14 @@ async def test_an_answer_without_a_key_ends_its_connection(edge: Edge) -> None:
 
 
 async def test_readiness_is_asked_for_once_a_second_whoever_asks(edge: Edge) -> None:
+    began = time.monotonic()
     async with edge.client("") as nobody:
         assert (await nobody.get("/ready")).status_code == 200
         answers = await asyncio.gather(
             *(nobody.get(f"/ready?x={n}", headers={"host": f"h{n}", "x-gateway-role": "admin"}) for n in range(30))
         )
         assert {answer.status_code for answer in answers} == {200}
-        assert len([asked for asked in edge.cold if asked.path == "/ready"]) <= 2
+        assert len([asked for asked in edge.cold if asked.path == "/ready"]) <= 2 + time.monotonic() - began
         edge.ready_status = 503
         await asyncio.sleep(1.2)
         assert (await nobody.get("/ready")).status_code == 503, "a yes is good for a second only"
@@ -353,6 +354,7 @@ async def test_one_asks_again_for_all_who_come_meanwhile(edge: Edge) -> None:
     async with edge.client("") as nobody:
         assert (await nobody.get("/ready")).status_code == 200
         edge.ready_takes_s, said_at = 0.3, int(time.time())
+        began = time.monotonic()
 
         async def next_second() -> bool:
             return int(time.time()) > said_at
@@ -366,7 +368,7 @@ async def test_one_asks_again_for_all_who_come_meanwhile(edge: Edge) -> None:
         await until(asked, "one asks")
         answers = await asyncio.gather(*(nobody.get("/ready") for _ in range(20)), again)
         assert {answer.status_code for answer in answers} == {200}
-        assert len(edge.cold) <= 3, "a second may end meanwhile"
+        assert len(edge.cold) <= 3 + time.monotonic() - began, "a second may end meanwhile"
         edge.ready_status, edge.ready_takes_s = 503, 0.0
         await asyncio.sleep(1.2)
         assert [(await nobody.get("/ready")).status_code for _ in range(3)] == [503] * 3, "a no is nobody's yes"

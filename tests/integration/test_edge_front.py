@@ -367,7 +367,7 @@ async def test_only_an_endpoints_key_says_for_whom_it_asks(edge: Edge) -> None:
 async def test_limits_of_a_key(edge: Edge) -> None:
     async with running_edge(Limits(in_flight_per_key=2, requests_per_key_10s=20)) as small:
         await small.add_engine("tiny")
-        slow = [asyncio.create_task(small.ask("tiny", "@sleep=1.5")) for _ in range(2)]
+        slow = [asyncio.create_task(small.ask("tiny", "@sleep=3")) for _ in range(2)]
 
         async def both_in_flight() -> bool:
             return sum(stat.in_flight for stat in await small.runtime.servers()) == 2

@@ -51,9 +51,14 @@ async def test_a_route_is_opened_and_closed(edge: Edge) -> None:
     assert stat.idle_s == -1
     for _ in range(3):
         assert (await edge.ask("tiny", "hello")).json()["model"] == "tiny"
+
+    async def three_ended() -> bool:
+        (stat,) = await edge.runtime.servers((0,))
+        return (stat.total, stat.in_flight) == (3, 0)
+
+    await until(three_ended, "three requests have ended")
     (stat,) = await edge.runtime.servers((0,))
-    assert (stat.total, stat.in_flight) == (3, 0)
-    assert 0 <= stat.idle_s <= 5
+    assert 0 <= stat.idle_s <= 30
     await edge.runtime.close(0, 0)
     assert await edge.runtime.servers() == ()
     assert (await edge.ask("tiny", "hello")).json()["cold"] is True
@@ -73,7 +78,7 @@ async def test_it_takes_requests_the_moment_it_is_open(edge: Edge) -> None:
 
 async def test_bytes_of_a_stream_are_counted_while_it_runs(edge: Edge) -> None:
     """By them it is known that an engine moves: every 5 s, that is, and not only when the stream has ended."""
-    await edge.add_engine("tiny", "--token-rate", "4", "--tokens", "60")
+    await edge.add_engine("tiny", "--token-rate", "4", "--tokens", "600")
     running = asyncio.create_task(stream(edge, "hello"))
     counts: set[int] = set()
 
@@ -114,7 +119,12 @@ async def test_drain_while_a_stream_runs(edge: Edge) -> None:
 async def test_a_drain_taken_back_cuts_nothing(edge: Edge) -> None:
     engine = await edge.add_engine("tiny", "--token-rate", "20")
     running = asyncio.create_task(stream(edge, "@tokens=15"))
-    await asyncio.sleep(0.1)
+
+    async def it_runs() -> bool:
+        stat = await edge.stat(engine)
+        return stat is not None and stat.in_flight == 1
+
+    await until(it_runs, "the stream runs")
     await edge.runtime.drain(0, 0)
     await edge.runtime.open(0, 0, engine.address)
     assert (await edge.ask("tiny", "@tokens=1")).json()["model"] == "tiny"
@@ -156,7 +166,7 @@ async def test_an_engine_killed_in_a_stream(edge: Edge) -> None:
 async def test_of_two_engines_the_other_takes_over(edge: Edge) -> None:
     first = await edge.add_engine("tiny", server=0)
     second = await edge.add_engine("tiny", server=1)
-    answers = await asyncio.gather(*(edge.ask("tiny", "@sleep=0.3") for _ in range(8)))
+    answers = await asyncio.gather(*(edge.ask("tiny", "@sleep=1.5") for _ in range(8)))
     assert all(answer.json()["model"] == "tiny" for answer in answers)
     assert {len(first.seen()), len(second.seen())} == {4}
     first.kill()
@@ -301,7 +311,11 @@ async def test_under_load_nothing_is_lost_by_drains(edge: Edge) -> None:
         assert len(engine.seen()) == before, "nothing arrives after a drain"
         await edge.runtime.close(0, engine.server)
         await edge.runtime.open(0, engine.server, engine.address)
+
+        async def ten_a_turn(wanted: int = 10 * (turn + 1)) -> bool:
+            return len(statuses) > wanted
+
+        await until(ten_a_turn, "callers go on")
     stop.set()
     await asyncio.gather(*callers)
-    assert len(statuses) > 100
     assert set(statuses) == {200}

@@ -29,7 +29,7 @@ def engine(*options: str, key: str = "") -> Iterator[tuple[subprocess.Popen[str]
         assert child.stdout is not None
         address = child.stdout.readline().split()[1]
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        with httpx.Client(base_url=f"http://{address}", headers=headers, timeout=5) as client:
+        with httpx.Client(base_url=f"http://{address}", headers=headers, timeout=30) as client:
             yield child, client
     finally:
         child.kill()
@@ -66,10 +66,10 @@ def test_it_embeds() -> None:
 
 def test_it_loads_slowly_seen_or_unseen() -> None:
     begin = time.monotonic()
-    with engine("--model", "tiny", "--load-delay-s", "0.6", "--load-visibly") as (_, client):
+    with engine("--model", "tiny", "--load-delay-s", "2", "--load-visibly") as (_, client):
         assert client.get("/health").status_code == 503
         while client.get("/health").status_code != 200:
-            assert time.monotonic() - begin < 10
+            assert time.monotonic() - begin < 60
     begin = time.monotonic()
     with engine("--model", "tiny", "--load-delay-s", "0.6") as (_, client):
         assert time.monotonic() - begin > 0.6
@@ -84,7 +84,7 @@ def test_it_crashes() -> None:
         assert ask(client, "hello").status_code == 200
         with pytest.raises(httpx.TransportError):
             ask(client, "hello")
-        assert child.wait(5) == -signal.SIGKILL
+        assert child.wait(30) == -signal.SIGKILL
     for text in ("@crash", "@crash-mid-stream"):
         with engine("--model", "tiny") as (child, client), pytest.raises(httpx.TransportError):
             ask(client, text, stream=True)
@@ -92,8 +92,8 @@ def test_it_crashes() -> None:
 
 def test_it_hangs() -> None:
     with engine("--model", "tiny", "--hang-after", "1") as (child, client):
-        client.timeout = httpx.Timeout(0.5)
         assert ask(client, "hello").status_code == 200
+        client.timeout = httpx.Timeout(0.5)
         for path in ("/health", "/v1/models"):
             with pytest.raises(httpx.ReadTimeout):
                 client.get(path)
@@ -105,7 +105,7 @@ def test_it_stops_when_told_unless_it_is_stubborn() -> None:
         of_child = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
         assert len(of_child) == 2
         child.terminate()
-        assert child.wait(5) == 0
+        assert child.wait(30) == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in of_child)
     with engine("--model", "tiny", "--ignore-sigterm") as (child, _):
         child.terminate()

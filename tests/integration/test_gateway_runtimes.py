@@ -55,7 +55,7 @@ def test_a_runtime_that_is_gone_fails_its_model_within_seconds_in_its_words(runn
     began = time.monotonic()
     answer = running.chat("elsewhere")
     assert answer.status_code == 503
-    assert time.monotonic() - began < 20, "seconds, not load_timeout"
+    assert time.monotonic() - began < 60, "seconds, not load_timeout"
     assert "runtime 'gone': there is no Python" in running.cli("models", "list", "--json").stdout
     wrong = json.loads(running.cli("doctor", "--json", check=False).stdout)
     (check,) = [check for check in wrong if check["name"] == "runtime gone"]

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from gateway_plugin.processes import arguments
 from tests.support.fake_memory import held_mib
 from tests.support.fake_sleep import KEPT_MIB
 from tests.support.gateways import ROOT, Gateway, fake_model, gateway_of, wait_for
@@ -67,7 +68,7 @@ def states(running: Gateway) -> dict[str, str]:
 
 
 def agent_of(running: Gateway) -> psutil.Process:
-    (found,) = [p for p in running.processes() if p.cmdline()[:1] and "RayNodeAgent" in p.cmdline()[0]]
+    (found,) = [p for p in running.processes() if any("RayNodeAgent" in word for word in arguments(p.pid)[:1])]
     return found
 
 

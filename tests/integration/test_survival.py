@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from gateway_plugin.processes import arguments
 from tests.support.gateways import Gateway, chat_body, fake_model, gateway, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -61,10 +63,10 @@ def steady_load(running: Gateway, model: str) -> Iterator[list[str]]:
     thread.start()
     try:
         yield failed
+        wait_for(lambda: answered > 20 or failed, 30, "more answers")
     finally:
         stop.set()
         thread.join()
-    assert answered > 20
 
 
 def pid_of(running: Gateway, model: str) -> int:
@@ -79,17 +81,9 @@ def warm(running: Gateway, model: str) -> int:
     return pid_of(running, model)
 
 
-def command_line(process: psutil.Process) -> str:
-    """Empty if it ended while we looked."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
-
-
 def named(running: Gateway, words: str) -> list[psutil.Process]:
     """This gateway's processes with ``words`` in their command line (Ray puts an actor's name there)."""
-    return [process for process in running.processes() if words in command_line(process)]
+    return [process for process in running.processes() if words in " ".join(arguments(process.pid))]
 
 
 def serving_again(running: Gateway) -> dict[str, Any] | None:
@@ -152,8 +146,11 @@ def test_a_killed_agent_costs_no_warm_request_and_its_engines_are_adopted(runnin
 def test_controller_ingress_and_head_killed_under_a_warm_load(running: Gateway) -> None:
     """Also while requests of the model go through the ingress, because one of its engines just died under one."""
     killed = warm(running, "a")
-    threading.Timer(0.5, os.killpg, (killed, signal.SIGKILL)).start()
-    assert running.chat("a", "@sleep=1.5").status_code == 200
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(running.chat, "a", "@sleep=4")
+        wait_for(lambda: running.status()["in_flight"] == 1, 10, "the engine has it")
+        os.killpg(killed, signal.SIGKILL)
+        assert asked.result().status_code == 200
     assert "/apart" in running.layout.models_map.read_text()
     before = pid_of(running, "a")
     with running.client() as client:
@@ -204,8 +201,7 @@ def kill_head(running: Gateway) -> None:
         process
         for process in running.processes()
         if process.pid not in spared
-        and "haproxy.cfg" not in command_line(process)
-        and "gateway_plugin.service.supervisor" not in command_line(process)
+        and not any(part in " ".join(arguments(process.pid)) for part in ("haproxy.cfg", "service.supervisor"))
     ]
     killed = [process.pid for process in head]
     for process in head:

@@ -23,7 +23,7 @@ SECONDS = 40.0
 CLIENTS = 8
 KILL_EVERY_S = 8.0
 LOAD_S = 0.5
-START_S = 2.5
+START_S = 4.5
 """From an eviction until the other engine serves: its stop, the start of a process on a busy machine, the load."""
 TURNS = 6
 BOUND_S = 10.0

@@ -11,10 +11,10 @@ from parsl.jobs.states import JobState
 from parsl.launchers import SimpleLauncher
 from parsl.providers import PBSProProvider
 
-from gateway_plugin.blocks.ledger import BlockPhase
+from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout, block_log
-from gateway_plugin.schedulers.base import SchedulerSilent
+from gateway_plugin.schedulers.base import Scheduler, SchedulerSilent
 from gateway_plugin.schedulers.pbs import FORCE_AFTER_S, PbsScheduler
 from gateway_plugin.schedulers.queue import GONE_AFTER_S, TELL_AGAIN_S
 from gateway_plugin.schedulers.select import scheduler_for
@@ -27,6 +27,16 @@ FIRST, SECOND, THIRD = "gw-node-00000001", "gw-node-00000002", "gw-node-00000003
 
 def provider(**options: Any) -> PBSProProvider:
     return PBSProProvider(**{"launcher": SimpleLauncher(), "queue": "workq", "walltime": "00:05:00", **options})
+
+
+def running(jobs: Scheduler, layout: Layout, name: str, on_sigterm: str = "exit 0") -> Block:
+    """A block whose script runs, and by now does this at SIGTERM."""
+    up = layout.run / name
+    script = f"trap '{on_sigterm}' TERM; touch {up}; while true; do sleep 0.1 & wait $!; done"
+    block = submitted(jobs, name, script)
+    reaches(jobs, block, BlockPhase.RUNNING)
+    wait_for(up.exists, "its trap", timeout_s=10)
+    return block
 
 
 def test_a_job_waits_with_a_reason_and_runs_until_its_walltime(pbs: VirtualPbs, layout: Layout) -> None:
@@ -62,8 +72,7 @@ def test_how_a_job_ended_is_told_with_its_last_words(pbs: VirtualPbs, layout: La
 
 def test_deleted_by_somebody_else_is_cancelled(pbs: VirtualPbs, layout: Layout) -> None:
     jobs = scheduler_for(provider(), layout)
-    block = submitted(jobs, FIRST, "trap 'exit 143' TERM; while true; do sleep 0.1 & wait $!; done")
-    reaches(jobs, block, BlockPhase.RUNNING)
+    block = running(jobs, layout, FIRST, "exit 143")
     pbs.run("qdel", "1")
     assert reaches(jobs, block, BlockPhase.CANCELLED).reason == "deleted on node1"
 
@@ -85,7 +94,7 @@ def test_a_refusal_is_in_qsubs_own_words(
 
 
 def test_a_job_is_found_by_name_by_a_provider_that_never_saw_it(pbs: VirtualPbs, layout: Layout) -> None:
-    block = submitted(scheduler_for(provider(), layout), FIRST)
+    block = running(scheduler_for(provider(), layout), layout, FIRST)
     later = scheduler_for(provider(), layout)
     assert later.find(FIRST) == block.job
     assert later.find(FIRST[:-1]) is None  # the beginning of a name is not the name
@@ -119,8 +128,7 @@ def test_a_job_that_is_another_by_now_is_left_alone_and_ours_is_lost(pbs: Virtua
 
 def test_a_server_that_is_away_is_silence_and_back_it_is_the_same_job(pbs: VirtualPbs, layout: Layout) -> None:
     jobs = scheduler_for(provider(), layout)
-    block = submitted(jobs, FIRST)
-    reaches(jobs, block, BlockPhase.RUNNING)
+    block = running(jobs, layout, FIRST)
     pbs.set(away=True)
     assert jobs.status([block]) == {}
     jobs.cancel(block, forced=False)
@@ -152,8 +160,7 @@ def test_force_is_used_only_after_a_minute_of_asking(pbs: VirtualPbs, layout: La
     pbs.set(kill_delay_s=1000)
     now = 0.0
     jobs = PbsScheduler(provider(), layout.block_scripts, layout, clock=lambda: now)
-    block = submitted(jobs, FIRST, "trap '' TERM; while true; do sleep 0.1; done")
-    reaches(jobs, block, BlockPhase.RUNNING)
+    block = running(jobs, layout, FIRST, "")
     jobs.cancel(block, forced=True)
     now += TELL_AGAIN_S + 1
     jobs.cancel(block, forced=True)

@@ -88,7 +88,7 @@ def test_a_squatter_reads_what_a_client_sends_that_trusts_it(tls: bool, tmp_path
     context = stranger(folder, "127.0.0.1") if tls else None
     how = grpc.ssl_channel_credentials(Layout(folder).ray_ca.read_bytes()) if tls else None
     with stub_on(port := free_port(), context) as caught:
-        call(f"127.0.0.1:{port}", CALLS["gcs_server"], how, b"sesame", timeout_s=1)
+        call(f"127.0.0.1:{port}", CALLS["gcs_server"], how, b"sesame", timeout_s=4)
     assert any(is_http2(data) for data in caught.read)
     assert b"Bearer sesame" in caught.everything()
     assert (caught.trusted, caught.spoken_to_in_tls) == ((1, 1) if tls else (0, 0))

@@ -22,16 +22,18 @@ from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.blocks.pool import BlockPool
 from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
+from gateway_plugin.processes import mark
 from gateway_plugin.schedulers.base import Scheduler
 from gateway_plugin.schedulers.select import scheduler_for
 from gateway_plugin.site import NodeType
+from tests.support.agents import own_block
 from tests.support.clusters import wait_for
 from tests.support.ray_stand_in import RUNS, stand_in
 from tests.support.slurm.blocks import look, reaches, slurm_provider
 from tests.support.slurm.virtual import VirtualSlurm
 
 pytestmark = pytest.mark.slurm
-NAME = "gw-node-00000001"
+NAME = own_block("node")
 ENGINE = "setsid bash -c 'trap \"echo engine was told; exit\" TERM; echo $$ >{folder}/engine; sleep 300 & wait' & "
 
 
@@ -136,7 +138,7 @@ def test_a_script_that_is_killed_takes_all_that_it_started_with_it(start: Start)
     assert "slurm_script" in " ".join(batch_shell.cmdline())
     batch_shell.kill()
     assert "signal 9" in (reaches(running.jobs, running.block, BlockPhase.FAILED).reason or "")
-    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, "its engine's end", 30)
+    wait_for(lambda: mark(engine.pid) is None, "its engine's end", 30)
 
 
 def test_it_leaves_before_an_end_that_was_changed_while_it_ran(slurm: VirtualSlurm, start: Start) -> None:

@@ -22,6 +22,7 @@ import psutil
 import yaml
 
 from gateway_plugin.paths import Layout
+from gateway_plugin.processes import arguments
 from tests.support import aftermath
 from tests.support.clocks import SLACK
 from tests.support.ports import free_ports
@@ -157,7 +158,7 @@ class Gateway:
         """Serve's proxy and the application's replicas: name -> PID."""
         found = {}
         for process in self.processes():
-            title = " ".join(process.cmdline()[:1])
+            title = " ".join(arguments(process.pid)[:1])
             if title.startswith(("ray::ServeReplica:", "ray::ProxyActor")):
                 found[title.partition(".")[0]] = process.pid
         return found

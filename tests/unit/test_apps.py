@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -34,6 +35,9 @@ class Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     seen: list[dict[str, Any]]
     at_once: list[int]
+    counting = threading.Lock()
+    company: threading.Barrier | None = None
+    """As many chats as this wait for each other."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -45,10 +49,13 @@ class Echo(BaseHTTPRequestHandler):
                 {"object": "embedding", "index": i, "embedding": [float(len(t))]} for i, t in enumerate(body["input"])
             ]
             return self._send(200, {"object": "list", "model": "m", "data": data[::-1], "usage": {}})
-        self.at_once[0] += 1
-        self.at_once[1] = max(self.at_once)
-        time.sleep(0.02)  # long enough for the requests of one map to overlap
-        self.at_once[0] -= 1
+        with self.counting:
+            self.at_once[0] += 1
+            self.at_once[1] = max(self.at_once)
+        if self.company is not None:
+            self.company.wait()
+        with self.counting:
+            self.at_once[0] -= 1
         text = body["messages"][-1]["content"].upper()
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         if text == "THINK":
@@ -140,8 +147,10 @@ def test_many_texts_go_in_several_requests(gateway: type[Echo], monkeypatch: pyt
 @pytest.mark.usefixtures("on_threads")
 def test_map_chat_answers_in_order_with_several_requests_at_a_time(gateway: type[Echo]) -> None:
     prompts = [f"prompt {n}" for n in range(12)]
+    gateway.company = threading.Barrier(4, timeout=30)
     assert apps.map_chat(prompts, "m", concurrency=4).result() == [prompt.upper() for prompt in prompts]
-    assert 2 <= gateway.at_once[1] <= 4
+    assert gateway.at_once[1] == 4
+    gateway.company = None
     assert apps.map_chat([], "m").result() == []
 
 

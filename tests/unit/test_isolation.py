@@ -23,7 +23,7 @@ from gateway_plugin.isolation import Hidden, Isolation, aliases, find_isolation,
 from gateway_plugin.paths import Layout, write_private
 from gateway_plugin.processes import alive, group_members, mark
 from serve.core.events import EngineExited, EngineReady
-from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, private_layout
+from tests.support.agents import NAMED, AgentHost, engine_client, eventually, fake_model, own_block, private_layout
 
 STATE = Hidden((Path("/h/state"), Path("/run/gw")), (Path("/h/.netrc"),))
 
@@ -48,7 +48,7 @@ def test_before_the_first_up_no_missing_file_is_taken_for_a_missing_bubblewrap(t
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
-    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "block-a")
+    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", own_block())
     with private_layout() as made:
         yield made
 
@@ -324,7 +324,7 @@ def test_it_outlives_an_agent_killed_with_9_and_ends_as_any_other(layout: Layout
             assert not host.wait(EngineExited).expected
         else:
             host.crash()
-            assert cleanup.clean_up(layout.engine_records, "block-a", layout.run / "b-a")
+            assert cleanup.clean_up(layout.engine_records, own_block(), layout.run / "b-a")
         assert group_members(record.mark) == ()
         assert eventually(lambda: wrappers(layout) == [])
         assert list(layout.engine_records.iterdir()) == []

@@ -86,9 +86,9 @@ def test_a_runtime_that_hangs_is_given_up(layout: Layout, tmp_path: Path) -> Non
     python.write_text(f"#!/bin/sh\nsetsid sleep 20 & echo $! > {tmp_path}/pid; sleep 600 & wait\n")
     python.chmod(0o755)
     began = time.monotonic()
-    found = look(Tried(runtime=Runtime(name="slow", python=str(python))), layout, os.environ, 0.5)
-    assert found.problem == "it did not start within 0 s"
-    assert time.monotonic() - began < 10
+    found = look(Tried(runtime=Runtime(name="slow", python=str(python))), layout, os.environ, 2)
+    assert found.problem == "it did not start within 2 s"
+    assert time.monotonic() - began < 15, "not as long as what keeps the output open"
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError, NotFound, ServiceError
 from gateway_plugin.weights import MARKER, RECIPES, Progress, is_prepared, prepare, resolve, split_revision
+from tests.support.agents import eventually
 
 pytestmark = pytest.mark.process
 
@@ -143,11 +143,9 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(tmp_path: Path) -> None:
     code = f"{imports}; prepare([{MINI!r}], Path({str(root)!r}), builder={argv!r})"
     user = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     pid_file = tmp_path / "pid"
-    until = time.monotonic() + 20
-    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < until:
-        time.sleep(0.02)
+    assert eventually(lambda: pid_file.exists() and bool(pid_file.read_text()), 20)
     user.send_signal(signal.SIGINT)
-    _, said = user.communicate(timeout=20)
+    _, said = user.communicate(timeout=60)
     assert b"KeyboardInterrupt" in said
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from gateway_plugin.processes import arguments
 from tests.integration.lifecycle.conftest import models
 from tests.support.gateways import ROOT, Gateway, fake_model, gateway, wait_for
 
@@ -220,7 +221,9 @@ def test_up_takes_over_what_lives_without_the_supervisors_notes(running: Gateway
 
     after = parts(running)
     assert after["head"]["pid"] == before["head"]["pid"]
-    edges = [process.pid for process in running.processes() if str(running.layout.edge_config) in process.cmdline()]
+    edges = [
+        process.pid for process in running.processes() if str(running.layout.edge_config) in arguments(process.pid)
+    ]
     assert edges == [after["edge"]["pid"]] == [before["edge"]["pid"]]
     assert running.engine_pids() == engines
     wait_for(lambda: status(running)["state"] == "ready", 30, "all is well again")

@@ -23,7 +23,16 @@ from serve.agent.actor import AgentSettings, NodeAgent
 from serve.agent.warm import Gauges
 from serve.core.effects import StopEngine
 from serve.core.events import EngineExited, EngineGrew, EngineListening, EngineReady, NodeLeaves
-from tests.support.agents import NAMED, QUICK, AgentHost, engine_client, eventually, fake_model, private_layout
+from tests.support.agents import (
+    NAMED,
+    QUICK,
+    AgentHost,
+    engine_client,
+    eventually,
+    fake_model,
+    own_block,
+    private_layout,
+)
 from tests.support.clocks import set_clock
 from tests.unit.test_hub_cache import put
 
@@ -32,7 +41,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
-    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "block-a")
+    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", own_block())
     with private_layout() as made:
         yield made
 
@@ -46,7 +55,7 @@ def host(layout: Layout) -> Iterator[AgentHost]:
 
 def test_it_describes_its_node(host: AgentHost) -> None:
     node = host.describe()
-    assert (node.node, node.type, node.block, node.address) == ("node1", "local", "block-a", "127.0.0.1")
+    assert (node.node, node.type, node.block, node.address) == ("node1", "local", own_block(), "127.0.0.1")
     assert (node.host_mib, node.gpu_mib, node.engines) == (4096, (), ())
 
 
@@ -186,7 +195,7 @@ def test_one_that_is_merely_busy_is_left_alone(host: AgentHost) -> None:
     host.start(fake_model())
     address = host.wait(EngineReady).address
     with engine_client(host.layout, address) as client, ThreadPoolExecutor(1) as pool:
-        body = {"prompt": f"@sleep={3 * host.timing.ill_after_s}"}
+        body = {"prompt": f"@sleep={1.5 * host.timing.ill_after_s}"}
         answer = pool.submit(client.post, "/v1/completions", json=body, extensions=NAMED)
         assert answer.result(30).status_code == 200
     host.poll()
@@ -363,7 +372,7 @@ def test_engines_of_another_agent_on_this_block_are_ended(layout: Layout) -> Non
 
 def test_another_blocks_engines_are_left_alone(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     first = AgentHost(layout, node="node1")
-    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "block-b")
+    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", own_block("b"))
     second = AgentHost(layout, node="node2")
     try:
         first.start(fake_model())

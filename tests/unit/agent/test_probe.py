@@ -65,8 +65,8 @@ def endless(piece: bytes) -> Callable[[], Iterator[bytes]]:
 
 async def test_an_answer_is_an_answer(layout: Layout) -> None:
     async with engine(layout, *whole(json.dumps({"choices": [{"text": "Hi"}]}).encode()), 0.0) as probe:
-        await probe.ask("m", "generate", 5.0)
-        assert (await probe.health(5.0)).ok
+        await probe.ask("m", "generate", 30.0)
+        assert (await probe.health(30.0)).ok
 
 
 @pytest.mark.parametrize("encoding", [b"", b"content-encoding: gzip\r\n"])
@@ -90,7 +90,7 @@ async def test_one_that_trickles_is_given_up_at_the_deadline(layout: Layout) -> 
         with pytest.raises(ProbeFailed, match=r"no whole answer within 0\.4 s"):
             await probe.ask("m", "generate", 0.4)
         assert not (await probe.health(0.4)).ok
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ async def test_the_length_is_what_the_engine_says_where_it_says_one(
 async def test_nonsense_is_no_answer(layout: Layout, content: bytes) -> None:
     async with engine(layout, *whole(content), 0.0) as probe:
         with pytest.raises(ProbeFailed, match="was answered 200"):
-            await probe.ask("m", "generate", 5.0)
+            await probe.ask("m", "generate", 30.0)

@@ -142,14 +142,14 @@ class Callers:
 
     def join(self) -> list[str]:
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)
         return self.outcomes
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("options", [("--metrics",), ("--metrics", "--wedge-metrics"), ()])
 def test_a_wedged_engine_is_ended_and_says_so_before(host: AgentHost, options: tuple[str, ...]) -> None:
-    host.start(fake_model("tiny", "generate", "--ignore-sigterm", *options, hang_after="2s"))
+    host.start(fake_model("tiny", "generate", "--ignore-sigterm", *options, hang_after="3s"))
     callers = Callers(host, host.wait(EngineReady).address)
     callers.post("hello")
     assert callers.join() == ["200"]
@@ -165,7 +165,7 @@ def test_a_wedged_engine_is_ended_and_says_so_before(host: AgentHost, options: t
         told = host.wait(EngineStalled, timeout_s=5)
         assert told.still_s >= 1.0
         assert told.in_flight >= 1
-        with pytest.raises(AssertionError, match="hung: no progress for 2 s with"):
+        with pytest.raises(AssertionError, match="hung: no progress for 3 s with"):
             host.wait(EngineMoves, timeout_s=10)
     finally:
         stop.set()
@@ -173,8 +173,8 @@ def test_a_wedged_engine_is_ended_and_says_so_before(host: AgentHost, options: t
             telling.join()
     exited = next(event for event in host.seen if isinstance(event, EngineExited))
     assert not exited.expected
-    assert exited.summary.startswith("hung: no progress for 2 s with")
-    assert time.monotonic() - began < 2.0 + 15.0
+    assert exited.summary.startswith("hung: no progress for 3 s with")
+    assert time.monotonic() - began < 3.0 + 30.0
     assert set(callers.join()[1:]) <= {"RemoteProtocolError", "ReadError"}, "they broke off as in a death"
 
 
@@ -185,9 +185,9 @@ def keep_telling(host: AgentHost, stop: threading.Event) -> None:
 
 @pytest.mark.process
 def test_a_slow_engine_that_makes_progress_is_left_alone(host: AgentHost) -> None:
-    host.start(fake_model("tiny", "generate", "--metrics", "--token-rate", "2", hang_after="1s"))
+    host.start(fake_model("tiny", "generate", "--metrics", "--token-rate", "2", hang_after="2s"))
     callers = Callers(host, host.wait(EngineReady).address)
-    callers.post("@tokens=7", stream=True)
+    callers.post("@tokens=9", stream=True)
     assert callers.join() == ["200"]
     host.poll()
     assert not any(isinstance(event, EngineExited) for event in host.seen)
@@ -199,9 +199,9 @@ def test_one_request_that_takes_long_is_no_hang_where_others_are_answered(
     host: AgentHost, options: tuple[str, ...]
 ) -> None:
     """A long prompt, say, or an answer whose client reads slowly: the small request in between is answered."""
-    host.start(fake_model("tiny", "generate", *options, hang_after="1s"))
+    host.start(fake_model("tiny", "generate", *options, hang_after="4s"))
     callers = Callers(host, host.wait(EngineReady).address)
-    callers.post("@sleep=3")
+    callers.post("@sleep=6")
     stop = threading.Event()
     telling = threading.Thread(target=keep_telling, args=(host, stop))
     telling.start()
@@ -218,8 +218,13 @@ def test_an_engine_is_not_asked_anything_while_it_has_nothing_to_do(host: AgentH
     model = fake_model("tiny", "generate", "--record", str(seen), hang_after="1s", isolated=False)
     host.start(model)
     host.wait(EngineReady)
+
+    def asked() -> list[str]:
+        return [json.loads(line)["path"] for line in seen.read_text().splitlines()]
+
+    assert eventually(lambda: asked().count("/metrics") == 2)
     time.sleep(1.5)
-    paths = [json.loads(line)["path"] for line in seen.read_text().splitlines()]
+    paths = asked()
     assert paths.count("/v1/completions") == 1, "the first, that made it ready"
     assert paths.count("/metrics") == 2, "it has none: it was asked when it was ready and once after, and not again"
 

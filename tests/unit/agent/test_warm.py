@@ -23,7 +23,16 @@ from serve.agent.host_memory import held_mib as held_by
 from serve.agent.sleeping import DevicesUnseen, Mib, Patience
 from serve.agent.warm import Gauges
 from serve.core.events import EngineAsleep, EngineAwake, EngineExited, EngineReady
-from tests.support.agents import NAMED, QUICK, AgentHost, engine_client, eventually, fake_model, private_layout
+from tests.support.agents import (
+    NAMED,
+    QUICK,
+    AgentHost,
+    engine_client,
+    eventually,
+    fake_model,
+    own_block,
+    private_layout,
+)
 from tests.support.fake_memory import held_mib
 from tests.support.fake_sleep import KEPT_MIB
 
@@ -120,7 +129,7 @@ def test_what_the_processes_of_a_group_hold() -> None:
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
-    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "block-a")
+    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", own_block())
     with private_layout() as made:
         yield made
 

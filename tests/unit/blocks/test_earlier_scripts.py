@@ -11,10 +11,11 @@ import pytest
 
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import BLOCK_MARK, mark
+from tests.support.agents import own_block
 
 pytestmark = pytest.mark.process
 
-NAME = "gw-a-0123abcd"
+NAME = own_block()
 
 
 def call(module: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,12 @@ from gateway_plugin.blocks import cleanup
 from gateway_plugin.blocks.cleanup import clean_up
 from gateway_plugin.engine_records import end_engines, read_records
 from gateway_plugin.processes import BLOCK_MARK, Mark, alive, carries_mark, end, mark, uses_folder
+from tests.support.agents import eventually, own_block
 from tests.support.clocks import set_clock
 
 pytestmark = pytest.mark.process
+
+MINE, OTHER = own_block("a"), own_block("b")
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(300)"
 FAMILY = f"""
@@ -83,15 +85,15 @@ def said(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return mark(pid) is None
 
 
 def test_it_ends_a_whole_engine_and_only_its_own_block_s(engines: Engines) -> None:
-    mine, theirs = engines.start("b1", FAMILY), engines.start("b2")
+    mine, theirs = engines.start(MINE, FAMILY), engines.start(OTHER)
     child = int(said(mine))
-    record = engines.record("mine", "b1", marked(mine))
-    other = engines.record("theirs", "b2", marked(theirs))
-    assert end_engines(engines.folder, "b1", grace_s=0.3) == ()
+    record = engines.record("mine", MINE, marked(mine))
+    other = engines.record("theirs", OTHER, marked(theirs))
+    assert end_engines(engines.folder, MINE, grace_s=0.3) == ()
     assert gone(mine.pid)
     assert gone(child)  # it ignored the first asking
     assert not gone(theirs.pid)
@@ -99,27 +101,25 @@ def test_it_ends_a_whole_engine_and_only_its_own_block_s(engines: Engines) -> No
 
 
 def test_an_engine_whose_leader_died_is_still_ended(engines: Engines) -> None:
-    leader = engines.start("b1", FAMILY)
+    leader = engines.start(MINE, FAMILY)
     child = int(said(leader))
-    engines.record("e", "b1", marked(leader))
+    engines.record("e", MINE, marked(leader))
     leader.kill()
     leader.wait()
     assert not gone(child)
-    assert end_engines(engines.folder, "b1", grace_s=0) == ()
+    assert end_engines(engines.folder, MINE, grace_s=0) == ()
     assert gone(child)
 
 
 def test_an_engine_whose_leader_is_dead_but_not_reaped_is_still_ended(engines: Engines) -> None:
     """Its agent was killed first: for a while the leader is a zombie, and its children hold the memory."""
-    leader = engines.start("b1", FAMILY)
+    leader = engines.start(MINE, FAMILY)
     child = int(said(leader))
-    record = engines.record("e", "b1", marked(leader))
+    record = engines.record("e", MINE, marked(leader))
     leader.kill()
-    until = time.monotonic() + 10
-    while psutil.Process(leader.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
-        time.sleep(0.01)
+    assert eventually(lambda: psutil.Process(leader.pid).status() == psutil.STATUS_ZOMBIE)
     assert not gone(child)
-    assert end_engines(engines.folder, "b1", grace_s=0) == ()
+    assert end_engines(engines.folder, MINE, grace_s=0) == ()
     assert gone(child)
     assert not record.exists()
 
@@ -137,35 +137,33 @@ def test_an_engine_whose_leader_died_is_known_by_its_log(engines: Engines) -> No
             stderr=output,
         )
     engines.processes.append(leader)
-    until = time.monotonic() + 10
-    while not log.read_text().endswith("\n") and time.monotonic() < until:
-        time.sleep(0.02)
+    assert eventually(lambda: log.read_text().endswith("\n"))
     child = int(log.read_text())
-    record = engines.record("e", "b1", marked(leader))
+    record = engines.record("e", MINE, marked(leader))
     record.write_text(json.dumps({**json.loads(record.read_text()), "log": str(log)}))
     leader.kill()
     leader.wait()
-    assert not carries_mark(child, "b1")
-    assert end_engines(engines.folder, "b1", grace_s=0) == ()
+    assert not carries_mark(child, MINE)
+    assert end_engines(engines.folder, MINE, grace_s=0) == ()
     assert gone(child)
 
 
 @pytest.mark.parametrize("version", ["this", "earlier"])
 def test_a_pid_with_another_start_is_never_touched(engines: Engines, version: str) -> None:
-    stranger = engines.start("b1")
+    stranger = engines.start(MINE)
     known = marked(stranger)
     other = replace(known, ticks=known.ticks - 1) if version == "this" else Mark(known.pid, known.started - 60)
-    record = engines.record("e", "b1", other)
-    assert end_engines(engines.folder, "b1", grace_s=0) == ()
+    record = engines.record("e", MINE, other)
+    assert end_engines(engines.folder, MINE, grace_s=0) == ()
     assert not gone(stranger.pid)
     assert not record.exists()
 
 
 def test_an_engine_recorded_by_an_earlier_version_is_ended(engines: Engines) -> None:
-    mine = engines.start("b1")
-    record = engines.record("e", "b1", marked(mine))
-    record.write_text(json.dumps({"block": "b1", "pid": mine.pid, "started": psutil.Process(mine.pid).create_time()}))
-    assert end_engines(engines.folder, "b1", grace_s=1) == ()
+    mine = engines.start(MINE)
+    record = engines.record("e", MINE, marked(mine))
+    record.write_text(json.dumps({"block": MINE, "pid": mine.pid, "started": psutil.Process(mine.pid).create_time()}))
+    assert end_engines(engines.folder, MINE, grace_s=1) == ()
     assert gone(mine.pid)
     assert not record.exists()
 
@@ -174,30 +172,30 @@ def test_an_engine_recorded_by_an_earlier_version_is_ended(engines: Engines) -> 
 def test_an_engine_is_ended_after_the_clock_was_set(
     engines: Engines, monkeypatch: pytest.MonkeyPatch, step_s: int
 ) -> None:
-    mine = engines.start("b1")
-    record = engines.record("e", "b1", marked(mine))
+    mine = engines.start(MINE)
+    record = engines.record("e", MINE, marked(mine))
     set_clock(monkeypatch, step_s)
-    assert end_engines(engines.folder, "b1", grace_s=1) == ()
+    assert end_engines(engines.folder, MINE, grace_s=1) == ()
     assert gone(mine.pid)
     assert not record.exists()
 
 
 def test_a_broken_record_saves_nobody(engines: Engines, capfd: pytest.CaptureFixture[str]) -> None:
-    mine = engines.start("b1")
+    mine = engines.start(MINE)
     (engines.folder / "a.json").write_text("{")
-    (engines.folder / "b.json").write_text('{"block": "b1"}')
-    engines.record("c", "b1", marked(mine))
-    assert clean_up(engines.folder, "b1", engines.folder / "none")
+    (engines.folder / "b.json").write_text(json.dumps({"block": MINE}))
+    engines.record("c", MINE, marked(mine))
+    assert clean_up(engines.folder, MINE, engines.folder / "none")
     assert gone(mine.pid)
     assert capfd.readouterr().err.count("not an engine record") >= 2
     assert [record.path.name for record in read_records(engines.folder)] == []
 
 
 def test_what_carries_the_block_s_mark_goes_too(engines: Engines) -> None:
-    orphan, other = engines.start("gw-a-0000aaaa"), engines.start("gw-a-0000aaab")
+    orphan, other = engines.start(MINE), engines.start(OTHER)
     said(orphan)
     said(other)
-    assert clean_up(engines.folder, "gw-a-0000aaaa", engines.folder / "none")
+    assert clean_up(engines.folder, MINE, engines.folder / "none")
     assert gone(orphan.pid)
     assert not gone(other.pid)
 
@@ -210,25 +208,25 @@ def test_an_error_with_its_engines_does_not_save_the_rest(
     def fails(*_: object) -> tuple[str, ...]:
         raise OSError(errno.EIO, "Input/output error")
 
-    orphan = engines.start("b1")
+    orphan = engines.start(MINE)
     said(orphan)
     monkeypatch.setattr(cleanup, "end_engines", fails)
-    assert not clean_up(engines.folder, "b1", engines.folder / "none")
+    assert not clean_up(engines.folder, MINE, engines.folder / "none")
     assert gone(orphan.pid)
     assert "Input/output error" in capfd.readouterr().err
     monkeypatch.setattr(cleanup, "block_processes", fails)
-    assert not clean_up(engines.folder, "b1", engines.folder / "none")
+    assert not clean_up(engines.folder, MINE, engines.folder / "none")
 
 
 def test_ours_by_start_time_mark_and_folder(engines: Engines, tmp_path: Path) -> None:
     folder = tmp_path / "ray"
     folder.mkdir()
     code = f"f = open({str(folder / 'x')!r}, 'w'); print(flush=True); import time; time.sleep(300)"
-    process = engines.start("b1", code)
+    process = engines.start(MINE, code)
     said(process)
     ours = marked(process)
-    assert carries_mark(ours.pid, "b1")
-    assert not carries_mark(ours.pid, "b")
+    assert carries_mark(ours.pid, MINE)
+    assert not carries_mark(ours.pid, MINE[:-1])
     assert uses_folder(ours.pid, folder)
     assert not uses_folder(ours.pid, tmp_path / "ra")
     assert alive(ours)

@@ -25,17 +25,21 @@ from gateway_plugin.phases import BlockPhase
 from gateway_plugin.processes import arguments, carries_mark, own_pids
 from gateway_plugin.schedulers.select import scheduler_for
 from gateway_plugin.site import NodeType
-from tests.support.agents import eventually
+from tests.support.agents import eventually, own_block
+from tests.support.clocks import SLACK
 from tests.support.queue import QueueProvider, Scheduler
 from tests.support.ray_stand_in import RUNS, STARTS, stand_in
 
 pytestmark = pytest.mark.process
 
-NAME = "gw-a-0123abcd"
+NAME = own_block()
 
 PATIENT = Leaving()
 ANY_NODE: Mapping[str, Any] = {}
 """What a site says of it: ``worker_init``, ``node_address``."""
+
+WITHIN_S = 20 * SLACK
+"""Within which a block has left."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -62,7 +66,7 @@ def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         if process.poll() is None:  # its test failed
             mark(tmp_path)
             process.terminate()
-            process.wait(20)
+            process.wait(WITHIN_S)
 
 
 def mark(tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def left_cleanly(tmp_path: Path) -> None:
 
 def test_a_drained_node_leaves_though_ray_stays(tmp_path: Path, block: Start) -> None:
     process = block("{raylet} 1 & " + STARTS + "; wait; exec sleep 300")
-    assert process.wait(20) == 0
+    assert process.wait(WITHIN_S) == 0
     assert "gave this node back" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -111,14 +115,14 @@ def test_a_block_that_is_cancelled_once_its_node_was_drained_has_not_failed(
     marks = Layout(tmp_path / "state").leave_marks
     marks.mkdir(parents=True, exist_ok=True)
     process = block("{raylet} 1 & " + STARTS + f"; wait; touch {marks / NAME}; " + ends)
-    assert process.wait(20) == 143
+    assert process.wait(WITHIN_S) == 143
     assert "leaving: told to" in said(tmp_path)
     left_cleanly(tmp_path)
 
 
 def test_a_crashed_node_fails(tmp_path: Path, block: Start) -> None:
     process = block("{raylet} 1 & " + STARTS + "; wait; exit 1")
-    assert process.wait(20) == 1
+    assert process.wait(WITHIN_S) == 1
     assert "ended with exit code 1" in said(tmp_path)
     assert calls(tmp_path, "ray.scripts.scripts") == 1
     left_cleanly(tmp_path)
@@ -133,7 +137,7 @@ def test_a_full_disk_costs_its_log_and_nothing_else(tmp_path: Path, block: Start
     process.send_signal(signal.SIGTERM)
     assert eventually((folder / "notice").exists)
     own.unlink()
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     left_cleanly(tmp_path)
 
 
@@ -143,7 +147,7 @@ def test_a_notice_that_cannot_be_written_is_said(tmp_path: Path, block: Start) -
     record(tmp_path)
     (folder / ".notice").mkdir()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     assert "its agent gets no notice" in said(tmp_path)
     assert "its notice ends" in said(tmp_path)
     left_cleanly(tmp_path)
@@ -151,19 +155,19 @@ def test_a_notice_that_cannot_be_written_is_said(tmp_path: Path, block: Start) -
 
 def test_an_error_of_its_own_leaves_nothing_behind(tmp_path: Path, block: Start) -> None:
     process = block('rm "$0"; exit 3')  # Ray's interpreter goes away
-    assert process.wait(20) == 1
+    assert process.wait(WITHIN_S) == 1
     assert "FileNotFoundError" in said(tmp_path)
     left_cleanly(tmp_path)
 
 
 def test_ray_that_does_not_start_is_started_once_more(tmp_path: Path, block: Start) -> None:
-    assert block("exit 3").wait(20) == 3
+    assert block("exit 3").wait(WITHIN_S) == 3
     assert calls(tmp_path, "ray.scripts.scripts") == 2
     left_cleanly(tmp_path)
 
 
 def test_a_node_that_dies_before_it_joined_was_not_given_back(tmp_path: Path, block: Start) -> None:
-    assert block("{raylet} 0.7 & wait; exec sleep 300").wait(20) != 0
+    assert block("{raylet} 0.7 & wait; exec sleep 300").wait(WITHIN_S) != 0
     assert calls(tmp_path, "ray.scripts.scripts") == 2
     left_cleanly(tmp_path)
 
@@ -175,7 +179,7 @@ def test_told_to_end_by_the_gateway_it_leaves_at_once(tmp_path: Path, block: Sta
     mark(tmp_path)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     assert time.monotonic() - began < 15, "a notice is longer"
     assert "leaving: told to" in said(tmp_path)
     assert left.exists()  # not waited for; it names no process
@@ -195,7 +199,7 @@ def test_told_to_end_by_others_it_gives_notice_and_leaves_with_its_last_engine(t
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
     own.unlink()
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     assert "no engine is left" in said(tmp_path)
     assert other.exists()
     left_cleanly(tmp_path)
@@ -205,7 +209,7 @@ def test_told_to_end_by_others_with_nothing_on_it_it_leaves_at_once(tmp_path: Pa
     process = block(RUNS)
     has_joined(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     assert "no engine is left" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -215,7 +219,7 @@ def test_a_notice_ends_whatever_runs(tmp_path: Path, block: Start) -> None:
     has_joined(tmp_path)
     record(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     assert "its notice ends" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -228,7 +232,7 @@ def test_a_notice_is_cut_short_by_the_gateway(tmp_path: Path, block: Start) -> N
     assert eventually((folder / "notice").exists)
     mark(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(5) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
 
 
 def test_signalled_ahead_of_its_end_it_gives_notice_and_has_not_failed(tmp_path: Path, block: Start) -> None:
@@ -238,7 +242,7 @@ def test_signalled_ahead_of_its_end_it_gives_notice_and_has_not_failed(tmp_path:
     process.send_signal(signal.SIGUSR1)
     assert eventually((folder / "notice").exists)
     own.unlink()
-    assert process.wait(20) == 0
+    assert process.wait(WITHIN_S) == 0
     left_cleanly(tmp_path)
 
 
@@ -247,7 +251,7 @@ def test_a_mark_alone_is_enough(tmp_path: Path, block: Start) -> None:
     process = block(RUNS, Leaving(look_every_s=1))
     has_joined(tmp_path)
     mark(tmp_path)
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     left_cleanly(tmp_path)
 
 
@@ -255,7 +259,7 @@ def test_it_leaves_before_its_walltime_ends(tmp_path: Path, block: Start) -> Non
     process = block(RUNS, Leaving(walltime_s=3600, before_end_s=3598))
     has_joined(tmp_path)
     record(tmp_path)
-    assert process.wait(20) == 0
+    assert process.wait(WITHIN_S) == 0
     assert "leaving: its walltime ends" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -275,7 +279,7 @@ def slurm_says(tmp_path: Path) -> Callable[[str], dict[str, str]]:
 
 def test_it_knows_its_end_from_slurm(tmp_path: Path, block: Start, slurm_says: Callable[[str], dict[str, str]]) -> None:
     process = block(RUNS, Leaving(walltime_s=3600, ask_every_s=5), **slurm_says(f"RUNNING {int(time.time()) + 33}"))
-    assert process.wait(20) == 0  # shortened by an administrator
+    assert process.wait(WITHIN_S) == 0  # shortened by an administrator
     assert "leaving: its walltime ends" in said(tmp_path)
     assert "%s -h --all -t all -j 77 -o %T %e" in (tmp_path / "asked").read_text()
     left_cleanly(tmp_path)
@@ -285,7 +289,7 @@ def test_it_leaves_when_slurm_says_that_its_job_is_over(
     tmp_path: Path, block: Start, slurm_says: Callable[[str], dict[str, str]]
 ) -> None:
     process = block(RUNS, Leaving(walltime_s=3600, ask_every_s=5), **slurm_says("NODE_FAIL 5"))
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     assert "Slurm calls its job NODE_FAIL" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -385,8 +389,8 @@ def test_a_notice_lasts_as_long_as_it_says_though_the_clock_is_set(
     assert 3 < told - time.time() <= 6  # people and agents read the wall clock
     began = time.monotonic()
     set_clock(step_s)
-    assert process.wait(20) == CANCELLED
-    assert 3 < time.monotonic() - began < 12
+    assert process.wait(WITHIN_S) == CANCELLED
+    assert 3 < time.monotonic() - began < 40
     assert "its notice ends" in said(tmp_path)
 
 
@@ -402,7 +406,7 @@ def test_its_walltime_does_not_end_because_the_clock_is_set(
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(2)
     mark(tmp_path)  # looked for every second
-    assert process.wait(10) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     assert "told to by its mark" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -412,7 +416,7 @@ def test_an_end_that_slurm_tells_after_the_clock_was_set_counts_from_then(
 ) -> None:
     slurm = slurm_says(f"RUNNING {int(time.time()) + 3600 + 33}")
     process = block(RUNS, Leaving(walltime_s=36000, ask_every_s=5), **slurm, **set_clock(3600))
-    assert process.wait(20) == 0
+    assert process.wait(WITHIN_S) == 0
     assert "leaving: its walltime ends" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -449,7 +453,7 @@ def test_it_sees_ray_where_other_users_processes_are_hidden(
     has_joined(tmp_path)
     mark(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     assert "Traceback" not in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -463,7 +467,7 @@ def test_signals_that_were_ignored_when_it_started_do_not_end_it(tmp_path: Path,
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     left_cleanly(tmp_path)
 
 
@@ -471,7 +475,7 @@ def test_an_interrupt_ends_it_otherwise(tmp_path: Path, block: Start) -> None:
     process = block(RUNS)
     has_joined(tmp_path)
     process.send_signal(signal.SIGHUP)
-    assert process.wait(20) == CANCELLED
+    assert process.wait(WITHIN_S) == CANCELLED
     left_cleanly(tmp_path)
 
 
@@ -491,7 +495,7 @@ def test_a_signal_that_comes_while_it_starts_is_not_lost(
     tmp_path: Path, block: Start, patched: Callable[[str], dict[str, str]]
 ) -> None:
     process = block(RUNS, **patched(DURING_IMPORTS))
-    assert process.wait(20) == 0
+    assert process.wait(WITHIN_S) == 0
     assert "signalled ahead of its end" in said(tmp_path)
     left_cleanly(tmp_path)
 
@@ -506,7 +510,7 @@ def test_a_site_s_own_address_may_follow_from_the_head(tmp_path: Path, block: St
 
 def test_a_block_without_the_address_that_its_site_wants_does_not_start(tmp_path: Path, block: Start) -> None:
     """Its default address may be one that the head cannot reach, or a slower network."""
-    assert block(RUNS, node={"node_address": "echo no such device >&2; false"}).wait(20) == NO_FOLDER
+    assert block(RUNS, node={"node_address": "echo no such device >&2; false"}).wait(WITHIN_S) == NO_FOLDER
     assert "node_address= of node type a printed nothing on this node: echo no such" in said(tmp_path)
     assert calls(tmp_path, "") == 0
     left_cleanly(tmp_path)
@@ -528,7 +532,7 @@ def test_what_its_site_wants_done_at_the_end_is_done(tmp_path: Path, block: Star
         process.send_signal(number)  # does no harm
         assert (tmp_path / "scratch").exists()
         own.unlink()
-    assert process.wait(20) == code
+    assert process.wait(WITHIN_S) == code
     assert calls(tmp_path, f" {process.pid} bash") == 1, "its walltime counts from the start of the script"
     assert not (tmp_path / "scratch").exists()
     assert said(tmp_path).rstrip().endswith("trap 0"), "after all else"
@@ -536,7 +540,7 @@ def test_what_its_site_wants_done_at_the_end_is_done(tmp_path: Path, block: Star
 
 
 def test_a_trap_of_its_site_does_not_change_its_exit_code(tmp_path: Path, block: Start) -> None:
-    assert block("exit 3", node={"worker_init": TRAP}).wait(20) == 3
+    assert block("exit 3", node={"worker_init": TRAP}).wait(WITHIN_S) == 3
     assert not (tmp_path / "scratch").exists()
 
 

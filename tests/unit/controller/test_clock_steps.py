@@ -140,7 +140,7 @@ async def controller(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 async def switch(controller: Controller, model: str) -> None:
     """Have ``model`` loaded, and nothing else."""
     error = await asyncio.wait_for(
-        controller.acquire(secrets.token_hex(4), model, 20.0, False, False, Requester()), 25.0
+        controller.acquire(secrets.token_hex(4), model, 60.0, False, False, Requester()), 75.0
     )
     assert error is None, f"{model}: {error}"
     ready = [engine.model for engine in controller.fleet.engines.values() if engine.state.value == "ready"]

@@ -41,13 +41,17 @@ async def test_a_raise_does_not_undo_a_catalog_that_waits_in_the_mailbox(tmp_pat
     model = a_model("a", predicted_gib=4)
     story = begin(model)
     story.ask("a")
+    (tmp_path / "logs").mkdir()
     controller = Controller(str(tmp_path), story.fleet.policy, lambda *_: (object, ()))
     controller.fleet = story.fleet
     controller.post(ev.CatalogChanged((model,)))
     controller.post(ev.EngineReady(story.engine("a").id, "h:1", 42.0, used_mib=4500))
     controller.post(ev.CatalogChanged((a_model("a", 6), a_model("new"))))
     loop = asyncio.create_task(controller._run())
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(30):
+        while "new" not in controller.fleet.models or not controller._mailbox.empty():
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # what it would raise now
     for task in (loop, *controller._tasks):
         task.cancel()
     assert controller.fleet.models.keys() == {"a", "new"}

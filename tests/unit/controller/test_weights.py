@@ -18,11 +18,13 @@ import psutil
 import pytest
 
 from gateway_plugin.catalog import Model
+from gateway_plugin.processes import mark
 from serve.controller import weights
 from serve.controller.weights import WeightsPlace, WeightsWatch
 from serve.core.events import Event, WeightsFetching, WeightsMissing, WeightsThere
 from serve.core.state import Fleet
 from serve.core.step import initial
+from tests.support.clocks import SLACK
 from tests.support.fleets import a_policy
 from tests.support.hub import CONFIG, SHA, Hub, Repository, serving
 
@@ -57,15 +59,21 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield found
 
 
-async def until(true: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
+async def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30.0 * SLACK
     while not true():
         assert time.monotonic() < deadline, "not in time"
         await asyncio.sleep(0.02)
 
 
-def children() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children() if "gateway_plugin.fetch_process" in one.cmdline()]
+def fetches_running() -> list[psutil.Process]:
+    """The fetches of this process alone: a worker may own programs of other tests too."""
+    running = []
+    for one in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended and reaped between the list and the look
+            if one.status() != psutil.STATUS_ZOMBIE and "gateway_plugin.fetch_process" in one.cmdline():
+                running.append(one)
+    return running
 
 
 def test_what_is_missing_is_reported_once_and_what_comes_too(hub: Hub, tmp_path: Path) -> None:
@@ -111,10 +119,10 @@ def test_a_fetch_reports_its_progress_and_its_end(hub: Hub, tmp_path: Path, monk
         assert [event.done_bytes for event in told] == sorted(event.done_bytes for event in told)
         assert max(event.bytes_s for event in told) > 0
         assert len(heard) == 2 + len(told)
+        await until(lambda: not fetches_running())
 
     asyncio.run(story())
     assert sum(hub.sent.values()) == len(CONTENT)
-    assert not children()
 
 
 def test_a_fetch_that_fails_is_told_and_tried_again_later(
@@ -140,16 +148,6 @@ def test_a_fetch_that_fails_is_told_and_tried_again_later(
     assert "The hub has no model 'org/gone'" in failed.detail
 
 
-def fetches_running() -> list[psutil.Process]:
-    """The fetches of this process alone: a worker may own programs of other tests too."""
-    running = []
-    for one in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # ended and reaped between the list and the look
-            if one.status() != psutil.STATUS_ZOMBIE and "gateway_plugin.fetch_process" in one.cmdline():
-                running.append(one)
-    return running
-
-
 @pytest.mark.parametrize("after", [(), (entry("m", "/data/m"),), (entry("m", "org/m@main"),)])
 def test_a_fetch_ends_with_its_source_in_the_catalog(hub: Hub, tmp_path: Path, after: tuple[Model, ...]) -> None:
     hub.chunk_s = 0.05
@@ -162,12 +160,16 @@ def test_a_fetch_ends_with_its_source_in_the_catalog(hub: Hub, tmp_path: Path, a
         await until(lambda: sum(hub.sent.values()) > MIB)
         known.fleet = Known(*after).fleet
         await watch.look()
-        await until(lambda: not fetches_running(), 10.0)
+        await until(lambda: not fetches_running())
+        expected = [WeightsThere, *([WeightsMissing] * sum("@main" in one.source for one in after))]
+
+        def told() -> list[Event]:
+            return [event for event in heard if not isinstance(event, WeightsFetching)]
+
+        await until(lambda: len(told()) >= len(expected))
         await asyncio.sleep(0.2)
         assert sum(hub.sent.values()) < len(CONTENT)
-        told = [event for event in heard if not isinstance(event, WeightsFetching)]
-        assert told[0] == WeightsThere("m")
-        assert [type(event) for event in told[1:]] == [WeightsMissing] * sum("@main" in one.source for one in after)
+        assert [type(event) for event in told()] == expected
 
     asyncio.run(story())
 
@@ -179,7 +181,7 @@ def test_a_fetch_that_cannot_be_run_is_told_too(tmp_path: Path, program: tuple[s
     async def story() -> None:
         watch = WeightsWatch(Known(ENTRY), heard.append, WeightsPlace("on-request", tmp_path / "hub"), program)
         watch.fetch(ENTRY)
-        await until(lambda: heard, 10.0)
+        await until(lambda: heard)
 
     asyncio.run(story())
     (failed,) = heard
@@ -211,7 +213,7 @@ def test_what_is_mended_is_not_refused_until_the_next_try(
             await asyncio.to_thread(fetch, "org/m", SHA, tmp_path / "hub")
         else:
             known.fleet = Known(ENTRY if mended == "another source" else entry("m", "/data/m")).fleet
-        await until(lambda: len(heard) > 1, 10.0)
+        await until(lambda: len(heard) > 1)
         if mended == "another source":
             assert isinstance(heard[1], WeightsMissing)
             assert heard[1].may_fetch
@@ -238,7 +240,7 @@ def test_weights_that_come_by_hand_after_a_failure_end_the_wait(hub: Hub, tmp_pa
         from gateway_plugin.fetching import fetch
 
         await asyncio.to_thread(fetch, "org/m", SHA, tmp_path / "hub")
-        await until(lambda: heard[-1] == WeightsThere("m"), 5.0)
+        await until(lambda: heard[-1] == WeightsThere("m"))
 
     asyncio.run(story())
 
@@ -285,7 +287,7 @@ def test_a_fetch_ends_with_its_controller(hub: Hub, tmp_path: Path, how: signal.
         (child,) = psutil.Process(controller.pid).children()
         controller.send_signal(how)
         await controller.wait()
-        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10.0)
+        await until(lambda: mark(child.pid) is None)
 
     asyncio.run(story())
 

@@ -209,7 +209,7 @@ def test_what_is_not_a_request_is_refused_and_nothing_is_asked(
 
 
 def test_items_of_a_pack_run_together(site: dict[str, Any], gateway: Gateway) -> None:
-    together = threading.Barrier(16, timeout=8)
+    together = threading.Barrier(16, timeout=60)
 
     def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
         together.wait()
@@ -268,15 +268,15 @@ def test_the_deadline_holds_when_the_gateway_never_answers(site: dict[str, Any],
 
     def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
         if body["messages"][0]["content"] == "hang":
-            released.wait(20)
+            released.wait(60)
         return 200, {}, {}
 
     gateway.reply = reply
-    answer = function.infer(request(chat("hang"), chat("quick"), deadline_s=1))
+    answer = function.infer(request(chat("hang"), chat("quick"), deadline_s=3))
     released.set()
     assert [item["status"] for item in answer["items"]] == [504, 200]
     assert answer["items"][0]["error"]["code"] == "deadline"
-    assert answer["seconds"] < 5
+    assert answer["seconds"] < 30
 
 
 def test_a_gateway_that_is_down_is_said_to_be_in_time(
@@ -490,7 +490,7 @@ def test_a_second_one_waits_for_the_first(site: dict[str, Any], gateway: Gateway
 
     def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
         begun.set()
-        released.wait(10)
+        released.wait(60)
         return 200, {}, {}
 
     gateway.reply = reply
@@ -498,12 +498,12 @@ def test_a_second_one_waits_for_the_first(site: dict[str, Any], gateway: Gateway
     answers: list[dict[str, Any]] = []
     threads = [threading.Thread(target=lambda: answers.append(function.infer(asked))) for _ in range(2)]
     threads[0].start()
-    begun.wait(10)
+    assert begun.wait(60)
     threads[1].start()
     assert error_of(function.infer(asked | {"deadline_s": 0.2})) == "still_running"
     released.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert sorted(answer["repeated"] for answer in answers) == [False, True]
     assert len(gateway.asked) == 1
 
@@ -585,7 +585,7 @@ def test_all_packs_of_a_user_at_once_keep_no_more_than_the_limit(
     monkeypatch.setattr(function, "KEPT_BYTES", 200_000)
     monkeypatch.setattr(function, "KEPT_PACK_BYTES", 50_000)
     answer = {"status": 200, "body": {"text": "x" * 1000}}
-    together = threading.Barrier(8, timeout=10)
+    together = threading.Barrier(8, timeout=60)
 
     def pack() -> None:
         with function.opened_answers(site, PERSON, request(), time.monotonic() + 10) as store:
@@ -598,7 +598,7 @@ def test_all_packs_of_a_user_at_once_keep_no_more_than_the_limit(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert 100_000 < on_disk(function.answers_folder(site)) <= 200_000
     with function.opened_answers(site, PERSON, request(), time.monotonic() + 10) as store:
         store.append(0, answer)
@@ -770,13 +770,13 @@ def test_a_refused_input_leaves_no_descriptor_open(site: dict[str, Any], tmp_pat
     digest = write_input(tmp_path, "good.jsonl", 1)
     (tmp_path / "input/folder").mkdir()
     os.mkfifo(tmp_path / "input/pipe")
-    before = len(os.listdir("/proc/self/fd"))
     for path in ("none", "none/x", "folder/none", "good.jsonl/x", "pipe", "good.jsonl", "folder"):
         for sha256, start in ((digest, 10), ("0" * 64, 0)):
             given = {"path": path, "sha256": sha256, "start": start, "count": 1}
             with pytest.raises(function.Refusal):
                 function.read_input(site, given)
-    assert len(os.listdir("/proc/self/fd")) == before
+    opened = (os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink())
+    assert not [path for path in opened if path.startswith(f"{tmp_path}")]
 
 
 def test_reading_a_file_ends_with_the_packs_deadline(site: dict[str, Any], tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from gateway_plugin.processes import BLOCK_MARK, find_own
 from gateway_plugin.service import up_down as lifecycle
 from gateway_plugin.service.teardown import has_blocks
 from gateway_plugin.service.up_down import Outcome, down
+from tests.support.agents import own_block
 from tests.support.gateways import wait_for
 
-NAME = "gateway-local-1a2b3c4d"
+NAME = own_block("local")
 
 
 @pytest.fixture
