@@ -6,13 +6,15 @@ A token comes from a file, else the client takes it from ``HF_TOKEN`` or the hub
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 20.0
 _WORDS_MAX = 200
+_ANSWER_MAX = 32 << 20
+"""Bytes; that on a repository of 20,000 files has some 8 MiB."""
 _FILES_MAX = 20_000
 _NAME_MAX = 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -60,17 +64,14 @@ def model_info(repository: str, revision: str, with_token: str | None) -> ModelI
         ServiceError: the hub cannot be reached, or refuses; its answer is none of a hub; its client is missing.
     """
     with asking(repository, revision):
-        from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub import constants
+        from huggingface_hub.hf_api import ModelInfo
 
+        said = _metadata(repository, revision, with_token)
         try:
-            found = HfApi(token=with_token).model_info(
-                repository, revision=revision or None, files_metadata=True, timeout=TIMEOUT_S
-            )
+            found = ModelInfo(**json.loads(said))  # type: ignore[no-untyped-call]
             wrong = _wrong(found)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            if isinstance(error, OSError | HFValidationError):
-                raise
             wrong = f"it is not what a hub says ({type(error).__name__})"
     if wrong:
         raise ServiceError(
@@ -78,6 +79,43 @@ def model_info(repository: str, revision: str, with_token: str | None) -> ModelI
             "page in between?"
         )
     return found
+
+
+def _metadata(repository: str, revision: str, with_token: str | None) -> bytes:
+    """The hub's answer about a repository. Not by ``HfApi.model_info``, which reads one of any size."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+        validate_repo_id,
+    )
+
+    validate_repo_id(repository)
+    url = f"{constants.ENDPOINT}/api/models/{repository}"
+    url += f"/revision/{quote(revision, safe='')}" if revision else ""
+    headers = build_hf_headers(token=with_token) | {"Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, params={"blobs": True}, headers=headers, timeout=TIMEOUT_S) as response:
+        said = whole(response, repository)
+        hf_raise_for_status(response)
+    return said
+
+
+def whole(response: Any, repository: str) -> bytes:
+    """The body of an answer that is no file's content, as it came: not unpacked.
+
+    Raises:
+        ServiceError: it is larger than any hub's.
+    """
+    said = bytearray()
+    for piece in response.iter_raw():
+        said += piece
+        if len(said) > _ANSWER_MAX:
+            raise ServiceError(
+                f"The answer about {repository} has more than {_ANSWER_MAX >> 20} MiB, which none of a hub has: look "
+                f"at what answers at {response.url.copy_with(query=None)} (HF_ENDPOINT, a proxy)."
+            )
+    return bytes(said)
 
 
 def _wrong(found: ModelInfo) -> str:

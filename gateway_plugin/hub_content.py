@@ -103,6 +103,8 @@ def _read_range(
     url = hf_hub_url(file.repository, file.path, revision=file.commit)
     # A redirect to another host takes the token not along: the session is httpx's.
     with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        if response.is_error:
+            hub.whole(response, file.repository)  # the client would read a refusal of any size
         hf_raise_for_status(response)
         skip = at if response.status_code == 200 else 0  # a server or proxy without ranges
         for whole in response.iter_bytes(_CHUNK):

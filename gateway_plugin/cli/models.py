@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gateway_plugin.api_types import ModelInfo
-from gateway_plugin.cli.connection import connect
+from gateway_plugin.cli.connection import connect, elsewhere
 from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
 from gateway_plugin.cli.recipes import recipes
 from gateway_plugin.cli.sizing import add, plan
@@ -163,10 +164,12 @@ def unpin(name: str) -> None:
 def apply(catalog: Path) -> None:
     """Put another catalog in force while the gateway runs."""
     from gateway_plugin.catalog import catalog_document
-    from gateway_plugin.cli.sizing import last_site
+    from gateway_plugin.cli.sizing import last_site, rooms_elsewhere
     from gateway_plugin.sizing.catalog_file import read_catalog
 
-    wanted = read_catalog(catalog, last_site(), report=lambda models: say(f"sizing {models} models"))
+    url = elsewhere()
+    rooms = None if url is None else partial(rooms_elsewhere, url)
+    wanted = read_catalog(catalog, last_site(), report=lambda models: say(f"sizing {models} models"), rooms=rooms)
     with connect() as client:
         client.apply(catalog_document(wanted))
     names = [model.name for model in wanted.models]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway_plugin.recipes.recipes import Recipe
     from gateway_plugin.site import Site
     from gateway_plugin.sizing.past import Expected, Load
-    from gateway_plugin.sizing.plan import Fit, Source, Wish
+    from gateway_plugin.sizing.plan import Fit, Room, Source, Wish
 
 GIB = 2**30
 _COLUMNS = ("node type", "GPUs", "GiB", "weights", "cache", "engine", "context", "sequences")
@@ -140,6 +140,18 @@ def last_site() -> Site | None:
 
     record = read_record(Layout(settings().state)) if elsewhere() is None else None
     return load_site(record.site_reference) if record is not None and record.site_reference else None
+
+
+def rooms_elsewhere(url: str) -> list[Room]:
+    """The devices of the node types of the gateway at ``url`` (``GATEWAY_URL``), as it tells them."""
+    from gateway_plugin.sizing.catalog_file import rooms_told
+
+    with connect() as client:
+        found = rooms_told(client.status().document.get("types", ()))
+    if not found:
+        put(f"{url} (GATEWAY_URL) does not tell its node types: memory is worked out for each model's whole context, "
+            "whether it fits or not; 'memory_gib' says it", err=True)  # fmt: skip
+    return found
 
 
 def _differs(file: Path, site: Site) -> str:

@@ -145,6 +145,11 @@ def prune(dry_run: bool, yes: bool, all_programs: bool, site: str | None, file: 
     if not settings().json:
         rows = [(one.repository, one.commit[:12] or None, size(one.disk_bytes), _ago(one)) for one in found]
         table(("model", "revision", "size", "last use"), rows, whole=("model", "size"))
+    if leaving := _leaving():
+        raise ServiceError(
+            f"Engines of {', '.join(leaving)} still drain, and may read weights that the catalog refers to no more: "
+            "nothing was removed; run it again once 'gateway status' shows them no more."
+        )
     if dry_run:
         show({**document, "dry_run": True}, lambda: put("Nothing was removed (--dry-run)."))
         return
@@ -293,6 +298,27 @@ def _entries(file: Path | None) -> tuple[Model, ...]:
     if not found and file is None and Path("models.yaml").exists():
         found += load_catalog(own_catalog(), unsized=True).models
     return tuple(found)
+
+
+def _leaving() -> tuple[str, ...]:
+    """Models of engines that were started for an entry which is gone or has changed; of the gateway of this state
+    folder, if it runs.
+
+    Raises ``GatewayError``: it runs, and does not know its engines.
+    """
+    from gateway_plugin.client import Client
+    from gateway_plugin.errors import GatewayUnreachable
+
+    try:
+        with Client(state=settings().state) as client:
+            found = client.status()
+    except GatewayUnreachable:
+        return ()
+    if not found.online:
+        raise ServiceError("The gateway has just started and does not know its engines yet: run it again in a while.")
+    known = {model.name for model in found.models}
+    old = (one for one in found.engines if one["model"] not in known or one.get("stop_reason") == "catalog")
+    return tuple(dict.fromkeys(str(one["model"]) for one in old))
 
 
 def _cache(site: str | None) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -232,7 +233,8 @@ def look(tried: Tried, layout: Layout, environ: Mapping[str, str], timeout_s: fl
     runtime = tried.runtime
     if problem := missing(runtime, environ):
         return Seen(problem=problem)
-    name = f"look-{runtime.name or 'own'}"
+    # Unique: of two trials on one node, or of two node types' jobs on it, each has its container.
+    name = f"look-{runtime.name or 'own'}-{secrets.token_hex(4)}"
     argv, env = argv_of(tried, sys.executable), {**environ, **runtime.env}
     start = Start(argv, env)
     try:

@@ -129,17 +129,17 @@ def up(
             raise ServiceError(f"nothing was started: {words}")
         if not living:
             end_engines(layout.engine_records, grace_s=5.0)  # left by a block that was killed
-        recovered = provision(gateway, chosen.catalog, keep=living)
-        note = " ".join(filter(None, (chosen.note, recovered, few_files(site.limits))))
-        remember(layout, chosen)
         supervisor = None
         try:
+            recovered = provision(gateway, chosen.catalog, keep=living)
+            note = " ".join(filter(None, (chosen.note, recovered, few_files(site.limits))))
+            remember(layout, chosen)
             supervisor = _start_supervisor(layout)
             wait_until_ready(layout, supervisor, timeout_s, began, report)
-        except (GatewayError, KeyboardInterrupt) as error:  # (5)
+        except (GatewayError, OSError, KeyboardInterrupt) as error:  # (5)
             with shielded_from_signals():
                 _undo(layout, site, supervisor, everything=not living)
-            if isinstance(error, KeyboardInterrupt):
+            if supervisor is None or not isinstance(error, GatewayError):
                 raise
             raise ServiceError(f"{error.message}\nlogs: {layout.logs}") from None
         outcome = Outcome.ADOPTED if living else Outcome.STARTED  # (3), (4)
@@ -251,12 +251,15 @@ def _start_supervisor(layout: Layout) -> subprocess.Popen[bytes]:
 
 
 def _undo(layout: Layout, site: Site, started: subprocess.Popen[bytes] | None, everything: bool) -> None:
-    """End the parts that this ``up`` started. Earlier ones stay: streams may pass through them."""
+    """End the parts that this ``up`` started, and remove the run folder, unless something cannot be ended. Earlier ones
+    stay: streams may pass through them."""
     if started is not None and (own := mark(started.pid)) is not None:
         end((own,), grace_s=0.0)
     if everything:
-        end_everything(layout, site, lambda what: None)
+        left = end_everything(layout, site, lambda what: None)
         forget(layout)
+        if not left:
+            shutil.rmtree(layout.run, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -14,11 +14,13 @@ SHA-256 of the key only, so that the key is neither in a command line nor in the
 from __future__ import annotations
 
 import hashlib
+import resource
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from gateway_plugin.errors import ServiceError
 from gateway_plugin.haproxy import binary
 from serve.agent.engines.start import Bind, TlsFiles
 
@@ -51,6 +53,8 @@ _STREAM_S = 86_400
 """Idle timeout of a connection in use: longer than the edge's, which decides."""
 _FILES = 40_000
 """Open files: two a connection, more than the edge sends to an engine at a time (``CONCURRENCY_MAX``)."""
+_FILES_MIN = 256
+"""HAProxy 2.8 does not start with fewer than some 220: those of 100 connections, and its own."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +149,14 @@ def behind(
     ``program``: the HAProxy; default: this node's.
 
     Raises:
-        ServiceError: there is no HAProxy on this node.
+        ServiceError: there is no HAProxy on this node, or a process may not open as many files as it needs.
     """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 <= hard < _FILES_MIN:
+        raise ServiceError(
+            f"its doorman (HAProxy) needs {_FILES_MIN} open files, and a process on this node may have {hard}: raise "
+            "the hard limit (ulimit -Hn), which worker_init, the batch system or limits.conf sets."
+        )
     words = ("sh", "-c", _SCRIPT, "doorman", _WATCH, program or _program(), *argv)
     return words, {**env, _CONFIG: config(doorman)}
 

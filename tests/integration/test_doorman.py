@@ -20,10 +20,11 @@ import psutil
 import pytest
 
 from gateway_plugin.engine_records import end_engines, socket_folder
+from gateway_plugin.errors import ServiceError
 from gateway_plugin.haproxy import binary
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members, mark
-from serve.agent.doorman import Doorman, behind, config, listener
+from serve.agent.doorman import _FILES_MIN, Doorman, behind, config, listener
 from serve.agent.engines.start import Bind, TlsFiles
 from serve.agent.records import record_path
 from serve.core.events import EngineReady
@@ -68,7 +69,9 @@ Start = Callable[..., Guarded]
 def start(layout: Layout, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def guarded(*options: str, wait: bool = True, health: str = "/health", deaf: bool = False) -> Guarded:
+    def guarded(
+        *options: str, wait: bool = True, health: str = "/health", deaf: bool = False, files: int = 0
+    ) -> Guarded:
         inner = Bind("127.0.0.1", free_port())
         tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
         doorman = Doorman(inner, tls, KEY, health, deaf)
@@ -83,6 +86,8 @@ def start(layout: Layout, tmp_path: Path) -> Iterator[Start]:
             *options,
         )
         argv, env = behind(doorman, engine, dict(os.environ))
+        if files:
+            argv = ("sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *argv)
         with listener("127.0.0.1") as door:
             process = subprocess.Popen(argv, env=env, start_new_session=True, stdin=door.fileno())
             started.append(process)
@@ -119,6 +124,16 @@ def test_haproxy_has_nothing_to_say_about_its_configuration(layout: Layout) -> N
             )
             assert done.returncode == 0, done.stderr
             assert "WARNING" not in done.stderr, done.stderr
+
+
+def test_where_few_files_may_be_open_it_starts_or_its_engine_says_why_not(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start(files=_FILES_MIN).client() as client:
+        assert client.post(CHAT, json=body("hi"), extensions=NAMED).status_code == 200
+    monkeypatch.setattr("resource.getrlimit", lambda _: (100, _FILES_MIN - 1))
+    with pytest.raises(ServiceError, match=r"needs 256 open files, .* may have 255: raise the hard limit \(ulimit -Hn"):
+        start()
 
 
 def test_no_credential_reaches_the_engine(start: Start, tmp_path: Path) -> None:

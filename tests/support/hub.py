@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,7 +58,8 @@ class Hub:
     damages: int = 0
     """So many answers with large content have a wrong byte."""
     content_status: list[int] = field(default_factory=list)
-    """Of the next requests for large content: answered so, with nothing."""
+    """Of the next requests for large content: answered so, with ``refusal``."""
+    refusal: bytes = b"<Error>expired</Error>"
     ranges: bool = True
     chunk_s: float = 0.0
     """A pause before each 64 KiB of large content."""
@@ -66,6 +67,7 @@ class Hub:
     """Every request gets this instead."""
     listing: bytes | None = None
     """Every question about a repository is answered so."""
+    listing_status: int = 200
     seen: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Requests: server (``hub`` or ``content``), method and path, range, authorization."""
     sent: dict[str, int] = field(default_factory=dict)
@@ -178,7 +180,8 @@ class _Front(_Handler):
         elif revision not in ("main", "v1", repository.commit):
             self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif api and self.hub.listing is not None:
-            self.answer(200, self.hub.listing)
+            with suppress(ConnectionError):  # the client may read no more
+                self.answer(self.hub.listing_status, self.hub.listing)
         elif api:
             self.answer(200, json.dumps(_info(name, repository)).encode())
         elif repository.gated and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
@@ -203,7 +206,8 @@ class _Content(_Handler):
 
     def act(self) -> None:
         if self.hub.content_status:
-            self.answer(self.hub.content_status.pop(0), b"<Error>expired</Error>")
+            with suppress(ConnectionError):
+                self.answer(self.hub.content_status.pop(0), self.hub.refusal)
             return
         digest = self.path.strip("/").partition("?")[0]
         every = (content for one in self.hub.repositories.values() for content in one.files.values())

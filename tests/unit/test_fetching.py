@@ -191,6 +191,20 @@ def test_a_page_that_is_no_hubs_answer(hub: Hub, cache: Path, said: bytes) -> No
     assert not cache.exists()
 
 
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_of_any_size_is_not_read(hub: Hub, cache: Path, status: int) -> None:
+    hub.listing, hub.listing_status = b" " * (33 << 20) + b"{}", status
+    with pytest.raises(ServiceError, match=r"more than 32 MiB.*: look at what answers at http://127.*/org/m \(") as big:
+        fetch("org/m", "", cache)
+    assert "\n" not in big.value.message
+
+
+def test_a_refusal_of_any_size_in_place_of_weights_is_not_read(hub: Hub, cache: Path) -> None:
+    hub.content_status, hub.refusal = [500] * 9, b" " * (33 << 20)
+    with pytest.raises(ServiceError, match="more than 32 MiB"):
+        fetch("org/m", "", cache)
+
+
 def test_a_hub_that_cannot_be_reached(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

@@ -93,6 +93,24 @@ def test_a_runtime_that_hangs_is_given_up(layout: Layout, tmp_path: Path) -> Non
 
 
 @pytest.mark.process
+def test_two_trials_on_one_node_have_containers_of_their_own(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each replaces an earlier container of its name, and removes it and its folder at its end."""
+    program = tmp_path / "bin/podman"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$*" | tr " " "\\n" | grep -A1 -e --name | tail -1 >>{tmp_path}/names\n')
+    program.chmod(0o755)
+    box = Runtime.model_validate({"name": "box", "container": {"kind": "podman", "image": "vllm"}})
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    for _ in range(2):
+        look(Tried(runtime=box), layout, os.environ, 30)
+    first, second = (tmp_path / "names").read_text().split()
+    assert first.startswith(f"gateway-{layout.run.name}-look-box-")
+    assert first != second
+
+
+@pytest.mark.process
 @pytest.mark.skipif(bool(missing()), reason=f"no container: {missing()}")
 def test_the_versions_in_a_container_leave_no_folder(layout: Layout, tmp_path: Path) -> None:
     box = charliecloud(tmp_path / "image")

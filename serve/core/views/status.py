@@ -136,8 +136,9 @@ def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
 
 
 def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
-    """One row for every node type of the site: how many blocks run and wait, how many there may be, and for the block
-    that waits longest why and until when; ``trouble``: why none is requested before ``retry_in_s`` has passed."""
+    """One row for every node type of the site: how many blocks run and wait, how many there may be, the memory of a
+    node, and for the block that waits longest why and until when; ``trouble``: why none is requested before
+    ``retry_in_s`` has passed."""
     rows = []
     for kind in sorted(fleet.policy.node_types, key=lambda kind: kind.name):
         blocks = [block for block in fleet.blocks.values() if block.type == kind.name and not block.phase.ended]
@@ -150,6 +151,8 @@ def types_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
                 "running": len(blocks) - len(queued),
                 "pending": len(queued),
                 "max": kind.max_nodes,
+                "host_mib": kind.host_mib,
+                "gpu_mib": list(kind.gpu_mib),
                 "reason": oldest.reason if oldest is not None else None,
                 "starts_in_s": _until(starts_at, now),
                 **_backoff(fleet, kind.name, now),

@@ -19,6 +19,7 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.service.deployment import record_of
 from gateway_plugin.service_state import write_record
 from gateway_plugin.site import load_site
+from tests.unit.sizing.published import PUBLISHED
 
 ELSEWHERE = "https://gpu.example.org:8180"
 
@@ -110,12 +111,15 @@ def listening(answer: Answer) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.rfile.read(int(self.headers["content-length"] or 0))
             status, document = answer(self.path)
             text = json.dumps(document).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
+
+        do_POST = do_GET
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing."""
@@ -238,3 +242,40 @@ def test_status_of_nothing_says_what_to_do(tmp_path: Path) -> None:
     assert done.exit_code == 3
     assert "'gateway up' starts it" in done.stdout
     assert "GATEWAY_URL" in done.stdout
+
+
+# --- a catalog for a gateway elsewhere ---
+TYPES = [{"type": "cpu", "host_mib": 4096, "gpu_mib": []}, {"type": "gpu", "host_mib": 0, "gpu_mib": [9000, 9000]}]
+
+
+def applied(tmp_path: Path, types: list[dict[str, Any]], entry: str) -> Result:
+    """``models apply`` of a catalog with a Llama-3.2-1B, whose context of 131072 tokens takes 4 GiB by itself."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "config.json").write_text(json.dumps(PUBLISHED["Llama-3.2-1B"][1]))
+    file = tmp_path / "models.yaml"
+    file.write_text(f"models:\n  small: {{source: {weights}, {entry}}}\n")
+
+    def admin(path: str) -> tuple[int, Any]:
+        return 200, {"state": "ready", "types": types, "ok": True}
+
+    with listening(admin) as url:
+        return gateway(tmp_path / "s", "models", "apply", str(file), url=url, key="k")
+
+
+def test_memory_is_worked_out_for_the_node_types_of_the_gateway_elsewhere(tmp_path: Path) -> None:
+    refused = applied(tmp_path, TYPES, "gpus: 4")
+    assert refused.exit_code == 2
+    assert "it fits on no node type with 4 GPUs: gpu: " in " ".join(refused.stderr.split())
+
+
+def test_a_gateway_elsewhere_that_does_not_tell_its_node_types_is_named(tmp_path: Path) -> None:
+    earlier = [{"type": "gpu", "running": 1}]
+    done = applied(tmp_path, earlier, "gpus: 4")
+    assert done.exit_code == 0
+    assert "does not tell its node types" in done.stderr
+
+
+def test_where_every_memory_is_said_no_node_type_is_asked_for(tmp_path: Path) -> None:
+    done = applied(tmp_path, [], "gpus: 4, memory_gib: 9")
+    assert (done.exit_code, done.stderr) == (0, "")

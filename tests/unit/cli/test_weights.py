@@ -22,6 +22,7 @@ from gateway_plugin.cli.weights import rate, size, transfer_words
 from gateway_plugin.fetching import Progress
 from gateway_plugin.hub_cache import fetch_lock, snapshot
 from tests.support.agents import eventually
+from tests.support.answering import answering
 from tests.support.hub import CONFIG, SHA, Hub, Repository, serving
 from tests.support.terminal import Terminal
 
@@ -165,6 +166,33 @@ def test_weights_are_listed_with_what_refers_to_them_and_the_rest_is_pruned(plac
     assert snapshot(place.cache, "org/old", OTHER) is None
     assert snapshot(place.cache, "org/m", SHA) is not None
     assert place.json("prune", "--yes")["removed"] == []
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{"model": "gone", "state": "draining", "stop_reason": None}, {"model": "m", "stop_reason": "catalog"}],
+    ids=["removed", "changed"],
+)
+def test_what_an_engine_that_drains_was_started_from_is_not_pruned(place: Place, engine: dict[str, Any]) -> None:
+    assert place.gateway("fetch", "m", "org/old")[0] == 0
+    others = [{"model": "m", "stop_reason": None}, {"model": "m", "stop_reason": "idle"}]
+    status = {"state": "ready", "models": [{"id": "m", "state": "ready"}], "engines": [*others, engine]}
+    settled = {**status, "engines": others}
+    with answering(place.folder / "state", **{"GET /gateway/v1/status": [status, {**settled, "state": "starting"}]}):
+        code, said = place.gateway("prune", "--yes")
+        assert (code, f"Engines of {engine['model']} still drain" in said) == (69, True), said
+        code, said = place.gateway("prune", "--yes")
+        assert (code, "does not know its engines yet" in said) == (69, True), said
+        assert snapshot(place.cache, "org/old", OTHER) is not None
+    with answering(place.folder / "state", **{"GET /gateway/v1/status": [settled]}):
+        assert len(place.json("prune", "--yes")["removed"]) == 1
+
+
+def test_weights_are_pruned_while_the_gateway_is_down(place: Place) -> None:
+    assert place.gateway("fetch", "m", "org/old")[0] == 0
+    with answering(place.folder / "state"):
+        pass
+    assert len(place.json("prune", "--yes")["removed"]) == 1
 
 
 def test_a_copy_of_a_repository_with_the_same_commit_is_another_model(place: Place) -> None:

@@ -116,7 +116,7 @@ def test_a_node_whose_block_the_ledger_was_not_read_of_yet_is_shown_all_the_same
 
 
 def test_types_say_how_many_run_and_wait_and_why_the_oldest_does() -> None:
-    story = begin(a_model("a"), nodes=(), policy=a_policy(a_kind("cpu", most=3), a_kind("gpu", most=2)))
+    story = begin(a_model("a"), nodes=(), policy=a_policy(a_kind("cpu", most=3), a_kind("gpu", gpus=(8, 8), most=2)))
     story.on(
         BlocksSeen(
             (
@@ -135,6 +135,8 @@ def test_types_say_how_many_run_and_wait_and_why_the_oldest_does() -> None:
         "running": 2,
         "pending": 2,
         "max": 3,
+        "host_mib": 6144,
+        "gpu_mib": [],
         "reason": "Priority",
         "starts_in_s": 50.0,
         **untroubled,
@@ -144,6 +146,8 @@ def test_types_say_how_many_run_and_wait_and_why_the_oldest_does() -> None:
         "running": 0,
         "pending": 0,
         "max": 2,
+        "host_mib": 6144,
+        "gpu_mib": [8192, 8192],
         "reason": None,
         "starts_in_s": None,
         **untroubled,

@@ -78,6 +78,41 @@ def test_what_up_takes_back_is_its_own_supervisor(
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as started:
         lifecycle._undo(layout, load_site(reference), started, everything=False)
         assert started.wait(5) != 0
+    assert layout.run.is_dir()
+
+
+@pytest.mark.parametrize("fault", [ServiceError("HAProxy rejects it"), OSError(28, "full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["provision", "wait_until_ready"])
+def test_an_up_that_comes_to_nothing_leaves_no_process_and_no_run_folder(
+    tmp_path: Path, reference: str, monkeypatch: pytest.MonkeyPatch, step: str, fault: BaseException
+) -> None:
+    layout = Layout(tmp_path / "state")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(_: Layout) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return started[0]
+
+    def fail(*_: object, **__: object) -> None:
+        layout.make()
+        assert layout.run.is_dir()
+        raise fault
+
+    monkeypatch.setattr(lifecycle, "before_start", lambda *_: ())
+    monkeypatch.setattr(lifecycle, "_start_supervisor", start)
+    monkeypatch.setattr(lifecycle, step, fail)
+    with pytest.raises(type(fault)):
+        up(layout, reference)
+    assert not layout.run.exists()
+    assert [process.wait(5) != 0 for process in started] == [True] * (step == "wait_until_ready")
+
+
+def test_an_up_that_cannot_end_what_it_started_leaves_its_records(
+    layout: Layout, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "end_everything", lambda *_: ("edge (pid 7)",))
+    lifecycle._undo(layout, load_site(reference), None, everything=True)
+    assert layout.run.is_dir()
 
 
 @pytest.mark.parametrize("ending", ["stopping", "gone"])
