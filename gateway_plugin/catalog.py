@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from gateway_plugin.adapters import adapters_of, adapters_refusal
-from gateway_plugin.catalog_values import gib, number, parse_duration_s
+from gateway_plugin.catalog_values import Frozen, gib, number, parse_duration_s
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
 from gateway_plugin.catalog_yaml import read_yaml
 from gateway_plugin.engine_kinds import KINDS, Engine, EngineKind, Task, on_socket, serves_tls
@@ -42,11 +42,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration_s)]
 Words = Annotated[tuple[str, ...], BeforeValidator(words_of)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Model(_Frozen):
+class Model(Frozen, populate_by_name=True):
     """One catalog entry: where the weights are, what they need, how long to keep them."""
 
     name: str
@@ -93,8 +89,6 @@ class Model(_Frozen):
     hang_after_s: Duration = Field(default=300.0, alias="hang_after")
     """End an engine that makes no progress for this long with requests in flight: longer than its longest prompt takes
     until the first token. ``0``: never. With ``engine: whisper`` 30 minutes, unless given."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     @field_validator("name", "aliases", "adapters")
     @classmethod
@@ -209,7 +203,7 @@ class Model(_Frozen):
         return (self.name, *self.aliases, *(self.adapters or ()))
 
 
-class Catalog(_Frozen):
+class Catalog(Frozen):
     """Every model that the gateway may load."""
 
     models: tuple[Model, ...]

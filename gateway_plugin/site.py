@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from gateway_plugin.catalog_values import Frozen
 from gateway_plugin.errors import ConfigError
 
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
@@ -31,11 +32,7 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with,
 """Every address of the machine -> the one to reach it by from the machine itself."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class NodeType(_Frozen):
+class NodeType(Frozen):
     """One node type: the Parsl provider of its blocks, and the resources of a node."""
 
     name: str
@@ -103,7 +100,7 @@ QUEUE_MAX_S = 480.0
 """HAProxy orders what waits by 20 bits of milliseconds (1,048 s), half of them for what came before now."""
 
 
-class Limits(_Frozen):
+class Limits(Frozen):
     """Limits that a refusal names."""
 
     body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
@@ -132,7 +129,7 @@ class Limits(_Frozen):
     """A load may be stopped for a model that needs its room this long after its last waiter left; else it continues."""
 
 
-class Site(_Frozen):
+class Site(Frozen):
     """Where the gateway runs and what it may ask the scheduler for."""
 
     name: str

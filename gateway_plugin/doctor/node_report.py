@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from gateway_plugin.runtimes.versions import Seen
 from gateway_plugin.service.checks import Check, Verdict
@@ -16,10 +16,8 @@ REPORT_BYTES = 65536
 _CLOCK_OFF_S = 5.0
 
 
-class Report(BaseModel):
+class Report(BaseModel, extra="forbid", frozen=True):
     """A node's report."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str
     time_s: float
