@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 import pwd
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
-from importlib import metadata
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from parsl.providers import SlurmProvider
 
+from gateway_plugin.blocks.self_check import version
 from gateway_plugin.doctor import pbs as pbs_site
 from gateway_plugin.doctor import slurm as slurm_site
 from gateway_plugin.errors import ConfigError
@@ -156,13 +156,7 @@ def _versions() -> Check:
 
 def versions() -> dict[str, str]:
     """Versions that must be the same on the nodes: Python, Ray, and Parsl."""
-    found = {"python": ".".join(str(number) for number in sys.version_info[:3])}
-    for package in ("ray", "parsl"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+    return {"python": platform.python_version(), "ray": version("ray"), "parsl": version("parsl")}
 
 
 def _environment(site: Site) -> Check:
