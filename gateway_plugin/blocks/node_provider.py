@@ -31,7 +31,7 @@ from gateway_plugin.blocks.leaving import Leaving
 from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.blocks.pool import BlockPool
 from gateway_plugin.blocks.recovery import whole_ledger
-from gateway_plugin.blocks.stop_files import CancelRequests, LeaveMarks
+from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.log_retention import KEPT, prune
 from gateway_plugin.paths import Layout
@@ -58,7 +58,7 @@ def open_pool(site: Site, layout: Layout) -> BlockPool:
         whole_ledger(layout, schedulers),
         schedulers,
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
-        marks=LeaveMarks(layout.leave_marks),
+        marks=layout.leave_marks,
         requests=CancelRequests(layout.block_cancels),
     )
 
