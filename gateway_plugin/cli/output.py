@@ -114,14 +114,9 @@ class Answer:
         click.echo(words.encode(errors="replace").decode(), nl=False, color=True)
 
 
-def table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    title: str | None = None,
-    whole: Collection[str] = (),
-) -> None:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], whole: Collection[str] = ()) -> None:
     """Print a table on stdout; ``None`` is an empty cell, states are coloured. ``whole``: columns never folded."""
-    put_parts([make_table(columns, rows, title, whole)])
+    put_parts([make_table(columns, rows, whole=whole)])
 
 
 def put_parts(parts: Iterable[Any]) -> None:
