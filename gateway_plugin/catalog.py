@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from gateway_plugin.adapters import adapters_of, adapters_refusal
-from gateway_plugin.catalog_values import Frozen, gib, number, parse_duration_s
+from gateway_plugin.catalog_values import Frozen, gib, matching, number, parse_duration_s
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
 from gateway_plugin.catalog_yaml import read_yaml
 from gateway_plugin.engine_kinds import KINDS, Engine, EngineKind, Task, on_socket, serves_tls
@@ -60,7 +60,7 @@ class Model(Frozen, populate_by_name=True):
     """For ``engine: command``: argv of an OpenAI-compatible server; see ``serve.agent.argv`` for the placeholders."""
     args: Words = ()
     """Further arguments for the engine."""
-    health: str = "/health"
+    health: Annotated[str, matching(_PATH, "expected a path such as /health or /v1/models")] = "/health"
     """Path that answers 200 once the engine is loaded; another one only for a program that serves no TLS itself."""
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     isolated: bool = True
@@ -132,13 +132,6 @@ class Model(Frozen, populate_by_name=True):
         if (self.engine == "command") != bool(self.command):
             raise ValueError("'command' is given exactly when 'engine: command' is")
         return self
-
-    @field_validator("health")
-    @classmethod
-    def _health_is_a_path(cls, value: str) -> str:
-        if not _PATH.fullmatch(value):
-            raise ValueError(f"expected a path such as /health or /v1/models, got {value!r}")
-        return value
 
     @model_validator(mode="after")
     def _health_is_the_doormans(self) -> Model:

@@ -17,7 +17,7 @@ class GatewayError(Exception):
         status: HTTP status of the answer that carries it.
         code: stable, machine-readable name (``error.code`` in OpenAI's form).
         exit_code: exit code of a CLI command that ends with it (sysexits.h where one fits).
-        retried: ``False``: clients are told not to retry by themselves.
+        retried: ``False``: the answer stops clients that retry by themselves.
         retry_after_s: seconds after which a retry makes sense; ``None``: it does not.
         state: of the model of the request, or of the gateway, where relevant.
         eta_s: expected seconds until the model serves, where known.

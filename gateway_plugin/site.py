@@ -13,11 +13,11 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from gateway_plugin.catalog_values import Frozen
+from gateway_plugin.catalog_values import Frozen, matching
 from gateway_plugin.errors import ConfigError
 
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
@@ -132,7 +132,7 @@ class Limits(Frozen):
 class Site(Frozen):
     """Where the gateway runs and what it may ask the scheduler for."""
 
-    name: str
+    name: Annotated[str, matching(_SITE_NAME, f"a site's name matches {_SITE_NAME.pattern}")]
     node_types: tuple[NodeType, ...] = Field(min_length=1)
     bind: str = "127.0.0.1"
     """Address of the front door."""
@@ -199,13 +199,6 @@ class Site(Frozen):
     switching: Literal["pressure", "lru"] = "pressure"
     """Which models get the room: ``lru`` is the plain least recently used of what is idle, for comparison."""
     limits: Limits = Limits()
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not _SITE_NAME.fullmatch(value):
-            raise ValueError(f"a site's name matches {_SITE_NAME.pattern}, got {value!r}")
-        return value
 
     @field_validator("cors_origins")
     @classmethod

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from gateway_plugin.catalog_values import Frozen
+from gateway_plugin.catalog_values import Frozen, matching
 from gateway_plugin.catalog_words import names_of, not_filled_in, one_word_each, variables_of, words_of
 from gateway_plugin.engine_options import refused_variable
 
@@ -66,7 +66,7 @@ class Container(Frozen):
 class Runtime(Frozen):
     """One runtime."""
 
-    name: str
+    name: Annotated[str, matching(_NAME, "a runtime's name is letters, digits, '.', '-' and '_'")]
     python: str = ""
     """The interpreter, as a path where the engine runs (inside the container, if there is one); ``""``: the gateway's
     own; in a container or behind modules ``python3``."""
@@ -77,13 +77,6 @@ class Runtime(Frozen):
     container: Container | None = None
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     """Variables of every engine in this runtime; an entry's own come after them."""
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        if not _NAME.fullmatch(value):
-            raise ValueError(f"a runtime's name is letters, digits, '.', '-' and '_', got {value!r}")
-        return value
 
     @field_validator("python")
     @classmethod
