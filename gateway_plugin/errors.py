@@ -119,7 +119,6 @@ class ModelNotFound(GatewayError):
     def __init__(self, model: str, known: tuple[str, ...] = ()) -> None:
         hint = f" Known models: {', '.join(known[:8])}." if known else ""
         super().__init__(f"The model '{model}' is not in the catalog.{hint}")
-        self.model = model
 
 
 class NotFound(GatewayError):
@@ -135,7 +134,6 @@ class BodyTooLarge(GatewayError):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"The request body is larger than the gateway's limit of {limit_bytes} bytes.")
-        self.limit_bytes = limit_bytes
 
 
 class ModelQueueFull(GatewayError):
@@ -150,7 +148,6 @@ class ModelQueueFull(GatewayError):
             state="queue_full",
             eta_s=retry_after_s,
         )
-        self.model = model
 
 
 class ModelUnavailable(GatewayError):
@@ -171,7 +168,6 @@ class RelayFull(GatewayError):
             retry_after_s=5.0,
             state="busy",
         )
-        self.limit = limit
 
 
 class NoRoom(GatewayError):
