@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from gateway_plugin.catalog_words import as_yaml, not_filled_in
 
+if TYPE_CHECKING:
+    from gateway_plugin.catalog import Model
+
 PLACEHOLDER = "{adapters}"
 """In ``command``: the word is repeated, with ``NAME=PATH`` for each adapter; it is left out if there are none."""
-
-
-class Entry(Protocol):
-    """The fields of a catalog entry that are checked (``gateway_plugin.catalog.Model``)."""
-
-    @property
-    def engine(self) -> str: ...
-    @property
-    def command(self) -> tuple[str, ...]: ...
-    @property
-    def args(self) -> tuple[str, ...]: ...
-    @property
-    def adapters(self) -> Mapping[str, str] | None: ...
 
 
 def adapters_of(value: object) -> dict[str, str] | None:
@@ -38,7 +28,7 @@ def adapters_of(value: object) -> dict[str, str] | None:
     return dict(value)
 
 
-def adapters_refusal(entry: Entry) -> tuple[str, str] | None:
+def adapters_refusal(entry: Model) -> tuple[str, str] | None:
     """The first invalid key of an entry with or without adapters, and why; ``None``: all are valid.
 
     (1) Two ways to name adapters. (2) Text that no shell expands, or that would be another argument. (3) A command that

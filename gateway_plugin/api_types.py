@@ -169,13 +169,14 @@ def parse_status(document: Mapping[str, Any]) -> Status:
     )
 
 
-def chat_words(choice: Mapping[str, Any]) -> str:
-    """The text of a chat completion's choice.
+def chat_text(answer: Mapping[str, Any]) -> str:
+    """The text of a chat completion's first choice.
 
     Raises:
         NothingSaid: it has no text and no call of a tool, and ended at ``max_tokens`` or after thoughts alone. An empty
             text would pass for an answer, and be found after thousands of rows.
     """
+    choice = answer["choices"][0]
     message = choice["message"]
     words: str = message.get("content") or ""
     if message.get("tool_calls") or message.get("function_call"):
@@ -217,11 +218,6 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         if not all(isinstance(part, str) and part.isascii() and part.isprintable() for part in (name, value)):
             raise InvalidRequest(f"extra_headers: {name!r}: expected a name and a value of printable ASCII.")
     return {**body, **extra}, {name.lower(): value for name, value in headers.items()}
-
-
-def chat_text(answer: Mapping[str, Any]) -> str:
-    """The text of a chat completion's first choice. Raises ``NothingSaid`` where it has none."""
-    return chat_words(answer["choices"][0])
 
 
 def vectors(answer: Mapping[str, Any]) -> list[list[float]]:

@@ -19,9 +19,9 @@ of ``HighThroughputExecutor`` runs one at a time, so there each ``chat`` is a Gl
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -70,6 +70,7 @@ class Apps:
         folder, authority = (None if path is None else str(path) for path in (state, ca))
         self._place = Place(url, folder, authority, endpoint, function)
         self._dfk = data_flow_kernel
+        self._bound: dict[Callable[..., Any], Any] = {}
 
     def chat(self, prompt: Prompt | Future[Any], model: str, *, system: str | None = None, **options: Any) -> AppFuture:
         """An ``AppFuture`` of the answer's text.
@@ -79,7 +80,7 @@ class Apps:
             system: a system message put before it.
             options: as of ``Client.chat``: ``temperature``, ``max_tokens``, ``extra_body``, ``timeout_s``, ...
         """
-        return self._chat(prompt, model, {"system": system, **options}, self._place)
+        return self._app(_run_chat)(prompt, model, {"system": system, **options}, self._place)
 
     def embed(self, texts: str | Sequence[str | Future[str]] | Future[Any], model: str) -> AppFuture:
         """An ``AppFuture`` of one vector (a list of floats) per text, in order; for a single text, of a list of one.
@@ -88,7 +89,7 @@ class Apps:
             texts: a text, a list whose members may be futures, or a future of a list.
         """
         parts, whole = _inputs(texts)
-        return self._embed(model, whole, self._place, inputs=parts)
+        return self._app(_run_embed)(model, whole, self._place, inputs=parts)
 
     def map_chat(
         self,
@@ -113,27 +114,17 @@ class Apps:
             raise ConfigError(f"map_chat: concurrency: expected 1 or more, got {concurrency}")
         parts, whole = _inputs(prompts)
         chosen = {"system": system, "concurrency": concurrency, "return_errors": return_errors, **options}
-        return self._map_chat(model, whole, chosen, self._place, inputs=parts)
+        return self._app(_run_map_chat)(model, whole, chosen, self._place, inputs=parts)
 
-    # Bound when first called: importing this module takes neither Parsl nor a loaded kernel.
-    @cached_property
-    def _chat(self) -> Any:
-        return self._bind(_run_chat)
-
-    @cached_property
-    def _embed(self) -> Any:
-        return self._bind(_run_embed)
-
-    @cached_property
-    def _map_chat(self) -> Any:
-        return self._bind(_run_map_chat)
-
-    def _bind(self, body: Any) -> Any:
-        try:
-            from parsl import python_app
-        except ImportError:
-            raise ConfigError("Parsl is not installed: pip install 'gateway-plugin[apps]'") from None
-        return python_app(body, data_flow_kernel=self._dfk, executors=self._executors)
+    def _app(self, body: Callable[..., Any]) -> Any:
+        """Bound when first called: importing this module takes neither Parsl nor a loaded kernel."""
+        if body not in self._bound:
+            try:
+                from parsl import python_app
+            except ImportError:
+                raise ConfigError("Parsl is not installed: pip install 'gateway-plugin[apps]'") from None
+            self._bound[body] = python_app(body, data_flow_kernel=self._dfk, executors=self._executors)
+        return self._bound[body]
 
 
 def _inputs(given: Any) -> tuple[list[Any], bool]:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from gateway_plugin.adapters import adapters_of, adapters_refusal
-from gateway_plugin.catalog_values import gib, number, parse_duration_s
+from gateway_plugin.catalog_values import Frozen, gib, matching, number, parse_duration_s
 from gateway_plugin.catalog_words import names_of, variables_of, words_of
 from gateway_plugin.catalog_yaml import read_yaml
 from gateway_plugin.engine_kinds import KINDS, Engine, EngineKind, Task, on_socket, serves_tls
@@ -42,11 +42,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration_s)]
 Words = Annotated[tuple[str, ...], BeforeValidator(words_of)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Model(_Frozen):
+class Model(Frozen, populate_by_name=True):
     """One catalog entry: where the weights are, what they need, how long to keep them."""
 
     name: str
@@ -64,7 +60,7 @@ class Model(_Frozen):
     """For ``engine: command``: argv of an OpenAI-compatible server; see ``serve.agent.argv`` for the placeholders."""
     args: Words = ()
     """Further arguments for the engine."""
-    health: str = "/health"
+    health: Annotated[str, matching(_PATH, "expected a path such as /health or /v1/models")] = "/health"
     """Path that answers 200 once the engine is loaded; another one only for a program that serves no TLS itself."""
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     isolated: bool = True
@@ -93,8 +89,6 @@ class Model(_Frozen):
     hang_after_s: Duration = Field(default=300.0, alias="hang_after")
     """End an engine that makes no progress for this long with requests in flight: longer than its longest prompt takes
     until the first token. ``0``: never. With ``engine: whisper`` 30 minutes, unless given."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     @field_validator("name", "aliases", "adapters")
     @classmethod
@@ -138,13 +132,6 @@ class Model(_Frozen):
         if (self.engine == "command") != bool(self.command):
             raise ValueError("'command' is given exactly when 'engine: command' is")
         return self
-
-    @field_validator("health")
-    @classmethod
-    def _health_is_a_path(cls, value: str) -> str:
-        if not _PATH.fullmatch(value):
-            raise ValueError(f"expected a path such as /health or /v1/models, got {value!r}")
-        return value
 
     @model_validator(mode="after")
     def _health_is_the_doormans(self) -> Model:
@@ -209,7 +196,7 @@ class Model(_Frozen):
         return (self.name, *self.aliases, *(self.adapters or ()))
 
 
-class Catalog(_Frozen):
+class Catalog(Frozen):
     """Every model that the gateway may load."""
 
     models: tuple[Model, ...]

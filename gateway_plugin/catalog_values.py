@@ -1,11 +1,30 @@
-"""Durations, numbers and memory as a catalog writes them. Pure."""
+"""Values as a catalog writes them: durations, numbers, memory; and the base of those with fields. Pure."""
 
 from __future__ import annotations
 
 import re
 
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Frozen(BaseModel):
+    """A value with fields: one that is not known is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def matching(pattern: re.Pattern[str], expected: str) -> AfterValidator:
+    """Refuses a text that does not match as a whole: ``EXPECTED, got 'TEXT'``."""
+
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(f"{expected}, got {value!r}")
+        return value
+
+    return AfterValidator(check)
 
 
 def parse_duration_s(value: object) -> float:

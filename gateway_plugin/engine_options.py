@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from gateway_plugin.catalog_words import as_yaml, no_scripts, not_filled_in, one_word_each
 from gateway_plugin.engine_kinds import KINDS, TASKS, on_socket, serves_tls
 from gateway_plugin.engine_reserved import reserved_words
+from gateway_plugin.option_values import value_of
+
+if TYPE_CHECKING:
+    from gateway_plugin.catalog import Model
 
 _TAKEN_VARIABLES = {
     "VLLM_API_KEY": "the gateway gives it itself",
@@ -38,30 +42,7 @@ _BRACED = re.compile(r"(?<![{$])\{([A-Za-z_]+)\}(?!\})")
 _ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)([\w.-]+/[\w.-]+).*|https?://.*")
 
 
-class Entry(Protocol):
-    """The fields of a catalog entry that are checked (``gateway_plugin.catalog.Model``)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def aliases(self) -> tuple[str, ...]: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def task(self) -> str: ...
-    @property
-    def engine(self) -> str: ...
-    @property
-    def command(self) -> tuple[str, ...]: ...
-    @property
-    def args(self) -> tuple[str, ...]: ...
-    @property
-    def env(self) -> Mapping[str, str]: ...
-    @property
-    def gpus(self) -> int: ...
-
-
-def refusal(entry: Entry) -> tuple[str, str] | None:
+def refusal(entry: Model) -> tuple[str, str] | None:
     """The first invalid key of an entry, and why; ``None``: all are valid.
 
     (1) Malformed arguments. (2) An engine's options that are the gateway's, or another task's; a task that it does not
@@ -100,14 +81,14 @@ def refused_variable(name: str) -> str:
     return "" if _VARIABLE.fullmatch(name) else f"{name!r}: expected the name of an environment variable"
 
 
-def _texts(entry: Entry, scripts: bool = True) -> Iterator[tuple[str, str]]:
+def _texts(entry: Model, scripts: bool = True) -> Iterator[tuple[str, str]]:
     yield "source", entry.source
     yield from (("command", word) for word in (entry.command if scripts else no_scripts(entry.command)))
     yield from (("args", word) for word in entry.args)
     yield from ((f"env.{name}", setting) for name, setting in entry.env.items())
 
 
-def _other_task(entry: Entry) -> str:
+def _other_task(entry: Model) -> str:
     found = _POOLS.search(" ".join(entry.args))
     if found is None or entry.engine != "vllm" or entry.task != "generate":
         return ""
@@ -119,7 +100,7 @@ def adapters(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for option in _lora_options(words) for name in option)
 
 
-def requests_at_a_time(entry: Entry) -> int | None:
+def requests_at_a_time(entry: Model) -> int | None:
     """How many requests an engine works on at a time: (1) as its option says (``--max-num-seqs`` for vLLM), the last
     one, as parsers read it, else its default; (2) ``None``: not known; (3) vLLM's ``--max-num-active-seqs`` lowers it.
     """
@@ -136,14 +117,9 @@ def requests_at_a_time(entry: Entry) -> int | None:
 
 
 def _last_number(words: Sequence[str], options: Sequence[str]) -> int | None:
-    """The last positive number given by one of these spellings."""
-    for place in reversed(range(len(words))):
-        option, given, value = words[place].partition("=")
-        if option.startswith("-") and option.lstrip("-").replace("_", "-") in options:
-            value = value if given else next(iter(words[place + 1 : place + 2]), "")
-            if re.fullmatch(r"0*[1-9][0-9]{0,9}", value, re.ASCII):
-                return int(value)
-    return None
+    """The value of the last of these options, if it is a positive number."""
+    value = value_of(words, *options) or ""
+    return int(value) if re.fullmatch(r"0*[1-9][0-9]{0,9}", value, re.ASCII) else None
 
 
 def _lora_options(words: Sequence[str]) -> list[list[str]]:
@@ -173,7 +149,7 @@ def _adapter(word: str) -> list[str]:
     return [str(name)]
 
 
-def _unreachable(entry: Entry) -> tuple[str, str] | None:
+def _unreachable(entry: Model) -> tuple[str, str] | None:
     words = entry.args if entry.engine == "vllm" else (*entry.command, *entry.args)
     options = _lora_options(words)
     if len(options) > 1:
@@ -187,7 +163,7 @@ def _unreachable(entry: Entry) -> tuple[str, str] | None:
     return None
 
 
-def _deaf(entry: Entry) -> tuple[str, str] | None:
+def _deaf(entry: Model) -> tuple[str, str] | None:
     """A command whose placeholders are wrong."""
     known = ", ".join(f"{{{name}}}" for name in sorted(_PLACEHOLDERS))
     for word in no_scripts(entry.command):
@@ -203,7 +179,7 @@ def _deaf(entry: Entry) -> tuple[str, str] | None:
     return None
 
 
-def _no_source(entry: Entry) -> tuple[str, str] | None:
+def _no_source(entry: Model) -> tuple[str, str] | None:
     if not entry.source or entry.source != entry.source.strip():
         return "source", f"expected a folder, or a hub name 'org/name', got {entry.source!r}"
     if entry.engine != "command" and entry.source.startswith("-"):

@@ -17,6 +17,7 @@ class GatewayError(Exception):
         status: HTTP status of the answer that carries it.
         code: stable, machine-readable name (``error.code`` in OpenAI's form).
         exit_code: exit code of a CLI command that ends with it (sysexits.h where one fits).
+        retried: ``False``: the answer stops clients that retry by themselves.
         retry_after_s: seconds after which a retry makes sense; ``None``: it does not.
         state: of the model of the request, or of the gateway, where relevant.
         eta_s: expected seconds until the model serves, where known.
@@ -29,6 +30,7 @@ class GatewayError(Exception):
     code: str = "internal_error"
     kind: str = "server_error"
     exit_code: int = 70
+    retried: bool = True
 
     def __init__(
         self,
@@ -69,11 +71,13 @@ class GatewayError(Exception):
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        """Extra response headers: ``Retry-After`` in whole seconds, always present on a 503; ``x-gateway-position``."""
-        position = {} if self.position is None else {"x-gateway-position": str(self.position)}
+        """Extra response headers: ``Retry-After`` in whole seconds, always present on a 503; ``x-gateway-position``;
+        and where it is not to be ``retried``, the one that stops OpenAI's clients."""
+        found = {} if self.position is None else {"x-gateway-position": str(self.position)}
+        found |= {} if self.retried else {"x-should-retry": "false"}
         if self.retry_after_s is not None:
-            return {"Retry-After": str(max(1, round(self.retry_after_s))), **position}
-        return {"Retry-After": "5", **position} if self.status == 503 else position
+            return {"Retry-After": str(max(1, round(self.retry_after_s))), **found}
+        return {"Retry-After": "5", **found} if self.status == 503 else found
 
 
 def _rebuild(cls: type[GatewayError], attributes: Mapping[str, Any]) -> GatewayError:
@@ -115,7 +119,6 @@ class ModelNotFound(GatewayError):
     def __init__(self, model: str, known: tuple[str, ...] = ()) -> None:
         hint = f" Known models: {', '.join(known[:8])}." if known else ""
         super().__init__(f"The model '{model}' is not in the catalog.{hint}")
-        self.model = model
 
 
 class NotFound(GatewayError):
@@ -131,7 +134,6 @@ class BodyTooLarge(GatewayError):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"The request body is larger than the gateway's limit of {limit_bytes} bytes.")
-        self.limit_bytes = limit_bytes
 
 
 class ModelQueueFull(GatewayError):
@@ -146,7 +148,6 @@ class ModelQueueFull(GatewayError):
             state="queue_full",
             eta_s=retry_after_s,
         )
-        self.model = model
 
 
 class ModelUnavailable(GatewayError):
@@ -167,7 +168,6 @@ class RelayFull(GatewayError):
             retry_after_s=5.0,
             state="busy",
         )
-        self.limit = limit
 
 
 class NoRoom(GatewayError):
@@ -192,10 +192,8 @@ class DeadlineTooEarly(WaitDeadline):
     """The model is expected to be ready only after the request's own deadline: it does not wait at all."""
 
     code = "deadline_too_early"
-
-    def headers(self) -> dict[str, str]:
-        """The usual headers, and the one that stops OpenAI's clients from sleeping past the deadline by themselves."""
-        return {**super().headers(), "x-should-retry": "false"}
+    retried = False
+    """Clients would sleep past the deadline by themselves."""
 
 
 class NotRouted(GatewayError):
@@ -208,10 +206,7 @@ class RequestKilledEngine(GatewayError):
     """Two engines died while they worked on this request alone; it is not sent to another."""
 
     status, code, exit_code = 500, "request_killed_engine", 70
-
-    def headers(self) -> dict[str, str]:
-        """The usual headers, and the one that stops OpenAI's clients from retrying by themselves."""
-        return {**super().headers(), "x-should-retry": "false"}
+    retried = False
 
 
 class EngineDiedOften(GatewayError):

@@ -75,10 +75,6 @@ class Fetched:
     left_out: tuple[str, ...]
 
 
-def ignore(progress: Progress) -> None:
-    """A progress callback that shows nothing."""
-
-
 class Stopped(Exception):
     """The fetch was asked to stop; what is there stays, for the next one."""
 
@@ -91,7 +87,7 @@ def fetch(
     token: str | None = None,
     exclude: Iterable[str] = (),
     include: Iterable[str] = (),
-    progress: Callable[[Progress], None] = ignore,
+    progress: Callable[[Progress], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> Fetched:
     """Fetch ``repository`` at ``revision`` (``""``: ``main``) into ``cache``; what is there already is kept.

@@ -51,6 +51,14 @@ def beside(path: Path, content: str | bytes) -> Iterator[str]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def text_in(path: Path) -> str | None:
+    """The text in ``path``, as far as it is UTF-8; ``None`` if there is no such file. Raises ``OSError``."""
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
 class Garbled(ValueError):
     """A file is there and is not what it should be."""
 

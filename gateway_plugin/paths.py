@@ -40,10 +40,9 @@ def weights_root() -> Path:
 
 
 def runtime_home(runtime: str) -> Path:
-    """The home folder of engines in the containers of ``runtime``, with their caches: in ``$XDG_CACHE_HOME``, else in
-    ``~/.cache``. It is kept: what was compiled there need not be again."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gateway-plugin" / "homes" / runtime
+    """The home folder of engines in the containers of ``runtime``, with their caches, in ``cache_root``. It is
+    kept: what was compiled there need not be again."""
+    return cache_root() / "homes" / runtime
 
 
 _RUN_NAMES = 9

@@ -13,10 +13,11 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from gateway_plugin.catalog_values import Frozen, matching
 from gateway_plugin.errors import ConfigError
 
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
@@ -31,11 +32,7 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with,
 """Every address of the machine -> the one to reach it by from the machine itself."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class NodeType(_Frozen):
+class NodeType(Frozen):
     """One node type: the Parsl provider of its blocks, and the resources of a node."""
 
     name: str
@@ -103,7 +100,7 @@ QUEUE_MAX_S = 480.0
 """HAProxy orders what waits by 20 bits of milliseconds (1,048 s), half of them for what came before now."""
 
 
-class Limits(_Frozen):
+class Limits(Frozen):
     """Limits that a refusal names."""
 
     body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
@@ -132,10 +129,10 @@ class Limits(_Frozen):
     """A load may be stopped for a model that needs its room this long after its last waiter left; else it continues."""
 
 
-class Site(_Frozen):
+class Site(Frozen):
     """Where the gateway runs and what it may ask the scheduler for."""
 
-    name: str
+    name: Annotated[str, matching(_SITE_NAME, f"a site's name matches {_SITE_NAME.pattern}")]
     node_types: tuple[NodeType, ...] = Field(min_length=1)
     bind: str = "127.0.0.1"
     """Address of the front door."""
@@ -202,13 +199,6 @@ class Site(_Frozen):
     switching: Literal["pressure", "lru"] = "pressure"
     """Which models get the room: ``lru`` is the plain least recently used of what is idle, for comparison."""
     limits: Limits = Limits()
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not _SITE_NAME.fullmatch(value):
-            raise ValueError(f"a site's name matches {_SITE_NAME.pattern}, got {value!r}")
-        return value
 
     @field_validator("cors_origins")
     @classmethod

@@ -88,17 +88,14 @@ def _leaves(layout: Layout) -> tuple[_Leaf, ...]:
     )
 
 
-def make_ray_authority(layout: Layout, keep: bool, now: datetime.datetime | None = None) -> None:
+def make_ray_authority(layout: Layout, keep: bool) -> None:
     """Renew the authority of Ray's traffic. ``keep``: only if it is missing or broken; living nodes trust it."""
     private_folder(layout.node)
     if not (keep and _load(layout.ray_ca, layout.ray_ca_key)):
-        moment = now or datetime.datetime.now(datetime.UTC)
-        _store(layout.ray_ca, layout.ray_ca_key, *_new_authority(moment))
+        _store(layout.ray_ca, layout.ray_ca_key, *_new_authority(datetime.datetime.now(datetime.UTC)))
 
 
-def sign_for_ray(
-    layout: Layout, address: str, certificate: Path, key: Path, now: datetime.datetime | None = None
-) -> None:
+def sign_for_ray(layout: Layout, address: str, certificate: Path, key: Path) -> None:
     """Make the certificate of one node of Ray: for ``address`` and loopback, as a server and as a client.
 
     Raises:
@@ -108,7 +105,7 @@ def sign_for_ray(
     if authority is None:
         raise ServiceError(f"{layout.ray_ca} and {layout.ray_ca_key} are no pair that can sign; 'gateway up' makes it.")
     leaf = _Leaf("localhost", certificate, key, server=True, hosts=(address, "127.0.0.1"), client=True)
-    _store(certificate, key, *_new_leaf(leaf, authority, now or datetime.datetime.now(datetime.UTC)))
+    _store(certificate, key, *_new_leaf(leaf, authority, datetime.datetime.now(datetime.UTC)))
 
 
 _Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]

@@ -60,10 +60,6 @@ class Progress:
     fraction: float
 
 
-def ignore(progress: Progress) -> None:
-    """A progress callback that shows nothing."""
-
-
 def is_prepared(name: str, root: Path | None = None) -> bool:
     """Whether ``name`` is built, by its present recipe, under ``root`` (default: ``layout.weights_root()``)."""
     recipe = RECIPES.get(name)
@@ -77,7 +73,7 @@ def is_prepared(name: str, root: Path | None = None) -> bool:
 def prepare(
     names: Iterable[str] | None = None,
     root: Path | None = None,
-    progress: Callable[[Progress], None] = ignore,
+    progress: Callable[[Progress], None] = lambda _: None,
     builder: tuple[str, ...] = (sys.executable, "-m", "gateway_plugin.weights_build"),
 ) -> dict[str, Path]:
     """Build the models called ``names`` (default: all recipes) under ``root``; existing ones are left alone.

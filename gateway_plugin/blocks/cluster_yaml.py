@@ -49,11 +49,6 @@ def cluster_yaml(site: Site, site_reference: str, layout: Layout, head_address: 
         # The monitor dies with a KeyError where one of these is missing.
         "auth": {},
         "file_mounts": {},
-        "cluster_synced_files": [],
-        "initialization_commands": [],
-        "setup_commands": [],
-        "head_setup_commands": [],
-        "worker_setup_commands": [],
-        "head_start_ray_commands": [],
-        "worker_start_ray_commands": [],
+        **{name: [] for name in ("cluster_synced_files", "initialization_commands", "setup_commands")},
+        **{f"{node}_{name}": [] for node in ("head", "worker") for name in ("setup_commands", "start_ray_commands")},
     }

@@ -31,7 +31,7 @@ from gateway_plugin.blocks.leaving import Leaving
 from gateway_plugin.blocks.ledger import BlockPhase
 from gateway_plugin.blocks.pool import BlockPool
 from gateway_plugin.blocks.recovery import whole_ledger
-from gateway_plugin.blocks.stop_files import CancelRequests, LeaveMarks
+from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.log_retention import KEPT, prune
 from gateway_plugin.paths import Layout
@@ -58,7 +58,7 @@ def open_pool(site: Site, layout: Layout) -> BlockPool:
         whole_ledger(layout, schedulers),
         schedulers,
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
-        marks=LeaveMarks(layout.leave_marks),
+        marks=layout.leave_marks,
         requests=CancelRequests(layout.block_cancels),
     )
 
@@ -84,7 +84,10 @@ def prune_blocks(layout: Layout, living: Collection[str], keep: int = KEPT) -> N
 
 
 class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
-    """Ray's ``NodeProvider``. Nodes are named by their block; the head is ``head`` and is never ended here."""
+    """Ray's ``NodeProvider``. Nodes are named by their block; the head is ``head`` and is never ended here.
+
+    Ray creates nodes with resources, which it made from the site: its base class leaves these to ``create_node``.
+    """
 
     def __init__(self, provider_config: Mapping[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
@@ -134,9 +137,7 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
         """v2 matches nodes by instance id and asks for addresses only to show them."""
         return node_id
 
-    def internal_ip(self, node_id: str) -> str:
-        """See ``external_ip``."""
-        return node_id
+    internal_ip = external_ip
 
     def create_node(self, node_config: Mapping[str, Any], tags: Mapping[str, str], count: int) -> None:
         """Submit ``count`` blocks of the type in ``tags``. Ray retries silently on any exception, so failures before
@@ -158,26 +159,6 @@ class ParslNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
                 raise
             self.pool.submit(name, node_type.name, script, {**own, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE})
 
-    def create_node_with_resources_and_labels(
-        self,
-        node_config: Mapping[str, Any],
-        tags: Mapping[str, str],
-        count: int,
-        resources: Mapping[str, float],
-        labels: Mapping[str, str],
-    ) -> None:
-        """Like ``create_node``: the site defines a node's resources, and ``resources`` was made from it."""
-        self.create_node(node_config, tags, count)
-
-    def terminate_node(self, node_id: str) -> None:
-        """Cancel one block."""
-        self.terminate_nodes([node_id])
-
     def terminate_nodes(self, node_ids: list[str]) -> None:
         """Cancel blocks. Unknown ones and the head are left alone."""
         self.pool.cancel(node_ids)
-
-    @staticmethod
-    def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """Ray's hook to complete ``cluster.yaml``: it is complete."""
-        return cluster_config

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger, pruned
-from gateway_plugin.blocks.stop_files import CancelRequests, LeaveMarks
+from gateway_plugin.blocks.stop_files import CancelRequests, mark_to_leave
 from gateway_plugin.errors import GatewayError, ServiceError
 from gateway_plugin.schedulers.base import JobStatus, Scheduler
 from gateway_plugin.site import what_went_wrong
@@ -87,7 +88,7 @@ def after_search(block: Block, found: Job | None, waited_s: float, in_doubt_s: f
 class BlockPool:
     """All blocks of a gateway. Thread-safe. A new pool over the same ledger takes over every block in it.
 
-    ``marks``: set before a block is cancelled, and when its job has ended.
+    ``marks``: their folder; one is set before a block is cancelled, and when its job has ended.
     ``clock``: the wall clock, for times in the ledger. ``monotonic``: for delays of this pool.
     """
 
@@ -97,7 +98,7 @@ class BlockPool:
         schedulers: Mapping[str, Scheduler],
         max_blocks: Mapping[str, int],
         clock: Callable[[], float] = time.time,
-        marks: LeaveMarks | None = None,
+        marks: Path | None = None,
         requests: CancelRequests | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -282,7 +283,7 @@ class BlockPool:
 
     def _mark(self, block: Block) -> None:
         if self._marks is not None:
-            self._marks.put(block.name)
+            mark_to_leave(self._marks, block.name)
 
     def _put(self, block: Block) -> None:
         before = self._blocks.get(block.name)

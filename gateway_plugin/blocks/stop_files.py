@@ -42,15 +42,11 @@ class CancelRequests:
         (self._folder / block).unlink(missing_ok=True)
 
 
-class LeaveMarks:
-    """The marks in ``folder``, which ``Layout.make`` creates. Old ones are removed with the logs of their blocks."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def put(self, block: str) -> None:
-        """Mark ``block``. If that fails, it still receives the signal, and only drains first."""
-        try:
-            (self._folder / block).touch(mode=0o600)
-        except OSError as error:
-            log.warning("block not marked name=%s said=%s", block, error)
+def mark_to_leave(folder: Path, block: str) -> None:
+    """Mark ``block`` in ``folder``, which ``Layout.make`` creates. If that fails, it still receives the signal, and
+    only drains first. Old marks are removed with the logs of their blocks.
+    """
+    try:
+        (folder / block).touch(mode=0o600)
+    except OSError as error:
+        log.warning("block not marked name=%s said=%s", block, error)

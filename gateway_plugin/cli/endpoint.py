@@ -111,7 +111,7 @@ def stop(name: str, host_is_gone: bool) -> None:
 def restart(name: str, timeout: float) -> None:
     """Stop it if it runs, and start it."""
     with _working("restarting") as (endpoints, report):
-        found = endpoints.restart(name, report, timeout)
+        found = endpoints.start(name, report, timeout, stop_first=True)
     show(found.document(), lambda: put(f"'{name}' is online: {found.id}"))
 
 

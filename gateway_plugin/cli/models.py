@@ -128,34 +128,21 @@ def load(name: str, wait: bool, timeout: float) -> None:
     show({"model": found.name, "state": found.state, "seconds": round(seconds, 2)}, lambda: put(words))
 
 
-def _verb(verb: str, name: str, words: str) -> None:
-    with connect() as client:
-        getattr(client, verb)(name)
-    show({"model": name, "done": verb}, lambda: say(words))
+def _add_verb(verb: str, about: str, words: str) -> None:
+    """A command with the name of the client's method that it calls."""
+
+    @models.command(verb, help=about)
+    @click.argument("name")
+    @json_option
+    def run(name: str) -> None:
+        with connect() as client:
+            getattr(client, verb)(name)
+        show({"model": name, "done": verb}, lambda: say(f"{name} {words}"))
 
 
-@models.command()
-@click.argument("name")
-@json_option
-def unload(name: str) -> None:
-    """Drain a model's engines and stop them."""
-    _verb("unload", name, f"{name} is being unloaded")
-
-
-@models.command()
-@click.argument("name")
-@json_option
-def pin(name: str) -> None:
-    """Load a model and never evict it."""
-    _verb("pin", name, f"{name} is pinned")
-
-
-@models.command()
-@click.argument("name")
-@json_option
-def unpin(name: str) -> None:
-    """Let a model be evicted again."""
-    _verb("unpin", name, f"{name} may be evicted")
+_add_verb("unload", "Drain a model's engines and stop them.", "is being unloaded")
+_add_verb("pin", "Load a model and never evict it.", "is pinned")
+_add_verb("unpin", "Let a model be evicted again.", "may be evicted")
 
 
 @models.command()

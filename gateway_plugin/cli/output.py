@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
@@ -115,14 +114,9 @@ class Answer:
         click.echo(words.encode(errors="replace").decode(), nl=False, color=True)
 
 
-def table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    title: str | None = None,
-    whole: Collection[str] = (),
-) -> None:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], whole: Collection[str] = ()) -> None:
     """Print a table on stdout; ``None`` is an empty cell, states are coloured. ``whole``: columns never folded."""
-    put_parts([make_table(columns, rows, title, whole)])
+    put_parts([make_table(columns, rows, whole=whole)])
 
 
 def put_parts(parts: Iterable[Any]) -> None:
@@ -211,9 +205,7 @@ class Steps:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 

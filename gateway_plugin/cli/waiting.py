@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from gateway_plugin.cli.output import Steps, outlook
@@ -33,9 +32,7 @@ class Waiting:
         threading.Thread(target=self._watch, name="waiting", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
 
     def end(self) -> None:
@@ -43,7 +40,7 @@ class Waiting:
         with self._lock:
             self._ended.set()
             if self._steps is not None:
-                self._steps.__exit__(None, None, None)
+                self._steps.__exit__()
             self._steps = None
 
     def _watch(self) -> None:

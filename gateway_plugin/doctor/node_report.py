@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from gateway_plugin.runtimes.versions import Seen
 from gateway_plugin.service.checks import Check, Verdict
@@ -16,10 +16,8 @@ REPORT_BYTES = 65536
 _CLOCK_OFF_S = 5.0
 
 
-class Report(BaseModel):
+class Report(BaseModel, extra="forbid", frozen=True):
     """A node's report."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str
     time_s: float
@@ -144,8 +142,7 @@ def _isolation(node_type: NodeType, report: Report) -> Check:
     return Check(name, Verdict.OK, f"bubblewrap works on {report.host}")
 
 
-def _runtimes(node_type: NodeType, report: Report) -> tuple[Check, ...]:
-    checks = []
+def _runtimes(node_type: NodeType, report: Report) -> Iterator[Check]:
     for runtime, seen in report.runtimes.items():
         name = f"{node_type.name}: runtime {runtime}" if runtime else f"{node_type.name}: engines without a runtime"
         words = ", ".join(f"{what} {version}" for what, version in seen.versions.items())
@@ -153,15 +150,12 @@ def _runtimes(node_type: NodeType, report: Report) -> tuple[Check, ...]:
             advice = (
                 f"correct '{runtime}' in the catalog" if runtime else "give its entries a runtime, or install it there"
             )
-            checks.append(Check(name, Verdict.FAIL, f"{seen.problem} (on {report.host})", advice))
+            yield Check(name, Verdict.FAIL, f"{seen.problem} (on {report.host})", advice)
         elif _newer(seen.versions.get("torch for cuda", ""), report.cuda):
             words += f"; the driver of {report.host} knows CUDA up to {report.cuda}"
-            checks.append(
-                Check(name, Verdict.WARN, words, "take a build for an older CUDA, or an image with its libraries")
-            )
+            yield Check(name, Verdict.WARN, words, "take a build for an older CUDA, or an image with its libraries")
         else:
-            checks.append(Check(name, Verdict.OK, words))
-    return tuple(checks)
+            yield Check(name, Verdict.OK, words)
 
 
 def _newer(built_for: str, known: str) -> bool:

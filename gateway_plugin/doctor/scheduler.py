@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
 import pwd
 import re
 import shutil
-import sys
 import tempfile
-from collections.abc import Sequence
-from importlib import metadata
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 from parsl.providers import SlurmProvider
 
+from gateway_plugin.blocks.self_check import version
 from gateway_plugin.doctor import pbs as pbs_site
 from gateway_plugin.doctor import slurm as slurm_site
 from gateway_plugin.errors import ConfigError
@@ -42,8 +41,8 @@ def every_site_check(layout: Layout, site: Site) -> tuple[Check, ...]:
     queued = [node_type for node_type in site.node_types if is_queue(node_type.provider)]
     if not queued:
         return tuple(check for check in (_head(site),) if check.verdict is Verdict.WARN)  # loopback is sufficient
-    slurm = [node_type for node_type in queued if _is_slurm(node_type.provider)]
-    pbs = [node_type for node_type in queued if not _is_slurm(node_type.provider)]
+    slurm = [node_type for node_type in queued if isinstance(node_type.provider, SlurmProvider)]
+    pbs = [node_type for node_type in queued if node_type not in slurm]
     return (
         _versions(),
         _environment(site),
@@ -52,10 +51,6 @@ def every_site_check(layout: Layout, site: Site) -> tuple[Check, ...]:
         _head(site),
         _folder(layout),
     )
-
-
-def _is_slurm(provider: Any) -> bool:
-    return isinstance(provider, SlurmProvider)
 
 
 def _ask(argv: Sequence[str], environ: dict[str, str]) -> str:
@@ -75,20 +70,20 @@ def _commands(scheduler: str, needed: Sequence[str]) -> Check:
     return Check(f"commands of {scheduler}", Verdict.OK, str(Path(shutil.which(needed[0]) or needed[0]).parent))
 
 
-def _slurm(node_types: Sequence[NodeType], layout: Layout) -> tuple[Check, ...]:
-    checks = [_commands("Slurm", slurm_site.NEEDED), slurm_site.environment(os.environ)]
-    if checks[0].verdict is Verdict.FAIL:
-        return tuple(checks)
+def _slurm(node_types: Sequence[NodeType], layout: Layout) -> Iterator[Check]:
+    yield (commands := _commands("Slurm", slurm_site.NEEDED))
+    yield slurm_site.environment(os.environ)
+    if commands.verdict is Verdict.FAIL:
+        return
     asked: dict[str | None, slurm_site.Cluster | Check] = {}
     for node_type in node_types:
         clusters = node_type.provider.clusters
         if clusters not in asked:
             asked[clusters] = found = _cluster(clusters)
-            checks.append(found if isinstance(found, Check) else Check("Slurm", Verdict.OK, "answers"))
+            yield found if isinstance(found, Check) else Check("Slurm", Verdict.OK, "answers")
         cluster = asked[clusters]
         if not isinstance(cluster, Check):
-            checks += slurm_site.judged(node_type, cluster, _tested(node_type, layout))
-    return tuple(checks)
+            yield from slurm_site.judged(node_type, cluster, _tested(node_type, layout))
 
 
 def _cluster(clusters: str | None) -> slurm_site.Cluster | Check:
@@ -127,27 +122,24 @@ def _tested(node_type: NodeType, layout: Layout) -> tuple[bool | None, str]:
     return fits, re.sub(r"^(sbatch: (error: )?|allocation failure: )|Job \d+ ", "", words)
 
 
-def _pbs(node_types: Sequence[NodeType]) -> tuple[Check, ...]:
-    checks = [_commands("PBS", pbs_site.NEEDED)]
-    if checks[0].verdict is Verdict.FAIL:
-        return tuple(checks)
+def _pbs(node_types: Sequence[NodeType]) -> Iterator[Check]:
+    yield (commands := _commands("PBS", pbs_site.NEEDED))
+    if commands.verdict is Verdict.FAIL:
+        return
     for node_type in node_types:
         queue, name = pbs_site.queue_of(node_type.provider), f"{node_type.name}: queue"
         if queue is None:
-            checks.append(Check(name, Verdict.WARN, "none asked for: the default one, which PBS does not report"))
+            yield Check(name, Verdict.WARN, "none asked for: the default one, which PBS does not report")
             continue
         try:
             found = pbs_site.parse_queue(_ask(pbs_site.queue_argv(queue), pbs_cli.environment(os.environ)), queue)
         except SchedulerSilent as silence:
-            checks.append(
-                Check(name, Verdict.FAIL, f"{queue}: {silence.message}", "queue= in the site file; 'qstat -Q'")
-            )
+            yield Check(name, Verdict.FAIL, f"{queue}: {silence.message}", "queue= in the site file; 'qstat -Q'")
             continue
         if found is None:
-            checks.append(Check(name, Verdict.WARN, f"{queue}: qstat's answer cannot be read"))
+            yield Check(name, Verdict.WARN, f"{queue}: qstat's answer cannot be read")
         else:
-            checks += pbs_site.judged(node_type, found)
-    return tuple(checks)
+            yield from pbs_site.judged(node_type, found)
 
 
 def _versions() -> Check:
@@ -156,13 +148,7 @@ def _versions() -> Check:
 
 def versions() -> dict[str, str]:
     """Versions that must be the same on the nodes: Python, Ray, and Parsl."""
-    found = {"python": ".".join(str(number) for number in sys.version_info[:3])}
-    for package in ("ray", "parsl"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+    return {"python": platform.python_version(), "ray": version("ray"), "parsl": version("parsl")}
 
 
 def _environment(site: Site) -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway_plugin.errors import (
@@ -55,11 +55,15 @@ NOT_ROUTED = "x-gateway-not-routed"
 
 def http_error(error: GatewayError, status: int | None = None) -> str:
     """A configuration line that replaces HAProxy's own answer for ``status`` (default: the error's status)."""
+    return f"  http-error {answer(error, {NOT_ROUTED: '1'} if isinstance(error, EngineBroke) else {}, status)}"
+
+
+def answer(error: GatewayError, more: Mapping[str, str] | None = None, status: int | None = None) -> str:
+    """``error`` as HAProxy's rules give answers: its status (or ``status``), body and headers, and ``more`` headers."""
     # HAProxy's strong quotes allow everything but a quote and a line end; JSON needs neither.
     body = json.dumps(error.body()).replace("'", r"\u0027")
-    said = {**error.headers(), **({NOT_ROUTED: "1"} if isinstance(error, EngineBroke) else {})}
-    headers = "".join(f" hdr {name} {value}" for name, value in said.items())
-    return f"  http-error status {status or error.status} content-type application/json string '{body}'{headers}"
+    headers = "".join(f" hdr {name} {value}" for name, value in {**error.headers(), **(more or {})}.items())
+    return f"status {status or error.status} content-type application/json string '{body}'{headers}"
 
 
 def client_left() -> str:
@@ -93,10 +97,7 @@ class Refusal:
 
         Cheap; see ``refuse_script`` for the effect on a caller that is still sending.
         """
-        body = json.dumps(self.error.body()).replace("'", r"\u0027")
-        headers = "".join(f" hdr {name} {value}" for name, value in _said_with(self.error).items())
-        status = f"status {self.error.status} content-type application/json"
-        return f"http-request return {status} string '{body}'{headers}"
+        return f"http-request return {answer(self.error, _challenge(self.error))}"
 
 
 DRAINED_BYTES_PER_S = 8 << 20
@@ -157,12 +158,13 @@ end
 """
 
 
-def _said_with(error: GatewayError) -> dict[str, str]:
-    return {**error.headers(), **({"WWW-Authenticate": "Bearer"} if error.status == 401 else {})}
+def _challenge(error: GatewayError) -> dict[str, str]:
+    return {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
 
 
 def _headers(error: GatewayError) -> str:
-    return "{" + ", ".join(f"[{_lua(name)}] = {_lua(value)}" for name, value in _said_with(error).items()) + "}"
+    said = {**error.headers(), **_challenge(error)}
+    return "{" + ", ".join(f"[{_lua(name)}] = {_lua(value)}" for name, value in said.items()) + "}"
 
 
 def _body(error: GatewayError) -> str:

@@ -9,33 +9,22 @@ from gateway_plugin.edge.socket_protocol import UNLIMITED
 from gateway_plugin.errors import Unavailable
 from gateway_plugin.site import Limits
 
-_BUSY = Refusal(
-    "busy",
-    Unavailable(
-        "The gateway answers as many requests as it can at a time. Try again.", retry_after_s=2, state="overloaded"
-    ),
-)
-_COLD_FULL = Refusal(
+
+def _overloaded(name: str, message: str, retry_after_s: int) -> Refusal:
+    return Refusal(name, Unavailable(message, retry_after_s=retry_after_s, state="overloaded"))
+
+
+_BUSY = _overloaded("busy", "The gateway answers as many requests as it can at a time. Try again.", 2)
+_COLD_FULL = _overloaded(
     "cold_full",
-    Unavailable(
-        "As many requests as the gateway can hold wait for models that are not loaded, or are answered by ones that "
-        "just were. Try again later; models that are loaded answer.",
-        retry_after_s=10,
-        state="overloaded",
-    ),
+    "As many requests as the gateway can hold wait for models that are not loaded, or are answered by ones that just "
+    "were. Try again later; models that are loaded answer.",
+    10,
 )
-_MODEL_BUSY = Refusal(
-    "model_busy",
-    Unavailable(
-        "This model answers as many requests as the gateway lets one model have at a time. Try again.",
-        retry_after_s=2,
-        state="overloaded",
-    ),
+_MODEL_BUSY = _overloaded(
+    "model_busy", "This model answers as many requests as the gateway lets one model have at a time. Try again.", 2
 )
-_READY_BUSY = Refusal(
-    "ready_busy",
-    Unavailable("Too many requests for /ready at a time. Try again.", retry_after_s=1, state="overloaded"),
-)
+_READY_BUSY = _overloaded("ready_busy", "Too many requests for /ready at a time. Try again.", 1)
 REFUSALS = (_BUSY, _COLD_FULL, _MODEL_BUSY, _READY_BUSY, *turns.REFUSALS)
 """All refusals of these rules."""
 _READY_AT_A_TIME = 32

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from gateway_plugin.edge.error_pages import Refusal
+from gateway_plugin.edge.error_pages import Refusal, answer
 from gateway_plugin.errors import GatewayError, InvalidKey, InvalidRequest, NotFound, UnsupportedMediaType
 
 _NO_BATCHES = NotFound(
@@ -109,17 +107,12 @@ def no_chunks(old: str) -> str:
     ``STREAM_OF_HTTP_1_0`` refuses before an engine works, if the edge sees ``stream`` in the body; this one sees all.
     """
     error = STREAM_OF_HTTP_1_0.error
-    return f"  http-response return {_answer(error)} if {old} {{ res.fhdr_cnt(transfer-encoding) gt 0 }}\n"
-
-
-def _answer(error: GatewayError) -> str:
-    body = json.dumps(error.body()).replace("'", r"\u0027")
-    return f"status {error.status} content-type application/json string '{body}'"
+    return f"  http-response return {answer(error)} if {old} {{ res.fhdr_cnt(transfer-encoding) gt 0 }}\n"
 
 
 def _instead(error: GatewayError, said: str) -> str:
     short = f"{{ status {error.status} }} {{ srv_id -m found }} {{ res.hdr_val(content-length) lt {_SHORT_BYTES} }}"
     return f"""\
   http-response wait-for-body time 1s if {short}
-  http-response return {_answer(error)} if {short} {{ res.body {said} }}
+  http-response return {answer(error)} if {short} {{ res.body {said} }}
 """

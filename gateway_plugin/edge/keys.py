@@ -15,14 +15,13 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import get_args
 
 from gateway_plugin.edge.admission import StillHeld, admit_only
 from gateway_plugin.edge.key import KEY_NAME, Key, Keys, PriorityClass, Role, admitted, from_map, map_digest
 from gateway_plugin.edge.socket_protocol import ask, map_text, parse_map
 from gateway_plugin.errors import EdgeError, InvalidRequest, NotFound, ServiceError
-from gateway_plugin.files import Garbled, write_private
+from gateway_plugin.files import Garbled, text_in, write_private
 from gateway_plugin.ownership import demand_own
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.service.discovery import edges_of
@@ -140,7 +139,7 @@ class KeyStore:
             )
 
     def _mapped(self) -> dict[str, str]:
-        return parse_map((_text(self._layout.keys_map) or b"").decode(errors="replace"), numbered=False)
+        return parse_map(text_in(self._layout.keys_map) or "", numbered=False)
 
     def revoke(self, name: str) -> None:
         """Refuse a key from now on, and cut its requests in flight. The command line's own is replaced.
@@ -179,10 +178,7 @@ class KeyStore:
         """
         with self._locked():
             keys = self.list()
-            try:
-                held = self._layout.admin_key.read_text(encoding="utf-8").strip()
-            except (FileNotFoundError, UnicodeDecodeError):
-                held = ""
+            held = (text_in(self._layout.admin_key) or "").strip()
             if not any(key.sha256 == _digest(held) and key.role == "admin" and not key.revoked for key in keys):
                 self._renew_cli_key(keys, others_may_end=True)
 
@@ -275,7 +271,7 @@ class KeyStore:
     def _write_map(self, keys: tuple[Key, ...]) -> None:
         text = map_text(admitted(keys))
         private_folder(self._layout.edge)
-        if _text(self._layout.keys_map) != text.encode():
+        if text_in(self._layout.keys_map) != text:
             write_private(self._layout.keys_map, text)
 
     @contextmanager
@@ -310,10 +306,3 @@ def _digest(secret: str) -> str:
 def _unwritten(error: OSError) -> str:
     """Reason of a failed write, with the path: only the owner makes keys."""
     return f"{error.filename or 'the state folder'} cannot be written ({error.strerror or error}); make room there"
-
-
-def _text(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None

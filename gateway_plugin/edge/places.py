@@ -73,11 +73,6 @@ class Places:
         """Connections at the front door of refused callers that are still sending and being read."""
         return self.callers // 4
 
-    @property
-    def most_files(self) -> int:
-        """Open files if every place is taken, without the files that ``places`` reserves."""
-        return self.callers + self.owner + self.busy + _PER_COLD * self.cold
-
 
 def places(hard_limit: int, relayed: int, slots: int = 64, servers_per_slot: int = 8) -> Places:
     """Divide ``hard_limit`` open files. ``relayed``: requests that the ingress may have at a time.

@@ -9,7 +9,6 @@ import resource
 import secrets
 import socket
 import subprocess
-from pathlib import Path
 
 import psutil
 
@@ -17,7 +16,7 @@ from gateway_plugin.edge.haproxy_config import EdgeSettings, render, script
 from gateway_plugin.edge.keys import KeyStore
 from gateway_plugin.edge.places import places
 from gateway_plugin.errors import ServiceError
-from gateway_plugin.files import set_aside, write_private
+from gateway_plugin.files import set_aside, text_in, write_private
 from gateway_plugin.haproxy import CHOICE, binary
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.site import WILDCARDS, Site
@@ -50,7 +49,7 @@ def prepare(
     make_authority(layout, front_hosts=front_hosts(site))
     if site.certificate is not None and not os.access(site.certificate, os.R_OK):
         raise ServiceError(f"{site.certificate}: the front door's certificate cannot be read.")
-    if not _SECRET.fullmatch(_content(layout.edge_secret) or ""):  # an empty one would admit every request
+    if not _SECRET.fullmatch(text_in(layout.edge_secret) or ""):  # an empty one would admit every request
         write_private(layout.edge_secret, secrets.token_urlsafe(32))
     mend_maps(layout)
     KeyStore(layout).write_map()
@@ -75,19 +74,12 @@ def mend_maps(layout: Layout) -> None:
         (layout.slot_keys_map, _MAP),
         (layout.servers_state, _STATE),
     ):
-        content = _content(path)
+        content = text_in(path)
         if content is not None and not form.fullmatch(content):
             log.warning("%s is garbled: set aside as %s", path, set_aside(path))
             content = None
         if content is None:
             write_private(path, "")
-
-
-def _content(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace")
-    except FileNotFoundError:
-        return None
 
 
 def open_files_limit() -> int:
@@ -115,7 +107,7 @@ def _addresses() -> tuple[str, ...]:
 
 def of_this_version(layout: Layout) -> bool:
     """Whether a running edge has the doors that this version's other parts use, judged by its configuration."""
-    configured = _content(layout.edge_config) or ""
+    configured = text_in(layout.edge_config) or ""
     return all(str(door) in configured for door in (layout.owner_door, layout.ingress_socket))
 
 

@@ -7,17 +7,14 @@ from importlib import resources
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from gateway_plugin.catalog_values import Frozen
 from gateway_plugin.engine_kinds import Task
 from gateway_plugin.errors import NotFound
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Document(_Frozen):
+class Document(Frozen):
     """A document that options are from."""
 
     url: str = Field(pattern=r"^https://")
@@ -25,7 +22,7 @@ class Document(_Frozen):
     """Of its last change, else when it was read."""
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """One model, and how vLLM is started for it."""
 
     name: str

@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
+from gateway_plugin.catalog_values import Frozen, matching
 from gateway_plugin.catalog_words import names_of, not_filled_in, one_word_each, variables_of, words_of
 from gateway_plugin.engine_options import refused_variable
 
@@ -26,11 +27,7 @@ _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _BIND = re.compile(r"/[^:,\s]*(:/[^:,\s]*(:r[ow])?)?")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Container(_Frozen):
+class Container(Frozen):
     """The container that an engine is started in, on its node."""
 
     kind: ContainerKind
@@ -66,10 +63,10 @@ class Container(_Frozen):
         return _plain(value)
 
 
-class Runtime(_Frozen):
+class Runtime(Frozen):
     """One runtime."""
 
-    name: str
+    name: Annotated[str, matching(_NAME, "a runtime's name is letters, digits, '.', '-' and '_'")]
     python: str = ""
     """The interpreter, as a path where the engine runs (inside the container, if there is one); ``""``: the gateway's
     own; in a container or behind modules ``python3``."""
@@ -80,13 +77,6 @@ class Runtime(_Frozen):
     container: Container | None = None
     env: Annotated[dict[str, str], BeforeValidator(variables_of)] = Field(default_factory=dict)
     """Variables of every engine in this runtime; an entry's own come after them."""
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        if not _NAME.fullmatch(value):
-            raise ValueError(f"a runtime's name is letters, digits, '.', '-' and '_', got {value!r}")
-        return value
 
     @field_validator("python")
     @classmethod

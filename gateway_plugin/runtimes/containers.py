@@ -16,22 +16,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 from gateway_plugin.masking import speaks_of_a_secret
-from gateway_plugin.runtimes import Container
+from gateway_plugin.runtimes import Container, ContainerKind
 
 Gpu = Literal["", "nvidia", "amd"]
 
-PROGRAMS: dict[str, str] = {
-    "apptainer": "apptainer",
-    "singularity": "singularity",
-    "podman": "podman",
-    "podman-hpc": "podman-hpc",
-    "charliecloud": "ch-run",
-    "shifter": "shifter",
-    "enroot": "enroot",
-}
+PROGRAMS: dict[str, str] = {**{kind: kind for kind in get_args(ContainerKind)}, "charliecloud": "ch-run"}
 """The program of each kind."""
 HIDING = frozenset({"apptainer", "singularity", "podman", "podman-hpc", "enroot"})
 """Kinds in which an engine sees only what is bound: they hide the gateway's folders without bubblewrap. Inside it most

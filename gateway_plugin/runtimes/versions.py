@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from gateway_plugin.catalog import Catalog
+from gateway_plugin.catalog_values import Frozen
 from gateway_plugin.runtimes import Runtime
 
 _PACKAGE_OF = {"vllm": "vllm", "sglang": "sglang", "transformers": "transformers"}
@@ -38,10 +39,8 @@ print("{_SAYS}" + json.dumps(found))
 _REPORTED = ("vllm", "sglang", "transformers", "torch")
 
 
-class Tried(BaseModel):
+class Tried(Frozen):
     """A runtime, and what the catalog's entries want of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     runtime: Runtime
     """One with an empty name and nothing else: the gateway's own environment."""
@@ -51,18 +50,14 @@ class Tried(BaseModel):
     """The most that an entry takes."""
 
 
-class Wanted(BaseModel):
+class Wanted(Frozen):
     """All runtimes of a catalog."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tried: tuple[Tried, ...] = ()
 
 
-class Seen(BaseModel):
+class Seen(BaseModel, extra="forbid", frozen=True):
     """A runtime as a node found it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     problem: str = ""
     versions: dict[str, str] = {}

@@ -91,11 +91,8 @@ def _blocks_known(layout: Layout) -> list[str]:
 def secrets_in_force(layout: Layout) -> tuple[str, ...]:
     """Values of the environments in the catalog in force, which engines may have printed; none if it is damaged."""
     catalog = in_force(layout)
-    return (
-        tuple(secret for model in catalog.models for secret in secrets_of(model.variables))
-        if catalog is not None
-        else ()
-    )
+    models = catalog.models if catalog is not None else ()
+    return tuple(secret for model in models for secret in secrets_of(model.variables))
 
 
 def last_lines(path: Path, count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -9,7 +10,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -88,43 +89,38 @@ def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def packages(site: Site, catalog: Catalog, installed: Callable[[str], bool] = _installed) -> tuple[Check, ...]:
+def packages(site: Site, catalog: Catalog, installed: Callable[[str], bool] = _installed) -> Iterator[Check]:
     """The service's packages, and vLLM if engines run on this machine in this environment. Nothing is imported."""
-    checks = [
-        Check("package " + module, Verdict.OK, "installed")
-        if installed(module)
-        else Check("package " + module, Verdict.FAIL, "missing", "pip install 'gateway-plugin[serve]'")
-        for module in ("ray", "parsl", "psutil", "cryptography")
-    ]
+    for module in ("ray", "parsl", "psutil", "cryptography"):
+        if installed(module):
+            yield Check("package " + module, Verdict.OK, "installed")
+        else:
+            yield Check("package " + module, Verdict.FAIL, "missing", "pip install 'gateway-plugin[serve]'")
     here = [node_type for node_type in site.node_types if node_type.engines_on_loopback and not node_type.worker_init]
     if here and any(model.engine == "vllm" and model.runtime is None for model in catalog.models):
         if installed("vllm"):
-            checks.append(Check("package vllm", Verdict.OK, "installed"))
+            yield Check("package vllm", Verdict.OK, "installed")
         else:
             advice = "give its entries a runtime (docs/engines.md), or pip install 'gateway-plugin[gpu]'"
-            checks.append(Check("package vllm", Verdict.FAIL, "missing, and engines run on this machine", advice))
-    return tuple(checks)
+            yield Check("package vllm", Verdict.FAIL, "missing, and engines run on this machine", advice)
 
 
-def runtimes(site: Site, catalog: Catalog) -> tuple[Check, ...]:
+def runtimes(site: Site, catalog: Catalog) -> Iterator[Check]:
     """What of the entries' runtimes is on this machine. Nodes of a queue may have what it lacks."""
     here = any(node_type.engines_on_loopback for node_type in site.node_types)
-    checks: list[Check] = []
     for runtime in {model.runtime.name: model.runtime for model in catalog.models if model.runtime}.values():
         name = f"runtime {runtime.name}"
         if not (problem := missing(runtime, os.environ)):
-            checks.append(Check(name, Verdict.OK, "as far as it shows without a start"))
+            yield Check(name, Verdict.OK, "as far as it shows without a start")
         elif here:
-            checks.append(Check(name, Verdict.FAIL, problem, f"correct runtimes.{runtime.name} in the catalog"))
+            yield Check(name, Verdict.FAIL, problem, f"correct runtimes.{runtime.name} in the catalog")
         else:
             words = f"{problem.replace(' on this node', ' on this machine')}; a node may have it"
-            checks.append(Check(name, Verdict.WARN, words, "'gateway doctor --submit' looks on the nodes"))
-    return tuple(checks)
+            yield Check(name, Verdict.WARN, words, "'gateway doctor --submit' looks on the nodes")
 
 
-def providers(site: Site) -> tuple[Check, ...]:
+def providers(site: Site) -> Iterator[Check]:
     """Each node type's provider can run blocks and find them again."""
-    checks: list[Check] = []
     with tempfile.TemporaryDirectory(prefix="gw-") as scratch:  # a check creates nothing in the state folder
         for node_type in site.node_types:
             name = f"provider of {node_type.name}"
@@ -132,10 +128,9 @@ def providers(site: Site) -> tuple[Check, ...]:
                 scheduler_for(node_type.provider, Layout(Path(scratch)))
             except GatewayError as error:
                 advice = f"correct node type '{node_type.name}' in the site file, or give it another provider"
-                checks.append(Check(name, Verdict.FAIL, error.message, advice, configuration=True))
+                yield Check(name, Verdict.FAIL, error.message, advice, configuration=True)
             else:
-                checks.append(Check(name, Verdict.OK, type(node_type.provider).__name__))
-    return tuple(checks)
+                yield Check(name, Verdict.OK, type(node_type.provider).__name__)
 
 
 def edge_binary() -> Check:
@@ -150,9 +145,8 @@ def edge_binary() -> Check:
     return Check("edge program", Verdict.OK, str(found))
 
 
-def ports(site: Site, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
+def ports(site: Site, ours: frozenset[int] = frozenset()) -> Iterator[Check]:
     """The ports of the front door, Ray and Serve are free, or held by this gateway."""
-    checks: list[Check] = []
     for what, host, port in (
         ("front door", site.bind, site.port),
         ("Ray", "0.0.0.0", site.ray_port),  # noqa: S104 - tried, closed again at once
@@ -160,73 +154,64 @@ def ports(site: Site, ours: frozenset[int] = frozenset()) -> tuple[Check, ...]:
     ):
         name = f"port {port} ({what})"
         if port in ours:
-            checks.append(Check(name, Verdict.OK, "held by this gateway"))
-            continue
-        problem = bind_problem(host, port)
-        if problem is None:
-            checks.append(Check(name, Verdict.OK, "free"))
-            continue
-        place = " (--port)" if what == "front door" else " in the site file"
-        checks.append(Check(name, Verdict.FAIL, problem, f"end that process, or choose another port{place}"))
-    return tuple(checks)
+            yield Check(name, Verdict.OK, "held by this gateway")
+        elif (problem := bind_problem(host, port)) is None:
+            yield Check(name, Verdict.OK, "free")
+        else:
+            place = " (--port)" if what == "front door" else " in the site file"
+            yield Check(name, Verdict.FAIL, problem, f"end that process, or choose another port{place}")
 
 
-def folders(layout: Layout) -> tuple[Check, ...]:
+def folders(layout: Layout) -> Iterator[Check]:
     """State and run folder belong to this user alone; socket paths are short enough."""
-    checks: list[Check] = []
     for name, folder in (("state folder", layout.state), ("run folder", layout.run)):
         advice = "set another place: GATEWAY_STATE or --state for the state folder, GATEWAY_RUN_ROOT for the run folder"
         if odd := "".join(sorted(set(re.findall(r"[^\w./@%+=:,~-]", str(folder))))):
             words = f"{folder} has signs in its path that files for HAProxy cannot have: {odd!r}"
-            checks.append(Check(name, Verdict.FAIL, words, advice))
+            yield Check(name, Verdict.FAIL, words, advice)
             continue
         if not folder.exists():
             parent = next(parent for parent in folder.parents if parent.exists())
             writable = os.access(parent, os.W_OK | os.X_OK)
             words = f"{folder} can be made" if writable else f"{folder} cannot be made: {parent} is not writable"
-            checks.append(Check(name, Verdict.OK if writable else Verdict.FAIL, words, "" if writable else advice))
+            yield Check(name, Verdict.OK if writable else Verdict.FAIL, words, "" if writable else advice)
             continue
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            checks.append(Check(name, Verdict.FAIL, f"{folder} is not a folder of this user", advice))
+            yield Check(name, Verdict.FAIL, f"{folder} is not a folder of this user", advice)
         elif stat.S_IMODE(found.st_mode) & 0o077:
             mode = oct(stat.S_IMODE(found.st_mode))[2:]
-            checks.append(Check(name, Verdict.WARN, f"{folder} has mode {mode}", "'gateway up' will make it 700"))
+            yield Check(name, Verdict.WARN, f"{folder} has mode {mode}", "'gateway up' will make it 700")
         else:
-            checks.append(Check(name, Verdict.OK, str(folder)))
+            yield Check(name, Verdict.OK, str(folder))
     longest = len(str(layout.inner_door)) + 8
     if longest > _SOCKET_PATH_MAX or len(str(layout.ray_temp)) > _RAY_TEMP_MAX:
         words = f"{layout.run} is too long a path for sockets"
-        checks.append(Check("socket paths", Verdict.FAIL, words, "set GATEWAY_RUN_ROOT to a short path on local disk"))
-    return tuple(checks)
+        yield Check("socket paths", Verdict.FAIL, words, "set GATEWAY_RUN_ROOT to a short path on local disk")
 
 
-def job_scripts(layout: Layout, site: Site) -> tuple[Check, ...]:
+def job_scripts(layout: Layout, site: Site) -> Iterator[Check]:
     """Where jobs in a queue have their scripts: Parsl does not quote the path. No check if it needs no quoting."""
-    if not any(is_queue(node_type.provider) for node_type in site.node_types):
-        return ()
     try:
-        shared_script_place(layout)
+        if any(is_queue(node_type.provider) for node_type in site.node_types):
+            shared_script_place(layout)
     except ConfigError as error:
         advice = "give --state or GATEWAY_STATE another folder"
-        return (Check("job scripts", Verdict.FAIL, error.message, advice, configuration=True),)
-    return ()
+        yield Check("job scripts", Verdict.FAIL, error.message, advice, configuration=True)
 
 
-def disk(layout: Layout) -> tuple[Check, ...]:
+def disk(layout: Layout) -> Iterator[Check]:
     """Free space where state and run folder lie."""
-    checks: list[Check] = []
     for name, folder in (("disk of state", layout.state), ("disk of run", layout.run)):
         place = next(path for path in (folder, *folder.parents) if path.exists())
         free_mib = shutil.disk_usage(place).free // 2**20
         words = f"{free_mib / 1024:.1f} GiB free at {place}"
         if free_mib < _DISK_FAIL_MIB:
-            checks.append(Check(name, Verdict.FAIL, words, f"make room: at least {_DISK_FAIL_MIB} MiB"))
+            yield Check(name, Verdict.FAIL, words, f"make room: at least {_DISK_FAIL_MIB} MiB")
         elif free_mib < _DISK_WARN_MIB:
-            checks.append(Check(name, Verdict.WARN, words, "logs and Ray's spilled objects want a few GiB"))
+            yield Check(name, Verdict.WARN, words, "logs and Ray's spilled objects want a few GiB")
         else:
-            checks.append(Check(name, Verdict.OK, words))
-    return tuple(checks)
+            yield Check(name, Verdict.OK, words)
 
 
 def open_files(limits: Limits | None = None, hard: int | None = None) -> Check:
@@ -265,69 +250,64 @@ def few_files(limits: Limits, hard: int | None = None) -> str:
     return f"Open files {found.found}. To have more, {found.advice}." if found.verdict is Verdict.WARN else ""
 
 
-def weights(catalog: Catalog, site: Site | None = None) -> tuple[Check, ...]:
+def weights(catalog: Catalog, site: Site | None = None) -> Iterator[Check]:
     """Weights and adapters with a path on this machine's disk exist; those of a hub are fetched, and of one revision.
 
     What is not fetched prevents no start: ``gateway models fetch`` works while the gateway runs. Without a ``site``,
     engines load from the hub.
     """
     fetched = None if site is None or site.fetch == "by-engine" else cache_folder(site.weights_folder)
-    checks = [] if fetched is None else _open_to_others(fetched)
+    if fetched is not None:
+        yield from _open_to_others(fetched)
     for model in catalog.models:
         try:
             on_disk(model)
         except GatewayError as error:
             what, _, advice = error.message.partition("; ")
-            checks.append(Check(f"adapters of {model.name}", Verdict.FAIL, what, f"{advice} in the catalog"))
+            yield Check(f"adapters of {model.name}", Verdict.FAIL, what, f"{advice} in the catalog")
         if model.engine == "command":
             continue
         try:
             found = resolve(model, fetched=fetched)
             seen = (kind(model, found), size(model, Path(found)) if is_local(found) else None)
-            checks += [check for check in seen if check is not None]
+            yield from (check for check in seen if check is not None)
             if is_local(model.source) or split_revision(model.source)[1]:
-                checks.append(Check(f"weights of {model.name}", Verdict.OK, found))
+                yield Check(f"weights of {model.name}", Verdict.OK, found)
             else:
                 words = f"{model.source} without a revision: other weights are loaded once the repository has others"
                 advice = f"write 'source: {model.source}@COMMIT' in the catalog"
-                checks.append(Check(f"weights of {model.name}", Verdict.WARN, words, advice))
+                yield Check(f"weights of {model.name}", Verdict.WARN, words, advice)
         except GatewayError as error:
             what, _, advice = error.message.partition("; ")
             verdict = Verdict.FAIL if is_local(model.source) else Verdict.WARN
             if verdict is Verdict.WARN and (check := kind(model, model.source)) is not None:
-                checks.append(check)
+                yield check
             if verdict is Verdict.WARN and site is not None and site.fetch == "on-request":
                 verdict, advice = Verdict.OK, "fetched when the model is asked for"
-            checks.append(Check(f"weights of {model.name}", verdict, what, advice or "correct 'source' in the catalog"))
-    return tuple(checks)
+            yield Check(f"weights of {model.name}", verdict, what, advice or "correct 'source' in the catalog")
 
 
-def _open_to_others(folder: Path) -> list[Check]:
+def _open_to_others(folder: Path) -> Iterator[Check]:
     """A warning where other users may put weights into the folder."""
-    try:
-        if not others_write(folder.stat()):
-            return []
-    except OSError:  # not there yet
-        return []
-    words = f"others may write to {folder}, and engines load what is in it"
-    return [Check("weights folder", Verdict.WARN, words, f"chmod go-w {folder}, unless you trust its group")]
+    with contextlib.suppress(OSError):  # not there yet
+        if others_write(folder.stat()):
+            words = f"others may write to {folder}, and engines load what is in it"
+            yield Check("weights folder", Verdict.WARN, words, f"chmod go-w {folder}, unless you trust its group")
 
 
-def memory(site: Site) -> tuple[Check, ...]:
+def memory(site: Site) -> Iterator[Check]:
     """Memory for the engines that may run on this machine."""
     wanted = sum(
         node_type.engine_memory_gib * node_type.max_blocks
         for node_type in site.node_types
         if node_type.engines_on_loopback
     )
-    if not wanted:
-        return ()
     available = psutil.virtual_memory().available / 2**30
     words = f"{available:.1f} GiB available, engines may use {wanted:.1f}"
-    if available < wanted + 1.5:
-        advice = "lower engine_memory_gib in the site file, or end other programs"
-        return (Check("memory", Verdict.WARN, words, advice),)
-    return (Check("memory", Verdict.OK, words),)
+    if wanted and available < wanted + 1.5:
+        yield Check("memory", Verdict.WARN, words, "lower engine_memory_gib in the site file, or end other programs")
+    elif wanted:
+        yield Check("memory", Verdict.OK, words)
 
 
 def engine_isolation(site: Site, found: Isolation) -> Check:

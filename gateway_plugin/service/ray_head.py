@@ -12,7 +12,6 @@ import secrets
 import shutil
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 
 import psutil
 
@@ -188,11 +187,6 @@ def leftover_processes(layout: Layout) -> tuple[Mark, ...]:
 def end_leftovers(layout: Layout, grace_s: float = 0.0) -> tuple[Mark, ...]:
     """End all leftover processes. Returns those that could not be ended: normally none."""
     return end(lambda: leftover_processes(layout), grace_s)
-
-
-def ray_sessions(layout: Layout) -> list[Path]:
-    """Ray's session folders of this head, oldest first: logs, one for every start."""
-    return sorted(path for path in layout.ray_temp.glob("session_2*") if path.is_dir() and not path.is_symlink())
 
 
 def forget(layout: Layout) -> None:

@@ -18,7 +18,6 @@ from parsl.providers import LocalProvider
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, BlockPool, end_all
 from gateway_plugin.blocks.recovery import whole_ledger
-from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.engine_records import end_engines
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout
@@ -105,7 +104,7 @@ def open_pool(layout: Layout, site: Site) -> BlockPool:
         whole_ledger(layout, schedulers),
         schedulers,
         {node_type.name: node_type.max_blocks for node_type in site.node_types},
-        marks=LeaveMarks(layout.leave_marks),
+        marks=layout.leave_marks,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.option_values import number_of, value_of
-from gateway_plugin.sizing.estimate import BYTES, Estimate, cache_bytes, estimate_transformers
+from gateway_plugin.sizing.estimate import BYTES, Estimate, estimate_transformers, tokens_held
 from gateway_plugin.sizing.plan import CONTEXT_DEFAULT, GIB, SEQUENCES_DEFAULT, Room, Source, Wish, fits, weights_of
 
 _UNCOUNTED = ("speculative-config", "cpu-offload-gb", "kv-transfer-config", "offload-group-size", "enable-lora")
@@ -41,7 +41,7 @@ class Sized:
 
 def refusal(model: Model) -> str:
     """Why the memory of such an entry cannot be worked out for any model; ``""``: it can."""
-    if _of_transformers(model.engine):
+    if model.engine == "transformers":
         return "of Transformers that is done for one GPU, or none" if model.gpus > 1 else ""
     if model.engine != "vllm":
         return f"that is done for vLLM and Transformers; how much 'engine: {model.engine}' takes is not known"
@@ -65,7 +65,7 @@ def sized(model: Model, source: Source, rooms: Sequence[Room]) -> Sized:
     if why := refusal(model):
         raise Unsized(why)
     args, architecture = model.args, source.architecture
-    if _of_transformers(model.engine):
+    if model.engine == "transformers":
         context = min(architecture.context, CONTEXT_DEFAULT)
         weights = weights_of(source, Wish())
         return Sized(estimate_transformers(architecture, weights, model.gpus, context), ())
@@ -98,10 +98,6 @@ def sized(model: Model, source: Source, rooms: Sequence[Room]) -> Sized:
     return Sized(engine, tuple(added))
 
 
-def _of_transformers(engine: str) -> bool:
-    return engine == "transformers"
-
-
 def _rooms(model: Model, rooms: Sequence[Room]) -> list[Room]:
     """The part of each node type that the entry's engines use."""
     if not rooms:
@@ -115,20 +111,13 @@ def _within(given: int, source: Source, wish: Wish) -> int:
     """The context that a cache of ``given`` bytes on each GPU holds. Raises ``Unsized`` if that is less than asked."""
     architecture, gpus = source.architecture, wish.gpus or 1
     element = wish.cache_element if wish.gpus else wish.element or 4.0
-
-    def holds(tokens: int) -> bool:
-        return cache_bytes(architecture, tokens, 1, gpus, element) <= given
-
     wanted = wish.context or architecture.context
-    if holds(wanted):
+    held = tokens_held(architecture, given, wanted, gpus, element)
+    if held == wanted:
         return wanted
-    low, high = 0, wanted
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    if wish.context is not None or not low:
+    if wish.context is not None or not held:
         raise Unsized(
-            f"--kv-cache-memory-bytes ({given / GIB:.2f} GiB) holds {low} tokens of its cache, and one request may "
+            f"--kv-cache-memory-bytes ({given / GIB:.2f} GiB) holds {held} tokens of its cache, and one request may "
             f"have {wanted}"
         )
-    return low if low < 1024 else low // 1024 * 1024
+    return held if held < 1024 else held // 1024 * 1024

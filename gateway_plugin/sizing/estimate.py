@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from gateway_plugin.sizing.architecture import Architecture
@@ -140,13 +141,11 @@ def longest_context(
 ) -> int:
     """Tokens of the longest context of one sequence that fits beside the weights; 0: not even the weights fit."""
     free = gpu_bytes - (-(-weights // gpus)) - buffer_bytes(architecture, gpus)
-    if free <= 0:
-        return 0
-    low, high = 0, architecture.context
-    while low < high:
-        middle = (low + high + 1) // 2
-        if cache_bytes(architecture, middle, 1, gpus, cache_element) <= free:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return tokens_held(architecture, free, architecture.context, gpus, cache_element) if free > 0 else 0
+
+
+def tokens_held(architecture: Architecture, cache: int, most: int, gpus: int, element: float) -> int:
+    """Tokens of one sequence, at most ``most``, that a cache of ``cache`` bytes on each GPU holds."""
+    return bisect_right(
+        range(1, most + 1), cache, key=lambda tokens: cache_bytes(architecture, tokens, 1, gpus, element)
+    )

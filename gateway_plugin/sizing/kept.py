@@ -7,7 +7,6 @@ or no revision the hub is asked again after a day, and what is kept is used if i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import threading
@@ -15,8 +14,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.files import write_private
@@ -28,14 +28,24 @@ from gateway_plugin.sizing.plan import Source
 from gateway_plugin.sizing.source import read_source
 from gateway_plugin.weights import is_local, split_revision
 
-FORMAT = 1
-"""Another one is not used: raise it where ``parse_config`` counts otherwise, or what is kept has other fields."""
 _MOST = 256
 """Models kept; the oldest go."""
 _BYTES_MAX = 4 << 20
 _FRESH_S = 86_400.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SOURCE = TypeAdapter(Source)
+
+
+class _Entry(BaseModel):
+    """What was said of one model, and when: seconds since the epoch."""
+
+    at: float
+    source: Source
+
+
+class _File(BaseModel):
+    format: Literal[1] = 1
+    """Another one is not used: raise it where ``parse_config`` counts otherwise, or what is kept has other fields."""
+    sources: dict[str, _Entry]
 
 
 class Kept:
@@ -60,46 +70,37 @@ class Kept:
             return ask(name)
         commit = _COMMIT.fullmatch(split_revision(name)[1]) is not None
         kept = self._all().get(name)
-        if kept is not None and (commit or 0 <= self._now() - kept[0] < _FRESH_S):  # (2)
-            return kept[1]
+        if kept is not None and (commit or 0 <= self._now() - kept.at < _FRESH_S):  # (2)
+            return kept.source
         if commit and (found := _snapshot(name, ask, self._places)) is not None:  # (3)
             return found
         try:
             found = ask(name)  # (4)
         except ServiceError:
-            known = kept[1] if kept is not None else _snapshot(name, ask, self._places)  # (5)
+            known = kept.source if kept is not None else _snapshot(name, ask, self._places)  # (5)
             if known is None:
                 raise
             return known
         self._keep(name, found)
         return found
 
-    def _all(self) -> dict[str, tuple[float, Source]]:
-        """Name -> when it was asked, and the answer; of a file that cannot be used nothing."""
+    def _all(self) -> dict[str, _Entry]:
+        """What is kept, by name; of a file that cannot be used nothing."""
         try:
             seen = self._path.stat()
             if seen.st_uid != os.getuid() or others_write(seen) or seen.st_size > _BYTES_MAX:
                 return {}
-            document = json.loads(self._path.read_bytes())
-            if document["format"] != FORMAT:
-                return {}
-            found = {}
-            for name, entry in document["sources"].items():
-                found[str(name)] = (float(entry["at"]), _SOURCE.validate_python(entry["source"]))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ValidationError):
+            return _File.model_validate_json(self._path.read_bytes()).sources
+        except (OSError, ValidationError):
             return {}
-        return found
 
     def _keep(self, name: str, found: Source) -> None:
         """On a full disk it is asked again the next time."""
         with self._lock, contextlib.suppress(OSError):
-            known = {**self._all(), name: (self._now(), found)}
-            latest = sorted(known.items(), key=lambda item: (-item[1][0], item[0]))[:_MOST]
-            sources = {
-                key: {"at": at, "source": _SOURCE.dump_python(source, mode="json")} for key, (at, source) in latest
-            }
+            known = {**self._all(), name: _Entry(at=self._now(), source=found)}
+            latest = sorted(known.items(), key=lambda item: (-item[1].at, item[0]))[:_MOST]
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            write_private(self._path, json.dumps({"format": FORMAT, "sources": sources}))
+            write_private(self._path, _File(sources=dict(latest)).model_dump_json())
 
 
 def _snapshot(name: str, ask: Callable[[str], Source], places: Iterable[Path]) -> Source | None:

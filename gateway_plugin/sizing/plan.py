@@ -150,7 +150,6 @@ def _fit_host(source: Source, room: Room, wish: Wish) -> Fit:
     sequences = wish.sequences or SEQUENCES_DEFAULT
     if context > architecture.context:
         return Fit(room.name, None, 0, f"it was made for {architecture.context} tokens, {context} are asked for")
-    made = estimate_host(architecture, context, sequences, wish.element)
     for count in _sequences(sequences, wish.sequences is None):
         made = estimate_host(architecture, context, count, wish.element)
         if made.gib * GIB <= room.host_bytes:

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from gateway_plugin import hub
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError, NotFound
@@ -34,12 +32,9 @@ def read_source(name: str, token_file: Path | None = None) -> Source:
         NotFound: the hub has no such model or revision, or there is no such folder.
         ServiceError: the hub cannot be reached, or refuses.
     """
-    try:
-        entry = Model(name="model", source=name, memory_gib=1)
-    except ValidationError as error:
-        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    if not is_local(name):
+    if not is_local(hub.hub_source(name)):
         return _from_hub(name, token_file)
+    entry = Model(name="model", source=name, memory_gib=1)
     try:
         folder = Path(resolve(entry))
     except ConfigError as error:  # it names the key of an entry, and there is none yet

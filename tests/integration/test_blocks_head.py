@@ -12,8 +12,7 @@ import pytest
 from gateway_plugin.blocks.ledger import Block, BlockPhase
 from gateway_plugin.paths import block_folder
 from gateway_plugin.processes import block_processes
-from gateway_plugin.service.ray_head import ray_sessions
-from tests.support.clusters import LocalCluster, local_cluster, opened, wait_for
+from tests.support.clusters import LocalCluster, local_cluster, opened, ray_sessions, wait_for
 
 pytestmark = pytest.mark.integration
 

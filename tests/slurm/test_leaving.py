@@ -20,7 +20,6 @@ from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.blocks.leaving import Leaving
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger
 from gateway_plugin.blocks.pool import BlockPool
-from gateway_plugin.blocks.stop_files import LeaveMarks
 from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.processes import mark
 from gateway_plugin.schedulers.base import Scheduler
@@ -72,7 +71,7 @@ def start(slurm: VirtualSlurm, layout: Layout) -> Start:
         python = stand_in(layout.state, folder, ENGINE + RUNS)
         script = block_script(NAME, node_type, layout, "127.0.0.1:1", str(python), leaving=leaving)
         jobs = scheduler_for(provider, layout)
-        pool = BlockPool(Ledger(layout.ledger), {"node": jobs}, {"node": 1}, marks=LeaveMarks(layout.leave_marks))
+        pool = BlockPool(Ledger(layout.ledger), {"node": jobs}, {"node": 1}, marks=layout.leave_marks)
         block = pool.submit(NAME, "node", script, {})
         reaches(jobs, block, BlockPhase.RUNNING)
         told = folder / "engine"

@@ -96,6 +96,11 @@ def command_line(process: psutil.Process) -> str:
         return ""
 
 
+def ray_sessions(layout: Layout) -> list[Path]:
+    """Session folders of a head's Ray, oldest first: logs, one for every start."""
+    return sorted(path for path in layout.ray_temp.glob("session_2*") if path.is_dir() and not path.is_symlink())
+
+
 def opened(marks: Iterable[Mark]) -> list[psutil.Process]:
     """Those of the processes that still live, for ``psutil``'s other questions."""
     found = []
@@ -160,7 +165,7 @@ class LocalCluster:
 
     def monitor_log(self) -> str:
         """The log of the autoscaler and the node provider, over all starts of the head."""
-        files = [path for folder in ray_head.ray_sessions(self.layout) for path in folder.glob("logs/monitor.*")]
+        files = [path for folder in ray_sessions(self.layout) for path in folder.glob("logs/monitor.*")]
         return "".join(path.read_text(errors="replace") for path in files)
 
     def head_processes(self) -> list[psutil.Process]:

@@ -6,13 +6,12 @@ import asyncio
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
 from typing import Any
 
 import httpx
 
 from gateway_plugin.api_types import whole
-from gateway_plugin.channel import Channel, Item
+from gateway_plugin.channel import Channel, Item, result_of
 from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest, ModelNotFound
 from gateway_plugin.globus.client.transport import Transport
 
@@ -32,15 +31,7 @@ class TaskTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         """Send it and wait. Interrupted (Ctrl-C), it is cancelled if it was not sent yet."""
         request.read()
         try:
-            future = self._begin(request)
-            try:
-                wait_for([future])
-            except BaseException:
-                future.cancel()
-                raise
-            if future.cancelled():
-                return _refusal(self._channel.closed())
-            return _answer(request, future.result())
+            return _answer(request, result_of(self._begin(request), self._channel))
         except GatewayError as error:
             return _refusal(error)
 

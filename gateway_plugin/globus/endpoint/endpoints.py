@@ -181,20 +181,13 @@ class Endpoints:
         return found
 
     # --- start and stop ---
-    def start(self, name: str, report: Report, within_s: float = 60.0) -> EndpointStatus:
-        """Start it and wait until Globus Compute reports it online. A running one is left alone.
+    def start(self, name: str, report: Report, within_s: float = 60.0, *, stop_first: bool = False) -> EndpointStatus:
+        """Start it and wait until Globus Compute reports it online. A running one is left alone, or stopped first.
 
         Raises:
             NotFound: it is not configured.
             ServiceError: it runs on another machine, ended, or is not online in time; with its own last output.
         """
-        return self._start(name, report, within_s, stop_first=False)
-
-    def restart(self, name: str, report: Report, within_s: float = 60.0) -> EndpointStatus:
-        """Stop it if it runs, and ``start`` it. Raises as that does."""
-        return self._start(name, report, within_s, stop_first=True)
-
-    def _start(self, name: str, report: Report, within_s: float, stop_first: bool) -> EndpointStatus:
         folder, record = self._globus / name, self._known_here(name)
         shared.check_files(record.options)
         with self._registrar(record.venv) as registrar:

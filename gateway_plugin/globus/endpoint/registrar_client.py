@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from gateway_plugin.errors import ServiceError
@@ -44,12 +43,10 @@ class Registrar:
             ) from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         child = self._child
         assert child is not None
-        if error is not None:
+        if kind is not None:
             child.kill()
         child.communicate()
 

@@ -49,18 +49,12 @@ def make(venv: Path, report: Callable[[str], None], python: str | None = None) -
     inside = str(venv / "bin" / "python")
     uv = _uv()
     # Compiled here: its users may not be able to write there, and would compile it at every start.
-    if uv is None or not _installed([uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", inside]):
+    install = [str(uv), "pip", "install", "--quiet", "--compile-bytecode", "--python", inside, *_WHAT]
+    if uv is None or _ended(install).returncode != 0:
         if uv is not None:  # it does not read pip's configuration: where only pip finds the way out, pip does it
             _run([base, "-I", "-m", "venv", "--clear", str(venv)])
         _run([inside, "-I", "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *_WHAT])
     _stamp(venv).touch()
-
-
-def _installed(install: list[str]) -> bool:
-    ended = subprocess.run(
-        [*install, *_WHAT], stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S, umask=READABLE_UMASK
-    )
-    return ended.returncode == 0
 
 
 def _uv() -> str | None:
@@ -78,14 +72,18 @@ def _stamp(venv: Path) -> Path:
     return venv / f".complete-{hashlib.sha256(_LIST.read_bytes()).hexdigest()[:12]}"
 
 
-def _run(argv: list[str]) -> None:
-    began = time.monotonic()
+def _ended(argv: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        ended = subprocess.run(
+        return subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_S, umask=READABLE_UMASK
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServiceError(f"The endpoint's environment could not be made: {error}") from error
+
+
+def _run(argv: list[str]) -> None:
+    began = time.monotonic()
+    ended = _ended(argv)
     if ended.returncode != 0:
         last = "\n".join((ended.stderr or ended.stdout).strip().splitlines()[-8:])
         took = time.monotonic() - began

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Job, Ledger
 from gateway_plugin.blocks.pool import CANCEL_GRACE_S, SPACING_S, BlockPool, after_look, after_search
-from gateway_plugin.blocks.stop_files import CancelRequests, LeaveMarks
+from gateway_plugin.blocks.stop_files import CancelRequests
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.schedulers.base import JobStatus
 from tests.support.queue import QueueJobs, QueueProvider, Scheduler
@@ -62,8 +62,7 @@ class Story:
 
     def new_pool(self) -> BlockPool:
         jobs = QueueJobs(QueueProvider(self.scheduler))
-        marks = LeaveMarks(self.marks)
-        return BlockPool(self.ledger, {"a": jobs}, {"a": 4}, self.clock, marks, monotonic=self.monotonic)
+        return BlockPool(self.ledger, {"a": jobs}, {"a": 4}, self.clock, self.marks, monotonic=self.monotonic)
 
     def clock(self) -> float:
         return self.now + self.set_by

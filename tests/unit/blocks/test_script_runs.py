@@ -19,7 +19,7 @@ from gateway_plugin.blocks import host
 from gateway_plugin.blocks.job_script import block_script
 from gateway_plugin.blocks.leaving import CANCELLED, NO_FOLDER, Leaving, Settings
 from gateway_plugin.blocks.ledger import Block
-from gateway_plugin.blocks.stop_files import LeaveMarks
+from gateway_plugin.blocks.stop_files import mark_to_leave
 from gateway_plugin.paths import Layout, block_folder, block_log
 from gateway_plugin.phases import BlockPhase
 from gateway_plugin.processes import arguments, carries_mark, own_pids
@@ -70,7 +70,7 @@ def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 
 def mark(tmp_path: Path) -> None:
-    LeaveMarks(Layout(tmp_path / "state").leave_marks).put(NAME)
+    mark_to_leave(Layout(tmp_path / "state").leave_marks, NAME)
 
 
 def record(tmp_path: Path, block: str = NAME) -> Path:

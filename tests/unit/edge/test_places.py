@@ -37,7 +37,6 @@ def test_never_more_open_files_than_there_are(limit: int, relayed: int, slots: i
         assert limit < 256 + 8 * slots + 320
         return
     checks = 8 * slots
-    assert files_used(held) == held.most_files
     assert files_used(held) + checks + 256 + held.files // 32 <= held.files <= limit
 
 

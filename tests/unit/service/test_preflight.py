@@ -66,12 +66,12 @@ def test_a_port_in_use_is_named_with_its_holder() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        found = ports(site(port))[0]
+        found = next(ports(site(port)))
         assert found.verdict is Verdict.FAIL
         assert str(port) in found.name
         assert str(os.getpid()) in found.found
         assert "--port" in found.advice
-        assert ports(site(port), ours=frozenset({port}))[0].verdict is Verdict.OK
+        assert next(ports(site(port), ours=frozenset({port}))).verdict is Verdict.OK
 
 
 def test_a_missing_package_says_what_to_install() -> None:
@@ -111,10 +111,10 @@ def test_a_runtime_that_is_not_there_is_named_and_wants_no_vllm_in_this_environm
 def test_somebody_elses_state_folder_is_refused_and_a_wide_one_corrected(tmp_path: Path) -> None:
     wide = tmp_path / "wide"
     wide.mkdir(mode=0o755)
-    assert folders(Layout(wide))[0].verdict is Verdict.WARN
+    assert next(folders(Layout(wide))).verdict is Verdict.WARN
     link = tmp_path / "link"
     link.symlink_to(wide)
-    assert folders(Layout(link))[0].verdict is Verdict.FAIL
+    assert next(folders(Layout(link))).verdict is Verdict.FAIL
 
 
 @pytest.mark.parametrize("name", ["my state", 'state"', "$state", "st#ate", "a\\b"])
@@ -221,9 +221,9 @@ def test_a_state_folder_in_which_no_script_of_a_queue_can_lie_is_told_before_the
     kinds = (NodeType(name="here", provider=local, cpus=1, engine_memory_gib=1),)
     queue = NodeType(name="q", provider=SlurmProvider(launcher=SimpleLauncher()), cpus=1, engine_memory_gib=1)
     crooked = Layout(tmp_path / "my state")
-    assert job_scripts(crooked, Site(name="s", node_types=kinds)) == ()
+    assert not [*job_scripts(crooked, Site(name="s", node_types=kinds))]
     both = Site(name="s", node_types=(*kinds, queue))
-    assert job_scripts(Layout(tmp_path / "state"), both) == ()
+    assert not [*job_scripts(Layout(tmp_path / "state"), both)]
     with pytest.raises(ConfigError, match=r"job scripts: .*my state: Parsl does not quote .*; give --state"):
         before_start(crooked, both, Catalog(models=()))
 
