@@ -15,7 +15,6 @@ or puts to sleep no other engine on the same GPUs while one of the two runs: mem
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import time
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway_plugin.engine_kinds import Task
+from serve.agent.node import DevicesUnseen, nvidia_smi
 from serve.agent.probe import Probe, ProbeFailed
 
 Mib = tuple[int, ...]
@@ -160,10 +160,6 @@ def same_answer(noted: Canary, answered: Canary) -> bool:
         return False
     apart = math.dist(noted.numbers, answered.numbers)
     return apart <= _CLOSE * (math.hypot(*noted.numbers) if len(noted.numbers) > 1 else 1.0)  # never for a NaN
-
-
-class DevicesUnseen(Exception):
-    """``nvidia-smi`` did not report how much memory is in use."""
 
 
 class Sleeper:
@@ -303,26 +299,7 @@ def _less(whole: Mib, part: Mib) -> Mib:
 
 async def used_mib_of(gpus: tuple[str, ...], timeout_s: float = 10.0) -> Mib:
     """Memory in use on these GPUs, by index or UUID as in ``CUDA_VISIBLE_DEVICES``. Raises ``DevicesUnseen``."""
-    argv = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=" + ",".join(gpus))
-    try:
-        asked = await asyncio.create_subprocess_exec(
-            *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-    except OSError as error:
-        raise DevicesUnseen(f"nvidia-smi: {error}") from None
-    try:
-        async with asyncio.timeout(timeout_s):
-            said, _ = await asked.communicate()
-        used = tuple(int(line) for line in said.split())
-    except TimeoutError:
-        raise DevicesUnseen(f"nvidia-smi said nothing for {timeout_s:g} s") from None
-    except ValueError:
-        raise DevicesUnseen(f"nvidia-smi: {said[:200].decode(errors='replace').strip()}") from None
-    finally:
-        if asked.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                asked.kill()
-            await asked.wait()
-    if asked.returncode != 0 or len(used) != len(gpus):
-        raise DevicesUnseen(f"nvidia-smi: {said[:200].decode(errors='replace').strip()}")
-    return used
+    said = await nvidia_smi("--query-gpu=memory.used", "--id=" + ",".join(gpus), timeout_s=timeout_s)
+    if len(used := said.split()) != len(gpus) or not all(mib.isdecimal() for mib in used):
+        raise DevicesUnseen(f"nvidia-smi: {said[:200].strip()}")
+    return tuple(int(mib) for mib in used)
