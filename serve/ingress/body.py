@@ -17,8 +17,6 @@ from serve.ingress.budget import Hold
 from serve.ingress.form import NoForm, find_fields
 from serve.ingress.scan import Malformed, scan
 
-FORM_PATHS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits")
-"""They take a form, because they take files; all others take JSON."""
 _YES = frozenset({b"true", b"1", b"on", b"yes", b"t", b"y"})
 """Values of a form's flag, in lower case, that are true to engines (pydantic)."""
 
@@ -94,7 +92,7 @@ def ask_in_slices(body: bytes, named: str | None, form: str | None = None) -> Ge
 
     Args:
         named: the edge's model, or the caller's ``x-gateway-model``.
-        form: the header ``Content-Type`` of a request on one of ``FORM_PATHS``; ``None``: the path takes JSON.
+        form: the header ``Content-Type`` of a request on one of ``FORMS``; ``None``: the path takes JSON.
 
     Raises:
         InvalidRequest: (1) no JSON object, or no form, (2) no model in it and none named, (3) not a valid model name,
