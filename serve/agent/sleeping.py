@@ -18,13 +18,13 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from gateway_plugin.engine_kinds import Task
 from serve.agent.node import DevicesUnseen, nvidia_smi
 from serve.agent.probe import Probe, ProbeFailed
+from serve.agent.probe_requests import Trial
 
 Mib = tuple[int, ...]
 """MiB in use on each of an engine's GPUs, in the order of its GPUs."""
@@ -249,26 +249,19 @@ class Sleeper:
 
     async def _ask(self) -> Canary | None:
         """The canary. ``None``: an answer without what is compared. Raises ``ProbeFailed`` if there is none."""
-        problem = ""
-        for path, body in _requests(self._model, self._task):
-            status, answer = await self._probe.call("POST", path, body, self._patience.answer_s)
-            if status == 200:
-                return canary_of(answer)
-            problem = problem or f"{path} was answered {status}: {answer[:200].decode(errors='replace')}"
-            if status not in (400, 404, 405):  # those may mean that it has no such path
-                break
-        raise ProbeFailed(problem)
+        tried = _requests(self._model, self._task)
+        return canary_of(await self._probe.first_good(tried, lambda status, _: status == 200, self._patience.answer_s))
 
 
-def _requests(model: str, task: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+def _requests(model: str, task: str) -> tuple[Trial, ...]:
     """The same answer each time: the likeliest token and how likely it is, or a vector."""
     if task == "embed":
-        return (("/v1/embeddings", {"model": model, "input": ["ready?"]}),)
+        return (Trial("/v1/embeddings", {"model": model, "input": ["ready?"]}),)
     greedy = {"model": model, "max_tokens": 1, "temperature": 0}
     message = {"role": "user", "content": "Hi"}
     return (
-        ("/v1/completions", {**greedy, "prompt": "Hi", "logprobs": 1}),
-        ("/v1/chat/completions", {**greedy, "messages": [message], "logprobs": True, "top_logprobs": 1}),
+        Trial("/v1/completions", {**greedy, "prompt": "Hi", "logprobs": 1}),
+        Trial("/v1/chat/completions", {**greedy, "messages": [message], "logprobs": True, "top_logprobs": 1}),
     )
 
 
