@@ -43,6 +43,7 @@ _EDGE_RETRY_S = 0.2
 _REFUSED_RETRY_S = 2.0
 _ROUTE_UP_S = 10.0
 _ROUTE_POLL_S = 0.02
+_VERBS: Mapping[type[Effect], str] = {StopEngine: "stop", SleepEngine: "sleep", WakeEngine: "wake"}
 
 
 class Performer:
@@ -107,12 +108,8 @@ class Performer:
                 self._lanes.add(("slot", slot), lambda: self._route(effect))
             case StartEngine():
                 self._lanes.beside(lambda: self._start_engine(effect))
-            case StopEngine(node=node):
-                self._lanes.beside(lambda: self._agents.command(node, "stop", effect))
-            case SleepEngine(node=node):
-                self._lanes.beside(lambda: self._agents.command(node, "sleep", effect))
-            case WakeEngine(node=node):
-                self._lanes.beside(lambda: self._agents.command(node, "wake", effect))
+            case StopEngine(node=node) | SleepEngine(node=node) | WakeEngine(node=node):
+                self._lanes.beside(lambda: self._agents.command(node, _VERBS[type(effect)], effect))
             case CreateAgent(node, kind, block):
                 self._lanes.add(("node", node), lambda: self._agents.create(node, kind, block))
             case FetchWeights(model):
