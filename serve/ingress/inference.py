@@ -216,14 +216,19 @@ class Inference:
 
 
 async def relayed(errand: Errand, upstream: httpx.Response) -> AsyncIterator[bytes]:
-    """The response's bytes as they come; its end is reported to the request's seat. Raises ``StreamBroken``."""
+    """The response's bytes as they come; its end is reported to the request's seat.
+
+    Raises ``StreamBroken`` if the engine breaks off.
+    """
     try:
-        async for piece in pieces(upstream):
+        async for piece in upstream.aiter_raw():
             yield piece
-    except StreamBroken:
+    except httpx.TransportError as error:
         for seat in errand.seats:
             seat.broke_off()
-        raise
+        raise StreamBroken(f"the engine broke off: {type(error).__name__}") from error
+    finally:
+        await upstream.aclose()
     for seat in errand.seats:
         seat.answered()
 
@@ -250,17 +255,6 @@ async def abandon(work: asyncio.Task[httpx.Response]) -> None:
         await asyncio.wait({work})
     if not work.cancelled() and work.exception() is None:
         await work.result().aclose()
-
-
-async def pieces(upstream: httpx.Response) -> AsyncIterator[bytes]:
-    """The response's bytes as they come. Raises ``StreamBroken`` if the engine breaks off."""
-    try:
-        async for piece in upstream.aiter_raw():
-            yield piece
-    except httpx.TransportError as error:
-        raise StreamBroken(f"the engine broke off: {type(error).__name__}") from error
-    finally:
-        await upstream.aclose()
 
 
 async def beginning(upstream: httpx.Response) -> bytes:

@@ -810,7 +810,7 @@ async def test_an_abandoned_answer_is_given_back_and_an_abandoned_wait_is_ended(
 
 async def test_a_stream_whose_client_left_before_the_first_byte_is_given_back() -> None:
     upstream = _Upstream()
-    response = inference.ClosedAfter(inference.pieces(upstream), upstream.aclose)
+    response = inference.ClosedAfter(upstream.aiter_raw(), upstream.aclose)
 
     async def gone(*_: object) -> None:
         raise ConnectionResetError
