@@ -17,7 +17,6 @@ from pydantic import Field
 
 from gateway_plugin.engine_records import socket_folder, strays
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.processes import Mark, carries_mark, end, mark, mark_of_dead, own_pids, writes_to
 from gateway_plugin.state_file import State, StateFile
@@ -156,10 +155,7 @@ def end_unrecorded(layout: Layout, block: str) -> None:
 
 def _read(path: Path) -> EngineRecord | None:
     """``None`` if it is garbled, or gone: another block's agent may have removed it meanwhile."""
-    try:
-        return _file(path).read()
-    except (OSError, Garbled):
-        return None
+    return _file(path).read_or_none()
 
 
 def _file(path: Path) -> StateFile[EngineRecord]:
