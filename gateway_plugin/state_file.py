@@ -58,6 +58,13 @@ class StateFile(Generic[StateT]):
             where = ".".join(map(str, first["loc"]))
             raise Garbled(f"{self.path} is garbled ({where}: {first['msg']})") from None
 
+    def read_or_none(self) -> StateT | None:
+        """``read``; ``None`` also for a file that cannot be read."""
+        try:
+            return self.read()
+        except (OSError, Garbled):
+            return None
+
     def write(self, state: StateT) -> None:
         """Replace the file. Raises ``OSError``; the old content is there then."""
         write_private(self.path, state_text(state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,28 +66,23 @@ class AgentMaker:
     """(node, node type) -> class and arguments of its agent."""
 
     def __init__(self, state: str, site: Site) -> None:
-        self._state = state
-        self._isolate = site.isolate_engines
-        self._fetched = None if site.fetch == "by-engine" else cache_folder(site.weights_folder)
-        self._sleep_mib = {
-            each.name: None if each.sleep_memory_gib is None else int(each.sleep_memory_gib * 1024)
+        self._settings = {
+            each.name: AgentSettings(
+                node="",
+                type=each.name,
+                state=state,
+                host_mib=node_type_spec(each).host_mib,
+                gpu_mib=node_type_spec(each).gpu_mib,
+                on_loopback=each.engines_on_loopback,
+                isolate=site.isolate_engines,
+                fetched=None if site.fetch == "by-engine" else cache_folder(site.weights_folder),
+                sleep_mib=None if each.sleep_memory_gib is None else int(each.sleep_memory_gib * 1024),
+            )
             for each in site.node_types
         }
-        self._on_loopback = {node_type.name: node_type.engines_on_loopback for node_type in site.node_types}
 
     def __call__(self, node: str, kind: NodeTypeSpec) -> tuple[type[Any], tuple[Any, ...]]:
-        settings = AgentSettings(
-            node=node,
-            type=kind.name,
-            state=self._state,
-            host_mib=kind.host_mib,
-            gpu_mib=kind.gpu_mib,
-            on_loopback=self._on_loopback[kind.name],
-            isolate=self._isolate,
-            fetched=self._fetched,
-            sleep_mib=self._sleep_mib[kind.name],
-        )
-        return RayNodeAgent, (settings,)
+        return RayNodeAgent, (replace(self._settings[kind.name], node=node),)
 
 
 def build(args: dict[str, str]) -> ray_serve.Application:

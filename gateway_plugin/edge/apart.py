@@ -11,15 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from gateway_plugin.edge.error_pages import client_left
+from gateway_plugin.passing import AROUND, FOUND_MODEL
 
 CHECK = "/check"
 """Health check of the ingress: it fails without a controller."""
-
-FOUND_MODEL = "x-gateway-found-model"
-"""On an answer of the ingress: the model that it found in the body."""
-
-AROUND = "x-gateway-around"
-"""Set on a request that bypassed the ingress: an engine may have received it, although its model is kept apart."""
 
 
 def around(door: Path, bind: str, models_map: Path, ingress_socket: Path, secret: str, counted: str) -> str:

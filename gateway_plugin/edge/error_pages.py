@@ -21,6 +21,7 @@ from gateway_plugin.errors import (
     Unavailable,
     UpstreamTimeout,
 )
+from gateway_plugin.passing import NOT_ROUTED
 
 
 def own_errors() -> tuple[GatewayError, ...]:
@@ -47,10 +48,6 @@ def own_errors() -> tuple[GatewayError, ...]:
 def _with_message(error: GatewayError, message: str) -> GatewayError:
     error.message = message
     return error
-
-
-NOT_ROUTED = "x-gateway-not-routed"
-"""Message for an engine that closed the connection before its answer; the ingress uses it too."""
 
 
 def http_error(error: GatewayError, status: int | None = None) -> str:

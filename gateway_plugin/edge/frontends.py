@@ -16,7 +16,7 @@ from gateway_plugin.edge.pages import pages
 from gateway_plugin.edge.patience import NOT_PATIENCE, READ_PATIENCE, TELL_PATIENCE
 from gateway_plugin.edge.places import Places
 from gateway_plugin.edge.served import MODEL, PATHS
-from gateway_plugin.edge.turns import PRIORITY, priority
+from gateway_plugin.edge.turns import priority
 from gateway_plugin.errors import (
     BodyTooLarge,
     Forbidden,
@@ -26,6 +26,7 @@ from gateway_plugin.errors import (
     MethodNotAllowed,
     RateLimited,
 )
+from gateway_plugin.passing import PRIORITY
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Site
 

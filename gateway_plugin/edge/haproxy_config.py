@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_plugin.edge.apart import FOUND_MODEL, around
+from gateway_plugin.edge.apart import around
 from gateway_plugin.edge.error_pages import client_left, http_error, own_errors, refuse_script
 from gateway_plugin.edge.floods import at_a_time, in_ingress, in_slot, readiness
 from gateway_plugin.edge.frontends import BUFFER_BYTES, FrontSettings, front_door
@@ -21,6 +21,7 @@ from gateway_plugin.edge.places import Places
 from gateway_plugin.edge.served import PATHS
 from gateway_plugin.edge.socket_protocol import UNLIMITED
 from gateway_plugin.errors import ServiceError
+from gateway_plugin.passing import FOUND_MODEL
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Site
 from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME

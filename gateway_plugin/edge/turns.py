@@ -27,10 +27,9 @@ from gateway_plugin.edge.error_pages import Refusal, http_error
 from gateway_plugin.edge.key import BATCH
 from gateway_plugin.edge.places import Places
 from gateway_plugin.errors import EngineBusy, InvalidRequest
+from gateway_plugin.passing import PRIORITY
 from gateway_plugin.site import Limits
 
-PRIORITY = "x-gateway-priority"
-"""Header of a request: ``batch``; the edge sets it itself, by key and request."""
 POSITION = "x-gateway-position"
 """Header of a 503: how many requests wait for the model."""
 

@@ -21,7 +21,6 @@ from gateway_plugin.edge import closing
 from gateway_plugin.edge.admission import Say, cut
 from gateway_plugin.edge.socket_protocol import ask
 from gateway_plugin.errors import EdgeError
-from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive
 from gateway_plugin.service.discovery import edges_of
@@ -126,7 +125,7 @@ def drain_as_asked(layout: Layout, hurry: threading.Event) -> Drain:
     def tell(found: Drain) -> None:
         _write(_progress(layout), found)
 
-    asked = _read(_request(layout)) or DrainRequest()
+    asked = _request(layout).read_or_none() or DrainRequest()
     return drain(layout, asked.grace_s, hurry, tell)
 
 
@@ -178,7 +177,7 @@ def let_finish(
 
 def read_drain(layout: Layout) -> Drain | None:
     """How far the supervisor's drain is; ``None`` if there is none."""
-    return _read(_progress(layout))
+    return _progress(layout).read_or_none()
 
 
 def _stopping(layout: Layout) -> bool:
@@ -207,10 +206,3 @@ def _write(file: StateFile[StateT], state: StateT) -> bool:
         log.warning("%s cannot be written: %s", file.path, error)
         return False
     return True
-
-
-def _read(file: StateFile[StateT]) -> StateT | None:
-    try:
-        return file.read()
-    except (OSError, Garbled):
-        return None

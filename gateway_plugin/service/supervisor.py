@@ -31,11 +31,7 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark, alive, end, end_words, mark
 from gateway_plugin.service import ray_head
 from gateway_plugin.service.deployment import noted
-from gateway_plugin.service.discovery import (
-    deployments_of,
-    edges_of,
-    heads_of,
-)
+from gateway_plugin.service.discovery import deployments_of, edges_of, heads_of
 from gateway_plugin.service.draining import drain_as_asked, forget_requests
 from gateway_plugin.service.key_sync import keep_keys_in_force
 from gateway_plugin.service.listeners import bind_problem, taken_by_another_user

@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import StrictInt, field_validator
 
-from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark
 from gateway_plugin.service.restart_policy import Part, Phase, Plan
@@ -87,7 +86,4 @@ def supervisor_file(layout: Layout) -> StateFile[SupervisorState]:
 
 def read_status(layout: Layout) -> SupervisorState:
     """The last ``supervisor.json``; an empty one where there is none that can be read: it is written again."""
-    try:
-        return supervisor_file(layout).read() or SupervisorState()
-    except (OSError, Garbled):
-        return SupervisorState()
+    return supervisor_file(layout).read_or_none() or SupervisorState()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Collection
 
 from gateway_plugin.processes import Mark, group_members
+from serve.agent.node import DevicesUnseen, nvidia_smi
 
 _CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -39,22 +39,9 @@ def most_of_one_gpu(listed: str, pids: Collection[int]) -> int:
 
 async def device_mib_of(leader: Mark, timeout_s: float = 10.0) -> int:
     """As ``most_of_one_gpu``, for the processes of an engine; 0 also where there is no ``nvidia-smi``."""
-    argv = ("nvidia-smi", "--query-compute-apps=gpu_uuid,pid,used_memory", "--format=csv,noheader,nounits")
     try:
-        asked = await asyncio.create_subprocess_exec(
-            *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
-    except OSError:
+        said = await nvidia_smi("--query-compute-apps=gpu_uuid,pid,used_memory", timeout_s=timeout_s)
+    except DevicesUnseen:
         return 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            said, _ = await asked.communicate()
-    except TimeoutError:
-        return 0
-    finally:
-        if asked.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                asked.kill()
-            await asked.wait()
     members = await asyncio.to_thread(group_members, leader)
-    return most_of_one_gpu(said.decode(errors="replace"), {member.pid for member in members})
+    return most_of_one_gpu(said, {member.pid for member in members})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -46,6 +47,34 @@ def node_address(layout: Layout) -> str:
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
+
+
+class DevicesUnseen(Exception):
+    """``nvidia-smi`` did not report how much memory is in use."""
+
+
+async def nvidia_smi(*options: str, timeout_s: float) -> str:
+    """The values that ``nvidia-smi`` reports, with what it says beside them. Raises ``DevicesUnseen``."""
+    argv = ("nvidia-smi", "--format=csv,noheader,nounits", *options)
+    try:
+        asked = await asyncio.create_subprocess_exec(
+            *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+    except OSError as error:
+        raise DevicesUnseen(f"nvidia-smi: {error}") from None
+    try:
+        async with asyncio.timeout(timeout_s):
+            said = (await asked.communicate())[0].decode(errors="replace")
+    except TimeoutError:
+        raise DevicesUnseen(f"nvidia-smi said nothing for {timeout_s:g} s") from None
+    finally:
+        if asked.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                asked.kill()
+            await asked.wait()
+    if asked.returncode != 0:
+        raise DevicesUnseen(f"nvidia-smi: {said[:200].strip()}")
+    return said
 
 
 def gpu_total_mib() -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ _ANSWER_BYTES = 2**20
 """Larger than an answer of one token or one vector, and small enough for an agent to hold."""
 _METRICS_BYTES = 2**23
 """vLLM's are some 100 KB an engine core."""
+_NAMED: dict[str, Any] = {"sni_hostname": ENGINE_NAME}
 
 
 class ProbeFailed(GatewayError):
@@ -82,21 +84,29 @@ class Probe:
 
     async def ask(self, model: str, task: Task, timeout_s: float = 120.0) -> None:
         """One real request, as small as there is. Raises ``ProbeFailed`` with the engine's answer."""
+        if tried := trials(model, task):
+            await self.first_good(tried, partial(answered, task), timeout_s, "its first request, {},")
+
+    async def first_good(
+        self, tried: Iterable[Trial], good: Callable[[int, bytes], bool], timeout_s: float, named: str = "{}"
+    ) -> bytes:
+        """The answer to one of these requests, sent in turn until one is ``good``, by its status and body.
+
+        Raises ``ProbeFailed`` with what the first one was answered; ``named``: what it is called there, by its path.
+        """
         problem = ""
-        for trial in trials(model, task):
-            path = trial.path
+        for trial in tried:
+            what = named.format(trial.path)
             try:
-                status, answer = await self.call("POST", path, trial.body, timeout_s, file=trial.file)
+                status, answer = await self.call("POST", trial.path, trial.body, timeout_s, file=trial.file)
             except ProbeFailed as failure:
-                raise ProbeFailed(f"its first request, {path}, failed: {failure.message}") from None
-            if answered(task, status, answer):
-                return
-            words = answer[:200].decode(errors="replace")
-            problem = problem or f"its first request, {path}, was answered {status}: {words}"
+                raise ProbeFailed(f"{what} failed: {failure.message}") from None
+            if good(status, answer):
+                return answer
+            problem = problem or f"{what} was answered {status}: {answer[:200].decode(errors='replace')}"
             if status not in (400, 404, 405):  # those may mean that it has no such path
                 break
-        if problem:
-            raise ProbeFailed(problem)
+        raise ProbeFailed(problem)
 
     async def answers(self, model: str, task: Task, timeout_s: float) -> None:
         """One small request; any answer will do, be it an error. Raises ``ProbeFailed`` if none comes in time."""
@@ -142,7 +152,7 @@ class Probe:
         try:
             async with (
                 asyncio.timeout(timeout_s),  # in total: httpx applies a timeout to each read
-                self._client.stream(method, path, **sent, timeout=timeout_s, extensions=_named()) as answer,
+                self._client.stream(method, path, **sent, timeout=timeout_s, extensions=_NAMED) as answer,
             ):
                 async for piece in answer.aiter_raw():
                     content += piece
@@ -153,7 +163,3 @@ class Probe:
         except httpx.HTTPError as error:
             raise ProbeFailed(f"{type(error).__name__} {error}".strip()) from None
         return answer.status_code, bytes(content)
-
-
-def _named() -> dict[str, Any]:
-    return {"sni_hostname": ENGINE_NAME}

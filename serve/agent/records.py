@@ -17,7 +17,6 @@ from pydantic import Field
 
 from gateway_plugin.engine_records import socket_folder, strays
 from gateway_plugin.errors import GatewayError
-from gateway_plugin.files import Garbled
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.processes import Mark, carries_mark, end, mark, mark_of_dead, own_pids, writes_to
 from gateway_plugin.state_file import State, StateFile
@@ -127,14 +126,15 @@ def _remove(layout: Layout, path: Path) -> None:
 def read_all(layout: Layout) -> Iterator[EngineRecord]:
     """Every record on this node that can be read."""
     for path in sorted(layout.engine_records.glob("*.json")):
-        record = _read(path)
-        if record is not None:
+        if (record := _file(path).read_or_none()) is not None:
             yield record
 
 
 def garbled(layout: Layout) -> tuple[Path, ...]:
-    """Files that are no valid records, though their engines may still run."""
-    return tuple(p for p in sorted(layout.engine_records.glob("*.json")) if _read(p) is None and p.exists())
+    """Files that are no valid records, though their engines may still run. (Another block's agent may have removed one
+    meanwhile.)"""
+    found = sorted(layout.engine_records.glob("*.json"))
+    return tuple(path for path in found if _file(path).read_or_none() is None and path.exists())
 
 
 def end_unrecorded(layout: Layout, block: str) -> None:
@@ -152,14 +152,6 @@ def end_unrecorded(layout: Layout, block: str) -> None:
         logger.warning("engine record garbled path=%s ended=%s", path, [known.pid for known in living])
         end(living, grace_s=0.0)
         _remove(layout, path)
-
-
-def _read(path: Path) -> EngineRecord | None:
-    """``None`` if it is garbled, or gone: another block's agent may have removed it meanwhile."""
-    try:
-        return _file(path).read()
-    except (OSError, Garbled):
-        return None
 
 
 def _file(path: Path) -> StateFile[EngineRecord]:

@@ -15,16 +15,16 @@ or puts to sleep no other engine on the same GPUs while one of the two runs: mem
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from gateway_plugin.engine_kinds import Task
+from serve.agent.node import DevicesUnseen, nvidia_smi
 from serve.agent.probe import Probe, ProbeFailed
+from serve.agent.probe_requests import Trial
 
 Mib = tuple[int, ...]
 """MiB in use on each of an engine's GPUs, in the order of its GPUs."""
@@ -162,10 +162,6 @@ def same_answer(noted: Canary, answered: Canary) -> bool:
     return apart <= _CLOSE * (math.hypot(*noted.numbers) if len(noted.numbers) > 1 else 1.0)  # never for a NaN
 
 
-class DevicesUnseen(Exception):
-    """``nvidia-smi`` did not report how much memory is in use."""
-
-
 class Sleeper:
     """One engine, put to sleep and woken by its agent."""
 
@@ -253,26 +249,19 @@ class Sleeper:
 
     async def _ask(self) -> Canary | None:
         """The canary. ``None``: an answer without what is compared. Raises ``ProbeFailed`` if there is none."""
-        problem = ""
-        for path, body in _requests(self._model, self._task):
-            status, answer = await self._probe.call("POST", path, body, self._patience.answer_s)
-            if status == 200:
-                return canary_of(answer)
-            problem = problem or f"{path} was answered {status}: {answer[:200].decode(errors='replace')}"
-            if status not in (400, 404, 405):  # those may mean that it has no such path
-                break
-        raise ProbeFailed(problem)
+        tried = _requests(self._model, self._task)
+        return canary_of(await self._probe.first_good(tried, lambda status, _: status == 200, self._patience.answer_s))
 
 
-def _requests(model: str, task: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+def _requests(model: str, task: str) -> tuple[Trial, ...]:
     """The same answer each time: the likeliest token and how likely it is, or a vector."""
     if task == "embed":
-        return (("/v1/embeddings", {"model": model, "input": ["ready?"]}),)
+        return (Trial("/v1/embeddings", {"model": model, "input": ["ready?"]}),)
     greedy = {"model": model, "max_tokens": 1, "temperature": 0}
     message = {"role": "user", "content": "Hi"}
     return (
-        ("/v1/completions", {**greedy, "prompt": "Hi", "logprobs": 1}),
-        ("/v1/chat/completions", {**greedy, "messages": [message], "logprobs": True, "top_logprobs": 1}),
+        Trial("/v1/completions", {**greedy, "prompt": "Hi", "logprobs": 1}),
+        Trial("/v1/chat/completions", {**greedy, "messages": [message], "logprobs": True, "top_logprobs": 1}),
     )
 
 
@@ -303,26 +292,7 @@ def _less(whole: Mib, part: Mib) -> Mib:
 
 async def used_mib_of(gpus: tuple[str, ...], timeout_s: float = 10.0) -> Mib:
     """Memory in use on these GPUs, by index or UUID as in ``CUDA_VISIBLE_DEVICES``. Raises ``DevicesUnseen``."""
-    argv = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=" + ",".join(gpus))
-    try:
-        asked = await asyncio.create_subprocess_exec(
-            *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-    except OSError as error:
-        raise DevicesUnseen(f"nvidia-smi: {error}") from None
-    try:
-        async with asyncio.timeout(timeout_s):
-            said, _ = await asked.communicate()
-        used = tuple(int(line) for line in said.split())
-    except TimeoutError:
-        raise DevicesUnseen(f"nvidia-smi said nothing for {timeout_s:g} s") from None
-    except ValueError:
-        raise DevicesUnseen(f"nvidia-smi: {said[:200].decode(errors='replace').strip()}") from None
-    finally:
-        if asked.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                asked.kill()
-            await asked.wait()
-    if asked.returncode != 0 or len(used) != len(gpus):
-        raise DevicesUnseen(f"nvidia-smi: {said[:200].decode(errors='replace').strip()}")
-    return used
+    said = await nvidia_smi("--query-gpu=memory.used", "--id=" + ",".join(gpus), timeout_s=timeout_s)
+    if len(used := said.split()) != len(gpus) or not all(mib.isdecimal() for mib in used):
+        raise DevicesUnseen(f"nvidia-smi: {said[:200].strip()}")
+    return tuple(int(mib) for mib in used)

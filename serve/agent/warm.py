@@ -19,9 +19,10 @@ from serve.agent.argv import device_names, visible_devices
 from serve.agent.devices import Devices
 from serve.agent.host_memory import asleep_mib, available_mib, held_mib, taken_mib
 from serve.agent.measured import cache_tokens, device_mib_of
+from serve.agent.node import DevicesUnseen
 from serve.agent.probe import Probe, ProbeFailed
 from serve.agent.records import EngineRecord
-from serve.agent.sleeping import Asleep, Canary, DevicesUnseen, Mib, Patience, Reload, Sleeper, used_mib_of
+from serve.agent.sleeping import Asleep, Canary, Mib, Patience, Reload, Sleeper, used_mib_of
 from serve.core.effects import StartEngine
 from serve.core.events import EngineAsleep, EngineAwake, EngineGrew
 

@@ -153,24 +153,18 @@ class Agents:
                 after, events = await handle.events.remote(after, _POLL_S)
                 for event in events:
                     self._post(agents_event(event, self._clock))
-        except ray.exceptions.RayTaskError as error:  # the agent itself raised: a defect, or a node it cannot serve on
-            log.exception("agent-defect", extra={"node": node})
-            await asyncio.to_thread(ray.kill, handle)
-            self._handles.pop(node, None)
-            self._ray_nodes.pop(node, None)
-            self._post(NodeFailed(node, _first_line(error)) if not joined else NodeGone(node, _first_line(error)))
         except ray.exceptions.RayError as error:
-            reason = _first_line(error)
+            reason, alive = _first_line(error), False
             if self._handles.get(node) is handle:
                 del self._handles[node]
-            if not joined:
-                self._ray_nodes.pop(node, None)
-                self._post(NodeFailed(node, reason))
-                return
-            alive = await asyncio.to_thread(_ray_node_alive, self._ray_nodes.get(node, ""))
+            if isinstance(error, ray.exceptions.RayTaskError):  # it raised: a defect, or a node it cannot serve on
+                log.exception("agent-defect", extra={"node": node})
+                await asyncio.to_thread(ray.kill, handle)
+            elif joined:
+                alive = await asyncio.to_thread(_ray_node_alive, self._ray_nodes.get(node, ""))
             if not alive:
                 self._ray_nodes.pop(node, None)
-            self._post(NodeGone(node, reason, node_alive=alive))
+            self._post(NodeGone(node, reason, node_alive=alive) if joined else NodeFailed(node, reason))
 
     async def command(self, node: str, verb: str, command: Any, *arguments: Any) -> None:
         """Send one engine command; what the agent refuses comes back as the engine's exit."""

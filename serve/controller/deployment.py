@@ -32,25 +32,7 @@ from serve.controller.model_cards import ModelCards
 from serve.controller.observer import Observer, edge_as_it_is
 from serve.controller.performer import Performer
 from serve.controller.weights import UNWATCHED, WeightsPlace, WeightsWatch
-from serve.core.events import (
-    Acquire,
-    BlockCancelAsked,
-    CatalogChanged,
-    Event,
-    GatewayCloses,
-    LoadAsked,
-    ModelAnswered,
-    NodeDrainAsked,
-    NodeTypeRetryAsked,
-    PinChanged,
-    Requester,
-    Started,
-    StorageSeen,
-    SuspectsKept,
-    Tick,
-    UnloadAsked,
-    WaiterLeft,
-)
+from serve.core import events as ev
 from serve.core.handlers.engines import died_in_service
 from serve.core.policy import Policy
 from serve.core.replay import digest, new_decisions
@@ -63,7 +45,7 @@ from serve.core.weighing import weighing
 
 log = logging.getLogger("gateway.controller")
 
-_UNNAMED = Requester()
+_UNNAMED = ev.Requester()
 _TICK_S = 0.25
 _DEATHS_KEPT = 8
 _COPIES_S = 1.0
@@ -81,7 +63,7 @@ class Controller:
         self._layout = Layout.of(Path(state))
         log_events("gateway.controller", self._layout.controller_log)
         self.fleet: Fleet = initial(policy)
-        self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._mailbox: asyncio.Queue[ev.Event] = asyncio.Queue()
         self._calls = Calls()
         self._deaths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_DEATHS_KEPT))
         self._copies = Copies()
@@ -106,18 +88,19 @@ class Controller:
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
-    def post(self, event: Event) -> None:
+    def post(self, event: ev.Event) -> None:
         """Post an event: the only way in."""
         self._mailbox.put_nowait(event)
 
     async def _run(self) -> None:
-        raised: Event | None = None
+        raised: ev.Event | None = None
         while True:
             event = raised or await self._mailbox.get()  # else it would undo another catalog that waits in the mailbox
             now = self._clock.now()
             before = self.fleet
             self._metrics.count(before, event)
-            self._count_death(before, event, now)
+            if (model := died_in_service(before, event)) is not None:
+                self._deaths[model].append(now)
             raised = self._cards.note(before, event, self._clock.wall(now))
             try:
                 self.fleet, effects = step(before, event, now)
@@ -129,7 +112,8 @@ class Controller:
             did = digest(effects, decisions)
             self._journal.record(event, now, before, did, news=bool(effects) or self.fleet != before)
             if self.fleet.pinned != before.pinned:
-                self._keep_pins()
+                pinned, of_catalog = self.fleet.pinned, self._catalog_pins
+                self._journal.keep_pins(pinned - of_catalog, of_catalog - pinned)
 
     async def _keep_copies(self) -> None:
         """Retry failed writes as soon as there is room; report to the fleet whether there is."""
@@ -138,7 +122,7 @@ class Controller:
             await asyncio.to_thread(self._copies.retry)
             if (trouble := self._copies.trouble) != self.fleet.storage:
                 log.warning("storage", extra={"trouble": trouble, "unwritten": self._copies.unwritten})
-                self.post(StorageSeen(trouble))
+                self.post(ev.StorageSeen(trouble))
 
     async def _begin(self) -> None:
         """Read the present state of edge and agents, then start the loop with it."""
@@ -149,11 +133,11 @@ class Controller:
         pinned, unpinned = self._journal.pins()
         self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
         self.fleet = initial(self.fleet.policy, self._memory.read())
-        self.post(CatalogChanged(catalog.models))
+        self.post(ev.CatalogChanged(catalog.models))
         epoch = self._journal.next_epoch(self._clock.wall(self._clock.now()))
-        self.post(Started(epoch, slots, servers, nodes, pinned, apart))
+        self.post(ev.Started(epoch, slots, servers, nodes, pinned, apart))
         for name in unpinned & self._catalog_pins:
-            self.post(PinChanged(name, pinned=False))
+            self.post(ev.PinChanged(name, pinned=False))
         for node in nodes:
             await self._agents.find(node)
         self._spawn(self._run(), "loop")
@@ -171,7 +155,7 @@ class Controller:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            self.post(Tick())
+            self.post(ev.Tick())
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._tasks.append(asyncio.create_task(work, name=name))
@@ -183,14 +167,6 @@ class Controller:
                 log.critical("controller-broken", exc_info=task.exception(), extra={"task": task.get_name()})
                 raise RuntimeError(f"the controller's {task.get_name()} ended") from task.exception()
 
-    def _count_death(self, before: Fleet, event: Event, now: float) -> None:
-        model = died_in_service(before, event)
-        if model is not None:
-            self._deaths[model].append(now)
-
-    def _keep_pins(self) -> None:
-        self._journal.keep_pins(self.fleet.pinned - self._catalog_pins, self._catalog_pins - self.fleet.pinned)
-
     # --- methods, called by the ingress ---------------------------------------------------------------------------
 
     async def acquire(
@@ -200,7 +176,7 @@ class Controller:
         wait_s: float,
         not_routed: bool,
         unattended: bool,
-        requester: Requester = _UNNAMED,
+        requester: ev.Requester = _UNNAMED,
         deadline_s: float | None = None,
     ) -> GatewayError | None:
         """Wait until requests for ``model`` may be sent (``None``), or until the reason why not is known.
@@ -210,12 +186,12 @@ class Controller:
         """
         await self._begun.wait()
         future = self._calls.open(ticket)
-        self.post(Acquire(ticket, model, wait_s, not_routed, unattended, requester, deadline_s))
+        self.post(ev.Acquire(ticket, model, wait_s, not_routed, unattended, requester, deadline_s))
         try:
             return await future
         except asyncio.CancelledError:
             self._calls.forget(ticket)
-            self.post(WaiterLeft(ticket))
+            self.post(ev.WaiterLeft(ticket))
             raise
 
     async def outlook(self, model: str) -> dict[str, Any]:
@@ -229,11 +205,11 @@ class Controller:
 
     async def answered(self, model: str) -> None:
         """An engine of this model has answered a request, the first since one died."""
-        self.post(ModelAnswered(model))
+        self.post(ev.ModelAnswered(model))
 
     async def suspects(self, model: str) -> None:
         """The ingress has suspects of this model, or remembers a culprit; repeated while that is so."""
-        self.post(SuspectsKept(model))
+        self.post(ev.SuspectsKept(model))
 
     async def ready(self) -> dict[str, Any]:
         """``{"ready": BOOL, "trouble": TEXT}``: whether the loop runs and agents and edge have reported; and the
@@ -275,18 +251,18 @@ class Controller:
         name = self.fleet.names.get(model)
         if name is None:
             return ModelNotFound(model, tuple(sorted(self.fleet.models)))
-        events: dict[str, Event] = {
-            "load": LoadAsked(name),
-            "unload": UnloadAsked(name),
-            "pin": PinChanged(name, pinned=True),
-            "unpin": PinChanged(name, pinned=False),
+        events: dict[str, ev.Event] = {
+            "load": ev.LoadAsked(name),
+            "unload": ev.UnloadAsked(name),
+            "pin": ev.PinChanged(name, pinned=True),
+            "unpin": ev.PinChanged(name, pinned=False),
         }
         self.post(events[verb])
         return None
 
     async def refuse_waiters(self) -> None:
         """The gateway is shutting down: refuse all waiters."""
-        self.post(GatewayCloses())
+        self.post(ev.GatewayCloses())
         await self._memory.write()
 
     async def apply(self, document: object) -> GatewayError | None:
@@ -307,7 +283,7 @@ class Controller:
                     await give_back(self.fleet, catalog.models, self._agents.call)
                     raise
                 self._catalog_pins = frozenset(model.name for model in catalog.models if model.pinned)
-                self.post(CatalogChanged(catalog.models, adapted))
+                self.post(ev.CatalogChanged(catalog.models, adapted))
         except GatewayError as error:
             return error
         except OSError as error:  # refused: the next controller would silently lose it
@@ -318,7 +294,7 @@ class Controller:
         """Give a block (or node) back once its engines are drained."""
         for node in self.fleet.nodes.values():
             if block in (node.block, node.id):
-                self.post(NodeDrainAsked(node.id))
+                self.post(ev.NodeDrainAsked(node.id))
                 return None
         return NotFound(f"No block with a node is called '{block}'; see 'gateway blocks list'.")
 
@@ -333,7 +309,7 @@ class Controller:
             await asyncio.to_thread(self._cancels.ask, block)
         except OSError as error:
             return ServiceError(f"The request to end '{block}' could not be written: {error}")
-        self.post(BlockCancelAsked(block))
+        self.post(ev.BlockCancelAsked(block))
         return None
 
     async def retry_blocks(self, kind: str) -> GatewayError | None:
@@ -341,5 +317,5 @@ class Controller:
         known = [one.name for one in self.fleet.policy.node_types]
         if kind not in known:
             return NotFound(f"The site has no node type {kind!r}; it has: {', '.join(known)}.")
-        self.post(NodeTypeRetryAsked(kind))
+        self.post(ev.NodeTypeRetryAsked(kind))
         return None

@@ -41,21 +41,12 @@ class KeptLearned(State):
 
 def kept(learned: Learned, wall: Callable[[float], float]) -> KeptLearned:
     """``learned`` for the file. ``wall`` converts a time of the controller's clock."""
-    return KeptLearned(
-        habits={
-            model: KeptHabit(
-                last=wall(habit.last),
-                fast=habit.fast,
-                slow=habit.slow,
-                pauses=tuple(round(many, _DIGITS) for many in habit.pauses),
-            )
-            for model, habit in learned.habits.items()
-        },
-        follows=dict(learned.follows),
-        load_s=_finite(learned.load_s),
-        wake_s=_finite(learned.wake_s),
-        drain_s=_finite(learned.drain_s),
-    )
+    habits = {
+        model: replace(habit, last=wall(habit.last), pauses=tuple(round(many, _DIGITS) for many in habit.pauses))
+        for model, habit in learned.habits.items()
+    }
+    took_s = (_finite(rows) for rows in (learned.load_s, learned.wake_s, learned.drain_s))
+    return KeptLearned.model_validate(Learned(habits, learned.follows, *took_s), from_attributes=True)
 
 
 def _finite(rows: Mapping[str, float]) -> dict[str, float]:
@@ -64,9 +55,5 @@ def _finite(rows: Mapping[str, float]) -> dict[str, float]:
 
 def given_back(found: KeptLearned, steady: Callable[[float], float]) -> Learned:
     """What ``kept`` made, ``steady`` converting back."""
-    habits = {
-        model: Habit(steady(one.last), one.fast, one.slow, one.pauses) for model, one in found.habits.items()
-    }  # fmt: skip
-    return replace(
-        Learned(habits), follows=found.follows, load_s=found.load_s, wake_s=found.wake_s, drain_s=found.drain_s
-    )
+    habits = {name: Habit(steady(one.last), one.fast, one.slow, one.pauses) for name, one in found.habits.items()}
+    return Learned(habits, found.follows, found.load_s, found.wake_s, found.drain_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -21,93 +22,63 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._told: dict[str, int] = {}  # model -> its requests, and "" -> switches, as last exposed
-        self._loads = Histogram(
+        histogram = partial(Histogram, registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        self._loads = histogram(
             "gateway_load_seconds",
             "From the start of an engine's process to its first real answer",
             ["model"],
             buckets=_LOAD_BUCKETS_S,
-            registry=self.registry,
         )
-        self._sleeps = Histogram(
+        self._sleeps = histogram(
             "gateway_sleep_seconds",
             "From the command until an engine slept and its GPUs' memory was free",
             ["model"],
             buckets=_SLEEP_BUCKETS_S,
-            registry=self.registry,
         )
-        self._wakes = Histogram(
+        self._wakes = histogram(
             "gateway_wake_seconds",
             "From the command until an engine answered as before it slept",
             ["model"],
             buckets=_SLEEP_BUCKETS_S,
-            registry=self.registry,
         )
-        self._doubts = Counter(
-            "gateway_sleep_doubts",
-            "Engines that were ended because their sleep or their waking went wrong",
-            ["model"],
-            registry=self.registry,
+        self._doubts = counter(
+            "gateway_sleep_doubts", "Engines that were ended because their sleep or their waking went wrong", ["model"]
         )
-        self._exits = Counter(
-            "gateway_engine_exits", "Engine processes that ended", ["model", "expected"], registry=self.registry
+        self._exits = counter("gateway_engine_exits", "Engine processes that ended", ["model", "expected"])
+        self._switches = counter(
+            "gateway_switches", "Models evicted to make room for another, since this controller began"
         )
-        self._switches = Counter(
-            "gateway_switches",
-            "Models evicted to make room for another, since this controller began",
-            registry=self.registry,
+        self._requests = counter(
+            "gateway_requests", "Requests given to engines by the edge, since this controller began", ["model"]
         )
-        self._requests = Counter(
-            "gateway_requests",
-            "Requests given to engines by the edge, since this controller began",
-            ["model"],
-            registry=self.registry,
-        )
-        self._waiting = Gauge(
-            "gateway_waiting_requests", "Requests waiting for a model", ["model"], registry=self.registry
-        )
-        self._in_flight = Gauge(
-            "gateway_in_flight_requests", "Requests inside engines", ["model"], registry=self.registry
-        )
-        self._queued = Gauge(
-            "gateway_queued_requests", "Requests at the edge that wait for an engine", ["model"], registry=self.registry
-        )
-        self._engines = Gauge("gateway_engines", "Engines by state", ["state"], registry=self.registry)
-        self._routes = Gauge("gateway_routes", "Routes by state", ["state"], registry=self.registry)
-        self._nodes = Gauge("gateway_nodes", "Nodes by phase", ["phase"], registry=self.registry)
-        self._blocks = Gauge(
-            "gateway_blocks", "Blocks that hold a place, by phase", ["type", "phase"], registry=self.registry
-        )
-        self._next_end = Gauge(
+        self._waiting = gauge("gateway_waiting_requests", "Requests waiting for a model", ["model"])
+        self._in_flight = gauge("gateway_in_flight_requests", "Requests inside engines", ["model"])
+        self._queued = gauge("gateway_queued_requests", "Requests at the edge that wait for an engine", ["model"])
+        self._engines = gauge("gateway_engines", "Engines by state", ["state"])
+        self._routes = gauge("gateway_routes", "Routes by state", ["state"])
+        self._nodes = gauge("gateway_nodes", "Nodes by phase", ["phase"])
+        self._blocks = gauge("gateway_blocks", "Blocks that hold a place, by phase", ["type", "phase"])
+        self._next_end = gauge(
             "gateway_block_ends_seconds",
             "Until the next walltime of a running block ends; no sample where none has one",
             ["type"],
-            registry=self.registry,
         )
-        self._queue_wait = Gauge(
+        self._queue_wait = gauge(
             "gateway_block_queue_wait_seconds",
             "How long the block that started last had waited in the queue; no sample before there is one",
             ["type"],
-            registry=self.registry,
         )
-        self._by_class = Gauge(
-            "gateway_waiting_requests_by_class",
-            "Requests waiting for a model, by class of priority",
-            ["class"],
-            registry=self.registry,
+        self._by_class = gauge(
+            "gateway_waiting_requests_by_class", "Requests waiting for a model, by class of priority", ["class"]
         )
-        self._decisions = Counter(
-            "gateway_decisions",
-            "Decisions on engines, or to let a model wait, since this controller began",
-            ["action"],
-            registry=self.registry,
+        self._decisions = counter(
+            "gateway_decisions", "Decisions on engines, or to let a model wait, since this controller began", ["action"]
         )
         for action in Action:
             self._decisions.labels(action.value)
-        self._epoch = Gauge(
-            "gateway_controller_epoch",
-            "Number of this life of the controller: higher with each",
-            registry=self.registry,
-        )
+        self._epoch = gauge("gateway_controller_epoch", "Number of this life of the controller: higher with each")
 
     def count(self, before: Fleet, event: Event) -> None:
         """Count ``event``, received in the state ``before``."""
@@ -138,13 +109,11 @@ class Metrics:
         self._epoch.set(fleet.epoch)
         for gauge in (self._waiting, self._in_flight, self._queued):
             gauge.clear()
+            for name in fleet.models:
+                gauge.labels(name).set(0)
         for name, count in requests.items():
             self._requests.labels(name).inc(count - self._told.get(name, 0))
             self._told[name] = count
-        for name in fleet.models:
-            self._waiting.labels(name).set(0)
-            self._in_flight.labels(name).set(0)
-            self._queued.labels(name).set(0)
         for name, count in waiting_by_model(fleet).items():
             self._waiting.labels(name).set(count)
         for kind, count in waiting_by_class(fleet).items():

@@ -18,21 +18,7 @@ from gateway_plugin.edge.runtime import EdgeRuntime
 from gateway_plugin.errors import EdgeAway, GatewayError
 from serve.controller.agents import Agents
 from serve.controller.lanes import Lanes
-from serve.core.effects import (
-    Answer,
-    CloseRoute,
-    CreateAgent,
-    DrainRoute,
-    Effect,
-    FetchWeights,
-    KillAgent,
-    OpenRoute,
-    SleepEngine,
-    StartEngine,
-    StopEngine,
-    SyncSlots,
-    WakeEngine,
-)
+from serve.core import effects as ef
 from serve.core.events import Event, RouteClosed, RouteDrained, RouteOpened, RouteRefused
 
 log = logging.getLogger("gateway.controller")
@@ -43,6 +29,7 @@ _EDGE_RETRY_S = 0.2
 _REFUSED_RETRY_S = 2.0
 _ROUTE_UP_S = 10.0
 _ROUTE_POLL_S = 0.02
+_VERBS: Mapping[type[ef.Effect], str] = {ef.StopEngine: "stop", ef.SleepEngine: "sleep", ef.WakeEngine: "wake"}
 
 
 class Performer:
@@ -53,7 +40,7 @@ class Performer:
         edge: EdgeRuntime,
         agents: Agents,
         post: Callable[[Event], None],
-        answer: Callable[[Answer], None],
+        answer: Callable[[ef.Answer], None],
         fetch: Callable[[Model], None] = lambda model: None,
     ) -> None:
         self._fetch = fetch
@@ -69,10 +56,10 @@ class Performer:
         self._told.set()
         self._news = asyncio.Event()
 
-    def start_all(self, effects: tuple[Effect, ...]) -> None:
+    def start_all(self, effects: tuple[ef.Effect, ...]) -> None:
         """Answer waiters now, start the rest."""
         for effect in effects:
-            if isinstance(effect, Answer):
+            if isinstance(effect, ef.Answer):
                 self._answer(effect)
             else:
                 log.info(type(effect).__name__, extra=fields(effect))
@@ -96,45 +83,41 @@ class Performer:
             names, apart = self._names
             await self._edge.sync_slots(names, (), apart)
 
-    def _start(self, effect: Effect) -> None:
+    def _start(self, effect: ef.Effect) -> None:
         match effect:
-            case SyncSlots(names, fresh, apart):
+            case ef.SyncSlots(names, fresh, apart):
                 self._edge.renew_keys(fresh)  # at once: an engine may be started with its key before the edge has it
                 self._names = (names, apart)
                 self._told.clear()
                 self._news.set()
-            case OpenRoute(slot=slot) | DrainRoute(slot=slot) | CloseRoute(slot=slot):
+            case ef.OpenRoute(slot=slot) | ef.DrainRoute(slot=slot) | ef.CloseRoute(slot=slot):
                 self._lanes.add(("slot", slot), lambda: self._route(effect))
-            case StartEngine():
+            case ef.StartEngine():
                 self._lanes.beside(lambda: self._start_engine(effect))
-            case StopEngine(node=node):
-                self._lanes.beside(lambda: self._agents.command(node, "stop", effect))
-            case SleepEngine(node=node):
-                self._lanes.beside(lambda: self._agents.command(node, "sleep", effect))
-            case WakeEngine(node=node):
-                self._lanes.beside(lambda: self._agents.command(node, "wake", effect))
-            case CreateAgent(node, kind, block):
+            case ef.StopEngine(node=node) | ef.SleepEngine(node=node) | ef.WakeEngine(node=node):
+                self._lanes.beside(lambda: self._agents.command(node, _VERBS[type(effect)], effect))
+            case ef.CreateAgent(node, kind, block):
                 self._lanes.add(("node", node), lambda: self._agents.create(node, kind, block))
-            case FetchWeights(model):
+            case ef.FetchWeights(model):
                 self._fetch(model)
-            case KillAgent(node, block_goes):
+            case ef.KillAgent(node, block_goes):
                 self._lanes.add(("node", node), lambda: self._agents.end(node, block_goes))
 
-    async def _start_engine(self, effect: StartEngine) -> None:
+    async def _start_engine(self, effect: ef.StartEngine) -> None:
         await self._agents.command(effect.node, "start", effect, self._edge.slot_key(effect.slot))
 
-    async def _route(self, effect: OpenRoute | DrainRoute | CloseRoute) -> None:
+    async def _route(self, effect: ef.OpenRoute | ef.DrainRoute | ef.CloseRoute) -> None:
         engine, slot, server = effect.engine, effect.slot, effect.server
         match effect:
-            case OpenRoute():
+            case ef.OpenRoute():
                 error = await self._asked_again(lambda: self._open(effect), _OPEN_PATIENCE_S)
                 if error is None:
                     self._lanes.beside(lambda: self._until_up(effect))
-            case DrainRoute():
+            case ef.DrainRoute():
                 error = await self._asked_again(lambda: self._edge.drain(slot, server), _EDGE_PATIENCE_S)
                 if error is None:
                     self._post(RouteDrained(engine))
-            case CloseRoute():
+            case ef.CloseRoute():
                 error = await self._asked_again(lambda: self._edge.close(slot, server), _EDGE_PATIENCE_S)
                 if error is None:
                     self._post(RouteClosed(engine))
@@ -142,14 +125,14 @@ class Performer:
             log.warning("edge-refused", extra={"command": type(effect).__name__, "error": error, "engine": engine})
             self._post(RouteRefused(engine, error))
 
-    async def _open(self, effect: OpenRoute) -> None:
+    async def _open(self, effect: ef.OpenRoute) -> None:
         try:
             await asyncio.wait_for(self._told.wait(), _OPEN_PATIENCE_S)
         except TimeoutError:
             raise EdgeAway("The edge does not have the names and keys of its slots yet.") from None
         await self._edge.open(effect.slot, effect.server, effect.address, effect.limit)
 
-    async def _until_up(self, effect: OpenRoute) -> None:
+    async def _until_up(self, effect: ef.OpenRoute) -> None:
         """Waiters are released only after the edge itself reports the server UP."""
         deadline = asyncio.get_running_loop().time() + _ROUTE_UP_S
         while asyncio.get_running_loop().time() < deadline:
@@ -182,7 +165,7 @@ class Performer:
                 return None
 
 
-def fields(effect: Effect) -> dict[str, object]:
+def fields(effect: ef.Effect) -> dict[str, object]:
     """An effect's log entry. A model only by name: its environment may hold secrets."""
     shown = {item.name: getattr(effect, item.name) for item in dataclasses.fields(effect)}
     return {name: value.name if isinstance(value, Model) else value for name, value in shown.items()}

@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from gateway_plugin.catalog import Model
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.weights import is_local, needs_source, resolve, split_revision
+from serve.controller.observer import Known
 from serve.core.events import Event, WeightsFetching, WeightsMissing, WeightsThere
-from serve.core.state import Fleet
 
 log = logging.getLogger("gateway.controller")
 
@@ -37,12 +37,6 @@ _RATE_OVER_S = 20.0
 _RETRY_FIRST_S = 60.0
 _RETRY_MAX_S = 3600.0
 _FETCH = (sys.executable, "-m", "gateway_plugin.fetch_process")
-
-
-class Known(Protocol):
-    """Gives access to the present fleet."""
-
-    fleet: Fleet
 
 
 class WeightsPlace(NamedTuple):

@@ -100,7 +100,7 @@ class Boarding:
     async def _keep_apart(self, trials: Trials, model: str) -> None:
         try:
             while trials.remembers(time.monotonic()):
-                await self.waiting.tell_suspects(model)
+                await self.waiting.tell("suspects", model)
                 await asyncio.sleep(KEEP_S)
         finally:
             self._kept_apart.discard(model)
@@ -188,7 +188,7 @@ class Seat:
         if not self._over:
             self._over = True
             if self._trials.answered(self._ticket, time.monotonic()):
-                self._boarding.keep(self._boarding.waiting.tell_answered(self._model))
+                self._boarding.keep(self._boarding.waiting.tell("answered", self._model))
             self._boarding.pump(self._trials)
 
     def broke_off(self) -> None:

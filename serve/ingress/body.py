@@ -17,8 +17,6 @@ from serve.ingress.budget import Hold
 from serve.ingress.form import NoForm, find_fields
 from serve.ingress.scan import Malformed, scan
 
-FORM_PATHS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits")
-"""They take a form, because they take files; all others take JSON."""
 _YES = frozenset({b"true", b"1", b"on", b"yes", b"t", b"y"})
 """Values of a form's flag, in lower case, that are true to engines (pydantic)."""
 
@@ -89,29 +87,18 @@ async def read_bounded(request: Request, limit_bytes: int, pace: Pace = PACE, he
     return b"".join(chunks)
 
 
-def parse_ask(body: bytes, named: str | None, form: str | None = None) -> Ask:
-    """The request in ``body``, parsed in one go.
+def ask_in_slices(body: bytes, named: str | None, form: str | None = None) -> Generator[None, None, Ask]:
+    """The request in ``body``; yields every few milliseconds.
 
     Args:
         named: the edge's model, or the caller's ``x-gateway-model``.
-        form: the header ``Content-Type`` of a request on one of ``FORM_PATHS``; ``None``: the path takes JSON.
+        form: the header ``Content-Type`` of a request on one of ``FORMS``; ``None``: the path takes JSON.
 
     Raises:
         InvalidRequest: (1) no JSON object, or no form, (2) no model in it and none named, (3) not a valid model name,
         (4) the model's name cannot be found in reasonable time, (5) not UTF-8.
     """
-    reading = ask_in_slices(body, named, form)
-    while True:
-        try:
-            next(reading)
-        except StopIteration as done:
-            return cast(Ask, done.value)
-
-
-def ask_in_slices(body: bytes, named: str | None, form: str | None = None) -> Generator[None, None, Ask]:
-    """``parse_ask`` that yields every few milliseconds."""
-    reading = _of_json(body, named) if form is None else _of_form(body, named, form)
-    return (yield from reading)
+    return _of_json(body, named) if form is None else _of_form(body, named, form)
 
 
 def _of_form(body: bytes, named: str | None, content_type: str) -> Generator[None, None, Ask]:
@@ -185,7 +172,7 @@ class Turns:
         self._turn = asyncio.Lock()
 
     async def read_ask(self, body: bytes, named: str | None, form: str | None = None) -> Ask:
-        """``parse_ask``, interleaved with others."""
+        """``ask_in_slices``, interleaved with others."""
         reading = ask_in_slices(body, named, form)
         while True:
             async with self._turn:  # admitted in the order of arrival

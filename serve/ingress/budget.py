@@ -17,12 +17,8 @@ class Budget:
         self._in_all = in_all
         self._per_key = per_key
         self._held: Counter[str] = Counter()
-        self._sum = 0
-
-    @property
-    def held(self) -> int:
+        self.held = 0
         """Bytes of all keys."""
-        return self._sum
 
     def hold(self, tag: str) -> Hold:
         """Begin to hold a body of the key with this tag."""
@@ -36,7 +32,7 @@ class Budget:
                 "limit. Send fewer at a time.",
                 retry_after_s=5,
             )
-        if self._sum + count > self._in_all:
+        if self.held + count > self._in_all:
             raise Unavailable(
                 f"The bodies of requests that wait for models are over {self._in_all} bytes together, the gateway's "
                 "limit. Try again.",
@@ -44,12 +40,12 @@ class Budget:
                 state="overloaded",
             )
         self._held[tag] += count
-        self._sum += count
+        self.held += count
 
     def give_back(self, tag: str, count: int) -> None:
         """Return what was taken."""
         self._held[tag] -= count
-        self._sum -= count
+        self.held -= count
         if not self._held[tag]:
             del self._held[tag]
 

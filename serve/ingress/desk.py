@@ -34,6 +34,9 @@ _CONTROLLER_S = 10.0
 _APPLY_S = 150.0
 """For a new catalog: engines that serve may first load adapters (``serve.controller.adapters``)."""
 
+_VERBS = ("load", "unload", "pin", "unpin")
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 
 class Desk:
     """One Serve replica of the desk; stateless."""
@@ -57,21 +60,16 @@ class Desk:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._model),
                 Route("/ready", self._ready),
-                Route("/metrics", self._metrics),
-                Route("/gateway/v1/status", self._status),
-                Route("/gateway/v1/blocks", self._blocks),
-                *(
-                    Route(f"/gateway/v1/blocks/{verb}", self._end_block(f"{verb}_block"), methods=["POST"])
-                    for verb in ("drain", "cancel")
-                ),
-                Route("/gateway/v1/blocks/retry", self._retry_blocks, methods=["POST"]),
-                Route("/gateway/v1/close", self._close, methods=["POST"]),
-                Route("/gateway/v1/models/why", self._why),
-                Route("/gateway/v1/models/apply", self._apply, methods=["POST"]),
-                *(
-                    Route(f"/gateway/v1/models/{verb}", self._administer(verb), methods=["POST"])
-                    for verb in ("load", "unload", "pin", "unpin")
-                ),
+                Route("/metrics", _admin_only(self._metrics)),
+                Route("/gateway/v1/status", _admin_only(self._status)),
+                Route("/gateway/v1/blocks", _admin_only(self._blocks)),
+                self._order("blocks/drain", "block", "drain_block"),
+                self._order("blocks/cancel", "block", "cancel_block"),
+                self._order("blocks/retry", "type", "retry_blocks"),
+                Route("/gateway/v1/close", _admin_only(self._close), methods=["POST"]),
+                Route("/gateway/v1/models/why", _admin_only(self._why)),
+                Route("/gateway/v1/models/apply", _admin_only(self._apply), methods=["POST"]),
+                *(self._order(f"models/{verb}", "model", "administer", verb) for verb in _VERBS),
             ],
             self._secret,
         )
@@ -89,65 +87,44 @@ class Desk:
         return JSONResponse(found, 200 if ready else 503, None if ready else {"Retry-After": "1"})
 
     async def _metrics(self, request: Request) -> Response:
-        _admin_only(request)
         return Response(await self._ask("metrics"), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _status(self, request: Request) -> Response:
-        _admin_only(request)
         return JSONResponse(await self._ask("status"))
 
     async def _why(self, request: Request) -> Response:
-        _admin_only(request)
         model = request.query_params.get("model", "")
         if not model:
             raise InvalidRequest("Name the model: /gateway/v1/models/why?model=NAME.")
-        found = await self._ask("why", model)
-        if isinstance(found, GatewayError):
-            raise found
-        return JSONResponse(found)
+        return JSONResponse(await self._ask("why", model))
 
     async def _blocks(self, request: Request) -> Response:
-        _admin_only(request)
         ended = request.query_params.get("all", "").lower() in ("1", "true", "yes")
         return JSONResponse({"blocks": await self._ask("blocks", ended)})
 
-    def _end_block(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
+    def _order(self, path: str, key: str, *order: str) -> Route:
+        """An administrator's order to the controller, about what the document's ``key`` names."""
+
         async def endpoint(request: Request) -> Response:
-            _admin_only(request)
-            return await self._done(verb, _text(await self._document(request), "block"))
+            return await self._done(*order, _text(await self._document(request), key))
 
-        return endpoint
-
-    async def _retry_blocks(self, request: Request) -> Response:
-        _admin_only(request)
-        return await self._done("retry_blocks", _text(await self._document(request), "type"))
+        return Route(f"/gateway/v1/{path}", _admin_only(endpoint), methods=["POST"])
 
     async def _close(self, request: Request) -> Response:
-        _admin_only(request)
         return await self._done("refuse_waiters")
 
     async def _apply(self, request: Request) -> Response:
-        _admin_only(request)
         return await self._done("apply", await self._document(request))
 
-    def _administer(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            _admin_only(request)
-            return await self._done("administer", verb, _text(await self._document(request), "model"))
-
-        return endpoint
-
     async def _done(self, verb: str, *arguments: Any) -> Response:
-        error = await self._ask(verb, *arguments)
-        if isinstance(error, GatewayError):
-            raise error
+        await self._ask(verb, *arguments)
         return JSONResponse({"ok": True})
 
     async def _ask(self, verb: str, *arguments: Any) -> Any:
-        """One call to the controller. Raises ``GatewayError`` (503) while it is away."""
+        """One call to the controller. Raises the error that it returns, or ``GatewayError`` (503) while it is away."""
         response = getattr(self._controller, verb).remote(*arguments)
         try:
-            return await asyncio.wait_for(response, _APPLY_S if verb == "apply" else _CONTROLLER_S)
+            found = await asyncio.wait_for(response, _APPLY_S if verb == "apply" else _CONTROLLER_S)
         except (TimeoutError, *LOST) as error:
             log.warning("controller-away", extra={"verb": verb, "error": type(error).__name__})
             raise _ControllerAway(
@@ -155,6 +132,9 @@ class Desk:
                 retry_after_s=2.0,
                 state="restarting",
             ) from error
+        if isinstance(found, GatewayError):
+            raise found
+        return found
 
     async def _document(self, request: Request) -> Any:
         body = await read_bounded(request, min(self._limits.body_bytes, DOCUMENT_BYTES))
@@ -167,9 +147,13 @@ class _ControllerAway(GatewayError):
     status, code, exit_code = 503, "controller_restarting", 75
 
 
-def _admin_only(request: Request) -> None:
-    if not is_admin(request.headers):
-        raise Forbidden("This needs an admin key.")
+def _admin_only(endpoint: Endpoint) -> Endpoint:
+    async def guarded(request: Request) -> Response:
+        if not is_admin(request.headers):
+            raise Forbidden("This needs an admin key.")
+        return await endpoint(request)
+
+    return guarded
 
 
 def _text(document: Any, key: str) -> str:

@@ -21,25 +21,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway_plugin.errors import Forbidden, GatewayError, NotFound, NotRouted, RelayFull, ServiceError
 from gateway_plugin.logs import log_events
+from gateway_plugin.passing import INFERENCE, NOT_ROUTED
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
-from serve.ingress.body import FORM_PATHS
 from serve.ingress.budget import Budget
 from serve.ingress.inference import Inference, is_admin
 from serve.ingress.listener import Listener, requests_max
-from serve.ingress.relay import NOT_ROUTED, STAMP, Relay
+from serve.ingress.relay import STAMP, Relay
 from serve.ingress.waiting import LOST, Waiting
 
 log = logging.getLogger("gateway.ingress")
 
 _CHECK_S = 3.0
-
-INFERENCE_PATHS = (
-    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
-    "/v1/messages/count_tokens", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score", "/pooling",
-    "/tokenize", "/detokenize", "/v1/audio/speech", "/v1/images/generations", *FORM_PATHS,
-)  # fmt: skip
-"""The edge has the same list (``gateway_plugin.edge.served``); a test holds them equal."""
 
 
 class EdgeOnly:
@@ -105,7 +98,7 @@ class Ingress:
     def application(self) -> Starlette:
         """The routes."""
         return application(
-            [Route("/check", self._check), *(Route(path, self._infer, methods=["POST"]) for path in INFERENCE_PATHS)],
+            [Route("/check", self._check), *(Route(path, self._infer, methods=["POST"]) for path in INFERENCE)],
             self._secret,
             Middleware(Places, limit=self._requests_max),
         )

@@ -22,11 +22,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.errors import DeadlineTooEarly, GatewayError, InvalidRequest, NotRouted
+from gateway_plugin.passing import AROUND, FORMS, FOUND_MODEL, PRIORITY
 from serve.core.events import Priority, Requester
 from serve.ingress.boarding import Boarding, Seat
-from serve.ingress.body import FORM_PATHS, Ask, Turns, read_bounded
+from serve.ingress.body import Ask, Turns, read_bounded
 from serve.ingress.budget import TAG, Budget
-from serve.ingress.relay import AROUND, CALLER, FOUND_MODEL, PRIORITY, Relay, is_not_routed, response_headers
+from serve.ingress.relay import CALLER, Relay, is_not_routed, response_headers
 from serve.ingress.waiting import DEATH_NEWS_S, Ticket, Waiting
 
 log = logging.getLogger("gateway.ingress")
@@ -93,7 +94,7 @@ class Inference:
         hold = self._budget.hold(requester.key)
         try:
             body = await read_bounded(request, self._body_bytes_max, held=hold)
-            form = request.headers.get("content-type", "") if request.url.path in FORM_PATHS else None
+            form = request.headers.get("content-type", "") if request.url.path in FORMS else None
             ask = await self._turns.read_ask(body, request.headers.get("x-gateway-model"), form)
         except BaseException:
             hold.end()
@@ -215,14 +216,19 @@ class Inference:
 
 
 async def relayed(errand: Errand, upstream: httpx.Response) -> AsyncIterator[bytes]:
-    """The response's bytes as they come; its end is reported to the request's seat. Raises ``StreamBroken``."""
+    """The response's bytes as they come; its end is reported to the request's seat.
+
+    Raises ``StreamBroken`` if the engine breaks off.
+    """
     try:
-        async for piece in pieces(upstream):
+        async for piece in upstream.aiter_raw():
             yield piece
-    except StreamBroken:
+    except httpx.TransportError as error:
         for seat in errand.seats:
             seat.broke_off()
-        raise
+        raise StreamBroken(f"the engine broke off: {type(error).__name__}") from error
+    finally:
+        await upstream.aclose()
     for seat in errand.seats:
         seat.answered()
 
@@ -249,17 +255,6 @@ async def abandon(work: asyncio.Task[httpx.Response]) -> None:
         await asyncio.wait({work})
     if not work.cancelled() and work.exception() is None:
         await work.result().aclose()
-
-
-async def pieces(upstream: httpx.Response) -> AsyncIterator[bytes]:
-    """The response's bytes as they come. Raises ``StreamBroken`` if the engine breaks off."""
-    try:
-        async for piece in upstream.aiter_raw():
-            yield piece
-    except httpx.TransportError as error:
-        raise StreamBroken(f"the engine broke off: {type(error).__name__}") from error
-    finally:
-        await upstream.aclose()
 
 
 async def beginning(upstream: httpx.Response) -> bytes:

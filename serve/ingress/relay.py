@@ -10,6 +10,7 @@ import aiohttp
 import httpx
 from yarl import URL
 
+from gateway_plugin.passing import NOT_ROUTED, PRIORITY
 from serve.ingress.body import Ask
 from serve.ingress.budget import TAG
 
@@ -19,26 +20,13 @@ _HOP_BY_HOP = frozenset(
 )  # fmt: skip
 """RFC 9110, 7.6.1, and headers that the HTTP client sets itself."""
 
-NOT_ROUTED = "x-gateway-not-routed"
-"""On an ingress's answer to a request that came in through the inner door and found no engine, and on the edge's own
-where an engine broke off before its answer (``gateway_plugin.edge.error_pages``)."""
-
-FOUND_MODEL = "x-gateway-found-model"
-"""On an answer: the request's model, for the edge's usage log (``gateway_plugin.edge.apart``)."""
-
 STAMP = "x-gateway-stamp"
 """Put on by the inner door."""
 
 CALLER = "x-gateway-caller"
 """The edge's tag of the caller behind an endpoint's key."""
-PRIORITY = "x-gateway-priority"
-"""``batch``, or not there."""
 _PASSED_ON = ("x-gateway-request", TAG, CALLER, PRIORITY)
 """By these the edge orders what waits for an engine that has as many requests as it takes."""
-
-AROUND = "x-gateway-around"
-"""On a request that the edge sent past an ingress that was away, and that may have reached an engine
-(``gateway_plugin.edge.apart``)."""
 
 
 _HEAD_BYTES = 1 << 16

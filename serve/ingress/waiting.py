@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -157,7 +157,7 @@ class Waiting:
         """State of a model that is waited for: ``queued: job 7 waits: Resources, position 3, 2 models before it, ready
         in about 40 s``; the position is that of ``ticket``."""
         if model not in self._news:
-            self._news[model] = asyncio.create_task(self._look(model))
+            self._news[model] = asyncio.create_task(self._ask("outlook", model))
             asyncio.get_running_loop().call_later(_NEWS_S, self._news.pop, model)
         found = await asyncio.shield(self._news[model])
         if found is None:
@@ -182,36 +182,27 @@ class Waiting:
             return History(model)
         return History(found["name"], tuple(found["deaths"]), found["apart_since"], found["hang_after_s"])
 
-    async def tell_answered(self, model: str) -> None:
-        """Report to the controller that ``model`` answered a request, the first since an engine of it died."""
-        await self._tell("answered", model)
-
-    async def tell_suspects(self, model: str) -> None:
-        """Report to the controller that there are suspects of ``model``, or that a culprit is remembered."""
-        await self._tell("suspects", model)
-
-    async def _tell(self, verb: str, model: str) -> None:
-        try:
-            await asyncio.wait_for(getattr(self._controller, verb).remote(model), _LOOK_S)
-        except (TimeoutError, *LOST) as error:
-            log.warning("controller-away", extra={"error": type(error).__name__})
+    async def tell(self, verb: Literal["answered", "suspects"], model: str) -> None:
+        """Report to the controller that ``model`` answered a request, the first since an engine of it died; or that
+        there are suspects of it, or that a culprit is remembered."""
+        await self._ask(verb, model)
 
     async def _look_in_turn(self, model: str) -> dict[str, Any] | None:
         lock = self._looking.setdefault(model, asyncio.Lock())
         async with lock:
             del self._looks[model]  # a caller that comes from here on needs a later answer
-            found = await self._look(model)
+            found: dict[str, Any] | None = await self._ask("outlook", model)
         if model not in self._looks:
             self._looking.pop(model, None)
         return found
 
-    async def _look(self, model: str) -> dict[str, Any] | None:
+    async def _ask(self, verb: str, model: str) -> Any:
+        """``None``: the controller is away."""
         try:
-            found: dict[str, Any] = await asyncio.wait_for(self._controller.outlook.remote(model), _LOOK_S)
+            return await asyncio.wait_for(getattr(self._controller, verb).remote(model), _LOOK_S)
         except (TimeoutError, *LOST) as error:
             log.warning("controller-away", extra={"error": type(error).__name__})
             return None
-        return found
 
 
 def _one_line(text: str) -> str:

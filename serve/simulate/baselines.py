@@ -6,28 +6,21 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from serve.core import events as ev
 from serve.core.step import LRU
 from serve.simulate.clairvoyant import Clairvoyant
 from serve.simulate.deciders import Core
-from serve.simulate.house import House, Seat
+from serve.simulate.house import House, Rule, Seat
 from serve.simulate.parts import Decider
 from serve.simulate.traces import Trace
 
 
-class Oldest:
+class Oldest(Rule):
     """The common part: the model with the oldest waiter is first, nothing is learned, nothing is unloaded."""
 
     summed = False
-
-    def begin(self, house: House) -> None:
-        return
-
-    def saw(self, house: House, event: ev.Event, now: float) -> None:
-        return
 
     def order(self, house: House, now: float) -> Sequence[str]:
         return sorted(house.waiting, key=lambda model: (house.waiting[model].oldest, model))
@@ -176,11 +169,6 @@ def _clairvoyant(trace: Trace, *, bounded: bool) -> Decider | None:
     return None if arrivals is None else House(Clairvoyant(arrivals, bounded))
 
 
-def _demand(trace: Trace) -> Counter[str]:
-    closed = (one.model for session in trace.sessions for batch in session.batches for one in batch)
-    return Counter(one.model for one in trace.arrivals) + Counter(closed)
-
-
 POLICIES: Mapping[str, Callable[[Trace], Decider | None]] = {
     "gateway": lambda trace: Core(),
     "lru-core": lambda trace: Core(policies=LRU),
@@ -190,7 +178,7 @@ POLICIES: Mapping[str, Callable[[Trace], Decider | None]] = {
     "lru-multiplex": lambda trace: House(LruIgnoringFlight()),
     "lru-priority": lambda trace: House(LruWithPriority(trace.priorities)),
     "keep-alive": lambda trace: House(KeepAlive()),
-    "static": lambda trace: House(Static(_demand(trace))),
+    "static": lambda trace: House(Static(trace.demand())),
     "clairvoyant": lambda trace: _clairvoyant(trace, bounded=False),
     "clairvoyant-bound": lambda trace: _clairvoyant(trace, bounded=True),
 }

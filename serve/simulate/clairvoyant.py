@@ -5,8 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
-from serve.core import events as ev
-from serve.simulate.house import House, Seat
+from serve.simulate.house import House, Rule, Seat
 
 HYSTERESIS = 0.7
 """Seconds of waiting ended for each second of waiting that a switch causes."""
@@ -17,7 +16,7 @@ QUANTUM = 1.0
 BOUND_S, BOUND_LOADS = 60.0, 4.0
 
 
-class Clairvoyant:
+class Clairvoyant(Rule):
     """It knows every arrival of the trace. A model without a place weighs the seconds that its waiters have waited; an
     engine is worth the seconds of waiting that its absence will cause: requests that come while it loads again wait for
     the rest of the load; less in proportion where that lies farther ahead than the switch and the way back take.
@@ -28,12 +27,6 @@ class Clairvoyant:
     def __init__(self, arrivals: Mapping[str, Sequence[float]], bounded: bool) -> None:
         self._arrivals = arrivals
         self.bounded = bounded
-
-    def begin(self, house: House) -> None:
-        return
-
-    def saw(self, house: House, event: ev.Event, now: float) -> None:
-        return
 
     def _pressure(self, house: House, model: str, now: float) -> float:
         ages_s = [now - since for since, _ in house.waiting[model].tickets.values()]

@@ -149,14 +149,8 @@ def greedy(seed: int) -> Trace:
     rate = 100 / 9 * 4 / 300  # 100 for each one of a modest user
     wanted = _poisson(other, {names[0]: rate / 2, names[1]: rate / 2}, 3600, 1, lambda at: 1.0)
     asked = (Request(one.at, one.model, one.prompt_tokens, one.output_tokens, "greedy") for one in wanted)
-    return Trace(
-        "greedy-100",
-        times_of(names),
-        tuple(heapq.merge(modest, asked, key=lambda one: one.at)),
-        gpus=2,
-        gpus_per_node=2,
-        compare_users=True,
-    )
+    found = tuple(heapq.merge(modest, asked, key=lambda one: one.at))
+    return Trace("greedy-100", times_of(names), found, gpus=2, gpus_per_node=2, compare_users=True)
 
 
 # --- llmux's published profiles: one GPU, two models ---

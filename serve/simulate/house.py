@@ -62,11 +62,9 @@ class Rule(Protocol):
     summed: bool
     """Worth of several victims together: the sum, or (False) the most valuable one's."""
 
-    def begin(self, house: House) -> None:
-        """The models are known."""
-
     def saw(self, house: House, event: ev.Event, now: float) -> None:
-        """Learn from an event."""
+        """Learn from an event; nothing, unless a rule says more."""
+        return
 
     def order(self, house: House, now: float) -> Sequence[str]:
         """The waiting models to serve, the first one first."""
@@ -125,7 +123,6 @@ class House:
             case ev.CatalogChanged(models):
                 self.models = {model.name: model for model in models}
                 self._mib = {model.name: model.memory_mib for model in models}
-                self.rule.begin(self)
             case ev.NodeJoined():
                 self.nodes[event.node] = event.gpu_mib
             case ev.Acquire():

@@ -44,7 +44,7 @@ class _Hopeless(Exception):
 def needed(cell: Cell) -> Needed:
     """Raises ``ConfigError`` if a model of the trace fits on no node."""
     trace = load(cell.trace, cell.seed, cell.resample)
-    demand = _demand(trace)
+    demand = trace.demand()
     found = Needed(cell)
     if cell.policy == "static":
         alone = _rounded(_static(trace, demand))
@@ -101,11 +101,6 @@ def _shares(cell: Cell, trace: Trace, requests: int, gpus: int, limit_s: float) 
     except _Hopeless:
         return {each: 1 - late / requests for each in LIMITS_S if each <= limit_s}
     return {each: sum(wait <= each for wait in waits_s) / max(1, requests) for each in LIMITS_S}
-
-
-def _demand(trace: Trace) -> Counter[str]:
-    closed = (one.model for session in trace.sessions for batch in session.batches for one in batch)
-    return Counter(one.model for one in trace.arrivals) + Counter(closed)
 
 
 def _static(trace: Trace, demand: Counter[str]) -> int:

@@ -102,7 +102,7 @@ def draw_devices(one: Outcomes, path: Path) -> None:
     tall = 0.7 if most else 0.9
     stripes: dict[tuple[float, float, Any], list[tuple[float, float]]] = {}
     for lives, low, whole in ((awake, -0.45, tall), (asleep, 0.27, 0.18)):
-        offsets = _offsets(lives if lives is awake else {key: _sharing(found, most) for key, found in lives.items()})
+        offsets = _offsets(lives, None if lives is awake else 1 / max(1, most))
         for key, found in lives.items():
             for span in found:
                 share = span.share if lives is awake else 1 / most
@@ -140,10 +140,6 @@ def _lives(spans: Sequence[Span]) -> tuple[dict[_Life, list[Span]], dict[_Life, 
     return awake, asleep
 
 
-def _sharing(found: Sequence[Span], most: int) -> list[Span]:
-    return [span._replace(share=1 / most) for span in found]
-
-
 def _most_at_once(lives: Mapping[_Life, Sequence[Span]]) -> int:
     """The most lives at a time on one GPU."""
     changes = sorted(
@@ -156,12 +152,13 @@ def _most_at_once(lives: Mapping[_Life, Sequence[Span]]) -> int:
     return most
 
 
-def _offsets(lives: Mapping[_Life, Sequence[Span]]) -> dict[_Life, float]:
-    """Where each life lies on its GPU, from 0 to 1: the lowest place that is free as long as it lasts."""
+def _offsets(lives: Mapping[_Life, Sequence[Span]], of_each: float | None) -> dict[_Life, float]:
+    """Where each life lies on its GPU, from 0 to 1: the lowest place that is free as long as it lasts. ``of_each``: the
+    share of every one; ``None``: its own."""
     taken: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
     offsets: dict[_Life, float] = {}
     for key, found in sorted(lives.items(), key=lambda item: (item[1][0].begin, item[0])):
-        begin, end, share = found[0].begin, found[-1].end, found[0].share
+        begin, end, share = found[0].begin, found[-1].end, of_each or found[0].share
         there = taken[key[:2]] = [one for one in taken.get(key[:2], []) if one[2] > begin]
         low = 0.0
         for start, above, _ in sorted(there):

@@ -73,15 +73,7 @@ PIN_GIB_PER_S = 4.0
 
 CLASSES: Mapping[str, Times] = {
     "8b": Times(
-        1,
-        22,
-        cold_s=45,
-        wake_s=0.8,
-        prompt_tokens_per_s=25_000,
-        token_s=0.007,
-        weights_gib=15.3,
-        sleep_s=0.5,
-        kept_gib=1.1,
+        1, 22, cold_s=45, wake_s=0.8, prompt_tokens_per_s=25_000, token_s=0.007, weights_gib=15.3, kept_gib=1.1
     ),
     "32b": Times(
         1,
@@ -97,17 +89,7 @@ CLASSES: Mapping[str, Times] = {
     "70b": Times(
         4, 40, cold_s=150, wake_s=4, prompt_tokens_per_s=10_000, token_s=0.018, weights_gib=131.5, sleep_s=0.9
     ),
-    "vl": Times(
-        1,
-        26,
-        cold_s=60,
-        wake_s=1,
-        prompt_tokens_per_s=15_000,
-        token_s=0.008,
-        weights_gib=15.4,
-        sleep_s=0.5,
-        kept_gib=1.1,
-    ),
+    "vl": Times(1, 26, cold_s=60, wake_s=1, prompt_tokens_per_s=15_000, token_s=0.008, weights_gib=15.4, kept_gib=1.1),
     "moe": Times(
         8, 70, cold_s=300, wake_s=6, prompt_tokens_per_s=15_000, token_s=0.012, weights_gib=437.7, sleep_s=1.3
     ),

@@ -11,6 +11,7 @@ import gzip
 import io
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,11 @@ class Trace:
     source: str = ""
     compare_users: bool = False
     """Each user's requests are also run alone on the fleet, for Jain's index: with few users only."""
+
+    def demand(self) -> Counter[str]:
+        """Model -> its requests, of arrivals and sessions."""
+        closed = (one.model for session in self.sessions for batch in session.batches for one in batch)
+        return Counter(one.model for one in self.arrivals) + Counter(closed)
 
 
 def of_user(trace: Trace, user: str) -> Trace:

@@ -16,12 +16,12 @@ import pytest
 
 from gateway_plugin.paths import Layout
 from serve.agent.argv import Bind, TlsFiles, engine_argv, engine_env
+from serve.agent.node import DevicesUnseen
 from serve.agent.probe import Probe, ProbeFailed, client_context
 from serve.agent.sleeping import (
     Asleep,
     Awake,
     Canary,
-    DevicesUnseen,
     Mib,
     Patience,
     Reload,

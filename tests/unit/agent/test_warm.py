@@ -20,7 +20,8 @@ from gateway_plugin.processes import mark
 from serve.agent.devices import Devices
 from serve.agent.host_memory import _left_in_cgroups, asleep_mib, available_mib, budget_mib
 from serve.agent.host_memory import held_mib as held_by
-from serve.agent.sleeping import DevicesUnseen, Mib, Patience
+from serve.agent.node import DevicesUnseen
+from serve.agent.sleeping import Mib, Patience
 from serve.agent.warm import Gauges
 from serve.core.events import EngineAsleep, EngineAwake, EngineExited, EngineReady
 from tests.support.agents import (

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from gateway_plugin.edge import apart, turns
-from gateway_plugin.edge import error_pages as answers
 from gateway_plugin.edge.error_pages import Refusal, own_errors, refuse_script
 from gateway_plugin.edge.haproxy_config import EdgeSettings, render, script
 from gateway_plugin.edge.pages import EXPOSED
 from gateway_plugin.edge.places import places
-from gateway_plugin.edge.served import INFERENCE
 from gateway_plugin.errors import DeadlineTooEarly, InvalidRequest, ServiceError
+from gateway_plugin.passing import FOUND_MODEL, INFERENCE
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
-from serve.ingress import relay
 from tests.support.edges import edge_site
 
 PLACES = places(4096, 1000, 2, 3)
@@ -102,12 +99,6 @@ def test_the_secret_is_said_to_ingress_and_desk_alone() -> None:
     assert "SECRET" not in script(settings())
 
 
-def test_the_ingress_and_the_edge_know_each_other_by_the_same_names() -> None:
-    assert apart.AROUND == relay.AROUND
-    assert answers.NOT_ROUTED == relay.NOT_ROUTED
-    assert turns.PRIORITY == relay.PRIORITY
-
-
 def test_a_caller_is_known_before_its_body_is_awaited() -> None:
     """And before that nothing it said about itself counts."""
     front = section(render(settings()), "frontend front")
@@ -128,11 +119,10 @@ def test_a_caller_is_known_before_its_body_is_awaited() -> None:
 
 
 def test_the_ingress_says_which_model_it_found_and_callers_do_not_see_it() -> None:
-    assert apart.FOUND_MODEL == relay.FOUND_MODEL
     backend = section(render(settings()), "backend ingress")
-    assert f"http-response set-var(txn.model) res.fhdr({relay.FOUND_MODEL})" in backend
+    assert f"http-response set-var(txn.model) res.fhdr({FOUND_MODEL})" in backend
     for each in (backend, section(render(settings()), "backend apart")):
-        assert f"http-response del-header {relay.FOUND_MODEL}" in each
+        assert f"http-response del-header {FOUND_MODEL}" in each
 
 
 def test_the_allow_list_is_exact() -> None:

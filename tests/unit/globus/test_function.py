@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway_plugin.edge.served import FORMS, INFERENCE
 from gateway_plugin.globus import function
 from gateway_plugin.globus.function_registry import source
+from gateway_plugin.passing import FORMS, INFERENCE
 from tests.support.gateways import wait_for
 
 Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any], dict[str, str]]]

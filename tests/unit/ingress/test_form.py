@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from gateway_plugin.errors import InvalidRequest
-from serve.ingress.body import Ask, Turns, parse_ask
+from serve.ingress.body import Ask, Turns
 from serve.ingress.form import PARTS_MAX
+from tests.support.slices import parse_ask
 
 BOUNDARY = "----form"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"

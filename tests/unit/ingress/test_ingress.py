@@ -18,7 +18,6 @@ from ray.exceptions import ActorDiedError
 from starlette.types import Receive, Scope, Send
 
 from gateway_plugin.api_types import parse_model, parse_models
-from gateway_plugin.edge.served import FORMS, INFERENCE
 from gateway_plugin.errors import (
     DeadlineTooEarly,
     GatewayError,
@@ -28,13 +27,14 @@ from gateway_plugin.errors import (
     ServiceError,
     WaitDeadline,
 )
+from gateway_plugin.passing import FORMS, INFERENCE
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
 from serve.core.events import Priority, Requester
 from serve.ingress import boarding, inference
-from serve.ingress.body import FORM_PATHS, Turns
+from serve.ingress.body import Turns
 from serve.ingress.desk import Desk
-from serve.ingress.http import INFERENCE_PATHS, Ingress
+from serve.ingress.http import Ingress
 from serve.ingress.relay import Relay
 from serve.ingress.trials import Trials
 from serve.ingress.waiting import UNATTENDED_MAX, UNATTENDED_PER_KEY, UNATTENDED_S
@@ -64,7 +64,7 @@ async def ingress(
     inferring, desk = made.application(), Desk(str(tmp_path), limits or Limits(), controller).application()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await (inferring if scope["path"] in INFERENCE_PATHS else desk)(scope, receive, send)
+        await (inferring if scope["path"] in INFERENCE else desk)(scope, receive, send)
 
     shown = {"x-gateway-edge": SECRET, "x-gateway-role": "user", **{k.replace("_", "-"): v for k, v in headers.items()}}
     transport = httpx.ASGITransport(app=app)
@@ -277,11 +277,11 @@ async def test_a_form_goes_on_byte_for_byte_with_its_content_type_and_the_model_
     request = httpx.Request("POST", "http://x", files={"file": ("a", b"\0\r\n--\xff" * 40_000), "model": (None, "m")})
     form, content_type = request.read(), request.headers["content-type"]
     async with inner_door(answer(200, b'{"text": "x"}')) as door, ingress(tmp_path, controller, door.path) as client:
-        for path in FORM_PATHS:
+        for path in FORMS:
             answered = await client.post(path, content=form, headers={"content-type": content_type})
             assert (answered.status_code, answered.headers["x-gateway-found-model"]) == (200, "m")
-    assert controller.asked == [("m", False)] * len(FORM_PATHS)
-    for path, sent in zip(FORM_PATHS, door.requests, strict=True):
+    assert controller.asked == [("m", False)] * len(FORMS)
+    for path, sent in zip(FORMS, door.requests, strict=True):
         head, _, body = sent.partition(b"\r\n\r\n")
         assert head.startswith(f"POST {path} ".encode())
         assert f"content-type: {content_type}".encode() in head
@@ -810,7 +810,7 @@ async def test_an_abandoned_answer_is_given_back_and_an_abandoned_wait_is_ended(
 
 async def test_a_stream_whose_client_left_before_the_first_byte_is_given_back() -> None:
     upstream = _Upstream()
-    response = inference.ClosedAfter(inference.pieces(upstream), upstream.aclose)
+    response = inference.ClosedAfter(upstream.aiter_raw(), upstream.aclose)
 
     async def gone(*_: object) -> None:
         raise ConnectionResetError
@@ -832,11 +832,6 @@ async def test_nothing_is_added_to_what_the_caller_sent(tmp_path: Path) -> None:
     head = door.requests[0].partition(b"\r\n\r\n")[0].lower()
     for added in (b"accept:", b"accept-encoding:", b"user-agent:"):
         assert b"\r\n" + added not in head
-
-
-def test_edge_and_ingress_serve_the_same_inference_paths() -> None:
-    assert set(INFERENCE_PATHS) == set(INFERENCE)
-    assert set(FORM_PATHS) == set(FORMS)
 
 
 async def test_the_controller_hears_on_whose_behalf_a_request_waits(tmp_path: Path) -> None:

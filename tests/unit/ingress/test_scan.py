@@ -11,20 +11,15 @@ import pytest
 
 from gateway_plugin.errors import InvalidRequest
 from serve.ingress import scan as scanning
-from serve.ingress.body import ask_in_slices, parse_ask
+from serve.ingress.body import ask_in_slices
 from serve.ingress.scan import Found, Malformed, scan
+from tests.support.slices import finished, parse_ask
 
 MIB = 1 << 20
 
 
 def found(body: bytes, *names: str) -> Found:
-    slices = scan(body, names or ("model", "stream"))
-    while True:
-        try:
-            next(slices)
-        except StopIteration as done:
-            value: Found = done.value
-            return value
+    return finished(scan(body, names or ("model", "stream")))
 
 
 def some_value(rng: random.Random, depth: int) -> object:
