@@ -73,6 +73,11 @@ def has_room(node: Node, need: Need) -> bool:
     return sum(free >= need.mib for free in node.free_gpu_mib) >= need.gpus
 
 
+def with_room(nodes: Mapping[str, Node], need: Need) -> Sequence[Node]:
+    """Nodes into whose free room it fits."""
+    return [node for node in nodes.values() if has_room(node, need)]
+
+
 def could_ever_hold(node_types: tuple[NodeTypeSpec, ...], nodes: Mapping[str, Node], need: Need) -> bool:
     """Whether any node here, or of a node type that may be requested, is large enough."""
     return any(kind.max_nodes > 0 and holds(kind, need) for kind in node_types) or any(

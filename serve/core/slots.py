@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 
 from gateway_plugin.catalog import Model
 from serve.core.effects import SyncSlots
+from serve.core.looking import slots_taken
+from serve.core.table import seen
 from serve.core.transaction import Transaction
 
 
@@ -22,8 +24,7 @@ def slots_as_they_are(
 # --- slots ---
 def slots_in_use(tx: Transaction) -> set[int]:
     """Slots with an engine or a server in them."""
-    in_use = {closing.slot for closing in tx.closing.rows.values()}
-    return in_use | {engine.slot for engine in tx.engines.rows.values() if engine.slot is not None}
+    return {closing.slot for closing in tx.closing.rows.values()} | seen(tx.engines.rows, slots_taken)
 
 
 def free_slot(tx: Transaction, model: str, in_use: set[int]) -> int | None:
@@ -32,11 +33,16 @@ def free_slot(tx: Transaction, model: str, in_use: set[int]) -> int | None:
     slot = tx.slots.rows.get(model)
     if slot is not None:  # (1)
         return slot
-    tenants = {slot: tenant for tenant, slot in tx.slots.rows.items()}
-    free = (index for index in range(tx.policy.slots) if index not in in_use)
-    return min(  # (2), (3), (4)
-        free, key=lambda index: (1 + tx.wanted(tenants[index]) if index in tenants else 0, index), default=None
-    )
+    tenants = seen(tx.slots.rows, _tenants)
+    free = set(range(tx.policy.slots)) - in_use
+    without = free - tenants.keys()
+    if without:  # (2)
+        return min(without)
+    return min(free, key=lambda index: (tx.wanted(tenants[index]), index), default=None)  # (3), (4)
+
+
+def _tenants(slots: Mapping[str, int]) -> Mapping[int, str]:
+    return {slot: tenant for tenant, slot in slots.items()}
 
 
 def take_slot(tx: Transaction, model: str, slot: int) -> None:
