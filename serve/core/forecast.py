@@ -115,8 +115,9 @@ class Forecast:
         """
         fleet, now = self.fleet, self.now
         engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
-        if any(serving(engine) for engine in engines):  # (1)
-            return 0.0
+        for engine in engines:  # (1)
+            if serving(engine):
+                return 0.0
         load = fleet.load_s.get(model, fleet.policy.load_guess_s)
         loading = [engine for engine in engines if live(engine)]
         if loading:  # (2)
@@ -208,7 +209,7 @@ def model_state(fleet: Fleet, model: str) -> str:
     up = [engine for engine in engines if engine.state is EngineState.READY and engine.route is RouteState.OPEN]
     if up:
         return "stalled" if all(map(stalled, up)) else "ready"
-    if any(live(engine) for engine in engines):
+    if any(map(live, engines)):
         return "loading"
     weights = fleet.weights.get(model) if not engines else None
     if weights is not None and weights.fetching:

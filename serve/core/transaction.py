@@ -276,7 +276,9 @@ class Transaction:
 
     def wanted(self, model: str) -> bool:
         """There is demand: a client waits, it is pinned, it is to be loaded, or a client is expected back."""
-        return model in self.pinned or model in self.requested_until.rows or self.attended(model) is not None
+        if model in self.pinned or model in self.requested_until.rows:
+            return True
+        return model in self.queues.rows and self.attended(model) is not None
 
     def attended(self, model: str) -> Waiter | None:
         """The oldest waiter of ``model`` that has a client."""
