@@ -179,6 +179,8 @@ class Plan:
                 self.dear = True
                 break
             node = tx.nodes.rows[node_id]
+            if spared and spared.issuperset(node.engines):
+                continue
             if not where(node) or not holds(node, need):
                 continue
             found = victims(able, self.later(node), need, summed=tx.policies.summed, spared=spared)

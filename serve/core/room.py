@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gateway_plugin.catalog import Model
 from serve.core.policy import NodeTypeSpec
 from serve.core.state import Engine, EngineState, Fleet, Node, reservation, stays
+from serve.core.table import seen
 
 
 class Need(NamedTuple):
@@ -118,7 +119,7 @@ def waits_for(fleet: Fleet, need: Need) -> Engine | None:
     if need.gpus == 0:
         return None
     moving = {part.node for name in fleet.moving for part in fleet.engines[name].parts}
-    if any(node.id not in moving and stays(node) and has_room(node, need) for node in fleet.nodes.values()):
+    if any(node.id not in moving and stays(node) for node in seen(fleet.nodes, with_room, need)):
         return None  # (1)
     found: Engine | None = None
     for node in (fleet.nodes[name] for name in sorted(moving)):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from gateway_plugin.errors import DeadlineTooEarly, ModelNotFound, ModelQueueFull, WaitDeadline
 from serve.core.asking import note_caller
 from serve.core.effects import Answer, Effect
 from serve.core.events import Acquire, ModelAnswered, SuspectsKept, WaiterLeft
 from serve.core.forecast import Forecast, eta_s, model_state, waiting_reason
+from serve.core.frozen import replace
 from serve.core.policy import APART_S, GRANT_STEP_S
 from serve.core.room import need_of
 from serve.core.shares import positions

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from serve.core.callers import ARRIVED_S
 from serve.core.events import EdgeSeen, RouteClosed, RouteDrained, RouteOpened, RouteRefused
+from serve.core.frozen import replace
 from serve.core.habits import NOTED_EACH_S, PAUSE_S
 from serve.core.state import Engine, RouteState, ready_at
 from serve.core.transaction import Transaction

@@ -64,9 +64,9 @@ def _row(fleet: Fleet, block: SeenBlock | None, node: Node | None, now: float) -
         "leaves_in_s": _seconds(node.leave_at - now) if node is not None and node.leave_at is not None else None,
         "ended_s": _seconds(now - block.ended_at) if block is not None and block.ended_at is not None else None,
         "models": [
-            {"model": engine.model, "state": engine.state.value, "in_flight": engine.in_flight} for engine in engines
+            {"model": engine.model, "state": engine.state._value_, "in_flight": engine.in_flight} for engine in engines
         ],
-        "in_flight": sum(engine.in_flight for engine in engines),
+        "in_flight": sum([engine.in_flight for engine in engines]),
     }
 
 

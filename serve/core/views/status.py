@@ -8,7 +8,7 @@ from typing import Any
 from serve.core.events import Priority, SeenBlock
 from serve.core.forecast import Forecast, model_state, models_before, stall_words
 from serve.core.shares import positions
-from serve.core.state import Engine, EngineState, Fleet, Node, RouteState, stalled
+from serve.core.state import Engine, EngineState, Fleet, Node, RouteState, serving, stalled
 from serve.core.supply import describe
 
 
@@ -28,7 +28,7 @@ def model_view(
     halted = [one for one in engines if one.stalled_since is not None]
     still = next((words for one in halted if (words := stall_words(fleet, one, now))), None) if halted else None
     forecast = forecast or Forecast(fleet, now)
-    state = model_state(fleet, name)
+    state = model_state(fleet, name, engines)
     memory = {"gpus": model.gpus, "memory_gib": model.memory_gib, "predicted_gib": model.predicted_gib}
     reason = forecast.waiting_reason(name, detail=detail) if state in ("queued", "fetching") or fleet.storage else None
     if still or said:
@@ -41,7 +41,7 @@ def model_view(
         "aliases": list(model.aliases),
         "adapters": list(model.adapters or ()),
         "state": state,
-        "eta_s": forecast.eta_s(name),
+        "eta_s": 0.0 if state == "ready" and serving(engines[0]) else forecast.eta_s(name),
         "pinned": name in fleet.pinned,
         "in_flight": sum([engine.in_flight for engine in engines]),
         "waiting": len(fleet.queues.get(name, ())),
@@ -128,7 +128,7 @@ def node_view(fleet: Fleet, node: Node, block: SeenBlock | None, now: float) -> 
 
 
 def _until(when: float | None, now: float) -> float | None:
-    return None if when is None else round(max(0.0, when - now), 1)
+    return None if when is None else round(when - now, 1) if when > now else 0.0
 
 
 def nodes_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
