@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from gateway_plugin.catalog import Model
 from serve.core.effects import SyncSlots
@@ -33,16 +33,16 @@ def free_slot(tx: Transaction, model: str, in_use: set[int]) -> int | None:
     slot = tx.slots.rows.get(model)
     if slot is not None:  # (1)
         return slot
-    tenants = seen(tx.slots.rows, _tenants)
-    free = set(range(tx.policy.slots)) - in_use
-    without = free - tenants.keys()
-    if without:  # (2)
-        return min(without)
-    return min(free, key=lambda index: (tx.wanted(tenants[index]), index), default=None)  # (3), (4)
+    for index in seen(tx.slots.rows, _without_tenant, tx.policy.slots):
+        if index not in in_use:  # (2)
+            return index
+    free = [(tx.wanted(tenant), slot) for tenant, slot in tx.slots.rows.items() if slot not in in_use]
+    return min(free)[1] if free else None  # (3), (4)
 
 
-def _tenants(slots: Mapping[str, int]) -> Mapping[int, str]:
-    return {slot: tenant for tenant, slot in slots.items()}
+def _without_tenant(slots: Mapping[str, int], many: int) -> Sequence[int]:
+    taken = set(slots.values())
+    return [index for index in range(many) if index not in taken]
 
 
 def take_slot(tx: Transaction, model: str, slot: int) -> None:

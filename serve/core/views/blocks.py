@@ -45,7 +45,7 @@ def _without_block(fleet: Fleet, holding: Iterable[SeenBlock], nodes: dict[str, 
 
 
 def _row(fleet: Fleet, block: SeenBlock | None, node: Node | None, now: float) -> dict[str, Any]:
-    engines = [fleet.engines[name] for name in node.engines] if node is not None else []
+    engines = [fleet.engines[name] for name in node.engines] if node is not None else ()
     pending = block is not None and block.phase.queued
     holds = block is None or not block.phase.ended
     asked_at = block.asked_at if block is not None else node.since if node is not None else now
@@ -105,7 +105,7 @@ def _reason(fleet: Fleet, block: SeenBlock | None, node: Node | None) -> str | N
 
 
 def _seconds(span: float) -> float:
-    return round(max(0.0, span), 1)
+    return round(span, 1) if span > 0 else 0.0
 
 
 def blocks_by_phase(fleet: Fleet) -> dict[tuple[str, str], int]:
