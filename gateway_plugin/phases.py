@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 
 
 class BlockPhase(StrEnum):
@@ -27,12 +28,12 @@ class BlockPhase(StrEnum):
     LOST = "lost"
     """Ended without a report: killed from outside, the machine rebooted, or its submission never happened."""
 
-    @property
+    @cached_property
     def ended(self) -> bool:
         """Whether the block holds no resources any more."""
         return self in _ENDED
 
-    @property
+    @cached_property
     def queued(self) -> bool:
         """Whether its job has not started."""
         return self in (BlockPhase.SUBMITTING, BlockPhase.PENDING)

@@ -64,10 +64,9 @@ def may_go(tx: Transaction, engine: Engine, *, busy: bool = False) -> bool:
         return False  # the fast path for a busy engine
     if tx.wanted(engine.model) and not spare:
         return False
-    if abandoned(tx, engine) or engine.state is EngineState.ASLEEP:
-        return _up(tx, engine)
-    open_route = engine.state is EngineState.READY and engine.route is RouteState.OPEN
-    served = open_route if busy or spare else idle(tx, engine)
+    if engine.state is not EngineState.READY:
+        return (engine.state is EngineState.ASLEEP or abandoned(tx, engine)) and _up(tx, engine)
+    served = engine.route is RouteState.OPEN if busy or spare else idle(tx, engine)
     if not (served or stalled(engine)):
         return False
     model = tx.models.get(engine.model)

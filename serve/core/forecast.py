@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 from gateway_plugin.phases import BlockPhase
 from serve.core.events import SeenBlock
 from serve.core.node_times import start_s
-from serve.core.room import Need, has_room, holds, need_of, wait_s, wait_words, waits_for
+from serve.core.room import Need, holds, need_of, wait_s, wait_words, waits_for, with_room
 from serve.core.state import (
     Engine,
     EngineState,
@@ -24,6 +24,7 @@ from serve.core.state import (
     stalled,
     stays,
 )
+from serve.core.table import seen
 
 
 class Expected(NamedTuple):
@@ -115,8 +116,9 @@ class Forecast:
         """
         fleet, now = self.fleet, self.now
         engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
-        if any(serving(engine) for engine in engines):  # (1)
-            return 0.0
+        for engine in engines:  # (1)
+            if serving(engine):
+                return 0.0
         load = fleet.load_s.get(model, fleet.policy.load_guess_s)
         loading = [engine for engine in engines if live(engine)]
         if loading:  # (2)
@@ -144,14 +146,13 @@ class Forecast:
     def _begins_in_s(self, need: Need) -> float | None:
         """Cases (4) to (7) of ``eta_s``: seconds until a load could begin."""
         fleet = self.fleet
-        here = [node for node in fleet.nodes.values() if stays(node)]
-        if any(has_room(node, need) for node in here):  # (4)
+        if any(map(stays, seen(fleet.nodes, with_room, need))):  # (4)
             other = self._waits_for(need)
             return 0.0 if other is None else wait_s(fleet, other, self.now)
         coming = self.next_node(need)
         if coming is not None:  # (5)
             return coming.in_s
-        if any(holds(node, need) for node in here):  # (6)
+        if any(stays(node) and holds(node, need) for node in fleet.nodes.values()):  # (6)
             return 0.0
         able = [kind for kind in fleet.policy.node_types if kind.max_nodes > 0 and holds(kind, need)]
         return min((s for kind in able if (s := _ask_s(fleet, kind.name)) is not None), default=None)  # (7)
@@ -196,19 +197,20 @@ class Forecast:
         return Expected(seen, words)  # (4)
 
 
-def model_state(fleet: Fleet, model: str) -> str:
+def model_state(fleet: Fleet, model: str, engines: Sequence[Engine] | None = None) -> str:
     """``ready``, ``stalled``, ``loading``, ``fetching``, ``failed``, ``queued``, ``asleep``, ``draining`` or ``cold``:
     the first that is true.
 
     ``stalled``: its engines have work and make no progress. ``queued``: it is wanted, and waits for room or for a node.
     ``fetching``: its weights are. ``failed``: also if they are not on disk, and nothing fetches them.
-    ``asleep``: an engine of it sleeps, or falls asleep. One that wakes is ``loading``.
+    ``asleep``: an engine of it sleeps, or falls asleep. One that wakes is ``loading``. ``engines``: all of its own.
     """
-    engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
+    if engines is None:
+        engines = [fleet.engines[engine] for engine in fleet.model_engines.get(model, ())]
     up = [engine for engine in engines if engine.state is EngineState.READY and engine.route is RouteState.OPEN]
     if up:
         return "stalled" if all(map(stalled, up)) else "ready"
-    if any(live(engine) for engine in engines):
+    if any(map(live, engines)):
         return "loading"
     weights = fleet.weights.get(model) if not engines else None
     if weights is not None and weights.fetching:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from heapq import nlargest
 from statistics import median
 
 from gateway_plugin.phases import BlockPhase
@@ -15,16 +16,19 @@ LATELY = 5
 
 
 def queue_waits(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, float]:
-    return {kind: max(some[-LATELY:]) for kind, some in waited_s(blocks, now).items()}
+    """Type -> the longest of its last queue times in seconds."""
+    return {kind: max(some) for kind, some in waited_s(blocks, now).items()}
 
 
 def waited_s(blocks: Iterable[SeenBlock], now: float) -> Mapping[str, list[float]]:
-    """Type -> queue times in seconds of its blocks that started, in the order of starting."""
-    waits: dict[str, list[float]] = {}
-    started = [(starts_at, b) for b in blocks if (starts_at := _started_at(b, now)) is not None]
-    for starts_at, block in sorted(started, key=lambda pair: (pair[0], pair[1].name)):
-        waits.setdefault(block.type, []).append(max(0.0, starts_at - block.asked_at))
-    return waits
+    """Type -> queue times in seconds of its last ``LATELY`` blocks that started, in the order of starting."""
+    started: dict[str, list[tuple[float, str, float]]] = {}
+    for block in blocks:
+        starts_at = block.starts_at if block.phase is BlockPhase.RUNNING else _started_at(block, now)
+        if starts_at is not None:
+            started.setdefault(block.type, []).append((starts_at, block.name, block.asked_at))
+    last = {kind: nlargest(LATELY, some)[::-1] for kind, some in started.items()}
+    return {kind: [max(0.0, starts_at - asked_at) for starts_at, _, asked_at in some] for kind, some in last.items()}
 
 
 def _started_at(block: SeenBlock, now: float) -> float | None:

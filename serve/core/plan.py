@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
 from serve.core.engine_use import drain_is_over, unclaimed
-from serve.core.room import AbleByNode, Need, Room, Victims, holds, unsettles, victims
+from serve.core.looking import not_just_serving
+from serve.core.room import AbleByNode, Need, Room, Victims, holds, unsettles, victims, with_room
 from serve.core.slots import slots_in_use
 from serve.core.state import Action, Engine, EngineState, Node, reservation
+from serve.core.table import seen
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop
 
@@ -49,7 +51,7 @@ class Plan:
         """Needs, load times and how many engines might go, for which nodes that stay have no free room, and none even
         after evictions. Room only shrinks during the pass: an equal or larger need, with an equal or longer load and
         no more engines to evict, need not be tried again."""
-        self.any_ends = any(node.ending for node in tx.nodes.rows.values())
+        self.any_ends = any(node.ending for node in seen(tx.nodes.rows, not_just_serving))
         self.unsettled: dict[str, set[int]] = {}
         """Node -> GPUs where nothing may start: something loads or stops there, or a model waits for that to end."""
         for engine in [tx.engines.rows[name] for name in tx.moving.rows]:
@@ -119,9 +121,6 @@ class Plan:
         models avoid nodes with GPUs if they can."""
         best: tuple[tuple[int, bool, int, str], Node, tuple[int, ...]] | None = None
         for node in self._nodes(need, when):
-            free = max(node.free_gpu_mib, default=0) if need.gpus else node.free_host_mib
-            if when is not When.ONCE_FREED and free < need.mib:
-                continue  # the fast path for a full node
             if not where(node):
                 continue
             later = self.later(node)
@@ -144,7 +143,7 @@ class Plan:
     def _nodes(self, need: Need, when: When) -> Iterable[Node]:
         nodes = self.tx.nodes.rows
         if when is When.AT_ONCE:
-            return nodes.values()
+            return seen(self.tx.nodes.rows, with_room, need)
         if when is When.ONCE_QUIET:
             return [nodes[node] for node in self.unsettled] if need.gpus else ()
         return [nodes[node] for node in self.delta]
@@ -180,6 +179,8 @@ class Plan:
                 self.dear = True
                 break
             node = tx.nodes.rows[node_id]
+            if spared and spared.issuperset(node.engines):
+                continue
             if not where(node) or not holds(node, need):
                 continue
             found = victims(able, self.later(node), need, summed=tx.policies.summed, spared=spared)

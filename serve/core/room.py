@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gateway_plugin.catalog import Model
 from serve.core.policy import NodeTypeSpec
 from serve.core.state import Engine, EngineState, Fleet, Node, reservation, stays
+from serve.core.table import seen
 
 
 class Need(NamedTuple):
@@ -73,6 +74,11 @@ def has_room(node: Node, need: Need) -> bool:
     return sum(free >= need.mib for free in node.free_gpu_mib) >= need.gpus
 
 
+def with_room(nodes: Mapping[str, Node], need: Need) -> Sequence[Node]:
+    """Nodes into whose free room it fits."""
+    return [node for node in nodes.values() if has_room(node, need)]
+
+
 def could_ever_hold(node_types: tuple[NodeTypeSpec, ...], nodes: Mapping[str, Node], need: Need) -> bool:
     """Whether any node here, or of a node type that may be requested, is large enough."""
     return any(kind.max_nodes > 0 and holds(kind, need) for kind in node_types) or any(
@@ -113,7 +119,7 @@ def waits_for(fleet: Fleet, need: Need) -> Engine | None:
     if need.gpus == 0:
         return None
     moving = {part.node for name in fleet.moving for part in fleet.engines[name].parts}
-    if any(node.id not in moving and stays(node) and has_room(node, need) for node in fleet.nodes.values()):
+    if any(node.id not in moving and stays(node) for node in seen(fleet.nodes, with_room, need)):
         return None  # (1)
     found: Engine | None = None
     for node in (fleet.nodes[name] for name in sorted(moving)):

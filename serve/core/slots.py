@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from gateway_plugin.catalog import Model
 from serve.core.effects import SyncSlots
+from serve.core.looking import slots_taken
+from serve.core.table import seen
 from serve.core.transaction import Transaction
 
 
@@ -22,8 +24,7 @@ def slots_as_they_are(
 # --- slots ---
 def slots_in_use(tx: Transaction) -> set[int]:
     """Slots with an engine or a server in them."""
-    in_use = {closing.slot for closing in tx.closing.rows.values()}
-    return in_use | {engine.slot for engine in tx.engines.rows.values() if engine.slot is not None}
+    return {closing.slot for closing in tx.closing.rows.values()} | seen(tx.engines.rows, slots_taken)
 
 
 def free_slot(tx: Transaction, model: str, in_use: set[int]) -> int | None:
@@ -32,11 +33,16 @@ def free_slot(tx: Transaction, model: str, in_use: set[int]) -> int | None:
     slot = tx.slots.rows.get(model)
     if slot is not None:  # (1)
         return slot
-    tenants = {slot: tenant for tenant, slot in tx.slots.rows.items()}
-    free = (index for index in range(tx.policy.slots) if index not in in_use)
-    return min(  # (2), (3), (4)
-        free, key=lambda index: (1 + tx.wanted(tenants[index]) if index in tenants else 0, index), default=None
-    )
+    for index in seen(tx.slots.rows, _without_tenant, tx.policy.slots):
+        if index not in in_use:  # (2)
+            return index
+    free = [(tx.wanted(tenant), slot) for tenant, slot in tx.slots.rows.items() if slot not in in_use]
+    return min(free)[1] if free else None  # (3), (4)
+
+
+def _without_tenant(slots: Mapping[str, int], many: int) -> Sequence[int]:
+    taken = set(slots.values())
+    return [index for index in range(many) if index not in taken]
 
 
 def take_slot(tx: Transaction, model: str, slot: int) -> None:

@@ -426,7 +426,8 @@ def live(engine: Engine) -> bool:
 
 def ready_at(engine: Engine) -> float:
     """When it became ready, or was last woken."""
-    return max(engine.started + (engine.loaded_s or 0.0), engine.awake_at)
+    loaded_at, awake_at = engine.started + (engine.loaded_s or 0.0), engine.awake_at
+    return loaded_at if loaded_at >= awake_at else awake_at
 
 
 def serving(engine: Engine) -> bool:

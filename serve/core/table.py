@@ -1,11 +1,22 @@
-"""A table of the working copy: a mapping that is copied at the first write."""
+"""A table of a transaction, and its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 Row = TypeVar("Row")
+Found = TypeVar("Found")
+
+
+class Rows(dict[str, Row]):
+    """The rows of a table, not changed any more once a fleet has them, and what was found in them."""
+
+    __slots__ = ("known",)
+
+    def __init__(self, rows: Mapping[str, Row]) -> None:
+        super().__init__(rows)
+        self.known: dict[Any, Any] = {}
 
 
 class Table(Generic[Row]):
@@ -15,20 +26,32 @@ class Table(Generic[Row]):
 
     def __init__(self, rows: Mapping[str, Row]) -> None:
         self.rows: Mapping[str, Row] = rows
-        self._own: dict[str, Row] | None = None
+        self._own: Rows[Row] | None = None
 
     def put(self, key: str, row: Row) -> None:
-        if self._own is None:
-            self.rows = self._own = dict(self.rows)
-        self._own[key] = row
+        self.own()[key] = row
 
     def drop(self, key: str) -> None:
         """Remove ``key`` if it is there."""
-        if key not in self.rows:
-            return
-        if self._own is None:
-            self.rows = self._own = dict(self.rows)
-        del self._own[key]
+        if key in self.rows:
+            del self.own()[key]
 
-    def clear(self) -> None:
-        self.rows = self._own = {}
+    def own(self) -> dict[str, Row]:
+        """The rows, to be changed at once."""
+        if self._own is None:
+            self.rows = self._own = Rows(self.rows)
+        elif self._own.known:
+            self._own.known.clear()
+        return self._own
+
+
+def seen(rows: Mapping[str, Row], find: Callable[..., Found], *args: Any) -> Found:
+    """``find(rows, *args)``, a pure function of the rows: while they stay the same, in later steps too, it is not
+    computed again. So a pass over a fleet that has not changed visits only what concerns it."""
+    if not isinstance(rows, Rows):  # the first ones of a fleet, or read from JSON
+        return find(rows, *args)
+    key = (find, *args)
+    if key not in rows.known:
+        rows.known[key] = find(rows, *args)
+    found: Found = rows.known[key]
+    return found

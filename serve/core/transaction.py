@@ -8,13 +8,14 @@ again. The fleet it came from is not altered, so a step stays a pure function. O
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, get_origin, get_type_hints
 
 from gateway_plugin.catalog import Model
 from serve.core.callers import Asked, Caller, Next
 from serve.core.effects import Effect
 from serve.core.events import FoundServer, Part, SeenBlock
+from serve.core.frozen import replace
 from serve.core.habits import Habit, noted
 from serve.core.policy import Policy
 from serve.core.spread import Spread
@@ -127,8 +128,7 @@ class Transaction:
         self.effects: list[Effect] = []
         self.slots_changed = False
         self.fresh_slots: tuple[int, ...] = ()
-        self._engines_before = fleet.engines
-        self._nodes_before = fleet.nodes
+        self._before = fleet
         self.memo: dict[Any, Any] = {}
         """What policies have computed in this step; not part of the fleet."""
         self.__dict__.update(fleet.__dict__)
@@ -139,7 +139,7 @@ class Transaction:
         """The present fleet."""
         own = self.__dict__
         values = {name: own[name].rows if name in _TABLES else own[name] for name in _FIELDS}
-        return Fleet(**values)
+        return replace(self._before, **values)
 
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
@@ -276,7 +276,9 @@ class Transaction:
 
     def wanted(self, model: str) -> bool:
         """There is demand: a client waits, it is pinned, it is to be loaded, or a client is expected back."""
-        return model in self.pinned or model in self.requested_until.rows or self.attended(model) is not None
+        if model in self.pinned or model in self.requested_until.rows:
+            return True
+        return model in self.queues.rows and self.attended(model) is not None
 
     def attended(self, model: str) -> Waiter | None:
         """The oldest waiter of ``model`` that has a client."""
@@ -311,7 +313,7 @@ class Transaction:
     @property
     def fleet_changed(self) -> bool:
         """Whether this step has changed an engine or a node."""
-        return self.engines.rows is not self._engines_before or self.nodes.rows is not self._nodes_before
+        return self.engines.rows is not self._before.engines or self.nodes.rows is not self._before.nodes
 
     def note_use(self, model: str, at: float, *, paused: bool) -> None:
         """``model`` was used at ``at``; ``paused``: nothing had been in flight since its last use."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from gateway_plugin.errors import GatewayError, ModelUnavailable
 from gateway_plugin.phases import BlockPhase
 from serve.core.effects import Answer, KillAgent, SleepEngine, WakeEngine
 from serve.core.events import SeenBlock
+from serve.core.frozen import replace
 from serve.core.node_times import LATELY
 from serve.core.policy import DOUBT_S, REOPENS_S, Policy
 from serve.core.reasons import decide_keep, decide_stop, decide_wait

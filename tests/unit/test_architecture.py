@@ -62,11 +62,11 @@ LIGHT = (
 
 
 CORE_LAYERS = (
-    "events habits policy spread table",
+    "events frozen habits policy spread table",
     "callers",
     "effects state",
     "transaction",
-    "room engine_use node_times shares reasons",
+    "room engine_use looking node_times shares reasons",
     "supply slots sleep_room asking learned",
     "forecast transitions",
     "plan",

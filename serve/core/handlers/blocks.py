@@ -15,9 +15,9 @@ def blocks_seen(tx: Transaction, event: BlocksSeen) -> None:
     before = tx.blocks
     tx.blocks = {block.name: block for block in event.blocks}
     tx.queue_wait_s = queue_waits(event.blocks, tx.now)
-    for node in list(tx.nodes.rows.values()):
-        if node.block in tx.blocks and tx.blocks[node.block] != before.get(node.block):
-            know_block(tx, node)
+    news = {name for name, block in tx.blocks.items() if block != before.get(name)}
+    for node in [node for node in tx.nodes.rows.values() if node.block in news] if news else ():
+        know_block(tx, node)
     tx.joined_blocks &= frozenset(tx.blocks)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from serve.core.effects import CreateAgent, KillAgent, SleepEngine, WakeEngine
 from serve.core.events import FoundEngine, NodeFailed, NodeGone, NodeJoined, Part
+from serve.core.frozen import replace
 from serve.core.spread import Spread
 from serve.core.state import Engine, EngineState, Failure, Node, NodePhase, RouteState, live
 from serve.core.transaction import Transaction

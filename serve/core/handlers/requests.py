@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from gateway_plugin.errors import DeadlineTooEarly, ModelNotFound, ModelQueueFull, WaitDeadline
 from serve.core.asking import note_caller
 from serve.core.effects import Answer, Effect
 from serve.core.events import Acquire, ModelAnswered, SuspectsKept, WaiterLeft
 from serve.core.forecast import Forecast, eta_s, model_state, waiting_reason
+from serve.core.frozen import replace
 from serve.core.policy import APART_S, GRANT_STEP_S
 from serve.core.room import need_of
 from serve.core.shares import positions
 from serve.core.state import Fleet, Waiter, live, serving
 from serve.core.supply import why_hopeless, without_weights
+from serve.core.table import Rows
 from serve.core.transaction import Transaction
 from serve.core.transitions import keep_apart, suspect_route, unavailable
 
@@ -29,8 +29,9 @@ def go_at_once(fleet: Fleet, event: Acquire, now: float) -> tuple[Fleet, tuple[E
     answer = (Answer(event.ticket),)
     if now < up[0].granted_at + GRANT_STEP_S:
         return fleet, answer
-    granted = {engine.id: replace(engine, granted_at=now) for engine in up}
-    return replace(fleet, engines={**fleet.engines, **granted}), answer
+    engines = Rows(fleet.engines)
+    engines |= {engine.id: replace(engine, granted_at=now) for engine in up}
+    return replace(fleet, engines=engines), answer
 
 
 def acquire(tx: Transaction, event: Acquire) -> None:

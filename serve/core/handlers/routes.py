@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from serve.core.callers import ARRIVED_S
 from serve.core.events import EdgeSeen, RouteClosed, RouteDrained, RouteOpened, RouteRefused
+from serve.core.frozen import replace
 from serve.core.habits import NOTED_EACH_S, PAUSE_S
 from serve.core.state import Engine, RouteState, ready_at
 from serve.core.transaction import Transaction
@@ -65,36 +64,41 @@ def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
     route with nothing in flight is quiet; (4) the model was used again (its waiters were noted when they came);
     (5) by others than the waiters that were released last: who asked it last is not known any more."""
     rows, habits, asked = tx.engines.rows, tx.habits.rows, tx.asked.rows
-    for seen in event.servers:
+    changes: list[Engine] = []
+    for seen in event.servers:  # for every engine of the fleet, every second: no call that can be spared
         engine = rows.get(seen.engine)
         if engine is None or engine.server is None or event.read_at < engine.fresh_from:  # (1)
             continue
-        last_used = max(engine.last_used, tx.now if seen.in_flight or seen.queued else seen.last_used)
-        habit = habits.get(engine.model)
-        if last_used > engine.last_used and last_used > ready_at(engine) + 1.0:  # (4)
-            paused = not engine.in_flight
-            if habit is None or last_used > habit.last + (PAUSE_S if paused else NOTED_EACH_S):
+        in_flight, queued, before = seen.in_flight, seen.queued, engine.last_used
+        last_used = tx.now if in_flight or queued else seen.last_used
+        if last_used > before:
+            paused, habit = not engine.in_flight, habits.get(engine.model)
+            long_ago = habit is None or last_used > habit.last + (PAUSE_S if paused else NOTED_EACH_S)
+            if long_ago and last_used > ready_at(engine) + 1.0:  # (4)
                 tx.note_use(engine.model, last_used, paused=paused)
                 habits = tx.habits.rows
+        else:
+            last_used = before
         who = asked.get(engine.model) if asked else None
-        if who is not None and (seen.last_used > who.at + ARRIVED_S or seen.in_flight + seen.queued > who.many):  # (5)
+        if who is not None and (seen.last_used > who.at + ARRIVED_S or in_flight + queued > who.many):  # (5)
             tx.asked.drop(engine.model)
             asked = tx.asked.rows
-        drained_idle = engine.drained and seen.in_flight == 0 and seen.queued == 0  # (3)
-        if (engine.up, engine.in_flight, engine.queued, engine.last_used, engine.drained_idle) != (
-            seen.up,
-            seen.in_flight,
-            seen.queued,
-            last_used,
-            drained_idle,
+        drained_idle = engine.drained and not in_flight and not queued  # (3)
+        if (
+            engine.in_flight != in_flight
+            or before != last_used
+            or engine.up is not seen.up
+            or engine.queued != queued
+            or engine.drained_idle is not drained_idle
         ):
-            # (2) not dataclasses.replace, which is slow: this runs for every busy engine of the fleet, every second
-            values = engine.__dict__.copy()
-            values["up"] = seen.up
-            values["in_flight"] = seen.in_flight
-            values["queued"] = seen.queued
-            values["last_used"] = last_used
-            values["drained_idle"] = drained_idle
-            changed = object.__new__(Engine)
-            object.__setattr__(changed, "__dict__", values)
-            tx.engines.put(engine.id, changed)
+            values = engine.__dict__.copy()  # (2) dataclasses.replace is slow
+            values["up"], values["in_flight"], values["queued"] = seen.up, in_flight, queued
+            values["last_used"], values["drained_idle"] = last_used, drained_idle
+            changed = _new(Engine)
+            _set(changed, "__dict__", values)
+            changes.append(changed)
+    if changes:
+        tx.engines.own().update([(engine.id, engine) for engine in changes])
+
+
+_new, _set = object.__new__, object.__setattr__

@@ -14,7 +14,7 @@ from serve.core.policy import NodeTypeSpec, Policy
 from serve.core.state import Cause, NodeTypeBackoff
 from serve.core.transaction import Transaction
 
-_DIED = frozenset({BlockPhase.FAILED, BlockPhase.LOST})
+_DIED = (BlockPhase.FAILED, BlockPhase.LOST)
 
 
 def review_backoffs(tx: Transaction) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from serve.core.effects import KillAgent
 from serve.core.engine_use import needs_replacement
+from serve.core.looking import by_type, first_drain_at, not_just_serving
 from serve.core.node_times import wait_for_node_s
 from serve.core.room import holds, need_of
 from serve.core.state import Node, NodePhase, live, sleeps
+from serve.core.table import seen
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop, lose
 
@@ -22,13 +25,14 @@ def review(tx: Transaction) -> None:
     (3) its block has ended, and its engines do not answer: it is gone.
     """
     now = tx.now
-    ends = [node for node in tx.nodes.rows.values() if node.drain_at is not None]
-    if not ends:
+    first = seen(tx.nodes.rows, first_drain_at)
+    if first == math.inf:
         return
-    waits = {name: wait_for_node_s(tx, name) + tx.policy.handover_margin_s for name in {node.type for node in ends}}
+    types = seen(tx.nodes.rows, by_type)
+    waits = {name: wait_for_node_s(tx, name) + tx.policy.handover_margin_s for name in types}
     slowest = max((tx.policy.load_guess_s, *tx.load_s.rows.values()))
     horizon = now + max(waits.values()) + slowest
-    for node in ends:
+    for node in list(tx.nodes.rows.values()) if first <= horizon else ():
         if node.drain_at is None or node.drain_at > horizon or node.phase is NodePhase.PENDING:
             continue
         if now >= node.drain_at:
@@ -54,7 +58,7 @@ def release_ending(tx: Transaction, unplaced: tuple[str, ...]) -> None:
     """These models found no room: nodes that are ending and empty have too little time left for them, and may block
     others (``max_nodes``)."""
     needs = [need_of(tx.models[name]) for name in unplaced]
-    for node in [node for node in tx.nodes.rows.values() if node.ending and not node.engines]:
+    for node in [node for node in seen(tx.nodes.rows, not_just_serving) if node.ending and not node.engines]:
         if node.phase is NodePhase.UP and any(holds(node, need) for need in needs):
             _leave(tx, node)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from serve.core.engine_use import needed_engines, needs_replacement, staying
+from serve.core.looking import not_just_serving
 from serve.core.state import EngineState, live, serving, sleeps
+from serve.core.table import seen
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop
 
@@ -20,7 +22,7 @@ def hand_over(tx: Transaction) -> tuple[str, ...]:
     (4) else, if fewer than its model needs are on nodes that stay, it needs one.
     """
     needed: dict[str, float] = {}
-    for node in [node for node in tx.nodes.rows.values() if node.ending]:
+    for node in [node for node in seen(tx.nodes.rows, not_just_serving) if node.ending]:
         for name in node.engines:
             engine = tx.engines.rows[name]
             if sleeps(engine):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from serve.core.engine_use import idle, unclaimed
+from serve.core.looking import not_just_busy
 from serve.core.state import EngineState, ready_at
+from serve.core.table import seen
 from serve.core.transaction import Transaction
 from serve.core.transitions import begin_stop, doubt_sleep, record_failure
 
@@ -22,7 +24,7 @@ def review(tx: Transaction) -> None:
     (5) a sleep or a wake that takes longer than a load may: it is stopped, and its model loaded afresh.
     """
     policy, now = tx.policy, tx.now
-    for engine in [one for one in tx.engines.rows.values() if not one.in_flight or one.id in tx.moving.rows]:
+    for engine in seen(tx.engines.rows, not_just_busy):
         model = tx.models.get(engine.model)
         if model is None:
             continue

@@ -73,7 +73,8 @@ def _back_s(tx: Transaction, engine: Engine) -> float:
     """How long its model takes to be back after its eviction: a wake if it can sleep until then."""
     if engine.state is EngineState.ASLEEP:
         return _load_s(tx, engine.model)
-    return _wake_s(tx, engine.model) if could_sleep(tx, engine) else _load_s(tx, engine.model)
+    sleeps = engine.can_sleep and could_sleep(tx, engine)
+    return _wake_s(tx, engine.model) if sleeps else _load_s(tx, engine.model)
 
 
 def _wake_s(tx: Transaction, model: str) -> float:
@@ -154,10 +155,11 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
         for engine, in_use, kept in _that_may_go(tx, with_busy):
             if not kept:
                 # without clients, or of no use to them, or others serve them
-                useless = engine.state is EngineState.LOADING or stalled(engine) or surplus(tx, engine)
+                spare = engine.model in tx.spreads.rows and surplus(tx, engine)
+                useless = spare or engine.state is EngineState.LOADING or stalled(engine)
                 back_s = drain_s + _back_s(tx, engine)  # what it makes way for serves then, and drains first
                 found.append((0.0 if useless else loss_s(tx, engine.model, away_s, back_s, in_use=in_use), engine))
-        found.sort(key=lambda one: (one[0], one[1].node, one[1].id))
+        found.sort(key=lambda one: (one[0], one[1].parts[0].node, one[1].id))
         tx.memo[key] = found
     return found
 
@@ -176,7 +178,8 @@ def _that_may_go(tx: Transaction, with_busy: bool) -> Sequence[tuple[Engine, boo
     for engine in tx.engines.rows.values():
         if engine.in_flight and not with_busy and engine.stalled_since is None:
             continue
-        in_use = engine.state is EngineState.READY and not stalled(engine) and not idle(tx, engine)
+        in_use = engine.in_flight > 0 or not idle(tx, engine)
+        in_use = in_use and engine.state is EngineState.READY and not stalled(engine)
         if may_go(tx, engine, busy=in_use):
             found.append((engine, in_use, in_use and _quantum_left_s(tx, engine) > 0))
     tx.memo[_that_may_go, with_busy] = found

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from serve.core.engine_use import idle
+from serve.core.looking import not_just_busy, not_just_serving
 from serve.core.room import holds, need_of
 from serve.core.state import Engine, EngineState, Node, NodePhase, used_at
+from serve.core.table import seen
 from serve.core.transaction import Transaction
 from serve.core.transitions import drain_node, release_node
 
@@ -23,7 +25,7 @@ def shrink(tx: Transaction, surplus: frozenset[str], spare: Mapping[str, int]) -
     (4) Then those that are due: empty ones first, then the cheapest to lose; engines leave behind drained routes.
     """
     spare = dict(spare)
-    for node in [node for node in tx.nodes.rows.values() if node.phase is NodePhase.PENDING]:
+    for node in [node for node in seen(tx.nodes.rows, not_just_serving) if node.phase is NodePhase.PENDING]:
         if (node.id in surplus) != (node.idle_since is not None):  # (1)
             tx.nodes.put(node.id, replace(node, idle_since=tx.now if node.id in surplus else None))
     due = _due(tx)  # (2)
@@ -49,10 +51,11 @@ def _due(tx: Transaction) -> list[Node]:
     """Nodes to release, the first to go first."""
     policy, now = tx.policy, tx.now
     ripe: list[tuple[float, float, Node]] = []
-    rows = tx.engines.rows
-    for node in [
-        node for node in tx.nodes.rows.values() if not node.engines or _long_unused(tx, rows[node.engines[0]])
-    ]:
+    nodes = tx.nodes.rows
+    unused = [one for one in seen(tx.engines.rows, not_just_busy) if _long_unused(tx, one)]
+    on = {part.node for one in unused for part in one.parts if nodes[part.node].engines[0] == one.id}
+    empty = [node for node in seen(nodes, not_just_serving) if not node.engines]
+    for node in (*empty, *(nodes[name] for name in on)):
         if node.drain_asked or node.phase is not NodePhase.UP:
             continue
         patience = policy.block_idle_s if _asleep(tx, node) else policy.block_unused_s
@@ -81,7 +84,7 @@ def _asleep(tx: Transaction, node: Node) -> bool:
 
 
 def _long_unused(tx: Transaction, engine: Engine) -> bool:
-    """The fast path for most nodes: one of the engines there was used too recently."""
+    """Else its node was used too recently."""
     if engine.state is EngineState.ASLEEP:
         return True
     unused_s = tx.policy.block_unused_s

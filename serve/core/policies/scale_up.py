@@ -12,10 +12,12 @@ from collections.abc import Mapping
 
 from serve.core.effects import CreateAgent
 from serve.core.engine_use import staying
+from serve.core.looking import by_type, not_just_serving
 from serve.core.policy import NodeTypeSpec
 from serve.core.room import Need, Room, holds, need_of
 from serve.core.state import Node, NodePhase
 from serve.core.supply import agents_to_withdraw, may_ask
+from serve.core.table import seen
 from serve.core.transaction import Transaction
 from serve.core.transitions import release_node
 
@@ -35,12 +37,12 @@ def grow(tx: Transaction, unplaced: tuple[str, ...]) -> tuple[frozenset[str], Ma
     (7) what is not needed may be released.
     """
     pending: dict[str, Room] = {}
-    nodes = tx.nodes.rows.values()
-    count = Counter([node.type for node in nodes])
+    count = Counter(seen(tx.nodes.rows, by_type))
     stay = Counter(count)
     node_types = {kind.name: kind for kind in tx.policy.node_types}
     useless = agents_to_withdraw(tx)
-    for node in [node for node in nodes if node.drain_asked or node.phase is NodePhase.PENDING]:
+    found = seen(tx.nodes.rows, not_just_serving)
+    for node in [node for node in found if node.drain_asked or node.phase is NodePhase.PENDING]:
         left = node.drain_asked and not node.engines and node.phase in (NodePhase.LEAVING, NodePhase.PENDING)
         if left or node.id in useless:  # (1)
             release_node(tx, node)

@@ -45,7 +45,7 @@ def _without_block(fleet: Fleet, holding: Iterable[SeenBlock], nodes: dict[str, 
 
 
 def _row(fleet: Fleet, block: SeenBlock | None, node: Node | None, now: float) -> dict[str, Any]:
-    engines = [fleet.engines[name] for name in node.engines] if node is not None else []
+    engines = [fleet.engines[name] for name in node.engines] if node is not None else ()
     pending = block is not None and block.phase.queued
     holds = block is None or not block.phase.ended
     asked_at = block.asked_at if block is not None else node.since if node is not None else now
@@ -64,9 +64,9 @@ def _row(fleet: Fleet, block: SeenBlock | None, node: Node | None, now: float) -
         "leaves_in_s": _seconds(node.leave_at - now) if node is not None and node.leave_at is not None else None,
         "ended_s": _seconds(now - block.ended_at) if block is not None and block.ended_at is not None else None,
         "models": [
-            {"model": engine.model, "state": engine.state.value, "in_flight": engine.in_flight} for engine in engines
+            {"model": engine.model, "state": engine.state._value_, "in_flight": engine.in_flight} for engine in engines
         ],
-        "in_flight": sum(engine.in_flight for engine in engines),
+        "in_flight": sum([engine.in_flight for engine in engines]),
     }
 
 
@@ -105,7 +105,7 @@ def _reason(fleet: Fleet, block: SeenBlock | None, node: Node | None) -> str | N
 
 
 def _seconds(span: float) -> float:
-    return round(max(0.0, span), 1)
+    return round(span, 1) if span > 0 else 0.0
 
 
 def blocks_by_phase(fleet: Fleet) -> dict[tuple[str, str], int]:

@@ -9,6 +9,7 @@ from serve.core.policies import pressure
 from serve.core.room import Room, need_of
 from serve.core.state import Engine, EngineState, NodePhase, RouteState, live, reservation, serving, stays
 from serve.core.step import DEFAULT
+from serve.core.table import Rows
 from serve.core.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -167,6 +168,9 @@ def check(world: World) -> None:
         if (engine.state is not EngineState.READY or engine.route is not RouteState.OPEN)
         and engine.state is not EngineState.ASLEEP
     }
+    for table in (fleet.nodes, fleet.engines, fleet.slots):
+        for (find, *args), found in table.known.items() if isinstance(table, Rows) else ():
+            assert found == find(dict(table), *args), f"{find.__name__} is of earlier rows"
     assert sorted(one for ids in fleet.model_engines.values() for one in ids) == sorted(fleet.engines)
     for node in fleet.nodes.values():
         host, gpus = node.host_mib, list(node.gpu_mib)
