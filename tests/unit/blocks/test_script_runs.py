@@ -58,7 +58,10 @@ def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         node_type = NodeType(name="a", provider=QueueProvider(Scheduler()), cpus=1, engine_memory_gib=1, **node)
         script = block_script(NAME, node_type, layout, "127.0.0.1:1", str(python), leaving=leaving)
         env = {**os.environ, **environment}
-        blocks.append(subprocess.Popen(["bash", "-c", script], text=True, start_new_session=True, env=env))
+        # A run of the tests under ``nohup`` ignores SIGHUP; a job does not.
+        heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731
+        argv = ["bash", "-c", script]
+        blocks.append(subprocess.Popen(argv, text=True, start_new_session=True, env=env, preexec_fn=heard))
         return blocks[-1]
 
     yield start
