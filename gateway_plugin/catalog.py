@@ -163,6 +163,11 @@ class Model(Frozen, populate_by_name=True):
         return on_socket(self.engine, self.command)
 
     @property
+    def contained(self) -> bool:
+        """Whether its engines run in containers."""
+        return self.runtime is not None and self.runtime.container is not None
+
+    @property
     def variables(self) -> dict[str, str]:
         """Variables that the catalog gives its engines: those of the runtime, and its own."""
         return {**(self.runtime.env if self.runtime else {}), **self.env}

@@ -54,9 +54,9 @@ class RecordedEngine:
     """Its temporary folder in a container."""
 
 
-def socket_folder(record: Path) -> Path:
-    """The folder of the Unix socket of the engine with this record, if it has one: short, because AF_UNIX paths end at
-    107 characters."""
+def engine_folder(record: Path) -> Path:
+    """The folder of the engine with this record, for its Unix socket and its temporary files: short, because AF_UNIX
+    paths end at 107 characters, and libraries put sockets into temporary folders."""
     return record.parent.parent / "doors" / hashlib.sha256(record.stem.encode()).hexdigest()[:12]
 
 
@@ -139,7 +139,7 @@ def end_engines(folder: Path, block: str | None = None, grace_s: float = TERM_GR
         if stubborn and stubborn & set(members(record)):
             failed.append(record.path.name)
         else:
-            shutil.rmtree(socket_folder(record.path), ignore_errors=True)
+            shutil.rmtree(engine_folder(record.path), ignore_errors=True)
             clear_away(record.remove, record.scratch)
             record.path.unlink(missing_ok=True)
     return tuple(failed)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gateway_plugin.adapter_folders import on_disk
+from gateway_plugin.catalog import Model
 from gateway_plugin.engine_records import clear_away, strays
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.hub_cache import cache_of
@@ -28,6 +29,11 @@ from serve.agent.records import EngineRecord
 from serve.core.effects import StartEngine
 
 logger = logging.getLogger(__name__)
+
+_TEMPORARY = ("TMPDIR", "VLLM_RPC_BASE_PATH")
+"""Variables with an engine's temporary folder, unless its entry or its block sets them. vLLM leaves a file there with
+each start (``vllm_dist_*``), and when it is killed its sockets and those of multiprocessing (``pymp-*``). Its own
+variable is for its sockets alone: a ``TMPDIR`` of a site may be too long a path for them."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +78,21 @@ def launch(
         logger.warning("engine cannot sleep engine=%s why=expandable_segments in its environment", command.engine)
         sleeps = False
     log = private_folder(layout.engine_logs) / f"{records.file_name(command.engine)}.log"
-    folders = (records.make_socket_folder(layout, command.engine),) if model.on_socket else ()
+    folders = _own_folder(layout, command.engine, model)
     tls = TlsFiles(layout.engine_key, layout.engine_certificate, layout.ca)
     try:
         with listener(place.host) if model.behind_doorman else contextlib.nullcontext() as door:
             bind = Bind(place.host, free_port(place.host) if door is None else door.getsockname()[1])
-            inner = bind if door is None else _inner(folders)
+            inner = bind if door is None else _inner(folders if model.on_socket else ())
             argv = engine_argv(model, source, inner, tls, place.gpu_total_mib, sleeps)
             env = engine_env(model, key, command.gpus, visible_devices(os.environ), os.environ, sleeps)
+            if folders and not model.contained:
+                env = {**dict.fromkeys(_TEMPORARY, str(folders[0])), **env}
             if place.block:
                 env[BLOCK_MARK] = place.block  # what has no record, or a garbled one, ends with its block all the same
             if (cache := cache_of(source)) is not None:  # what its options name by a hub name lies there, too
                 env.setdefault("HF_HUB_CACHE", str(cache))
-            alone = door is not None and not folders and is_local(model.source)
+            alone = door is not None and not model.on_socket and is_local(model.source)
             seen = (tls.key, tls.certificate, tls.authority)
             start = start_in_runtime(argv, env, model, layout, log, seen, source, len(command.gpus), folders)
             wrapper = confined(isolation, isolate, model, layout, source, start, alone)
@@ -136,6 +144,20 @@ def launch(
         raise
     logger.info("engine started engine=%s model=%s pid=%d", record.engine, record.model, record.pid)
     return Launched(record, spawned.child, recorded)
+
+
+def _own_folder(layout: Layout, engine: str, model: Model) -> tuple[Path, ...]:
+    """The folder of its socket and its temporary files, if it needs one: a container has a ``/tmp`` of its own. Raises
+    ``GatewayError``: there is none for its socket."""
+    if model.contained and not model.on_socket:
+        return ()
+    try:
+        return (records.make_engine_folder(layout, engine),)
+    except GatewayError as error:  # a full disk
+        if model.on_socket:
+            raise
+        logger.warning("engine without folder engine=%s why=%s", engine, error.message)
+        return ()
 
 
 def _inner(folders: tuple[Path, ...]) -> Bind:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gateway_plugin.engine_records import socket_folder, strays
+from gateway_plugin.engine_records import engine_folder, strays
 from gateway_plugin.errors import GatewayError
 from gateway_plugin.paths import Layout, private_folder
 from gateway_plugin.processes import Mark, carries_mark, end, mark, mark_of_dead, own_pids, writes_to
@@ -92,9 +92,9 @@ def record_path(layout: Layout, engine: str) -> Path:
     return layout.engine_records / f"{file_name(engine)}.json"
 
 
-def make_socket_folder(layout: Layout, engine: str) -> Path:
-    """An empty private folder for the Unix socket of ``engine``; removed with its record."""
-    folder = socket_folder(record_path(layout, engine))
+def make_engine_folder(layout: Layout, engine: str) -> Path:
+    """An empty private folder for the Unix socket and the temporary files of ``engine``; removed with its record."""
+    folder = engine_folder(record_path(layout, engine))
     shutil.rmtree(folder, ignore_errors=True)  # an earlier engine's
     private_folder(folder.parent)
     private_folder(folder)
@@ -113,12 +113,12 @@ def write(layout: Layout, record: EngineRecord) -> None:
 
 
 def remove(layout: Layout, engine: str) -> None:
-    """Remove the record of an engine that is gone, the folder of its socket, and its temporary one in a container."""
+    """Remove the record of an engine that is gone, its folder, and its temporary one in a container."""
     _remove(layout, record_path(layout, engine))
 
 
 def _remove(layout: Layout, path: Path) -> None:
-    for folder in (socket_folder(path), layout.scratch / path.stem):
+    for folder in (engine_folder(path), layout.scratch / path.stem):
         shutil.rmtree(folder, ignore_errors=True)
     path.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from gateway_plugin.catalog import Model, load_catalog
-from gateway_plugin.engine_records import socket_folder
+from gateway_plugin.engine_records import engine_folder
 from gateway_plugin.isolation import find_isolation
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members
@@ -224,8 +224,8 @@ def test_sees_nothing_of_the_gateway_but_its_three_files(engine: Running) -> Non
         seen = Path(f"/proc/{pid}/root") / str(layout.state).lstrip("/")
         assert {layout.state / path.relative_to(seen) for path in seen.rglob("*") if path.is_file()} == needed
         run = seen.parent / layout.run.name
-        found = {path.name for path in run.rglob("*") if not path.is_dir()}
-        assert found == ({"e.sock"} if engine.model.on_socket else set())
+        own = run / engine_folder(records.record_path(layout, engine.record.engine)).relative_to(layout.run)
+        assert [path for path in run.rglob("*") if not path.is_dir() and own not in path.parents] == []
 
 
 def test_answers_over_mutual_tls_with_its_key(engine: Running) -> None:
@@ -308,7 +308,7 @@ def test_nobody_goes_round_its_doorman(engine: Running) -> None:
     if not engine.model.behind_doorman:
         pytest.skip("it has none")
     if engine.model.on_socket:
-        folder = socket_folder(records.record_path(engine.layout, engine.record.engine))
+        folder = engine_folder(records.record_path(engine.layout, engine.record.engine))
         assert [path.name for path in folder.iterdir() if path.is_socket()] == ["e.sock"]
         assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent)} == {0o700}
         return
@@ -318,6 +318,18 @@ def test_nobody_goes_round_its_doorman(engine: Running) -> None:
     port = int(words[words.index("--port") + 1])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_its_temporary_files_lie_in_its_own_folder(engine: Running) -> None:
+    if engine.row.container:
+        pytest.skip("a container has a /tmp of its own")
+    folder = engine_folder(records.record_path(engine.layout, engine.record.engine))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    if engine.row.kind == "vllm":  # its process title overwrites its environment
+        assert list(folder.glob("vllm_dist_*"))
+        return
+    environment = psutil.Process(engine.record.pid).environ()
+    assert (environment["TMPDIR"], environment["VLLM_RPC_BASE_PATH"]) == (str(folder), str(folder))
 
 
 def test_refuses_plain_http(engine: Running) -> None:
@@ -362,7 +374,7 @@ def test_its_end_leaves_nothing(engine: Running) -> None:
     assert group_members(engine.record.mark) == ()
     assert not any(alive(member) for member in members)
     assert exited.expected == (engine.row.end == "stop")
-    assert not socket_folder(records.record_path(engine.layout, engine.record.engine)).exists()
+    assert not engine_folder(records.record_path(engine.layout, engine.record.engine)).exists()
     if engine.row.end == "doorman":
         assert "doorman: fatal: HAProxy ended with exit code 137" in exited.reason
     if engine.row.end == "stop":

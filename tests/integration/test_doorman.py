@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from gateway_plugin.engine_records import end_engines, socket_folder
+from gateway_plugin.engine_records import end_engines, engine_folder
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.haproxy import binary
 from gateway_plugin.paths import Layout
@@ -245,7 +245,7 @@ def test_what_a_lost_agent_leaves_is_ended_with_the_block(layout: Layout) -> Non
         host.wait(EngineReady)
         record = host.record()
         host.call(host.agent.shutdown(end_engines=False))
-        folder = socket_folder(record_path(layout, record.engine))
+        folder = engine_folder(record_path(layout, record.engine))
         assert folder.is_dir()
         os.kill(record.pid, signal.SIGKILL)
         assert eventually(lambda: not alive(record.mark))

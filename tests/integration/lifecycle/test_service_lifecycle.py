@@ -254,6 +254,7 @@ def test_a_port_in_use_is_named_and_nothing_is_started() -> None:
         assert f"port {port}" in done.stderr
         assert f"pid {os.getpid()}" in done.stderr
         assert made.processes() == []
+        assert not made.layout.run.exists()
 
 
 def test_an_edge_that_does_not_start_is_told_with_its_log_and_nothing_is_left() -> None:
@@ -268,6 +269,7 @@ def test_an_edge_that_does_not_start_is_told_with_its_log_and_nothing_is_left() 
         assert "the disk is on fire" in done.stderr
         assert str(made.layout.logs) in done.stderr
         assert made.processes() == []
+        assert not made.layout.run.exists()
 
 
 @pytest.mark.parametrize("moment", ["before the supervisor", "edge", "head", "serve"])
@@ -293,3 +295,4 @@ def test_ctrl_c_in_the_middle_of_up_leaves_nothing_and_says_where_the_logs_are(m
         assert child.returncode == 130, words
         assert str(made.layout.logs) in words
         assert made.processes() == []
+        assert not made.layout.run.exists()

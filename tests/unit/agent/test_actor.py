@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 from gateway_plugin.catalog import Model
+from gateway_plugin.engine_records import engine_folder
+from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import alive, group_members
 from serve.agent import records
@@ -31,6 +33,7 @@ from tests.support.agents import (
     eventually,
     fake_model,
     own_block,
+    plain_model,
     private_layout,
 )
 from tests.support.clocks import set_clock
@@ -215,6 +218,35 @@ def test_a_program_that_does_not_exist(host: AgentHost) -> None:
     assert "/no/such/engine" in exited.reason
     assert not exited.expected
     assert list(host.layout.engine_records.iterdir()) == []
+
+
+@pytest.mark.parametrize("told_by", ["entry", "block"])
+def test_a_temporary_folder_of_the_site_is_kept(
+    host: AgentHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str
+) -> None:
+    if told_by == "block":
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+    host.start(fake_model("tiny", env={"TMPDIR": str(tmp_path)} if told_by == "entry" else {}))
+    host.wait(EngineReady)
+    environment = psutil.Process(host.record().pid).environ()
+    assert environment["TMPDIR"] == str(tmp_path)
+    assert environment["VLLM_RPC_BASE_PATH"] == str(engine_folder(records.record_path(host.layout, "e1")))
+
+
+@pytest.mark.parametrize("socket", [False, True])
+def test_an_engine_starts_where_no_temporary_folder_can_be_made_unless_it_needs_its_socket(
+    host: AgentHost, monkeypatch: pytest.MonkeyPatch, socket: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ServiceError("/tmp/gw/doors cannot be made: No space left on device.")
+
+    monkeypatch.setattr("serve.agent.records.make_engine_folder", refuse)
+    host.start(plain_model("tiny", socket=True) if socket else fake_model("tiny"))
+    if socket:
+        assert "No space left" in host.wait(EngineExited).reason
+    else:
+        host.wait(EngineReady)
+        assert "VLLM_RPC_BASE_PATH" not in psutil.Process(host.record().pid).environ()
 
 
 def test_weights_that_are_not_there(host: AgentHost) -> None:

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
 
+from gateway_plugin.engine_records import engine_folder
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.service import ray_head
 from gateway_plugin.site import NodeType, Site
+from serve.agent.records import record_path
 from tests.support.queue import QueueProvider, Scheduler
 
 
@@ -87,6 +91,18 @@ def test_a_run_folder_too_deep_for_sockets_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.setenv("GATEWAY_RUN_ROOT", "/tmp/" + "x" * 40)
     with pytest.raises(ServiceError, match="GATEWAY_RUN_ROOT"):
         ray_head.head_argv(Layout(tmp_path), site(), "10.0.0.1", "python")
+
+
+def test_sockets_in_an_engines_folder_fit_wherever_the_heads_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeroMQ's of vLLM (a UUID), and those of multiprocessing."""
+    layout, lengths = Layout(Path("/s")), list[int]()
+    for length in range(1, 60):
+        monkeypatch.setenv("GATEWAY_RUN_ROOT", "/" + "r" * length)
+        with contextlib.suppress(ServiceError):
+            ray_head.head_argv(layout, site(), "10.0.0.1", "python")
+            folder = engine_folder(record_path(layout, f"{'m' * 64}-1-17"))
+            lengths += [len(f"{folder}/{name}") for name in (str(uuid4()), "pymp-12345678/listener-12345678")]
+    assert 90 < max(lengths) <= 107
 
 
 def test_the_head_s_address(monkeypatch: pytest.MonkeyPatch) -> None:
