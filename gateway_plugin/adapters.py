@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from gateway_plugin.catalog_words import as_yaml, not_filled_in
-
-if TYPE_CHECKING:
-    from gateway_plugin.catalog import Model
+from gateway_plugin.engine_options import Entry
 
 PLACEHOLDER = "{adapters}"
 """In ``command``: the word is repeated, with ``NAME=PATH`` for each adapter; it is left out if there are none."""
@@ -28,7 +25,7 @@ def adapters_of(value: object) -> dict[str, str] | None:
     return dict(value)
 
 
-def adapters_refusal(entry: Model) -> tuple[str, str] | None:
+def adapters_refusal(entry: Entry) -> tuple[str, str] | None:
     """The first invalid key of an entry with or without adapters, and why; ``None``: all are valid.
 
     (1) Two ways to name adapters. (2) Text that no shell expands, or that would be another argument. (3) A command that

@@ -130,7 +130,8 @@ def parse_why(answer: Mapping[str, Any]) -> Why:
     )
 
 
-_MEASURED = ("gpus", "memory_gib", "predicted_gib", "measured_gib", "cache_tokens", "load_s")
+MEASURED = ("gpus", "memory_gib", "predicted_gib", "measured_gib", "cache_tokens", "load_s")
+"""Fields for administrators, where they are known."""
 
 
 def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
@@ -147,7 +148,7 @@ def parse_model(entry: Mapping[str, Any]) -> ModelInfo:
         waiting=int(entry.get("waiting") or 0),
         nodes=tuple(entry.get("nodes") or ()),
         reason=entry.get("reason"),
-        **{name: entry.get(name) for name in _MEASURED},
+        **{name: entry.get(name) for name in MEASURED},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -85,11 +86,8 @@ class Calls:
         """Ask for it to be loaded. With a key that may not: a request for one token, which waits for the model and is
         worth a load as any other; through an endpoint one that does not wait, and asks for little.
         """
-        try:
+        with suppress(Forbidden):
             self.load(model.name)
-        except Forbidden:
-            pass
-        else:
             return None
         if model.task == "embed":
             path, asked = EMBEDDINGS, {"model": model.name, "input": "ready?"}

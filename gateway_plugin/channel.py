@@ -70,41 +70,32 @@ class Channel(Protocol):
 
     def options(self, *, asynchronous: bool) -> dict[str, Any]:
         """Arguments of ``httpx.Client`` or ``AsyncClient``."""
-        ...
 
     def submit(self, item: Item) -> Future[Any]:
         """Send one request. The future ends with what ``item.read`` returns or a ``GatewayError``."""
-        ...
 
     def map(
         self, items: Sequence[Item], label: str, concurrency: int, group: str | None, file: File | None = None
     ) -> Map:
         """Send many, of one ``label`` (the model). ``file``: they are lines of it."""
-        ...
 
     def release(self, group: str) -> None:
         """End what is left of a map."""
-        ...
 
     def resume(self, group: str, timeout_s: float, progress: bool | None) -> list[Any]:
         """The answers of an earlier map, in order."""
-        ...
 
     def how_to_go_on(self, group: str) -> str:
         """What becomes of the rest of a map that was interrupted, for people."""
-        ...
 
     def unreachable(self, error: Exception) -> GatewayError:
         """What a failed connection means."""
-        ...
 
     def closed(self) -> GatewayError:
         """The error of a request that ended because the client was closed."""
-        ...
 
     def close(self) -> None:
         """Let go; never waits for answers."""
-        ...
 
 
 def error_of(future: Future[Any], channel: Channel) -> BaseException | None:

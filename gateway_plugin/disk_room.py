@@ -42,6 +42,8 @@ def quota_left(said: str) -> int | None:
 
 
 def _asked(*argv: str) -> str:
+    if shutil.which(argv[0]) is None:
+        return ""
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WAIT_S, check=False,

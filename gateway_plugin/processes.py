@@ -42,10 +42,6 @@ class Mark:
     boot: str = ""
     """The kernel's id of that boot; empty in records of earlier versions."""
 
-    def document(self) -> dict[str, float | str]:
-        """The form in records: ``{"pid", "started", "ticks", "boot"}``."""
-        return {"pid": self.pid, "started": self.started, "ticks": self.ticks, "boot": self.boot}
-
 
 def read_mark(document: object) -> Mark | None:
     """The mark in ``{"pid", "started"}``, with ``ticks`` and ``boot`` where present; ``None`` if it is not one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,8 @@ def _file(layout: Layout) -> StateFile[ServiceRecord]:
 
 
 def _copy(layout: Layout) -> dict[str, Any] | None:
-    try:
+    with suppress(Garbled):
         return with_copy(layout.service_json, layout.supervisor_status, "service")
-    except Garbled:
-        pass
     try:
         return {"site_reference": (read_object(layout.cluster_yaml) or {})["provider"]["site"]}
     except (OSError, ValueError, KeyError, TypeError):

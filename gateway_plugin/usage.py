@@ -149,12 +149,9 @@ def _class_of(name: str, entry: Model | None) -> str:
         return said
     if entry is None:
         return next(iter(CLASSES))
-    fits = (kind for kind, (gpus, gib) in CLASSES.items() if gpus >= entry.gpus and gpus * gib >= _gib(entry))
+    needed_gib = max(1, entry.gpus) * entry.memory_mib / 1024
+    fits = (kind for kind, (gpus, gib) in CLASSES.items() if gpus >= entry.gpus and gpus * gib >= needed_gib)
     return next(fits, list(CLASSES)[-1])
-
-
-def _gib(entry: Model) -> float:
-    return max(1, entry.gpus) * entry.memory_mib / 1024
 
 
 def pseudonym(secret: bytes) -> Callable[[str], str]:

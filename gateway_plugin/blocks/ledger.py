@@ -74,8 +74,7 @@ class Block:
 
     def told_to_end(self) -> Block:
         """This block, cancelled. The start estimate of a pending block no longer applies."""
-        queued = self.phase in (BlockPhase.SUBMITTING, BlockPhase.PENDING)
-        return replace(self, phase=BlockPhase.CANCELLING, starts_at=None if queued else self.starts_at)
+        return replace(self, phase=BlockPhase.CANCELLING, starts_at=None if self.phase.queued else self.starts_at)
 
 
 class LedgerState(State):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 from gateway_plugin.blocks.ledger import Block, BlockPhase, Ledger, LedgerGarbled
 from gateway_plugin.errors import GatewayError
@@ -32,7 +31,9 @@ def whole_ledger(layout: Layout, jobs: Mapping[str, Scheduler], others: Schedule
 
 def _found(layout: Layout, jobs: Mapping[str, Scheduler], others: Scheduler | None) -> list[Block]:
     """A block for each job file whose job (1) is there, or (2) cannot be searched for now: then it is in doubt."""
-    asked_at = {_block_of(file): file.stat().st_mtime for file in sorted(script_place(layout).glob("gw-*.*"))}
+    asked_at = {
+        file.name.partition(".")[0]: file.stat().st_mtime for file in sorted(script_place(layout).glob("gw-*.*"))
+    }
     found = []
     for name, at in asked_at.items():
         node_type = name.removeprefix("gw-").rpartition("-")[0]
@@ -47,7 +48,3 @@ def _found(layout: Layout, jobs: Mapping[str, Scheduler], others: Scheduler | No
         if job is not None:  # (1)
             found.append(Block(name, node_type, BlockPhase.PENDING, at, job))
     return found
-
-
-def _block_of(file: Path) -> str:
-    return file.name.partition(".")[0]

@@ -49,7 +49,7 @@ def report(settings: Settings, address: str, port: int, environ: Mapping[str, st
         "visible_gpus": environ.get("CUDA_VISIBLE_DEVICES", ""),
         "gpu_mib": [int(row) for row in _said(_GPU_MEMORY)[1].split() if row.isdigit()],
         "isolation": _isolation(),
-        "gpus": _gpus(),
+        "gpus": [line.strip() for line in _said(_GPU_NAMES)[1].splitlines() if "," in line],
         "cuda": _cuda(),
         "runtimes": _runtimes(wanted_file(file), layout, environ),
     }
@@ -72,11 +72,6 @@ def _runtimes(file: Path, layout: Layout, environ: Mapping[str, str]) -> dict[st
     with ThreadPoolExecutor(max_workers=8) as pool:
         found = pool.map(lambda one: look(one, layout, environ, _RUNTIME_S), tried)
         return {one.runtime.name: seen.model_dump() for one, seen in zip(tried, found, strict=True)}
-
-
-def _gpus() -> list[str]:
-    """Name and driver of each GPU."""
-    return [line.strip() for line in _said(_GPU_NAMES)[1].splitlines() if "," in line]
 
 
 def _cuda() -> str:

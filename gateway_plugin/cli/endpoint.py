@@ -83,15 +83,21 @@ def configure(name: str, afresh: bool, newest_only: bool, **given: Any) -> None:
     show(found.document(), human)
 
 
-@endpoint.command()
-@_name
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait until it is online.")
-@json_option
-def start(name: str, timeout: float) -> None:
-    """Start it and wait until it is online. Running again is safe."""
-    with _working("starting") as (endpoints, report):
-        found = endpoints.start(name, report, timeout)
-    show(found.document(), lambda: put(f"'{name}' is online: {found.id}"))
+def _add_start(verb: str, about: str, title: str, *, stop_first: bool) -> None:
+    """``start``, or ``restart``."""
+
+    @endpoint.command(verb, help=about)
+    @_name
+    @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait until it is online.")
+    @json_option
+    def run(name: str, timeout: float) -> None:
+        with _working(title) as (endpoints, report):
+            found = endpoints.start(name, report, timeout, stop_first=stop_first)
+        show(found.document(), lambda: put(f"'{name}' is online: {found.id}"))
+
+
+_add_start("start", "Start it and wait until it is online. Running again is safe.", "starting", stop_first=False)
+_add_start("restart", "Stop it if it runs, and start it.", "restarting", stop_first=True)
 
 
 @endpoint.command()
@@ -102,17 +108,6 @@ def stop(name: str, host_is_gone: bool) -> None:
     """Stop it, and remove its stored answers. Tasks that wait for it run when it is back."""
     stopped = _endpoints().stop(name, host_is_gone=host_is_gone)
     show({"name": name, "stopped": stopped}, lambda: put("stopped" if stopped else "it did not run"))
-
-
-@endpoint.command()
-@_name
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait until it is online.")
-@json_option
-def restart(name: str, timeout: float) -> None:
-    """Stop it if it runs, and start it."""
-    with _working("restarting") as (endpoints, report):
-        found = endpoints.start(name, report, timeout, stop_first=True)
-    show(found.document(), lambda: put(f"'{name}' is online: {found.id}"))
 
 
 @endpoint.command()

@@ -11,15 +11,13 @@ from typing import Any
 
 import click
 
-from gateway_plugin.api_types import ModelInfo
+from gateway_plugin.api_types import MEASURED, ModelInfo
 from gateway_plugin.cli.connection import connect, elsewhere
 from gateway_plugin.cli.output import Steps, duration, json_option, outlook, put, say, show, table
 from gateway_plugin.cli.recipes import recipes
 from gateway_plugin.cli.sizing import add, plan
 from gateway_plugin.cli.weights import fetch, prune, weights
 
-_MEMORY = ("gpus", "memory_gib", "predicted_gib", "measured_gib", "cache_tokens", "load_s")
-"""Shown where they are known."""
 _COLUMNS = ("model", "task", "state", "pinned", "in flight", "waiting", "ready in", "nodes", "aliases", "reason")
 
 
@@ -76,7 +74,7 @@ def show_model(name: str) -> None:
     """One model, by name or alias."""
     with connect() as client:
         document = asdict(client.model(name))
-    rows = [(key, value) for key, value in document.items() if value is not None or key not in _MEMORY]
+    rows = [(key, value) for key, value in document.items() if value is not None or key not in MEASURED]
     show(document, lambda: table(("", name), rows))
 
 

@@ -12,6 +12,7 @@ from gateway_plugin.cli.connection import connect, elsewhere
 from gateway_plugin.cli.output import json_option, put, say, settings, show, table
 from gateway_plugin.cli.recipes import recipe_of
 from gateway_plugin.errors import GatewayError, GatewayUnreachable, NoRoom, NotFound
+from gateway_plugin.paths import Layout
 
 if TYPE_CHECKING:
     from gateway_plugin.recipes.recipes import Recipe
@@ -110,7 +111,6 @@ def _work_out(
 ) -> tuple[Source, Wish, tuple[Fit, ...], Site, Path | None]:
     """The model, what is asked of it, how it fits, the site, and the catalog of the gateway's last start."""
     from gateway_plugin.option_values import number_of, value_of
-    from gateway_plugin.paths import Layout
     from gateway_plugin.service_state import read_record
     from gateway_plugin.site import load_site
     from gateway_plugin.sizing.catalog_file import rooms_of
@@ -134,7 +134,6 @@ def _work_out(
 
 def last_site() -> Site | None:
     """The site of this machine's gateway; ``None``: there is none, or another is spoken to."""
-    from gateway_plugin.paths import Layout
     from gateway_plugin.service_state import read_record
     from gateway_plugin.site import load_site
 
@@ -156,7 +155,6 @@ def rooms_elsewhere(url: str) -> list[Room]:
 
 def _differs(file: Path, site: Site) -> str:
     """Why the catalog ``file`` must not be put in force: it would replace other entries than those added to."""
-    from gateway_plugin.paths import Layout
     from gateway_plugin.service.active_catalog import in_force
     from gateway_plugin.sizing.catalog_file import read_catalog
 
@@ -191,7 +189,6 @@ def _apply(file: Path, site: Site) -> bool:
 def _past_loads() -> tuple[Load, ...]:
     """Loads that the controller of this machine's gateway noted."""
     from gateway_plugin.files import Garbled, read_object
-    from gateway_plugin.paths import Layout
     from gateway_plugin.sizing.past import loads_in
 
     if elsewhere() is not None:

@@ -44,7 +44,7 @@ def every_site_check(layout: Layout, site: Site) -> tuple[Check, ...]:
     slurm = [node_type for node_type in queued if isinstance(node_type.provider, SlurmProvider)]
     pbs = [node_type for node_type in queued if node_type not in slurm]
     return (
-        _versions(),
+        Check("versions here", Verdict.OK, ", ".join(f"{name} {said}" for name, said in versions().items())),
         _environment(site),
         *(_slurm(slurm, layout) if slurm else ()),
         *(_pbs(pbs) if pbs else ()),
@@ -140,10 +140,6 @@ def _pbs(node_types: Sequence[NodeType]) -> Iterator[Check]:
             yield Check(name, Verdict.WARN, f"{queue}: qstat's answer cannot be read")
         else:
             yield from pbs_site.judged(node_type, found)
-
-
-def _versions() -> Check:
-    return Check("versions here", Verdict.OK, ", ".join(f"{name} {said}" for name, said in versions().items()))
 
 
 def versions() -> dict[str, str]:

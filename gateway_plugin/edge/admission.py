@@ -41,8 +41,7 @@ def admit_only(say: Say, keys_map: Path, want: Mapping[str, str], revoked: Colle
     have = parse_map(say(f"show map {keys_map}"), numbered=True)
     changes = map_changes(keys_map, have, want)
     for first in range(0, len(changes), _BATCH):
-        reason = refused(say(";".join(changes[first : first + _BATCH])))
-        if reason is not None:
+        if (reason := refused(say(";".join(changes[first : first + _BATCH])))) is not None:
             raise EdgeError(f"the edge refused a change of its keys: {reason}")
     gone = (set(have) | set(revoked)) - set(want)
     if gone:

@@ -34,6 +34,5 @@ def in_flight(say: Say) -> int:
 
 
 def _demand(answer: str) -> None:
-    reason = refused(answer)
-    if reason is not None:
+    if (reason := refused(answer)) is not None:
         raise EdgeError(f"the edge cannot shut or open its front door: {reason}")

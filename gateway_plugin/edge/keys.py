@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import get_args
 
 from gateway_plugin.edge.admission import StillHeld, admit_only
@@ -234,12 +235,12 @@ class KeyStore:
 
         Returns whether no request of other keys is in flight. Arguments and errors as for ``_put_in_force``.
         """
-        want = admitted(keys)
+        want, say = admitted(keys), partial(ask, self._layout.edge_socket)
         revoked = {map_digest(key) for key in keys if key.revoked}
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                admit_only(self._say, self._layout.keys_map, want, revoked, _PATIENCE_S)
+                admit_only(say, self._layout.keys_map, want, revoked, _PATIENCE_S)
                 break
             except StillHeld:
                 if not others_may_end:
@@ -257,9 +258,6 @@ class KeyStore:
                     ) from error
             time.sleep(_PAUSE_S)
         return True
-
-    def _say(self, command: str) -> str:
-        return ask(self._layout.edge_socket, command)
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         """Write store and map. Raises ``OSError`` if the store cannot be written; the map is written at the latest a

@@ -148,8 +148,7 @@ class EdgeRuntime:
     async def _change(self, commands: tuple[str, ...]) -> None:
         if not commands:
             return
-        reason = refused(await self._ask(";".join(commands)))
-        if reason is not None:
+        if (reason := refused(await self._ask(";".join(commands)))) is not None:
             raise EdgeError(f"The edge refused a change of routes: {reason}")
 
     async def _save_servers(self) -> None:

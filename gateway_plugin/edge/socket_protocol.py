@@ -111,27 +111,17 @@ def open_commands(slot: int, server: int, address: str, limit: int = 0) -> tuple
     )
 
 
-def add_to_map(path: Path, key: str, value: str) -> str:
-    """``add map``; an existing key would be there twice: delete it first."""
-    return f"add map {_plain(str(path))} {_plain(key)} {_plain(value)}"
-
-
-def set_in_map(path: Path, key: str, value: str) -> str:
-    """``set map``, atomically; the key must be there."""
-    return f"set map {_plain(str(path))} {_plain(key)} {_plain(value)}"
-
-
-def delete_from_map(path: Path, key: str) -> str:
-    """``del map``."""
-    return f"del map {_plain(str(path))} {_plain(key)}"
-
-
 def map_changes(path: Path, have: Mapping[str, str], want: Mapping[str, str]) -> tuple[str, ...]:
-    """The commands that make a running map equal to ``want``: (1) removals, (2) changes, (3) additions."""
+    """The commands that make a running map equal to ``want``: (1) removals, (2) changes, each atomic, (3) additions: an
+    existing key would be there twice."""
+
+    def command(verb: str, *words: str) -> str:
+        return " ".join((verb, "map", *map(_plain, (str(path), *words))))
+
     return (
-        *(delete_from_map(path, key) for key in have if key not in want),  # (1)
-        *(set_in_map(path, key, want[key]) for key in want if key in have and have[key] != want[key]),  # (2)
-        *(add_to_map(path, key, want[key]) for key in want if key not in have),  # (3)
+        *(command("del", key) for key in have if key not in want),  # (1)
+        *(command("set", key, want[key]) for key in want if key in have and have[key] != want[key]),  # (2)
+        *(command("add", key, want[key]) for key in want if key not in have),  # (3)
     )
 
 

@@ -8,7 +8,7 @@ in version 22.05.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -92,7 +92,7 @@ def slurm_directives(head: str) -> Directives:
     """The options of ``head``, the beginning of a job script, as ``sbatch`` parses them."""
     arguments: list[str] = []
     foreign, unread, repeated, several = [], [], [], False
-    lines = head.splitlines()
+    lines, command = _split(head)
     for line in lines:
         if line.startswith(("#SBATCH", "#SLURM")):
             if re.search("hetjob|packjob", line, re.IGNORECASE) is not None:
@@ -105,18 +105,16 @@ def slurm_directives(head: str) -> Directives:
             foreign.append(line)
         elif re.match(r"\s+#(SBATCH|SLURM)", line) or _OTHER_SIGN.match(line):
             unread.append(line.strip())
-        elif _is_command(line):
-            break
     options, stray = _options(arguments, _SHORT, _SHORT_ALONE)
     obeyed = () if any(option.name == "ignore-pbs" for option in options) else tuple(foreign)
-    return Directives(options, obeyed, tuple(unread), stray, tuple(repeated), _command(lines), several)
+    return Directives(options, obeyed, tuple(unread), stray, tuple(repeated), command, several)
 
 
 def pbs_directives(head: str) -> Directives:
     """The options of ``head`` as ``qsub`` parses them: short ones only; blanks may precede the prefix."""
     arguments: list[str] = []
     unread, repeated = [], []
-    lines = head.splitlines()
+    lines, command = _split(head)
     for line in lines:
         if (found := re.match(r"\s*#PBS", line)) is not None:
             arguments += _arguments(line[found.end() :])
@@ -124,18 +122,15 @@ def pbs_directives(head: str) -> Directives:
                 repeated.append(line.strip())
         elif _OTHER_SIGN.match(line):
             unread.append(line.strip())
-        elif _is_command(line):
-            break
     options, stray = _options(arguments, {letter: letter for letter in _PBS_VALUED}, {})
-    return Directives(options, (), tuple(unread), stray, tuple(repeated), _command(lines))
+    return Directives(options, (), tuple(unread), stray, tuple(repeated), command)
 
 
-def _is_command(line: str) -> bool:
-    return re.match(r"\s*[^\s#]", line) is not None
-
-
-def _command(lines: Sequence[str]) -> str:
-    return next((line.strip() for line in lines if _is_command(line)), "")
+def _split(head: str) -> tuple[list[str], str]:
+    """The lines before the first command, and that."""
+    lines = head.splitlines()
+    end = next((place for place, line in enumerate(lines) if re.match(r"\s*[^\s#]", line)), len(lines))
+    return lines[:end], "".join(lines[end : end + 1]).strip()
 
 
 def _arguments(text: str) -> list[str]:

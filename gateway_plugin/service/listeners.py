@@ -101,11 +101,7 @@ def bind_problem(host: str, port: int) -> str | None:
         except OSError as error:
             if error.errno != 98:
                 return f"cannot listen on {host}: {error.strerror}"
-            holder = listener_on(port, probe_address(host))
+            address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])  # of a name, as it is now
+            holder = listener_on(port, address)
             return "in use" if holder is None else f"in use by {holder}"
     return None
-
-
-def probe_address(host: str) -> str:
-    """``host`` as an address; a name is resolved now. Raises ``OSError`` if the name has no address."""
-    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])

@@ -34,22 +34,18 @@ def find_logs(layout: Layout) -> dict[str, Path]:
         "ray": layout.head_log,
         "deploy": layout.deploy_log,
     }
-    for path in sorted(layout.engine_logs.glob("*.log")):
-        candidates[f"engine:{path.stem}"] = path
-    for path in sorted(layout.logs.glob("block-*.log")):
-        candidates[f"block:{path.stem.removeprefix('block-')}"] = path
-    scripts = script_place(layout)
-    for path in sorted(scripts.glob("gw-*")):
-        if path.suffix in _JOB_OUTPUTS:
-            candidates[f"job:{path.name}"] = path
+    candidates |= {f"engine:{path.stem}": path for path in sorted(layout.engine_logs.glob("*.log"))}
+    blocks, jobs = sorted(layout.logs.glob("block-*.log")), sorted(script_place(layout).glob("gw-*"))
+    candidates |= {f"block:{path.stem.removeprefix('block-')}": path for path in blocks}
+    candidates |= {f"job:{path.name}": path for path in jobs if path.suffix in _JOB_OUTPUTS}
     session = layout.ray_temp / "session_latest" / "logs"
     by_time = sorted(session.glob("serve/*.log"), key=lambda path: path.stat().st_mtime)  # a later replica replaces
     for path in by_time:
         words = path.stem.split("_")
         replica = words[0] == "replica" and len(words) >= 3  # replica_gateway_controller_ID.log
         candidates[f"serve:{'replica-' + words[2] if replica else words[0]}"] = path
-    for name in ("gcs_server.out", "raylet.out", "monitor.log", "autoscaler.log"):
-        candidates[f"ray:{name.partition('.')[0]}"] = session / name
+    of_ray = ("gcs_server.out", "raylet.out", "monitor.log", "autoscaler.log")
+    candidates |= {f"ray:{name.partition('.')[0]}": session / name for name in of_ray}
     return {name: path for name, path in candidates.items() if path.is_file()}
 
 

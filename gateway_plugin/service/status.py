@@ -33,7 +33,7 @@ def _get(found: Connection, path: str) -> Mapping[str, Any]:
     import httpx
 
     from gateway_plugin.api_types import parse_error
-    from gateway_plugin.client import unreachable
+    from gateway_plugin.http_channel import not_a_gateway, unreachable
 
     base = found.url if found.door is None else "http://localhost"
     transport = None if found.door is None else httpx.HTTPTransport(uds=str(found.door))
@@ -47,7 +47,7 @@ def _get(found: Connection, path: str) -> Mapping[str, Any]:
     except httpx.TransportError as error:
         raise unreachable(found.url, error, found.door is not None) from None
     except ValueError:
-        raise GatewayUnreachable(f"What answers at {found.url} is not a gateway: {path} is no JSON there.") from None
+        raise not_a_gateway(found.url, path) from None
     if not response.is_success:
         raise parse_error(response.status_code, document, response.headers)
     return document

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import StrictInt, field_validator
@@ -70,7 +71,7 @@ def supervisor_state(plan: Plan, stage: str, supervisor: Mark, now: float, recor
 
 
 def _part_state(part: Part) -> PartState:
-    process = part.mark.document() if part.mark is not None else {}
+    process = asdict(part.mark) if part.mark is not None else {}
     return PartState.model_validate(
         {
             **process, "phase": part.phase, "since": part.since, "restarts": part.restarts, "deaths": part.deaths,

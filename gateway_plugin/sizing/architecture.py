@@ -94,7 +94,7 @@ def _decoder(name: str, config: Mapping[str, Any], text: Mapping[str, Any]) -> A
         parameters=total,
         expert_parameters=experts,
         heads=heads,
-        context=_number(text, "max_position_embeddings", _default_context(name)),
+        context=_number(text, "max_position_embeddings", 131_072 if name.startswith("Gemma3") else None),
         attention=attention,
         hidden=hidden,
         intermediate=widest,
@@ -304,7 +304,3 @@ def _word(said: Any, key: str) -> str:
 def _tied_by_default(name: str) -> bool:
     """Where a configuration does not say it, its class in Transformers does."""
     return name.startswith("Gemma")
-
-
-def _default_context(name: str) -> int | None:
-    return 131_072 if name.startswith("Gemma3") else None

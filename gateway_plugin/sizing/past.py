@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -46,12 +47,10 @@ def loads_in(cards: Mapping[str, Any]) -> tuple[Load, ...]:
     """The loads in the controller's ``cards.json``; entries that cannot be understood are left out."""
     found = []
     for name, card in cards.items():
-        try:
+        with suppress(AttributeError, LookupError, TypeError, ValueError):
             gpus, mib, seconds = int(card.get("gpus", 0)), int(card.get("used_mib", 0)), card.get("load_s")
             if seconds is not None:
                 found.append(Load(str(name), str(card["source"]), gpus, mib * max(1, gpus), float(seconds)))
-        except (AttributeError, LookupError, TypeError, ValueError):
-            continue
     return tuple(found)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 import threading
 import weakref
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, Protocol
+from typing import Any
 
+from gateway_plugin.channel import Channel
 from gateway_plugin.errors import EndpointUnavailable, GatewayError, WaitDeadline
 from gateway_plugin.globus.client.batches import Batch, BatchKey
 
@@ -60,20 +61,12 @@ def end_late(batch: Batch, now: float) -> bool:
     return all(call.future.done() for call in batch.calls)
 
 
-class Closable(Protocol):
-    """What can be closed."""
-
-    def close(self) -> None:
-        """Without waiting."""
-        ...
-
-
-_open: weakref.WeakSet[Closable] = weakref.WeakSet()
+_open: weakref.WeakSet[Channel] = weakref.WeakSet()
 _lock = threading.Lock()
 _watch: threading.Thread | None = None
 
 
-def close_at_exit(client: Closable) -> None:
+def close_at_exit(client: Channel) -> None:
     """Close ``client``, if it is still there, once the main thread has ended: otherwise the SDK waits at exit for
     results, for lost ones without end.
 

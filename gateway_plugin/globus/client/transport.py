@@ -37,24 +37,18 @@ class Transport(Protocol):
 
         Never blocks for longer than it takes to note the request down.
         """
-        ...
 
     def failure(self, error: BaseException) -> TransportError:
         """What such a future's error means."""
-        ...
 
     def tasks(self, group: str) -> list[Future[Any]]:
         """Every task that was ever sent in ``group``, by any process. Raises ``GatewayError``."""
-        ...
 
     def endpoint(self) -> Mapping[str, Any]:
         """What the service knows of it: ``{"status": "online"|..., "details": ...}``. Raises ``GatewayError``."""
-        ...
 
     def release(self, group: str) -> None:
         """Expect nothing more of ``group``; never blocks."""
-        ...
 
     def close(self) -> None:
         """Expect nothing more at all; never blocks."""
-        ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from gateway_plugin.errors import ServiceError
@@ -39,8 +40,6 @@ def last_words(folder: Path) -> str:
     """The last lines of its console and its log, for people."""
     lines: list[str] = []
     for name in ("console.log", "endpoint.log"):
-        try:
+        with suppress(OSError):
             lines += (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()[-6:]
-        except OSError:
-            continue
     return "\n".join(lines) or "(it said nothing)"

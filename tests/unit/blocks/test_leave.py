@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -55,7 +55,7 @@ class Engines:
 
     def record(self, name: str, block: str, leader: Mark) -> Path:
         path = self.folder / f"{name}.json"
-        path.write_text(json.dumps({"engine": name, "block": block, **leader.document(), "port": 1}))
+        path.write_text(json.dumps({"engine": name, "block": block, **asdict(leader), "port": 1}))
         return path
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from gateway_plugin.edge.socket_protocol import (
     ServerStat,
-    add_to_map,
     kept_state,
     leave_commands,
     limit_commands,
@@ -34,9 +33,9 @@ MAP = Path("/state/edge/models.map")
 @pytest.mark.parametrize("text", ["a b", "a;b", "a\nb", "a\\b", "", "a\tb", "a'b", "<<"])
 def test_nothing_that_ends_a_command_goes_into_one(text: str) -> None:
     for call in (
-        lambda: add_to_map(MAP, text, "slot1"),
-        lambda: add_to_map(MAP, "tiny", text),
-        lambda: add_to_map(Path(f"/{text}x y"), "tiny", "slot1"),
+        lambda: map_changes(MAP, {}, {text: "slot1"}),
+        lambda: map_changes(MAP, {}, {"tiny": text}),
+        lambda: map_changes(Path(f"/{text}x y"), {}, {"tiny": "slot1"}),
         lambda: map_text({text: "slot1"}),
         lambda: model_name(text),
         lambda: split_address(f"{text}:80"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -305,7 +306,7 @@ def test_an_endpoint_recorded_by_an_earlier_version_is_known(layout: Layout, sle
     records = configured(layout, sleeper, HERE)
     path = layout.state / "endpoints/gateway.endpoint"
     document = json.loads(path.read_text())
-    assert document["process"] == sleeper.document()
+    assert document["process"] == asdict(sleeper)
     document["process"] = {"pid": sleeper.pid, "started": sleeper.started}
     path.write_text(json.dumps(document))
     assert alive(records.known("gateway").process)
