@@ -15,7 +15,7 @@ from typing import Any, cast
 from gateway_plugin.engine_kinds import Task
 from gateway_plugin.masking import masked
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import age_s, alive
+from gateway_plugin.processes import age_s, alive, end_words
 from serve.agent import records
 from serve.agent.devices import Devices, Lease
 from serve.agent.hanging import ProgressWatch, Why, in_doubt, with_words
@@ -240,9 +240,8 @@ class EngineProcess:
                     break
                 if not self.record.ready:
                     return Why(failure, "it did not answer its first request")
-                self._health = Health(
-                    False, failure
-                )  # adopted: it may just be very busy; the controller has a deadline
+                # Adopted: it may just be very busy; the controller has a deadline.
+                self._health = Health(False, failure)
             await asyncio.sleep(pause_s)
             pause_s = min(self._timing.probe_max_s, pause_s * 1.5)
         await self._warm.prepare()
@@ -338,6 +337,5 @@ class EngineProcess:
         if code is not None and code >= 0:
             how = f"it ended with exit code {code}"
         elif code is not None:
-            name = signal.Signals(-code).name
-            how = f"it was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+            how = f"it was {end_words(code)}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
         return Why(how, how, doubt=self.record.sleep in ("sleep", "wake"))

@@ -52,18 +52,13 @@ def new_adapters(fleet: Fleet, models: Sequence[Model]) -> list[tuple[Model, str
     return [(model, name, path) for model, name, path in wanted if (model.name, name, path) not in known]
 
 
-def check_folders(adapters: Sequence[tuple[Model, str, str]]) -> None:
-    """Raises ``ConfigError`` where one of these is no adapter, or another base's. Blocks."""
-    for adapter in adapters:
-        fitting_folder(*adapter)
-
-
 async def adapt_engines(fleet: Fleet, models: Sequence[Model], call: Call) -> frozenset[str]:
     """The engines that serve the adapters of the new catalog ``models`` without a reload.
 
-    Raises ``ConfigError`` for an adapter that is missing, or that an engine refuses.
+    Raises ``ConfigError`` for a folder that is no adapter, or another base's, and for one that an engine refuses.
     """
-    await asyncio.to_thread(check_folders, new_adapters(fleet, models))
+    for adapter in new_adapters(fleet, models):
+        await asyncio.to_thread(fitting_folder, *adapter)
     asked = updates(fleet, models)
     outcomes = await asyncio.gather(*(_one(update, call) for update in asked))
     for update, (outcome, why) in zip(asked, outcomes, strict=True):

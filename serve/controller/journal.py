@@ -122,15 +122,10 @@ class Journal:
         if path.exists() and path.stat().st_size > 0:
             path.replace(self._files.events_before)
         path.touch(mode=0o600)
-        opened = path.open("a", encoding="utf-8")
+        self._log, self._written = path.open("a", encoding="utf-8"), 0
         models = {name: self._shown(model) for name, model in fleet.models.items()}
-        try:
-            self._append(opened, {"at": now, "digests": True, **fleet_to_json(replace(fleet, models=models))})
-        except OSError:
-            path.unlink(missing_ok=True)  # or the next try would put half a line in the place of the log before
-            raise
-        self._written = 0
-        return opened
+        self._append(self._log, {"at": now, "digests": True, **fleet_to_json(replace(fleet, models=models))})
+        return self._log
 
     @staticmethod
     def _append(opened: IO[str], document: dict[str, object]) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from serve.core import events as ev
@@ -154,19 +155,14 @@ class Lru(Oldest):
         return None if seat.in_flight or now < seat.ready_at + 2.0 else seat.last_used
 
 
-def _arrivals(trace: Trace) -> dict[str, list[float]] | None:
-    """Model -> times of its requests; ``None`` where closed loops make them depend on the policy."""
+def _clairvoyant(trace: Trace, *, bounded: bool) -> Decider | None:
+    """``None`` where closed loops make the times of requests depend on the policy."""
     if trace.sessions:
         return None
-    found: dict[str, list[float]] = {}
+    arrivals: defaultdict[str, list[float]] = defaultdict(list)
     for request in trace.arrivals:
-        found.setdefault(request.model, []).append(request.at)
-    return found
-
-
-def _clairvoyant(trace: Trace, *, bounded: bool) -> Decider | None:
-    arrivals = _arrivals(trace)
-    return None if arrivals is None else House(Clairvoyant(arrivals, bounded))
+        arrivals[request.model].append(request.at)
+    return House(Clairvoyant(arrivals, bounded))
 
 
 POLICIES: Mapping[str, Callable[[Trace], Decider | None]] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from gateway_plugin.errors import ConfigError
-from serve.simulate.times import CLASSES, Times
+from serve.simulate.times import CLASSES, Times, times_of
 
 COLUMNS = ("arrival_s", "model", "prompt_tokens", "output_tokens", "user")
 REQUESTS_MAX = 20_000_000
@@ -149,7 +149,7 @@ def read_trace(path: Path, name: str | None = None, known: Mapping[str, Times] |
     models = {request.model for request in requests}
     if not models:
         raise ConfigError(f"{path}, line 2: expected at least one request")
-    times = known or {model: CLASSES[model.split("-", 1)[0]] for model in sorted(models)}
+    times = known or times_of(models)
     return Trace(name or path.name.removesuffix(".gz").removesuffix(".csv"), times, requests)
 
 
