@@ -180,7 +180,7 @@ class Plan:
                 break
             node = tx.nodes.rows[node_id]
             if spared and spared.issuperset(node.engines):
-                continue
+                continue  # nothing is left that could go there
             if not where(node) or not holds(node, need):
                 continue
             found = victims(able, self.later(node), need, summed=tx.policies.summed, spared=spared)

@@ -62,9 +62,9 @@ LIGHT = (
 
 
 CORE_LAYERS = (
-    "events frozen habits policy spread table",
+    "events habits policy spread table",
     "callers",
-    "effects state",
+    "effects frozen state",
     "transaction",
     "room engine_use looking node_times shares reasons",
     "supply slots sleep_room asking learned",

@@ -64,7 +64,7 @@ def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
     route with nothing in flight is quiet; (4) the model was used again (its waiters were noted when they came);
     (5) by others than the waiters that were released last: who asked it last is not known any more."""
     rows, habits, asked = tx.engines.rows, tx.habits.rows, tx.asked.rows
-    changes: list[Engine] = []
+    own: dict[str, Engine] | None = None
     for seen in event.servers:  # for every engine of the fleet, every second: no call that can be spared
         engine = rows.get(seen.engine)
         if engine is None or engine.server is None or event.read_at < engine.fresh_from:  # (1)
@@ -96,9 +96,8 @@ def edge_seen(tx: Transaction, event: EdgeSeen) -> None:
             values["last_used"], values["drained_idle"] = last_used, drained_idle
             changed = _new(Engine)
             _set(changed, "__dict__", values)
-            changes.append(changed)
-    if changes:
-        tx.engines.own().update([(engine.id, engine) for engine in changes])
+            own = tx.engines.own() if own is None else own
+            own[engine.id] = changed
 
 
 _new, _set = object.__new__, object.__setattr__

@@ -159,7 +159,7 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
                 useless = spare or engine.state is EngineState.LOADING or stalled(engine)
                 back_s = drain_s + _back_s(tx, engine)  # what it makes way for serves then, and drains first
                 found.append((0.0 if useless else loss_s(tx, engine.model, away_s, back_s, in_use=in_use), engine))
-        found.sort(key=lambda one: (one[0], one[1].parts[0].node, one[1].id))
+        found.sort(key=lambda one: (one[0], one[1].node, one[1].id))
         tx.memo[key] = found
     return found
 

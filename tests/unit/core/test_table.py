@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_a_row_that_is_not_there_is_dropped_without_a_copy() -> None:
         (initial(a_policy()), {"settled": True}),
     ],
 )
-def test_a_quick_change_is_the_change_of_dataclasses(value: Engine | Node | Fleet, changes: dict[str, object]) -> None:
+def test_a_quick_change_is_the_change_of_dataclasses(value: Engine | Node | Fleet, changes: dict[str, Any]) -> None:
     before = dataclasses.replace(value)
     changed = replace(value, **changes)
     assert changed == dataclasses.replace(value, **changes)
