@@ -61,6 +61,11 @@ def rate(habit: Habit | None, now: float) -> float:
     return max(habit.fast * math.exp(-past / _FAST_S), habit.slow * math.exp(-past / _SLOW_S))
 
 
+def busy(habit: Habit | None, now: float) -> float:
+    """Share of the last ten minutes in which it was used."""
+    return 0.0 if habit is None else min(1.0, habit.slow * math.exp(-max(0.0, now - habit.last) / _SLOW_S))
+
+
 def likely(habit: Habit | None, within_s: float, now: float) -> float:
     """Probability that an unused model is asked within ``within_s``: of the pauses at least as long as the present one,
     the share that ended that soon; the fewer there are, the more its rate counts."""

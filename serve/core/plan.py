@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
+from serve.core.beside import Others, blocked_s
 from serve.core.engine_use import drain_is_over, unclaimed
 from serve.core.looking import not_just_serving
 from serve.core.room import AbleByNode, Need, Room, Victims, holds, unsettles, victims, with_room
@@ -116,26 +117,42 @@ class Plan:
         gpus = tuple(free + more for free, more in zip(node.free_gpu_mib, delta.gpus, strict=True))
         return Room(node.free_host_mib + delta.host, gpus)
 
-    def best(self, need: Need, where: Where, when: When) -> tuple[Node, tuple[int, ...]] | None:
-        """The node and devices with the fewest loads and stops on them, then of the tightest fit, ties by id; CPU
-        models avoid nodes with GPUs if they can."""
-        best: tuple[tuple[int, bool, int, str], Node, tuple[int, ...]] | None = None
+    def others(self, node: Node, name: str) -> Others:
+        """Who sleeps there, and the seconds of waiting that a load of ``name`` on any of its GPUs causes to it."""
+        if not node.sleep_mib:
+            return ()
+        key = (Plan.others, node.id, name)
+        found: Others | None = self.tx.memo.get(key)
+        if found is None:
+            engines = [self.tx.engines.rows[one] for one in node.engines]
+            found = self.tx.memo[key] = [
+                (engine.parts[0].gpus, self.tx.policies.blocked_s(self.tx, engine, name))
+                for engine in engines
+                if engine.state in (EngineState.ASLEEP, EngineState.FALLING_ASLEEP) and engine.model != name
+            ]
+        return found
+
+    def best(self, name: str, need: Need, where: Where, when: When) -> tuple[Node, tuple[int, ...]] | None:
+        """The node and devices with the fewest loads and stops on them, then where a load of ``name`` costs sleepers
+        least, then of the tightest fit, ties by id; CPU models avoid nodes with GPUs if they can."""
+        best: tuple[tuple[int, bool, float, int, str], Node, tuple[int, ...]] | None = None
         for node in self._nodes(need, when):
             if not where(node):
                 continue
-            later = self.later(node)
+            later, others = self.later(node), self.others(node, name)
             unsettled = self.unsettled.get(node.id, ())
             if when is When.ONCE_FREED:
-                devices = later.devices(need)
+                devices = later.devices(need, others=others)
             else:
-                devices = self.now(node).devices(need, within=later, last=unsettled)
+                devices = self.now(node).devices(need, within=later, last=unsettled, others=others)
             if devices is None:
                 continue
             loads = 0 if when is When.ONCE_FREED else sum(gpu in unsettled for gpu in devices)
             if when is When.AT_ONCE and loads:
                 continue
             left = later.host - need.mib if not devices else sum(later.gpus[gpu] - need.mib for gpu in devices)
-            key = (loads, need.gpus == 0 and bool(node.gpu_mib), left, node.id)
+            blocks = blocked_s(devices, others)
+            key = (loads, need.gpus == 0 and bool(node.gpu_mib), blocks, left, node.id)
             if best is None or key < best[0]:
                 best = (key, node, devices)
         return None if best is None else best[1:]
@@ -183,7 +200,8 @@ class Plan:
                 continue  # nothing is left that could go there
             if not where(node) or not holds(node, need):
                 continue
-            found = victims(able, self.later(node), need, summed=tx.policies.summed, spared=spared)
+            others = self.others(node, name)
+            found = victims(able, self.later(node), need, summed=tx.policies.summed, spared=spared, others=others)
             if found is not None:
                 key = (found.cost, len(found.engines), node_id)
                 if best is None or key < best[0]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gateway_plugin.catalog import Model
+from serve.core.beside import Others, blocked_s, by_gpu
 from serve.core.policy import NodeTypeSpec
 from serve.core.state import Engine, EngineState, Fleet, Node, reservation, stays
 from serve.core.table import seen
@@ -24,20 +25,31 @@ class Room(NamedTuple):
     host: int
     gpus: tuple[int, ...]
 
-    def devices(self, need: Need, within: Room | None = None, last: Collection[int] = ()) -> tuple[int, ...] | None:
+    def devices(
+        self, need: Need, within: Room | None = None, last: Collection[int] = (), others: Others = ()
+    ) -> tuple[int, ...] | None:
         """The devices to take, tightest fit first, ties by index: ``()`` for the host, ``None`` if it does not fit.
 
         ``within``: it must fit there too, on the same devices. ``last``: devices that are taken after all others.
+        ``others``: of devices of equal rank those where a load costs them least, before the tightest fit.
         """
         if need.gpus == 0:
             return () if self.host >= need.mib and (within is None or within.host >= need.mib) else None
+        each = by_gpu(others)
         fit = [
-            (index in last, free, index)
+            (index in last, each.get(index, 0.0), free, index)
             for index, free in enumerate(self.gpus)
             if free >= need.mib and (within is None or within.gpus[index] >= need.mib)
         ]
+        if len(fit) < need.gpus:
+            return None
         fit.sort()
-        return tuple(sorted(index for *_, index in fit[: need.gpus])) if len(fit) >= need.gpus else None
+        sets = [fit[: need.gpus]]
+        if need.gpus > 1:  # those of one that sleeps, filled up with, or cut to, the best
+            mine = [sorted(fit, key=lambda one: (one[-1] not in gpus, one)) for gpus, _ in others if len(gpus) > 1]
+            sets += [one[: need.gpus] for one in mine]
+        ranked = [(sum(one[0] for one in some), tuple(sorted(one[-1] for one in some))) for some in sets]
+        return min(ranked, key=lambda one: (one[0], blocked_s(one[1], others)))[1]
 
     def add(self, gpus: tuple[int, ...], mib: int) -> Room:
         """With ``mib`` more (or less) on these devices, or on the host where there are none."""
@@ -232,19 +244,29 @@ def _able(there: list[tuple[float, Engine]], node: str) -> Able | None:
 _Held = tuple[float, Engine, int]
 
 
-def victims(able: Able, room: Room, need: Need, *, summed: bool, spared: Collection[str] = ()) -> Victims | None:
+def victims(
+    able: Able,
+    room: Room,
+    need: Need,
+    *,
+    summed: bool,
+    spared: Collection[str] = (),
+    others: Others = (),
+) -> Victims | None:
     """The cheapest set of evictable engines of one node without which ``need`` fits into ``room``, or ``None``.
 
     ``summed``: a set costs the sum, else as much as the most expensive engine. ``spared``: ids of engines that stay.
+    ``others``: to what they wait for a load on its devices is added.
     """
     if need.gpus == 0:
         return _set(_fewest(able.host, room.host, need.mib, spared), (), summed)
     alone = {gpu: _fewest(able.gpus.get(gpu, ()), free, need.mib, spared) for gpu, free in enumerate(room.gpus)}
     if need.gpus == 1:
-        each = [_set(chosen, (gpu,), summed) for gpu, chosen in alone.items()]
+        each = [_set(chosen, (gpu,), summed, others) for gpu, chosen in alone.items()]
         return min((one for one in each if one is not None), key=_first, default=None)
+    beside = by_gpu(others)
     costs = sorted(
-        (sum(cost / len(engine.parts[0].gpus) for cost, engine, _ in chosen), gpu)
+        (sum(cost / len(engine.parts[0].gpus) for cost, engine, _ in chosen) + beside.get(gpu, 0.0), gpu)
         for gpu, chosen in alone.items()
         if chosen is not None
     )
@@ -254,7 +276,7 @@ def victims(able: Able, room: Room, need: Need, *, summed: bool, spared: Collect
     for mine in able.sets:  # filled up with, or cut to, the cheapest
         first = sorted(costs, key=lambda one: (one[1] not in mine, one))
         sets[tuple(sorted(gpu for _, gpu in first[: need.gpus]))] = None
-    each = [_set(_on_all(gpus, able, room, need.mib, spared), gpus, summed) for gpus in sets]
+    each = [_set(_on_all(gpus, able, room, need.mib, spared), gpus, summed, others) for gpus in sets]
     return min((one for one in each if one is not None), key=_first, default=None)
 
 
@@ -285,11 +307,12 @@ def _first(one: Victims) -> tuple[float, int, tuple[int, ...]]:
     return one.cost, len(one.engines), one.gpus
 
 
-def _set(chosen: Sequence[_Held] | None, gpus: tuple[int, ...], summed: bool) -> Victims | None:
+def _set(chosen: Sequence[_Held] | None, gpus: tuple[int, ...], summed: bool, others: Others = ()) -> Victims | None:
     if not chosen:
         return None
     costs = [cost for cost, *_ in chosen]
-    return Victims(sum(costs) if summed else max(costs), tuple(engine for _, engine, _ in chosen), gpus)
+    cost = blocked_s(gpus, others) + (sum(costs) if summed else max(costs))
+    return Victims(cost, tuple(engine for _, engine, _ in chosen), gpus)
 
 
 def _on_all(gpus: tuple[int, ...], able: Able, room: Room, mib: int, spared: Collection[str]) -> list[_Held]:

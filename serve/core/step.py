@@ -113,6 +113,7 @@ DEFAULT = Policies(
     price=pressure.price,
     held_s=pressure.held_s,
     sleep_worth=pressure.sleep_worth,
+    blocked_s=pressure.blocked_s,
     because=pressure.because,
     scaling=_scale,
 )
@@ -127,6 +128,7 @@ LRU = replace(
     price=eviction.price,
     held_s=eviction.held_s,
     sleep_worth=eviction.used_last,
+    blocked_s=eviction.not_weighed,
     because=eviction.recency,
 )
 """Least recently used of the idle engines, in the order of the oldest waiters: for comparison."""

@@ -68,6 +68,8 @@ class Policies:
     """Seconds until a ready engine may go for another model."""
     sleep_worth: Callable[[Transaction, Engine], float]
     """Of the engines that sleep on a node the least worth goes first where another one needs their host memory."""
+    blocked_s: Callable[[Transaction, Engine, str], float]
+    """Seconds of waiting that a load of a model causes to an engine that sleeps on the same GPUs."""
     because: Callable[[Transaction, str, float], str]
     """The clause that tells why so much is evicted for a model, or (more than its limit) why it is not."""
     scaling: Callable[[Transaction, tuple[str, ...]], None]

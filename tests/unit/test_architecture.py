@@ -62,7 +62,7 @@ LIGHT = (
 
 
 CORE_LAYERS = (
-    "events habits policy spread table",
+    "beside events habits policy spread table",
     "callers",
     "effects frozen state",
     "transaction",
@@ -70,6 +70,7 @@ CORE_LAYERS = (
     "supply slots sleep_room asking learned",
     "forecast transitions",
     "plan",
+    "crowds",
     "handlers policies views",
     "step",
     "replay weighing",

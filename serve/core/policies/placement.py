@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from serve.core.crowds import crowded_out
 from serve.core.effects import StartEngine
 from serve.core.events import Part
 from serve.core.node_times import takes
@@ -136,18 +137,18 @@ def _find_room(plan: Plan, name: str, need: Need, slot: int, may_evict: bool, *,
         return False
     where = takes(plan.tx, name, ending=ending)
     full = not ending and plan.knows(plan.full, name, need)
-    if not full and (fit := plan.best(need, where, When.AT_ONCE)) is not None:  # (5)
+    if not full and (fit := plan.best(name, need, where, When.AT_ONCE)) is not None:  # (5)
         _start(plan.tx, name, fit[0], fit[1], slot)
         plan.in_use.add(slot)
         plan.unsettle(*fit)
         return True
     if not ending:
         plan.learn(plan.full, name, need)
-    if (fit := plan.best(need, where, When.ONCE_QUIET)) is not None:  # (6)
+    if (fit := plan.best(name, need, where, When.ONCE_QUIET)) is not None:  # (6)
         plan.reserve(fit[0], fit[1], need.mib)
         plan.unsettle(*fit)  # or those that came later would keep it waiting
         return True
-    if (fit := plan.best(need, where, When.ONCE_FREED)) is not None:
+    if (fit := plan.best(name, need, where, When.ONCE_FREED)) is not None:
         plan.reserve(fit[0], fit[1], need.mib)
         return True
     if not may_evict:
@@ -225,14 +226,14 @@ def _evict(plan: Plan, name: str, node: Node, chosen: Victims, need: Need) -> bo
     return True
 
 
-def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | None:
+def _evict_to_wake(plan: Plan, name: str, engines: Sequence[Engine]) -> bool | None:
     """Others make way on the GPUs of an engine that sleeps: it wakes there sooner than one loads elsewhere, and a
     second one would take host memory from other sleepers.
 
     (1) of its engines that sleep, the one for which the cheapest others go: as ``_evict``; (2) none may go yet, but
     what loads, drains or has just begun to serve there will within the bound of a load: wait; (3) ``None``: none
     sleeps, or its GPUs are held for longer, or by pinned models, or it has waited too long for them beside free room
-    elsewhere.
+    elsewhere, or they are crowded (``serve.core.crowds``).
     """
     tx = plan.tx
     best: tuple[Victims, Node, Need] | None = None
@@ -257,7 +258,7 @@ def _evict_to_wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool | N
         return None  # (3)
     if best is not None and best[0].cost <= tx.policies.limit(tx, name):
         return _evict(plan, name, best[1], best[0], best[2])  # (1)
-    if _loads_elsewhere(plan, name):
+    if _loads_elsewhere(plan, name) or crowded_out(plan, name, engines):
         return None  # (3)
     if best is not None:  # (1) no node is asked for while there is free room
         return _evict(plan, name, best[1], best[0], best[2]) or _fits(plan, name)
@@ -281,7 +282,7 @@ def _bound_s(tx: Transaction, name: str) -> float:
 
 def _fits(plan: Plan, name: str) -> bool:
     tx = plan.tx
-    return plan.best(need_of(tx.models[name]), takes(tx, name, ending=False), When.AT_ONCE) is not None
+    return plan.best(name, need_of(tx.models[name]), takes(tx, name, ending=False), When.AT_ONCE) is not None
 
 
 def _frees_in_s(tx: Transaction, node: Node, gpus: frozenset[int]) -> float:

@@ -92,6 +92,16 @@ def sleep_worth(tx: Transaction, engine: Engine) -> float:
     return loss_s(tx, engine.model, 0.0, longer_s, in_use=False) * 1024 / held_mib
 
 
+def blocked_s(tx: Transaction, engine: Engine, asking: str) -> float:
+    """Seconds of waiting that a load of ``asking`` on its GPUs causes to an engine that sleeps."""
+    return _blocked_s(tx, engine.model, _rounded(_load_s(tx, asking)))
+
+
+def _blocked_s(tx: Transaction, model: str, for_s: float) -> float:
+    """Whoever is asked while something loads on its GPUs waits for half of that on average."""
+    return loss_s(tx, model, 0.0, for_s, in_use=False) / 2
+
+
 def _load_s(tx: Transaction, model: str) -> float:
     """One never loaded here: as long as the others on average."""
     known = tx.load_s.rows.get(model)
@@ -158,7 +168,10 @@ def candidates(tx: Transaction, asking: str) -> Sequence[tuple[float, Engine]]:
                 spare = engine.model in tx.spreads.rows and surplus(tx, engine)
                 useless = spare or engine.state is EngineState.LOADING or stalled(engine)
                 back_s = drain_s + _back_s(tx, engine)  # what it makes way for serves then, and drains first
-                found.append((0.0 if useless else loss_s(tx, engine.model, away_s, back_s, in_use=in_use), engine))
+                lost_s = 0.0 if useless else loss_s(tx, engine.model, away_s, back_s, in_use=in_use)
+                if not (useless or in_use or engine.state is EngineState.ASLEEP) and could_sleep(tx, engine):
+                    lost_s += _blocked_s(tx, engine.model, away_s)  # it wakes on the same GPUs
+                found.append((lost_s, engine))
         found.sort(key=lambda one: (one[0], one[1].node, one[1].id))
         tx.memo[key] = found
     return found
@@ -187,7 +200,11 @@ def _that_may_go(tx: Transaction, with_busy: bool) -> Sequence[tuple[Engine, boo
 
 
 def _quantum_left_s(tx: Transaction, engine: Engine) -> float:
-    return ready_at(engine) + tx.policy.quantum_loads * _back_s(tx, engine) - tx.now
+    """Of one that can sleep the switch is a drain and a wake, of which the drain is the most."""
+    switch_s = _back_s(tx, engine)
+    if could_sleep(tx, engine):
+        switch_s += tx.drain_s.rows.get(engine.model, 0.0)
+    return ready_at(engine) + tx.policy.quantum_loads * switch_s - tx.now
 
 
 def held_s(tx: Transaction, engine: Engine) -> float:

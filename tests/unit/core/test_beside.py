@@ -1,0 +1,140 @@
+"""Where a model loads, by who sleeps there: an engine wakes on its own GPUs only, and not while something loads there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from serve.core.beside import blocked_s
+from serve.core.effects import DrainRoute, StartEngine, WakeEngine
+from serve.core.habits import Habit
+from serve.core.room import Able, Need, Room, victims
+from serve.core.state import Engine, EngineState
+from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
+from tests.unit.core.test_sleep import NODE, asleep, one_gpu, serving
+
+
+def gpus(*numbers: int) -> tuple[int, ...]:
+    return numbers
+
+
+def test_whoever_sleeps_on_any_of_the_gpus_waits() -> None:
+    others = [(gpus(0, 1), 8.0), (gpus(1), 3.0), (gpus(2), 1.0)]
+    assert blocked_s(gpus(0), others) == 8.0
+    assert blocked_s(gpus(1, 2), others) == 12.0
+
+
+@pytest.mark.parametrize(
+    ("need", "others", "taken"),
+    [
+        (Need(1, 10), [(gpus(0), 5.0), (gpus(1), 2.0)], gpus(2)),
+        (Need(1, 10), [(gpus(0), 5.0), (gpus(1), 2.0), (gpus(2, 3), 9.0)], gpus(1)),
+        (Need(2, 10), [(gpus(0, 3), 4.0), (gpus(1, 2), 4.1)], gpus(0, 3)),
+        (Need(2, 10), [(gpus(0, 1), 4.0), (gpus(2, 3), 4.0), (gpus(0), 1.0)], gpus(2, 3)),
+        (Need(2, 10), [(gpus(0), 1.0), (gpus(1, 2, 3), 2.0)], gpus(1, 2)),
+    ],
+    ids=["none", "least", "all of one's", "all of one's that is alone", "some of one's"],
+)
+def test_devices_are_taken_where_it_costs_least(
+    need: Need, others: list[tuple[tuple[int, ...], float]], taken: tuple[int, ...]
+) -> None:
+    room = Room(0, (20, 30, 40, 50))
+    assert room.devices(need, others=others) == taken
+
+
+def test_victims_cost_also_what_those_asleep_beside_them_wait() -> None:
+    story = serving(one_gpu(), "a")
+    engine: Engine = story.engine("a")
+    held = {gpu: [(2.0 + gpu, replace(engine, id=f"e{gpu}"), 8)] for gpu in (0, 1)}
+    able = Able([], held, {}, (2.0, engine))
+    room, need = Room(0, (0, 0)), Need(1, 8)
+    alone = victims(able, room, need, summed=True)
+    assert alone is not None
+    assert (alone.gpus, alone.cost) == ((0,), 2.0)
+    beside = victims(able, room, need, summed=True, others=[(gpus(0), 4.0)])
+    assert beside is not None
+    assert (beside.gpus, beside.cost) == ((1,), 3.0)
+
+
+def two_gpus(*models: str, sizes: tuple[int, int] = (10, 12)) -> Story:
+    """``first`` sleeps on the first GPU, which fits tighter."""
+    policy = a_policy(a_kind("gpu", 4, gpus=sizes, most=1), sleep_once_loaded=False)
+    story = begin(
+        *(a_model(name, 8, gpus=1, keep_alive=30) for name in models), policy=policy, nodes=(NODE,), host_gib=4,
+        gpus=sizes, sleep_mib=40 * GIB,
+    )  # fmt: skip
+    serving(story, "first")
+    story.tick(31)
+    asleep(story, "first")
+    return story
+
+
+def gpus_of(story: Story, model: str) -> tuple[int, ...]:
+    return story.engine(model).parts[0].gpus
+
+
+@pytest.mark.parametrize(("asked_often", "gpu"), [(True, 1), (False, 0)])
+def test_a_load_goes_where_nobody_sleeps_that_may_be_asked(asked_often: bool, gpu: int) -> None:
+    story = two_gpus("first", "second")
+    habit = Habit(story.now, 0.5, 0.5) if asked_often else Habit(0.0)
+    story.fleet = replace(story.fleet, habits={"first": habit})
+    story.ask("second", after=1)
+    assert gpus_of(story, "second") == (gpu,)
+
+
+@pytest.mark.parametrize(("drain_s", "goes"), [(0.0, True), (30.0, False)])
+def test_the_quantum_of_one_that_sleeps_is_measured_in_its_drains_too(drain_s: float, goes: bool) -> None:
+    """It wakes within a second, and what is in flight took so long to end when it last went."""
+    story = serving(one_gpu(a_model("a", 8, gpus=1), a_model("b", 8, gpus=1)), "a")
+    story.fleet = replace(
+        story.fleet, load_s={"a": 10.0, "b": 10.0}, wake_s={"a": 1.0, "b": 1.0}, drain_s={"a": drain_s}
+    )
+    story.seen("a", in_flight=1, after=9)
+    for _ in range(60):
+        story.ask("b")
+    for _ in range(20):
+        story.seen("a", in_flight=1, after=1)
+    assert bool(story.ever(DrainRoute)) is goes
+
+
+def crowded(here: float, there: float) -> Story:
+    """``first`` is asked while ``busy`` serves on the GPU where it sleeps, and ``calm`` is idle on the other one; the
+    shares of the last ten minutes in which these were used."""
+    story = two_gpus("first", "busy", "calm", sizes=(10, 10))
+    story.fleet = replace(story.fleet, habits={})
+    for model in ("busy", "calm"):
+        story.ask(model)
+        story.loaded(model, can_sleep=True)
+        story.used(model)
+    assert [gpus_of(story, model) for model in ("first", "busy", "calm")] == [(0,), (0,), (1,)]
+    shares = {"first": 0.1, "busy": here, "calm": there}
+    story.fleet = replace(
+        story.fleet,
+        habits={model: Habit(story.now, 0.0, share) for model, share in shares.items()},
+        drain_s={"busy": 10.0},
+    )
+    story.seen("busy", in_flight=4, after=6)
+    story.ask("first", after=2)
+    for _ in range(4):
+        story.seen("busy", in_flight=4, after=1)
+    return story
+
+
+def test_a_model_moves_from_where_another_one_is_always_in_use() -> None:
+    story = crowded(0.9, 0.1)
+    asleep(story, "calm")
+    before = len(story.ever(StartEngine))
+    story.seen("busy", in_flight=4, after=1)
+    assert [start.gpus for start in story.ever(StartEngine)][before - 1 :] == [(1,)]
+    assert not story.ever(WakeEngine)
+    story.loaded("first", can_sleep=True)
+    assert story.answers()[f"t{story.tickets}"].error is None
+    assert [story.engine(model).state for model in ("busy", "first")] == [EngineState.READY] * 2
+
+
+@pytest.mark.parametrize(("here", "there"), [(0.5, 0.0), (0.9, 0.6)])
+def test_it_stays_where_it_would_gain_little(here: float, there: float) -> None:
+    story = crowded(here, there)
+    assert story.engine("calm").state is EngineState.READY
+    assert len(story.ever(StartEngine)) == 3
