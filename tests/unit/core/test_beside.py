@@ -1,4 +1,4 @@
-"""Where a model loads, by who sleeps there: an engine wakes on its own GPUs only, and not while something loads there."""
+"""Where a model loads, by who sleeps there: an engine wakes on its own GPUs only, and not while one loads there."""
 
 from __future__ import annotations
 
