@@ -185,6 +185,7 @@ def test_a_stream_is_the_same_cold_and_warm(running: Gateway) -> None:
 
 
 def test_a_stream_that_waits_long_is_kept_alive_with_comments(running: Gateway) -> None:
+    assert running.chat("slow").status_code == 200, "from then on it is known how long a load takes"
     unload(running, "slow")
     with running.client() as client:
         hasty = client.post("/v1/chat/completions", json=chat_body("slow"), headers={"x-gateway-deadline-s": "2"})
