@@ -29,7 +29,7 @@ def go_at_once(fleet: Fleet, event: Acquire, now: float) -> tuple[Fleet, tuple[E
     answer = (Answer(event.ticket),)
     if now < up[0].granted_at + GRANT_STEP_S:
         return fleet, answer
-    engines = Rows(fleet.engines)
+    engines = Rows.of(fleet.engines)
     engines |= {engine.id: replace(engine, granted_at=now) for engine in up}
     return replace(fleet, engines=engines), answer
 

@@ -28,7 +28,7 @@ class Looked:
 
 
 def test_the_same_rows_are_looked_through_once_for_each_question() -> None:
-    looked, table = Looked(), Table(Rows({"a": 1, "b": 2}))
+    looked, table = Looked(), Table(Rows.of({"a": 1, "b": 2}))
     assert [seen(table.rows, looked.above, least) for least in (0, 1, 1, 0)] == [["a", "b"], ["b"], ["b"], ["a", "b"]]
     assert looked.times == 2
     assert seen(Table(table.rows).rows, looked.above, 1) == ["b"], "a later step has the same rows"
@@ -36,7 +36,7 @@ def test_the_same_rows_are_looked_through_once_for_each_question() -> None:
 
 
 def test_rows_that_changed_are_looked_through_again() -> None:
-    looked, before = Looked(), Rows({"a": 1, "b": 2})
+    looked, before = Looked(), Rows.of({"a": 1, "b": 2})
     assert seen(before, looked.above, 1) == ["b"]
     table = Table(before)
     table.put("c", 3)
@@ -57,7 +57,7 @@ def test_nothing_is_kept_of_rows_that_a_transaction_did_not_make() -> None:
 
 
 def test_a_row_that_is_not_there_is_dropped_without_a_copy() -> None:
-    rows = Rows({"a": 1})
+    rows = Rows.of({"a": 1})
     table = Table(rows)
     table.drop("b")
     assert table.rows is rows

@@ -169,7 +169,8 @@ def check(world: World) -> None:
         and engine.state is not EngineState.ASLEEP
     }
     for table in (fleet.nodes, fleet.engines, fleet.slots):
-        for (find, *args), found in table.known.items() if isinstance(table, Rows) else ():
+        for key, found in table.known.items() if isinstance(table, Rows) else ():
+            find, *args = key if isinstance(key, tuple) else (key,)
             assert found == find(dict(table), *args), f"{find.__name__} is of earlier rows"
     assert sorted(one for ids in fleet.model_engines.values() for one in ids) == sorted(fleet.engines)
     for node in fleet.nodes.values():
