@@ -18,5 +18,5 @@ def by_gpu(others: Others) -> dict[int, float]:
 
 
 def blocked_s(gpus: Collection[int], others: Others) -> float:
-    """Of a load on all of ``gpus``: each engine that sleeps on any of them waits for it."""
+    """Of a load on all of ``gpus``: each that sleeps on any of them waits for it."""
     return sum(cost for theirs, cost in others if not set(theirs).isdisjoint(gpus))

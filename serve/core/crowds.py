@@ -13,7 +13,7 @@ from serve.core.room import Need, need_of
 from serve.core.state import Engine, EngineState, Node, stays
 from serve.core.transaction import Transaction
 
-CROWDED = 0.6
+CROWDED = 0.75
 """Share of the last ten minutes in which those that do not fit beside a model used its GPUs, from which on it moves."""
 CALMER = 0.5
 """By so much less they used those to which it moves: a load pays within minutes, and it does not move back."""
@@ -35,7 +35,8 @@ def crowded_out(plan: Plan, name: str, engines: Sequence[Engine]) -> bool:
     where = takes(tx, name, ending=False)
     found = plan.best(name, need, where, When.AT_ONCE) or plan.best(name, need, where, When.ONCE_FREED)
     if found is None and (chosen := plan.cheapest(name, need, where, claimed=False)) is not None:
-        found = (chosen[0], chosen[1].gpus) if chosen[1].cost <= tx.policies.limit(tx, name) else None
+        price = chosen[1].cost + chosen[1].beside_s
+        found = (chosen[0], chosen[1].gpus) if price <= tx.policies.limit(tx, name) else None
     return found is not None and _crowd(tx, *found, need, name) <= here - CALMER  # (3)
 
 

@@ -203,7 +203,7 @@ class Plan:
             others = self.others(node, name)
             found = victims(able, self.later(node), need, summed=tx.policies.summed, spared=spared, others=others)
             if found is not None:
-                key = (found.cost, len(found.engines), node_id)
+                key = (found.cost + found.beside_s, len(found.engines), node_id)
                 if best is None or key < best[0]:
                     best = (key, node, found)
         return None if best is None else best[1:]

@@ -256,7 +256,7 @@ def victims(
     """The cheapest set of evictable engines of one node without which ``need`` fits into ``room``, or ``None``.
 
     ``summed``: a set costs the sum, else as much as the most expensive engine. ``spared``: ids of engines that stay.
-    ``others``: to what they wait for a load on its devices is added.
+    ``others``: what they wait for a load there counts in the choice.
     """
     if need.gpus == 0:
         return _set(_fewest(able.host, room.host, need.mib, spared), (), summed)
@@ -301,18 +301,20 @@ class Victims(NamedTuple):
     engines: tuple[Engine, ...]
     gpus: tuple[int, ...]
     """The devices that they and the free room make up; none for the host."""
+    beside_s: float = 0.0
+    """What those that sleep there wait for a load: it counts in the choice of a set, and not against a limit."""
 
 
 def _first(one: Victims) -> tuple[float, int, tuple[int, ...]]:
-    return one.cost, len(one.engines), one.gpus
+    return one.cost + one.beside_s, len(one.engines), one.gpus
 
 
 def _set(chosen: Sequence[_Held] | None, gpus: tuple[int, ...], summed: bool, others: Others = ()) -> Victims | None:
     if not chosen:
         return None
     costs = [cost for cost, *_ in chosen]
-    cost = blocked_s(gpus, others) + (sum(costs) if summed else max(costs))
-    return Victims(cost, tuple(engine for _, engine, _ in chosen), gpus)
+    engines = tuple(engine for _, engine, _ in chosen)
+    return Victims(sum(costs) if summed else max(costs), engines, gpus, blocked_s(gpus, others))
 
 
 def _on_all(gpus: tuple[int, ...], able: Able, room: Room, mib: int, spared: Collection[str]) -> list[_Held]:

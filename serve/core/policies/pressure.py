@@ -98,7 +98,7 @@ def blocked_s(tx: Transaction, engine: Engine, asking: str) -> float:
 
 
 def _blocked_s(tx: Transaction, model: str, for_s: float) -> float:
-    """A sleeper that is asked while something loads on its GPUs waits for half of that on average."""
+    """A model that is asked while something loads on its GPUs waits for half of that on average."""
     return loss_s(tx, model, 0.0, for_s, in_use=False) / 2
 
 

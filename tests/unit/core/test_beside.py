@@ -1,4 +1,4 @@
-"""Where a model loads, by who sleeps there: an engine wakes on its own GPUs only, and not while one loads there."""
+"""Where a model loads, by who sleeps there: an engine wakes on its own GPUs, and not while something loads there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def gpus(*numbers: int) -> tuple[int, ...]:
     return numbers
 
 
-def test_whoever_sleeps_on_any_of_the_gpus_waits() -> None:
+def test_each_that_sleeps_on_any_of_the_gpus_waits() -> None:
     others = [(gpus(0, 1), 8.0), (gpus(1), 3.0), (gpus(2), 1.0)]
     assert blocked_s(gpus(0), others) == 8.0
     assert blocked_s(gpus(1, 2), others) == 12.0
@@ -43,7 +43,7 @@ def test_devices_are_taken_where_it_costs_least(
     assert room.devices(need, others=others) == taken
 
 
-def test_victims_cost_also_what_those_asleep_beside_them_wait() -> None:
+def test_those_go_beside_whom_nobody_sleeps_that_would_wait() -> None:
     story = serving(one_gpu(), "a")
     engine: Engine = story.engine("a")
     held = {gpu: [(2.0 + gpu, replace(engine, id=f"e{gpu}"), 8)] for gpu in (0, 1)}
@@ -55,6 +55,9 @@ def test_victims_cost_also_what_those_asleep_beside_them_wait() -> None:
     beside = victims(able, room, need, summed=True, others=[(gpus(0), 4.0)])
     assert beside is not None
     assert (beside.gpus, beside.cost) == ((1,), 3.0)
+    both = victims(able, room, need, summed=True, others=[(gpus(0, 1), 4.0)])
+    assert both is not None
+    assert (both.gpus, both.cost, both.beside_s) == ((0,), 2.0, 4.0), "what it is worth is not what they wait"
 
 
 def two_gpus(*models: str, sizes: tuple[int, int] = (10, 12)) -> Story:
