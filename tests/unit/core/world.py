@@ -440,6 +440,9 @@ class World:
                 self.tell(self.counts.pop(0))
             self.now += 0.5
             self.tell(ev.Tick())
+        for _ in range(50):  # a block may end in the last tick
+            if not self.one_thing():
+                break
 
     def one_thing(self) -> bool:
         for agent in list(self.agents.values()):
