@@ -145,14 +145,14 @@ def prune(dry_run: bool, yes: bool, all_programs: bool, site: str | None, file: 
     if not settings().json:
         rows = [(one.repository, one.commit[:12] or None, size(one.disk_bytes), _ago(one)) for one in found]
         table(("model", "revision", "size", "last use"), rows, whole=("model", "size"))
+    if dry_run:
+        show({**document, "dry_run": True}, lambda: put("Nothing was removed (--dry-run)."))
+        return
     if leaving := _leaving():
         raise ServiceError(
             f"Engines of {', '.join(leaving)} still drain, and may read weights that the catalog refers to no more: "
             "nothing was removed; run it again once 'gateway status' shows them no more."
         )
-    if dry_run:
-        show({**document, "dry_run": True}, lambda: put("Nothing was removed (--dry-run)."))
-        return
     if not yes:
         if settings().json:
             raise ConfigError("With --json, say --yes to remove them, or --dry-run.")
@@ -304,15 +304,22 @@ def _leaving() -> tuple[str, ...]:
     """Models of engines that were started for an entry which is gone or has changed; of the gateway of this state
     folder, if it runs.
 
-    Raises ``GatewayError``: it runs, and does not know its engines.
+    Raises ``GatewayError``: it runs, and does not know its engines, or does not answer, or does so on another machine
+    alone.
     """
     from gateway_plugin.client import Client
     from gateway_plugin.errors import GatewayUnreachable
+    from gateway_plugin.paths import Layout
+    from gateway_plugin.service.discovery import supervisors_of
+    from gateway_plugin.service_state import record_here
 
+    layout = Layout(settings().state)
     try:
-        with Client(state=settings().state) as client:
+        with Client(state=layout.state) as client:
             found = client.status()
     except GatewayUnreachable:
+        if record_here(layout) is not None and supervisors_of(layout):
+            raise
         return ()
     if not found.online:
         raise ServiceError("The gateway has just started and does not know its engines yet: run it again in a while.")

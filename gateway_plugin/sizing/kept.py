@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from gateway_plugin.errors import ServiceError
 from gateway_plugin.files import write_private
@@ -95,8 +96,8 @@ class Kept:
             return {}
 
     def _keep(self, name: str, found: Source) -> None:
-        """On a full disk it is asked again the next time."""
-        with self._lock, contextlib.suppress(OSError):
+        """On a full disk it is asked again the next time; so is a model whose licence is no UTF-8 (``"\\ud800"``)."""
+        with self._lock, contextlib.suppress(OSError, PydanticSerializationError):
             known = {**self._all(), name: _Entry(at=self._now(), source=found)}
             latest = sorted(known.items(), key=lambda item: (-item[1].at, item[0]))[:_MOST]
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -75,7 +75,13 @@ def _stamp(venv: Path) -> Path:
 def _ended(argv: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_S, umask=READABLE_UMASK
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE_S,
+            umask=READABLE_UMASK,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServiceError(f"The endpoint's environment could not be made: {error}") from error

@@ -21,9 +21,11 @@ from gateway_plugin.cli.main import cli
 from gateway_plugin.cli.weights import rate, size, transfer_words
 from gateway_plugin.fetching import Progress
 from gateway_plugin.hub_cache import fetch_lock, snapshot
+from gateway_plugin.processes import Mark
 from tests.support.agents import eventually
 from tests.support.answering import answering
 from tests.support.hub import CONFIG, SHA, Hub, Repository, serving
+from tests.support.owner_doors import URL
 from tests.support.terminal import Terminal
 
 MIB = 1 << 20
@@ -193,6 +195,35 @@ def test_weights_are_pruned_while_the_gateway_is_down(place: Place) -> None:
     with answering(place.folder / "state"):
         pass
     assert len(place.json("prune", "--yes")["removed"]) == 1
+
+
+def test_what_would_be_pruned_is_said_while_an_engine_drains(place: Place) -> None:
+    assert place.gateway("fetch", "m", "org/old")[0] == 0
+    status = {"state": "ready", "models": [{"id": "m", "state": "ready"}], "engines": [{"model": "gone"}]}
+    with answering(place.folder / "state", **{"GET /gateway/v1/status": [status]}):
+        said = place.json("prune", "--dry-run")
+    assert ([one["repository"] for one in said["removed"]], said["dry_run"]) == (["org/old"], True)
+
+
+@pytest.mark.parametrize("where", ["here", "on another machine"])
+def test_nothing_is_pruned_while_a_gateway_that_cannot_be_asked_runs(
+    place: Place, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    assert place.gateway("fetch", "m", "org/old")[0] == 0
+    with answering(place.folder / "state"):
+        pass
+    own = Mark(1, 2.0)
+    if where == "here":
+        monkeypatch.setattr("gateway_plugin.service.discovery.supervisors_of", lambda _: (own,))
+    else:
+        record = {"url": URL, "host": "login1", "supervisor": {"pid": 1, "started": 2.0}}
+        (place.folder / "state/service.json").write_text(json.dumps(record))
+    code, said = place.gateway("prune", "--yes")
+    assert (code, ("does not run" if where == "here" else "runs on login1: run this command there") in said) == (
+        69,
+        True,
+    )
+    assert snapshot(place.cache, "org/old", OTHER) is not None
 
 
 def test_a_copy_of_a_repository_with_the_same_commit_is_another_model(place: Place) -> None:

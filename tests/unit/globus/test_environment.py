@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gateway_plugin.errors import ServiceError
 from gateway_plugin.globus.endpoint import shared_folder as shared
 from gateway_plugin.globus.endpoint import venv as environment
 
@@ -91,3 +92,16 @@ def test_root_builds_on_no_interpreter_and_runs_no_program_of_a_users(
     assert commands.argvs[0][:4] == ["/usr/bin/python3", "-I", "-m", "venv"]
     assert not any(str(alice) in word for argv in commands.argvs for word in argv)
     assert shared.interpreter(alice / "python3.11") == Path("/usr/bin/python3")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("program", ["printf '\\377'; exit 1", "exec sleep 60"])
+def test_an_installer_that_writes_no_text_or_hangs_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    installer = tmp_path / "uv"
+    installer.write_text(f"#!/bin/sh\n{program}\n")
+    installer.chmod(0o755)
+    monkeypatch.setattr(environment, "_PATIENCE_S", 0.5 if "sleep" in program else 30.0)
+    with pytest.raises(ServiceError, match=r"environment could not be made.*uv"):
+        environment._run([str(installer)])

@@ -276,6 +276,14 @@ def test_a_model_that_is_not_there_is_not_taken_from_what_is_kept(tmp_path: Path
         Kept(tmp_path / "sizes.json", lambda: 2e9).source("org/a", gone)
 
 
+def test_a_model_whose_licence_is_no_utf8_is_used_and_not_kept(tmp_path: Path) -> None:
+    def hub(name: str) -> Source:
+        return replace(source("Llama-3.2-1B"), license="\ud800")
+
+    assert Kept(tmp_path / "sizes.json").source("org/a", hub).license == "\ud800"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_line_reads_it_for_the_last_site_and_names_what_it_cannot_work_out(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "state")
     layout.state.mkdir(mode=0o700)
