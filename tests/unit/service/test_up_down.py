@@ -99,7 +99,8 @@ def test_an_up_that_comes_to_nothing_leaves_no_process_and_no_run_folder(
         raise fault
 
     monkeypatch.setattr(lifecycle, "before_start", lambda *_: ())
-    monkeypatch.setattr(lifecycle, "provision", lambda *_, **__: ())  # HAProxy refuses the long paths of a test's folder
+    # In a test's folder paths may be too long for HAProxy.
+    monkeypatch.setattr(lifecycle, "provision", lambda *_, **__: "")
     monkeypatch.setattr(lifecycle, "_start_supervisor", start)
     monkeypatch.setattr(lifecycle, step, fail)
     with pytest.raises(type(fault)):
