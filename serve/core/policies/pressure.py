@@ -200,10 +200,11 @@ def _that_may_go(tx: Transaction, with_busy: bool) -> Sequence[tuple[Engine, boo
 
 
 def _quantum_left_s(tx: Transaction, engine: Engine) -> float:
-    """Of one that can sleep the switch is a drain and a wake, of which the drain is the most."""
+    """Of one that can sleep the switch is a drain and a wake, of which the drain is the most. A longer drain than
+    ``max_wait_s`` counts no more: after one request of ten minutes others would wait for twenty."""
     switch_s = _back_s(tx, engine)
     if could_sleep(tx, engine):
-        switch_s += tx.drain_s.rows.get(engine.model, 0.0)
+        switch_s += min(tx.policy.max_wait_s, tx.drain_s.rows.get(engine.model, 0.0))
     return ready_at(engine) + tx.policy.quantum_loads * switch_s - tx.now
 
 

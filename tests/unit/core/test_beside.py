@@ -86,9 +86,9 @@ def test_a_load_goes_where_nobody_sleeps_that_may_be_asked(asked_often: bool, gp
     assert gpus_of(story, "second") == (gpu,)
 
 
-@pytest.mark.parametrize(("drain_s", "goes"), [(0.0, True), (30.0, False)])
-def test_the_quantum_of_one_that_sleeps_is_measured_in_its_drains_too(drain_s: float, goes: bool) -> None:
-    """It wakes within a second, and what is in flight took so long to end when it last went."""
+@pytest.mark.parametrize(("drain_s", "after_s", "goes"), [(0.0, 20, True), (30.0, 20, False), (600.0, 120, True)])
+def test_the_quantum_of_one_that_sleeps_is_measured_in_its_drains_too(drain_s: float, after_s: int, goes: bool) -> None:
+    """It wakes within a second, and what is in flight took so long to end when it last went; for a minute at most."""
     story = serving(one_gpu(a_model("a", 8, gpus=1), a_model("b", 8, gpus=1)), "a")
     story.fleet = replace(
         story.fleet, load_s={"a": 10.0, "b": 10.0}, wake_s={"a": 1.0, "b": 1.0}, drain_s={"a": drain_s}
@@ -96,7 +96,7 @@ def test_the_quantum_of_one_that_sleeps_is_measured_in_its_drains_too(drain_s: f
     story.seen("a", in_flight=1, after=9)
     for _ in range(60):
         story.ask("b")
-    for _ in range(20):
+    for _ in range(after_s):
         story.seen("a", in_flight=1, after=1)
     assert bool(story.ever(DrainRoute)) is goes
 
