@@ -10,6 +10,7 @@ from serve.core.habits import busy
 from serve.core.node_times import takes
 from serve.core.plan import Plan, When
 from serve.core.room import Need, need_of
+from serve.core.sleep_room import outlived
 from serve.core.state import Engine, EngineState, Node, stays
 from serve.core.transaction import Transaction
 
@@ -29,7 +30,7 @@ def crowded_out(plan: Plan, name: str, engines: Sequence[Engine]) -> bool:
         return False
     need = need_of(tx.models[name])
     homes = [(tx.nodes.rows[one.node], one) for one in engines if one.state is EngineState.ASLEEP]
-    here = min((_crowd(tx, node, one.parts[0].gpus, need, name) for node, one in homes if stays(node)), default=0.0)
+    here = min((crowd(tx, node, one.parts[0].gpus, need, name) for node, one in homes if stays(node)), default=0.0)
     if here < CROWDED:  # (2)
         return False
     where = takes(tx, name, ending=False)
@@ -37,14 +38,16 @@ def crowded_out(plan: Plan, name: str, engines: Sequence[Engine]) -> bool:
     if found is None and (chosen := plan.cheapest(name, need, where, claimed=False)) is not None:
         price = chosen[1].cost + chosen[1].beside_s
         found = (chosen[0], chosen[1].gpus) if price <= tx.policies.limit(tx, name) else None
-    return found is not None and _crowd(tx, *found, need, name) <= here - CALMER  # (3)
+    return found is not None and crowd(tx, *found, need, name) <= here - CALMER  # (3)
 
 
-def _crowd(tx: Transaction, node: Node, gpus: tuple[int, ...], need: Need, name: str) -> float:
-    """Share of the last ten minutes in which those that do not fit beside ``name`` used the busiest of ``gpus``."""
+def crowd(tx: Transaction, node: Node, gpus: tuple[int, ...], need: Need, name: str) -> float:
+    """Share of the last ten minutes in which those that do not fit beside ``name`` used the busiest of ``gpus``. One
+    that sleeps, while its model serves elsewhere, is not used there."""
     uses = dict.fromkeys(gpus, 0.0)
     for other in (tx.engines.rows[one] for one in node.engines):
-        share = 0.0 if other.model == name else busy(tx.habits.rows.get(other.model), tx.now)
+        elsewhere = other.state is EngineState.ASLEEP and outlived(tx, other)
+        share = 0.0 if other.model == name or elsewhere else busy(tx.habits.rows.get(other.model), tx.now)
         for part in other.on(node.id):
             for gpu in uses.keys() & set(part.gpus):
                 uses[gpu] += share if part.mib + need.mib > node.gpu_mib[gpu] else 0.0

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from gateway_plugin.catalog import Model
 from serve.core.room import loads_beside
-from serve.core.state import Engine, EngineState, Node, stays
+from serve.core.state import Engine, EngineState, Node, live, sleeps, stays
 from serve.core.transaction import Transaction
+
+MAY_SLEEP = ("evicted", "idle", "surplus")
+"""An engine that drains for one of these reasons may be put to sleep instead of being stopped."""
 
 
 def most_mib(model: Model) -> int:
@@ -58,6 +61,18 @@ def could_sleep(tx: Transaction, engine: Engine) -> bool:
     if tx.sleep_doubts.rows.get(engine.model, 0) >= tx.policy.sleep_doubts_max:
         return False
     return engine.slept or most_mib(model) <= tx.nodes.rows[engine.node].free_sleep_mib
+
+
+def outlived(tx: Transaction, engine: Engine) -> bool:
+    """Whether its model can do without an engine that sleeps: another one serves or is going to, or a younger one
+    sleeps, or will when it has drained. Of two that sleep the younger one stays: it was loaded where there was more
+    room."""
+    for other in tx.engines_of(engine.model):
+        asleep = sleeps(other) or (other.state is EngineState.DRAINING and other.stop_reason in MAY_SLEEP)
+        younger = (other.started, other.id) > (engine.started, engine.id)
+        if other.id != engine.id and (live(other) or (asleep and younger)):
+            return True
+    return False
 
 
 def room_for_sleep(tx: Transaction, engine: Engine) -> tuple[Engine, ...] | None:

@@ -12,6 +12,7 @@ from serve.core.policy import DOUBT_S, REOPENS_S, Policy
 from serve.core.reasons import decide_keep, decide_stop, decide_wait
 from serve.core.room import unsettles
 from serve.core.shares import release_order
+from serve.core.sleep_room import MAY_SLEEP
 from serve.core.state import (
     Action,
     Apart,
@@ -83,10 +84,6 @@ def unavailable(model: str, failure: Failure, now: float) -> ModelUnavailable:
 
 
 # --- target states of an engine; commands follow in ``serve.core.policies.commands`` ---
-MAY_SLEEP = ("evicted", "idle", "surplus")
-"""An engine that drains for one of these reasons may be put to sleep instead of being stopped."""
-
-
 def begin_stop(tx: Transaction, engine: Engine, reason: str) -> Engine:
     """End an engine, or for some reasons put it to sleep (``serve.core.policies.commands``):
 

@@ -14,10 +14,10 @@ from serve.core.events import (
     EngineStalled,
     Event,
 )
+from serve.core.sleep_room import MAY_SLEEP
 from serve.core.state import Engine, EngineState, Fleet, had_requests, ready_at
 from serve.core.transaction import Transaction
 from serve.core.transitions import (
-    MAY_SLEEP,
     after_death,
     doubt_sleep,
     fell_asleep,

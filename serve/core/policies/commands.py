@@ -7,11 +7,11 @@ from dataclasses import replace
 from serve.core.effects import CloseRoute, DrainRoute, OpenRoute, StopEngine
 from serve.core.engine_use import drain_is_over, limit_of
 from serve.core.room import loads_beside
-from serve.core.sleep_room import may_sleep, most_mib, room_for_sleep
+from serve.core.sleep_room import MAY_SLEEP, may_sleep, most_mib, room_for_sleep
 from serve.core.slots import slots_as_they_are
 from serve.core.state import Action, Engine, EngineState, RouteState
 from serve.core.transaction import Transaction
-from serve.core.transitions import MAY_SLEEP, begin_sleep, begin_stop, close_route, may_open
+from serve.core.transitions import begin_sleep, begin_stop, close_route, may_open
 
 
 def reconcile(tx: Transaction) -> None:

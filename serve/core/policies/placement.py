@@ -18,11 +18,11 @@ from serve.core.events import Part
 from serve.core.node_times import takes
 from serve.core.plan import Plan, When
 from serve.core.room import Need, Victims, need_of, victims_on
-from serve.core.sleep_room import could_sleep, first_sleep_mib
+from serve.core.sleep_room import MAY_SLEEP, could_sleep, first_sleep_mib
 from serve.core.slots import free_slot, take_slot
 from serve.core.state import Action, Engine, EngineState, Node, NodePhase, Weighed, live, stays
 from serve.core.transaction import Transaction
-from serve.core.transitions import MAY_SLEEP, begin_wake, can_cancel_drain, cancel_drain
+from serve.core.transitions import begin_wake, can_cancel_drain, cancel_drain
 
 _WEIGHED_AT_LEAST_S = 1.0
 _WEIGHED_S_AN_ENGINE = 0.002
@@ -100,26 +100,35 @@ def _place(plan: Plan, name: str) -> bool:
 def _wake(plan: Plan, name: str, engines: Iterable[Engine]) -> bool:
     """Whether an engine that sleeps wakes, or something is on its way for that: (1) it falls asleep, or will when what
     is in flight has ended, and wakes sooner than another one loads: wait; (2) there is room on its GPUs, and nothing
-    moves there: wake it; (3) there will be: wait, unless that takes too long."""
-    for engine in engines:
+    moves there: wake it; (3) there will be: wait, unless that takes too long. Of several one of (2) is the first."""
+    for engine in sorted(engines, key=lambda one: not _could_wake(plan, one)):
         node = plan.tx.nodes.rows[engine.node]
         if stays(node) and (engine.state is EngineState.FALLING_ASLEEP or _drains_to_sleep(plan.tx, engine)):  # (1)
             return True
         if engine.state is not EngineState.ASLEEP or not stays(node):
             continue
         (part,) = engine.parts
-        needed_mib = part.mib - engine.kept_mib
-        now, later, unsettled = plan.now(node), plan.later(node), plan.unsettled.get(node.id, set())
+        needed_mib, later = part.mib - engine.kept_mib, plan.later(node)
         if any(later.gpus[gpu] < needed_mib for gpu in part.gpus):
             continue
-        quiet = unsettled.isdisjoint(part.gpus) and all(now.gpus[gpu] >= needed_mib for gpu in part.gpus)
-        if not quiet or not begin_wake(plan.tx, engine):
+        if not _could_wake(plan, engine) or not begin_wake(plan.tx, engine):
             if _loads_elsewhere(plan, name):
                 continue
             plan.reserve(node, part.gpus, needed_mib)  # (3)
         plan.unsettle(node, part.gpus)  # (2)
         return True
     return False
+
+
+def _could_wake(plan: Plan, engine: Engine) -> bool:
+    """It sleeps, there is room on its GPUs, and nothing moves there."""
+    node, part = plan.tx.nodes.rows[engine.node], engine.parts[0]
+    if engine.state is not EngineState.ASLEEP or not stays(node):
+        return False
+    if not plan.unsettled.get(node.id, set()).isdisjoint(part.gpus):
+        return False
+    now, later, needed_mib = plan.now(node), plan.later(node), part.mib - engine.kept_mib
+    return all(min(now.gpus[gpu], later.gpus[gpu]) >= needed_mib for gpu in part.gpus)
 
 
 def _drains_to_sleep(tx: Transaction, engine: Engine) -> bool:

@@ -20,8 +20,8 @@ from serve.core.asking import deserted, expected
 from serve.core.engine_use import idle, may_go, surplus
 from serve.core.habits import likely, rate
 from serve.core.shares import weights
-from serve.core.sleep_room import could_sleep
-from serve.core.state import Engine, EngineState, live, ready_at, stalled
+from serve.core.sleep_room import could_sleep, outlived
+from serve.core.state import Engine, EngineState, ready_at, stalled
 from serve.core.transaction import Transaction
 
 
@@ -82,11 +82,10 @@ def _wake_s(tx: Transaction, model: str) -> float:
 
 
 def sleep_worth(tx: Transaction, engine: Engine) -> float:
-    """Seconds of waiting, for each GiB of its host memory, that the loss of an engine that sleeps causes; none while
-    another engine of its model serves, or an older one sleeps."""
-    for other in tx.engines_of(engine.model):
-        if other.id != engine.id and (live(other) or (other.state is EngineState.ASLEEP and other.id < engine.id)):
-            return 0.0
+    """Seconds of waiting, for each GiB of its host memory, that the loss of an engine that sleeps causes; none
+    where its model has another one (``outlived``)."""
+    if outlived(tx, engine):
+        return 0.0
     longer_s = max(0.0, _load_s(tx, engine.model) - _wake_s(tx, engine.model))
     held_mib = max(1, engine.sleep_mib)
     return loss_s(tx, engine.model, 0.0, longer_s, in_use=False) * 1024 / held_mib
@@ -200,10 +199,11 @@ def _that_may_go(tx: Transaction, with_busy: bool) -> Sequence[tuple[Engine, boo
 
 
 def _quantum_left_s(tx: Transaction, engine: Engine) -> float:
-    """Of one that can sleep the switch is a drain and a wake, of which the drain is the most."""
+    """Of one that can sleep the switch is a drain and a wake, of which the drain is the most. A longer drain than
+    ``max_wait_s`` counts no more: after one request of ten minutes others would wait for twenty."""
     switch_s = _back_s(tx, engine)
     if could_sleep(tx, engine):
-        switch_s += tx.drain_s.rows.get(engine.model, 0.0)
+        switch_s += min(tx.policy.max_wait_s, tx.drain_s.rows.get(engine.model, 0.0))
     return ready_at(engine) + tx.policy.quantum_loads * switch_s - tx.now
 
 

@@ -7,10 +7,15 @@ from dataclasses import replace
 import pytest
 
 from serve.core.beside import blocked_s
+from serve.core.crowds import crowd
 from serve.core.effects import DrainRoute, StartEngine, WakeEngine
-from serve.core.habits import Habit
+from serve.core.events import UnloadAsked
+from serve.core.habits import Habit, busy
+from serve.core.policies.pressure import sleep_worth
 from serve.core.room import Able, Need, Room, victims
 from serve.core.state import Engine, EngineState
+from serve.core.step import DEFAULT
+from serve.core.transaction import Transaction
 from tests.support.fleets import GIB, Story, a_kind, a_model, a_policy, begin
 from tests.unit.core.test_sleep import NODE, asleep, one_gpu, serving
 
@@ -86,9 +91,9 @@ def test_a_load_goes_where_nobody_sleeps_that_may_be_asked(asked_often: bool, gp
     assert gpus_of(story, "second") == (gpu,)
 
 
-@pytest.mark.parametrize(("drain_s", "goes"), [(0.0, True), (30.0, False)])
-def test_the_quantum_of_one_that_sleeps_is_measured_in_its_drains_too(drain_s: float, goes: bool) -> None:
-    """It wakes within a second, and what is in flight took so long to end when it last went."""
+@pytest.mark.parametrize(("drain_s", "after_s", "goes"), [(0.0, 20, True), (30.0, 20, False), (600.0, 120, True)])
+def test_the_quantum_of_one_that_sleeps_is_measured_in_its_drains_too(drain_s: float, after_s: int, goes: bool) -> None:
+    """It wakes within a second, and what is in flight took so long to end when it last went; for a minute at most."""
     story = serving(one_gpu(a_model("a", 8, gpus=1), a_model("b", 8, gpus=1)), "a")
     story.fleet = replace(
         story.fleet, load_s={"a": 10.0, "b": 10.0}, wake_s={"a": 1.0, "b": 1.0}, drain_s={"a": drain_s}
@@ -96,7 +101,7 @@ def test_the_quantum_of_one_that_sleeps_is_measured_in_its_drains_too(drain_s: f
     story.seen("a", in_flight=1, after=9)
     for _ in range(60):
         story.ask("b")
-    for _ in range(20):
+    for _ in range(after_s):
         story.seen("a", in_flight=1, after=1)
     assert bool(story.ever(DrainRoute)) is goes
 
@@ -141,3 +146,64 @@ def test_it_stays_where_it_would_gain_little(here: float, there: float) -> None:
     story = crowded(here, there)
     assert story.engine("calm").state is EngineState.READY
     assert len(story.ever(StartEngine)) == 3
+
+
+def fall_asleep(story: Story) -> None:
+    """The new engine of ``first``, unused for its keep-alive."""
+    story.tick(31)
+    asleep(story, "first")
+    assert [one.state for one in story.fleet.engines.values() if one.model == "first"] == [EngineState.ASLEEP] * 2
+
+
+def moved() -> Story:
+    """``first`` slept where ``busy`` serves, and serves where ``calm`` sleeps now."""
+    story = crowded(0.9, 0.1)
+    asleep(story, "calm")
+    story.loaded("first", can_sleep=True)
+    story.used("first")
+    assert [(gpus_of(story, model), story.engine(model).state) for model in ("busy", "first")] == [
+        ((0,), EngineState.READY), ((1,), EngineState.READY)
+    ]  # fmt: skip
+    return story
+
+
+def worth(story: Story) -> list[bool]:
+    """Of the old and the new engine of ``first``: whether its host memory is kept for it."""
+    tx = Transaction(story.fleet, story.now, DEFAULT)
+    return [sleep_worth(tx, engine) > 0 for engine in tx.engines_of("first")]
+
+
+def test_of_a_model_that_moved_the_old_engine_goes_first_even_if_both_sleep() -> None:
+    """Else it would be back where it was crowded out, and load again to move again."""
+    story = moved()
+    story.fleet = replace(story.fleet, load_s={"first": 45.0}, wake_s={"first": 1.0})
+    assert worth(story) == [False, True], "the new one serves"
+    fall_asleep(story)
+    assert worth(story) == [False, True]
+
+
+def test_what_drains_before_its_sleep_is_worth_more_than_the_old_engine_of_its_model() -> None:
+    """There may be host memory for one only, and it is decided then which one it is."""
+    story = moved()
+    story.fleet = replace(story.fleet, load_s={"first": 45.0}, wake_s={"first": 1.0})
+    story.tick(31)
+    assert story.engine("first").state is EngineState.DRAINING
+    assert worth(story) == [False, True]
+
+
+def test_of_two_that_sleep_the_one_wakes_that_can_at_once() -> None:
+    story = moved()
+    fall_asleep(story)
+    story.seen("busy", in_flight=4)
+    story.on(UnloadAsked("busy"))
+    assert story.engine("busy").state is EngineState.DRAINING, "there will be room for the old one"
+    story.ask("first", after=1)
+    assert [wake.engine for wake in story.said(WakeEngine)] == [story.engine("first").id]
+
+
+def test_a_gpu_is_not_used_by_one_that_sleeps_there_while_its_model_serves_elsewhere() -> None:
+    story = moved()
+    tx = Transaction(story.fleet, story.now, DEFAULT)
+    shares = {model: busy(habit, story.now) for model, habit in story.fleet.habits.items()}
+    used = [crowd(tx, tx.nodes.rows[NODE], gpus(gpu), Need(1, 8 * GIB), "other") for gpu in (0, 1)]
+    assert used == pytest.approx([shares["busy"], shares["calm"] + shares["first"]])
