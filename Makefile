@@ -39,8 +39,8 @@ demo-engines: $(STAMP) ## Speech and chat: three engines of three programs in th
 
 PYTEST := $(BIN)/python -m pytest -rfEs --tb=short --durations=10
 
-# Three workers side by side, as tests/support/lanes.py says. In one process, for a debugger: make test WORKERS=0
-WORKERS ?= 3
+# Two workers side by side, as tests/support/lanes.py says. In one process, for a debugger: make test WORKERS=0
+WORKERS ?= 2
 
 test: $(STAMP) ## Every test; says what it skipped and why
 	$(PYTEST) --numprocesses=$(WORKERS) $(TESTS)

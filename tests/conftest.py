@@ -35,7 +35,7 @@ _interruption = interruption.Interruption()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order of the workers, and ``process`` for every test outside ``unit``: all of them start some."""
+    """The order of the two workers, and ``process`` for every test outside ``unit``: all of them start some."""
     for item in items:
         if lanes.folder_of(item.nodeid) != "unit":
             item.add_marker(pytest.mark.process)
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Which of the workers runs what."""
+    """Which of two workers runs what."""
     return lanes.scheduler(config, log)
 
 

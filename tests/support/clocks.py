@@ -19,5 +19,5 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
 
 
 SLACK = 3.0
-"""Deadlines of the tests are written for a machine of their own, and multiplied by this: three pytest workers share
-one, and a wait that ends sooner costs nothing."""
+"""Deadlines of the tests are written for a machine of their own, and multiplied by this: two pytest workers share one,
+and a wait that ends sooner costs nothing."""

@@ -1,8 +1,8 @@
-"""Three pytest workers side by side (``make test``): which of them runs which files.
+"""Two pytest workers side by side (``make test``): which of them runs which files.
 
-Many tests wait, for queues, walltimes and clocks, and many compute. All files are one list. One worker takes files from
-its beginning, one from its end, and one begins with the small tests in its middle and goes on from the end. So two
-cores compute while tests wait, one virtual Slurm runs at a time, and no worker is idle before the others are.
+Many tests wait, for queues, walltimes and clocks, and many compute. All files are one list; one worker takes files from
+its beginning, the other from its end, and they meet in the middle. So the machine computes while tests wait, one
+virtual Slurm runs at a time, and neither worker is idle before the other is.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ ORDER = (
     *("contract/", "integration/", "live/"),
 )
 """How paths below ``tests/`` begin: those with Slurm, which wait most, at one end, whole gateways and real models at
-the other; the small ones lie between them."""
-MIDDLE = "tests/unit/"
+the other; the small ones lie between them, where the workers meet."""
 TOGETHER = ("globus/", "hostile/", "integration/lifecycle/", "security/", "slurm/served/")
 """Folders of which one worker runs all files: they share what takes long to start."""
 
@@ -45,16 +44,8 @@ def ordered(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     return sorted(items, key=place)
 
 
-def next_of(worker: str, units: Sequence[str]) -> str:
-    """What ``worker`` takes next of what is left, which is in the order of the list and not empty."""
-    if worker == "gw0":
-        return units[0]
-    small = (unit for unit in units if unit.startswith(MIDDLE) and worker == "gw2")
-    return next(small, units[-1])
-
-
 def scheduler(config: pytest.Config, log: Any) -> Any:
-    """xdist's scheduler of whole files, whose first worker takes them from the beginning of the list."""
+    """xdist's scheduler of whole files, whose second worker takes them from the end of the list."""
     from xdist.scheduler import LoadScopeScheduling  # only where there are workers
 
     class FromBothEnds(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
@@ -62,7 +53,8 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
             return unit_of(nodeid)
 
         def _assign_work_unit(self, node: Any) -> None:
-            self.workqueue.move_to_end(next_of(node.gateway.id, tuple(self.workqueue)), last=False)
+            if node.gateway.id == "gw1":
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
             super()._assign_work_unit(node)
 
     config.option.loadscopereorder = False  # as collected

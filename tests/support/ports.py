@@ -6,9 +6,9 @@ import os
 import random
 import socket
 
-FIRST, EACH = 20_000, 4_000
-"""For three workers below the range that the kernel gives to clients, and outside Ray's own: free while a server is
-down, too."""
+FIRST, EACH = 20_000, 6_000
+"""For two workers below the range that the kernel gives to clients, and outside Ray's own: free while a server is down,
+too."""
 
 _given: set[int] = set()
 """By this process: two that are asked for at once differ, though nothing listens on the first yet."""
@@ -16,7 +16,7 @@ _given: set[int] = set()
 
 def free_port() -> int:
     """A port that nothing listens on, of this pytest worker's own range: another worker never takes it first."""
-    first = FIRST + EACH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 3)
+    first = FIRST + EACH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2)
     for _ in range(200):
         port = random.randrange(first, first + EACH)
         if port in _given and len(_given) < EACH // 2:
