@@ -5,11 +5,11 @@ Every part names a file or folder of its own gateway in its command line, so tha
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from gateway_plugin.paths import Layout
-from gateway_plugin.processes import Mark, arguments, descendants, find_own
+from gateway_plugin.processes import Mark, arguments, descendants, find_own, listed_children
 
 _HEAD_PROGRAMS = ("gcs_server", "raylet")
 _ACTORS = (
@@ -21,9 +21,14 @@ _ACTORS = (
 
 
 def has_parts(programs: Collection[str]) -> bool:
-    """Whether GCS and raylet are among the head's programs: ``ray start --block`` keeps running if one ended on
-    SIGTERM."""
+    """Whether GCS and raylet are among the head's programs."""
     return {Path(program).name for program in programs} >= set(_HEAD_PROGRAMS)
+
+
+def parts_run(head: Mark) -> bool:
+    """Whether the head's GCS and raylet run: ``ray start --block``, whose children they are, keeps running if one ended
+    on SIGTERM. Asked twice a second: login nodes have thousands of processes, and are looked through only in doubt."""
+    return has_parts(_programs(listed_children(head.pid))) or has_parts(programs_below(head))
 
 
 def has_application(programs: Collection[str]) -> bool:
@@ -33,7 +38,11 @@ def has_application(programs: Collection[str]) -> bool:
 
 def programs_below(head: Mark) -> tuple[str, ...]:
     """The first arguments of the command lines below ``ray start``: paths, and Ray's names for actors."""
-    return tuple(line[0] for child in descendants(head.pid) if (line := arguments(child.pid)))
+    return _programs(descendants(head.pid))
+
+
+def _programs(marks: Iterable[Mark]) -> tuple[str, ...]:
+    return tuple(line[0] for known in marks if (line := arguments(known.pid)))
 
 
 def supervisors_of(layout: Layout) -> tuple[Mark, ...]:

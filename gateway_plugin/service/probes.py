@@ -9,7 +9,7 @@ import httpx
 
 from gateway_plugin.paths import Layout
 from gateway_plugin.processes import Mark
-from gateway_plugin.service.discovery import has_application, has_parts, programs_below
+from gateway_plugin.service.discovery import has_application, parts_run, programs_below
 from gateway_plugin.service.listeners import taken_by_another_user
 from gateway_plugin.service_state import ServiceRecord
 
@@ -59,8 +59,7 @@ class Probes:
 def probe(layout: Layout, record: ServiceRecord, head: Mark | None, *, starting: bool) -> Probes:
     """Run all probes. ``starting``: the head starts, and another user may have its port."""
     edge = answers(layout, "/health", 1.0)
-    programs = programs_below(head) if head is not None else ()
-    whole = has_parts(programs)
+    whole = head is not None and parts_run(head)
     head_answers = whole and connects(record.head_address, record.ray_port, 0.5)
     # Without a head the application cannot answer, and the edge would try for seconds.
     ready = asked(layout, "/ready", 2.0) if edge and head_answers else None
@@ -68,7 +67,7 @@ def probe(layout: Layout, record: ServiceRecord, head: Mark | None, *, starting:
         edge_answers=edge,
         head_answers=head_answers,
         ready=ready == 200,
-        busy=ready is None and has_application(programs),
+        busy=ready is None and head is not None and has_application(programs_below(head)),
         head_whole=whole,
         port_lost=taken_by_another_user("Ray", record.ray_port, ANY_ADDRESS) if starting else "",
     )

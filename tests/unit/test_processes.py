@@ -11,7 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from gateway_plugin.processes import Mark, alive, arguments, descendants, end, find_own, mark
+from gateway_plugin.processes import Mark, alive, arguments, descendants, end, find_own, listed_children, mark
 
 pytestmark = pytest.mark.process
 
@@ -63,6 +63,8 @@ def test_processes_are_found_by_whole_arguments_in_a_row(sleeper: subprocess.Pop
 
 def test_descendants_are_found(sleeper: subprocess.Popen[bytes]) -> None:
     assert sleeper.pid in [known.pid for known in descendants(os.getpid())]
+    assert sleeper.pid in [known.pid for known in listed_children(os.getpid())]
+    assert listed_children(sleeper.pid) == ()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="to become another user needs root")

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from gateway_plugin.paths import Layout
+from gateway_plugin.processes import descendants, end, mark
+from gateway_plugin.service import discovery
 from gateway_plugin.service.discovery import (
     deployments_of,
     edges_of,
     has_application,
     has_parts,
     heads_of,
+    parts_run,
+    programs_below,
     supervisors_of,
 )
 
@@ -55,6 +59,32 @@ def test_each_process_of_head_and_application_is_missed_when_it_is_gone() -> Non
         left = [program for program in HEAD if program != gone]
         assert has_parts(left) == gone.startswith("ray::")
         assert has_application(left) != gone.startswith("ray::")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_heads_parts_are_seen_also_where_the_kernel_lists_no_children(
+    monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    scans: list[int] = []
+    monkeypatch.setattr(discovery, "descendants", lambda pid: scans.append(pid) or descendants(pid))  # type: ignore[func-returns-value]
+    if not listed:
+        monkeypatch.setattr(discovery, "listed_children", lambda _: ())
+    script = "(exec -a gcs_server sleep 60) & (exec -a raylet sleep 60) & read; kill %2; wait %2; echo; wait"
+    with subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ray_start:
+        assert ray_start.stdin is not None
+        assert ray_start.stdout is not None
+        head = mark(ray_start.pid)
+        assert head is not None
+        while len(programs_below(head)) < 2 or "bash" in programs_below(head):  # between fork and exec
+            assert ray_start.poll() is None
+        scans.clear()
+        assert parts_run(head)
+        assert bool(scans) != listed, "the machine's processes are looked through only in doubt"
+        ray_start.stdin.write(b"\n")
+        ray_start.stdin.flush()
+        ray_start.stdout.readline()
+        assert not parts_run(head)
+        end(descendants(head.pid), grace_s=0.0)
 
 
 def test_edges_are_those_that_serve_and_not_one_that_checks_the_file(tmp_path: Path, start: Start) -> None:
