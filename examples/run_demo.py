@@ -305,13 +305,13 @@ def choose_ports(state: Path) -> tuple[str, int]:
     """The site and the front door's port: the local one as it is, unless another gateway has its ports."""
     from parsl_configs.local import site
 
-    if all(is_free(port) for port in (site.port, site.ray_port, site.serve_port)):
+    if all(is_free(port) for port in (site.port, site.ray_port)):
         return "local", site.port
-    port, ray, serve = free_port(), free_port(), free_port()
+    port, ray = free_port(), free_port()
     path = state.parent / f"{state.name}_site.py"
     path.write_text(
         "from parsl_configs.local import site as local\n\n"
-        f'site = local.model_copy(update={{"port": {port}, "ray_port": {ray}, "serve_port": {serve}}})\n'
+        f'site = local.model_copy(update={{"port": {port}, "ray_port": {ray}}})\n'
     )
     return str(path), port
 

@@ -46,7 +46,7 @@ from parsl.providers import SlurmProvider
 from gateway_plugin.site import NodeType, Site
 
 site = Site(
-    name="demo-slurm", head_address={head!r}, port={port}, ray_port={ray_port}, serve_port={serve_port},
+    name="demo-slurm", head_address={head!r}, port={port}, ray_port={ray_port},
     block_idle_s={block_idle_s}, last_block_idle_s={block_idle_s},
     node_types=(
         NodeType(
@@ -83,7 +83,7 @@ class SlurmDemo(Demo):
 
     def site(self) -> tuple[str, int]:
         """Blocks join over the bridge between this machine and the nodes."""
-        ports = {"port": free_port(), "ray_port": free_port(), "serve_port": free_port()}
+        ports = {"port": free_port(), "ray_port": free_port()}
         path = self.state.parent / f"{self.state.name}_site.py"
         path.write_text(
             _SITE.format(

@@ -179,8 +179,6 @@ class Layout:
     """Client certificate and key of node agents, one PEM."""
     engine_certificate = _Below("node", "engine.crt")
     engine_key = _Below("node", "engine.key")
-    serve_certificate = _Below("tls", "serve.crt")
-    serve_key = _Below("tls", "serve.key")
     edge_secret = _Below("tls", "edge.secret")
     """What the edge shows to the ingress in ``x-gateway-edge``."""
     front_identity = _Below("tls", "front.pem")
@@ -208,6 +206,8 @@ class Layout:
     """The slots' backup server, inside the edge: the way to the ingress."""
     ingress_socket = _Below("run", "ingress.sock")
     """Where the ingress itself listens, for the edge alone."""
+    desk_socket = _Below("run", "desk.sock")
+    """Where the desk listens, for the edge alone."""
     around_door = _Below("run", "around.sock")
     """Inside the edge: the way round an ingress that is away, to the engines of a model that is kept apart."""
 

@@ -30,7 +30,6 @@ class ServiceRecord(LenientState):
     tls: StrictBool = True
     head_address: str = ""
     ray_port: StrictInt = 0
-    serve_port: StrictInt = 0
     host: str = Field(default_factory=socket.gethostname)
     """Name of the machine it runs on; PIDs have no meaning on another."""
     supervisor: Mark | None = None
@@ -39,7 +38,7 @@ class ServiceRecord(LenientState):
 
     def contradicts(self, other: ServiceRecord) -> bool:
         """Whether it is of another gateway than ``other``: missing fields contradict nothing."""
-        names = ("site_reference", "url", "bind", "port", "head_address", "ray_port", "serve_port", "host")
+        names = ("site_reference", "url", "bind", "port", "head_address", "ray_port", "host")
         return any(getattr(self, name) not in ("", 0, getattr(other, name)) for name in names)
 
 

@@ -151,7 +151,8 @@ class Site(Frozen):
     """Web pages that may call the gateway from a browser: exact origins, as the browser writes them
     (``https://chat.example.org``, ``http://localhost:3000``). None by default. Each request still needs a key."""
     ray_port: int = Field(default=6390, ge=1024, le=65535)
-    serve_port: int = Field(default=8181, ge=1024, le=65535)
+    serve_port: int | None = None
+    """Of earlier versions, and without effect: Serve listens on no port."""
     head_address: str = "auto"
     """Address of this machine that blocks can reach; ``auto``: that of the default route's interface."""
     head_interface: str = ""
@@ -229,8 +230,8 @@ class Site(Frozen):
             raise ValueError(f"bind={self.bind!r} is open to others: plain_http is for 127.0.0.1 only")
         if self.plain_http and self.certificate is not None:
             raise ValueError("give either plain_http or a certificate")
-        if len({self.port, self.ray_port, self.serve_port}) != 3:
-            raise ValueError("port, ray_port and serve_port must differ")
+        if self.port == self.ray_port:
+            raise ValueError("port and ray_port must differ")
         if self.head_interface and self.head_address != "auto":
             raise ValueError("give either head_address or head_interface")
         return self

@@ -1,8 +1,8 @@
 """The gateway's private certificate authorities: for engines, for their clients, and for the parts of its Ray.
 
-Engines and Serve listen on a network with other users. So engines serve TLS and require a client certificate of this
-authority, and the edge requires theirs. The authority signs nothing but the certificates here: three for servers
-(``engine.gateway``, ``serve.gateway``, the front door with the addresses that callers use), two for clients (``edge``,
+Engines listen on a network with other users. So they serve TLS and require a client certificate of this
+authority, and the edge requires theirs. The authority signs nothing but the certificates here: two for servers
+(``engine.gateway``, the front door with the addresses that callers use), two for clients (``edge``,
 ``agent``), each valid for its own side only, so that a stolen engine key opens no engine.
 
 Ray's own traffic has an authority of its own. Ray compares the address that it calls with the addresses in the peer's
@@ -29,8 +29,6 @@ from gateway_plugin.paths import Layout, private_folder, write_private
 
 ENGINE_NAME = "engine.gateway"
 """The name in every engine's certificate; clients verify it for any address of an engine."""
-SERVE_NAME = "serve.gateway"
-"""The name in the ingress's certificate."""
 FRONT_NAME = "front.gateway"
 """The name in the front door's certificate; callers verify its address instead, which is also in it."""
 
@@ -82,7 +80,6 @@ def make_authority(layout: Layout, now: datetime.datetime | None = None, front_h
 def _leaves(layout: Layout) -> tuple[_Leaf, ...]:
     return (
         _Leaf(ENGINE_NAME, layout.engine_certificate, layout.engine_key, server=True),
-        _Leaf(SERVE_NAME, layout.serve_certificate, layout.serve_key, server=True),
         _Leaf("edge", layout.edge_identity, layout.edge_identity, server=False),
         _Leaf("agent", layout.agent_identity, layout.agent_identity, server=False),
     )

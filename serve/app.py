@@ -8,6 +8,7 @@ from typing import Any
 
 from ray import serve as ray_serve
 
+from gateway_plugin.edge.haproxy_config import DESK_AT_A_TIME
 from gateway_plugin.errors import ConfigError
 from gateway_plugin.hub import cache_folder
 from gateway_plugin.paths import Layout
@@ -17,15 +18,13 @@ from serve.agent.actor import AgentSettings
 from serve.controller.deployment import Controller
 from serve.controller.weights import WeightsPlace
 from serve.core.policy import NodeTypeSpec, Policy
-from serve.ingress.desk import Desk
+from serve.ingress.desk import ServedDesk
 from serve.ingress.http import ServedIngress
 from serve.ray_agent import RayNodeAgent
 
 _ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 """All need the edge's sockets, which are on the head's machine."""
 
-_ADMINISTRATION = 200
-"""Requests at a time for status, the catalog, metrics and administration; further ones are refused."""
 _HEALTH_TIMEOUT_S = 120.0
 """A replica whose health check takes longer than this, three times in a row, is replaced, and its requests in flight
 are cut. One that is only busy, or starved by its machine, answers sooner; one that died is noticed at once, because its
@@ -101,14 +100,11 @@ def build(args: dict[str, str]) -> ray_serve.Application:
         Controller,
         "controller",
         # Each request in the ingress has two calls open at most: its own wait, and a query of the model's state.
-        max_ongoing_requests=2 * site.limits.relayed_requests + _ADMINISTRATION,
+        max_ongoing_requests=2 * site.limits.relayed_requests + 2 * DESK_AT_A_TIME,
     ).bind(state, policy(site), AgentMaker(state, site), weights=place)
-    # It listens by itself; the replica only stays alive. (Serve has no deployment without a place for a request.)
+    # They listen by themselves; the replicas only stay alive. (Serve has no deployment without a place for a request.)
     ingress = _deployment(ServedIngress, "ingress", max_ongoing_requests=1).bind(state, site.limits, controller)
-    desk = _deployment(
-        ray_serve.ingress()(Desk), "desk", max_ongoing_requests=_ADMINISTRATION, max_queued_requests=_ADMINISTRATION
-    )
-    return desk.bind(state, site.limits, controller, ingress)
+    return _deployment(ServedDesk, "desk", max_ongoing_requests=1).bind(state, site.limits, controller, ingress)
 
 
 def _deployment(cls: type[Any], name: str, **options: int) -> ray_serve.Deployment:

@@ -24,7 +24,7 @@ from gateway_plugin.errors import ServiceError
 from gateway_plugin.passing import FOUND_MODEL
 from gateway_plugin.paths import Layout
 from gateway_plugin.site import Site
-from gateway_plugin.tls import ENGINE_NAME, SERVE_NAME
+from gateway_plugin.tls import ENGINE_NAME
 
 _STREAM_S = 3600
 """Idle timeout of a connection in use."""
@@ -139,11 +139,15 @@ def _listen(settings: EdgeSettings) -> str:
     return f"{address}{tls} maxconn {settings.places.callers} proto h1"
 
 
+DESK_AT_A_TIME = 200
+"""Requests for status, the catalog, metrics and administration; further ones queue at the edge."""
+
+
 def _cold(settings: EdgeSettings) -> str:
     """The backends of the ingress and of the desk.
 
     While an ingress is replaced, no process listens on its socket: requests without any byte of an answer are retried
-    once a second. Answers of Serve's proxy itself are plain text; the edge replaces them by JSON.
+    once a second.
     """
     return f"""\
 frontend cold_door
@@ -171,15 +175,11 @@ backend ready
 
 
 def _to_desk(settings: EdgeSettings) -> str:
-    plain = "!{ res.hdr(content-type) -m sub json }"
     return f"""\
-  # Both sides are verified: on a shared node any user may bind a port that is free for a moment, or connect there.
   http-request del-header authorization
   http-request del-header x-api-key
   http-request set-header x-gateway-edge {settings.secret}
-  http-response return status 503 default-errorfiles if {{ status ge 400 }} {plain}
-{_verified(settings, SERVE_NAME)}
-  server desk 127.0.0.1:{settings.site.serve_port}
+  server desk unix@{settings.layout.desk_socket} maxconn {DESK_AT_A_TIME}
 """
 
 

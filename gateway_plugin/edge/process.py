@@ -108,7 +108,7 @@ def _addresses() -> tuple[str, ...]:
 def of_this_version(layout: Layout) -> bool:
     """Whether a running edge has the doors that this version's other parts use, judged by its configuration."""
     configured = text_in(layout.edge_config) or ""
-    return all(str(door) in configured for door in (layout.owner_door, layout.ingress_socket))
+    return all(str(door) in configured for door in (layout.owner_door, layout.ingress_socket, layout.desk_socket))
 
 
 def argv(layout: Layout) -> tuple[str, ...]:

@@ -12,10 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gateway_plugin.errors import ServiceError
 from gateway_plugin.paths import Layout
 from gateway_plugin.service.deployment import noted
-from gateway_plugin.service.serve_proxy import answers_strangers
 
 APPLICATION = "gateway"
 NAMESPACE = "gateway"
@@ -39,24 +37,9 @@ def main() -> int:
         _say(f"application is {found}: nothing to do")
         return 0
     _say(f"application is {found}: deploying")
-    ray_serve.start(
-        proxy_location="HeadOnly",
-        http_options={
-            "host": "127.0.0.1",
-            "port": gateway.record.serve_port,
-            "ssl_certfile": str(layout.serve_certificate),
-            "ssl_keyfile": str(layout.serve_key),
-            "ssl_ca_certs": str(layout.ca),
-        },
-    )
+    ray_serve.start(proxy_location="Disabled")  # the edge comes straight to the replicas' sockets
     application = importlib.import_module("serve.app").build({"state": str(layout.state)})
-    ray_serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
-    if answers_strangers(gateway.record.serve_port):
-        ray_serve.shutdown()
-        raise ServiceError(
-            f"Serve's proxy on 127.0.0.1:{gateway.record.serve_port} answers callers without a certificate: it was "
-            "stopped. This Ray does not do what the gateway asks of it; install the version that the gateway needs."
-        )
+    ray_serve.run(application, name=APPLICATION, route_prefix=None, blocking=False)
     _say("application is running")
     return 0
 

@@ -115,7 +115,6 @@ def record_of(site: Site, site_reference: str, catalog: Path, head_address: str)
         own_certificate=not site.plain_http and site.certificate is None,
         head_address=head_address,
         ray_port=site.ray_port,
-        serve_port=site.serve_port,
         host=socket.gethostname(),
     )
 

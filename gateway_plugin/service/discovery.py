@@ -14,7 +14,6 @@ from gateway_plugin.processes import Mark, arguments, descendants, find_own, lis
 _HEAD_PROGRAMS = ("gcs_server", "raylet")
 _ACTORS = (
     "ray::ServeController",
-    "ray::ProxyActor",
     *(f"ray::ServeReplica:gateway:{name}" for name in ("controller", "desk", "ingress")),
 )
 """As Ray names their processes; an actor's current method may follow."""

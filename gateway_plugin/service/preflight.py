@@ -146,11 +146,10 @@ def edge_binary() -> Check:
 
 
 def ports(site: Site, ours: frozenset[int] = frozenset()) -> Iterator[Check]:
-    """The ports of the front door, Ray and Serve are free, or held by this gateway."""
+    """The ports of the front door and of Ray are free, or held by this gateway."""
     for what, host, port in (
         ("front door", site.bind, site.port),
         ("Ray", "0.0.0.0", site.ray_port),  # noqa: S104 - tried, closed again at once
-        ("Serve", "127.0.0.1", site.serve_port),
     ):
         name = f"port {port} ({what})"
         if port in ours:

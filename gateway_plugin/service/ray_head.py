@@ -21,7 +21,6 @@ from gateway_plugin.blocks.ray_tls import before_ray_starts, tls_environment
 from gateway_plugin.errors import ConfigError, ServiceError
 from gateway_plugin.paths import Layout, write_private
 from gateway_plugin.processes import Mark, end, folder_processes
-from gateway_plugin.service import serve_proxy
 from gateway_plugin.site import Site
 from gateway_plugin.tls import make_ray_authority
 
@@ -118,9 +117,6 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         **driver_env(layout, base_env),
         "RAY_CLOUD_INSTANCE_ID": "head",
         "RAY_NODE_TYPE_NAME": "head",
-        serve_proxy.CALLBACK: f"{serve_proxy.__name__}.{serve_proxy.demand_certificates.__name__}",
-        # A proxy that is short of CPU time is not dead; the end of its process is detected at once.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_START_HOOK": f"{before_ray_starts.__module__}.{before_ray_starts.__name__}",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_gcs_storage": "rocksdb",

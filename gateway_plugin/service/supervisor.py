@@ -34,7 +34,7 @@ from gateway_plugin.service.deployment import noted
 from gateway_plugin.service.discovery import deployments_of, edges_of, heads_of
 from gateway_plugin.service.draining import drain_as_asked, forget_requests
 from gateway_plugin.service.key_sync import keep_keys_in_force
-from gateway_plugin.service.listeners import bind_problem, taken_by_another_user
+from gateway_plugin.service.listeners import bind_problem
 from gateway_plugin.service.probes import ANY_ADDRESS, Probes, probe
 from gateway_plugin.service.restart_policy import (
     Action,
@@ -253,8 +253,6 @@ class Supervisor:
         return child
 
     def _start_deploy(self) -> subprocess.Popen[bytes]:
-        if problem := taken_by_another_user("Serve", self._record.serve_port, "127.0.0.1"):
-            raise ServiceError(problem)
         argv = (sys.executable, "-m", "gateway_plugin.service.deploy", "--state", str(self._layout.state))
         environment = ray_head.driver_env(self._layout, os.environ)
         return self._spawn(argv, environment, self._layout.deploy_log, self._layout.deploy_log)

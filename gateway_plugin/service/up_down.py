@@ -223,7 +223,7 @@ def _anything_lives(layout: Layout, site: Site | None) -> bool:
 def ports_held(layout: Layout, site: Site) -> frozenset[int]:
     """The site's ports that live parts of this gateway hold."""
     edge = {site.port} if edges_of(layout) else set()
-    head = {site.ray_port, site.serve_port} if head_runs(layout) else set()
+    head = {site.ray_port} if head_runs(layout) else set()
     return frozenset(edge | head)
 
 

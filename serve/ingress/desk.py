@@ -16,7 +16,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from gateway_plugin.errors import Forbidden, GatewayError, InvalidRequest
 from gateway_plugin.logs import log_events
@@ -25,6 +24,7 @@ from gateway_plugin.site import Limits
 from serve.ingress.body import DOCUMENT_BYTES, parse_document, read_bounded
 from serve.ingress.http import application, edge_secret
 from serve.ingress.inference import is_admin
+from serve.ingress.listener import Served
 from serve.ingress.listing import card, cards
 from serve.ingress.waiting import LOST
 
@@ -39,19 +39,14 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Desk:
-    """One Serve replica of the desk; stateless."""
+    """The desk's routes; stateless."""
 
-    def __init__(self, state: str, limits: Limits, controller: Any, ingress: Any = None) -> None:
-        """``ingress``: an argument so that Serve deploys it with the desk; never called."""
+    def __init__(self, state: str, limits: Limits, controller: Any) -> None:
         layout = Layout.of(Path(state))
         log_events("gateway.desk", layout.desk_log)
         self._limits = limits
         self._controller = controller
         self._secret = edge_secret(layout)
-
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Called by Serve after the constructor (``serve.ingress()`` without an application)."""
-        return self.application()
 
     def application(self) -> Starlette:
         """The routes."""
@@ -139,6 +134,14 @@ class Desk:
     async def _document(self, request: Request) -> Any:
         body = await read_bounded(request, min(self._limits.body_bytes, DOCUMENT_BYTES))
         return await asyncio.to_thread(parse_document, body)
+
+
+class ServedDesk(Served):
+    """The desk as a Serve deployment."""
+
+    def __init__(self, state: str, limits: Limits, controller: Any, ingress: Any) -> None:
+        """``ingress``: an argument so that Serve deploys it with the desk; never called."""
+        super().__init__(Desk(state, limits, controller).application(), Layout.of(Path(state)).desk_socket, log)
 
 
 class _ControllerAway(GatewayError):

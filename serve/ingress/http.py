@@ -26,7 +26,7 @@ from gateway_plugin.paths import Layout
 from gateway_plugin.site import Limits
 from serve.ingress.budget import Budget
 from serve.ingress.inference import Inference, is_admin
-from serve.ingress.listener import Listener, requests_max
+from serve.ingress.listener import Served, requests_max
 from serve.ingress.relay import STAMP, Relay
 from serve.ingress.waiting import LOST, Waiting
 
@@ -83,15 +83,15 @@ class Places:
 
 
 class Ingress:
-    """One Serve replica of the ingress. It serves once ``serve`` is called."""
+    """The ingress's routes and what they need."""
 
     def __init__(self, state: str, limits: Limits, controller: Any) -> None:
         self._controller = controller
-        self._layout = Layout.of(Path(state))
-        log_events("gateway.ingress", self._layout.ingress_log)
-        self._secret = edge_secret(self._layout)
+        layout = Layout.of(Path(state))
+        log_events("gateway.ingress", layout.ingress_log)
+        self._secret = edge_secret(layout)
         self._requests_max = requests_max(limits.relayed_requests)
-        relay = Relay(self._layout.inner_door)
+        relay = Relay(layout.inner_door)
         budget = Budget(limits.held_bytes, limits.held_bytes_per_key)
         self._inference = Inference(Waiting(controller, limits.wait_s), relay, limits.body_bytes, budget)
 
@@ -102,10 +102,6 @@ class Ingress:
             self._secret,
             Middleware(Places, limit=self._requests_max),
         )
-
-    async def serve(self) -> None:
-        """Listen until cancelled."""
-        await Listener(self.application(), self._layout.ingress_socket).serve()
 
     async def _check(self, request: Request) -> Response:
         """The edge's health check, by which it avoids an unusable ingress."""
@@ -122,18 +118,12 @@ class Ingress:
         return await self._inference.handle(request)
 
 
-class ServedIngress(Ingress):
-    """The ingress as a Serve deployment: it serves while its replica is alive."""
+class ServedIngress(Served):
+    """The ingress as a Serve deployment."""
 
     def __init__(self, state: str, limits: Limits, controller: Any) -> None:
-        super().__init__(state, limits, controller)
-        self._serving = asyncio.create_task(self.serve())
-
-    def check_health(self) -> None:
-        """Serve's health check; an ingress that no longer listens must be replaced."""
-        if self._serving.done():
-            log.critical("ingress-broken", exc_info=self._serving.exception())
-            raise RuntimeError("the ingress's server ended")
+        application = Ingress(state, limits, controller).application()
+        super().__init__(application, Layout.of(Path(state)).ingress_socket, log)
 
 
 def edge_secret(layout: Layout) -> str:

@@ -1,8 +1,9 @@
-"""The ingress's own socket: the edge sends inference here, past Serve's HTTP proxy.
+"""The sockets of ingress and desk: the edge sends requests straight to them. There is no HTTP proxy of Serve's.
 
-Serve's proxy is one process for the whole head and copies every piece of an answer through two event loops; a thousand
-streams through it starve status and administration, and a dying replica is answered in plain text. So the ingress
-listens by itself, on a Unix socket in the run folder, and Serve only keeps it alive.
+That proxy is one process for the whole head and copies every piece of an answer through two event loops; a thousand
+streams through it starve status and administration, a dying replica is answered in plain text, and it listens on a port
+that every user of the machine can reach. So ingress and desk listen by themselves, on Unix sockets in the run folder,
+and Serve only keeps their processes alive.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.ingress.inference import StreamBroken
-
-log = logging.getLogger("gateway.ingress")
 
 _BACKLOG = 4096
 _IDLE_S = 3600
@@ -44,8 +43,9 @@ class EndsWithClient:
     uvicorn only reports that on ``receive``. An answer that breaks off is logged here; its transfer breaks off too.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, log: logging.Logger) -> None:
         self._app = app
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,10 +85,10 @@ class EndsWithClient:
             if not work.cancelled():
                 work.result()
         except StreamBroken as error:
-            log.warning("stream-broken", extra={"path": scope["path"], "error": str(error)})
+            self._log.warning("stream-broken", extra={"path": scope["path"], "error": str(error)})
             raise
         except Exception:
-            log.exception("request-failed", extra={"path": scope["path"]})
+            self._log.exception("request-failed", extra={"path": scope["path"]})
             raise
         finally:
             work.cancel()
@@ -98,11 +98,12 @@ class EndsWithClient:
 class Listener:
     """Serves an application on a Unix socket of this user's, 0600."""
 
-    def __init__(self, app: ASGIApp, path: Path) -> None:
+    def __init__(self, app: ASGIApp, path: Path, log: logging.Logger) -> None:
         self._path = path
+        self._log = log
         self._server = uvicorn.Server(
             uvicorn.Config(
-                EndsWithClient(app),
+                EndsWithClient(app, log),
                 lifespan="off",
                 log_config=None,
                 log_level=logging.CRITICAL,  # a transfer that breaks off is in our own log, in one line
@@ -116,7 +117,7 @@ class Listener:
         )
 
     async def serve(self) -> None:
-        """Until cancelled. The socket's name is taken from an earlier ingress in one step, once this one listens."""
+        """Until cancelled. The socket's name is taken from an earlier process in one step, once this one listens."""
         own = self._path.with_name(f"{self._path.stem}-{os.getpid()}.sock")
         own.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
@@ -124,6 +125,20 @@ class Listener:
             own.chmod(0o600)
             listening.listen(_BACKLOG)
             own.replace(self._path)
-            log.info("listening", extra={"socket": str(self._path)})
+            self._log.info("listening", extra={"socket": str(self._path)})
             await self._server.serve(sockets=[listening])
-        raise RuntimeError("the ingress's server ended")
+        raise RuntimeError(f"the server at {self._path} ended")
+
+
+class Served:
+    """Base of a Serve deployment that listens while its replica is alive."""
+
+    def __init__(self, app: ASGIApp, path: Path, log: logging.Logger) -> None:
+        self._log = log
+        self._serving = asyncio.create_task(Listener(app, path, log).serve())
+
+    def check_health(self) -> None:
+        """Serve's health check; a part that no longer listens must be replaced."""
+        if self._serving.done():
+            self._log.critical("listener-broken", exc_info=self._serving.exception())
+            raise RuntimeError("its server ended")

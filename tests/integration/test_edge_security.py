@@ -106,7 +106,7 @@ async def test_an_impostor_on_an_engines_port_gets_nothing(edge: Edge) -> None:
     make_authority(stranger)
     for tls in (
         ["--ssl-keyfile", str(stranger.engine_key), "--ssl-certfile", str(stranger.engine_certificate)],
-        ["--ssl-keyfile", str(edge.layout.serve_key), "--ssl-certfile", str(edge.layout.serve_certificate)],
+        ["--ssl-keyfile", str(edge.layout.agent_identity), "--ssl-certfile", str(edge.layout.agent_identity)],
     ):
         impostor = await edge.start_engine("tiny", *tls)
         await edge.runtime.open(0, 0, impostor.address)
@@ -115,32 +115,13 @@ async def test_an_impostor_on_an_engines_port_gets_nothing(edge: Edge) -> None:
         impostor.kill()
 
 
-async def test_an_impostor_on_serves_port_gets_nothing(edge: Edge) -> None:
-    stranger = Layout(edge.layout.state.parent / "other")
-    stranger.state.mkdir(mode=0o700)
-    make_authority(stranger)
-    heard: list[bytes] = []
-
-    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heard.append(await reader.read(65536))
-        writer.close()
-
-    tls = tls_context(str(stranger.serve_key), str(stranger.serve_certificate), None, 0)
+async def test_without_a_desk_its_paths_are_answered_in_json_and_the_rest_goes_on(edge: Edge) -> None:
     edge.stop_desk()
-    server = await asyncio.start_server(hear, "127.0.0.1", edge.site.serve_port, ssl=tls)
     async with edge.client() as client:
         answer = await client.get("/v1/models")
-    server.close()
-    assert answer.status_code == 503
-    assert answer.json()["error"]["code"] == "unavailable"
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
     assert int(answer.headers["retry-after"]) > 0
-    assert b"".join(heard) == b""
-
-
-async def test_serves_port_hears_only_who_has_a_certificate(edge: Edge) -> None:
-    """The edge shows its own: the stand-in for Serve demands one, as Serve's proxy does."""
-    async with edge.client() as client:
-        assert (await client.get("/v1/models")).json()["cold"] is True
+    assert (await edge.ask("tiny", "hello")).json()["cold"] is True
 
 
 async def test_what_an_engine_says_to_the_gateway_is_not_heard(edge: Edge) -> None:
@@ -179,7 +160,7 @@ async def test_another_user_of_the_machine(edge: Edge) -> None:
     layout = edge.layout
     sockets = (layout.edge_socket, layout.inner_door, layout.cold_door, layout.around_door)
     maps = (layout.edge_config, layout.keys_map, layout.slot_keys_map, layout.keys_json, layout.edge_secret)
-    keys = (layout.ca_key, layout.engine_key, layout.serve_key, layout.edge_identity, layout.agent_identity)
+    keys = (layout.ca_key, layout.engine_key, layout.edge_identity, layout.agent_identity)
     secrets = (*maps, *keys)
     for path in (*sockets, *secrets):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import ssl
 import subprocess
 import sys
 import threading
@@ -284,34 +283,16 @@ def test_metrics_and_the_usage_log_tell_what_happened(running: Gateway) -> None:
     assert "decided: evict a" in replayed.stdout
 
 
-def _serve_port(running: Gateway) -> int:
-    return int(json.loads(running.layout.service_json.read_text())["serve_port"])
-
-
-def test_serves_own_port_answers_nobody_but_the_edge(running: Gateway) -> None:
-    port = _serve_port(running)
-    with pytest.raises(httpx.TransportError):
-        httpx.get(f"http://127.0.0.1:{port}/v1/models")
-    for path in ("/gateway/v1/status", "/v1/models", "/-/routes", "/-/healthz"):  # without a certificate: no word
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"https://127.0.0.1:{port}{path}", verify=_stranger())
-    node = _stranger()
-    node.load_cert_chain(running.layout.agent_identity)  # with one: not without the edge's secret
-    for headers in ({}, {"x-gateway-edge": "guess"}, {"x-gateway-role": "admin"}, running_key(running)):
-        found = httpx.get(f"https://127.0.0.1:{port}/gateway/v1/status", headers=headers, verify=node)
-        assert (found.status_code, found.json()["error"]["code"]) == (403, "forbidden")
+def test_the_desk_answers_nobody_but_the_edge(running: Gateway) -> None:
+    transport = httpx.HTTPTransport(uds=str(running.layout.desk_socket))
+    with httpx.Client(transport=transport, base_url="http://desk") as client:
+        for headers in ({}, {"x-gateway-edge": "guess"}, {"x-gateway-role": "admin"}, running_key(running)):
+            found = client.get("/gateway/v1/status", headers=headers)
+            assert (found.status_code, found.json()["error"]["code"]) == (403, "forbidden")
 
 
 def running_key(running: Gateway) -> dict[str, str]:
     return {"authorization": f"Bearer {running.key}"}
-
-
-def _stranger() -> ssl.SSLContext:
-    """Somebody who does not care whom he talks to."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -328,7 +309,7 @@ def test_another_user_of_the_machine_reaches_no_socket_no_secret_and_no_engine(r
         "token": f"open({str(running.layout.ray_token)!r})",
         "records": f"os.listdir({str(running.layout.engine_records)!r})",
         "engine": f"ask({engine!r})",
-        "serve": f"ask('127.0.0.1:{_serve_port(running)}')",
+        "desk": f"connect(socket.AF_UNIX, {str(running.layout.desk_socket)!r})",
     }
     program = """
 import encodings.idna, os, socket, ssl, sys
@@ -372,8 +353,6 @@ def test_nothing_of_ray_that_listens_answers_without_certificate_or_token(runnin
     found: dict[str, list[str]] = {}
     (head,) = heads_of(running.layout)
     for process, bound, port in doors_of(psutil.Process(head.pid).children(recursive=True)):
-        if port == record["serve_port"]:
-            continue  # Serve's proxy, on loopback
         door = door_at(bound, port, record["head_address"], running.layout.ray_identity)
         if door != CLOSED:  # a worker of Ray's that ended meanwhile
             found.setdefault(door, []).append(process.strip())

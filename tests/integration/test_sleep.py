@@ -27,7 +27,7 @@ from parsl.providers import LocalProvider
 from gateway_plugin.site import NodeType, Site
 
 site = Site(
-    name="test", port={port}, ray_port={ray_port}, serve_port={serve_port},
+    name="test", port={port}, ray_port={ray_port},
     node_types=(NodeType(
         name="gpu",
         provider=LocalProvider(launcher=SimpleLauncher(), init_blocks=0, min_blocks=0, max_blocks=1),
@@ -50,8 +50,8 @@ def running(tmp_path: Path) -> Iterator[Gateway]:
     programs = tmp_path / "bin"
     programs.mkdir()
 
-    def site(port: int, ray_port: int, serve_port: int) -> str:
-        return SITE.format(port=port, ray_port=ray_port, serve_port=serve_port, programs=programs)
+    def site(port: int, ray_port: int) -> str:
+        return SITE.format(port=port, ray_port=ray_port, programs=programs)
 
     def models(memory: Path) -> dict[str, Any]:
         program = programs / "nvidia-smi"

@@ -35,7 +35,7 @@ from parsl.providers import LocalProvider
 from gateway_plugin.site import NodeType, Site
 
 site = Site(
-    name="offline", port={port}, ray_port={ray_port}, serve_port={serve_port}, block_idle_s=300, last_block_idle_s=300,
+    name="offline", port={port}, ray_port={ray_port}, block_idle_s=300, last_block_idle_s=300,
     weights_folder=Path({folder!r}), fetch="on-request",
     node_types=(NodeType(
         name="local",
@@ -68,8 +68,8 @@ def hub() -> Iterator[Hub]:
 def offline(hub: Hub, folder: Path) -> AbstractContextManager[Gateway]:
     """A gateway whose nodes cannot reach the hub; its own machine can."""
 
-    def site(port: int, ray_port: int, serve_port: int) -> str:
-        return _SITE.format(port=port, ray_port=ray_port, serve_port=serve_port, folder=str(folder), dead=DEAD)
+    def site(port: int, ray_port: int) -> str:
+        return _SITE.format(port=port, ray_port=ray_port, folder=str(folder), dead=DEAD)
 
     def models(memory: Path) -> dict[str, Any]:
         fake = reads_its_weights(memory)

@@ -24,8 +24,8 @@ OURS = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={Path(__file
 def site(worker_init: str = OURS, **options: Any) -> Site:
     provider = PBSProProvider(**{"launcher": SimpleLauncher(), "queue": "workq", "walltime": "12:00:00", **options})
     kind = NodeType(name="big", provider=provider, cpus=1, engine_memory_gib=1.0, worker_init=worker_init)
-    ports = [free_port() for _ in range(3)]
-    return Site(name="here", port=ports[0], ray_port=ports[1], serve_port=ports[2], node_types=(kind,))
+    ports = [free_port() for _ in range(2)]
+    return Site(name="here", port=ports[0], ray_port=ports[1], node_types=(kind,))
 
 
 def named(checks: tuple[Check, ...]) -> dict[str, Check]:

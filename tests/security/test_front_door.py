@@ -117,7 +117,7 @@ def test_a_state_folder_seen_from_another_login_node_has_its_key_sent_to_no_loop
 
 async def test_while_the_edge_restarts_callers_that_verify_tell_the_port_nothing() -> None:
     async with running_edge() as edge:
-        site = edge_site(edge.site.port, edge.site.serve_port).model_copy(update={"plain_http": False})
+        site = edge_site(edge.site.port).model_copy(update={"plain_http": False})
         edge.kill()
         prepare(edge.layout, site, slots=4, servers_per_slot=3)
         with squatting([site.port]) as other:
@@ -143,7 +143,7 @@ def test_a_state_folder_that_another_user_made_first_starts_nothing(tmp_path: Pa
     record = {
         "site": "local", "site_reference": str(trap), "catalog": "/x", "url": "http://127.0.0.1:8180",
         "bind": "127.0.0.1", "port": 8180, "tls": False, "head_address": "127.0.0.1", "ray_port": 6390,
-        "serve_port": 8181, "host": os.uname().nodename, "supervisor": None,
+        "host": os.uname().nodename, "supervisor": None,
     }  # fmt: skip
     (state / "service.json").write_text(json.dumps(record))
     (state / "admin.key").write_text("gw-not-yours")

@@ -88,7 +88,7 @@ for pid in {pids}:
 def test_no_port_answers_another_user_with_anything_but_that_it_lives(running: Gateway) -> None:
     ports = ports_of(running)
     record = json.loads(running.layout.service_json.read_text())
-    assert {record["port"], record["ray_port"], record["serve_port"]} <= set(ports)
+    assert {record["port"], record["ray_port"]} <= set(ports)
     done = attempt(
         f"""
 import json
@@ -137,7 +137,7 @@ print("done")
 
 def test_ports_that_a_crash_leaves_for_a_moment_tell_whoever_takes_them_nothing(running: Gateway) -> None:
     record = json.loads(running.layout.service_json.read_text())
-    ports = [record["port"], record["ray_port"], record["serve_port"]]
+    ports = [record["port"], record["ray_port"]]
     known = secrets_of(running)
     with squatting(ports) as other:
         (edge,) = [json.loads(running.layout.supervisor_status.read_text())["parts"]["edge"]["pid"]]
@@ -147,7 +147,7 @@ def test_ports_that_a_crash_leaves_for_a_moment_tell_whoever_takes_them_nothing(
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        wait_for(lambda: {event["port"] for event in other.events("bound")} >= set(ports), 30, "all three are taken")
+        wait_for(lambda: {event["port"] for event in other.events("bound")} >= set(ports), 30, "both are taken")
         for arguments in (("status",), ("models", "list"), ("chat", "alpha", PROMPT), ("blocks", "list")):
             subprocess.run(
                 [sys.executable, "-m", "gateway_plugin.cli.main", "--state", str(running.layout.state), *arguments],

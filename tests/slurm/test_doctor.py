@@ -31,7 +31,6 @@ site = Site(
     head_address={head!r},
     port={ports[0]},
     ray_port={ports[1]},
-    serve_port={ports[2]},
     node_types=(
         NodeType(
             name="gpu",
@@ -63,7 +62,7 @@ class Doctor:
 
     def command(self, *words: str, worker_init: str | None = None, **options: Any) -> list[str]:
         site = self.folder / "site.py"
-        ports = [free_port() for _ in range(3)]
+        ports = [free_port() for _ in range(2)]
         init = f"export PATH={Path(sys.executable).parent}:$PATH" if worker_init is None else worker_init
         site.write_text(SITE.format(head=self.slurm.places.gateway, ports=ports, options=options, worker_init=init))
         return [*GATEWAY, "--state", str(self.state), "doctor", "--site", str(site), "--json", *words]

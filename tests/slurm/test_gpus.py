@@ -25,7 +25,7 @@ from parsl.providers import SlurmProvider
 from gateway_plugin.site import NodeType, Site
 
 site = Site(
-    name="virtual", head_address={head!r}, port={port}, ray_port={ray_port}, serve_port={serve_port},
+    name="virtual", head_address={head!r}, port={port}, ray_port={ray_port},
     node_types=(NodeType(
         name="gpu",
         provider=SlurmProvider(
@@ -39,9 +39,9 @@ site = Site(
 
 @pytest.fixture
 def gateway(slurm: VirtualSlurm) -> Iterator[Gateway]:
-    def site(port: int, ray_port: int, serve_port: int) -> str:
+    def site(port: int, ray_port: int) -> str:
         worker_init = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT}"
-        ports = {"port": port, "ray_port": ray_port, "serve_port": serve_port}
+        ports = {"port": port, "ray_port": ray_port}
         return _SITE.format(head=slurm.places.gateway, worker_init=worker_init, **ports)
 
     def catalog(memory: Path) -> dict[str, Any]:

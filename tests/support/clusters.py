@@ -42,7 +42,6 @@ site = Site(
     name="local",
     port={port},
     ray_port={ray_port},
-    serve_port={serve_port},
     node_types=(
         NodeType(
             name="local",
@@ -66,8 +65,8 @@ def write_local_site(
     worker_init: str = "",
     **ports: int,
 ) -> Path:
-    """A site file like ``parsl_configs/local.py`` on free ports (``port``, ``ray_port``, ``serve_port``)."""
-    for name in ("port", "ray_port", "serve_port"):
+    """A site file like ``parsl_configs/local.py`` on free ports (``port``, ``ray_port``)."""
+    for name in ("port", "ray_port"):
         while name not in ports:
             if (port := free_port()) not in ports.values():
                 ports[name] = port

@@ -34,7 +34,7 @@ from gateway_plugin.site import Limits, NodeType, Site
 from gateway_plugin.tls import ENGINE_NAME, make_authority
 from tests.support.clocks import SLACK
 from tests.support.ports import free_port
-from tests.support.raw_http import Connection, Exchange, Request, listen, tls_context
+from tests.support.raw_http import Connection, Exchange, Request, listen
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +56,6 @@ class NoProvider:
 
 def edge_site(
     port: int,
-    serve_port: int,
     limits: Limits | None = None,
     certificate: Path | None = None,
     cors_origins: tuple[str, ...] = (),
@@ -66,7 +65,6 @@ def edge_site(
         name="edge",
         node_types=(NodeType(name="cpu", provider=NoProvider(), cpus=1, engine_memory_gib=1),),
         port=port,
-        serve_port=serve_port,
         limits=limits or Limits(),
         certificate=certificate,
         plain_http=certificate is None,
@@ -154,7 +152,7 @@ class Edge:
         self.ingress = None
 
     def stop_desk(self) -> None:
-        """Leave Serve's port to others."""
+        """Close the desk's socket."""
         if self.desk is not None:
             self.desk.close()
         self.desk = None
@@ -358,7 +356,7 @@ async def running_edge(
 ) -> AsyncIterator[Edge]:
     """An edge with a stand-in ingress, a user's and an admin's key; ends every process it started.
 
-    ``tls``: the front door has a certificate (Serve's, for want of another). ``open_files``: the edge's limit.
+    ``tls``: the front door has a certificate (an engine's, for want of another). ``open_files``: the edge's limit.
     """
     folder = Path(tempfile.mkdtemp(prefix="gwt", dir="/tmp"))  # short: sockets lie in it
     before = os.environ.get("GATEWAY_RUN_ROOT")
@@ -370,8 +368,8 @@ async def running_edge(
         if certificate is not None:
             layout.make()
             make_authority(layout)
-            write_private(certificate, layout.serve_certificate.read_bytes() + layout.serve_key.read_bytes())
-        site = edge_site(free_port(), free_port(), limits, certificate, cors_origins)
+            write_private(certificate, layout.engine_certificate.read_bytes() + layout.engine_key.read_bytes())
+        site = edge_site(free_port(), limits, certificate, cors_origins)
         process.prepare(
             layout, site, slots=slots, servers_per_slot=servers_per_slot, threads=threads, open_files=open_files
         )
@@ -379,8 +377,7 @@ async def running_edge(
         edge = Edge(layout, site, store.create("ann", "user"), store.create("root", "admin"), EdgeRuntime(layout))
         edge.open_files = open_files
         write_private(layout.admin_key, edge.admin_key)
-        serving = tls_context(str(layout.serve_key), str(layout.serve_certificate), str(layout.ca), 2)
-        edge.desk = await listen(edge._ingress, "127.0.0.1", site.serve_port, tls=serving)
+        edge.desk = await listen(edge._ingress, "", 0, uds=str(layout.desk_socket))
         await edge.start_ingress()
         await edge.start()
         try:

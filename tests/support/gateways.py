@@ -35,7 +35,7 @@ from parsl.providers import LocalProvider
 from gateway_plugin.site import Limits, NodeType, Site
 
 site = Site(
-    name="test", port={port}, ray_port={ray_port}, serve_port={serve_port}, block_idle_s={block_idle_s},
+    name="test", port={port}, ray_port={ray_port}, block_idle_s={block_idle_s},
     last_block_idle_s={block_idle_s}, switching={switching!r},
     limits=Limits(**{limits!r}),
     node_types=(NodeType(
@@ -155,11 +155,11 @@ class Gateway:
         return found
 
     def replicas(self) -> dict[str, int]:
-        """Serve's proxy and the application's replicas: name -> PID."""
+        """The application's replicas: name -> PID."""
         found = {}
         for process in self.processes():
             title = " ".join(arguments(process.pid)[:1])
-            if title.startswith(("ray::ServeReplica:", "ray::ProxyActor")):
+            if title.startswith("ray::ServeReplica:"):
                 found[title.partition(".")[0]] = process.pid
         return found
 
@@ -201,9 +201,9 @@ def gateway(
 ) -> Iterator[Gateway]:
     """A gateway with these models; ended afterwards, by force if necessary, and checked for leftovers."""
 
-    def site(port: int, ray_port: int, serve_port: int) -> str:
+    def site(port: int, ray_port: int) -> str:
         return _SITE.format(
-            port=port, ray_port=ray_port, serve_port=serve_port, block_idle_s=block_idle_s, blocks=blocks,
+            port=port, ray_port=ray_port, block_idle_s=block_idle_s, blocks=blocks,
             memory_gib=memory_gib, limits=dict(limits or {}), switching=switching,
         )  # fmt: skip
 
@@ -213,13 +213,13 @@ def gateway(
 
 @contextmanager
 def gateway_of(
-    site_text: Callable[[int, int, int], str],
+    site_text: Callable[[int, int], str],
     models: Callable[[Path], Mapping[str, Any]],
     *,
     start: bool = True,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Gateway]:
-    """A gateway of a site written for three free ports (front door, Ray, Serve); ended as by ``gateway``.
+    """A gateway of a site written for two free ports (front door, Ray); ended as by ``gateway``.
 
     ``environment``: instead of this process's own.
     """
@@ -227,7 +227,7 @@ def gateway_of(
     memory = folder / "memory"
     memory.mkdir()
     site = folder / "site.py"
-    site.write_text(site_text(*free_ports(3)))
+    site.write_text(site_text(*free_ports(2)))
     catalog = folder / "models.yaml"
     catalog.write_text(yaml.safe_dump({"models": dict(models(memory))}))
     own = {**(environment or os.environ), "PYTHONPATH": str(ROOT)}

@@ -131,7 +131,7 @@ def runs_on(layout: Layout, host: str, supervisor: object) -> None:
     record = {
         "site": "local", "site_reference": "local", "catalog": "/x", "url": "http://127.0.0.1:8180",
         "bind": "127.0.0.1", "port": 8180, "tls": False, "head_address": "10.0.0.1", "ray_port": 6390,
-        "serve_port": 8181, "host": host, "supervisor": supervisor,
+        "host": host, "supervisor": supervisor,
     }  # fmt: skip
     layout.service_json.write_text(json.dumps(record))
 

@@ -38,9 +38,7 @@ def read(path: Path) -> x509.Certificate:
 
 
 def test_every_file_is_private(layout: Layout) -> None:
-    assert set(files(layout)) == {
-        *("ca.pem", "ca.key", "edge.pem", "agent.pem", "engine.crt", "engine.key", "serve.crt", "serve.key")
-    }
+    assert set(files(layout)) == {*("ca.pem", "ca.key", "edge.pem", "agent.pem", "engine.crt", "engine.key")}
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in paths(layout))
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (layout.tls, layout.node)} == {0o700}
     assert b"PRIVATE" not in layout.ca.read_bytes()
@@ -49,7 +47,7 @@ def test_every_file_is_private(layout: Layout) -> None:
 def test_a_nodes_folder_holds_what_a_node_needs_and_no_more(layout: Layout) -> None:
     assert {path.name for path in layout.node.iterdir()} == {"ca.pem", "agent.pem", "engine.crt", "engine.key"}
     assert layout.ray_token.parent == layout.node
-    others = (layout.ca_key, layout.edge_identity, layout.serve_key, layout.edge_secret, layout.admin_key)
+    others = (layout.ca_key, layout.edge_identity, layout.edge_secret, layout.admin_key)
     assert all(layout.node not in path.parents for path in (*others, layout.keys_json, layout.slot_keys_map))
 
 
@@ -67,7 +65,6 @@ def test_each_certificate_is_good_for_its_own_side_only(layout: Layout) -> None:
     server, client = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
     for path, purpose, names in (
         (layout.engine_certificate, server, ["engine.gateway"]),
-        (layout.serve_certificate, server, ["serve.gateway"]),
         (layout.edge_identity, client, None),
         (layout.agent_identity, client, None),
     ):
@@ -122,7 +119,7 @@ def test_who_may_talk_to_whom(valid_now: Layout) -> None:
     for identity in (layout.edge_identity, layout.agent_identity):
         shake(engine, identity, layout, "engine.gateway")
     with pytest.raises(ssl.SSLError):
-        shake(engine, layout.edge_identity, layout, "serve.gateway")
+        shake(engine, layout.edge_identity, layout, "front.gateway")
     both = layout.tls / "both.pem"
     both.write_bytes(layout.engine_certificate.read_bytes() + layout.engine_key.read_bytes())
     with pytest.raises(ssl.SSLError):
@@ -155,11 +152,11 @@ def test_what_is_missing_or_broken_is_made_anew(layout: Layout) -> None:
     before = files(layout)
     layout.engine_key.unlink()
     layout.edge_identity.write_text("nonsense")
-    layout.serve_key.write_bytes(before["ca.key"])  # somebody else's key
+    layout.agent_identity.write_bytes(before["agent.pem"].split(b"-----BEGIN EC")[0] + before["ca.key"])  # not its key
     make_authority(layout, NOW)
     after = files(layout)
     changed = {name for name in before if after[name] != before[name]}
-    assert changed == {"engine.key", "engine.crt", "edge.pem", "serve.key", "serve.crt"}
+    assert changed == {"engine.key", "engine.crt", "edge.pem", "agent.pem"}
 
 
 def for_ray(layout: Layout, address: str) -> tuple[Path, Path]:

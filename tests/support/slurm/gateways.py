@@ -20,7 +20,7 @@ from parsl.providers import SlurmProvider
 from gateway_plugin.site import Limits, NodeType, Site
 
 site = Site(
-    name="virtual", head_address={head!r}, port={port}, ray_port={ray_port}, serve_port={serve_port},
+    name="virtual", head_address={head!r}, port={port}, ray_port={ray_port},
     limits=Limits(**{limits!r}), **{options!r},
     node_types=(NodeType(
         name="node",
@@ -64,10 +64,10 @@ def slurm_gateway(
     Nothing of it is left afterwards, no job either.
     """
 
-    def site(port: int, ray_port: int, serve_port: int) -> str:
+    def site(port: int, ray_port: int) -> str:
         worker_init = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT}"
         return _SITE.format(
-            head=slurm.places.gateway, port=port, ray_port=ray_port, serve_port=serve_port, walltime=walltime,
+            head=slurm.places.gateway, port=port, ray_port=ray_port, walltime=walltime,
             worker_init=worker_init, limits={"wait_s": wait_s}, options=options, blocks=blocks,
         )  # fmt: skip
 

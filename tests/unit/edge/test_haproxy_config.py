@@ -25,7 +25,7 @@ def settings(state: str = "/state", **changes: object) -> EdgeSettings:
     """``changes``: to the site."""
     if "certificate" in changes:
         changes["plain_http"] = False
-    site = edge_site(8180, 8181).model_copy(update=changes)
+    site = edge_site(8180).model_copy(update=changes)
     return EdgeSettings(Layout(Path(state)), site, "SECRET", PLACES, slots=2, servers_per_slot=3)
 
 
@@ -83,7 +83,7 @@ def test_every_server_is_verified() -> None:
         assert "server-template e 0-2 engine.gateway:1 init-addr last,127.0.0.1 disabled" in backend
         assert "backup" in backend
     desk = section(text, "backend desk")
-    assert f"crt {settings().layout.edge_identity} verify required verifyhost serve.gateway" in desk
+    assert f"server desk unix@{settings().layout.desk_socket} maxconn" in desk
     for backend in ("backend ingress", "backend apart"):
         assert f"server ingress unix@{settings().layout.ingress_socket}" in section(text, backend)
     assert "backend slot2" not in text
@@ -165,7 +165,7 @@ def test_pages_are_named_exactly_or_none_may_ask() -> None:
 
 def test_limits_are_those_of_the_site() -> None:
     limits = Limits(body_bytes=5000, in_flight_per_key=7, requests_per_key_10s=11, wait_s=9000)
-    made = EdgeSettings(Layout(Path("/state")), edge_site(8180, 8181, limits), "SECRET", PLACES)
+    made = EdgeSettings(Layout(Path("/state")), edge_site(8180, limits), "SECRET", PLACES)
     text = render(made)
     assert "gt 5000 }" in text
     assert "sc_conn_cur(0,limits) gt 7" in text

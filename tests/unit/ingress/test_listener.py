@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import stat
 import tempfile
 from collections.abc import AsyncIterator
@@ -50,7 +51,7 @@ async def listening(holding: Holding, limit: int = 100) -> AsyncIterator[tuple[P
     app = application([Route("/x", hold, methods=["POST"])], "s", Middleware(Places, limit=limit))
     with tempfile.TemporaryDirectory(prefix="gwl-", dir="/tmp") as folder:
         path = Path(folder) / "ingress.sock"
-        serving = asyncio.create_task(Listener(app, path).serve())
+        serving = asyncio.create_task(Listener(app, path, logging.getLogger("gateway.ingress")).serve())
         async with asyncio.timeout(10):
             while not path.exists():
                 await asyncio.sleep(0.01)

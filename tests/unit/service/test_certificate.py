@@ -63,7 +63,7 @@ def pem(*parts: x509.Certificate | ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def site(file: Path) -> Site:
-    return edge_site(8180, 8181, certificate=file)
+    return edge_site(8180, certificate=file)
 
 
 def looked(tmp_path: Path, content: bytes, mode: int = 0o600) -> tuple[Check, ...]:
@@ -82,7 +82,7 @@ def test_a_whole_chain_with_its_key_is_well_and_says_until_when(tmp_path: Path) 
     (tmp_path / "front.pem.key").chmod(0o600)
     (beside,) = looked(tmp_path, pem(GOOD[0], AUTHORITY[0]))
     assert beside.verdict is Verdict.OK
-    assert certificate(edge_site(8180, 8181), NOW) == ()
+    assert certificate(edge_site(8180), NOW) == ()
 
 
 OTHER = signed("other", AUTHORITY, HOSTS)

@@ -47,7 +47,7 @@ def start() -> Iterator[Start]:
 
 HEAD = (
     "/venv/ray/core/src/ray/gcs/gcs_server", "/venv/ray/core/src/ray/raylet/raylet", "ray::ServeController.listen",
-    "ray::ProxyActor", "ray::ServeReplica:gateway:controller", "ray::ServeReplica:gateway:desk",
+    "ray::ServeReplica:gateway:controller", "ray::ServeReplica:gateway:desk",
     "ray::ServeReplica:gateway:ingress",
 )  # fmt: skip
 

@@ -55,7 +55,7 @@ def site(port: int = 20011, worker_init: str = "", engines_on_loopback: bool = T
         worker_init=worker_init,
         engines_on_loopback=engines_on_loopback,
     )
-    return Site(name="test", node_types=(kind,), port=port, ray_port=20012, serve_port=20013)
+    return Site(name="test", node_types=(kind,), port=port, ray_port=20012)
 
 
 VLLM = parse_catalog({"models": {"m": {"source": "org/model", "memory_gib": 1}}}, "test")
