@@ -21,7 +21,7 @@ SLOWEST_S = 10.0
 
 def test_status_answers_beside_cold_streams_and_waiters_and_none_is_cut(running: Gateway) -> None:
     before = running.replicas()
-    assert len(before) == 4, before
+    assert len(before) == 3, before
     asyncio.run(load(running))
     assert running.replicas() == before, "a busy replica was replaced"
     said = running.layout.supervisor_log.read_text()
