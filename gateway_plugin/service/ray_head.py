@@ -117,7 +117,7 @@ def head_env(layout: Layout, site: Site, base_env: Mapping[str, str]) -> dict[st
         **driver_env(layout, base_env),
         "RAY_CLOUD_INSTANCE_ID": "head",
         "RAY_NODE_TYPE_NAME": "head",
-        # Three replicas that hardly ever change: ten looks a second, Serve's default, are 3 % of a core on a login node.
+        # Three replicas that hardly ever change: Serve's ten looks a second take 3 % of a core of a login node.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         "RAY_START_HOOK": f"{before_ray_starts.__module__}.{before_ray_starts.__name__}",
         "RAY_enable_autoscaler_v2": "1",
