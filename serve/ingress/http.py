@@ -46,7 +46,7 @@ class EdgeOnly:
         if scope["type"] == "http":
             shown = dict(scope["headers"]).get(b"x-gateway-edge", b"")
             if not hmac.compare_digest(shown, self._secret):
-                error = Forbidden("This port is the gateway's own; use its front door.")
+                error = Forbidden("This socket is the gateway's own; use its front door.")
                 await JSONResponse(error.body(), error.status)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -159,5 +159,5 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     """An internal error: Starlette raises it again, so that it is logged."""
-    said = GatewayError("The gateway failed on this request; its log says more ('gateway logs ingress').")
+    said = GatewayError("The gateway failed on this request; its log says more ('gateway logs').")
     return JSONResponse(said.body(), said.status)

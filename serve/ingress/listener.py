@@ -38,7 +38,7 @@ def requests_max(wanted: int) -> int:
 
 
 class EndsWithClient:
-    """ASGI middleware: a request whose client disconnected is cancelled, wherever it waits.
+    """ASGI middleware: a request whose client disconnected is cancelled, wherever it waits after its body was read.
 
     uvicorn only reports that on ``receive``. An answer that breaks off is logged here; its transfer breaks off too.
     """

@@ -104,9 +104,11 @@ async def test_an_impostor_on_an_engines_port_gets_nothing(edge: Edge) -> None:
     stranger = Layout(edge.layout.state.parent / "other")
     stranger.state.mkdir(mode=0o700)
     make_authority(stranger)
+    front = edge.layout.front_identity  # of the right authority, with another name
+    make_authority(edge.layout, front_hosts=("localhost",))
     for tls in (
         ["--ssl-keyfile", str(stranger.engine_key), "--ssl-certfile", str(stranger.engine_certificate)],
-        ["--ssl-keyfile", str(edge.layout.agent_identity), "--ssl-certfile", str(edge.layout.agent_identity)],
+        ["--ssl-keyfile", str(front), "--ssl-certfile", str(front)],
     ):
         impostor = await edge.start_engine("tiny", *tls)
         await edge.runtime.open(0, 0, impostor.address)

@@ -11,13 +11,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from serve.ingress.http import Places, application
-from serve.ingress.listener import Listener
+from serve.ingress.listener import Listener, Served
 
 EDGE = {"x-gateway-edge": "s"}
 
@@ -102,3 +103,13 @@ async def test_a_mistake_of_ours_is_json() -> None:
     async with listening(Holding()) as (_, client):
         response = await client.post("/x?fail=1")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+
+
+async def test_a_part_whose_server_has_ended_is_not_healthy() -> None:
+    with tempfile.TemporaryDirectory(prefix="gwl-", dir="/tmp") as folder:
+        path = Path(folder) / "none" / "desk.sock"  # no such folder: it cannot listen
+        part = Served(application([], "s"), path, logging.getLogger("gateway.desk"))
+        part.check_health()
+        await asyncio.wait({part._serving})
+        with pytest.raises(RuntimeError, match="its server ended"):
+            part.check_health()
