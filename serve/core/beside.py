@@ -1,11 +1,24 @@
-"""What a load costs those that sleep on the same GPUs: they cannot wake before it ends. Pure."""
+"""What a load costs the other models of its GPUs: those that sleep there cannot wake before it ends, and from then on
+all that do not fit beside one another take turns. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
 Others = Sequence[tuple[tuple[int, ...], float]]
-"""The GPUs of each engine that sleeps on a node, and the seconds of waiting that a load on any of them costs."""
+"""The GPUs of each engine of a node, and the seconds of waiting that a load on any of them costs."""
+
+ACROSS = 4
+"""Weight of two models that take turns and need different numbers of GPUs, as against two that need as many: while one
+of them drains, the other GPUs of the larger one are idle too. Above 1 it also keeps the two kinds apart: where one kind
+has more GPUs, that one goes there, and the other one elsewhere."""
+TURN_S = 100.0
+"""Seconds of waiting that a load counts for a weight of one: turns go on for hours, a load is over in minutes."""
+
+
+def turns(gpus: int, others: int) -> int:
+    """Weight of two models that do not fit beside one another, by the GPUs that an engine of each needs."""
+    return 1 if gpus == others else ACROSS
 
 
 def by_gpu(others: Others) -> dict[int, float]:

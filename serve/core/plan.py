@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
-from serve.core.beside import Others, blocked_s
+from serve.core.beside import TURN_S, Others, blocked_s, turns
 from serve.core.engine_use import drain_is_over, unclaimed
 from serve.core.looking import not_just_serving
 from serve.core.room import AbleByNode, Need, Room, Victims, holds, unsettles, victims, with_room
+from serve.core.sleep_room import outlived
 from serve.core.slots import slots_in_use
 from serve.core.state import Action, Engine, EngineState, Node, reservation
 from serve.core.table import seen
@@ -118,19 +119,23 @@ class Plan:
         return Room(node.free_host_mib + delta.host, gpus)
 
     def others(self, node: Node, name: str) -> Others:
-        """Who sleeps there, and the seconds of waiting that a load of ``name`` on any of its GPUs causes to it."""
+        """Who sleeps there, or will, and the seconds of waiting that a load of ``name`` on any of its GPUs causes to
+        it, and to both from then on."""
         if not node.sleep_mib:
             return ()
         key = (Plan.others, node.id, name)
         found: Others | None = self.tx.memo.get(key)
         if found is None:
             engines = [self.tx.engines.rows[one] for one in node.engines]
-            found = self.tx.memo[key] = [
-                (engine.parts[0].gpus, self.tx.policies.blocked_s(self.tx, engine, name))
-                for engine in engines
-                if engine.state in (EngineState.ASLEEP, EngineState.FALLING_ASLEEP) and engine.model != name
-            ]
+            costs = [(one.parts[0].gpus, self._beside_s(node, one, name)) for one in engines]
+            found = self.tx.memo[key] = [one for one in costs if one[1]]
         return found
+
+    def _beside_s(self, node: Node, engine: Engine, name: str) -> float:
+        turns_s = TURN_S * turns_with(self.tx, node, engine, name)
+        if engine.model == name or engine.state not in (EngineState.ASLEEP, EngineState.FALLING_ASLEEP):
+            return turns_s
+        return turns_s + self.tx.policies.blocked_s(self.tx, engine, name)
 
     def best(self, name: str, need: Need, where: Where, when: When) -> tuple[Node, tuple[int, ...]] | None:
         """The node and devices with the fewest loads and stops on them, then where a load of ``name`` costs sleepers
@@ -207,6 +212,20 @@ class Plan:
                 if best is None or key < best[0]:
                     best = (key, node, found)
         return None if best is None else best[1:]
+
+
+def turns_with(tx: Transaction, node: Node, engine: Engine, name: str) -> int:
+    """Weight of the turns that ``name`` takes with an engine that shares a GPU with it: 0 where both fit there, where
+    the engine is stopped instead of put to sleep, or where its model has another one."""
+    model, (part, *further) = tx.models.get(engine.model), engine.parts
+    if model is None or not model.sleeps or engine.model == name or further:
+        return 0
+    asking = tx.models[name]
+    if all(part.mib + asking.memory_mib <= node.gpu_mib[gpu] for gpu in part.gpus):
+        return 0
+    if engine.state is EngineState.ASLEEP and outlived(tx, engine):
+        return 0
+    return turns(asking.gpus, len(part.gpus))
 
 
 def _no_less(need: Need, other: Need) -> bool:

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from serve.core.beside import blocked_s
+from serve.core.beside import ACROSS, TURN_S, blocked_s
 from serve.core.crowds import crowd
 from serve.core.effects import DrainRoute, StartEngine, WakeEngine
 from serve.core.events import UnloadAsked
 from serve.core.habits import Habit, busy
+from serve.core.plan import Plan
 from serve.core.policies.pressure import sleep_worth
 from serve.core.room import Able, Need, Room, victims
 from serve.core.state import Engine, EngineState
@@ -65,11 +66,11 @@ def test_those_go_beside_whom_nobody_sleeps_that_would_wait() -> None:
     assert (both.gpus, both.cost, both.beside_s) == ((0,), 2.0, 4.0), "what it is worth is not what they wait"
 
 
-def two_gpus(*models: str, sizes: tuple[int, int] = (10, 12)) -> Story:
+def two_gpus(*models: str, sizes: tuple[int, int] = (10, 12), gib: float = 8) -> Story:
     """``first`` sleeps on the first GPU, which fits tighter."""
     policy = a_policy(a_kind("gpu", 4, gpus=sizes, most=1), sleep_once_loaded=False)
     story = begin(
-        *(a_model(name, 8, gpus=1, keep_alive=30) for name in models), policy=policy, nodes=(NODE,), host_gib=4,
+        *(a_model(name, gib, gpus=1, keep_alive=30) for name in models), policy=policy, nodes=(NODE,), host_gib=4,
         gpus=sizes, sleep_mib=40 * GIB,
     )  # fmt: skip
     serving(story, "first")
@@ -84,7 +85,7 @@ def gpus_of(story: Story, model: str) -> tuple[int, ...]:
 
 @pytest.mark.parametrize(("asked_often", "gpu"), [(True, 1), (False, 0)])
 def test_a_load_goes_where_nobody_sleeps_that_may_be_asked(asked_often: bool, gpu: int) -> None:
-    story = two_gpus("first", "second")
+    story = two_gpus("first", "second", gib=4)
     habit = Habit(story.now, 0.5, 0.5) if asked_often else Habit(0.0)
     story.fleet = replace(story.fleet, habits={"first": habit})
     story.ask("second", after=1)
@@ -106,12 +107,16 @@ def test_the_quantum_of_one_that_sleeps_is_measured_in_its_drains_too(drain_s: f
     assert bool(story.ever(DrainRoute)) is goes
 
 
+ASKING = 20
+"""Requests of a model that weigh what its move costs within seconds."""
+
+
 def crowded(here: float, there: float) -> Story:
     """``first`` is asked while ``busy`` serves on the GPU where it sleeps, and ``calm`` is idle on the other one; the
     shares of the last ten minutes in which these were used."""
     story = two_gpus("first", "busy", "calm", sizes=(10, 10))
     story.fleet = replace(story.fleet, habits={})
-    for model in ("busy", "calm"):
+    for model in ("calm", "busy"):
         story.ask(model)
         story.loaded(model, can_sleep=True)
         story.used(model)
@@ -123,7 +128,8 @@ def crowded(here: float, there: float) -> Story:
         drain_s={"busy": 10.0},
     )
     story.seen("busy", in_flight=4, after=6)
-    story.ask("first", after=2)
+    for _ in range(ASKING):
+        story.ask("first")
     for _ in range(4):
         story.seen("busy", in_flight=4, after=1)
     return story
@@ -207,3 +213,76 @@ def test_a_gpu_is_not_used_by_one_that_sleeps_there_while_its_model_serves_elsew
     shares = {model: busy(habit, story.now) for model, habit in story.fleet.habits.items()}
     used = [crowd(tx, tx.nodes.rows[NODE], gpus(gpu), Need(1, 8 * GIB), "other") for gpu in (0, 1)]
     assert used == pytest.approx([shares["busy"], shares["calm"] + shares["first"]])
+
+
+def shared(there: tuple[int, ...], *, sleeps: bool = True) -> Story:
+    """A node of two GPUs; on the second one as many engines of other models sleep as ``there`` says, each with so many
+    GPUs. All of the memory of a GPU is needed by any."""
+    policy = a_policy(a_kind("gpu", 4, gpus=(10, 10), most=1), sleep_once_loaded=False)
+    models = [a_model(f"m{index}", 8, gpus=count, keep_alive=30, sleep=sleeps) for index, count in enumerate(there)]
+    story = begin(
+        *models, a_model("new", 8, gpus=1, keep_alive=30), policy=policy, nodes=(NODE,), host_gib=4, gpus=(10, 10),
+        sleep_mib=100 * GIB,
+    )  # fmt: skip
+    return story
+
+
+def others_of(story: Story) -> dict[tuple[int, ...], float]:
+    tx = Transaction(story.fleet, story.now, DEFAULT)
+    return dict(Plan(tx).others(tx.nodes.rows[NODE], "new"))
+
+
+@pytest.mark.parametrize(("count", "weight"), [(1, 1), (2, ACROSS)])
+def test_a_load_counts_the_turns_with_those_that_do_not_fit_beside_it(count: int, weight: int) -> None:
+    """Also with one that is in use now: it will sleep there."""
+    story = serving(shared((count,)), "m0")
+    mine = gpus_of(story, "m0")
+    assert others_of(story) == {mine: TURN_S * weight}
+    story.tick(31)
+    asleep(story, "m0")
+    story.fleet = replace(story.fleet, habits={})
+    assert others_of(story) == {mine: TURN_S * weight}
+
+
+def test_one_that_is_stopped_when_it_goes_takes_no_turns() -> None:
+    assert others_of(serving(shared((1,), sleeps=False), "m0")) == {}
+
+
+def test_those_that_fit_on_one_gpu_take_no_turns() -> None:
+    story = begin(
+        a_model("small", 4, gpus=1), a_model("new", 4, gpus=1), policy=a_policy(a_kind("gpu", 4, gpus=(10,), most=1)),
+        nodes=(NODE,), host_gib=4, gpus=(10,), sleep_mib=100 * GIB,
+    )  # fmt: skip
+    assert others_of(serving(story, "small")) == {}
+
+
+@pytest.mark.parametrize(("count", "moves"), [(2, True), (1, False)])
+def test_a_model_moves_to_where_its_turns_weigh_less(count: int, moves: bool) -> None:
+    """``first`` sleeps where ``other`` serves, on one GPU or on two; ``calm`` is idle on one of its own."""
+    story = begin(
+        a_model("first", 8, gpus=1, keep_alive=30), a_model("calm", 8, gpus=1, keep_alive=600),
+        a_model("other", 8, gpus=count, keep_alive=600), nodes=(NODE,), host_gib=4, gpus=(10, 12, 14)[: count + 1],
+        policy=a_policy(a_kind("gpu", 4, gpus=(10, 12, 14)[: count + 1], most=1), sleep_once_loaded=False),
+        sleep_mib=100 * GIB,
+    )  # fmt: skip
+    serving(story, "first")
+    story.tick(31)
+    asleep(story, "first")
+    story.fleet = replace(story.fleet, habits={})
+    serving(story, "calm")
+    serving(story, "other")
+    home, calm = gpus_of(story, "first"), gpus_of(story, "calm")
+    assert set(home) < set(gpus_of(story, "other")) or home == gpus_of(story, "other")
+    habits = {model: Habit(story.now, 0.0, 0.1) for model in ("first", "calm", "other")}
+    story.fleet = replace(story.fleet, habits=habits, drain_s={"other": 10.0})
+    story.seen("other", in_flight=4, after=6)
+    for _ in range(ASKING):
+        story.ask("first")
+    for _ in range(4):
+        story.seen("other", in_flight=4, after=1)
+    going = {drain.engine for drain in story.ever(DrainRoute)}
+    assert (story.engine("calm").id in going) is moves
+    if moves:
+        asleep(story, "calm")
+        story.tick(1)
+        assert [start.gpus for start in story.ever(StartEngine)][-1] == calm

@@ -36,6 +36,7 @@ def test_the_table_goes_to_stdout_and_progress_to_stderr() -> None:
     assert "llmux-dominant, fifo, seed 1" in ran.stderr
 
 
+@pytest.mark.process  # matplotlib asks fontconfig for fonts, once on a machine
 def test_pictures_and_json_are_written_where_they_are_wanted(tmp_path: Path) -> None:
     ran = CliRunner().invoke(main, [*TWO, "--gantt", "fifo", "--out", str(tmp_path / "out")])
 
