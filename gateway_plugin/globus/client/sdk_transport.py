@@ -161,7 +161,8 @@ def _end(executor: Executor) -> None:
     from globus_compute_sdk.sdk.executor import _RESULT_WATCHERS  # Parsl's executor ends it the same way
 
     executor.shutdown(wait=False, cancel_futures=True)
-    watcher = _RESULT_WATCHERS.get(executor.task_group_id)
+    # One that gave up stays there, where reload_tasks() would have it watch again.
+    watcher = _RESULT_WATCHERS.pop(executor.task_group_id, None)
     if watcher is not None:
         watcher.shutdown(wait=False, cancel_futures=True)
 

@@ -47,6 +47,8 @@ CODE = "the-code"
 """The code that Globus Auth shows to a user at login."""
 
 Document = dict[str, Any]
+_OWN = ("group", "user_endpoint", "told")
+"""Of a task's document: what the service does not show."""
 
 
 class Refused(Exception):
@@ -79,9 +81,10 @@ class Service:
         self._finish(channel, unpack(body))
 
     def _finish(self, channel: Channel, result: Any) -> None:
+        """Where the broker ends before it has the result for the task group, the agent's message comes again."""
         with self._lock:
             task = self.tasks.get(str(result.task_id))
-            if task is None or "completion_t" in task:
+            if task is None or "told" in task:
                 return
             task.update(
                 completion_t=str(time.time()),
@@ -93,6 +96,7 @@ class Service:
         if wanted:
             properties = pika.BasicProperties(timestamp=int(time.time()), delivery_mode=2)
             channel.basic_publish("", f"tg.{task['group']}", pack(result), properties)
+        task["told"] = True
 
     def _heartbeat(self, channel: Channel, body: bytes) -> None:
         """An agent's report: that it lives, or that it could not start."""
@@ -107,7 +111,7 @@ class Service:
             lost = [
                 task
                 for task in self.tasks.values()
-                if failed and task["user_endpoint"] == endpoint and "completion_t" not in task
+                if failed and task["user_endpoint"] == endpoint and "told" not in task
             ]
         for task in lost:
             details = ResultErrorDetails(code="ENDPOINT_START_FAILED", user_message=failed)
@@ -231,7 +235,7 @@ class Service:
         with self._lock:
             if task not in self.tasks:
                 raise Refused(404, "TASK_NOT_FOUND", task)
-            return {key: value for key, value in self.tasks[task].items() if key not in ("group", "user_endpoint")}
+            return {key: value for key, value in self.tasks[task].items() if key not in _OWN}
 
     def group(self, group: str) -> Document:
         with self._lock:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from gateway_plugin.globus.client.sdk_transport import refusal, task_failure
+from gateway_plugin.globus.client.sdk_transport import SdkTransport, refusal, task_failure
 from gateway_plugin.globus.client.transport import Next
 
 
@@ -45,3 +49,18 @@ def test_a_failed_task_by_its_words(remote: str, code: str, then: Next, words: s
     found = task_failure(remote)
     assert (found.error.code, found.then) == (code, then)
     assert words in found.error.message
+
+
+def test_a_result_watcher_that_gave_up_is_not_asked_again() -> None:
+    """The SDK's ``reload_tasks`` would give it the tasks that are still pending, and nobody would hear of them."""
+    from globus_compute_sdk.sdk import executor as sdk
+
+    client: Any = SimpleNamespace()
+    transport = SdkTransport(str(uuid.uuid4()), str(uuid.uuid4()), client)
+    group = uuid.uuid4()
+    given_up = sdk._ResultWatcher(group, client)
+    assert sdk._RESULT_WATCHERS[group] is given_up
+    executor: Any = SimpleNamespace(task_group_id=group, shutdown=lambda **_: None)
+    transport._executors[str(group)] = executor
+    transport.release(str(group))
+    assert group not in sdk._RESULT_WATCHERS
