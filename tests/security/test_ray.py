@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -143,6 +144,7 @@ def test_whoever_has_the_port_before_the_head_sees_no_token(cluster: LocalCluste
                 head.wait()
                 assert ray_head.end_leftovers(layout) == ()
         ray_head.forget(layout)
+        shutil.rmtree(layout.run)
         assert caught.spoken_to_in_tls == len([data for data in caught.raw if data]) > 0
         assert layout.ray_token.read_bytes() not in caught.everything()
         assert caught.trusted == 0
